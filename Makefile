@@ -1,0 +1,33 @@
+# Both `make demo` and `make test` set up everything they need in .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo test lint types check clean
+
+demo: $(READY)
+	$(BIN)/dptr demo
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(READY)
+	mkdir -p .types && ln -sfn .. .types/dptr
+	$(BIN)/mypy -m dptr -m dptr.cli -p dptr.cache -p dptr.pipeline -p dptr.trainer
+
+check: lint types test
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,export,dev]'
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) .types build dist *.egg-info

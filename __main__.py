@@ -1,0 +1,5 @@
+"""Run the command line as ``python -m dptr``."""
+
+from dptr.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""What is on disk: stores, manifests, charsets. Knows no model library."""

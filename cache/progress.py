@@ -1,0 +1,107 @@
+"""Progress of long work: rate, time left and memory; a bar on a terminal, plain lines elsewhere, always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+
+_SECONDS_BETWEEN_LINES = 10.0
+_quiet = False
+
+
+def set_quiet(quiet: bool) -> None:
+    """Silence progress and notes (errors still appear)."""
+    global _quiet
+    _quiet = quiet
+
+
+def note(message: str) -> None:
+    """Print one line for the user on stderr."""
+    if not _quiet:
+        print(message, file=sys.stderr, flush=True)
+
+
+def resident_megabytes() -> float:
+    """Return this process's resident memory in MB, mapped file pages included."""
+    return float(psutil.Process().memory_info().rss) / 1e6
+
+
+class Progress:
+    """Counts finished units of work and shows how fast they come; see :func:`progress`."""
+
+    def __init__(self, description: str, total: int | None, unit: str, done: int = 0) -> None:
+        self.description = description
+        self.total = total
+        self.unit = unit
+        self.done = done
+        self.detail = ""
+        self._done_before = done
+        self._started = time.monotonic()
+        self._last_line = self._started
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the work began."""
+        return time.monotonic() - self._started
+
+    @property
+    def rate(self) -> float:
+        """Units a second, not counting what was done before this run."""
+        return (self.done - self._done_before) / max(self.seconds, 1e-9)
+
+    def advance(self, units: int = 1, detail: str = "") -> None:
+        """Count ``units`` more; ``detail`` replaces the text behind the figures."""
+        self.done += units
+        if detail:
+            self.detail = detail
+        now = time.monotonic()
+        interval = 0.2 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
+        if not _quiet and now - self._last_line >= interval:
+            self._last_line = now
+            self._show()
+
+    def line(self) -> str:
+        """Return the present state as one line."""
+        parts = [f"{self.done:,}" + (f"/{self.total:,}" if self.total else "") + f" {self.unit}", f"{self.rate:,.0f}/s"]
+        if self.total and self.rate > 0:
+            parts.append(f"{_clock((self.total - self.done) / self.rate)} left")
+        parts.append(f"{resident_megabytes():,.0f} MB")
+        return f"{self.description}: " + ", ".join(parts) + (f", {self.detail}" if self.detail else "")
+
+    def _show(self) -> None:
+        if not sys.stderr.isatty():
+            print(self.line(), file=sys.stderr, flush=True)
+            return
+        share = min(self.done / self.total, 1.0) if self.total else 0.0
+        bar = f"[{'#' * round(20 * share):<20}] " if self.total else ""
+        print(f"\r\x1b[K{bar}{self.line()}", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(description: str, total: int | None, unit: str, done: int = 0) -> Iterator[Progress]:
+    """Show the progress of a block of work.
+
+    Args:
+        description: what is being done, as a newcomer would say it.
+        total: units in all, or None when unknown.
+        unit: what is counted, in the plural ("rows", "photos", "steps").
+        done: units finished by an earlier run; they count for the share but not for the rate.
+    """
+    state = Progress(description, total, unit, done)
+    try:
+        yield state
+    finally:
+        if not _quiet:
+            if sys.stderr.isatty():
+                print("\r\x1b[K", end="", file=sys.stderr)
+            print(f"{state.line()}, {state.seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,47 @@
+"""Where stores and runs live, so that commands find each other's results without being told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dptr.cache.errors import UserError
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One folder with ``prompts/``, ``orp/``, ``models/`` and ``runs/``."""
+
+    root: Path
+
+    @property
+    def prompts(self) -> Path:
+        """The prompt store's folder."""
+        return self.root / "prompts"
+
+    @property
+    def orp(self) -> Path:
+        """The ORP bank's folder."""
+        return self.root / "orp"
+
+    @property
+    def runs(self) -> Path:
+        """The folder that holds one folder per training run."""
+        return self.root / "runs"
+
+    def run_folders(self) -> list[Path]:
+        """All runs, oldest first."""
+        found = [path.parent for path in self.runs.glob("*/run.json")]
+        return sorted(found, key=lambda folder: (folder / "run.json").stat().st_mtime_ns)
+
+    def find_run(self, name: str) -> Path:
+        """Resolve a run given as a path or as a name under ``runs/``.
+
+        Raises:
+            UserError: there is no such run; the message names those that exist.
+        """
+        for candidate in (Path(name), self.runs / name):
+            if (candidate / "run.json").is_file():
+                return candidate
+        known = ", ".join(folder.name for folder in self.run_folders()) or "none yet"
+        raise UserError(f"no run at {name}", f"Runs in {self.runs}: {known}")

@@ -1,0 +1,1 @@
+"""Stage 1: raw text and photos to stores."""

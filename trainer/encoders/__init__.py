@@ -1,0 +1,1 @@
+"""Image encoders: word images in, visual tokens out."""
