@@ -1,7 +1,7 @@
 """States on disk: uncompressed Arrow IPC files, written once, memory-mapped for ever after.
 
 A shard is a Parquet catalogue for questions and an IPC file for the hot path. The IPC file holds one record batch:
-``states`` is list<fixed_size_list<dim>>, one list per row; ``pooled`` repeats the row's pooled vector in half precision,
+``states`` is list<fixed_size_list<dim>>, a list per row; ``pooled`` repeats the row's pooled vector in half precision,
 so that a training step touches this one file only. Rows are read as NumPy views: Arrow's own ``take`` copies columns.
 """
 
