@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
-from dptr.pipeline import clip_tiny
+from dptr.pipeline import bundled_clip
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,7 @@ def load_clip(name: str, models: Path, precision: Precision = "fp32", device: st
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    source: str | Path = clip_tiny.materialize(models) if name == clip_tiny.NAME else name
+    source: str | Path = bundled_clip.materialize(models) if name == bundled_clip.NAME else name
     if (Path(source) / "config.json").is_file() or not _looks_like_hub_id(str(source)):
         _require_directory(Path(source))
     try:

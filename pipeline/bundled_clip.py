@@ -1,8 +1,8 @@
 """The bundled CLIP: a CLIP of the usual architecture, small enough to need no download.
 
-It is untrained: weights are drawn from a fixed seed, so text and image states share no meaning. It exercises every stage
-with real encoders and real files; for real work use a trained CLIP. NumPy draws the weights, because its generators give
-the same numbers on every platform and version, and the weights' hash is part of every store's identity.
+It is untrained: weights are drawn from a fixed seed, so text and image states share no meaning. It exercises every
+stage with real encoders and real files; for real work use a trained CLIP. NumPy draws the weights, because its
+generators give the same numbers on every platform and version, and the weights' hash is part of a store's identity.
 """
 
 from __future__ import annotations
