@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from transformers import CLIPModel
+    import torch
 
 NAME = "tiny"
 BUNDLED = Path(__file__).parent / "clip_tiny"
@@ -37,7 +37,7 @@ def materialize(models: Path) -> Path:
     return folder
 
 
-def draw_weights(model: CLIPModel, seed: int) -> None:
+def draw_weights(model: torch.nn.Module, seed: int) -> None:
     """Fill a CLIP with weights drawn from ``seed``: normal with variance 1/fan-in, norms at one, biases at zero."""
     import torch
 

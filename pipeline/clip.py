@@ -26,7 +26,7 @@ from dptr.pipeline import bundled_clip
 if TYPE_CHECKING:
     import torch
     from PIL import Image
-    from transformers import CLIPModel
+
 
 Precision = Literal["fp32", "bf16"]
 
@@ -46,7 +46,7 @@ class Clip:
     """
 
     name: str
-    model: CLIPModel
+    model: Any  # a CLIPModel; annotations inside transformers do not pass a strict check
     tokenizer: Any
     image_processor: Any
     weights: str
@@ -54,7 +54,7 @@ class Clip:
     load_seconds: float
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> Any:
         """Where the model lives."""
         return self.model.device
 
@@ -81,8 +81,8 @@ def load_clip(name: str, models: Path, precision: Precision = "fp32", device: st
     import torch
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     source: str | Path = bundled_clip.materialize(models) if name == bundled_clip.NAME else name
     if (Path(source) / "config.json").is_file() or not _looks_like_hub_id(str(source)):
@@ -103,7 +103,8 @@ def load_clip(name: str, models: Path, precision: Precision = "fp32", device: st
             "Give a directory with the model's files, check the network, or use --clip tiny",
         ) from error
     weights = weights_hash(model)
-    model = model.eval().requires_grad_(False).to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    model.train(False).requires_grad_(False)
+    model = model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
     loaded = time.monotonic() - started
     return Clip(name, model, tokenizer, image_processor, weights, _tokenizer_hash(tokenizer), loaded)
 

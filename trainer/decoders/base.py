@@ -1,0 +1,123 @@
+"""What every decoder has in common: it reads a memory and emits characters.
+
+A decoder is trained on text states and later reads image tokens; both arrive as the same :class:`Memory`, and it cannot
+tell which. Nothing else of the two stages is known here.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dptr.cache.charset import Charset
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a decoder cross-attends to.
+
+    Attributes:
+        tokens: shape (batch, tokens, dim).
+        padding: shape (batch, tokens), True where there is no token; None when every token is real.
+    """
+
+    tokens: Tensor
+    padding: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> Memory:
+        """Move to a device."""
+        padding = None if self.padding is None else self.padding.to(device, non_blocking=True)
+        return Memory(self.tokens.to(device, non_blocking=True), padding)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Labels as ids, padded to the longest label of the batch and no further.
+
+    Attributes:
+        inputs: begin, characters, then padding; shape (batch, length), int64.
+        outputs: characters, end, then padding; shape (batch, length), int64. length = longest label + 1.
+    """
+
+    inputs: Tensor
+    outputs: Tensor
+    end: int
+    padding: int
+
+    @classmethod
+    def of(cls, labels: Sequence[str], charset: Charset) -> Targets:
+        """Encode labels with a charset that covers them."""
+        encoded = [charset.encode(label) for label in labels]
+        length = max(len(ids) for ids in encoded) + 1
+        inputs = np.full((len(labels), length), charset.padding)
+        outputs = np.full((len(labels), length), charset.padding)
+        inputs[:, 0] = charset.begin
+        for row, ids in enumerate(encoded):
+            inputs[row, 1 : len(ids) + 1] = ids
+            outputs[row, : len(ids)] = ids
+            outputs[row, len(ids)] = charset.end
+        return cls(torch.from_numpy(inputs), torch.from_numpy(outputs), charset.end, charset.padding)
+
+    def to(self, device: torch.device | str) -> Targets:
+        """Move to a device."""
+        return Targets(
+            self.inputs.to(device, non_blocking=True),
+            self.outputs.to(device, non_blocking=True),
+            self.end,
+            self.padding,
+        )
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Sizes of a decoder.
+
+    Attributes:
+        dim: width of the decoder. memory_dim: width of the memory's tokens. feed_forward: hidden width.
+        characters: size of the charset; classes are one more (the end).
+        max_label_length: longest label it can read.
+        permutations: used by the permuted autoregressive decoder only.
+    """
+
+    dim: int
+    memory_dim: int
+    heads: int
+    layers: int
+    feed_forward: int
+    dropout: float
+    characters: int
+    max_label_length: int
+    permutations: int = 6
+
+
+class Decoder(nn.Module, ABC):
+    """Reads characters out of a memory."""
+
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.classes = shape.characters + 1
+        self.end = 0
+        self.begin = shape.characters + 1
+        self.padding = shape.characters + 2
+
+    @abstractmethod
+    def loss(self, memory: Memory, targets: Targets) -> Tensor:
+        """Return the training loss, a scalar. Random choices come from torch's global generator."""
+
+    @abstractmethod
+    def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
+        """Read.
+
+        Args:
+            memory: what to read.
+            max_length: most characters to read; the decoder's own maximum when None.
+
+        Returns:
+            logits, shape (batch, length, classes) with length <= max_length + 1: one more than characters, for the end.
+        """

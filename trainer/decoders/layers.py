@@ -1,0 +1,66 @@
+"""The two blocks all decoders and the Feature Merge Unit are made of: attention over given keys, and the feed-forward.
+
+Keys and values are made apart from the attention itself, so that a caller can make them once and use them many times
+(all permutations, all streams, all decoding steps).
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose keys and values are projected separately."""
+
+    def __init__(self, dim: int, heads: int, memory_dim: int | None = None, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.query = nn.Linear(dim, dim)
+        self.key_value = nn.Linear(memory_dim or dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """(batch, length, dim) -> (batch, heads, length, head_dim)."""
+        return self._split(self.query(x))
+
+    def keys_values(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, tokens, memory_dim) -> keys and values, each (batch, heads, tokens, head_dim)."""
+        keys, values = self.key_value(memory).chunk(2, dim=-1)
+        return self._split(keys), self._split(values)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Mix values by attention.
+
+        Args:
+            queries: (batch, heads, length, head_dim). keys, values: (batch, heads, tokens, head_dim).
+            mask: boolean, broadcastable to (batch, heads, length, tokens), True where a query may look.
+
+        Returns:
+            (batch, length, dim).
+        """
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
+        batch, _, length, _ = mixed.shape
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return out
+
+    def _split(self, x: Tensor) -> Tensor:
+        batch, length, _ = x.shape
+        return x.view(batch, length, self.heads, -1).transpose(1, 2)
+
+
+class FeedForward(nn.Sequential):
+    """Two linear layers with GELU between them."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float) -> None:
+        super().__init__(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
+
+
+def initialize(module: nn.Module) -> None:
+    """Truncated-normal weights and zero biases, as vision transformers and PARSeq start."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
