@@ -1,0 +1,131 @@
+"""Distinct labels with their counts, out of core: DuckDB aggregates and sorts on disk within a fixed memory.
+
+Labels are ordered by first occurrence: file by file, line by line, those new in one line by code point. The order
+depends on the corpus alone, not on blocks or threads; what is added at the end leaves it as it was; and the words that
+are met first, mostly the frequent ones, are done first, so that a store cut short holds the most useful part.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+_MEMORY = "512MB"
+#: Each thread needs its share of the memory; more threads than this and an aggregation no longer fits.
+_MOST_THREADS = 4
+_ROWS_BUFFERED = 200_000
+_ROWS_REFUSED_AT_ONCE = 10_000
+
+#: A place is a file's number and a line in it as one integer, so that the first place is the smallest.
+_LINE_BITS = 40
+
+
+class DistinctLabels:
+    """Counts labels in a DuckDB file under ``folder``, which belongs to this object and goes with it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        # A run that was killed could not tidy up.
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        settings: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": _MEMORY,
+            "threads": min(_MOST_THREADS, os.cpu_count() or 1),
+            "temp_directory": str(folder / "spilled"),
+        }
+        self._connection = duckdb.connect(str(folder / "labels.duckdb"), config=settings)
+        self._connection.execute("create table seen (label varchar, count bigint, place bigint)")
+        self._waiting: list[pa.Table] = []
+
+    def add(self, labels: pa.Array, counts: NDArray[np.int64], source: int, lines: NDArray[np.int64]) -> None:
+        """Count ``labels`` (string array) of file number ``source``; counts and lines have shape (labels,)."""
+        places = (source << _LINE_BITS) | lines
+        self._waiting.append(pa.table({"label": labels, "count": counts, "place": places}))
+        if sum(len(table) for table in self._waiting) >= _ROWS_BUFFERED:
+            self._insert()
+
+    def count_up(self) -> int:
+        """Aggregate what was added; return the number of distinct labels."""
+        self._insert()
+        self._connection.execute(
+            "create table labels as select label, sum(count)::bigint as count, min(place) as place "
+            "from seen group by label"
+        )
+        self._connection.execute("drop table seen")
+        return len(self)
+
+    def __len__(self) -> int:
+        return self._rows_in("labels")
+
+    def character_counts(self, max_label_length: int) -> dict[str, int]:
+        """Return how often each character occurs in the labels that are not too long."""
+        query = (
+            "select character, sum(count)::bigint from ("
+            "select unnest(string_split(label, '')) as character, count from labels where length(label) <= ?"
+            ") group by character"
+        )
+        return dict(self._connection.execute(query, [max_label_length]).fetchall())
+
+    def refuse(self, characters: str, max_label_length: int) -> Iterator[tuple[str, int, int]]:
+        """Take out the labels that are empty, too long, or have other characters; yield (label, file number, line)."""
+        allowed = "[" + "".join(f"\\x{{{ord(character):x}}}" for character in characters) + "]+"
+        unusable = "length(label) > ? or not regexp_full_match(label, ?)"
+        self._connection.execute(
+            f"create table refused as select label, place from labels where {unusable} order by place, label",
+            [max_label_length, allowed],
+        )
+        self._connection.execute(f"delete from labels where {unusable}", [max_label_length, allowed])
+        for table in self._windows("refused", _ROWS_REFUSED_AT_ONCE):
+            for label, place in zip(table["label"].to_pylist(), table["place"].to_pylist(), strict=True):
+                yield label, *_split_place(place)
+        self._connection.execute("drop table refused")
+
+    def remove(self, catalogues: Sequence[Path], lower: bool) -> None:
+        """Take out the labels in the column ``label`` of Parquet files, with ``lower`` also their lower-case forms."""
+        known = "select label from read_parquet($files)"
+        if lower:
+            known += " union select lower(label) from read_parquet($files)"
+        files = {"files": [str(path) for path in catalogues]}
+        self._connection.execute(f"delete from labels where label in ({known})", files)
+        self._connection.execute("drop table if exists ordered")
+
+    def batches(self, rows: int) -> Iterator[tuple[list[str], NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield labels, counts and file numbers in order, ``rows`` at a time (fewer in the last)."""
+        self._connection.execute(
+            "create table if not exists ordered as select label, count, place from labels order by place, label"
+        )
+        for table in self._windows("ordered", rows):
+            yield table["label"].to_pylist(), table["count"].to_numpy(), table["place"].to_numpy() >> _LINE_BITS
+
+    def close(self) -> None:
+        """Close the database and delete its folder."""
+        self._connection.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _windows(self, table: str, rows: int) -> Iterator[pa.Table]:
+        """Yield a table in the order of its creation; each window is a query, so nothing is held between them."""
+        for first in range(0, self._rows_in(table), rows):
+            query = f"select * from {table} where rowid between {first} and {first + rows - 1} order by rowid"
+            yield self._connection.sql(query).to_arrow_table()
+
+    def _insert(self) -> None:
+        if not self._waiting:
+            return
+        self._connection.register("waiting", pa.concat_tables(self._waiting))
+        self._connection.execute("insert into seen select label, count, place from waiting")
+        self._connection.unregister("waiting")
+        self._waiting.clear()
+
+    def _rows_in(self, table: str) -> int:
+        return int(self._connection.execute(f"select count(*) from {table}").fetchall()[0][0])
+
+
+def _split_place(place: int) -> tuple[int, int]:
+    return place >> _LINE_BITS, place & ((1 << _LINE_BITS) - 1)
