@@ -6,6 +6,7 @@ that damage is found rather than trained on.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +67,12 @@ class Manifest:
     def rows(self) -> int:
         """Rows in all committed shards."""
         return sum(shard.rows for shard in self.shards)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return a short description that changes whenever identity or contents do."""
+        contents = [record.sha256 for shard in self.shards for record in shard.files.values()]
+        digest = hashlib.sha256(json.dumps([self.identity, contents], sort_keys=True).encode()).hexdigest()
+        return {"encoder": self.identity["encoder"], "rows": self.rows, "sha256": digest}
 
     def save(self, folder: Path) -> None:
         """Write ``manifest.json`` atomically; what it lists is committed from then on."""

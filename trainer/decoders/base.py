@@ -81,7 +81,7 @@ class DecoderShape:
         dim: width of the decoder. memory_dim: width of the memory's tokens. feed_forward: hidden width.
         characters: size of the charset; classes are one more (the end).
         max_label_length: longest label it can read.
-        permutations: used by the permuted autoregressive decoder only.
+        permutations, refinements: used by the permuted autoregressive decoder only.
     """
 
     dim: int
@@ -93,6 +93,7 @@ class DecoderShape:
     characters: int
     max_label_length: int
     permutations: int = 6
+    refinements: int = 1
 
 
 class Decoder(nn.Module, ABC):

@@ -12,6 +12,8 @@ The loss is the same. Source: PARSeq (ECCV 2022) and, for training it on text st
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,15 +52,15 @@ class TwoStreamLayer(nn.Module):
         if queries.shape[0] < x.shape[0]:
             queries = queries.repeat(1, 1, orders, 1)
         elif orders > 1:
-            queries = queries.unflatten(0, (groups, orders)).transpose(1, 2).flatten(2, 3)
+            queries = queries.view(groups, orders, *queries.shape[1:]).transpose(1, 2).flatten(2, 3)
         folded = None if mask is None else mask.reshape(groups, 1, orders * length, -1)
-        mixed = self.self_attention.attend(queries, keys, values, folded)
-        return x + self.dropout(mixed.reshape(x.shape))
+        mixed: Tensor = self.dropout(self.self_attention.attend(queries, keys, values, folded))
+        return x + mixed.reshape(x.shape)
 
     def read(self, x: Tensor, memory: KeysValues, mask: Tensor | None) -> Tensor:
         """Cross-attention to the memory and feed-forward, for (batch * orders, length, dim)."""
         batch = memory[0].shape[0]
-        folded = x.reshape(batch, -1, x.shape[-1])
+        folded: Tensor = x.reshape(batch, -1, x.shape[-1])
         queries = self.cross_attention.queries(self.norm_cross(folded))
         folded = folded + self.dropout(self.cross_attention.attend(queries, *memory, mask))
         folded = folded + self.dropout(self.feed_forward(self.norm_feed_forward(folded)))
@@ -68,9 +70,8 @@ class TwoStreamLayer(nn.Module):
 class ParseqDecoder(Decoder):
     """Permuted autoregressive decoder."""
 
-    def __init__(self, shape: DecoderShape, refinements: int = 1) -> None:
+    def __init__(self, shape: DecoderShape) -> None:
         super().__init__(shape)
-        self.refinements = refinements
         self.layers = nn.ModuleList(TwoStreamLayer(shape) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.dim)
         self.embedding = nn.Embedding(shape.characters + 3, shape.dim)
@@ -79,6 +80,10 @@ class ParseqDecoder(Decoder):
         self.dropout = nn.Dropout(shape.dropout)
         self.apply(initialize)
         nn.init.trunc_normal_(self.positions, std=0.02)
+
+    @property
+    def _stack(self) -> list[TwoStreamLayer]:
+        return cast(list[TwoStreamLayer], list(self.layers))
 
     def loss(self, memory: Memory, targets: Targets) -> Tensor:
         """Cross-entropy over all orders; the end counts in the first two orders only, as in PARSeq."""
@@ -117,15 +122,14 @@ class ParseqDecoder(Decoder):
         batch, orders, length = content_mask.shape[:3]
         content = self.dropout(self._embed(inputs))
         query = self.dropout(self.positions[:length].expand(batch, -1, -1))
-        first_layer = self.layers[0]
-        query_normed = first_layer.norm_query(query)
+        query_normed = self._stack[0].norm_query(query)
         if own_query:
             query_mask = query_mask.diagonal(dim1=1, dim2=2).movedim(-1, 1)[:, :, None]
             query, query_normed = (x.reshape(batch * length, 1, -1) for x in (query, query_normed))
         else:
             query = query.repeat_interleave(orders, dim=0)
         memory_mask = None if memory.padding is None else ~memory.padding[:, None, None, :]
-        for depth, layer in enumerate(self.layers):
+        for depth, layer in enumerate(self._stack):
             normed = layer.norm_content(content)
             keys_values = layer.self_attention.keys_values(normed)
             memory_keys_values = layer.cross_attention.keys_values(memory.tokens)
@@ -145,14 +149,14 @@ class ParseqDecoder(Decoder):
         """Read left to right with cached keys and values, then refine each character from all others."""
         limit = min(max_length or self.shape.max_label_length, self.shape.max_label_length)
         logits = self._decode_left_to_right(memory, limit + 1)
-        for _ in range(self.refinements):
+        for _ in range(self.shape.refinements):
             logits = self._refine(memory, logits)
         return logits
 
     def _decode_left_to_right(self, memory: Memory, length: int) -> Tensor:
         batch, device = memory.tokens.shape[0], memory.tokens.device
         memory_mask = None if memory.padding is None else ~memory.padding[:, None, None, :]
-        memories = [layer.cross_attention.keys_values(memory.tokens) for layer in self.layers]
+        memories = [layer.cross_attention.keys_values(memory.tokens) for layer in self._stack]
         caches: list[KeysValues | None] = [None] * len(self.layers)
         ids = torch.full((batch, 1), self.begin, device=device)
         finished = torch.zeros(batch, dtype=torch.bool, device=device)
@@ -160,7 +164,7 @@ class ParseqDecoder(Decoder):
         for step in range(length):
             content = self._embed(ids, first=step)
             query = self.positions[step].expand(batch, 1, -1)
-            for depth, layer in enumerate(self.layers):
+            for depth, layer in enumerate(self._stack):
                 normed = layer.norm_content(content)
                 cache = _extend(caches[depth], layer.self_attention.keys_values(normed))
                 caches[depth] = cache

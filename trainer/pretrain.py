@@ -1,0 +1,206 @@
+"""Stage 2: teach a decoder to spell what text states say, without one image."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dptr.cache.charset import Charset
+from dptr.cache.errors import UserError
+from dptr.cache.manifest import require_same_encoder
+from dptr.cache.orp import OrpBank
+from dptr.cache.prompts import PromptStore
+from dptr.trainer import loop, runs
+from dptr.trainer.decoders import build_decoder
+from dptr.trainer.decoders.base import Decoder, Memory, Targets
+from dptr.trainer.memory import NoiseSource, noisy_memory
+from dptr.trainer.metrics import score
+from dptr.trainer.prompt_data import BatchOrder, held_out_mask
+from dptr.trainer.recipe import Recipe
+
+if TYPE_CHECKING:
+    from dptr.cache.neighbours import Neighbours
+
+
+@dataclass(frozen=True)
+class PretrainSummary:
+    """What a pre-training run came to."""
+
+    out: Path
+    rows: int
+    computed: int
+    steps: int
+    seconds: float
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """A batch of noisy memories with their labels."""
+
+    memory: Memory
+    targets: Targets
+
+
+class PromptBatches:
+    """Batch number -> :class:`PromptBatch`; a pure function of the recipe's seed and the number."""
+
+    def __init__(self, store: PromptStore, noise: NoiseSource | None, rows: NDArray[np.int64], recipe: Recipe) -> None:
+        settings = recipe.pretrain
+        # The decoder's work grows with the label, the memory's with the tokens; labels cost more.
+        weights = (
+            store.counts[rows].astype(np.float64) ** settings.count_power if settings.sampling == "count" else None
+        )
+        self._order = BatchOrder(rows, store.label_lengths[rows], settings.batch_size, settings.seed, weights)
+        self._store = store
+        self._noise = noise
+        self._ratio = recipe.noise.ratio
+        self._seed = settings.seed
+
+    def __call__(self, number: int) -> PromptBatch:
+        rows = self._order.rows_of(number)
+        generator = np.random.default_rng((self._seed, 3, number))
+        memory = noisy_memory(self._store, rows, self._noise, self._ratio, generator)
+        return PromptBatch(memory, Targets.of(self._store.labels_of(rows), self._store.charset))
+
+
+def data_identity(store: PromptStore, bank: OrpBank | None) -> dict[str, Any]:
+    """What a run remembers of its stores: enough to notice that they changed."""
+    identity: dict[str, Any] = {"prompts": store.manifest.fingerprint()}
+    if bank is not None:
+        identity["orp"] = bank.manifest.fingerprint()
+    return identity
+
+
+def pretrain(
+    store: PromptStore,
+    bank: OrpBank | None,
+    neighbours: Neighbours | None,
+    recipe: Recipe,
+    out: Path,
+    device: str = "cpu",
+) -> PretrainSummary:
+    """Train a decoder on a prompt store, with noise from a bank when there is one; goes on where it stopped.
+
+    Raises:
+        DamagedStore: the stores do not belong together, or ``out`` holds another run.
+        UserError: the recipe does not fit the store.
+    """
+    started = time.monotonic()
+    if bank is not None:
+        require_same_encoder(store.manifest, bank.manifest)
+        _require_same_width(store, bank)
+    _require_room(store, recipe)
+    runs.start_or_continue(out, "pretrain", recipe, store.charset, store.dim, data_identity(store, bank))
+    place = torch.device(device)
+    torch.manual_seed(recipe.pretrain.seed)
+    decoder = build_decoder(recipe.decoder, len(store.charset.characters), store.dim).to(place)
+    noise = None if bank is None else NoiseSource(bank, recipe.noise, neighbours)
+    held_out, training = _split(store, recipe)
+    task = loop.Task(
+        model=decoder,
+        batch=PromptBatches(store, noise, training, recipe),
+        loss=lambda batch: decoder.loss(batch.memory.to(place), batch.targets.to(place)),
+        validate=lambda model: validate(model, store, noise, held_out, recipe, place),
+        rows=lambda batch: len(batch.targets.inputs),
+        groups=[loop.ParameterGroup(list(decoder.parameters()))],
+    )
+    steps_before = runs.Run.load(out).step()
+    state = loop.run(out, task, recipe.pretrain, place)
+    return PretrainSummary(
+        out=out,
+        rows=len(training),
+        computed=(state.step - steps_before) * recipe.pretrain.batch_size * recipe.pretrain.accumulate,
+        steps=state.step,
+        seconds=time.monotonic() - started,
+        metrics=state.metrics,
+    )
+
+
+def validate(
+    model: nn.Module,
+    store: PromptStore,
+    noise: NoiseSource | None,
+    rows: NDArray[np.int64],
+    recipe: Recipe,
+    device: torch.device,
+) -> dict[str, float]:
+    """Read held-out labels from clean states and from states with the recipe's noise, case aside.
+
+    CLIP folds case, so that states cannot tell it; ``accuracy_with_case`` shows what that costs.
+    """
+    labels = store.labels_of(rows)
+    clean = read_prompts(model, store, rows, None, 0.0, device)
+    folded = [label.lower() for label in labels]
+    result = score(folded, [text.lower() for text in clean])
+    metrics = {
+        "score": result.accuracy,
+        "accuracy": result.accuracy,
+        "character_error_rate": result.character_error_rate,
+        "accuracy_with_case": score(labels, clean).accuracy,
+    }
+    if noise is not None:
+        noisy = read_prompts(model, store, rows, noise, recipe.noise.ratio, device)
+        metrics["accuracy_with_noise"] = score(folded, [text.lower() for text in noisy]).accuracy
+    return metrics
+
+
+@torch.inference_mode()
+def read_prompts(
+    model: nn.Module,
+    store: PromptStore,
+    rows: NDArray[np.int64],
+    noise: NoiseSource | None,
+    ratio: float,
+    device: torch.device,
+    batch_size: int = 256,
+) -> list[str]:
+    """Read labels back out of their text states, in the order of ``rows``."""
+    if not isinstance(model, Decoder):
+        raise TypeError(f"{type(model).__name__} is not a decoder")
+    model.eval()
+    texts: list[str] = []
+    for number, start in enumerate(range(0, len(rows), batch_size)):
+        generator = np.random.default_rng((4, number))
+        memory = noisy_memory(store, rows[start : start + batch_size], noise, ratio, generator).to(device)
+        texts += decode_texts(model.decode(memory), store.charset)
+    return texts
+
+
+def decode_texts(logits: Tensor, charset: Charset) -> list[str]:
+    """Turn logits (batch, length, classes) into texts."""
+    return [charset.decode(row) for row in logits.argmax(-1).cpu().numpy()]
+
+
+def _split(store: PromptStore, recipe: Recipe) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return held-out and training rows; at most a tenth is held out."""
+    settings = recipe.pretrain
+    share = min(0.1, settings.validation_rows / len(store))
+    mask = held_out_mask(store, share, settings.seed)
+    held_out, training = np.flatnonzero(mask), np.flatnonzero(~mask)
+    if len(held_out) == 0 or len(training) == 0:
+        raise UserError(f"{store.folder} has {len(store)} rows, too few to hold some back", "Embed at least 100 labels")
+    return held_out, training
+
+
+def _require_same_width(store: PromptStore, bank: OrpBank) -> None:
+    if store.dim != bank.dim:
+        raise UserError(
+            f"text states are {store.dim} wide and image states {bank.dim}", "Embed the text with --states projected"
+        )
+
+
+def _require_room(store: PromptStore, recipe: Recipe) -> None:
+    longest = int(store.label_lengths.max())
+    if longest > recipe.decoder.max_label_length:
+        raise UserError(
+            f"the store has labels of {longest} characters, the recipe reads {recipe.decoder.max_label_length}",
+            f"Use --set decoder.max_label_length={longest}",
+        )
