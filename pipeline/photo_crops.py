@@ -1,0 +1,174 @@
+"""Photos to crops: any picture becomes upright RGB, from which random rectangles are cut.
+
+What is drawn for a crop depends on the seed, the photo's SHA-256 and the crop's number and on nothing else, so that
+neither the number of workers nor the order of files changes a crop. Only ``Generator.random`` is used, the part of
+NumPy's generators whose numbers are the simplest to keep.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from dptr.cache.errors import UserError
+
+#: A header can promise more pixels than memory holds; nothing above this is decoded.
+MOST_PIXELS = 100_000_000
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
+_THUMBNAIL_SIDE = 64
+
+
+class UnusablePhoto(Exception):
+    """A photo that cannot be cut; the message says why."""
+
+
+@dataclass(frozen=True)
+class CropSettings:
+    """Which rectangles are cut; part of a bank's identity.
+
+    Attributes:
+        crops_per_image: rectangles per photo.
+        min_area: smallest share of the photo's area.
+        max_area: largest share of the photo's area.
+        min_aspect: smallest width / height.
+        max_aspect: largest width / height.
+        smallest_side: no side of a crop is shorter, in pixels; smaller photos are refused.
+    """
+
+    crops_per_image: int = 8
+    min_area: float = 0.05
+    max_area: float = 0.5
+    min_aspect: float = 0.5
+    max_aspect: float = 2.0
+    smallest_side: int = 32
+
+    def __post_init__(self) -> None:
+        if self.crops_per_image < 1 or self.smallest_side < 1:
+            raise UserError("crops per image and smallest side must be at least 1", "Raise them")
+        if not 0 < self.min_area <= self.max_area <= 1:
+            raise UserError(
+                f"crop areas {self.min_area} to {self.max_area} are no range of shares",
+                "Use 0 < minimum <= maximum <= 1",
+            )
+        if not 0 < self.min_aspect <= self.max_aspect:
+            raise UserError(
+                f"crop aspects {self.min_aspect} to {self.max_aspect} are no range", "Use 0 < minimum <= maximum"
+            )
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in a photo, in pixels from its upper left corner."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+def decode(data: bytes) -> Image.Image:
+    """Decode an encoded picture to upright 8-bit RGB; of several frames, the first.
+
+    Transparent parts become white; 16-bit grey keeps its upper byte; other deep grey is stretched from its own range.
+
+    Raises:
+        UnusablePhoto: not a picture, cut short, or too many pixels.
+    """
+    if not data:
+        raise UnusablePhoto("empty file")
+    try:
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if image.width * image.height > MOST_PIXELS:
+            raise UnusablePhoto(f"too many pixels: {image.width}x{image.height}")
+        image.load()
+        return _as_rgb(ImageOps.exif_transpose(image))
+    except (UnusablePhoto, Image.DecompressionBombError) as error:
+        message = str(error)
+        raise UnusablePhoto(message if isinstance(error, UnusablePhoto) else f"too many pixels: {message}") from None
+    except Image.UnidentifiedImageError:
+        raise UnusablePhoto("not a picture") from None
+    # On damaged bytes Pillow's readers raise nearly anything, and one bad picture must not end a long run.
+    except Exception as error:
+        raise UnusablePhoto(f"cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def draw_crop(
+    size: tuple[int, int], settings: CropSettings, seed: int, image_sha256: str, number: int
+) -> tuple[Box, np.random.Generator]:
+    """Draw one rectangle: area uniform, aspect uniform in its logarithm, position uniform.
+
+    Args:
+        size: width and height of the photo.
+        settings: which rectangles are allowed. One that does not fit into the photo shrinks, within the aspects.
+        seed: the bank's seed.
+        image_sha256: of the photo's file.
+        number: which of the photo's crops.
+
+    Returns:
+        the box, and the crop's own generator for whatever else is drawn for it.
+
+    Raises:
+        UnusablePhoto: the photo is smaller than the smallest side.
+    """
+    width, height = size
+    if min(size) < settings.smallest_side:
+        raise UnusablePhoto(f"too small: {width}x{height}, crops need {settings.smallest_side}")
+    generator = np.random.Generator(np.random.PCG64([seed, int(image_sha256, 16), number]))
+    at_area, at_aspect, at_x, at_y = generator.random(4).tolist()
+    area = width * height * (settings.min_area + at_area * (settings.max_area - settings.min_area))
+    aspect = settings.min_aspect * (settings.max_aspect / settings.min_aspect) ** at_aspect
+    crop_height = min((area / aspect) ** 0.5, height)
+    crop_width = min((area * aspect) ** 0.5, width, crop_height * settings.max_aspect)
+    crop_height = min(crop_height, crop_width / settings.min_aspect)
+    whole_width = min(max(round(crop_width), settings.smallest_side), width)
+    whole_height = min(max(round(crop_height), settings.smallest_side), height)
+    x, y = int(at_x * (width - whole_width + 1)), int(at_y * (height - whole_height + 1))
+    return Box(x, y, whole_width, whole_height), generator
+
+
+def draw_tokens(generator: np.random.Generator, tokens: int, count: int) -> NDArray[np.int64]:
+    """Draw ``count`` of ``tokens`` token positions without replacement, sorted, shape (count,)."""
+    return np.sort(np.argsort(generator.random(tokens), kind="stable")[:count])
+
+
+def cut(image: Image.Image, box: Box) -> Image.Image:
+    """Return the part of ``image`` inside ``box``."""
+    return image.crop((box.x, box.y, box.x + box.width, box.y + box.height))
+
+
+def central_square(image: Image.Image) -> Image.Image:
+    """Return the middle of a photo, which is what CLIP sees of it; a long strip would first be enlarged as a whole."""
+    side = min(image.size)
+    return cut(image, Box((image.width - side) // 2, (image.height - side) // 2, side, side))
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """Return a small JPEG of ``image``, its longer side at most 64 pixels."""
+    small = image.copy()
+    small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    stream = io.BytesIO()
+    small.save(stream, "JPEG", quality=80)
+    return stream.getvalue()
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        return _stretched(np.asarray(image, dtype=np.float64))
+    if image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, "white")
+        opaque.alpha_composite(image.convert("RGBA"))
+        return opaque.convert("RGB")
+    return image.convert("RGB")
+
+
+def _stretched(values: NDArray[np.float64]) -> Image.Image:
+    low, high = np.nanmin(values), np.nanmax(values)
+    grey = np.nan_to_num((values - low) / max(high - low, 1e-12) * 255)
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
