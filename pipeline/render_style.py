@@ -1,0 +1,89 @@
+"""How hard a rendered crop may be: one strength per effect, so that a curriculum is a list of styles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dptr.cache.errors import UserError
+
+
+@dataclass(frozen=True)
+class RenderStyle:
+    """The strongest that each effect may get; each crop draws its own amounts, and many effects spare half the crops.
+
+    Attributes:
+        contrast: least difference in luminance, of 255, between ink and background.
+        rotation: in degrees; perspective, curve, tracking and outline: as shares of what the letters bear.
+        photos: share of crops with a photo behind the letters, where photos are given; else it is plain or a gradient.
+        shadow: cast by the letters. light: how unevenly the crop is lit.
+        shrink: of the height, lost to distance. blur, noise, jpeg: damage by camera and file.
+        height: least and greatest font size, in pixels per em.
+    """
+
+    contrast: float
+    rotation: float
+    perspective: float
+    curve: float
+    tracking: float
+    outline: float
+    photos: float
+    shadow: float
+    light: float
+    shrink: float
+    blur: float
+    noise: float
+    jpeg: float
+    height: tuple[int, int] = (24, 44)
+
+    @classmethod
+    def of_difficulty(cls, difficulty: float) -> RenderStyle:
+        """Scale every effect from none at 0 to the hardest that people still read at 1.
+
+        Raises:
+            UserError: ``difficulty`` is not between 0 and 1.
+        """
+        if not 0 <= difficulty <= 1:
+            raise UserError(f"difficulty is {difficulty:g}", "Give a number from 0 (clean) to 1 (hard)")
+        return cls(
+            contrast=120 - 80 * difficulty,
+            rotation=14 * difficulty,
+            perspective=difficulty,
+            curve=difficulty,
+            tracking=difficulty,
+            outline=difficulty,
+            photos=difficulty,
+            shadow=difficulty,
+            light=difficulty,
+            shrink=difficulty,
+            blur=difficulty,
+            noise=difficulty,
+            jpeg=difficulty,
+        )
+
+    @classmethod
+    def named(cls, name: str) -> RenderStyle:
+        """Return ``clean``, ``natural`` or ``hard``, or the style of a difficulty given as a number.
+
+        Raises:
+            UserError: it is neither.
+        """
+        if name in STYLES:
+            return STYLES[name]
+        try:
+            return cls.of_difficulty(float(name))
+        except ValueError:
+            raise UserError(f"no style called {name!r}", f"Use {', '.join(STYLES)}, or a number from 0 to 1") from None
+
+
+CLEAN = RenderStyle.of_difficulty(0.15)
+NATURAL = RenderStyle.of_difficulty(0.6)
+HARD = RenderStyle.of_difficulty(1.0)
+STYLES = {"clean": CLEAN, "natural": NATURAL, "hard": HARD}
+
+
+def amount(rng: np.random.Generator, strength: float) -> float:
+    """Draw how much of an effect one crop gets: none half of the time, else up to ``strength``."""
+    drawn = float(rng.uniform(-1, 1))
+    return max(0.0, drawn) * strength
