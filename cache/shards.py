@@ -21,10 +21,14 @@ from numpy.typing import NDArray
 
 from dptr.cache.errors import DamagedStore
 from dptr.cache.files import atomic_path
+from dptr.cache.half import widen
 from dptr.cache.manifest import FileRecord, Shard
 
 StatesDtype = Literal["float16", "float32", "int8"]
 _STORED: dict[StatesDtype, type[np.generic]] = {"float16": np.float16, "float32": np.float32, "int8": np.int8}
+
+#: Numbers gathered in one go, so that what is copied and widened stays in the processor's cache.
+_NUMBERS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,17 @@ class StatesFile:
                 f"{path} cannot be read ({error})", "Check the store with its manifest's hashes"
             ) from error
 
+    def widened(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Copy tokens out of the map as float32, shape (*tokens.shape, dim)."""
+        stored = self.tokens[tokens]
+        if self.scale is not None:
+            return stored * self.scale[tokens][..., None]
+        if stored.dtype != np.float16:
+            return stored
+        wide = np.empty(stored.shape, np.float32)
+        widen(stored, wide)
+        return wide
+
     def release(self) -> None:
         """Let the kernel drop this file's pages from the process; they are read again when touched."""
         self._map.madvise(mmap.MADV_DONTNEED)
@@ -175,18 +190,19 @@ class StatesReader:
         Args:
             rows: shape (batch,). tokens: shape (batch, count), each below that row's length.
         """
+        if not len(rows):
+            raise ValueError("no rows were asked for")
         shards, local = self.locate(rows)
-        out: NDArray[np.float32] | None = None
+        count, dim = tokens.shape[1], self.file(int(shards[0])).tokens.shape[1]
+        out = np.empty((len(rows), count, dim), np.float32)
+        rows_at_once = max(1, _NUMBERS_AT_ONCE // (count * dim))
         for shard in np.unique(shards):
             file = self.file(int(shard))
-            chosen = np.flatnonzero(shards == shard)
-            flat = file.offsets[local[chosen]].astype(np.int64)[:, None] + tokens[chosen]
-            if out is None:
-                out = np.empty((*tokens.shape, file.tokens.shape[1]), np.float32)
-            values = file.tokens[flat].astype(np.float32, copy=False)
-            out[chosen] = values if file.scale is None else values * file.scale[flat][..., None]
-        if out is None:
-            raise ValueError("no rows were asked for")
+            of_shard = np.flatnonzero(shards == shard)
+            for first in range(0, len(of_shard), rows_at_once):
+                chosen = of_shard[first : first + rows_at_once]
+                flat = file.offsets[local[chosen]].astype(np.int64)[:, None] + tokens[chosen]
+                out[chosen] = file.widened(flat)
         return out
 
     def release(self) -> None:
