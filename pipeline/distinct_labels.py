@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-_MEMORY = "512MB"
+_MEMORY = "256MB"
 #: Each thread needs its share of the memory; more threads than this and an aggregation no longer fits.
 _MOST_THREADS = 4
 _ROWS_BUFFERED = 200_000
