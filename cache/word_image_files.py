@@ -23,7 +23,9 @@ from dptr.cache.files import atomic_path, flush
 SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.string())])
 
 _FIRST_MAP_BYTES = 64 << 20
-_ROWS_BUFFERED = 512
+_ROWS_A_TRANSACTION = 512
+# A row group is the least that a reader can decode: small ones make reading in random order bearable.
+_ROWS_A_GROUP = 64
 
 
 class WordImageWriter(Protocol):
@@ -80,8 +82,7 @@ class _ParquetWriter:
 
     def write(self, image: bytes, label: str) -> None:
         self._rows.append({"image": image, "label": label})
-        # A row group is the least that a reader can decode, so small ones make reading in random order bearable.
-        if len(self._rows) == _ROWS_BUFFERED:
+        if len(self._rows) == _ROWS_A_GROUP:
             self.flush()
 
     def flush(self) -> None:
@@ -100,7 +101,7 @@ class _LmdbWriter:
         self._count += 1
         self._pending.append((b"image-%09d" % self._count, image))
         self._pending.append((b"label-%09d" % self._count, label.encode("utf-8")))
-        if len(self._pending) >= 2 * _ROWS_BUFFERED:
+        if len(self._pending) >= 2 * _ROWS_A_TRANSACTION:
             self.flush()
 
     def finish(self) -> None:
