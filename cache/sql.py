@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
 from dptr.cache.errors import UserError
 from dptr.cache.manifest import FILE_NAME, Manifest, StoreKind
 from dptr.cache.workspace import Workspace
+
+_WIDEST_CELL = 60
 
 
 def connect(workspace: Workspace) -> duckdb.DuckDBPyConnection:
@@ -71,3 +75,49 @@ def _run_views(workspace: Workspace) -> dict[str, str]:
 
 def _quoted(path: Path) -> str:
     return "'" + str(path).replace("'", "''") + "'"
+
+
+def ask(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+    """Run one query.
+
+    Returns:
+        column names and rows.
+
+    Raises:
+        UserError: DuckDB refuses the query.
+    """
+    try:
+        relation = connection.execute(query)
+        return [column[0] for column in relation.description or []], relation.fetchall()
+    except duckdb.Error as error:
+        tables = ", ".join(row[0] for row in connection.execute("show tables").fetchall())
+        raise UserError(f"DuckDB: {str(error).splitlines()[0]}", f"Tables here: {tables}") from error
+
+
+def table(columns: list[str], rows: list[tuple[Any, ...]]) -> str:
+    """Lay a result out as text; long values (vectors, prompts) are cut."""
+    cells = [columns, *([_cell(value) for value in row] for row in rows)]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def prompt(connection: duckdb.DuckDBPyConnection) -> None:
+    """Answer queries typed on standard input until it ends; a bad query does not end it."""
+    tables = ", ".join(row[0] for row in connection.execute("show tables").fetchall())
+    print(f"tables: {tables}; end with Ctrl-D", file=sys.stderr)
+    while True:
+        try:
+            query = input("dptr> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if query:
+            try:
+                print(table(*ask(connection, query)))
+            except UserError as error:
+                print(error, file=sys.stderr)
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= _WIDEST_CELL else text[: _WIDEST_CELL - 1] + "…"

@@ -198,6 +198,10 @@ def _require_same_width(store: PromptStore, bank: OrpBank) -> None:
 
 
 def _require_room(store: PromptStore, recipe: Recipe) -> None:
+    if recipe.decoder.memory_dim not in (0, store.dim):
+        raise UserError(
+            f"decoder.memory_dim is {recipe.decoder.memory_dim}, the store's states are {store.dim} wide", "Set it to 0"
+        )
     longest = int(store.label_lengths.max())
     if longest > recipe.decoder.max_label_length:
         raise UserError(

@@ -24,9 +24,10 @@ _BUNDLED = Path(__file__).resolve().parent.parent / "recipes"
 
 @dataclass(frozen=True)
 class DecoderSettings:
-    """The decoder that stages 2 and 3 share."""
+    """The decoder that stages 2 and 3 share. ``memory_dim`` 0 takes the store's width, or ``dim`` without a store."""
 
     kind: str = "parseq"
+    memory_dim: int = 0
     dim: int = 192
     heads: int = 6
     layers: int = 1
@@ -131,12 +132,13 @@ class Recipe:
         return dataclasses.replace(self, **{section: dataclasses.replace(getattr(self, section), **values)})
 
 
-def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
+def load_recipe(name: str, changes: Sequence[str] = (), decoder: DecoderSettings | None = None) -> Recipe:
     """Read a recipe by its bundled name (``tiny``, ``small``, ``paper``) or from a TOML file.
 
     Args:
         name: bundled name or path.
         changes: ``section.key=value`` strings, the value as TOML (a bare word counts as a string).
+        decoder: takes the place of the recipe's decoder section: the decoder of the run that training starts from.
 
     Raises:
         UserError: no such recipe, broken TOML, an unknown key or a value of the wrong type.
@@ -151,6 +153,8 @@ def load_recipe(name: str, changes: Sequence[str] = ()) -> Recipe:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}", "Mend the file") from error
+    if decoder is not None:
+        values["decoder"] = dataclasses.asdict(decoder)
     for change in changes:
         _apply(values, change)
     return parse_recipe(values, str(path))

@@ -1,0 +1,536 @@
+"""The command line: every command parses, calls one function and prints.
+
+What all commands share (workspace, ``--json``, ``--quiet``, ``--debug``) is added by one decorator; what went wrong
+becomes one line and an exit code in one place. Heavy libraries are imported inside the commands that need them, so that
+``dptr --help`` answers at once.
+"""
+
+import inspect
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.main import get_command
+
+from dptr.cache.errors import DptrError, UserError
+from dptr.cache.progress import set_quiet
+from dptr.cache.workspace import Workspace
+
+if TYPE_CHECKING:
+    from dptr.cache.charset import Charset, Normalization
+    from dptr.trainer.recipe import Recipe
+    from dptr.trainer.runs import Run
+
+app = typer.Typer(
+    help="Pre-train a scene-text decoder from text alone, then fine-tune it on few labelled crops.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_COMMON = {
+    "workspace": Annotated[
+        Path, typer.Option(envvar="DPTR_WORKSPACE", help="Folder that holds stores and runs.", show_default=True)
+    ],
+    "as_json": Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")],
+    "quiet": Annotated[bool, typer.Option("--quiet", help="No progress, no notes.")],
+    "debug": Annotated[bool, typer.Option("--debug", help="Show tracebacks.")],
+}
+_DEFAULTS = {"workspace": Path("dptr_data"), "as_json": False, "quiet": False, "debug": False}
+
+Out = Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write to instead of the workspace's own.")]
+ClipName = Annotated[str, typer.Option("--clip", help="`tiny` (bundled), a directory, or a hub id.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
+MaxBad = Annotated[int | None, typer.Option(help="Fail (exit 4) when more inputs than this are refused.")]
+Dtype = Annotated[str, typer.Option(help="How states are stored: float16, float32 or int8.")]
+Precision = Annotated[str, typer.Option(help="Arithmetic of CLIP: fp32 or bf16.")]
+RecipeName = Annotated[str, typer.Option("--recipe", help="tiny, small, paper, or a TOML file.")]
+Steps = Annotated[int | None, typer.Option(help="Optimiser steps in all.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, for any recipe key.")]
+Data = Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops; more may follow.")]
+MoreData = Annotated[list[Path] | None, typer.Argument(help="Further data.", hidden=True)]
+CharsetName = Annotated[str | None, typer.Option("--charset", help="36, 62, 94, or a file of characters.")]
+
+
+@dataclass
+class Report:
+    """What a command came to: figures for programs, text for people."""
+
+    figures: dict[str, Any]
+    text: str = ""
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+
+def command(name: str) -> Callable[[Callable[..., Report]], None]:
+    """Register a function ``(workspace, ...) -> Report`` as a command with the common options."""
+
+    def register(function: Callable[..., Report]) -> None:
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.name != "workspace"]
+        common = [
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS[key], annotation=annotation)
+            for key, annotation in _COMMON.items()
+        ]
+
+        def run(workspace: Path, as_json: bool, quiet: bool, debug: bool, **arguments: Any) -> None:
+            set_quiet(quiet)
+            os.environ["DPTR_DEBUG"] = "1" if debug else ""
+            _print(name, function(Workspace(workspace), **arguments), as_json)
+
+        keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+        run.__signature__ = inspect.Signature([*keyword, *common])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in [*keyword, *common]}
+        run.__doc__ = function.__doc__
+        app.command(name)(run)
+
+    return register
+
+
+@command("embed-text")
+def _embed_text(
+    workspace: Workspace,
+    files: Annotated[list[str], typer.Argument(help="Text, .gz, .zst, .xz, JSONL, Parquet, LMDB, or - for stdin.")],
+    out: Out = None,
+    clip: ClipName = "tiny",
+    unit: Annotated[str, typer.Option(help="What a label is: word or line.")] = "word",
+    column: Annotated[str, typer.Option(help="Column of JSONL and Parquet files.")] = "text",
+    charset: Annotated[str, typer.Option(help="36, 62, 94, a file, or auto (learnt from the corpus).")] = "94",
+    min_count: Annotated[int, typer.Option(help="auto: least occurrences of a character.")] = 1,
+    case: Annotated[str, typer.Option(help="keep, lower, or upper-lower-title.")] = "keep",
+    unicode: Annotated[str, typer.Option(help="Normal form: nfc, nfkc or none.")] = "nfkc",
+    ascii: Annotated[bool, typer.Option("--ascii", help="Fold to ASCII, as the authors do.")] = False,
+    max_label_length: Annotated[int, typer.Option(help="Longest label in characters.")] = 25,
+    template: Annotated[str, typer.Option(help="Sentence around {label}.")] = "a photo of a '{label}'",
+    states: Annotated[str | None, typer.Option(help="hidden or projected; by default what fits the images.")] = None,
+    context: Annotated[str, typer.Option(help="content (up to the end token) or full (all 77).")] = "content",
+    precision: Precision = "fp32",
+    dtype: Dtype = "float16",
+    shard_rows: Annotated[int, typer.Option(help="Labels of a shard.")] = 16384,
+    max_bad: MaxBad = None,
+    device: Device = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
+) -> Report:
+    """Corpus to prompt store.
+
+    Example: dptr embed-text words.txt
+    """
+    from dptr.cache.charset import Normalization
+    from dptr.pipeline.corpus import CorpusSettings
+    from dptr.pipeline.embed_text import EmbedTextSettings, embed_text, estimate
+
+    _require_choice("--unit", unit, "word", "line")
+    _require_choice("--unicode", unicode, "nfc", "nfkc", "none")
+    _require_choice("--case", case, "keep", "lower", "upper-lower-title")
+    _require_choice("--context", context, "content", "full")
+    _require_choice("--states", states or "hidden", "hidden", "projected")
+    _require_storage(precision, dtype)
+    normalization = Normalization(unicode, ascii, unit == "line", max_label_length)  # type: ignore[arg-type]
+    corpus = CorpusSettings(unit, column, normalization, charset, min_count, case)  # type: ignore[arg-type]
+    settings = EmbedTextSettings(
+        corpus=corpus,
+        clip=clip,
+        template=template,
+        states=states,  # type: ignore[arg-type]
+        context=context,  # type: ignore[arg-type]
+        precision=precision,  # type: ignore[arg-type]
+        dtype=dtype,  # type: ignore[arg-type]
+        shard_rows=shard_rows,
+        max_bad=max_bad,
+        device=_device(device),
+    )
+    folder = out or workspace.prompts
+    if dry_run:
+        cost = estimate(files, folder, _models(workspace), settings)
+        text = f"{cost.rows:,} rows to compute, about {cost.bytes / 1e6:,.0f} MB, about {cost.seconds:,.0f} s"
+        return Report({"out": str(folder), **vars(cost)}, text)
+    summary = embed_text(files, folder, _models(workspace), settings)
+    return Report(_figures(summary), f"{summary.table}\n{summary.rows:,} rows in {summary.out}")
+
+
+@command("build-orp-bank")
+def _build_orp_bank(
+    workspace: Workspace,
+    paths: Annotated[list[Path], typer.Argument(help="Folders, image files, .tar, .zip, Parquet or LMDB.")],
+    out: Out = None,
+    clip: ClipName = "tiny",
+    crops_per_image: Annotated[int, typer.Option(help="Random crops of each photo.")] = 8,
+    tokens_per_crop: Annotated[int | None, typer.Option(help="Tokens kept of each crop; all by default.")] = None,
+    workers: Annotated[int, typer.Option(help="Threads that decode photos.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of crops and tokens.")] = 0,
+    precision: Precision = "fp32",
+    dtype: Dtype = "float16",
+    retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Read refused photos again.")] = False,
+    max_bad: MaxBad = None,
+    device: Device = "auto",
+) -> Report:
+    """Photos to ORP bank, with a FAISS index.
+
+    Example: dptr build-orp-bank photos/
+    """
+    from dptr.pipeline.build_orp_bank import OrpBankSettings, build_orp_bank
+
+    _require_storage(precision, dtype)
+    settings = OrpBankSettings(
+        clip=clip,
+        precision=precision,  # type: ignore[arg-type]
+        crops_per_image=crops_per_image,
+        tokens_per_crop=tokens_per_crop,
+        seed=seed,
+        dtype=dtype,  # type: ignore[arg-type]
+        workers=workers,
+        max_bad=max_bad,
+        retry_quarantined=retry_quarantined,
+        device=_device(device),
+    )
+    summary = build_orp_bank(paths, out or workspace.orp, _models(workspace), settings)
+    return Report(_figures(summary), f"{summary.rows:,} crops in {summary.out}, {summary.quarantined} photos refused")
+
+
+@command("pretrain")
+def _pretrain(
+    workspace: Workspace,
+    recipe: RecipeName = "tiny",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run.")] = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    changes: Changes = None,
+    device: Device = "auto",
+) -> Report:
+    """Prompt store and ORP bank to a pre-trained decoder; the same command goes on where it stopped.
+
+    Example: dptr pretrain --recipe tiny --set noise.ratio=0.2
+    """
+    from dptr.cache.prompts import PromptStore
+    from dptr.trainer.pretrain import data_identity, pretrain
+    from dptr.trainer.recipe import load_recipe
+    from dptr.trainer.runs import default_name
+
+    settings = load_recipe(recipe, _changes("pretrain", changes, steps, seed))
+    store = PromptStore(workspace.prompts)
+    bank = _open_bank(workspace, settings)
+    folder = out or workspace.runs / default_name("pretrain", settings, data_identity(store, bank))
+    summary = pretrain(store, bank, None, settings, folder, _device(device))
+    metrics = summary.metrics
+    text = f"{summary.steps:,} steps; held-out labels read from their states: {metrics['accuracy']:.1%} (case aside)"
+    if "accuracy_with_noise" in metrics:
+        text += f", with noise {metrics['accuracy_with_noise']:.1%}"
+    return Report(_figures(summary), f"{text}\nrun: {summary.out}")
+
+
+@command("finetune")
+def _finetune(
+    workspace: Workspace,
+    data: Data = None,
+    more: MoreData = None,
+    start: Annotated[
+        str, typer.Option("--from", help="Pre-trained run; `newest`, or `none` for the control.")
+    ] = "newest",
+    charset: CharsetName = None,
+    recipe: RecipeName = "tiny",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run.")] = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    changes: Changes = None,
+    device: Device = "auto",
+) -> Report:
+    """Labelled crops to a recogniser, from a pre-trained decoder.
+
+    Example: dptr finetune --data crops/
+    """
+    from dptr.cache.charset import Charset
+    from dptr.trainer.finetune import data_identity, finetune
+    from dptr.trainer.recipe import load_recipe
+    from dptr.trainer.runs import default_name
+    from dptr.trainer.word_images import WordImages
+
+    run = _start_run(workspace, start)
+    settings = load_recipe(recipe, _changes("finetune", changes, steps, seed), run.recipe.decoder if run else None)
+    characters = Charset.named(charset) if charset else run.charset if run else Charset.named("94")
+    images = WordImages.open(_data(data, more), characters, _normalization(settings))
+    folder = out or workspace.runs / default_name("finetune", settings, data_identity(images, run))
+    summary = finetune(images, characters, run, settings, folder, _device(device))
+    metrics = summary.metrics
+    lines = [
+        *_left_out(images),
+        f"{summary.steps:,} steps; held-back crops read: {metrics['accuracy']:.1%}, "
+        f"{metrics['accuracy_36']:.1%} with 36 characters",
+        f"run: {summary.out}",
+    ]
+    return Report(_figures(summary), "\n".join(lines))
+
+
+@command("evaluate")
+def _evaluate(
+    workspace: Workspace,
+    run: Annotated[str, typer.Argument(help="A fine-tuning run: its folder or name.")],
+    more: MoreData = None,
+    data: Data = None,
+    device: Device = "auto",
+) -> Report:
+    """Word accuracy and 1-NED of a recogniser, per data set and charset.
+
+    Example: dptr evaluate dptr_data/runs/finetune-parseq-1234abcd --data crops/
+    """
+    from dptr.cache.charset import Charset
+    from dptr.trainer.evaluate import evaluate
+    from dptr.trainer.evaluation_table import figures, table
+    from dptr.trainer.read import load
+    from dptr.trainer.word_images import WordImages
+
+    reader = load(workspace.find_run(run), _device(device))
+    # Every printable label counts: what the recogniser cannot emit is a mistake, not an exception.
+    paths = _data(data, more)
+    charset = Charset(Charset.named("94").characters + _beyond_94(reader.recognizer.charset))
+    sets = {str(path): WordImages.open([path], charset, _normalization_for_evaluation()) for path in paths}
+    result = evaluate(reader.recognizer, sets, _device(device))
+    left_out = [line for images in sets.values() for line in _left_out(images)]
+    return Report({"out": run, **figures(result)}, "\n".join([table(result), *left_out]))
+
+
+@command("read")
+def _read(
+    workspace: Workspace,
+    run: Annotated[str, typer.Argument(help="A fine-tuning run: its folder or name.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures of one word each, or folders of them.")],
+    device: Device = "auto",
+) -> Report:
+    """Text and confidence of each image.
+
+    Example: dptr read dptr_data/runs/finetune-parseq-1234abcd sign.png
+    """
+    import time
+
+    from dptr.trainer.read import find_images, load
+
+    started = time.monotonic()
+    reader = load(workspace.find_run(run), _device(device))
+    loaded = time.monotonic()
+    paths = list(find_images(images))
+    readings = reader.read(paths)
+    seconds = time.monotonic() - loaded
+    lines = [{"image": str(path), **vars(reading)} for path, reading in zip(paths, readings, strict=True)]
+    text = "\n".join(f"{line['image']}\t{line['text']}\t{line['confidence']:.3f}" for line in lines)
+    figures = {"out": run, "rows": len(lines), "computed": len(lines), "quarantined": 0, "seconds": seconds}
+    return Report({**figures, "load_seconds": loaded - started}, text, lines)
+
+
+@command("sql")
+def _sql(
+    workspace: Workspace,
+    query: Annotated[str | None, typer.Argument(help="SQL; without it, an interactive prompt.")] = None,
+) -> Report:
+    """DuckDB over everything in the workspace: prompts, crops, neighbours, refused_text, refused_photos, runs, metrics.
+
+    Example: dptr sql "select label, n_tokens from prompts order by n_tokens desc limit 10"
+    """
+    import time
+
+    from dptr.cache import sql
+
+    started = time.monotonic()
+    connection = sql.connect(workspace)
+    if query is None:
+        sql.prompt(connection)
+        return Report({"out": str(workspace.root), "rows": 0, "seconds": time.monotonic() - started})
+    columns, rows = sql.ask(connection, query)
+    figures = {"out": str(workspace.root), "rows": len(rows), "columns": columns, "result": rows}
+    return Report({**figures, "seconds": time.monotonic() - started}, sql.table(columns, rows))
+
+
+@command("render-words")
+def _render_words(
+    workspace: Workspace,
+    files: Annotated[list[str], typer.Argument(help="Word lists, as for embed-text.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder, or a .lmdb or .parquet file.")],
+    count: Annotated[int | None, typer.Option(help="Crops in all; by default one a word.")] = None,
+    fonts: Annotated[Path | None, typer.Option(help="Folder of fonts; otherwise those that are installed.")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Folder of photos for backgrounds.")] = None,
+    style: Annotated[str, typer.Option(help="clean, natural or hard.")] = "natural",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that render.")] = 1,
+) -> Report:
+    """Labelled synthetic crops from a word list.
+
+    Example: dptr render-words words.txt -o crops/ --count 1000
+    """
+    from dptr.pipeline.render_style import RenderStyle
+    from dptr.pipeline.render_words import find_photos, render_words
+    from dptr.pipeline.word_lists import read_words
+
+    summary = render_words(
+        read_words(files, workspace.root),
+        out,
+        count=count,
+        seed=seed,
+        fonts=fonts,
+        photos=find_photos(photos) if photos else (),
+        style=RenderStyle.named(style),
+        workers=workers,
+    )
+    return Report(_figures(summary), f"{summary.rows:,} crops in {summary.out}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with the exit code that the error class fixes."""
+    sys.exit(run_command(arguments))
+
+
+def run_command(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; what went wrong is printed on stderr as one line."""
+    import click
+
+    signal.signal(signal.SIGTERM, lambda *_: _interrupt())
+    try:
+        get_command(app).main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+    except DptrError as error:
+        return _fail(error.exit_code, str(error))
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        return 2
+    except click.ClickException as error:
+        return _fail(2, f"{error.format_message()} See `dptr --help`.")
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        return _fail(130, "interrupted; what was finished is kept, and the same command goes on")
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except MemoryError:
+        return _fail(1, "out of memory. Use a smaller batch or shard")
+    except Exception as error:
+        return _fail(
+            1, f"unexpected {type(error).__name__}: {error}. Please report it; --debug shows where it happened"
+        )
+    return 0
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(code: int, message: str) -> int:
+    if os.environ.get("DPTR_DEBUG"):
+        traceback.print_exc()
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    return code
+
+
+def _print(name: str, report: Report, as_json: bool) -> None:
+    if not as_json:
+        if report.text:
+            print(report.text)
+        return
+    for line in report.lines:
+        print(json.dumps(line, ensure_ascii=False))
+    figures = report.figures
+    if figures.get("seconds") and "computed" in figures:
+        figures["rows_per_second"] = figures["computed"] / figures["seconds"]
+    print(json.dumps({"command": name, **figures}, ensure_ascii=False, default=str))
+
+
+def _figures(summary: Any) -> dict[str, Any]:
+    """A summary's plain fields, for JSON."""
+    return {key: value for key, value in vars(summary).items() if key not in ("table", "coverage")}
+
+
+def _models(workspace: Workspace) -> Path:
+    return workspace.root / "models"
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _require_choice(option: str, value: str, *choices: str) -> None:
+    if value not in choices:
+        raise UserError(f"{option} {value!r} is not known", f"Use one of: {', '.join(choices)}")
+
+
+def _require_storage(precision: str, dtype: str) -> None:
+    _require_choice("--precision", precision, "fp32", "bf16")
+    _require_choice("--dtype", dtype, "float16", "float32", "int8")
+
+
+def _changes(section: str, changes: list[str] | None, steps: int | None, seed: int | None) -> list[str]:
+    """Fold the short flags into recipe changes; flags come last, so they win."""
+    short = {"steps": steps, "seed": seed}
+    return [*(changes or []), *(f"{section}.{key}={value}" for key, value in short.items() if value is not None)]
+
+
+def _open_bank(workspace: Workspace, recipe: "Recipe") -> Any:
+    from dptr.cache.manifest import FILE_NAME
+    from dptr.cache.orp import OrpBank
+
+    if recipe.noise.ratio == 0:
+        return None
+    if not (workspace.orp / FILE_NAME).is_file():
+        raise UserError(
+            f"the recipe adds noise but there is no ORP bank in {workspace.orp}",
+            "Run `dptr build-orp-bank PHOTOS`, or train without noise: --set noise.ratio=0",
+        )
+    return OrpBank(workspace.orp)
+
+
+def _start_run(workspace: Workspace, start: str) -> "Run | None":
+    from dptr.trainer.runs import Run
+
+    if start == "none":
+        return None
+    if start == "newest":
+        runs = [run for run in map(Run.load, workspace.run_folders()) if run.kind == "pretrain"]
+        if not runs:
+            raise UserError(
+                f"no pre-trained run in {workspace.runs}",
+                "Run `dptr pretrain` first, or use --from none for the control",
+            )
+        return runs[-1]
+    run = Run.load(workspace.find_run(start))
+    if run.kind != "pretrain":
+        raise UserError(f"{start} is not a pre-trained run", "Name a run that `dptr pretrain` made")
+    return run
+
+
+def _data(data: list[Path] | None, more: list[Path] | None) -> list[Path]:
+    paths = [*(data or []), *(more or [])]
+    if not paths:
+        raise UserError("no data named", "Give labelled crops: --data FOLDER")
+    return paths
+
+
+def _normalization(recipe: "Recipe") -> "Normalization":
+    from dptr.cache.charset import Normalization
+
+    return Normalization(max_label_length=recipe.decoder.max_label_length)
+
+
+def _normalization_for_evaluation() -> "Normalization":
+    from dptr.cache.charset import Normalization
+
+    return Normalization(max_label_length=1000)
+
+
+def _beyond_94(charset: "Charset") -> str:
+    from dptr.cache.charset import Charset
+
+    return Charset.named("94").missing(charset.characters)
+
+
+def _left_out(images: Any) -> list[str]:
+    """Say which labels were left out or changed, with examples."""
+    lines = []
+    for what, counts in (("left out", images.refused), ("kept, but changed", images.changed)):
+        for reason, count in counts.most_common():
+            lines.append(f"{what}: {count:,} labels, {reason} (such as {images.examples[reason][0]})")
+    return lines

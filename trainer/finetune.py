@@ -1,0 +1,163 @@
+"""Stage 3: couple a pre-trained decoder to an image encoder through the Feature Merge Unit, on labelled word images."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dptr.cache.charset import Charset
+from dptr.cache.errors import UserError
+from dptr.cache.progress import note
+from dptr.trainer import loop, runs
+from dptr.trainer.augment import augment
+from dptr.trainer.coverage import Coverage, load_weights
+from dptr.trainer.decoders.base import Targets
+from dptr.trainer.evaluate import read_word_images
+from dptr.trainer.metrics import score
+from dptr.trainer.prompt_data import BatchOrder
+from dptr.trainer.recipe import Recipe
+from dptr.trainer.recognizer import Recognizer
+from dptr.trainer.word_images import UnreadableImage, WordImages, preprocess, split
+
+
+@dataclass(frozen=True)
+class FinetuneSummary:
+    """What a fine-tuning run came to; ``coverage`` is None for a decoder that starts from nothing."""
+
+    out: Path
+    rows: int
+    computed: int
+    quarantined: int
+    steps: int
+    seconds: float
+    metrics: dict[str, float]
+    coverage: Coverage | None
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Preprocessed word images (batch, 3, height, width) uint8, with their labels."""
+
+    images: Tensor
+    targets: Targets
+
+
+class ImageBatches:
+    """Batch number -> :class:`ImageBatch`; a pure function of the recipe's seed and the number."""
+
+    def __init__(self, images: WordImages, charset: Charset, recipe: Recipe) -> None:
+        settings = recipe.finetune
+        lengths = np.array([len(sample.label) for sample in images.samples])
+        self._order = BatchOrder(np.arange(len(images)), lengths, settings.batch_size, settings.seed)
+        self._images = images
+        self._charset = charset
+        self._seed = settings.seed
+        self._strength = settings.augmentation
+        self._size = (recipe.encoder.image_height, recipe.encoder.image_width)
+
+    def __call__(self, number: int) -> ImageBatch:
+        pixels, labels = [], []
+        for row in self._order.rows_of(number).tolist():
+            try:
+                image = self._images.image(row)
+            except UnreadableImage as error:
+                note(f"left out: {error}")
+                continue
+            if self._strength > 0:
+                image = augment(image, np.random.default_rng((self._seed, 5, number, row)), self._strength)
+            pixels.append(preprocess(image, *self._size))
+            labels.append(self._images.samples[row].label)
+        if not pixels:
+            raise UserError(
+                f"batch {number} has no readable image", "Check the data: the images above could not be read"
+            )
+        return ImageBatch(torch.from_numpy(np.stack(pixels)), Targets.of(labels, self._charset))
+
+
+def finetune(
+    images: WordImages,
+    charset: Charset,
+    start: runs.Run | None,
+    recipe: Recipe,
+    out: Path,
+    device: str = "cpu",
+) -> FinetuneSummary:
+    """Train a recogniser, from a pre-trained decoder or (``start`` None) from nothing; goes on where it stopped.
+
+    A share of the images is held back for validation.
+
+    Raises:
+        UserError: too few images, or none could be read. DamagedStore: ``out`` holds another run.
+    """
+    started = time.monotonic()
+    training, held_back = split(images, recipe.finetune.held_back, recipe.finetune.seed)
+    place = torch.device(device)
+    torch.manual_seed(recipe.finetune.seed)
+    memory_dim = start.memory_dim if start else recipe.decoder.memory_dim or recipe.decoder.dim
+    recognizer = Recognizer(recipe, charset, memory_dim)
+    coverage = None
+    if start is not None:
+        coverage = load_weights(recognizer.decoder, start.weights(), start.charset, charset)
+        note(f"decoder from {start.folder}: " + "; ".join(coverage.lines()))
+    recognizer.to(place)
+    run = runs.start_or_continue(out, "finetune", recipe, charset, memory_dim, data_identity(images, start))
+    task = loop.Task(
+        model=recognizer,
+        batch=ImageBatches(training, charset, recipe),
+        loss=lambda batch: recognizer.loss(batch.images.to(place), batch.targets.to(place)),
+        validate=lambda model: _validate(model, held_back, place),
+        rows=lambda batch: len(batch.images),
+        groups=_groups(recognizer, recipe),
+    )
+    steps_before = run.step()
+    state = loop.run(out, task, recipe.finetune, place)
+    return FinetuneSummary(
+        out=out,
+        rows=len(training),
+        computed=(state.step - steps_before) * recipe.finetune.batch_size * recipe.finetune.accumulate,
+        quarantined=sum(images.refused.values()),
+        steps=state.step,
+        seconds=time.monotonic() - started,
+        metrics=state.metrics,
+        coverage=coverage,
+    )
+
+
+def data_identity(images: WordImages, start: runs.Run | None) -> dict[str, Any]:
+    """What a run remembers of its data: the images' fingerprint and where its decoder came from."""
+    digest = hashlib.sha256("\n".join(f"{sample.key}\t{sample.label}" for sample in images.samples).encode())
+    origin = None if start is None else [start.folder.name, start.data]
+    return {"images": {"rows": len(images), "sha256": digest.hexdigest()}, "from": origin}
+
+
+def _groups(recognizer: Recognizer, recipe: Recipe) -> list[loop.ParameterGroup]:
+    settings = recipe.finetune
+    return [
+        loop.ParameterGroup(list(recognizer.encoder.parameters()), settings.encoder_rate),
+        loop.ParameterGroup(list(recognizer.fmu.parameters()), settings.fmu_rate),
+        loop.ParameterGroup(
+            list(recognizer.decoder.parameters()), settings.decoder_rate, settings.freeze_decoder_steps
+        ),
+    ]
+
+
+def _validate(model: torch.nn.Module, images: WordImages, device: torch.device) -> dict[str, float]:
+    """Read the held-back images, compared as they stand and, like the field's 36-character protocol, case aside."""
+    if not isinstance(model, Recognizer):
+        raise TypeError(f"{type(model).__name__} is not a recogniser")
+    read = read_word_images(model, images, device)
+    texts = [reading.text for reading in read.readings]
+    exact, folded = score(read.truths, texts), score(read.truths, texts, Charset.named("36"))
+    return {
+        "score": exact.accuracy,
+        "accuracy": exact.accuracy,
+        "accuracy_36": folded.accuracy,
+        "one_minus_ned": exact.one_minus_ned,
+    }

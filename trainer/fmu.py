@@ -1,0 +1,43 @@
+"""The Feature Merge Unit: learned queries that look at all image tokens and hand the decoder a short memory.
+
+Its queries learn to attend to character foreground, so that what the decoder reads resembles the text states it was
+pre-trained on. Source: DPTR (ACM MM 2024), section 3.4; in the authors' code the queries start as uninitialised memory,
+here they start like every other embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dptr.trainer.decoders.layers import Attention, FeedForward, initialize
+
+
+class FeatureMergeUnit(nn.Module):
+    """Cross-attention from learned queries to image tokens, then a pre-norm feed-forward, both residual."""
+
+    def __init__(self, image_dim: int, memory_dim: int, queries: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.empty(queries, memory_dim))
+        self.attention = Attention(memory_dim, heads, image_dim, dropout)
+        self.norm_feed_forward = nn.LayerNorm(memory_dim)
+        self.feed_forward = FeedForward(memory_dim, 4 * memory_dim, dropout)
+        self.norm = nn.LayerNorm(memory_dim)
+        self.apply(initialize)
+        nn.init.trunc_normal_(self.queries, std=0.02)
+
+    def forward(self, image_tokens: Tensor) -> Tensor:
+        """(batch, tokens, image_dim) -> (batch, queries, memory_dim)."""
+        queries = self.queries.expand(len(image_tokens), -1, -1)
+        keys, values = self.attention.keys_values(image_tokens)
+        x = queries + self.attention.attend(self.attention.queries(queries), keys, values, None)
+        x = x + self.feed_forward(self.norm_feed_forward(x))
+        normed: Tensor = self.norm(x)
+        return normed
+
+    def attention_map(self, image_tokens: Tensor) -> Tensor:
+        """Return where each query looks, averaged over heads: (batch, queries, tokens), rows sum to one."""
+        queries = self.attention.queries(self.queries.expand(len(image_tokens), -1, -1))
+        keys, _ = self.attention.keys_values(image_tokens)
+        weights = (queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5).softmax(-1)
+        return weights.mean(1)

@@ -1,0 +1,81 @@
+"""Read images with a trained recogniser: ``dptr.load(run).read(images)``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from dptr.cache.errors import UserError
+from dptr.trainer.recognizer import Reading, Recognizer, load_recognizer
+from dptr.trainer.runs import Run
+from dptr.trainer.word_images import preprocess
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+
+
+class Reader:
+    """A recogniser with its preprocessing: pictures in, readings out."""
+
+    def __init__(self, recognizer: Recognizer, device: str = "cpu", batch_size: int = 64) -> None:
+        self.recognizer = recognizer
+        self._device = device
+        self._batch_size = batch_size
+
+    def read(self, images: Sequence[Image.Image | Path | str]) -> list[Reading]:
+        """Read pictures of one word or line each, of any size, in the order given.
+
+        Raises:
+            UserError: a file cannot be read as a picture.
+        """
+        readings: list[Reading] = []
+        for start in range(0, len(images), self._batch_size):
+            pictures = [_open(image) for image in images[start : start + self._batch_size]]
+            pixels = np.stack([preprocess(picture, *self.recognizer.image_size) for picture in pictures])
+            readings += self.recognizer.read(torch.from_numpy(pixels).to(self._device))
+        return readings
+
+
+def load(run: str | Path, device: str = "cpu") -> Reader:
+    """Load the recogniser of a fine-tuning run.
+
+    Raises:
+        UserError: not a fine-tuning run, or it has no checkpoint yet.
+    """
+    description = Run.load(Path(run))
+    if description.kind != "finetune":
+        raise UserError(f"{run} is a pre-trained decoder, which cannot see", "Fine-tune it first (`dptr finetune`)")
+    return Reader(load_recognizer(description, device), device)
+
+
+def find_images(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield files as they are and the pictures in folders, sorted.
+
+    Raises:
+        UserError: a path does not exist, or a folder holds no picture.
+    """
+    for path in paths:
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            if not found:
+                raise UserError(f"no picture in {path}", f"Known kinds: {', '.join(sorted(_SUFFIXES))}")
+            yield from found
+        elif path.is_file():
+            yield path
+        else:
+            raise UserError(f"{path} does not exist", "Name picture files or folders")
+
+
+def _open(image: Image.Image | Path | str) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    try:
+        with Image.open(image) as opened:
+            return opened.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(
+            f"{image} cannot be read as a picture", "Leave it out, or save it anew as PNG or JPEG"
+        ) from error

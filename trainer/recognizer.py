@@ -1,0 +1,97 @@
+"""The recogniser: image encoder, Feature Merge Unit and decoder, with the charset it reads in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dptr.cache.charset import Charset
+from dptr.trainer.decoders import build_decoder
+from dptr.trainer.decoders.base import Decoder, Memory, Targets
+from dptr.trainer.encoders.vit import VisionTransformer
+from dptr.trainer.fmu import FeatureMergeUnit
+from dptr.trainer.recipe import Recipe
+from dptr.trainer.runs import Run
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read from one image.
+
+    Attributes:
+        text: the characters. confidence: product of the probabilities of all characters and the end.
+        character_confidences: one for each character of ``text``.
+    """
+
+    text: str
+    confidence: float
+    character_confidences: list[float]
+
+
+class Recognizer(nn.Module):
+    """Word images to text.
+
+    Args:
+        recipe: sizes of all parts. charset: what it can read.
+        memory_dim: width of the memory its decoder reads, that of the text states it was pre-trained on.
+    """
+
+    def __init__(self, recipe: Recipe, charset: Charset, memory_dim: int) -> None:
+        super().__init__()
+        self.charset = charset
+        self.encoder = VisionTransformer(recipe.encoder)
+        fmu = recipe.fmu
+        self.fmu: nn.Module
+        if fmu.kind == "none":
+            # Without merging, all image tokens are the memory; only their width has to fit.
+            same = self.encoder.dim == memory_dim
+            self.fmu = nn.Identity() if same else nn.Linear(self.encoder.dim, memory_dim)
+        else:
+            self.fmu = FeatureMergeUnit(self.encoder.dim, memory_dim, fmu.queries, fmu.heads, fmu.dropout)
+        self.decoder: Decoder = build_decoder(recipe.decoder, len(charset.characters), memory_dim)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images it takes."""
+        return self.encoder.size
+
+    def memory(self, images: Tensor) -> Memory:
+        """Encode images (batch, 3, height, width), uint8 or already in [-1, 1]."""
+        if images.dtype == torch.uint8:
+            images = images.float() / 127.5 - 1
+        return Memory(self.fmu(self.encoder(images)))
+
+    def loss(self, images: Tensor, targets: Targets) -> Tensor:
+        """Return the decoder's training loss on labelled images."""
+        return self.decoder.loss(self.memory(images), targets)
+
+    @torch.inference_mode()
+    def read(self, images: Tensor) -> list[Reading]:
+        """Read a batch of images, shape as in :meth:`memory`; the module should be in evaluation mode."""
+        logits = self.decoder.decode(self.memory(images))
+        confidences, ids = logits.float().softmax(-1).max(-1)
+        return [
+            _reading(row, certain, self.charset)
+            for row, certain in zip(ids.cpu().numpy(), confidences.cpu().numpy(), strict=True)
+        ]
+
+
+def load_recognizer(run: Run, device: str = "cpu") -> Recognizer:
+    """Load the recogniser of a fine-tuning run, in evaluation mode.
+
+    Raises:
+        UserError: the run has no checkpoint yet. DamagedStore: its checkpoint is damaged.
+    """
+    recognizer = Recognizer(run.recipe, run.charset, run.memory_dim)
+    recognizer.load_state_dict(run.weights())
+    return recognizer.to(device).eval()
+
+
+def _reading(ids: NDArray[np.int64], confidences: NDArray[np.float32], charset: Charset) -> Reading:
+    text = charset.decode(ids)
+    counted = confidences[: len(text) + 1]
+    return Reading(text, float(counted.prod()), [float(value) for value in confidences[: len(text)]])
