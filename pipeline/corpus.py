@@ -138,7 +138,7 @@ class Corpus:
             f"{self.kept:>14,}  kept, in a charset of {len(self.charset.characters)}",
         ]
         for reason, count in quarantine.counts.most_common():
-            examples = ", ".join(example for example in quarantine.examples[reason] if example)
+            examples = ", ".join(repr(example) for example in quarantine.examples[reason] if example)
             lines.append(f"{count:>14,}  refused: {reason}" + (f" (such as {examples})" if examples else ""))
         return "\n".join(lines)
 
@@ -158,6 +158,7 @@ class Corpus:
 def read_corpus(paths: Sequence[str], settings: CorpusSettings, quarantine: Quarantine, scratch: Path) -> Corpus:
     """Read all files (``-``: standard input) and count their distinct labels, in the folder ``scratch / "corpus"``.
 
+    That folder is emptied first, so no two runs may share it.
     What cannot be used goes to ``quarantine``: broken items at each place where they are met, labels once each.
 
     Raises:

@@ -117,8 +117,14 @@ def test_refused_labels_are_told_once_with_their_first_place(tmp_path: Path, rea
         ("two.txt", 1, "x" * 26, "longer than 25 characters"),
     ]
     assert (result.read, result.distinct) == (6, 3)
-    for part in ("6  words read", "3  distinct labels", "1  kept", "1  refused: not in the charset (such as café)"):
+    for part in ("6  words read", "3  distinct labels", "1  kept", "1  refused: not in the charset (such as 'café')"):
         assert part in result.summary
+
+
+def test_a_long_label_that_is_allowed_stays_whole(tmp_path: Path, read: Read) -> None:
+    labels = ["x" * 299 + "y", "x" * 299 + "z"]
+    result = read(write(tmp_path / "a.txt", "\n".join(labels)), normalization=Normalization(max_label_length=300))
+    assert result.labels == labels
 
 
 def test_a_label_that_normalisation_leaves_empty_is_refused(tmp_path: Path, read: Read) -> None:
@@ -136,7 +142,7 @@ def test_normalisation_joins_the_counts_of_spellings(tmp_path: Path, read: Read)
 
 
 def test_charset_learnt_from_the_corpus(tmp_path: Path, read: Read) -> None:
-    path = write(tmp_path / "a.txt", "ba ba ab\x07 bé é\ni\u200cb i\u200cb " + "z" * 26)
+    path = write(tmp_path / "a.txt", "ba ba ab\x07 ab\x07 bé é\ni\u200cb i\u200cb " + "z" * 26)
     result = read(path, charset="auto", min_count=2)
     # By code point; neither the bell, nor what is rare, nor what only a too long label has.
     assert result.charset == "abié\u200c"

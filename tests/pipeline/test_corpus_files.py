@@ -248,6 +248,7 @@ def test_bad_lines_of_jsonl(tmp_path: Path, read: Read) -> None:
         b"[]",
         b'"caf\xe9"',
         b'{"text": "\\ud800"}',
+        b'{"text": true}',
     ]
     result = read(write(tmp_path / "a.jsonl", b"\n".join([*lines, b"", b'{"text": "two"}'])))
     assert result.labels == ["one", "two"]
@@ -259,6 +260,7 @@ def test_bad_lines_of_jsonl(tmp_path: Path, read: Read) -> None:
         5: "no column 'text'",
         6: "invalid UTF-8",
         7: "invalid UTF-8",
+        8: "column 'text' holds no text",
     }
 
 
