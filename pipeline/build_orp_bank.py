@@ -22,69 +22,19 @@ from dptr.cache.manifest import FILE_NAME, Manifest
 from dptr.cache.orp import INDEX_FILE, OrpBank
 from dptr.cache.progress import progress
 from dptr.cache.quarantine import Quarantine
-from dptr.cache.shards import StatesDtype
 from dptr.pipeline import faiss_index
-from dptr.pipeline.clip import Clip, ImageTower, Precision, load_clip
+from dptr.pipeline.clip import Clip, ImageTower, load_clip
+from dptr.pipeline.near_images import NearImages
+from dptr.pipeline.orp_settings import OrpBankSettings
 from dptr.pipeline.orp_shard import ShardInMaking
-from dptr.pipeline.photo_crops import CropSettings
-from dptr.pipeline.photo_files import Photo, Refusal, count_photos, find_photos
+from dptr.pipeline.photo import Photo, Refusal
+from dptr.pipeline.photo_files import count_photos, find_photos
 from dptr.pipeline.photo_reader import CutPhoto, PhotoReader, read_ahead
 from dptr.pipeline.seen_photos import SeenPhotos
 
+__all__ = ["OrpBankSettings", "OrpBankSummary", "build_orp_bank"]
+
 QUARANTINE_FILE = "quarantine.parquet"
-
-
-@dataclass(frozen=True)
-class OrpBankSettings:
-    """How a bank is made.
-
-    Attributes:
-        clip: ``tiny``, a directory in transformers' format, or a hub id.
-        precision: arithmetic of the image tower.
-        crops_per_image: this and the five after it are told in :class:`CropSettings`.
-        min_area: see there.
-        max_area: see there.
-        min_aspect: see there.
-        max_aspect: see there.
-        smallest_side: see there.
-        tokens_per_crop: tokens kept of each crop, drawn at random; None keeps all.
-        seed: of crops and tokens.
-        dtype: how states are stored.
-        shard_rows: crops per shard; a killed run loses at most these.
-        batch: crops per forward pass. Another batch may change the last bits of the states.
-        workers: threads that read and cut photos ahead of the model. Never changes a byte.
-        max_bad: refused photos allowed; None allows any number.
-        retry_quarantined: read again what an earlier run refused and what has not changed since.
-        device: a torch device.
-    """
-
-    clip: str = "tiny"
-    precision: Precision = "fp32"
-    crops_per_image: int = 8
-    min_area: float = 0.05
-    max_area: float = 0.5
-    min_aspect: float = 0.5
-    max_aspect: float = 2.0
-    smallest_side: int = 32
-    tokens_per_crop: int | None = None
-    seed: int = 0
-    dtype: StatesDtype = "float16"
-    shard_rows: int = 1024
-    batch: int = 32
-    workers: int = 1
-    max_bad: int | None = None
-    retry_quarantined: bool = False
-    device: str = "cpu"
-
-    def crops(self) -> CropSettings:
-        """Return the part that says which rectangles are cut.
-
-        Raises:
-            UserError: the ranges are impossible.
-        """
-        return CropSettings(
-            self.crops_per_image, self.min_area, self.max_area, self.min_aspect, self.max_aspect, self.smallest_side
-        )
 
 
 @dataclass(frozen=True)
@@ -169,7 +119,10 @@ class _Build:
             raise UserError(
                 f"{settings.tokens_per_crop} tokens per crop are impossible", f"Use 1 to {self.tower.tokens}"
             )
-        self.manifest = _begin_or_go_on(out, _identity(clip, self.tower, settings))
+        self.kept_out = (
+            NearImages(settings.exclude_near, settings.exclude_threshold, self.tower) if settings.exclude_near else None
+        )
+        self.manifest = _begin_or_go_on(out, _identity(clip, self.tower, settings, self.kept_out))
         self.in_bank = _hashes(out, self.manifest)
         self.rows_before = self.manifest.rows
         self.duplicates = 0
@@ -188,7 +141,7 @@ class _Build:
             self.settings.crops(),
             self.settings.seed,
             self.manifest.identity["tokens_per_crop"],
-            False,
+            self.kept_out is not None,
             self.in_bank,
             self.seen,
             self.settings.retry_quarantined,
@@ -202,9 +155,10 @@ class _Build:
                     if isinstance(result, str):
                         self._refuse(quarantine, found, result)
                     elif result.sha256 not in self.in_bank:
-                        self._add(result)
-                    elif result.sha256 not in earlier:
-                        self.duplicates += 1
+                        self._add_or_keep_out(quarantine, result)
+                    else:
+                        self.seen.remember(result.photo, result.sha256, None)
+                        self.duplicates += result.sha256 not in earlier
                     bar.advance(isinstance(found, Photo), f"{quarantine.total} quarantined" if quarantine.total else "")
                 self._commit()
             finally:
@@ -216,6 +170,13 @@ class _Build:
         if isinstance(found, Photo):
             self.seen.remember(found, None, reason)
         quarantine.check(self.settings.max_bad)
+
+    def _add_or_keep_out(self, quarantine: Quarantine, photo: CutPhoto) -> None:
+        near = self.kept_out.reason(photo.whole) if self.kept_out and photo.whole is not None else None
+        if near:
+            self._refuse(quarantine, photo.photo, near)
+        else:
+            self._add(photo)
 
     def _add(self, photo: CutPhoto) -> None:
         self.in_bank.add(photo.sha256)
@@ -245,7 +206,7 @@ class _Build:
         self.shard = None
 
 
-def _identity(clip: Clip, tower: ImageTower, settings: OrpBankSettings) -> dict[str, Any]:
+def _identity(clip: Clip, tower: ImageTower, settings: OrpBankSettings, kept_out: NearImages | None) -> dict[str, Any]:
     return {
         **clip.identity(),
         "precision": settings.precision,
@@ -254,6 +215,7 @@ def _identity(clip: Clip, tower: ImageTower, settings: OrpBankSettings) -> dict[
         "crops": asdict(settings.crops()),
         "seed": settings.seed,
         "dtype": settings.dtype,
+        "kept_out": kept_out.identity() if kept_out else None,
     }
 
 

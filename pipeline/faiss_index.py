@@ -33,6 +33,7 @@ def write_index(bank: OrpBank) -> None:
 
     dim = bank.pooled(0).shape[1]
     lists = 0 if len(bank) < FLAT_BELOW else _lists_for(len(bank))
+    index: Any
     if lists:
         quantizer = faiss.IndexFlatIP(dim)
         index = faiss.IndexIVFScalarQuantizer(

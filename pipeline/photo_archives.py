@@ -14,27 +14,26 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from dptr.pipeline.photo_files import IMAGE_SUFFIXES, LARGEST_FILE, Photo, Refusal, printable
+from dptr.pipeline.photo import IMAGE_SUFFIXES, LARGEST_FILE, Photo, Refusal, printable
 
 _Members = Iterator[tuple[str, Callable[[], bytes]]]
+_LMDB_FILE = "data.mdb"
 _row_group_lock = Lock()
 
 
-def find_in_archive(path: Path, status: os.stat_result) -> Iterator[Photo | Refusal] | None:
-    """Return the photos of an archive, told by its suffix (or ``data.mdb``); None when ``path`` is no archive."""
-    if (path / "data.mdb").is_file() or path.suffix.lower() in (".lmdb", ".mdb"):
-        members = _lmdb
-    elif path.suffix.lower() in _KINDS:
-        members = _KINDS[path.suffix.lower()]
-    else:
-        return None
-    return _photos(path, status, members)
+def archive_kind(path: Path) -> str | None:
+    """Return which kind of archive ``path`` is, told by its suffix and for LMDB by its file, or None."""
+    if (path / _LMDB_FILE).is_file():
+        return ".lmdb"
+    suffix = path.suffix.lower()
+    return suffix if suffix in _MEMBERS and path.is_file() else None
 
 
-def _photos(path: Path, status: os.stat_result, members: Callable[[Path], _Members]) -> Iterator[Photo | Refusal]:
+def photos_in_archive(path: Path, status: os.stat_result) -> Iterator[Photo | Refusal]:
+    """List an archive's photos; a broken archive ends with a refusal."""
     file = printable(path)
     try:
-        for name, read in members(path):
+        for name, read in _MEMBERS[archive_kind(path) or ""](path):
             yield Photo(file, name, status.st_size, status.st_mtime_ns, read)
     # Four libraries and what they raise on torn files; what was listed before the tear stays usable.
     except Exception as error:
@@ -46,6 +45,9 @@ def _tar(path: Path) -> _Members:
         for member in archive:
             if member.isfile() and member.name.lower().endswith(IMAGE_SUFFIXES):
                 yield printable(member.name), partial(_read_piece, path, member.offset_data, member.size)
+        # tarfile takes damage between members for the end; the real end is a block of zeros.
+        if _read_piece(path, archive.offset, tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"torn at byte {archive.offset}")
 
 
 def _read_piece(path: Path, offset: int, size: int) -> bytes:
@@ -100,7 +102,7 @@ def _image_column(schema: Any) -> str:
             return name
     if len(columns) != 1:
         raise ValueError(f"no column `image` with bytes among {', '.join(schema.names)}")
-    return columns[0]
+    return str(columns[0])
 
 
 def _read_cell(path: Path, group: int, column: str, index: int) -> bytes:
@@ -141,4 +143,10 @@ def _open_lmdb(path: Path) -> Any:
     return lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False, max_readers=512)
 
 
-_KINDS: dict[str, Callable[[Path], _Members]] = {".tar": _tar, ".zip": _zip, ".parquet": _parquet}
+_MEMBERS: dict[str, Callable[[Path], _Members]] = {
+    ".tar": _tar,
+    ".zip": _zip,
+    ".parquet": _parquet,
+    ".lmdb": _lmdb,
+    ".mdb": _lmdb,
+}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dptr.cache.errors import UserError
 
@@ -87,10 +87,11 @@ def decode(data: bytes) -> Image.Image:
             raise UnusablePhoto(f"too many pixels: {image.width}x{image.height}")
         image.load()
         return _as_rgb(ImageOps.exif_transpose(image))
-    except (UnusablePhoto, Image.DecompressionBombError) as error:
-        message = str(error)
-        raise UnusablePhoto(message if isinstance(error, UnusablePhoto) else f"too many pixels: {message}") from None
-    except Image.UnidentifiedImageError:
+    except UnusablePhoto:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UnusablePhoto(f"too many pixels: {error}") from None
+    except UnidentifiedImageError:
         raise UnusablePhoto("not a picture") from None
     # On damaged bytes Pillow's readers raise nearly anything, and one bad picture must not end a long run.
     except Exception as error:

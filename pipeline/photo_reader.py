@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,12 @@ from PIL import Image
 
 from dptr.pipeline import photo_crops
 from dptr.pipeline.clip import ImageTower
+from dptr.pipeline.photo import Photo, Refusal
 from dptr.pipeline.photo_crops import Box, CropSettings, UnusablePhoto
-from dptr.pipeline.photo_files import Photo, Refusal
 from dptr.pipeline.seen_photos import SeenPhotos
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -80,27 +84,27 @@ class PhotoReader:
     seen: SeenPhotos
     retry: bool
 
-    def read(self, found: Photo | Refusal) -> tuple[Photo | Refusal, CutPhoto | str]:
-        """Return what was found with its crops, or with the reason why there are none."""
+    def read(self, found: Photo | Refusal) -> CutPhoto | str:
+        """Return the photo with its crops, or the reason why it cannot be used."""
         if isinstance(found, Refusal):
-            return found, found.reason
+            return found.reason
         seen = self.seen.recall(found)
         if seen and seen.reason and not self.retry:
-            return found, seen.reason
+            return seen.reason
         if seen and seen.image_sha256 and seen.image_sha256 in self.in_bank:
-            return found, CutPhoto(found, seen.image_sha256, [], None)
+            return CutPhoto(found, seen.image_sha256, [], None)
         try:
             data = found.read()
             sha256 = hashlib.sha256(data).hexdigest()
             if sha256 in self.in_bank:
-                return found, CutPhoto(found, sha256, [], None)
+                return CutPhoto(found, sha256, [], None)
             image = photo_crops.decode(data)
-            return found, CutPhoto(found, sha256, self._crops(image, sha256), self._whole(image))
+            return CutPhoto(found, sha256, self._crops(image, sha256), self._whole(image))
         except UnusablePhoto as error:
-            return found, str(error)
+            return str(error)
         # Reading is done by five libraries on damaged files; one photo must not end a long run.
         except Exception as error:
-            return found, f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}"
+            return f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}"
 
     def _crops(self, image: Image.Image, sha256: str) -> list[Crop]:
         crops = []
@@ -115,21 +119,19 @@ class PhotoReader:
         return self.tower.preprocess(photo_crops.central_square(image)) if self.keep_whole else None
 
 
-def read_ahead(
-    found: Iterable[Photo | Refusal],
-    read: Callable[[Photo | Refusal], tuple[Photo | Refusal, CutPhoto | str]],
-    workers: int,
-) -> Iterator[tuple[Photo | Refusal, CutPhoto | str]]:
-    """Yield ``read`` of every item in order, with ``workers`` threads at work on the next ones; holds few at a time."""
+def read_ahead(items: Iterable[Item], read: Callable[[Item], Result], workers: int) -> Iterator[tuple[Item, Result]]:
+    """Yield every item with ``read`` of it, in order; ``workers`` threads are a few items ahead."""
     with ThreadPoolExecutor(workers, thread_name_prefix="photos") as pool:
-        waiting: deque[Future[tuple[Photo | Refusal, CutPhoto | str]]] = deque()
+        waiting: deque[tuple[Item, Future[Result]]] = deque()
         try:
-            for item in found:
-                waiting.append(pool.submit(read, item))
+            for item in items:
+                waiting.append((item, pool.submit(read, item)))
                 if len(waiting) > 4 * workers:
-                    yield waiting.popleft().result()
+                    done, result = waiting.popleft()
+                    yield done, result.result()
             while waiting:
-                yield waiting.popleft().result()
+                done, result = waiting.popleft()
+                yield done, result.result()
         finally:
-            for future in waiting:
-                future.cancel()
+            for _, result in waiting:
+                result.cancel()

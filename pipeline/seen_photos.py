@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dptr.cache.files import atomic_path
-from dptr.pipeline.photo_files import Photo
+from dptr.pipeline.photo import Photo
 
 FILE_NAME = "photos.parquet"
 
