@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dptr.cache.errors import UserError
 from dptr.cache.manifest import Shard
 from dptr.cache.orp import CATALOGUE_SCHEMA
 from dptr.cache.shards import States, StatesDtype, write_shard
@@ -91,7 +92,10 @@ class ShardInMaking:
         tokens, pooled = self._tower.encode(np.stack([crop.pixels for crop in self._waiting]))
         kept = np.stack([crop.tokens for crop in self._waiting])
         rows = slice(self._encoded, self._encoded + len(kept))
-        self._tokens[rows] = np.take_along_axis(tokens, kept[:, :, None], axis=1)
+        with np.errstate(over="ignore"):
+            self._tokens[rows] = np.take_along_axis(tokens, kept[:, :, None], axis=1)
+        if not np.isfinite(self._tokens[rows]).all():
+            raise UserError(f"the image tower gives states that {self._dtype} cannot hold", "Use --dtype float32")
         self._pooled[rows] = pooled
         self._encoded += len(kept)
         self._waiting.clear()

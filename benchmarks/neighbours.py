@@ -1,0 +1,98 @@
+"""How fast prompts find their nearest crops: the index that a bank of this size gets against an exact search.
+
+Vectors are made up, in clusters, as pooled vectors of real pictures are. Rates hold for this machine, ratios travel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dptr.cache.manifest import Manifest, StoreKind
+from dptr.cache.neighbours import Neighbours
+from dptr.cache.orp import CATALOGUE_SCHEMA, OrpBank
+from dptr.cache.prompts import CATALOGUE_SCHEMA as PROMPT_SCHEMA
+from dptr.cache.shards import States, write_shard
+from dptr.pipeline import faiss_index
+from dptr.pipeline.mine_neighbours import mine_neighbours
+
+SHARD_ROWS = 16384
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=100_000)
+    parser.add_argument("--crops", type=int, default=100_000)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--clusters", type=int, default=2000)
+    parser.add_argument("--spread", type=float, default=1.0, help="size of a cluster; 1 is the length of its centre")
+    parser.add_argument("-k", type=int, default=32)
+    parser.add_argument("--flat-queries", type=int, default=10_000, help="prompts that the exact search is timed on")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(arguments, Path(folder))
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> None:
+    crops, prompts = clustered(arguments, arguments.crops, 1), clustered(arguments, arguments.prompts, 2)
+    write_store(folder / "orp", "orp", crops)
+    write_store(folder / "prompts", "prompts", prompts)
+    bank = OrpBank(folder / "orp")
+    started = time.perf_counter()
+    faiss_index.write_index(bank)
+    building = time.perf_counter() - started
+    print(f"index of {len(bank):,} crops built in {building:.1f} s: {bank.manifest.details['index']}")
+
+    flat = faiss.IndexFlatIP(arguments.dim)
+    flat.add(faiss_index.normalized(crops))
+    queries = faiss_index.normalized(prompts[: arguments.flat_queries])
+    before = flat_rate(flat, queries[: len(queries) // 2], arguments.k)
+    summary = mine_neighbours(folder / "prompts", folder / "orp", arguments.k)
+    after = flat_rate(flat, queries[len(queries) // 2 :], arguments.k)
+    flat_search = (before + after) / 2
+    mined = summary.rows / summary.seconds
+    truth = flat.search(queries, 10)[1]
+    found = Neighbours.open(folder / "prompts", bank).of(np.arange(len(queries)))[:, :10]
+    recall = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(found, truth, strict=True)])
+    print(f"{'flat search':36} {flat_search:10.0f} prompts/s    1.0   recall@10 1.0000")
+    print(f"{'mine_neighbours, files included':36} {mined:10.0f} prompts/s {mined / flat_search:6.1f}   ", end="")
+    print(f"recall@10 {recall:.4f} on {len(queries):,} prompts, {summary.probes} lists visited")
+
+
+def clustered(arguments: argparse.Namespace, rows: int, seed: int) -> NDArray[np.float32]:
+    """Return vectors around common centres, shape (rows, dim)."""
+    centres = np.random.default_rng(0).standard_normal((arguments.clusters, arguments.dim), dtype=np.float32)
+    generator = np.random.default_rng(seed)
+    noise = generator.standard_normal((rows, arguments.dim), dtype=np.float32)
+    return centres[generator.integers(0, arguments.clusters, rows)] + arguments.spread * noise
+
+
+def write_store(folder: Path, kind: StoreKind, pooled: NDArray[np.float32]) -> None:
+    folder.mkdir()
+    schema = CATALOGUE_SCHEMA if kind == "orp" else PROMPT_SCHEMA
+    manifest = Manifest(kind, {"encoder": "made up", "weights": "made up", "tokens_per_crop": 1, "charset": "a"})
+    for first in range(0, len(pooled), SHARD_ROWS):
+        block = pooled[first : first + SHARD_ROWS]
+        columns = [pa.nulls(len(block), field.type) for field in schema]
+        columns[0] = pa.array(np.arange(first, first + len(block)))
+        states = States(block[:, :8], np.ones(len(block), np.int64), block)
+        table = pa.table(columns, schema)
+        manifest.shards.append(write_shard(folder, len(manifest.shards), table, states, "float16", {"photos": 1}))
+    manifest.save(folder)
+
+
+def flat_rate(flat: faiss.IndexFlatIP, queries: NDArray[np.float32], k: int) -> float:
+    started = time.perf_counter()
+    flat.search(queries, k)
+    return len(queries) / (time.perf_counter() - started)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""How fast a bank is made and read: the command against the bare model, its noise against a plain copy of its bytes.
+
+Weights are random, at ViT-B/16's size: they cost what trained ones cost. Rates hold for this machine, ratios travel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dptr.cache.manifest import Manifest
+from dptr.cache.orp import CATALOGUE_SCHEMA, OrpBank
+from dptr.cache.progress import resident_megabytes
+from dptr.cache.shards import States, StatesFile, write_shard
+from dptr.pipeline import bundled_clip
+from dptr.pipeline.build_orp_bank import OrpBankSettings, build_orp_bank
+from dptr.pipeline.clip import ImageTower, load_clip
+
+DIM, TOKENS = 512, 197
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("photos", type=Path, nargs="*", help="photos for the bank; none: measure noise only")
+    parser.add_argument("--crops-per-image", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--gigabytes", type=float, default=5.0, help="size of the bank that noise is read from")
+    parser.add_argument("--batches", type=int, default=200, help="batches of noise of 256 rows")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.photos:
+            measure_making(arguments, Path(folder))
+        if arguments.gigabytes:
+            measure_noise(arguments, Path(folder))
+
+
+def measure_making(arguments: argparse.Namespace, folder: Path) -> None:
+    save_clip(folder / "vit-b-16")
+    settings = OrpBankSettings(
+        clip=str(folder / "vit-b-16"),
+        precision=arguments.precision,
+        crops_per_image=arguments.crops_per_image,
+        batch=arguments.batch,
+        workers=arguments.workers,
+    )
+    tower = ImageTower(load_clip(settings.clip, folder, settings.precision))
+    # Before and after, so that a machine that warms up or is shared favours neither side.
+    before = bare_rate(tower, arguments.batch)
+    summary = build_orp_bank(arguments.photos, folder / "bank", folder, settings)
+    bare = (before + bare_rate(tower, arguments.batch)) / 2
+    command = summary.computed / summary.seconds
+    print(f"{summary.photos} photos, {summary.computed} crops, ViT-B/16, {settings.precision}, batch {settings.batch}")
+    print(f"{'bare model on ready tensors':32} {bare:8.2f} crops/s   1.00")
+    print(f"{'the whole command':32} {command:8.2f} crops/s   {command / bare:.2f}")
+
+
+def save_clip(folder: Path) -> None:
+    """Save an untrained CLIP of ViT-B/16's size, with the bundled tokenizer, as transformers does."""
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+
+    config = CLIPConfig(vision_config={"patch_size": 16}, text_config={})
+    model = CLIPModel(config)
+    bundled_clip.draw_weights(model, seed=0)
+    model.save_pretrained(folder)
+    CLIPImageProcessorPil().save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((bundled_clip.BUNDLED / name).read_bytes())
+
+
+def bare_rate(tower: ImageTower, batch: int, seconds: float = 20.0) -> float:
+    """Return the image tower's crops a second on one batch that lies ready."""
+    pixels = np.random.default_rng(0).standard_normal((batch, 3, 224, 224)).astype(np.float32)
+    tower.encode(pixels)
+    started, crops = time.perf_counter(), 0
+    while time.perf_counter() - started < seconds:
+        tower.encode(pixels)
+        crops += batch
+    return crops / (time.perf_counter() - started)
+
+
+def measure_noise(arguments: argparse.Namespace, folder: Path) -> None:
+    bank = make_bank(folder / "large", arguments.gigabytes)
+    size = sum(record.bytes for shard in bank.manifest.shards for record in shard.files.values())
+    print(f"\nnoise in batches of 256 rows from a bank of {size / 1e9:.1f} GB; copying the same bytes is 1.00")
+    for count in (12, 78, TOKENS):
+        copy, tokens, first, last = noise_rates(bank, count, arguments.batches)
+        print(
+            f"{count:4} tokens a row: NumPy copy {copy:9.0f} rows/s, noise {tokens:9.0f} rows/s   {tokens / copy:.2f}"
+            f"   resident {first:.0f} MB, then {last:.0f} MB"
+        )
+
+
+def make_bank(folder: Path, gigabytes: float) -> OrpBank:
+    folder.mkdir()
+    rows = 1024
+    manifest = Manifest("orp", {"encoder": "random", "weights": "random", "tokens_per_crop": TOKENS})
+    states = np.random.default_rng(0).standard_normal((rows * TOKENS, DIM), dtype=np.float32).astype(np.float16)
+    names = [field.name for field in CATALOGUE_SCHEMA if field.name not in ("image", "image_sha256", "thumbnail")]
+    columns = {**dict.fromkeys(names, [0] * rows), "image": [""] * rows, "image_sha256": [""] * rows}
+    catalogue = pa.table({**columns, "thumbnail": [b""] * rows}, CATALOGUE_SCHEMA)
+    content = States(states, np.full(rows, TOKENS, np.int64), states[:rows].astype(np.float32))
+    for number in range(max(1, round(gigabytes * 1e9 / states.nbytes))):
+        manifest.shards.append(write_shard(folder, number, catalogue, content, "float16", {"photos": 1}))
+    manifest.save(folder)
+    return OrpBank(folder)
+
+
+def noise_rates(bank: OrpBank, count: int, batches: int) -> tuple[float, float, float, float]:
+    """Return rows a second of a copy and of noise, taken in turns, and resident MB after a tenth and after all."""
+    files = [StatesFile(bank.folder / f"{shard.name}.arrow") for shard in bank.manifest.shards]
+    generator = np.random.default_rng(count)
+    seconds = {"copy": 0.0, "noise": 0.0}
+    resident = []
+    for number in range(batches):
+        crops = generator.integers(0, len(bank), 256)
+        positions = np.sort(generator.permuted(np.tile(np.arange(TOKENS), (256, 1)), axis=1)[:, :count])
+        started = time.perf_counter()
+        copy_out(files, crops, positions)
+        middle = time.perf_counter()
+        bank.tokens(crops, positions)
+        seconds["copy"] += middle - started
+        seconds["noise"] += time.perf_counter() - middle
+        if (number + 1) % max(1, batches // 10) == 0:
+            for file in files:
+                file.release()
+            resident.append(resident_megabytes())
+    rows = 256 * batches
+    return rows / seconds["copy"], rows / seconds["noise"], resident[0], resident[-1]
+
+
+def copy_out(files: list[StatesFile], crops: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.float16]:
+    """Copy the same stored bytes out of the maps, as they are."""
+    out = np.empty((*positions.shape, DIM), np.float16)
+    for row, (crop, chosen) in enumerate(zip(crops.tolist(), positions, strict=True)):
+        np.take(files[crop // 1024].tokens, crop % 1024 * TOKENS + chosen, axis=0, out=out[row], mode="clip")
+    return out
+
+
+if __name__ == "__main__":
+    main()

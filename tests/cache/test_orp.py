@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from dptr.cache import orp
+from dptr.cache.half import widen
+from dptr.cache.manifest import Manifest
+from dptr.cache.orp import CATALOGUE_SCHEMA, OrpBank
+from dptr.cache.shards import States, StatesDtype, write_shard
+
+TOKENS, DIM = 6, 8
+
+
+def values(shard: int) -> np.ndarray:
+    return np.random.default_rng(shard).standard_normal((5, TOKENS, DIM)).astype(np.float32)
+
+
+def make_bank(folder: Path, dtype: StatesDtype) -> OrpBank:
+    manifest = Manifest("orp", {"encoder": "made up", "weights": "w", "tokens_per_crop": TOKENS})
+    for number in range(3):
+        rows = [
+            {"id": i, "image": "", "image_sha256": "", "x": 0, "y": 0, "width": 1, "height": 1, "thumbnail": b""}
+            for i in range(5)
+        ]
+        tokens = values(number)
+        states = States(tokens.reshape(-1, DIM), np.full(5, TOKENS, np.int64), tokens[:, 0])
+        table = pa.Table.from_pylist(rows, CATALOGUE_SCHEMA)
+        manifest.shards.append(write_shard(folder, number, table, states, dtype, {"photos": 1}))
+    manifest.save(folder)
+    return OrpBank(folder)
+
+
+def test_every_finite_half_is_widened_exactly() -> None:
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)]
+    wide = np.empty(halves.shape, np.float32)
+    widen(halves, wide)
+    np.testing.assert_array_equal(wide.view(np.uint32), halves.astype(np.float32).view(np.uint32))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2e-3), ("float32", 0.0), ("int8", 0.02)])
+def test_tokens_of_any_shards_in_the_order_asked_for(tmp_path: Path, dtype: StatesDtype, tolerance: float) -> None:
+    bank = make_bank(tmp_path, dtype)
+    everything = np.concatenate([values(number) for number in range(3)])
+    generator = np.random.default_rng(0)
+    crops = generator.integers(0, len(bank), 200)
+    positions = generator.integers(0, TOKENS, (200, 4))
+    tokens = bank.tokens(crops, positions)
+    assert tokens.dtype == np.float32
+    np.testing.assert_allclose(tokens, everything[crops[:, None], positions], atol=tolerance)
+
+
+def test_large_batches_are_gathered_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = make_bank(tmp_path, "float16")
+    crops = np.arange(len(bank)).repeat(3)
+    positions = np.tile(np.arange(TOKENS), (len(crops), 1))
+    at_once = bank.tokens(crops, positions)
+    monkeypatch.setattr("dptr.cache.shards._NUMBERS_AT_ONCE", 2 * TOKENS * DIM)
+    np.testing.assert_array_equal(bank.tokens(crops, positions), at_once)
+
+
+def test_mapped_pages_are_dropped_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank = make_bank(tmp_path, "float16")
+    releases: list[int] = []
+    release = bank.release
+    monkeypatch.setattr(bank, "release", lambda: releases.append(1) or release())
+    monkeypatch.setattr(orp, "_TOKENS_BETWEEN_RELEASES", 25)
+    for _ in range(10):
+        bank.tokens(np.arange(10), np.zeros((10, 1), np.int64))
+    assert len(releases) == 3
