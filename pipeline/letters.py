@@ -98,6 +98,7 @@ def _source_of(
 def _keep_inside(source: NDArray[np.float64], size: tuple[int, int], margin: int) -> None:
     """Move the edges of the warped canvas outwards until all letters, ``margin`` from its border, are within."""
     width, height = size
+    margin -= 1  # for what interpolation smears
     source[0, :, 0] -= max(0.0, source[0, :, 0].max() - margin)
     source[-1, :, 0] += max(0.0, width - margin - source[-1, :, 0].min())
     source[:, 0, 1] -= max(0.0, source[:, 0, 1].max() - margin)

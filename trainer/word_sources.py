@@ -9,7 +9,9 @@ from typing import Protocol
 from dptr.cache.errors import UserError
 from dptr.trainer import label_files
 from dptr.trainer.label_files import LabelFile
-from dptr.trainer.word_archives import LmdbSource, ParquetSource, TarSource
+from dptr.trainer.word_lmdb import LmdbSource
+from dptr.trainer.word_parquet import ParquetSource
+from dptr.trainer.word_tar import TarSource
 
 ACCEPTED_FORMS = (
     "Accepted are LMDB (num-samples, image-%09d, label-%09d), a folder with labels.tsv, gt.txt, labels.jsonl or "
