@@ -90,11 +90,12 @@ def measure_noise(arguments: argparse.Namespace, folder: Path) -> None:
     bank = make_bank(folder / "large", arguments.gigabytes)
     size = sum(record.bytes for shard in bank.manifest.shards for record in shard.files.values())
     print(f"\nnoise in batches of 256 rows from a bank of {size / 1e9:.1f} GB; copying the same bytes is 1.00")
-    for count in (12, 78, TOKENS):
-        copy, tokens, first, last = noise_rates(bank, count, arguments.batches)
+    for count in (12, 78):
+        copy, tokens = noise_rates(bank, count, arguments.batches)
+        first, last = resident(bank, count, arguments.batches)
         print(
             f"{count:4} tokens a row: NumPy copy {copy:9.0f} rows/s, noise {tokens:9.0f} rows/s   {tokens / copy:.2f}"
-            f"   resident {first:.0f} MB, then {last:.0f} MB"
+            f"   resident at most {first:.0f} MB in the first quarter of batches, {last:.0f} MB in the last"
         )
 
 
@@ -113,35 +114,47 @@ def make_bank(folder: Path, gigabytes: float) -> OrpBank:
     return OrpBank(folder)
 
 
-def noise_rates(bank: OrpBank, count: int, batches: int) -> tuple[float, float, float, float]:
-    """Return rows a second of a copy and of noise, taken in turns, and resident MB after a tenth and after all."""
+def noise_rates(bank: OrpBank, count: int, batches: int) -> tuple[float, float]:
+    """Return rows a second of a copy of the stored bytes and of noise from them, batches taken in turns."""
     files = [StatesFile(bank.folder / f"{shard.name}.arrow") for shard in bank.manifest.shards]
     generator = np.random.default_rng(count)
-    seconds = {"copy": 0.0, "noise": 0.0}
-    resident = []
-    for number in range(batches):
-        crops = generator.integers(0, len(bank), 256)
-        positions = np.sort(generator.permuted(np.tile(np.arange(TOKENS), (256, 1)), axis=1)[:, :count])
+    copied = np.empty((256, count, DIM), np.float16)
+    noise = np.empty((256, count, DIM), np.float32)
+    copying = making = 0.0
+    for _ in range(batches):
+        crops, positions = draw(bank, count, generator)
         started = time.perf_counter()
-        copy_out(files, crops, positions)
+        copy_out(files, crops, positions, copied)
         middle = time.perf_counter()
-        bank.tokens(crops, positions)
-        seconds["copy"] += middle - started
-        seconds["noise"] += time.perf_counter() - middle
-        if (number + 1) % max(1, batches // 10) == 0:
-            for file in files:
-                file.release()
-            resident.append(resident_megabytes())
-    rows = 256 * batches
-    return rows / seconds["copy"], rows / seconds["noise"], resident[0], resident[-1]
+        bank.tokens(crops, positions, noise)
+        copying += middle - started
+        making += time.perf_counter() - middle
+    return 256 * batches / copying, 256 * batches / making
 
 
-def copy_out(files: list[StatesFile], crops: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.float16]:
+def resident(bank: OrpBank, count: int, batches: int) -> tuple[float, float]:
+    """Return the most resident MB in the first and in the last quarter of batches of noise."""
+    generator = np.random.default_rng(count)
+    seen = []
+    for _ in range(batches):
+        bank.tokens(*draw(bank, count, generator))
+        seen.append(resident_megabytes())
+    quarter = max(1, batches // 4)
+    return max(seen[:quarter]), max(seen[-quarter:])
+
+
+def draw(bank: OrpBank, count: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw 256 crops and ``count`` sorted token positions of each."""
+    positions = generator.permuted(np.tile(np.arange(TOKENS), (256, 1)), axis=1)[:, :count]
+    return generator.integers(0, len(bank), 256), np.sort(positions)
+
+
+def copy_out(
+    files: list[StatesFile], crops: NDArray[np.int64], positions: NDArray[np.int64], out: NDArray[np.float16]
+) -> None:
     """Copy the same stored bytes out of the maps, as they are."""
-    out = np.empty((*positions.shape, DIM), np.float16)
     for row, (crop, chosen) in enumerate(zip(crops.tolist(), positions, strict=True)):
         np.take(files[crop // 1024].tokens, crop % 1024 * TOKENS + chosen, axis=0, out=out[row], mode="clip")
-    return out
 
 
 if __name__ == "__main__":

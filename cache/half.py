@@ -6,6 +6,8 @@ the same number but for the bias of the exponent, which one multiplication puts 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,3 +26,11 @@ def widen(half: NDArray[np.float16], out: NDArray[np.float32]) -> None:
     np.left_shift(bits, _SHIFT, out=bits)
     np.bitwise_and(bits, _SIGN_AND_SHIFTED, out=bits)
     np.multiply(out, _BIAS, out=out)
+
+
+def copy_as_single(stored: NDArray[Any], out: NDArray[np.float32]) -> None:
+    """Write numbers of any stored type to ``out``, of the same shape."""
+    if stored.dtype == np.float16:
+        widen(stored, out)
+    else:
+        np.copyto(out, stored)

@@ -15,7 +15,7 @@ from dptr.cache.shards import StatesReader
 INDEX_FILE = "index.faiss"
 
 #: A token touches a page at least, and the kernel maps its neighbours with it.
-_TOKENS_BETWEEN_RELEASES = 1 << 18
+_TOKENS_BETWEEN_RELEASES = 1 << 14
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(
@@ -60,12 +60,15 @@ class OrpBank:
         """Tokens stored for each crop."""
         return int(self.manifest.identity["tokens_per_crop"])
 
-    def tokens(self, crops: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.float32]:
+    def tokens(
+        self, crops: NDArray[np.int64], positions: NDArray[np.int64], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """Return chosen tokens of chosen crops.
 
         Args:
             crops: crop row numbers, shape (batch,).
             positions: token positions within each crop, shape (batch, count), below :attr:`tokens_per_crop`.
+            out: where to write, shape (batch, count, dim); worth reusing for large batches.
 
         Returns:
             shape (batch, count, dim).
@@ -73,7 +76,7 @@ class OrpBank:
         self._tokens_since_release += positions.size
         if self._tokens_since_release > _TOKENS_BETWEEN_RELEASES:
             self.release()
-        return self._reader.gather_tokens(crops, positions)
+        return self._reader.gather_tokens(crops, positions, out)
 
     def pooled(self, shard: int) -> NDArray[np.float32]:
         """Return the pooled vectors of one shard's crops, shape (rows, dim)."""

@@ -59,6 +59,9 @@ def test_large_batches_are_gathered_in_pieces(tmp_path: Path, monkeypatch: pytes
     crops = np.arange(len(bank)).repeat(3)
     positions = np.tile(np.arange(TOKENS), (len(crops), 1))
     at_once = bank.tokens(crops, positions)
+    reused = np.empty_like(at_once)
+    assert bank.tokens(crops, positions, reused) is reused
+    np.testing.assert_array_equal(reused, at_once)
     monkeypatch.setattr("dptr.cache.shards._NUMBERS_AT_ONCE", 2 * TOKENS * DIM)
     np.testing.assert_array_equal(bank.tokens(crops, positions), at_once)
 
