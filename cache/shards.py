@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from dptr.cache.errors import DamagedStore
 from dptr.cache.files import atomic_path
-from dptr.cache.half import widen
+from dptr.cache.half import copy_as_single
 from dptr.cache.manifest import FileRecord, Shard
 
 StatesDtype = Literal["float16", "float32", "int8"]
@@ -116,17 +116,6 @@ class StatesFile:
                 f"{path} cannot be read ({error})", "Check the store with its manifest's hashes"
             ) from error
 
-    def widened(self, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Copy tokens out of the map as float32, shape (*tokens.shape, dim)."""
-        stored = self.tokens[tokens]
-        if self.scale is not None:
-            return stored * self.scale[tokens][..., None]
-        if stored.dtype != np.float16:
-            return stored
-        wide = np.empty(stored.shape, np.float32)
-        widen(stored, wide)
-        return wide
-
     def release(self) -> None:
         """Let the kernel drop this file's pages from the process; they are read again when touched."""
         self._map.madvise(mmap.MADV_DONTNEED)
@@ -184,25 +173,38 @@ class StatesReader:
             pooled[index] = file.pooled[row]
         return States(tokens, lengths, pooled)
 
-    def gather_tokens(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.float32]:
+    def gather_tokens(
+        self, rows: NDArray[np.int64], tokens: NDArray[np.int64], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """Copy chosen tokens of chosen rows: ``out[b, t] = states of row rows[b] at token tokens[b, t]``.
 
         Args:
-            rows: shape (batch,). tokens: shape (batch, count), each below that row's length.
+            rows: shape (batch,).
+            tokens: shape (batch, count), each below that row's length.
+            out: where to write, shape (batch, count, dim); a large array that is made anew for every batch costs a
+                quarter of the time.
         """
         if not len(rows):
             raise ValueError("no rows were asked for")
         shards, local = self.locate(rows)
-        count, dim = tokens.shape[1], self.file(int(shards[0])).tokens.shape[1]
-        out = np.empty((len(rows), count, dim), np.float32)
+        files = [self.file(shard) for shard in shards.tolist()]
+        starts = [int(file.offsets[row]) for file, row in zip(files, local.tolist(), strict=True)]
+        positions = tokens + np.array(starts)[:, None]
+        count, dim = tokens.shape[1], files[0].tokens.shape[1]
+        if out is None:
+            out = np.empty((len(rows), count, dim), np.float32)
         rows_at_once = max(1, _NUMBERS_AT_ONCE // (count * dim))
-        for shard in np.unique(shards):
-            file = self.file(int(shard))
-            of_shard = np.flatnonzero(shards == shard)
-            for first in range(0, len(of_shard), rows_at_once):
-                chosen = of_shard[first : first + rows_at_once]
-                flat = file.offsets[local[chosen]].astype(np.int64)[:, None] + tokens[chosen]
-                out[chosen] = file.widened(flat)
+        stored = np.empty((rows_at_once, count, dim), files[0].tokens.dtype)
+        for first in range(0, len(rows), rows_at_once):
+            piece = range(first, min(first + rows_at_once, len(rows)))
+            for row in piece:
+                # Into a buffer NumPy copies at once only in a mode that never raises.
+                np.take(files[row].tokens, positions[row], axis=0, out=stored[row - first], mode="clip")
+            copy_as_single(stored[: len(piece)], out[first : piece.stop])
+            for row in piece:
+                scale = files[row].scale
+                if scale is not None:
+                    out[row] *= scale[positions[row], None]
         return out
 
     def release(self) -> None:
