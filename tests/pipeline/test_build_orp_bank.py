@@ -180,6 +180,10 @@ def test_a_pile_with_everything_wrong(photos: Path, models: Path, tmp_path: Path
     Image.new("RGB", (1, 1)).save(photos / "dot.png")
     Image.new("RGB", (20_000, 40), "green").save(photos / "panorama.png")
     Image.new("1", (11_000, 11_000)).save(photos / "bomb.png")
+    Image.new("CMYK", (64, 64), (0, 90, 0, 0)).save(photos / "cmyk.jpg")
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    frames[0].save(photos / "moving.gif", save_all=True, append_images=frames[1:])
+    Image.fromarray(np.full((64, 64), 40_000, np.uint16)).save(photos / "deep.png")
     (photos / "gone.png").symlink_to(photos / "nowhere.png")
     (photos / "loop").symlink_to(photos)
     out = tmp_path / "bank"
@@ -189,7 +193,7 @@ def test_a_pile_with_everything_wrong(photos: Path, models: Path, tmp_path: Path
         ["truncated.jpg", "empty.png", "text.png", "dot.png", "bomb.png", "gone.png", "loop"]
     )
     assert all(reasons.values())
-    assert summary.photos == 10
+    assert summary.photos == 13
     assert summary.quarantined == 7
 
 
