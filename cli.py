@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.exceptions import Abort, Exit, TyperException
 from typer.main import get_command
 
 from dptr.cache.errors import DptrError, UserError
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     help="Pre-train a scene-text decoder from text alone, then fine-tune it on few labelled crops.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -437,21 +437,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; what went wrong is printed on stderr as one line."""
-    import click
-
     signal.signal(signal.SIGTERM, lambda *_: _interrupt())
     try:
-        get_command(app).main(args=list(arguments) if arguments is not None else None, standalone_mode=False)
+        get_command(app).main(
+            args=list(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False
+        )
     except DptrError as error:
         return _fail(error.exit_code, str(error))
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        return 2
-    except click.ClickException as error:
-        return _fail(2, f"{error.format_message()} See `dptr --help`.")
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except TyperException as error:
+        return _fail(2, f"{error.format_message().rstrip('.')}. See `dptr --help`")
+    except (KeyboardInterrupt, Abort):
         return _fail(130, "interrupted; what was finished is kept, and the same command goes on")
-    except click.exceptions.Exit as error:
+    except Exit as error:
         return error.exit_code
     except MemoryError:
         return _fail(1, "out of memory. Use a smaller batch or shard")

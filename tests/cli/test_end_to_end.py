@@ -1,0 +1,174 @@
+"""All commands in sequence on small data, as a user would type them, and what bad use comes to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from dptr.cli import run_command
+
+SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ha", "je", "ki", "lo", "mu", "na", "pe", "ri", "so", "tu"]
+WORDS = [a + b + c for a in SYLLABLES for b in SYLLABLES for c in SYLLABLES[:4]]
+SMALL = [
+    *("--set", "decoder.dim=32", "--set", "decoder.heads=2", "--set", "decoder.feed_forward=64"),
+    *("--set", "encoder.dim=32", "--set", "encoder.heads=2", "--set", "encoder.layers=1"),
+    *("--set", "encoder.patch_height=8", "--set", "fmu.queries=8", "--set", "fmu.heads=2"),
+    *("--set", "pretrain.batch_size=16", "--set", "finetune.batch_size=8"),
+]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a word list, photos and rendered crops, and a workspace in which every stage has run."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "words.txt").write_text("\n".join(WORDS) + "\n")
+    (folder / "photos").mkdir()
+    for number in range(3):
+        picture = Image.effect_mandelbrot((160, 120), (-2 + number * 0.3, -1.5, 1, 1.5), 50).convert("RGB")
+        picture.save(folder / "photos" / f"{number}.png")
+    return folder
+
+
+def run(capsys: pytest.CaptureFixture[str], place: Path, *arguments: str | Path) -> dict[str, Any]:
+    """Run a command that must succeed and return its JSON."""
+    command = [*map(str, arguments), "--workspace", str(place / "ws"), "--json", "--quiet"]
+    code = run_command(command)
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    result: dict[str, Any] = json.loads(captured.out.splitlines()[-1])
+    return result
+
+
+def fail(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str]:
+    """Run a command that must fail and return its exit code and its one line."""
+    code = run_command([*map(str, arguments), "--quiet"])
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    return code, lines[0]
+
+
+def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    embedded = run(capsys, place, "embed-text", place / "words.txt", "--charset", "36")
+    assert embedded["rows"] == embedded["computed"] == len(WORDS)
+    again = run(capsys, place, "embed-text", place / "words.txt", "--charset", "36")
+    assert (again["rows"], again["computed"]) == (len(WORDS), 0)
+
+    bank = run(capsys, place, "build-orp-bank", place / "photos", "--crops-per-image", "4")
+    assert (bank["rows"], bank["quarantined"]) == (12, 0)
+
+    pretrained = run(capsys, place, "pretrain", "--steps", "12", *SMALL)
+    assert pretrained["steps"] == 12
+    assert 0 <= pretrained["metrics"]["accuracy_with_noise"] <= 1
+    assert run(capsys, place, "pretrain", "--steps", "12", *SMALL)["computed"] == 0
+
+    crops = place / "crops"
+    rendered = run(capsys, place, "render-words", place / "words.txt", "-o", crops, "--count", "60", "--style", "clean")
+    assert rendered["rows"] == 60
+
+    tuned = run(capsys, place, "finetune", "--data", crops, "--steps", "6", *SMALL[6:])
+    assert tuned["steps"] == 6
+    control = run(capsys, place, "finetune", "--data", crops, "--from", "none", "--steps", "3", *SMALL)
+    assert control["out"] != tuned["out"]
+
+    evaluated = run(capsys, place, "evaluate", tuned["out"], "--data", crops)
+    assert evaluated["rows"] == 60
+    assert set(evaluated["sets"][str(crops)]) == {"36", "62", "94"}
+
+    picture = next(crops.rglob("*.jpg"))
+    read = run(capsys, place, "read", tuned["out"], picture)
+    assert read["rows"] == 1
+
+    counted = run(capsys, place, "sql", "select count(*) n, avg(n_tokens) from prompts")
+    assert counted["result"][0][0] == len(WORDS)
+    steps = run(capsys, place, "sql", "select max(step) from metrics where run like 'pretrain%'")
+    assert steps["result"] == [[12]]
+
+
+def test_missing_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, line = fail(capsys, "embed-text", place / "nothing.txt", "--workspace", place / "other")
+    assert code == 2
+    assert "nothing.txt" in line
+
+
+def test_empty_corpus(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "empty.txt").write_text("")
+    code, line = fail(capsys, "embed-text", place / "empty.txt", "--workspace", place / "other")
+    assert code == 2
+    assert "no usable label" in line
+
+
+def test_folder_without_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "bare").mkdir(exist_ok=True)
+    code, line = fail(capsys, "build-orp-bank", place / "bare", "--workspace", place / "other")
+    assert code == 2
+    assert "bare" in line
+
+
+def test_unknown_recipe_key_names_the_nearest(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, line = fail(capsys, "pretrain", "--set", "pretrain.step=3", "--workspace", place / "other")
+    assert code == 2
+    assert "'pretrain.steps'" in line
+
+
+def test_unknown_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fail(capsys, "pretrian")[0] == 2
+    assert fail(capsys, "pretrain", "--recipes", "tiny")[0] == 2
+
+
+def test_store_of_another_encoder(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(place / "ws" / "prompts", tmp_path / "prompts")
+    shutil.copytree(place / "ws" / "orp", tmp_path / "orp")
+    manifest = tmp_path / "orp" / "manifest.json"
+    value = json.loads(manifest.read_text())
+    value["identity"]["weights"] = "0" * 64
+    manifest.write_text(json.dumps(value))
+    code, line = fail(capsys, "pretrain", "--steps", "2", "--workspace", tmp_path)
+    assert code == 3
+    assert "weights differ" in line
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "prompts").iterdir()}
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "prompts").iterdir()} == before
+
+
+def test_too_many_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "words.txt").write_text("good\nzürich\n")
+    corpus = ("embed-text", tmp_path / "words.txt", "--charset", "36", "--workspace", tmp_path / "ws")
+    code, line = fail(capsys, *corpus, "--max-bad", "0")
+    assert code == 4
+    assert "--max-bad" in line
+    # What could be used is there, and the same command with room for the refused word has nothing left to do.
+    assert run_command([*map(str, corpus), "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["computed"] == 0
+
+
+def test_damaged_store_is_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(place / "ws" / "prompts", tmp_path / "prompts")
+    states = tmp_path / "prompts" / "part-00000.arrow"
+    states.write_bytes(states.read_bytes()[:-100])
+    code, line = fail(capsys, "pretrain", "--set", "noise.ratio=0", "--workspace", tmp_path)
+    assert code == 3
+    assert "part-00000.arrow" in line
+
+
+def test_pretrain_without_a_bank_says_what_to_do(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(place / "ws" / "prompts", tmp_path / "prompts")
+    code, line = fail(capsys, "pretrain", "--workspace", tmp_path)
+    assert code == 2
+    assert "build-orp-bank" in line
+
+
+def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["--help"]) == 0
+    commands = [line.split()[0] for line in capsys.readouterr().out.split("Commands:")[1].splitlines() if line.strip()]
+    assert "pretrain" in commands
+    for name in commands:
+        assert run_command([name, "--help"]) == 0
+        assert "Example: dptr" in capsys.readouterr().out, name

@@ -1,0 +1,37 @@
+"""The house keeps its shape: one direction of imports, every package installed, a fast start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_imports_flow_one_way() -> None:
+    done = subprocess.run([Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_folder_with_code_is_installed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    folders = {path.parent for top in ("cache", "pipeline", "trainer") for path in (ROOT / top).rglob("*.py")}
+    expected = {"dptr"} | {"dptr." + ".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert set(listed) == expected
+
+
+def test_no_stray_modules_at_the_root() -> None:
+    assert {path.name for path in ROOT.glob("*.py")} == {"__init__.py", "__main__.py", "cli.py"}
+
+
+def test_start_loads_no_heavy_library() -> None:
+    code = (
+        "import sys, dptr, dptr.cli\n"
+        "try: dptr.cli.run_command(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'transformers', 'faiss', 'pyarrow', 'duckdb') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
