@@ -16,7 +16,6 @@ from dptr.cache.manifest import Manifest
 from dptr.cache.shards import States, StatesFile, StatesReader
 
 PREFIX_FILE = "prefix.arrow"
-NEIGHBOURS_FILE = "neighbours.arrow"
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(
