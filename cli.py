@@ -20,7 +20,7 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 from typer.main import get_command
 
-from dptr.cache.errors import DptrError, UserError
+from dptr.cache.errors import DamagedStore, DptrError, UserError
 from dptr.cache.progress import set_quiet
 from dptr.cache.workspace import Workspace
 
@@ -173,6 +173,8 @@ def _build_orp_bank(
     seed: Annotated[int, typer.Option(help="Seed of crops and tokens.")] = 0,
     precision: Precision = "fp32",
     dtype: Dtype = "float16",
+    exclude_near: Annotated[list[Path] | None, typer.Option(help="Keep out photos that nearly equal these.")] = None,
+    exclude_threshold: Annotated[float, typer.Option(help="Pooled cosine from which photos are nearly equal.")] = 0.95,
     retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Read refused photos again.")] = False,
     max_bad: MaxBad = None,
     device: Device = "auto",
@@ -194,10 +196,28 @@ def _build_orp_bank(
         workers=workers,
         max_bad=max_bad,
         retry_quarantined=retry_quarantined,
+        exclude_near=tuple(exclude_near or ()),
+        exclude_threshold=exclude_threshold,
         device=_device(device),
     )
     summary = build_orp_bank(paths, out or workspace.orp, _models(workspace), settings)
     return Report(_figures(summary), f"{summary.rows:,} crops in {summary.out}, {summary.quarantined} photos refused")
+
+
+@command("mine-neighbours")
+def _mine_neighbours(
+    workspace: Workspace,
+    k: Annotated[int, typer.Option("-k", help="Crops for each prompt.")] = 32,
+) -> Report:
+    """Each prompt's nearest crops, for noise = nearest; `pretrain` does it by itself when its recipe asks for it.
+
+    Example: dptr mine-neighbours -k 32
+    """
+    from dptr.pipeline.mine_neighbours import mine_neighbours
+
+    summary = mine_neighbours(workspace.prompts, workspace.orp, k)
+    figures = {**_figures(summary), "quarantined": 0}
+    return Report(figures, f"{summary.k} nearest crops of {summary.rows:,} prompts, recall {summary.recall:.3f}")
 
 
 @command("pretrain")
@@ -223,7 +243,8 @@ def _pretrain(
     store = PromptStore(workspace.prompts)
     bank = _open_bank(workspace, settings)
     folder = out or workspace.runs / default_name("pretrain", settings, data_identity(store, bank))
-    summary = pretrain(store, bank, None, settings, folder, _device(device))
+    neighbours = _open_neighbours(workspace, bank, settings)
+    summary = pretrain(store, bank, neighbours, settings, folder, _device(device))
     metrics = summary.metrics
     text = f"{summary.steps:,} steps; held-out labels read from their states: {metrics['accuracy']:.1%} (case aside)"
     if "accuracy_with_noise" in metrics:
@@ -382,6 +403,53 @@ def _render_words(
         workers=workers,
     )
     return Report(_figures(summary), f"{summary.rows:,} crops in {summary.out}")
+
+
+@command("pack-crops")
+def _pack_crops(
+    workspace: Workspace,
+    folder: Annotated[Path, typer.Argument(help="Labelled crops in any accepted form.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="A .lmdb or .parquet file.")],
+) -> Report:
+    """Labelled crops into one LMDB (the field's keys) or Parquet file.
+
+    Example: dptr pack-crops crops/ -o crops.lmdb
+    """
+    from dptr.trainer.pack_crops import pack_crops
+
+    del workspace
+    summary = pack_crops(folder, out)
+    lines = [
+        f"{count:,} left out: {reason} (such as {summary.examples[reason][0]})"
+        for reason, count in summary.refused.items()
+    ]
+    refused = sum(summary.refused.values())
+    return Report(
+        {"out": str(out), "rows": summary.rows, "computed": summary.rows, "quarantined": refused},
+        "\n".join([*lines, f"{summary.rows:,} crops in {out}"]),
+    )
+
+
+@command("verify")
+def _verify(
+    workspace: Workspace,
+    folders: Annotated[list[Path] | None, typer.Argument(help="Stores; by default those of the workspace.")] = None,
+) -> Report:
+    """Check every hash of every store; exit 3 when something is damaged.
+
+    Example: dptr verify
+    """
+    from dptr.cache.manifest import FILE_NAME
+    from dptr.cache.verify import verify
+
+    stores = folders or [store for store in (workspace.prompts, workspace.orp) if (store / FILE_NAME).is_file()]
+    if not stores:
+        raise UserError(f"no store in {workspace.root}", "Name a store's folder")
+    damages = [damage for store in stores for damage in verify(store)]
+    if damages:
+        listed = "; ".join(f"{damage.folder / damage.file}: {damage.problem}" for damage in damages)
+        raise DamagedStore(listed, "Move the store away and make it again, or restore the named files from a copy")
+    return Report({"out": [str(store) for store in stores], "rows": len(stores)}, f"{len(stores)} stores are whole")
 
 
 @command("demo")
@@ -562,6 +630,18 @@ def _open_bank(workspace: Workspace, recipe: "Recipe") -> Any:
             "Run `dptr build-orp-bank PHOTOS`, or train without noise: --set noise.ratio=0",
         )
     return OrpBank(workspace.orp)
+
+
+def _open_neighbours(workspace: Workspace, bank: Any, recipe: "Recipe") -> Any:
+    """Neighbours where the recipe's noise draws from them, mined first when they are missing or outdated."""
+    from dptr.cache.neighbours import Neighbours
+
+    if bank is None or recipe.noise.draw == "random":
+        return None
+    from dptr.pipeline.mine_neighbours import mine_neighbours
+
+    mine_neighbours(workspace.prompts, workspace.orp, recipe.noise.neighbours)
+    return Neighbours.open(workspace.prompts, bank)
 
 
 def _start_run(workspace: Workspace, start: str) -> "Run | None":
