@@ -35,9 +35,12 @@ class Font:
     def __repr__(self) -> str:
         return f"Font({self.path.name})"
 
-    def at(self, size: int) -> ImageFont.FreeTypeFont:
-        """Return the font at ``size`` pixels per em."""
-        return _load(str(self.path), size)
+    def at(self, size: int, shaped: bool = True) -> ImageFont.FreeTypeFont:
+        """Return the font at ``size`` pixels per em.
+
+        ``shaped`` joins and reorders letters as many scripts need (where Pillow has Raqm); ASCII is quicker without.
+        """
+        return _load(str(self.path), size, shaped)
 
     @cached_property
     def names(self) -> tuple[str, str]:
@@ -47,7 +50,7 @@ class Font:
 
     @cached_property
     def _missing_box(self) -> bytes:
-        return _ink(self.path, _NO_CHARACTER)
+        return _ink(self, _NO_CHARACTER)
 
     def covers(self, word: str) -> bool:
         """Tell whether every character of ``word`` can be drawn; a space always can."""
@@ -56,7 +59,7 @@ class Font:
     def _covers(self, character: str) -> bool:
         known = self._has.get(character)
         if known is None:
-            ink = b"" if character.isspace() else _ink(self.path, character)
+            ink = b"" if character.isspace() else _ink(self, character)
             known = character == " " or (any(ink) and ink != self._missing_box)
             self._has[character] = known
         return known
@@ -150,11 +153,10 @@ def _is_usable(font: Font) -> bool:
 
 
 @lru_cache(maxsize=2048)
-def _load(path: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, size)
+def _load(path: str, size: int, shaped: bool) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size, layout_engine=None if shaped else ImageFont.Layout.BASIC)
 
 
-def _ink(path: Path, character: str) -> bytes:
-    # The basic layout maps one character to one glyph; Raqm would compose a missing one from others.
-    font = ImageFont.truetype(str(path), _PROBE_SIZE, layout_engine=ImageFont.Layout.BASIC)
-    return bytes(font.getmask(character))
+def _ink(font: Font, character: str) -> bytes:
+    # Unshaped, one character is one glyph; shaping would compose a missing one from others.
+    return bytes(font.at(_PROBE_SIZE, shaped=False).getmask(character))

@@ -23,8 +23,8 @@ def letter_masks(word: str, font: Font, rng: np.random.Generator, style: RenderS
         UserError: the word leaves no ink.
     """
     size = int(rng.integers(style.height[0] // 2, style.height[1] // 2 + 1)) * 2
-    margin = size // 2
-    drawn = _draw(word, font.at(size), margin, rng, style)
+    margin = size // 3
+    drawn = _draw(word, font.at(size, shaped=not word.isascii()), margin, rng, style)
     return _cut_out(_warp(drawn, margin, rng, style), rng, word)
 
 
@@ -54,20 +54,23 @@ def _pieces(word: str, font: ImageFont.FreeTypeFont, tracking: int) -> list[tupl
 
 
 def _cast_shadow(fill: Image.Image, size: int, rng: np.random.Generator, style: RenderStyle) -> Image.Image:
-    softness = amount(rng, style.shadow)
-    if not softness:
+    depth = amount(rng, style.shadow)
+    if not depth:
         return Image.new("L", fill.size)
-    x, y = rng.integers(1, 2 + size // 10, 2) * rng.choice([-1, 1], 2)
-    return ImageChops.offset(fill, int(x), int(y)).filter(ImageFilter.GaussianBlur(softness * size / 16))
+    x, y = (1 + depth * size / 10 * rng.random(2)) * rng.choice([-1, 1], 2)
+    blurred = ImageChops.offset(fill, round(x), round(y)).filter(ImageFilter.BoxBlur(rng.random() * size / 16))
+    return Image.blend(Image.new("L", fill.size), blurred, min(1.0, 0.3 + depth))
 
 
 def _warp(masks: Image.Image, margin: int, rng: np.random.Generator, style: RenderStyle) -> Image.Image:
     """Turn, tilt and bend by one mesh of upright strips, each filled from a quadrilateral of the source."""
     width, height = masks.size
-    edges = np.linspace(0, width, _STRIPS + 1).astype(int)
-    source = _source_of(edges / width, masks.size, margin, rng, style)
+    bend = amount(rng, style.curve) * rng.choice([-1, 1]) * 0.5 * height
+    strips = _STRIPS if bend else 1
+    edges = np.linspace(0, width, strips + 1).astype(int)
+    source = _source_of(edges / width, masks.size, margin, bend, rng, style)
     mesh = []
-    for strip in range(_STRIPS):
+    for strip in range(strips):
         box = (int(edges[strip]), 0, int(edges[strip + 1]), height)
         upper_left, lower_left = source[strip]
         upper_right, lower_right = source[strip + 1]
@@ -76,13 +79,17 @@ def _warp(masks: Image.Image, margin: int, rng: np.random.Generator, style: Rend
 
 
 def _source_of(
-    across: NDArray[np.float64], size: tuple[int, int], margin: int, rng: np.random.Generator, style: RenderStyle
+    across: NDArray[np.float64],
+    size: tuple[int, int],
+    margin: int,
+    bend: float,
+    rng: np.random.Generator,
+    style: RenderStyle,
 ) -> list[list[tuple[float, float]]]:
     """Return where the upper and lower end of each upright line come from; ``across`` runs from 0 to 1."""
     width, height = size
     angle = np.deg2rad(style.rotation) * rng.uniform(-1, 1)
     tilt = amount(rng, style.perspective) * rng.uniform(-0.3, 0.3, (4, 2)) * height
-    bend = amount(rng, style.curve) * rng.choice([-1, 1]) * 0.5 * height
     u, v = across[:, None], np.array([[0.0, 1.0]])
     x, y = (u - 0.5) * width, (v - 0.5) * height
     # A long word turned as far as a short one would leave the canvas and be cut off.
@@ -98,7 +105,7 @@ def _source_of(
 def _keep_inside(source: NDArray[np.float64], size: tuple[int, int], margin: int) -> None:
     """Move the edges of the warped canvas outwards until all letters, ``margin`` from its border, are within."""
     width, height = size
-    margin -= 1  # for what interpolation smears
+    margin -= 2  # the outermost pixels see a little further in
     source[0, :, 0] -= max(0.0, source[0, :, 0].max() - margin)
     source[-1, :, 0] += max(0.0, width - margin - source[-1, :, 0].min())
     source[:, 0, 1] -= max(0.0, source[:, 0, 1].max() - margin)

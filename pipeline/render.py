@@ -133,10 +133,10 @@ def _damage(image: Image.Image, rng: np.random.Generator, style: RenderStyle) ->
         image = image.resize(
             (max(8, round(image.width * shrink)), max(8, round(image.height * shrink))), Image.Resampling.BILINEAR
         )
-    blur = amount(rng, style.blur) * image.height / 20
+    blur = amount(rng, style.blur) * image.height / 14
     if blur:
         along, across = rng.uniform(0.4, 1, 2)
-        image = image.filter(ImageFilter.GaussianBlur((blur * float(along), blur * float(across))))
+        image = image.filter(ImageFilter.BoxBlur((blur * float(along), blur * float(across))))
     noise = amount(rng, style.noise) * 24
     if noise:
         pixels = np.asarray(image, np.float32)
