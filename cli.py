@@ -478,8 +478,10 @@ def _demo(
     for folder, count, seed in crops.values():
         if not (folder / "labels.tsv").is_file():
             render_words(words, folder, count=count, seed=seed, style=RenderStyle.named("clean"))
-    note("\n1/5  text to CLIP states"), _embed_text(here, [str(corpus)], charset="36")
-    note("\n2/5  photos to noise"), _build_orp_bank(here, packaged_photos(), crops_per_image=40)
+    note("\n1/5  text to CLIP states")
+    _embed_text(here, [str(corpus)], charset="36")
+    note("\n2/5  photos to noise")
+    _build_orp_bank(here, packaged_photos(), crops_per_image=40)
     note("\n3/5  pre-training the decoder on text states alone")
     pretrained = _pretrain(here, recipe="demo")
     note("\n4/5  fine-tuning on rendered crops")

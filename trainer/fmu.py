@@ -39,5 +39,6 @@ class FeatureMergeUnit(nn.Module):
         """Return where each query looks, averaged over heads: (batch, queries, tokens), rows sum to one."""
         queries = self.attention.queries(self.queries.expand(len(image_tokens), -1, -1))
         keys, _ = self.attention.keys_values(image_tokens)
-        weights = (queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5).softmax(-1)
-        return weights.mean(1)
+        weights: Tensor = (queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5).softmax(-1)
+        averaged: Tensor = weights.mean(1)
+        return averaged

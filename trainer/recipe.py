@@ -106,7 +106,11 @@ class PretrainSettings(TrainingSettings):
 
 @dataclass(frozen=True)
 class FinetuneSettings(TrainingSettings):
-    """Stage 3. Learning-rate factors apply to the parts; ``freeze_decoder_steps`` keeps the decoder as it came."""
+    """Stage 3. Learning-rate factors apply to the parts; ``freeze_decoder_steps`` keeps the decoder as it came.
+
+    ``ctc_weight`` adds a CTC loss on the encoder's columns, in training only: with few crops, attention alone is slow to
+    find where the characters are (as in hybrid CTC/attention speech recognition, Watanabe et al. 2017).
+    """
 
     encoder_rate: float = 1.0
     fmu_rate: float = 1.0
@@ -114,6 +118,7 @@ class FinetuneSettings(TrainingSettings):
     freeze_decoder_steps: int = 0
     augmentation: float = 1.0
     held_back: float = 0.1
+    ctc_weight: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -53,6 +54,8 @@ class Recognizer(nn.Module):
         else:
             self.fmu = FeatureMergeUnit(self.encoder.dim, memory_dim, fmu.queries, fmu.heads, fmu.dropout)
         self.decoder: Decoder = build_decoder(recipe.decoder, len(charset.characters), memory_dim)
+        self.ctc_weight = recipe.finetune.ctc_weight
+        self.column_head = nn.Linear(self.encoder.dim, self.decoder.classes) if self.ctc_weight > 0 else None
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -61,13 +64,33 @@ class Recognizer(nn.Module):
 
     def memory(self, images: Tensor) -> Memory:
         """Encode images (batch, 3, height, width), uint8 or already in [-1, 1]."""
-        if images.dtype == torch.uint8:
-            images = images.float() / 127.5 - 1
-        return Memory(self.fmu(self.encoder(images)))
+        return Memory(self.fmu(self._tokens(images)))
 
     def loss(self, images: Tensor, targets: Targets) -> Tensor:
-        """Return the decoder's training loss on labelled images."""
-        return self.decoder.loss(self.memory(images), targets)
+        """Return the training loss on labelled images: the decoder's, and the weighted CTC loss where there is one."""
+        tokens = self._tokens(images)
+        loss = self.decoder.loss(Memory(self.fmu(tokens)), targets)
+        return loss if self.column_head is None else loss + self.ctc_weight * self._column_loss(tokens, targets)
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        if images.dtype == torch.uint8:
+            images = images.float() / 127.5 - 1
+        tokens: Tensor = self.encoder(images)
+        return tokens
+
+    def _column_loss(self, tokens: Tensor, targets: Targets) -> Tensor:
+        """CTC over the columns of the token grid, averaged over its rows; the end's class serves as the blank."""
+        rows, columns = self.encoder.grid
+        logits = self.column_head(tokens.unflatten(1, (rows, columns)).mean(1))  # type: ignore[misc]
+        lengths = (targets.outputs != targets.padding).sum(1) - 1
+        return F.ctc_loss(
+            logits.float().log_softmax(-1).transpose(0, 1),
+            targets.outputs[:, :-1],
+            torch.full_like(lengths, columns),
+            lengths,
+            blank=targets.end,
+            zero_infinity=True,
+        )
 
     @torch.inference_mode()
     def read(self, images: Tensor) -> list[Reading]:

@@ -38,7 +38,7 @@ class VisionTransformer(nn.Module):
     """Word images to tokens.
 
     Attributes:
-        dim: width of a token. size: (height, width) of the images it takes.
+        dim: width of a token. size: (height, width) of the images it takes. grid: (rows, columns) of its tokens.
     """
 
     def __init__(self, settings: EncoderSettings) -> None:
@@ -52,9 +52,9 @@ class VisionTransformer(nn.Module):
             )
         self.dim = settings.dim
         self.size = (height, width)
-        tokens = (height // settings.patch_height) * (width // settings.patch_width)
+        self.grid = (height // settings.patch_height, width // settings.patch_width)
         self.stem = _convolutions(settings) if settings.stem == "convolution" else _linear(settings)
-        self.positions = nn.Parameter(torch.empty(tokens, settings.dim))
+        self.positions = nn.Parameter(torch.empty(self.grid[0] * self.grid[1], settings.dim))
         self.layers = nn.Sequential(*(EncoderLayer(settings.dim, settings.heads) for _ in range(settings.layers)))
         self.norm = nn.LayerNorm(settings.dim)
         self.apply(initialize)
