@@ -2,8 +2,8 @@
 
     python examples/train_clip_tiny_tokenizer.py /usr/share/dict/words pipeline/clip_tiny
 
-Few pieces on purpose: each then stands in many words, so a decoder that is trained on some thousand words from states of
-these pieces can spell words that it has never seen.
+Few pieces on purpose: each then stands in many words, so a decoder that is trained on some thousand words from states
+of these pieces can spell words that it has never seen.
 """
 
 from __future__ import annotations

@@ -63,6 +63,7 @@ class ImageBatches:
         self._size = (recipe.encoder.image_height, recipe.encoder.image_width)
 
     def __call__(self, number: int) -> ImageBatch:
+        """Return batch ``number``, counted from 0 through all epochs."""
         pixels, labels = [], []
         for row in self._order.rows_of(number).tolist():
             try:

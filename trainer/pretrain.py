@@ -65,6 +65,7 @@ class PromptBatches:
         self._seed = settings.seed
 
     def __call__(self, number: int) -> PromptBatch:
+        """Return batch ``number``, counted from 0 through all epochs."""
         rows = self._order.rows_of(number)
         generator = np.random.default_rng((self._seed, 3, number))
         memory = noisy_memory(self._store, rows, self._noise, self._ratio, generator)

@@ -108,8 +108,8 @@ class PretrainSettings(TrainingSettings):
 class FinetuneSettings(TrainingSettings):
     """Stage 3. Learning-rate factors apply to the parts; ``freeze_decoder_steps`` keeps the decoder as it came.
 
-    ``ctc_weight`` adds a CTC loss on the encoder's columns, in training only: with few crops, attention alone is slow to
-    find where the characters are (as in hybrid CTC/attention speech recognition, Watanabe et al. 2017).
+    ``ctc_weight`` adds a CTC loss on the encoder's columns, in training only: with few crops, attention alone is slow
+    to find where the characters are (as in hybrid CTC/attention speech recognition, Watanabe et al. 2017).
     """
 
     encoder_rate: float = 1.0

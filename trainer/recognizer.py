@@ -81,7 +81,7 @@ class Recognizer(nn.Module):
     def _column_loss(self, tokens: Tensor, targets: Targets) -> Tensor:
         """CTC over the columns of the token grid, averaged over its rows; the end's class serves as the blank."""
         rows, columns = self.encoder.grid
-        logits = self.column_head(tokens.unflatten(1, (rows, columns)).mean(1))  # type: ignore[misc]
+        logits = self.column_head(tokens.view(len(tokens), rows, columns, -1).mean(1))  # type: ignore[misc]
         lengths = (targets.outputs != targets.padding).sum(1) - 1
         return F.ctc_loss(
             logits.float().log_softmax(-1).transpose(0, 1),
