@@ -38,7 +38,7 @@ def materialize(models: Path) -> Path:
 
 
 def draw_weights(model: torch.nn.Module, seed: int) -> None:
-    """Fill a CLIP with weights drawn from ``seed``: normal with variance 1/fan-in, norms at one, biases at zero."""
+    """Fill a CLIP with weights drawn from ``seed``: normal of the size of :func:`_scale`, norms one, biases zero."""
     import torch
 
     generator = np.random.default_rng(seed)
@@ -51,8 +51,18 @@ def draw_weights(model: torch.nn.Module, seed: int) -> None:
             values = np.ones(parameter.shape)
         else:
             fan_in = int(np.prod(parameter.shape[1:])) if parameter.ndim > 1 else parameter.shape[0]
-            # Embeddings of unit size drown out what few random attention layers add: tokens stay recognisable.
-            scale = 1.0 if "embedding.weight" in name and "patch" not in name else fan_in**-0.5
-            values = generator.standard_normal(parameter.shape) * (0.5 * scale if "position" in name else scale)
+            values = generator.standard_normal(parameter.shape) * _scale(name, fan_in)
         with torch.no_grad():
             parameter.copy_(torch.from_numpy(np.asarray(values, dtype=np.float32)))
+
+
+def _scale(name: str, fan_in: int) -> float:
+    """Standard deviation of one weight's values.
+
+    Untrained layers add nothing but noise to what the embeddings say. They are kept small beside embeddings of unit
+    size, so that a token's state still tells which token it is and where it stands, as a trained tower's does.
+    """
+    if "embedding.weight" in name and "patch" not in name:
+        return 0.5 if "position" in name else 1.0
+    adds_to_the_stream = "out_proj" in name or "fc2" in name
+    return (0.25 if adds_to_the_stream else 1.0) * float(fan_in**-0.5)
