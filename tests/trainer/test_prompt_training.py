@@ -1,0 +1,198 @@
+"""From a store's rows to batches: the order, the memory, the noise; and loading weights that do not quite fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from dptr.cache.charset import Charset
+from dptr.cache.errors import UserError
+from dptr.cache.manifest import FileRecord, Manifest
+from dptr.cache.orp import OrpBank
+from dptr.cache.prompts import PREFIX_FILE, PromptStore
+from dptr.cache.shards import States, write_shard, write_states
+from dptr.trainer.coverage import load_weights
+from dptr.trainer.decoders import build_decoder
+from dptr.trainer.memory import NoiseSource, noisy_memory, text_memory
+from dptr.trainer.prompt_data import BatchOrder, held_out_mask
+from dptr.trainer.recipe import NoiseSettings, load_recipe, parse_recipe, recipe_to_toml
+
+DIM = 4
+CHARSET = Charset("abc")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> PromptStore:
+    """Forty prompts of one to three own tokens; row i's tokens are all i, the prefix is -1, pooled is 100 + i."""
+    folder = tmp_path_factory.mktemp("prompts")
+    rows = 40
+    lengths = np.arange(rows) % 3 + 1
+    states = States(
+        np.repeat(np.arange(rows, dtype=np.float32), lengths)[:, None].repeat(DIM, 1),
+        lengths,
+        np.full((rows, DIM), 100, np.float32) + np.arange(rows, dtype=np.float32)[:, None],
+    )
+    labels = [("abc" * 3)[: i % 5 + 1] for i in range(rows)]
+    catalogue = pa.table(
+        {
+            "label": labels,
+            "label_length": pa.array([len(label) for label in labels], pa.int16()),
+            "count": pa.array(np.arange(rows) + 1),
+            "source": ["x"] * rows,
+        }
+    )
+    manifest = Manifest("prompts", {"encoder": "t", "weights": "w", "charset": "abc"})
+    manifest.shards.append(write_shard(folder, 0, catalogue, states, "float32", {}))
+    prefix = np.full((2, DIM), -1, np.float32)
+    write_states(folder / PREFIX_FILE, States(prefix, np.array([2]), prefix[:1]), "float32")
+    manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
+    manifest.save(folder)
+    return PromptStore(folder)
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> OrpBank:
+    """Three crops of eight tokens; token t of crop c is 1000 c + t."""
+    folder = tmp_path_factory.mktemp("orp")
+    values = (1000 * np.arange(3)[:, None] + np.arange(8)).astype(np.float32).reshape(-1, 1).repeat(DIM, 1)
+    states = States(values, np.full(3, 8), np.zeros((3, DIM), np.float32))
+    manifest = Manifest("orp", {"encoder": "t", "weights": "w", "tokens_per_crop": 8})
+    catalogue = pa.table({"id": np.arange(3), "source": ["x"] * 3})
+    manifest.shards.append(write_shard(folder, 0, catalogue, states, "float32", {}))
+    manifest.save(folder)
+    return OrpBank(folder)
+
+
+def test_memory_is_pooled_then_prefix_then_own_states(store: PromptStore) -> None:
+    tokens, padding = text_memory(store, np.array([7, 2]))
+    assert tokens[:, :, 0].tolist() == [[107, -1, -1, 7, 7, 0], [102, -1, -1, 2, 2, 2]]
+    assert padding.tolist() == [[False] * 5 + [True], [False] * 6]
+
+
+def test_noise_is_drawn_per_row_scaled_and_reproducible(store: PromptStore, bank: OrpBank) -> None:
+    rows = np.arange(20)
+    noise = NoiseSource(bank, NoiseSettings(), None)
+    clean = noisy_memory(store, rows, None, 0.0, np.random.default_rng(0)).tokens
+    noisy = noisy_memory(store, rows, noise, 0.5, np.random.default_rng(0)).tokens
+    drawn = ((noisy - clean) / 0.5)[:, :, 0].round().long()
+    crops, positions = drawn // 1000, drawn % 1000
+    assert (crops == crops[:, :1]).all(), "a row draws from one crop"
+    assert len(crops[:, 0].unique()) == 3
+    assert all(len(row.unique()) == len(row) for row in positions), "no token twice while there are enough"
+    assert len({tuple(row.tolist()) for row in positions}) > 10, "rows draw apart"
+    again = noisy_memory(store, rows, noise, 0.5, np.random.default_rng(0)).tokens
+    assert torch.equal(noisy, again)
+
+
+def test_a_crop_with_too_few_tokens_repeats_them(bank: OrpBank) -> None:
+    drawn = NoiseSource(bank, NoiseSettings(), None).draw(np.arange(5), 30, np.random.default_rng(0))
+    assert drawn.shape == (5, 30, DIM)
+
+
+def test_nearest_and_mixed_noise_come_from_the_neighbours(bank: OrpBank) -> None:
+    class Nearest:
+        def of(self, rows: np.ndarray) -> np.ndarray:
+            return np.full((len(rows), 4), 2)
+
+    rows, generator = np.arange(300), np.random.default_rng(0)
+    nearest = NoiseSource(bank, NoiseSettings(draw="nearest"), Nearest()).draw(rows, 1, generator)
+    assert (nearest // 1000 == 2).all()
+    mixed = NoiseSource(bank, NoiseSettings(draw="mixed", nearest_share=0.5), Nearest()).draw(rows, 1, generator)
+    share = float((mixed[:, 0, 0] // 1000 == 2).mean())
+    assert 0.55 < share < 0.8  # a half from the neighbours, and a third of the rest by chance
+
+
+def test_every_row_once_an_epoch_in_another_order_each() -> None:
+    rows, lengths = np.arange(100, 1100), np.random.default_rng(0).integers(1, 9, 1000)
+    order = BatchOrder(rows, lengths, 7, seed=3)
+    epochs = [[order.rows_of(e * order.batches_per_epoch + i) for i in range(order.batches_per_epoch)] for e in (0, 1)]
+    for epoch in epochs:
+        assert sorted(np.concatenate(epoch).tolist()) == rows.tolist()
+    assert not np.array_equal(np.concatenate(epochs[0]), np.concatenate(epochs[1]))
+
+
+def test_a_batch_depends_on_its_number_alone() -> None:
+    rows, lengths = np.arange(5000), np.arange(5000) % 9
+    forward, direct = BatchOrder(rows, lengths, 16, seed=1), BatchOrder(rows, lengths, 16, seed=1)
+    walked = [forward.rows_of(step) for step in range(400)]
+    for step in (399, 0, 200, 313):
+        assert np.array_equal(direct.rows_of(step), walked[step])
+
+
+def test_batches_hold_little_padding() -> None:
+    lengths = np.random.default_rng(0).integers(1, 20, 20000)
+    order = BatchOrder(np.arange(20000), lengths, 64, seed=0)
+    batches = [lengths[order.rows_of(step)] for step in range(order.batches_per_epoch)]
+    padded = sum(len(batch) * batch.max() for batch in batches)
+    assert padded < 1.05 * lengths.sum()
+    means = np.array([batch.mean() for batch in batches[:64]])
+    assert abs(np.corrcoef(means, np.arange(64))[0, 1]) < 0.5, "lengths come in no order"
+
+
+def test_weights_set_how_often_a_row_comes() -> None:
+    order = BatchOrder(np.arange(2), np.ones(2), 10, 0, np.array([3.0, 1.0]))
+    drawn = np.concatenate([order.rows_of(step) for step in range(2000)])
+    assert (drawn == 0).mean() == pytest.approx(0.75, abs=0.03)
+
+
+def test_held_out_rows_follow_the_label(store: PromptStore) -> None:
+    mask = held_out_mask(store, 0.5, 0)
+    sides: dict[str, set[bool]] = {}
+    for label, held_out in zip(store.labels.to_pylist(), mask.tolist(), strict=True):
+        sides.setdefault(label, set()).add(held_out)
+    assert all(len(side) == 1 for side in sides.values())
+    assert held_out_mask(store, 0.0, 0).sum() == 0
+
+
+def test_a_changed_charset_and_length_carry_over_what_both_have() -> None:
+    settings = dataclasses.replace(load_recipe("tiny").decoder, dim=8, heads=2, feed_forward=16, max_label_length=5)
+    old, new = Charset("abc"), Charset("cbx")
+    source = build_decoder(settings, 3, DIM)
+    target = build_decoder(dataclasses.replace(settings, max_label_length=7), 3, DIM)
+    coverage = load_weights(target, source.state_dict(), old, new)
+    assert not coverage.complete
+    assert set(coverage.partial) == {"head.weight", "head.bias", "embedding.weight", "positions"}
+    assert not coverage.missing
+    assert not coverage.extra
+    assert torch.equal(target.head.weight[1], source.head.weight[3])  # c
+    assert torch.equal(target.embedding.weight[2], source.embedding.weight[2])  # b
+    assert torch.equal(target.embedding.weight[new.begin], source.embedding.weight[old.begin])
+    assert torch.equal(target.positions[:6], source.positions)
+    assert load_weights(build_decoder(settings, 3, DIM), source.state_dict(), old, old).complete
+
+
+def test_coverage_names_what_does_not_fit() -> None:
+    small = torch.nn.Linear(2, 2)
+    coverage = load_weights(small, {"weight": torch.zeros(3, 2), "other": torch.zeros(1)})
+    assert list(coverage.mismatched) == ["weight"]
+    assert coverage.missing == ["bias"]
+    assert coverage.extra == ["other"]
+
+
+@pytest.mark.parametrize("name", ["tiny", "demo"])
+def test_bundled_recipes_survive_a_round_trip(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    (tmp_path / "recipe.toml").write_text(recipe_to_toml(recipe))
+    assert load_recipe(str(tmp_path / "recipe.toml")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"pretrian": {}}, "'pretrain'"),
+        ({"noise": {"ratoi": 1}}, r"'noise\.ratio'"),
+        ({"noise": {"ratio": "much"}}, "not of type float"),
+        ({"pretrain": {"steps": True}}, "not of type int"),
+        ({"pretrain": {"steps": -1}}, "negative"),
+        ({"noise": {"draw": "near"}}, "random, nearest, mixed"),
+        ({"noise": 3}, "not a section"),
+    ],
+)
+def test_a_recipe_is_checked_strictly(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_recipe(values, "here")

@@ -1,0 +1,205 @@
+"""The loop and its checkpoints: a run that was cut goes on to the same bits, and what is saved is whole."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dptr.cache.errors import DamagedStore, UserError
+from dptr.trainer import checkpoint, loop
+from dptr.trainer.checkpoint import find_checkpoint, load_state, save_checkpoint
+from dptr.trainer.recipe import TrainingSettings
+from dptr.trainer.schedule import rate_factor
+
+SETTINGS = TrainingSettings(
+    steps=12, batch_size=4, learning_rate=0.01, log_every=2, validate_every=4, checkpoint_every=3, ema_decay=0.5
+)
+
+
+def made_batch(number: int) -> Tensor:
+    return torch.randn(4, 3, generator=torch.Generator().manual_seed(number))
+
+
+def made_task(batch: Callable[[int], Tensor] = made_batch) -> loop.Task[Tensor]:
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    return loop.Task(
+        model=model,
+        batch=batch,
+        loss=lambda rows: model(rows).square().mean(),
+        validate=lambda network: {"score": -float(network(made_batch(999)).square().mean().detach())},
+        rows=len,
+        groups=[loop.ParameterGroup(list(model.parameters()))],
+    )
+
+
+def train(
+    folder: Path, settings: TrainingSettings = SETTINGS, task: loop.Task[Tensor] | None = None
+) -> loop.TrainState:
+    folder.mkdir(exist_ok=True)
+    return loop.run(folder, task or made_task(), settings, torch.device("cpu"))
+
+
+def saved(folder: Path) -> tuple[dict[str, Tensor], list[str]]:
+    weights = checkpoint.load_tensors(folder / "checkpoints" / "last", "model")
+    return weights, (folder / "metrics.jsonl").read_text().splitlines()
+
+
+def cut_at(number: int, error: type[BaseException]) -> Callable[[int], Tensor]:
+    def batch(asked: int) -> Tensor:
+        if asked == number:
+            raise error
+        return made_batch(asked)
+
+    return batch
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_run_that_was_cut_goes_on_to_the_same_bits(tmp_path: Path, cut: int, error: type[BaseException]) -> None:
+    train(tmp_path / "whole")
+    with pytest.raises(error):
+        train(tmp_path / "cut", task=made_task(cut_at(cut, error)))
+    train(tmp_path / "cut")
+    weights, lines = saved(tmp_path / "whole")
+    resumed, resumed_lines = saved(tmp_path / "cut")
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+    assert resumed_lines == lines
+
+
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    train(tmp_path / "none")
+    train(tmp_path / "two", dataclasses.replace(SETTINGS, workers=2))
+    one, other = saved(tmp_path / "none"), saved(tmp_path / "two")
+    assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
+    assert one[1] == other[1]
+
+
+def test_an_interrupted_run_keeps_its_last_whole_step(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", task=made_task(cut_at(7, KeyboardInterrupt)))
+    # Batch 7 is waited for inside step 8, of which nothing has been applied; the checkpoint of step 6 stands.
+    assert load_state(tmp_path / "run" / "checkpoints" / "last")["step"] == 6
+
+
+def test_a_finished_run_takes_no_further_step(tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    before = (tmp_path / "run" / "checkpoints" / "last" / "state.json").stat().st_mtime_ns
+    state = train(tmp_path / "run", task=made_task(cut_at(0, AssertionError)))
+    assert state.step == 12
+    assert (tmp_path / "run" / "checkpoints" / "last" / "state.json").stat().st_mtime_ns == before
+
+
+def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
+    def task(batch: Callable[[int], Tensor]) -> loop.Task[Tensor]:
+        made = made_task(batch)
+        made.model[1].p = 0.0
+        return made
+
+    def pairs(number: int) -> Tensor:
+        return torch.cat([made_batch(2 * number), made_batch(2 * number + 1)])
+
+    settings = dataclasses.replace(SETTINGS, steps=4)
+    train(tmp_path / "large", settings, task(pairs))
+    train(tmp_path / "small", dataclasses.replace(settings, accumulate=2), task(made_batch))
+    for one, other in zip(*(saved(tmp_path / name)[0].values() for name in ("large", "small")), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:
+    task = made_task()
+    scores = itertools.chain([1.0, 2.0], itertools.repeat(0.0))
+    task.validate = lambda network: {"score": next(scores)}
+    state = train(tmp_path / "run", dataclasses.replace(SETTINGS, steps=100, validate_every=2, patience=6), task)
+    assert (state.best_step, state.step) == (4, 10)
+    assert load_state(tmp_path / "run" / "checkpoints" / "best")["step"] == 4
+
+
+def test_frozen_parameters_stay_until_their_step(tmp_path: Path) -> None:
+    task = made_task()
+    first, last = task.model[0], task.model[2]
+    start = first.weight.detach().clone()
+    task.groups = [loop.ParameterGroup(list(first.parameters()), 1.0, 4), loop.ParameterGroup(list(last.parameters()))]
+    train(tmp_path / "a", dataclasses.replace(SETTINGS, steps=4), task)
+    assert torch.equal(first.weight, start)
+    train(tmp_path / "b", dataclasses.replace(SETTINGS, steps=5), task)
+    assert not torch.equal(first.weight, start)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path: Path) -> None:
+    task = made_task()
+    task.loss = lambda rows: task.model(rows).mean() * float("nan")
+    with pytest.raises(UserError, match="learning rate"):
+        train(tmp_path / "run", task=task)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "last"
+    save_checkpoint(folder, {"model": {"w": torch.ones(3)}}, {"step": 1})
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(UserError, match="No space left"):
+        save_checkpoint(folder, {"model": {"w": torch.zeros(3)}}, {"step": 2})
+    found = find_checkpoint(folder)
+    assert found == folder
+    assert load_state(folder)["step"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "last"
+    save_checkpoint(folder, {"model": {"w": torch.ones(3)}}, {"step": 1})
+    renames: list[Path] = []
+    rename = checkpoint.os.rename
+
+    def dies_at_second(source: Path, target: Path) -> None:
+        renames.append(target)
+        if len(renames) == 2:
+            raise SystemExit
+        rename(source, target)
+
+    monkeypatch.setattr(checkpoint.os, "rename", dies_at_second)
+    with pytest.raises(SystemExit):
+        save_checkpoint(folder, {"model": {"w": torch.zeros(3)}}, {"step": 2})
+    found = find_checkpoint(folder)
+    assert found is not None
+    assert load_state(found)["step"] in (1, 2)
+
+
+def test_a_changed_checkpoint_file_is_damage(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "last", {"model": {"w": torch.ones(3)}}, {"step": 1})
+    path = tmp_path / "last" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DamagedStore, match=r"model\.safetensors"):
+        load_state(tmp_path / "last")
+
+
+def test_one_cycle_is_pytorchs(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SETTINGS, steps=80, warmup_share=0.075, learning_rate=1.0)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1.0, 80, pct_start=0.075, cycle_momentum=False, anneal_strategy="cos"
+    )
+    for step in range(79):
+        assert rate_factor(step, settings) == pytest.approx(reference.get_last_lr()[0], abs=1e-9), step
+        optimizer.step()
+        reference.step()
+
+
+def test_half_a_line_at_the_end_of_the_log_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 2}) + "\n" + json.dumps({"step": 4}) + '\n{"ste')
+    loop._keep_lines_up_to(path, 3)
+    assert path.read_text() == '{"step": 2}\n'
