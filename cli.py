@@ -477,7 +477,7 @@ def _demo(
     crops = {"train": (out / "crops", _DEMO_CROPS, 0), "test": (out / "test_crops", _DEMO_TEST_CROPS, 1)}
     for folder, count, seed in crops.values():
         if not (folder / "labels.tsv").is_file():
-            render_words(words, folder, count=count, seed=seed, style=RenderStyle.named("clean"))
+            render_words(words, folder, count=count, seed=seed, style=RenderStyle.of_difficulty(0.0))
     note("\n1/5  text to CLIP states")
     _embed_text(here, [str(corpus)], charset="36")
     note("\n2/5  photos to noise")

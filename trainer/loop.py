@@ -192,6 +192,8 @@ def _optimizer_step(
         with torch.no_grad():
             for kept, new in zip(state.average.parameters(), task.model.parameters(), strict=True):
                 kept.lerp_(new, 1 - settings.ema_decay)
+            for kept, new in zip(state.average.buffers(), task.model.buffers(), strict=True):
+                kept.copy_(new)
     interval.whole = True
     return total, norm
 

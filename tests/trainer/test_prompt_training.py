@@ -174,7 +174,7 @@ def test_coverage_names_what_does_not_fit() -> None:
     assert coverage.extra == ["other"]
 
 
-@pytest.mark.parametrize("name", ["tiny", "demo"])
+@pytest.mark.parametrize("name", ["tiny", "demo", "small", "paper"])
 def test_bundled_recipes_survive_a_round_trip(name: str, tmp_path: Path) -> None:
     recipe = load_recipe(name)
     (tmp_path / "recipe.toml").write_text(recipe_to_toml(recipe))

@@ -92,6 +92,6 @@ def _convolutions(settings: EncoderSettings) -> nn.Module:
         wider = settings.dim >> (halvings - 1 - halving)
         stride = (2 if height > 1 else 1, 2 if width > 1 else 1)
         height, width = max(height // 2, 1), max(width // 2, 1)
-        layers += [nn.Conv2d(channels, wider, 3, stride, padding=1, bias=False), nn.GroupNorm(1, wider), nn.GELU()]
+        layers += [nn.Conv2d(channels, wider, 3, stride, padding=1, bias=False), nn.BatchNorm2d(wider), nn.GELU()]
         channels = wider
     return nn.Sequential(*layers, nn.Conv2d(channels, settings.dim, 1))
