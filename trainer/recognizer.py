@@ -52,7 +52,9 @@ class Recognizer(nn.Module):
             same = self.encoder.dim == memory_dim
             self.fmu = nn.Identity() if same else nn.Linear(self.encoder.dim, memory_dim)
         else:
-            self.fmu = FeatureMergeUnit(self.encoder.dim, memory_dim, fmu.queries, fmu.heads, fmu.dropout)
+            self.fmu = FeatureMergeUnit(
+                self.encoder.dim, memory_dim, fmu.queries, self.encoder.grid[1], fmu.heads, fmu.dropout
+            )
         self.decoder: Decoder = build_decoder(recipe.decoder, len(charset.characters), memory_dim)
         self.ctc_weight = recipe.finetune.ctc_weight
         self.column_head = nn.Linear(self.encoder.dim, self.decoder.classes) if self.ctc_weight > 0 else None

@@ -6,6 +6,7 @@ Keys and values are made apart from the attention itself, so that a caller can m
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -56,6 +57,13 @@ class FeedForward(nn.Sequential):
 
     def __init__(self, dim: int, hidden: int, dropout: float) -> None:
         super().__init__(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
+
+
+def sinusoids(places: Tensor, dim: int) -> Tensor:
+    """Return sines and cosines of places (count,) at geometric frequencies, (count, dim), as in the Transformer."""
+    frequencies = 1e4 ** -torch.linspace(0, 1, -(-dim // 2))
+    angles = places[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :dim]
 
 
 def initialize(module: nn.Module) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dptr.cache.errors import UserError
-from dptr.trainer.decoders.layers import Attention, FeedForward, initialize
+from dptr.trainer.decoders.layers import Attention, FeedForward, initialize, sinusoids
 from dptr.trainer.recipe import EncoderSettings
 
 
@@ -58,7 +58,7 @@ class VisionTransformer(nn.Module):
         self.layers = nn.Sequential(*(EncoderLayer(settings.dim, settings.heads) for _ in range(settings.layers)))
         self.norm = nn.LayerNorm(settings.dim)
         self.apply(initialize)
-        nn.init.trunc_normal_(self.positions, std=0.02)
+        self.positions.data.copy_(_grid_positions(*self.grid, settings.dim))
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode.
@@ -73,6 +73,17 @@ class VisionTransformer(nn.Module):
         x: Tensor = self.layers(grid.flatten(2).transpose(1, 2) + self.positions)
         normed: Tensor = self.norm(x)
         return normed
+
+
+def _grid_positions(rows: int, columns: int, dim: int) -> Tensor:
+    """Return where each patch stands, half of the width for its column and half for its row: (rows * columns, dim).
+
+    A start only; the positions are learnt. Starting them near zero instead, a decoder reads the right characters in the
+    wrong order for thousands of steps.
+    """
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    half = dim // 2
+    return torch.cat([sinusoids(column.flatten(), dim - half), sinusoids(row.flatten(), half)], dim=1)
 
 
 def _linear(settings: EncoderSettings) -> nn.Module:
