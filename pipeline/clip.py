@@ -104,7 +104,7 @@ def load_clip(name: str, models: Path, precision: Precision = "fp32", device: st
         ) from error
     weights = weights_hash(model)
     model.train(False).requires_grad_(False)
-    model = model.to(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    torch.nn.Module.to(model, device, torch.bfloat16 if precision == "bf16" else torch.float32)
     loaded = time.monotonic() - started
     return Clip(name, model, tokenizer, image_processor, weights, _tokenizer_hash(tokenizer), loaded)
 

@@ -192,8 +192,9 @@ def _optimizer_step(
         with torch.no_grad():
             for kept, new in zip(state.average.parameters(), task.model.parameters(), strict=True):
                 kept.lerp_(new, 1 - settings.ema_decay)
-            for kept, new in zip(state.average.buffers(), task.model.buffers(), strict=True):
-                kept.copy_(new)
+            # Running statistics of batch norm are averages already.
+            for kept_buffer, new_buffer in zip(state.average.buffers(), task.model.buffers(), strict=True):
+                kept_buffer.copy_(new_buffer)
     interval.whole = True
     return total, norm
 
