@@ -577,7 +577,8 @@ def _demo_text(
     lines = [
         table(["image", "truth", "read", ""], [(*row, "" if row[1] == row[2] else "differs") for row in examples]),
         "",
-        f"word accuracy on {figures['rows']} rendered crops: {metrics['accuracy_36_weighted']:.1%}",
+        f"word accuracy on {figures['rows']} rendered crops, none seen in training (their words were): "
+        f"{metrics['accuracy_36_weighted']:.1%}",
         f"held-out words read from their text states after pre-training: {metrics['accuracy']:.1%}",
         "The bundled CLIP is untrained and the crops are rendered, so this shows that every stage works, no more.",
         "",

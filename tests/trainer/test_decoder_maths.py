@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dptr.cache.charset import Charset
+from dptr.trainer.decoders.autoregressive import AutoregressiveDecoder
 from dptr.trainer.decoders.base import DecoderShape, Memory, Targets
 from dptr.trainer.decoders.parseq import ParseqDecoder, TwoStreamLayer
 from dptr.trainer.decoders.permutations import attention_masks, draw_permutations
@@ -111,7 +112,7 @@ def test_all_orders_in_one_pass_give_the_same_loss_and_gradients(layers: int) ->
 def test_cached_decoding_equals_decoding_that_starts_over_at_every_step(layers: int) -> None:
     model = decoder(layers)
     with torch.inference_mode():
-        cached = model._decode_left_to_right(memory(), 6)
+        cached = AutoregressiveDecoder.decode(model, memory(), 5)
         ids = torch.full((len(LABELS), 1), CHARSET.begin)
         for step in range(cached.shape[1]):
             order = torch.arange(step + 2)[None]

@@ -10,10 +10,12 @@ from importlib.metadata import entry_points
 
 from dptr.cache.errors import UserError
 from dptr.trainer.decoders.base import Decoder, DecoderShape
+from dptr.trainer.decoders.nrtr import NrtrDecoder
+from dptr.trainer.decoders.parallel import ParallelDecoder
 from dptr.trainer.decoders.parseq import ParseqDecoder
 from dptr.trainer.recipe import DecoderSettings
 
-_BUNDLED: dict[str, type[Decoder]] = {"parseq": ParseqDecoder}
+_BUNDLED: dict[str, type[Decoder]] = {"parseq": ParseqDecoder, "nrtr": NrtrDecoder, "parallel": ParallelDecoder}
 
 
 def build_decoder(settings: DecoderSettings, characters: int, memory_dim: int) -> Decoder:

@@ -29,6 +29,11 @@ class Memory:
     tokens: Tensor
     padding: Tensor | None = None
 
+    @property
+    def mask(self) -> Tensor | None:
+        """Where attention may look, shape (batch, 1, 1, tokens), broadcast over heads and queries; None: everywhere."""
+        return None if self.padding is None else ~self.padding[:, None, None, :]
+
     def to(self, device: torch.device | str) -> Memory:
         """Move to a device."""
         padding = None if self.padding is None else self.padding.to(device, non_blocking=True)
@@ -122,3 +127,8 @@ class Decoder(nn.Module, ABC):
         Returns:
             logits, shape (batch, length, classes) with length <= max_length + 1: one more than characters, for the end.
         """
+
+    def steps(self, max_length: int | None) -> int:
+        """Return how many positions a reading of at most ``max_length`` characters has, the end included."""
+        longest = self.shape.max_label_length
+        return (longest if max_length is None else min(max_length, longest)) + 1
