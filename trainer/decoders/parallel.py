@@ -1,0 +1,53 @@
+"""All characters at once: one query a position looks at the other queries and at the memory.
+
+It never sees a character it has read, so it is the fastest to read with and learns least of the language. Source: the
+parallel visual attention of SRN (CVPR 2020) and ABINet (CVPR 2021), as a transformer over position queries.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dptr.trainer.decoders.base import Decoder, DecoderShape, Memory, Targets
+from dptr.trainer.decoders.decoder_layer import DecoderLayer
+from dptr.trainer.decoders.layers import initialize
+
+
+class ParallelDecoder(Decoder):
+    """Non-autoregressive decoder over position queries."""
+
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__(shape)
+        self.positions = nn.Parameter(torch.empty(shape.max_label_length + 1, shape.dim))
+        self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(shape.layers))
+        self.norm = nn.LayerNorm(shape.dim)
+        self.head = nn.Linear(shape.dim, self.classes)
+        self.dropout = nn.Dropout(shape.dropout)
+        self.apply(initialize)
+        nn.init.trunc_normal_(self.positions, std=0.02)
+
+    def loss(self, memory: Memory, targets: Targets) -> Tensor:
+        """Cross-entropy of every character and of the first end."""
+        logits = self._forward(memory)[:, : targets.outputs.shape[1]].flatten(0, 1).float()
+        return F.cross_entropy(logits, targets.outputs.flatten(), ignore_index=targets.padding)
+
+    def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
+        """Read every position in one pass; what stands behind the first end means nothing."""
+        logits = self._forward(memory)[:, : self.steps(max_length)]
+        ends = logits.argmax(-1) == self.end
+        longest = int(torch.where(ends.any(1), ends.int().argmax(1) + 1, logits.shape[1]).max())
+        return logits[:, :longest]
+
+    def _forward(self, memory: Memory) -> Tensor:
+        """Return logits for all positions: how many the label needs is not known before it is read."""
+        x: Tensor = self.dropout(self.positions.expand(len(memory.tokens), -1, -1))
+        for layer in cast(list[DecoderLayer], list(self.layers)):
+            normed = layer.norm_content(x)
+            x = layer.look(x, normed, layer.self_attention.keys_values(normed), None)
+            x = layer.read(x, layer.cross_attention.keys_values(memory.tokens), memory.mask)
+        logits: Tensor = self.head(self.norm(x))
+        return logits
