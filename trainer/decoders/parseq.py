@@ -73,33 +73,36 @@ class ParseqDecoder(AutoregressiveDecoder):
         """Return the loss for given reading orders, shape (orders, length + 1)."""
         content_mask, query_mask = attention_masks(orders)
         visible = (targets.inputs != targets.padding)[:, None, None, :]
-        logits = self._forward(targets.inputs, memory, content_mask & visible, query_mask & visible)
-        outputs = targets.outputs[:, None].expand(-1, len(orders), -1).clone()
-        outputs[:, 2:][outputs[:, 2:] == targets.end] = targets.padding
-        return F.cross_entropy(logits.flatten(0, 2).float(), outputs.flatten(), ignore_index=targets.padding)
+        counted = torch.ones(len(orders), targets.inputs.shape[1], dtype=torch.bool)
+        counted[2:, -1] = False  # only the end, or padding, stands there
+        kept = counted.flatten().nonzero()[:, 0].to(orders.device)
+        logits = self._forward(targets.inputs, memory, content_mask & visible, query_mask & visible, kept)
+        outputs = targets.outputs[:, None].expand(-1, len(orders), -1)
+        without_end = outputs.masked_fill(outputs == targets.end, targets.padding)
+        outputs = torch.cat([outputs[:, :2], without_end[:, 2:]], dim=1).flatten(1)[:, kept]
+        return F.cross_entropy(logits.flatten(0, 1).float(), outputs.flatten(), ignore_index=targets.padding)
 
     def _forward(
-        self, inputs: Tensor, memory: Memory, content_mask: Tensor, query_mask: Tensor, own_query: bool = False
+        self, inputs: Tensor, memory: Memory, content_mask: Tensor, query_mask: Tensor, kept: Tensor | None
     ) -> Tensor:
         """Run both streams over all orders at once.
 
         Args:
             inputs: (batch, length). Masks: (batch, orders, length, length), True where looking is allowed.
-            own_query: order i asks only for output i (refinement); otherwise every order asks for every output.
+            kept: which queries count, among orders * length; None for refinement, where order i asks for output i only.
 
         Returns:
-            logits (batch, orders, queries, classes), with one query an order where ``own_query``.
+            logits (batch, kept queries, classes).
         """
         batch, orders, length = content_mask.shape[:3]
         content = self.dropout(self.embed(inputs))
         query = self.dropout(self.positions[:length].expand(batch, -1, -1))
         query_normed = self._stack[0].norm_query(query)
-        if own_query:
+        if kept is None:
             query_mask = query_mask.diagonal(dim1=1, dim2=2).movedim(-1, 1)[:, :, None]
             query, query_normed = (x.reshape(batch * length, 1, -1) for x in (query, query_normed))
         else:
             query = query.repeat_interleave(orders, dim=0)
-        memory_mask = memory.mask
         for depth, layer in enumerate(self._stack):
             normed = layer.norm_content(content)
             keys_values = layer.self_attention.keys_values(normed)
@@ -107,13 +110,15 @@ class ParseqDecoder(AutoregressiveDecoder):
             if depth > 0:
                 query_normed = layer.norm_query(query)
             query = layer.look(query, query_normed, keys_values, query_mask)
-            query = layer.read(query, memory_keys_values, memory_mask)
+            if depth + 1 == len(self.layers) and kept is not None:
+                query = query.view(batch, orders * length, -1)[:, kept]
+            query = layer.read(query, memory_keys_values, memory.mask)
             if depth + 1 < len(self.layers):
                 if content.shape[0] == batch and orders > 1:
                     content = content.repeat_interleave(orders, dim=0)
                 content = layer.look(content, normed, keys_values, content_mask)
-                content = layer.read(content, memory_keys_values, memory_mask)
-        return self.logits(query).view(batch, orders, -1, self.classes)
+                content = layer.read(content, memory_keys_values, memory.mask)
+        return self.logits(query.reshape(batch, -1, self.shape.dim))
 
     def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
         """Read left to right with cached keys and values, then refine each character from all others."""
@@ -155,5 +160,4 @@ class ParseqDecoder(AutoregressiveDecoder):
         ended = (inputs == self.end).cumsum(-1) > 0
         visible = ~ended[:, None, None, :]
         content_mask, query_mask = attention_masks(cloze_orders(ids.shape[1], ids.device))
-        refined = self._forward(inputs, memory, content_mask & visible, query_mask & visible, own_query=True)
-        return refined[:, :, 0]
+        return self._forward(inputs, memory, content_mask & visible, query_mask & visible, None)
