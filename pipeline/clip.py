@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import logging
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 
 Precision = Literal["fp32", "bf16"]
+_SECONDS_FOR_THE_HUB = 10.0
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,6 @@ def load_clip(name: str, models: Path, precision: Precision = "fp32", device: st
         UserError: not found (or no network), not a CLIP, or not loadable.
     """
     started = time.monotonic()
-    # Weights that are not on disk are asked for once, not for minutes.
-    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
     import torch
     import transformers
 
@@ -85,7 +83,9 @@ def load_clip(name: str, models: Path, precision: Precision = "fp32", device: st
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     source: str | Path = bundled_clip.materialize(models) if name == bundled_clip.NAME else name
-    if (Path(source) / "config.json").is_file() or not _looks_like_hub_id(str(source)):
+    if _looks_like_hub_id(str(source)):
+        _require_reachable(name)
+    else:
         _require_directory(Path(source))
     try:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -157,6 +157,22 @@ class ImageTower:
 
 def _looks_like_hub_id(name: str) -> bool:
     return name.count("/") <= 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
+
+
+def _require_reachable(hub_id: str) -> None:
+    """Ask the hub once for a model that is not in its local cache: loading would ask again and again for minutes."""
+    import huggingface_hub
+
+    if isinstance(huggingface_hub.try_to_load_from_cache(hub_id, "config.json"), str):
+        return
+    try:
+        huggingface_hub.HfApi().model_info(hub_id, timeout=_SECONDS_FOR_THE_HUB)
+    except Exception as error:  # the hub's client raises its own errors and those of whatever HTTP library it uses
+        raise UserError(
+            f"CLIP {hub_id!r} is neither a directory nor in the local cache, and the hub does not give it "
+            f"({_first_line(error)})",
+            "Check the name and the network, give a directory with the model's files, or use --clip tiny",
+        ) from error
 
 
 def _require_directory(folder: Path) -> None:

@@ -38,6 +38,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, dict[str, Tensor]], state: 
             flush(path)
         hashes = {path.name: sha256_of(path) for path in sorted(new.iterdir())}
         write_json(new / "state.json", {**state, "files": hashes})
+        flush(new)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
             os.rename(folder, old)
@@ -66,12 +67,15 @@ def load_state(folder: Path) -> dict[str, Any]:
     Raises:
         DamagedStore: a file is missing or changed.
     """
-    state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    for name, digest in state["files"].items():
+    advice = "Use the other checkpoint of the run, or train again"
+    try:
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        files = dict(state["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedStore(f"{folder / 'state.json'} cannot be read ({error})", advice) from error
+    for name, digest in files.items():
         if not (folder / name).is_file() or sha256_of(folder / name) != digest:
-            raise DamagedStore(
-                f"{folder / name} is missing or damaged", "Use the other checkpoint of the run, or train again"
-            )
+            raise DamagedStore(f"{folder / name} is missing or damaged", advice)
     return state
 
 

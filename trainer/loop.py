@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from dptr.cache.errors import UserError
+from dptr.cache.errors import DptrError, UserError
 from dptr.cache.files import atomic_path
 from dptr.cache.progress import progress
 from dptr.trainer.checkpoint import MODEL, find_checkpoint, load_state, load_tensors, save_checkpoint
@@ -70,6 +70,7 @@ class TrainState:
         step: optimiser steps done.
         best_score: highest validation score so far; best_step: where it was reached.
         metrics: the newest validation metrics.
+        whole: whether weights, moments and log lines all belong to ``step``; only then is it worth saving.
     """
 
     model: nn.Module
@@ -79,6 +80,7 @@ class TrainState:
     best_score: float = -math.inf
     best_step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    whole: bool = True
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Group all tensors by file name."""
@@ -115,7 +117,8 @@ def run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: tor
     Writes ``metrics.jsonl``, ``timings.jsonl``, ``checkpoints/last`` and ``checkpoints/best``.
 
     Raises:
-        UserError: the loss is no longer finite. KeyboardInterrupt: passed on once the state is saved.
+        UserError: the loss is no longer finite, or the disk is full. KeyboardInterrupt: passed on once the state is
+            saved.
     """
     state = _new_state(task, settings, device)
     last = folder / "checkpoints" / "last"
@@ -124,7 +127,7 @@ def run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: tor
         state.restore(found)
     _keep_lines_up_to(folder / METRICS_FILE, state.step)
     _keep_lines_up_to(folder / TIMINGS_FILE, state.step)
-    if state.step >= settings.steps:
+    if _is_done(state, settings):
         return state
     interval = _Interval()
     batches = _load(
@@ -132,21 +135,26 @@ def run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: tor
     )
     with progress("training", settings.steps, "steps", state.step) as shown:
         try:
-            while state.step < settings.steps:
-                loss, norm = _optimizer_step(state, task, batches, settings, device, interval)
+            while not _is_done(state, settings):
+                loss = _gradients(state, task, batches, settings, device, interval)
+                state.whole = False
+                norm = _update(state, settings)
                 state.step += 1
                 shown.advance(detail=f"loss {float(loss):.3f}" if state.step % 20 == 0 else "")
                 _after_step(folder, state, task, settings, loss, norm, interval)
-                if settings.patience and state.step - state.best_step >= settings.patience > 0 and state.metrics:
-                    break
+                state.whole = True
         except KeyboardInterrupt:
-            # The optimiser may have been cut in the middle of a step; only a whole step is worth saving.
-            if interval.whole:
+            if state.whole:
                 _save(last, state)
             raise
     if settings.steps % settings.checkpoint_every or state.step < settings.steps:
         _save(last, state)
     return state
+
+
+def _is_done(state: TrainState, settings: TrainingSettings) -> bool:
+    out_of_patience = settings.patience > 0 and state.step - state.best_step >= settings.patience
+    return state.step >= settings.steps or (out_of_patience and bool(state.metrics))
 
 
 def _new_state(task: Task[Any], settings: TrainingSettings, device: torch.device) -> TrainState:
@@ -159,21 +167,19 @@ def _new_state(task: Task[Any], settings: TrainingSettings, device: torch.device
     return TrainState(task.model, optimizer, average)
 
 
-def _optimizer_step(
+def _gradients(
     state: TrainState,
     task: Task[Batch],
     batches: Iterator[Batch],
     settings: TrainingSettings,
     device: torch.device,
     interval: _Interval,
-) -> tuple[Tensor, Tensor]:
-    """Accumulate, clip and update; return the mean loss and the gradient's norm before clipping."""
-    task.model.train()
+) -> Tensor:
+    """Accumulate the gradients of the next step; return the mean loss."""
+    state.model.train()
     for group in state.optimizer.param_groups:
-        group["lr"] = settings.learning_rate * group["factor"] * rate_factor(state.step, settings)
         for parameter in group["params"]:
             parameter.requires_grad_(state.step >= group["frozen_until"])
-    interval.whole = False
     total = torch.zeros((), device=device)
     for micro in range(settings.accumulate):
         torch.manual_seed(hash((settings.seed, state.step, micro)) & (2**63 - 1))
@@ -185,18 +191,23 @@ def _optimizer_step(
             loss = task.loss(batch)
         (loss / settings.accumulate).backward()  # type: ignore[no-untyped-call]
         total += loss.detach() / settings.accumulate
-    norm = nn.utils.clip_grad_norm_(task.model.parameters(), settings.clip_norm or math.inf)
+    return total
+
+
+def _update(state: TrainState, settings: TrainingSettings) -> Tensor:
+    """Clip, take the optimiser's step and follow it with the average; return the gradient's norm before clipping."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = settings.learning_rate * group["factor"] * rate_factor(state.step, settings)
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_norm or math.inf)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     if state.average is not None:
         with torch.no_grad():
-            for kept, new in zip(state.average.parameters(), task.model.parameters(), strict=True):
+            for kept, new in zip(state.average.parameters(), state.model.parameters(), strict=True):
                 kept.lerp_(new, 1 - settings.ema_decay)
-            # Running statistics of batch norm are averages already.
-            for kept_buffer, new_buffer in zip(state.average.buffers(), task.model.buffers(), strict=True):
-                kept_buffer.copy_(new_buffer)
-    interval.whole = True
-    return total, norm
+            for kept, new in zip(state.average.buffers(), state.model.buffers(), strict=True):
+                kept.copy_(new)
+    return norm
 
 
 def _after_step(
@@ -210,19 +221,22 @@ def _after_step(
 ) -> None:
     """Log, validate and checkpoint where their turn has come."""
     final = state.step == settings.steps
+    to_log = state.step % settings.log_every == 0 or final
+    to_save = state.step % settings.checkpoint_every == 0
+    if (to_log or to_save) and not math.isfinite(float(loss) + float(norm)):
+        raise UserError(
+            f"at step {state.step} the loss is {float(loss)} and the gradient's norm {float(norm)}",
+            "Lower the learning rate or the clip norm",
+        )
     line: dict[str, Any] = {}
-    if state.step % settings.log_every == 0 or final:
-        if not math.isfinite(float(loss)):
-            raise UserError(
-                f"the loss is {float(loss)} at step {state.step}", "Lower the learning rate or the clip norm"
-            )
+    if to_log:
         rate = settings.learning_rate * rate_factor(state.step - 1, settings)
         line = {"step": state.step, "loss": float(loss), "learning_rate": rate, "gradient_norm": float(norm)}
         _append(folder / TIMINGS_FILE, interval.summary(state.step))
         interval.reset()
     improved = False
     if state.step % settings.validate_every == 0 or final:
-        state.metrics = task.validate(state.average or state.model)
+        state.metrics = task.validate(state.model if state.average is None else state.average)
         line = {"step": state.step, **line, **{f"validation_{key}": value for key, value in state.metrics.items()}}
         improved = state.metrics["score"] > state.best_score
         if improved:
@@ -230,10 +244,11 @@ def _after_step(
         interval.reset()
     if line:
         _append(folder / METRICS_FILE, line)
-    if state.step % settings.checkpoint_every == 0 and state.step:
-        _save(folder / "checkpoints" / "last", state)
+    # The best comes first: once the last one names a best step, that checkpoint is there.
     if improved:
         _save(folder / "checkpoints" / "best", state)
+    if to_save:
+        _save(folder / "checkpoints" / "last", state)
 
 
 def _save(folder: Path, state: TrainState) -> None:
@@ -244,7 +259,6 @@ class _Interval:
     """What happened since the last log line."""
 
     def __init__(self) -> None:
-        self.whole = True
         self.reset()
 
     def reset(self) -> None:
@@ -262,7 +276,11 @@ class _NumberedBatches(Dataset[Any]):
         self._batch = batch
 
     def __getitem__(self, number: int) -> Any:
-        return self._batch(number)
+        try:
+            return self._batch(number)
+        except DptrError as error:
+            # Raised again where the batch is used: a worker's own errors arrive wrapped in tracebacks.
+            return error
 
 
 def _load(batch: Callable[[int], Batch], start: int, stop: int, workers: int) -> Iterator[Batch]:
@@ -274,7 +292,10 @@ def _load(batch: Callable[[int], Batch], start: int, stop: int, workers: int) ->
         collate_fn=_as_it_is,
         prefetch_factor=4 if workers else None,
     )
-    return iter(loader)
+    for made in loader:
+        if isinstance(made, DptrError):
+            raise made
+        yield made
 
 
 def _as_it_is(batch: Batch) -> Batch:
@@ -282,8 +303,13 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(line) + "\n")
+    try:
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"could not write {path}: {error.strerror}", "Make room, then run the same command; it goes on"
+        ) from error
 
 
 def _keep_lines_up_to(path: Path, step: int) -> None:
