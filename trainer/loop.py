@@ -9,7 +9,6 @@ runs and hence live in a file of their own.
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,12 +18,12 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from dptr.cache.errors import DptrError, UserError
-from dptr.cache.files import atomic_path
+from dptr.cache.errors import UserError
 from dptr.cache.progress import progress
+from dptr.trainer import step_log
 from dptr.trainer.checkpoint import MODEL, find_checkpoint, load_state, load_tensors, save_checkpoint
+from dptr.trainer.loader import load_batches
 from dptr.trainer.recipe import TrainingSettings
 from dptr.trainer.schedule import rate_factor
 
@@ -125,14 +124,13 @@ def run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: tor
     found = find_checkpoint(last)
     if found is not None:
         state.restore(found)
-    _keep_lines_up_to(folder / METRICS_FILE, state.step)
-    _keep_lines_up_to(folder / TIMINGS_FILE, state.step)
+    step_log.keep_up_to(folder / METRICS_FILE, state.step)
+    step_log.keep_up_to(folder / TIMINGS_FILE, state.step)
     if _is_done(state, settings):
         return state
     interval = _Interval()
-    batches = _load(
-        task.batch, state.step * settings.accumulate, settings.steps * settings.accumulate, settings.workers
-    )
+    first, after = state.step * settings.accumulate, settings.steps * settings.accumulate
+    batches = load_batches(task.batch, first, after, settings.workers)
     with progress("training", settings.steps, "steps", state.step) as shown:
         try:
             while not _is_done(state, settings):
@@ -205,8 +203,8 @@ def _update(state: TrainState, settings: TrainingSettings) -> Tensor:
         with torch.no_grad():
             for kept, new in zip(state.average.parameters(), state.model.parameters(), strict=True):
                 kept.lerp_(new, 1 - settings.ema_decay)
-            for kept, new in zip(state.average.buffers(), state.model.buffers(), strict=True):
-                kept.copy_(new)
+            for buffer, newest in zip(state.average.buffers(), state.model.buffers(), strict=True):
+                buffer.copy_(newest)
     return norm
 
 
@@ -232,7 +230,7 @@ def _after_step(
     if to_log:
         rate = settings.learning_rate * rate_factor(state.step - 1, settings)
         line = {"step": state.step, "loss": float(loss), "learning_rate": rate, "gradient_norm": float(norm)}
-        _append(folder / TIMINGS_FILE, interval.summary(state.step))
+        step_log.append(folder / TIMINGS_FILE, interval.summary(state.step))
         interval.reset()
     improved = False
     if state.step % settings.validate_every == 0 or final:
@@ -243,7 +241,7 @@ def _after_step(
             state.best_score, state.best_step = state.metrics["score"], state.step
         interval.reset()
     if line:
-        _append(folder / METRICS_FILE, line)
+        step_log.append(folder / METRICS_FILE, line)
     # The best comes first: once the last one names a best step, that checkpoint is there.
     if improved:
         _save(folder / "checkpoints" / "best", state)
@@ -267,62 +265,3 @@ class _Interval:
     def summary(self, step: int) -> dict[str, float]:
         seconds = time.perf_counter() - self.started
         return {"step": step, "rows_per_second": self.rows / seconds, "waiting_share": self.waited / seconds}
-
-
-class _NumberedBatches(Dataset[Any]):
-    """Lets a DataLoader's workers compute whole batches by their number."""
-
-    def __init__(self, batch: Callable[[int], Any]) -> None:
-        self._batch = batch
-
-    def __getitem__(self, number: int) -> Any:
-        try:
-            return self._batch(number)
-        except DptrError as error:
-            # Raised again where the batch is used: a worker's own errors arrive wrapped in tracebacks.
-            return error
-
-
-def _load(batch: Callable[[int], Batch], start: int, stop: int, workers: int) -> Iterator[Batch]:
-    loader = DataLoader(
-        _NumberedBatches(batch),
-        sampler=range(start, stop),
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        prefetch_factor=4 if workers else None,
-    )
-    for made in loader:
-        if isinstance(made, DptrError):
-            raise made
-        yield made
-
-
-def _as_it_is(batch: Batch) -> Batch:
-    return batch
-
-
-def _append(path: Path, line: dict[str, Any]) -> None:
-    try:
-        with path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"could not write {path}: {error.strerror}", "Make room, then run the same command; it goes on"
-        ) from error
-
-
-def _keep_lines_up_to(path: Path, step: int) -> None:
-    """Drop log lines of steps that a resumed run is going to take again."""
-    if not path.is_file():
-        return
-    kept: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            # A killed process can leave half a line at the very end; its step is taken again.
-            break
-    with atomic_path(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

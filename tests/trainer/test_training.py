@@ -7,13 +7,14 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.trainer import checkpoint, loop
+from dptr.trainer import checkpoint, loop, step_log
 from dptr.trainer.checkpoint import find_checkpoint, load_state, save_checkpoint
 from dptr.trainer.recipe import TrainingSettings
 from dptr.trainer.schedule import rate_factor
@@ -85,8 +86,89 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
 def test_an_interrupted_run_keeps_its_last_whole_step(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", task=made_task(cut_at(7, KeyboardInterrupt)))
-    # Batch 7 is waited for inside step 8, of which nothing has been applied; the checkpoint of step 6 stands.
-    assert load_state(tmp_path / "run" / "checkpoints" / "last")["step"] == 6
+    # Batch 7 is waited for inside step 8, of which nothing has been applied.
+    assert load_state(tmp_path / "run" / "checkpoints" / "last")["step"] == 7
+
+
+def interrupted_once(function: Callable[[nn.Module], dict[str, float]]) -> Callable[[nn.Module], dict[str, float]]:
+    calls = itertools.count()
+
+    def interrupted(network: nn.Module) -> dict[str, float]:
+        if next(calls) == 0:
+            raise KeyboardInterrupt
+        return function(network)
+
+    return interrupted
+
+
+def test_an_interrupt_during_validation_loses_no_log_line(tmp_path: Path) -> None:
+    train(tmp_path / "whole")
+    task = made_task()
+    task.validate = interrupted_once(task.validate)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", task=task)
+    assert load_state(tmp_path / "cut" / "checkpoints" / "last")["step"] == 3
+    train(tmp_path / "cut")
+    assert saved(tmp_path / "cut")[1] == saved(tmp_path / "whole")[1]
+
+
+def test_the_best_checkpoint_is_there_once_the_last_one_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = loop.save_checkpoint
+
+    def dies_at_the_second(folder: Path, *rest: Any) -> None:
+        if (folder.parent / "best").exists() or (folder.parent / "last").exists():
+            raise SystemExit
+        save(folder, *rest)
+
+    monkeypatch.setattr(loop, "save_checkpoint", dies_at_the_second)
+    with pytest.raises(SystemExit):
+        train(tmp_path / "run", dataclasses.replace(SETTINGS, checkpoint_every=4))
+    monkeypatch.undo()
+    train(tmp_path / "run", dataclasses.replace(SETTINGS, checkpoint_every=4))
+    state = load_state(tmp_path / "run" / "checkpoints" / "last")
+    assert load_state(tmp_path / "run" / "checkpoints" / "best")["step"] == state["best_step"]
+
+
+def test_a_full_disk_during_training_keeps_the_last_checkpoint_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tmp_path / "whole")
+    save, calls = checkpoint.save_file, itertools.count()
+
+    def fills_up(*arguments: Any) -> None:
+        if next(calls) == 10:
+            raise OSError(28, "No space left on device")
+        save(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save_file", fills_up)
+    with pytest.raises(UserError, match="No space left"):
+        train(tmp_path / "full")
+    kept = load_state(tmp_path / "full" / "checkpoints" / "last")["step"]
+    assert 0 < kept < 12
+    train(tmp_path / "full")
+    assert saved(tmp_path / "full")[1] == saved(tmp_path / "whole")[1]
+    one, other = (saved(tmp_path / name)[0] for name in ("full", "whole"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"could not write .*metrics\.jsonl"):
+        train(tmp_path / "run")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_goes_wrong_with_the_data_is_one_line_from_a_worker_too(tmp_path: Path, workers: int) -> None:
+    def batch(number: int) -> Tensor:
+        if number == 3:
+            raise DamagedStore("part-00007.arrow is cut short", "Repair it")
+        return made_batch(number)
+
+    with pytest.raises(DamagedStore) as caught:
+        train(tmp_path / "run", dataclasses.replace(SETTINGS, workers=workers), made_task(batch))
+    assert str(caught.value) == "part-00007.arrow is cut short. Repair it"
 
 
 def test_a_finished_run_takes_no_further_step(tmp_path: Path) -> None:
@@ -120,6 +202,8 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:
     state = train(tmp_path / "run", dataclasses.replace(SETTINGS, steps=100, validate_every=2, patience=6), task)
     assert (state.best_step, state.step) == (4, 10)
     assert load_state(tmp_path / "run" / "checkpoints" / "best")["step"] == 4
+    again = train(tmp_path / "run", dataclasses.replace(SETTINGS, steps=100, validate_every=2, patience=6))
+    assert again.step == 10, "the same command takes no further step"
 
 
 def test_frozen_parameters_stay_until_their_step(tmp_path: Path) -> None:
@@ -138,6 +222,23 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path: Path) -> N
     task.loss = lambda rows: task.model(rows).mean() * float("nan")
     with pytest.raises(UserError, match="learning rate"):
         train(tmp_path / "run", task=task)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"files": 3}'])
+def test_a_damaged_description_is_damage(tmp_path: Path, content: str) -> None:
+    save_checkpoint(tmp_path / "last", {"model": {"w": torch.ones(3)}}, {"step": 1})
+    (tmp_path / "last" / "state.json").write_text(content)
+    with pytest.raises(DamagedStore, match=r"state\.json"):
+        load_state(tmp_path / "last")
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    task = made_task()
+    steps = itertools.count()
+    task.loss = lambda rows: task.model(rows).mean() * (float("nan") if next(steps) >= 5 else 1.0)
+    with pytest.raises(UserError, match="at step 6"):
+        train(tmp_path / "run", dataclasses.replace(SETTINGS, log_every=100, validate_every=100), task)
+    assert load_state(tmp_path / "run" / "checkpoints" / "last")["step"] == 3
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,5 +302,5 @@ def test_one_cycle_is_pytorchs(tmp_path: Path) -> None:
 def test_half_a_line_at_the_end_of_the_log_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(json.dumps({"step": 2}) + "\n" + json.dumps({"step": 4}) + '\n{"ste')
-    loop._keep_lines_up_to(path, 3)
+    step_log.keep_up_to(path, 3)
     assert path.read_text() == '{"step": 2}\n'

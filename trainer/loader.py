@@ -1,0 +1,56 @@
+"""Batches by their number, made in this process or in workers: the same ones, in the same order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from torch.utils.data import DataLoader, Dataset
+
+from dptr.cache.errors import DptrError
+
+Batch = TypeVar("Batch")
+
+
+def load_batches(batch: Callable[[int], Batch], start: int, stop: int, workers: int) -> Iterator[Batch]:
+    """Return batches ``start`` to ``stop - 1``, made by ``batch`` in ``workers`` processes (0: in this one).
+
+    Torch's loader draws from the global generator when it starts, which is at once, not when the first batch is asked
+    for: whoever seeds the generator after this call gets the same numbers with and without workers.
+
+    Raises:
+        DptrError: what ``batch`` raised, in whatever process.
+    """
+    loader = DataLoader(
+        _NumberedBatches(batch),
+        sampler=range(start, stop),
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        prefetch_factor=4 if workers else None,
+    )
+    return map(_raise_errors, iter(loader))
+
+
+class _NumberedBatches(Dataset[Any]):
+    """Lets a DataLoader's workers compute whole batches by their number."""
+
+    def __init__(self, batch: Callable[[int], Any]) -> None:
+        self._batch = batch
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self._batch(number)
+        except DptrError as error:
+            # A worker's own errors would arrive with a traceback for a message.
+            return error
+
+
+def _raise_errors(made: Any) -> Any:
+    if isinstance(made, DptrError):
+        raise made
+    return made
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
