@@ -1,0 +1,294 @@
+"""Rows a second of decoder pre-training, three ways side by side in one run.
+
+a  the authors' way: CLIP's text tower at every step, prompts padded to 77 tokens, labels to 27, one order after another
+b  the same decoder loop, on states from a prompt store, padded to the same 78 tokens
+c  dptr: all orders in one pass, nothing longer than the batch needs, batches through the loader
+d  c with batches that already lie on the device: what feeding costs
+
+CLIP has the sizes of ViT-B/16's text side and random weights, which cost the same as trained ones. All ways train a
+decoder of the same sizes with the same optimiser and take turns; rates are medians, and only ratios travel. (a) and (b)
+use the same attention kernels as (c), so the ratios say what the arrangement of the work is worth, not the kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPConfig, CLIPModel
+
+from dptr.cache.progress import set_quiet
+from dptr.cache.prompts import PromptStore
+from dptr.pipeline import bundled_clip
+from dptr.pipeline.clip import Clip, load_clip
+from dptr.pipeline.embed_text import EmbedTextSettings, embed_text
+from dptr.pipeline.templates import Template
+from dptr.trainer.decoders import build_decoder
+from dptr.trainer.decoders.base import Targets
+from dptr.trainer.decoders.parseq import ParseqDecoder, TwoStreamLayer
+from dptr.trainer.decoders.permutations import attention_masks, draw_permutations
+from dptr.trainer.loader import load_batches
+from dptr.trainer.pretrain import PromptBatch, PromptBatches
+from dptr.trainer.recipe import Recipe, load_recipe
+
+PROMPT_TOKENS, LABEL_LENGTH = 77, 25
+WAYS = ("a authors", "b store", "c dptr", "d dptr, fed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--words", type=Path, help="a word list; by default words are made up from syllables")
+    parser.add_argument("--rows", type=int, default=2000, help="how many words")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=6, help="steps of c and d in a round; a and b take one")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--peak", type=float, help="the chip's bf16 rate in TFLOP/s, to say which share a step reaches")
+    parser.add_argument("--quick", action="store_true", help="a small decoder and CLIP: only shows that it runs")
+    arguments = parser.parse_args()
+    set_quiet(True)
+    with tempfile.TemporaryDirectory() as folder:
+        measure(arguments, Path(folder))
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> None:
+    words = read_words(arguments) if arguments.words else made_up_words(arguments.rows)
+    (folder / "words.txt").write_text("\n".join(words), encoding="utf-8")
+    write_clip(folder / "clip", arguments.quick)
+    settings = EmbedTextSettings(clip=str(folder / "clip"), device=arguments.device)
+    summary = embed_text([str(folder / "words.txt")], folder / "prompts", folder, settings)
+    store = PromptStore(folder / "prompts")
+    sizes = ["decoder.dim=64", "decoder.heads=2", "decoder.layers=2"] if arguments.quick else []
+    recipe = load_recipe("paper", [f"pretrain.batch_size={arguments.batch}", *sizes])
+    tokens = store.states(np.arange(len(store))).lengths.mean() + len(store.prefix) + 1
+    print(
+        f"{len(store):,} words of {store.label_lengths.mean():.1f} characters, {tokens:.1f} memory tokens; decoder "
+        f"{recipe.decoder.layers} x {recipe.decoder.dim}, {recipe.decoder.permutations} orders, batch "
+        f"{arguments.batch}, {arguments.device}, {torch.get_num_threads()} threads; embedding the words once took "
+        f"{summary.seconds:.1f} s\n\n{'':14}{'rows/s':>10}{'to a':>8}{'to b':>8}{'loader':>9}"
+    )
+    rates: dict[str, dict[str, float]] = {}
+    for precision in ("fp32", "bf16"):
+        clip = load_clip(str(folder / "clip"), folder, "fp32", arguments.device)
+        bench = Bench(arguments, store, clip, recipe, precision)
+        rates[precision] = bench.rates()
+        for way, rate in rates[precision].items():
+            to_a, to_b = (rate / rates[precision][other] for other in WAYS[:2])
+            share = f"{bench.loader_share:9.2%}" if way == WAYS[2] else ""
+            print(f"{precision} {way:13}{rate:6.1f}{to_a:8.1f}{to_b:8.1f}{share}")
+        if arguments.peak:
+            reached = bench.step_flops() * rates[precision][WAYS[2]] / arguments.batch / 1e12
+            print(f"{precision} c reaches {reached:.1f} TFLOP/s, {reached / arguments.peak:.0%} of the peak")
+    print(f"\nc in bf16 to a in fp32: {rates['bf16'][WAYS[2]] / rates['fp32'][WAYS[0]]:.1f}")
+
+
+class Bench:
+    """The four ways at one precision, each with a decoder and an optimiser of its own."""
+
+    def __init__(
+        self, arguments: argparse.Namespace, store: PromptStore, clip: Clip, recipe: Recipe, precision: str
+    ) -> None:
+        self.arguments, self.store, self.clip, self.recipe = arguments, store, clip, recipe
+        self.device, self.bf16 = torch.device(arguments.device), precision == "bf16"
+        self.batches = PromptBatches(store, None, np.arange(len(store)), recipe)
+        self.order = np.random.default_rng(0).permutation(len(store))
+        self.number = 0
+        self.trained = {way: self.made_decoder() for way in WAYS}
+        self.loader_share = 0.0
+
+    def made_decoder(self) -> tuple[ParseqDecoder, torch.optim.Optimizer]:
+        """An untrained decoder, the same one each time it is asked for, and its optimiser."""
+        torch.manual_seed(0)
+        characters = len(self.store.charset.characters)
+        decoder = build_decoder(self.recipe.decoder, characters, self.store.dim).to(self.device).train()
+        if not isinstance(decoder, ParseqDecoder):
+            raise TypeError("the recipe's decoder is not parseq")
+        return decoder, torch.optim.AdamW(decoder.parameters(), 1e-4, fused=True)
+
+    def rates(self) -> dict[str, float]:
+        """Rows a second of each way; every way warms up once, then they take turns."""
+        measured: dict[str, list[float]] = {way: [] for way in WAYS}
+        shares: list[float] = []
+        turns: dict[str, Callable[[], float]] = {
+            WAYS[0]: lambda: self.timed(WAYS[0], [self.rows()], self.authors_memory),
+            WAYS[1]: lambda: self.timed(WAYS[1], [self.rows()], self.stored_memory),
+            WAYS[2]: lambda: self.ours(shares),
+            WAYS[3]: self.fed,
+        }
+        for round_number in range(self.arguments.rounds + 1):
+            for way, turn in turns.items():
+                rate = turn()
+                if round_number > 0:
+                    measured[way].append(rate)
+        self.loader_share = statistics.median(shares[1:])
+        return {way: statistics.median(values) for way, values in measured.items()}
+
+    def rows(self) -> np.ndarray:
+        """The next rows in an order that knows nothing of lengths."""
+        self.number += 1
+        places = np.arange(self.number * self.arguments.batch, (self.number + 1) * self.arguments.batch)
+        return self.order[places % len(self.order)]
+
+    def timed(self, way: str, batches: list[np.ndarray], memory: Callable[[list[str], np.ndarray], Tensor]) -> float:
+        """Train with one order after another over labels padded to the longest possible."""
+        decoder, optimizer = self.trained[way]
+        started = self.now()
+        for rows in batches:
+            labels = self.store.labels_of(rows)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+                loss = loss_order_by_order(decoder, memory(labels, rows), padded_targets(labels, self.store))
+            update(decoder, optimizer, loss)
+        return sum(len(rows) for rows in batches) / (self.now() - started)
+
+    def authors_memory(self, labels: list[str], rows: np.ndarray) -> Tensor:
+        """[pooled; all 77 states] from CLIP, as the authors make it at every step."""
+        prompts = [Template().prompt(label) for label in labels]
+        encoded = self.clip.tokenizer(
+            prompts, padding="max_length", max_length=PROMPT_TOKENS, truncation=True, return_tensors="pt"
+        )
+        with torch.no_grad():
+            output = self.clip.model.text_model(input_ids=encoded["input_ids"].to(self.device))
+            pooled = self.clip.model.text_projection(output.pooler_output)
+        return torch.cat([pooled[:, None], output.last_hidden_state], dim=1)
+
+    def stored_memory(self, labels: list[str], rows: np.ndarray) -> Tensor:
+        """The same shape from the store, zeros for what it does not keep."""
+        states = self.store.states(rows)
+        tokens = np.zeros((len(rows), 1 + PROMPT_TOKENS, self.store.dim), np.float32)
+        ends = np.cumsum(states.lengths)
+        for row, (end, length) in enumerate(zip(ends, states.lengths, strict=True)):
+            tokens[row, : length + 1] = np.concatenate([states.pooled[row][None], states.tokens[end - length : end]])
+        return torch.from_numpy(tokens).to(self.device)
+
+    def ours(self, shares: list[float]) -> float:
+        """Train as ``dptr pretrain`` does, batches through the loader."""
+        first, self.number = self.number, self.number + self.arguments.steps
+        waited, rows, started = 0.0, 0, self.now()
+        batches = load_batches(self.batches, first, self.number, self.arguments.workers)
+        for _ in range(self.arguments.steps):
+            waiting = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - waiting
+            rows += self.step(WAYS[2], batch)
+        seconds = self.now() - started
+        shares.append(waited / seconds)
+        return rows / seconds
+
+    def fed(self) -> float:
+        """The same steps with batches made beforehand."""
+        made = [self.batches(self.number + step) for step in range(self.arguments.steps)]
+        made = [PromptBatch(batch.memory.to(self.device), batch.targets.to(self.device)) for batch in made]
+        started = self.now()
+        rows = sum(self.step(WAYS[3], batch) for batch in made)
+        return rows / (self.now() - started)
+
+    def step(self, way: str, batch: PromptBatch) -> int:
+        """One training step; returns its rows."""
+        decoder, optimizer = self.trained[way]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            loss = decoder.loss(batch.memory.to(self.device), batch.targets.to(self.device))
+        update(decoder, optimizer, loss)
+        return len(batch.targets.inputs)
+
+    def step_flops(self) -> float:
+        """Floating-point operations of one step of c, counted by torch."""
+        with FlopCounterMode(display=False) as counter:
+            self.step(WAYS[2], self.batches(0))
+        return counter.get_total_flops()
+
+    def now(self) -> float:
+        """Seconds, once the device has done what was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def update(decoder: ParseqDecoder, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(decoder.parameters(), 20.0)
+    optimizer.step()
+
+
+def padded_targets(labels: list[str], store: PromptStore) -> Targets:
+    """Begin, label, end, padded to 27; inputs and outputs are 26 long each."""
+    targets = Targets.of(labels, store.charset)
+    missing = LABEL_LENGTH + 1 - targets.inputs.shape[1]
+    inputs, outputs = (F.pad(ids, (0, missing), value=targets.padding) for ids in (targets.inputs, targets.outputs))
+    return dataclasses.replace(targets, inputs=inputs, outputs=outputs)
+
+
+def loss_order_by_order(decoder: ParseqDecoder, memory: Tensor, targets: Targets) -> Tensor:
+    """PARSeq's training step: each order runs the whole decoder again."""
+    targets = targets.to(memory.device)
+    outputs = targets.outputs
+    visible = (targets.inputs != targets.padding)[:, None, None, :]
+    losses, counts = [], []
+    for number, order in enumerate(draw_permutations(LABEL_LENGTH, decoder.shape.permutations).to(memory.device)):
+        content_mask, query_mask = (mask[:, None] & visible for mask in attention_masks(order[None]))
+        content = decoder.dropout(decoder.embed(targets.inputs))
+        query = decoder.dropout(decoder.positions[: targets.inputs.shape[1]].expand(len(memory), -1, -1))
+        for depth, layer in enumerate(decoder.layers):
+            normed = layer.norm_content(content)
+            query = stream(layer, query, layer.norm_query(query), normed, memory, query_mask)
+            if depth + 1 < len(decoder.layers):
+                content = stream(layer, content, normed, normed, memory, content_mask)
+        logits = decoder.logits(query).flatten(0, 1).float()
+        losses.append(F.cross_entropy(logits, outputs.flatten(), ignore_index=targets.padding))
+        counts.append((outputs != targets.padding).sum())
+        if number == 1:
+            outputs = outputs.masked_fill(outputs == targets.end, targets.padding)
+    return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+
+
+def stream(layer: TwoStreamLayer, x: Tensor, normed: Tensor, content: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+    """One stream through one layer; keys and values are made anew for each, as PARSeq's attention modules do."""
+    x = layer.look(x, normed, layer.self_attention.keys_values(content), mask)
+    return layer.read(x, layer.cross_attention.keys_values(memory), None)
+
+
+def write_clip(folder: Path, quick: bool) -> None:
+    """Save a CLIP with random weights, its text side of ViT-B/16's sizes and its image side as small as can be."""
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        shutil.copyfile(bundled_clip.BUNDLED / name, folder / name)
+    config = CLIPConfig.from_pretrained(bundled_clip.BUNDLED)
+    if not quick:
+        sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
+        for key, value in {**sizes, "vocab_size": 49408}.items():
+            setattr(config.text_config, key, value)
+        config.projection_dim = config.text_config.projection_dim = config.vision_config.projection_dim = 512
+    torch.manual_seed(0)
+    CLIPModel(config).save_pretrained(folder)
+
+
+def read_words(arguments: argparse.Namespace) -> list[str]:
+    words = dict.fromkeys(arguments.words.read_text(encoding="utf-8").split())
+    chosen = np.random.default_rng(0).permutation(np.array(list(words)))
+    return [str(word) for word in chosen[: arguments.rows]]
+
+
+def made_up_words(count: int) -> list[str]:
+    """Distinct words of two to four syllables, about as long as a dictionary's."""
+    generator = np.random.default_rng(0)
+    syllables = [a + b + c for a in "bcdfghlmnprstvw" for b in "aeiou" for c in ("", "n", "r", "st")]
+    words: dict[str, None] = {}
+    while len(words) < count:
+        words["".join(generator.choice(syllables, int(generator.integers(2, 5))))] = None
+    return list(words)
+
+
+if __name__ == "__main__":
+    main()
