@@ -70,6 +70,7 @@ class TrainState:
         best_score: highest validation score so far; best_step: where it was reached.
         metrics: the newest validation metrics.
         whole: whether weights, moments and log lines all belong to ``step``; only then is it worth saving.
+        buffers: the model's buffers as they were before the step under way.
     """
 
     model: nn.Module
@@ -80,6 +81,12 @@ class TrainState:
     best_step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     whole: bool = True
+    buffers: list[Tensor] = field(default_factory=list)
+
+    def forget_unfinished_step(self) -> None:
+        """Take back what the forward pass of an unfinished step did to running statistics, such as batch norm's."""
+        for buffer, before in zip(self.model.buffers(), self.buffers, strict=False):
+            buffer.copy_(before)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Group all tensors by file name."""
@@ -143,6 +150,7 @@ def run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: tor
                 state.whole = True
         except KeyboardInterrupt:
             if state.whole:
+                state.forget_unfinished_step()
                 _save(last, state)
             raise
     if settings.steps % settings.checkpoint_every or state.step < settings.steps:
@@ -175,6 +183,7 @@ def _gradients(
 ) -> Tensor:
     """Accumulate the gradients of the next step; return the mean loss."""
     state.model.train()
+    state.buffers = [buffer.clone() for buffer in state.model.buffers()]
     for group in state.optimizer.param_groups:
         for parameter in group["params"]:
             parameter.requires_grad_(state.step >= group["frozen_until"])

@@ -30,7 +30,7 @@ def made_batch(number: int) -> Tensor:
 
 def made_task(batch: Callable[[int], Tensor] = made_batch) -> loop.Task[Tensor]:
     torch.manual_seed(1)
-    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1))
+    model = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1), nn.BatchNorm1d(1))
     return loop.Task(
         model=model,
         batch=batch,
@@ -183,6 +183,7 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
     def task(batch: Callable[[int], Tensor]) -> loop.Task[Tensor]:
         made = made_task(batch)
         made.model[1].p = 0.0
+        made.model[3] = nn.Identity()  # its statistics are of a batch, not of a step
         return made
 
     def pairs(number: int) -> Tensor:
