@@ -26,6 +26,7 @@ CATALOGUE_SCHEMA = pa.schema(
         ("label_length", pa.int16()),
         ("n_tokens", pa.int16()),
         ("token_ids", pa.list_(pa.int32())),
+        ("states_of", pa.int64()),  # the first row with the same states; case variants of one label share them
         ("count", pa.int64()),
         ("source", pa.string()),
     ]

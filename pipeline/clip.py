@@ -1,7 +1,8 @@
-"""CLIP, loaded once by one path: the bundled model, a directory in transformers' format, or a hub id.
+"""CLIP, loaded once by one path, for both towers.
 
-Both towers come from the same files and carry the same weights hash, which is how a prompt store and an ORP bank know
-that they belong together.
+They come from the same files and carry the same weights hash, which is how a prompt store and an ORP bank know that
+they belong together. A family of models is supported when its two towers are named and joined as CLIP's are; what
+differs otherwise stands in one table.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
-from dptr.pipeline import bundled_clip
+from dptr.pipeline.clip_files import find_clip
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,21 @@ if TYPE_CHECKING:
 
 
 Precision = Literal["fp32", "bf16"]
-_SECONDS_FOR_THE_HUB = 10.0
+
+
+@dataclass(frozen=True)
+class _Family:
+    """What sets one kind of model apart: how it reads pictures, and which token of a prompt is its pooled one."""
+
+    image_processor: str
+    pooled_token: Literal["first", "last"]
+
+
+_FAMILIES = {
+    "clip": _Family("CLIPImageProcessorPil", "last"),
+    "metaclip_2": _Family("CLIPImageProcessorPil", "last"),
+    "chinese_clip": _Family("ChineseCLIPImageProcessorPil", "first"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,7 @@ class Clip:
     Attributes:
         name: what the user asked for (``tiny``, a path or a hub id).
         model: in evaluation mode, in the precision asked for.
+        pooled_token: the token whose state, projected, is a prompt's pooled vector.
         tokenizer: transformers tokenizer; a call gives ``input_ids`` with begin and end tokens.
         image_processor: transformers' PIL image processor.
         weights: SHA-256 over all weights as loaded in float32, whatever file they came from.
@@ -46,7 +62,8 @@ class Clip:
     """
 
     name: str
-    model: Any  # a CLIPModel; annotations inside transformers do not pass a strict check
+    model: Any  # a CLIPModel or its like; annotations inside transformers do not pass a strict check
+    pooled_token: Literal["first", "last"]
     tokenizer: Any
     image_processor: Any
     weights: str
@@ -73,40 +90,53 @@ def load_clip(name: str, models: Path, precision: Precision = "fp32", device: st
         device: a torch device.
 
     Raises:
-        UserError: not found (or no network), not a CLIP, or not loadable.
+        UserError: not found (or no network), of a family that is not supported, or not loadable.
     """
     started = time.monotonic()
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    source: str | Path = bundled_clip.materialize(models) if name == bundled_clip.NAME else name
-    if _looks_like_hub_id(str(source)):
-        _require_reachable(name)
-    else:
-        _require_directory(Path(source))
+    folder = find_clip(name, models)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            config = transformers.AutoConfig.from_pretrained(source)
-            if config.model_type != "clip":
-                raise UserError(
-                    f"{name} is a model of type {config.model_type!r}, not a CLIP", "Use a CLIP in transformers' format"
-                )
-            model = transformers.CLIPModel.from_pretrained(source, dtype=torch.float32)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-            image_processor = transformers.CLIPImageProcessorPil.from_pretrained(source)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(
-            f"cannot load CLIP {name!r}: {_first_line(error)}",
-            "Give a directory with the model's files, check the network, or use --clip tiny",
-        ) from error
+            family = _family(name, transformers.AutoConfig.from_pretrained(folder).model_type)
+            model, loading = transformers.AutoModel.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True
+            )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+            image_processor = getattr(transformers, family.image_processor).from_pretrained(folder)
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise _cannot_load(name, str(error).strip().splitlines()[0]) from error
+    if loading["missing_keys"]:
+        # transformers draws what is missing at random.
+        raise _cannot_load(name, f"its weights lack {min(loading['missing_keys'])}")
     weights = weights_hash(model)
     model.train(False).requires_grad_(False)
     torch.nn.Module.to(model, device, torch.bfloat16 if precision == "bf16" else torch.float32)
-    loaded = time.monotonic() - started
-    return Clip(name, model, tokenizer, image_processor, weights, _tokenizer_hash(tokenizer), loaded)
+    return Clip(
+        name=name,
+        model=model,
+        pooled_token=family.pooled_token,
+        tokenizer=tokenizer,
+        image_processor=image_processor,
+        weights=weights,
+        tokenizer_hash=_tokenizer_hash(tokenizer),
+        load_seconds=time.monotonic() - started,
+    )
+
+
+def _cannot_load(name: str, problem: str) -> UserError:
+    return UserError(f"cannot load CLIP {name!r}: {problem}", "Give a directory with all of the model's files")
+
+
+def _family(name: str, model_type: str) -> _Family:
+    if model_type not in _FAMILIES:
+        raise UserError(f"{name} is a model of type {model_type!r}", f"Supported are {', '.join(_FAMILIES)}")
+    return _FAMILIES[model_type]
 
 
 def weights_hash(model: torch.nn.Module) -> str:
@@ -155,41 +185,9 @@ class ImageTower:
         return tokens, tokens[:, 0].copy()
 
 
-def _looks_like_hub_id(name: str) -> bool:
-    return name.count("/") <= 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
-
-
-def _require_reachable(hub_id: str) -> None:
-    """Ask the hub once for a model that is not in its local cache: loading would ask again and again for minutes."""
-    import huggingface_hub
-
-    if isinstance(huggingface_hub.try_to_load_from_cache(hub_id, "config.json"), str):
-        return
-    try:
-        huggingface_hub.HfApi().model_info(hub_id, timeout=_SECONDS_FOR_THE_HUB)
-    except Exception as error:  # the hub's client raises its own errors and those of whatever HTTP library it uses
-        raise UserError(
-            f"CLIP {hub_id!r} is neither a directory nor in the local cache, and the hub does not give it "
-            f"({_first_line(error)})",
-            "Check the name and the network, give a directory with the model's files, or use --clip tiny",
-        ) from error
-
-
-def _require_directory(folder: Path) -> None:
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder} holds no CLIP (no config.json)", "Give a directory saved by transformers, a hub id, or `tiny`"
-        )
-
-
 def _tokenizer_hash(tokenizer: Any) -> str:
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     # Padding and truncation are call settings that change with use, not part of what the tokenizer is.
     rules.pop("padding", None)
     rules.pop("truncation", None)
     return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

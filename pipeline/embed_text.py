@@ -1,8 +1,7 @@
 """Stage 1 for text: a corpus to a prompt store, once, whatever happens on the way.
 
 Labels come in an order that the corpus fixes; a shard is written, then committed in the manifest, and everything that a
-killed run left uncommitted is simply computed again. Shards are cut by accepted labels, so that a resumed run cuts them
-where an undisturbed one does, and the bytes are the same.
+killed run left uncommitted is simply computed again. One shard is written while the next is being encoded.
 """
 
 from __future__ import annotations
@@ -10,31 +9,30 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from dptr.cache.charset import Charset
-from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.files import atomic_path
-from dptr.cache.manifest import FILE_NAME, FileRecord, Manifest, Shard
+from dptr.cache.errors import UserError
+from dptr.cache.manifest import FILE_NAME, Manifest, Shard
 from dptr.cache.progress import note, progress
-from dptr.cache.prompts import CATALOGUE_SCHEMA, PREFIX_FILE
 from dptr.cache.quarantine import Quarantine
-from dptr.cache.shards import States, StatesDtype, write_shard, write_states
+from dptr.cache.shards import States, StatesDtype
 from dptr.pipeline.clip import Precision, load_clip
-from dptr.pipeline.corpus import Corpus, CorpusSettings, case_variants, corpus_fingerprint, read_corpus
+from dptr.pipeline.corpus import Corpus, CorpusSettings, corpus_fingerprint, read_corpus
+from dptr.pipeline.prompt_shard import write_prompt_shard
+from dptr.pipeline.prompt_store import open_prompt_store, settle_charset, write_prefix
+from dptr.pipeline.prompts import Prompt, prompts_of
 from dptr.pipeline.templates import DEFAULT_TEMPLATE, Template
+from dptr.pipeline.text_tower import Context, StatesKind, TextTower
 
-if TYPE_CHECKING:
-    from dptr.pipeline.text_tower import Context, StatesKind, TextTower
-
+QUARANTINE_FILE = "quarantine.parquet"
 _PROMPTS_CHECKED = 16
 _PROMPTS_TIMED = 512
-QUARANTINE_FILE = "quarantine.parquet"
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,8 @@ class EmbedTextSettings:
 
     Attributes:
         clip: ``tiny``, a directory or a hub id. states: None picks by width (see TextTower).
-        dtype: how states are stored. shard_rows: labels of a shard; peak memory grows with it.
+        dtype: how states are stored. shard_rows: prompts of a shard; peak memory grows with it.
+        tokens_per_batch: tokens encoded at once; few enough to stay in the processor's cache.
         max_bad: most refused inputs before the command fails; None for no limit.
     """
 
@@ -55,7 +54,7 @@ class EmbedTextSettings:
     precision: Precision = "fp32"
     dtype: StatesDtype = "float16"
     shard_rows: int = 16384
-    tokens_per_batch: int = 4096
+    tokens_per_batch: int = 1024
     max_bad: int | None = None
     device: str = "cpu"
 
@@ -82,17 +81,6 @@ class Estimate:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Row:
-    """One catalogue row to be; rows of one label that differ in case share ``token_ids``."""
-
-    label: str
-    prompt: str
-    token_ids: list[int]
-    count: int
-    source: str
-
-
 def embed_text(paths: Sequence[str], out: Path, models: Path, settings: EmbedTextSettings) -> EmbedTextSummary:
     """Embed the distinct labels of a corpus into the prompt store ``out``, adding what it lacks.
 
@@ -102,23 +90,26 @@ def embed_text(paths: Sequence[str], out: Path, models: Path, settings: EmbedTex
     """
     started = time.monotonic()
     asked = _what_is_asked(paths, settings)
-    manifest = Manifest.load(out, "prompts") if (out / FILE_NAME).is_file() else None
-    if manifest is not None and asked is not None and manifest.details.get("finished") == asked:
-        note(f"{out} already holds all {manifest.rows:,} rows of this corpus")
-        table = manifest.details["summary"]
-        refused = manifest.details["quarantined"]
-        return EmbedTextSummary(out, manifest.rows, 0, refused, time.monotonic() - started, 0.0, table)
-    with Quarantine(out / QUARANTINE_FILE) as quarantine, _scratch(out) as scratch:
-        with read_corpus(paths, settings.corpus, quarantine, scratch) as corpus:
-            tower, identity, load_seconds = _load(models, settings)
-            manifest = _open(out, manifest, identity, corpus.charset, settings)
-            _write_prefix(out, manifest, tower)
-            computed = _embed_remaining(out, manifest, corpus, tower, settings, quarantine)
-            table = corpus.summary(quarantine)
-        manifest.details |= {"finished": asked, "summary": table, "quarantined": quarantine.total}
-        manifest.save(out)
+    finished = _finished(out, asked, settings.max_bad, started)
+    if finished is not None:
+        return finished
+    tower, identity, load_seconds = _load(models, settings)
+    manifest = open_prompt_store(out, identity)
+    rows_before = manifest.rows
+    with (
+        _scratch(out) as scratch,
+        Quarantine(out / QUARANTINE_FILE) as quarantine,
+        read_corpus(paths, settings.corpus, quarantine, scratch) as corpus,
+    ):
+        settle_charset(out, manifest, corpus.charset, settings.corpus.charset == "auto")
+        write_prefix(out, manifest, tower)
+        _embed_remaining(out, manifest, corpus, tower, settings, quarantine)
+        table = corpus.summary(quarantine)
+    # Only now is the quarantine's file in its place, and the store as a whole finished.
+    manifest.details |= {"finished": asked, "summary": table, "quarantined": quarantine.total}
+    manifest.save(out)
     quarantine.check(settings.max_bad)
-    seconds = time.monotonic() - started - load_seconds
+    seconds, computed = time.monotonic() - started - load_seconds, manifest.rows - rows_before
     return EmbedTextSummary(out, manifest.rows, computed, quarantine.total, seconds, load_seconds, table)
 
 
@@ -134,16 +125,23 @@ def estimate(paths: Sequence[str], out: Path, models: Path, settings: EmbedTextS
         if corpus.remaining == 0:
             return Estimate(0, 0, 0.0)
         tower, _, _ = _load(models, settings)
-        group = next(_groups(corpus, tower, settings, quarantine, min(_PROMPTS_TIMED, corpus.remaining)))
-        states = _encode(tower, group, settings)
+        prompts = next(_groups(corpus, tower, settings, quarantine, min(_PROMPTS_TIMED, corpus.remaining)), [])
+        if not prompts:
+            return Estimate(0, 0, 0.0)
+        _encode(tower, prompts, settings)  # the first one is slow
         started = time.monotonic()
-        _encode(tower, group, settings)
-        seconds_each = (time.monotonic() - started) / len(group)
-    dim, rows = states.tokens.shape[1], round(corpus.remaining * _rows_of(group) / len(group))
-    width = {"float16": 2 * dim, "float32": 4 * dim, "int8": dim + 4}[settings.dtype]
-    tokens_each = len(states.tokens) / len(states.lengths)
-    bytes_each = tokens_each * width + states.pooled.shape[1] * 6 + 100
-    return Estimate(rows, round(rows * bytes_each), corpus.remaining * seconds_each)
+        states = _encode(tower, prompts, settings)
+        share = len(prompts) / corpus.remaining
+        seconds = (time.monotonic() - started) / share
+    rows = round(sum(len(prompt.labels) for prompt in prompts) / share)
+    return Estimate(rows, round(rows * _bytes_of_a_row(states, settings.dtype)), seconds)
+
+
+def _bytes_of_a_row(states: States, dtype: StatesDtype) -> float:
+    dim, pooled_dim = states.tokens.shape[1], states.pooled.shape[1]
+    of_a_token: int = {"float16": 2 * dim, "float32": 4 * dim, "int8": dim + 4}[dtype]
+    # Pooled vectors stand in the catalogue and, in half precision, beside the states.
+    return float(states.lengths.mean() * of_a_token + 6 * pooled_dim + 100)
 
 
 def _what_is_asked(paths: Sequence[str], settings: EmbedTextSettings) -> dict[str, Any] | None:
@@ -151,13 +149,28 @@ def _what_is_asked(paths: Sequence[str], settings: EmbedTextSettings) -> dict[st
     fingerprint = corpus_fingerprint(paths, settings.corpus)
     if fingerprint is None:
         return None
+    files = sorted(Path(settings.clip).iterdir()) if Path(settings.clip).is_dir() else []
+    model = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     asked = {name: value for name, value in asdict(settings).items() if name not in ("corpus", "max_bad", "device")}
-    return {**asked, "corpus": fingerprint}
+    return {**asked, "corpus": fingerprint, "model": model}
+
+
+def _finished(out: Path, asked: dict[str, Any] | None, max_bad: int | None, started: float) -> EmbedTextSummary | None:
+    """Return the summary of a store that already is what is asked for."""
+    if asked is None or not (out / FILE_NAME).is_file():
+        return None
+    manifest = Manifest.load(out, "prompts")
+    refused = manifest.details.get("quarantined", 0)
+    if manifest.details.get("finished") != asked or (max_bad is not None and refused > max_bad):
+        return None
+    note(f"{out} already holds all {manifest.rows:,} rows of this corpus")
+    return EmbedTextSummary(
+        out, manifest.rows, 0, refused, time.monotonic() - started, 0.0, manifest.details["summary"]
+    )
 
 
 def _load(models: Path, settings: EmbedTextSettings) -> tuple[TextTower, dict[str, Any], float]:
-    from dptr.pipeline.text_tower import TextTower
-
+    """Return the tower, the identity of its states, and the seconds that loading took."""
     clip = load_clip(settings.clip, models, settings.precision, settings.device)
     tower = TextTower(clip, Template(settings.template), settings.states, settings.context)
     identity = {
@@ -175,37 +188,6 @@ def _load(models: Path, settings: EmbedTextSettings) -> tuple[TextTower, dict[st
     return tower, identity, clip.load_seconds
 
 
-def _open(
-    out: Path, manifest: Manifest | None, identity: dict[str, Any], charset: Charset, settings: EmbedTextSettings
-) -> Manifest:
-    """Start a manifest, or check that the old one is of the same identity."""
-    if manifest is None:
-        return Manifest("prompts", {**identity, "charset": charset.characters})
-    known = Charset(manifest.identity["charset"])
-    if settings.corpus.charset == "auto":
-        # A learnt charset only ever grows with the corpus; the labels that are there still fit.
-        charset = Charset("".join(sorted(set(known.characters) | set(charset.characters))))
-        manifest.identity["charset"] = charset.characters
-    wanted = {**identity, "charset": charset.characters}
-    differing = [name for name, value in wanted.items() if manifest.identity.get(name) != value]
-    if differing:
-        raise DamagedStore(
-            f"{out} holds a store with other settings ({', '.join(differing)})",
-            "Use the same settings, another folder with -o, or move the old store away",
-        )
-    return manifest
-
-
-def _write_prefix(out: Path, manifest: Manifest, tower: TextTower) -> None:
-    if PREFIX_FILE in manifest.files:
-        return
-    prefix = tower.prefix
-    with atomic_path(out / PREFIX_FILE) as path:
-        write_states(path, States(prefix, np.array([len(prefix)]), prefix[:1]), "float32")
-    manifest.files[PREFIX_FILE] = FileRecord.of(out / PREFIX_FILE)
-    manifest.save(out)
-
-
 def _embed_remaining(
     out: Path,
     manifest: Manifest,
@@ -213,123 +195,64 @@ def _embed_remaining(
     tower: TextTower,
     settings: EmbedTextSettings,
     quarantine: Quarantine,
-) -> int:
-    """Embed the labels that the store lacks, shard by shard; return the number of new rows."""
-    rows_before = manifest.rows
-    total = corpus.kept
+) -> None:
+    """Embed the labels that the store lacks, shard by shard, and commit each in its turn."""
+    first_id, total = manifest.rows, corpus.kept
     corpus.without(_catalogues(out, manifest))
-    with progress("embedding", total, "labels", total - corpus.remaining) as shown:
-        for number, group in enumerate(_groups(corpus, tower, settings, quarantine, settings.shard_rows)):
-            if number == 0:
-                _check(tower, group)
-            states = _encode(tower, group, settings)
-            manifest.shards.append(_write(out, manifest, group, states, settings.dtype))
-            manifest.save(out)
-            shown.advance(len(group))
-    return manifest.rows - rows_before
+    with (
+        progress("embedding", total, "labels", total - corpus.remaining) as shown,
+        ThreadPoolExecutor(max_workers=1) as writer,
+    ):
+        writing: Future[Shard] | None = None
+        groups = _groups(corpus, tower, settings, quarantine, settings.shard_rows)
+        for number, prompts in enumerate(groups, start=len(manifest.shards)):
+            if writing is None:
+                _check(tower, prompts)
+            states = _encode(tower, prompts, settings)
+            _commit(out, manifest, writing)
+            writing = writer.submit(write_prompt_shard, out, number, first_id, prompts, states, settings.dtype)
+            first_id += sum(len(prompt.labels) for prompt in prompts)
+            shown.advance(len(prompts))
+        _commit(out, manifest, writing)
+
+
+def _commit(out: Path, manifest: Manifest, writing: Future[Shard] | None) -> None:
+    if writing is not None:
+        manifest.shards.append(writing.result())
+        manifest.save(out)
 
 
 def _groups(
     corpus: Corpus, tower: TextTower, settings: EmbedTextSettings, quarantine: Quarantine, size: int
-) -> Iterator[list[list[_Row]]]:
-    """Yield groups of ``size`` accepted labels, each label as its rows (one, or its case variants)."""
-    template = Template(settings.template)
-    group: list[list[_Row]] = []
-    for batch in corpus.batches(size):
-        prompts = [template.prompt(label) for label in batch.labels]
-        all_ids = tower.tokenize(prompts)
-        for label, prompt, ids, count, source in zip(
-            batch.labels, prompts, all_ids, batch.counts.tolist(), batch.sources, strict=True
-        ):
-            reason = _refuse(ids, tower)
-            if reason is not None:
-                quarantine.refuse(source, None, label, reason)
-                continue
-            rows = [_Row(v, prompt, ids, count, source) for v in _variants(label, settings.corpus, corpus.charset)]
-            if rows:
-                group.append(rows)
-            else:
-                quarantine.refuse(source, None, label, "no case variant fits the charset and the length")
-            if len(group) == size:
-                yield group
-                group = []
-    if group:
-        yield group
+) -> Iterator[list[Prompt]]:
+    return prompts_of(corpus, settings.corpus, Template(settings.template), tower, quarantine, size)
 
 
-def _variants(label: str, settings: CorpusSettings, charset: Charset) -> list[str]:
-    variants = case_variants(label, settings.case)
-    return [variant for variant in variants if settings.normalization.refuse(variant, charset) is None]
+def _encode(tower: TextTower, prompts: list[Prompt], settings: EmbedTextSettings) -> States:
+    return tower.encode([prompt.token_ids for prompt in prompts], settings.tokens_per_batch)
 
 
-def _refuse(ids: list[int], tower: TextTower) -> str | None:
-    if len(ids) > tower.max_tokens:
-        return f"prompt longer than {tower.max_tokens} tokens"
-    if ids[: len(tower.prefix_ids)] != tower.prefix_ids:
-        return "prompt does not start with the shared tokens"
-    return None
-
-
-def _encode(tower: TextTower, group: list[list[_Row]], settings: EmbedTextSettings) -> States:
-    """Encode each label once; its case variants share the states."""
-    return tower.encode([rows[0].token_ids for rows in group], settings.tokens_per_batch)
-
-
-def _check(tower: TextTower, group: list[list[_Row]]) -> None:
-    spread = np.linspace(0, len(group) - 1, min(_PROMPTS_CHECKED, len(group))).astype(int)
-    worst = tower.check([group[index][0].token_ids for index in spread])
+def _check(tower: TextTower, prompts: list[Prompt]) -> None:
+    spread = np.linspace(0, len(prompts) - 1, min(_PROMPTS_CHECKED, len(prompts))).astype(int)
+    worst = tower.check([prompts[index].token_ids for index in spread])
     note(f"text states agree with transformers' own to {worst:.1e}")
-
-
-def _write(out: Path, manifest: Manifest, group: list[list[_Row]], states: States, dtype: StatesDtype) -> Shard:
-    repeats = np.array([len(rows) for rows in group])
-    if repeats.max() > 1:
-        states = _repeat(states, repeats)
-    flat = [row for rows in group for row in rows]
-    columns = {
-        "id": pa.array(np.arange(manifest.rows, manifest.rows + len(flat))),
-        "label": [row.label for row in flat],
-        "prompt": [row.prompt for row in flat],
-        "label_length": pa.array([len(row.label) for row in flat], pa.int16()),
-        "n_tokens": pa.array([len(row.token_ids) for row in flat], pa.int16()),
-        "token_ids": pa.array([row.token_ids for row in flat], pa.list_(pa.int32())),
-        "count": pa.array([row.count for row in flat], pa.int64()),
-        "source": [row.source for row in flat],
-    }
-    catalogue = pa.table(columns, schema=CATALOGUE_SCHEMA)
-    return write_shard(out, len(manifest.shards), catalogue, states, dtype, {})
-
-
-def _repeat(states: States, repeats: np.ndarray[Any, np.dtype[np.int64]]) -> States:
-    """Write each label's states once for every one of its rows."""
-    starts = np.cumsum(states.lengths) - states.lengths
-    rows = np.repeat(np.arange(len(repeats)), repeats)
-    tokens = np.concatenate([states.tokens[starts[row] : starts[row] + states.lengths[row]] for row in rows])
-    return States(tokens, states.lengths[rows], states.pooled[rows])
-
-
-def _rows_of(group: list[list[_Row]]) -> int:
-    return sum(len(rows) for rows in group)
 
 
 def _catalogues(out: Path, manifest: Manifest) -> list[Path]:
     return [out / f"{shard.name}.parquet" for shard in manifest.shards]
 
 
-class _scratch:  # noqa: N801 - used as a function
-    """A folder beside the shards for what is sorted on disk; gone afterwards."""
-
-    def __init__(self, out: Path) -> None:
-        self._folder = out / ".scratch"
-
-    def __enter__(self) -> Path:
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {self._folder.parent}: {error.strerror}", "Name another folder"
-            ) from error
-        return self._folder
-
-    def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """A folder in ``out`` for what is sorted on disk; gone afterwards, and so is ``out`` when nothing else is in it."""
+    folder = out / ".scratch"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}", "Name another folder") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            out.rmdir()

@@ -1,60 +1,29 @@
-"""CLIP's text side, driven so that what all prompts share is computed once.
+"""CLIP's text side: prompts to token states, with the least work that gives exactly transformers' states.
 
-The tower is causal: nothing after a token can change its state. Hence the template's tokens before the label have the
-same states, keys and values in every prompt; they run once, and every prompt runs only its own tokens against these.
-Prompts of equal length form a batch, so nothing is padded. The result is that of transformers' own forward
-(it runs on the same weights, and :meth:`TextTower.check` compares the two on real prompts); only the work differs.
+What all prompts share runs once (:mod:`dptr.pipeline.text_forward`), and prompts of equal length form a batch, so that
+nothing is padded. :meth:`TextTower.check` compares the result with the plain forward on real prompts.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dptr.cache.errors import DptrError, UserError
 from dptr.cache.shards import States
+from dptr.pipeline.batch_per_core import batch_per_core
 from dptr.pipeline.clip import Clip
 from dptr.pipeline.templates import Template
+from dptr.pipeline.text_forward import AfterPrefix, Forward, Whole, is_causal
 
 StatesKind = Literal["hidden", "projected"]
 Context = Literal["content", "full"]
-#: Largest difference allowed between this tower and transformers' forward.
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.5}
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One transformer layer: transformers' modules, with the three input projections stacked into one product."""
-
-    module: Any
-    weight: torch.Tensor
-    bias: torch.Tensor
-
-    @classmethod
-    def of(cls, module: Any) -> _Layer:
-        attention = module.self_attn
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        return cls(module, torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections]))
-
-    def run(
-        self, x: torch.Tensor, keys: torch.Tensor | None, values: torch.Tensor | None, mask: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Run the layer on (batch, own, dim) after cached keys and values (1, heads, prefix, head_dim)."""
-        attention = self.module.self_attn
-        batch, own, dim = x.shape
-        stacked = F.linear(self.module.layer_norm1(x), self.weight, self.bias)
-        query, key, value = stacked.view(batch, own, 3, -1, attention.head_dim).permute(2, 0, 3, 1, 4)
-        if keys is not None and values is not None:
-            key = torch.cat([keys.expand(batch, -1, -1, -1), key], dim=2)
-            value = torch.cat([values.expand(batch, -1, -1, -1), value], dim=2)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=attention.scale)
-        x = x + attention.out_proj(mixed.transpose(1, 2).reshape(batch, own, dim))
-        return x + self.module.mlp(self.module.layer_norm2(x)), key, value
+#: Most that a state may be apart from transformers' own in fp32, and the least cosine in lower precision.
+MOST_APART = 1e-4
+LEAST_COSINE = 0.99
 
 
 class TextTower:
@@ -65,7 +34,12 @@ class TextTower:
         template: the sentence that labels stand in.
         states: ``hidden`` are the states after the final layer norm (the authors' code), ``projected`` those in the
             joint space. None picks hidden where its width equals the joint space's, so that image states can be added.
-        context: ``content`` keeps states up to and including the end token, ``full`` all 77.
+        context: ``content`` keeps states up to and including the end token, ``full`` pads prompts as the authors' code
+            does and keeps all (77 in CLIP).
+
+    Attributes:
+        prefix_ids: tokens that start every prompt. prefix: their states, shape (len(prefix_ids), dim), float32.
+        max_tokens: the longest prompt that the tower takes, begin and end included.
     """
 
     def __init__(
@@ -73,26 +47,19 @@ class TextTower:
     ) -> None:
         self._clip = clip
         self._model = clip.model.text_model
-        self._layers = [_Layer.of(module) for module in self._model.encoder.layers]
-        self.template = template
         self.context = context
-        width, joint = self._model.config.hidden_size, clip.model.config.projection_dim
-        if states == "hidden" and width != joint:
-            raise UserError(
-                f"hidden text states of {clip.name} are {width} wide, image states {joint}", "Use --states projected"
-            )
-        self.states: StatesKind = states or ("hidden" if width == joint else "projected")
-        self.max_tokens = int(self._model.config.max_position_embeddings)
-        self.prefix_ids = template.shared_tokens(self.tokenize)
-        with torch.inference_mode():
-            self._prefix_keys, self._prefix_values, self.prefix = self._run_prefix()
+        self.states: StatesKind = _states_kind(clip, states)
+        self.max_tokens = int(min(self._model.config.max_position_embeddings, clip.tokenizer.model_max_length))
+        self._forward = self._choose_forward(template)
+        self.prefix_ids = self._forward.prefix_ids
+        self.prefix = self._finish(self._forward.prefix)
 
     def tokenize(self, prompts: list[str]) -> list[list[int]]:
         """Return token ids with begin and end, neither padded nor cut."""
         encoded = self._clip.tokenizer(prompts, padding=False, truncation=False, verbose=False)["input_ids"]
         return [list(row) for row in encoded]
 
-    def encode(self, token_ids: list[list[int]], tokens_per_batch: int = 4096) -> States:
+    def encode(self, token_ids: list[list[int]], tokens_per_batch: int = 1024) -> States:
         """Encode tokenized prompts that start with :attr:`prefix_ids` and have at most :attr:`max_tokens` tokens.
 
         Returns:
@@ -100,78 +67,91 @@ class TextTower:
         """
         own = [ids[len(self.prefix_ids) :] for ids in token_ids]
         lengths = np.array([len(ids) for ids in own], np.int64)
-        if self.context == "full":
-            padding = self._clip.tokenizer.pad_token_id
-            stored = np.full(len(own), self.max_tokens - len(self.prefix_ids), np.int64)
-        else:
-            padding, stored = 0, lengths
+        stored = np.full_like(lengths, self.max_tokens - len(self.prefix_ids)) if self.context == "full" else lengths
+        pooled_at = lengths - 1 if self._clip.pooled_token == "last" else np.zeros_like(lengths)
         starts = np.cumsum(stored) - stored
-        tokens = np.empty((int(stored.sum()), len(self.prefix[0])), np.float32)
+        tokens = np.empty((int(stored.sum()), self.prefix.shape[1]), np.float32)
         pooled = np.empty((len(own), self._clip.model.config.projection_dim), np.float32)
-        for rows in _batches_of_equal_length(stored, tokens_per_batch):
-            count = int(stored[rows[0]])
-            ids = np.array([own[row] + [padding] * (count - len(own[row])) for row in rows])
-            ends = lengths[rows] - 1
-            batch_states, batch_pooled = self._run(torch.from_numpy(ids), torch.from_numpy(ends))
-            tokens[starts[rows][:, None] + np.arange(count)] = batch_states
-            pooled[rows] = batch_pooled
+
+        def encode_batch(rows: NDArray[np.int64]) -> None:
+            ids = self._pad([own[row] for row in rows], int(stored[rows[0]]))
+            hidden = self._forward.run(ids)
+            tokens[starts[rows][:, None] + np.arange(ids.shape[1])] = self._finish(hidden)
+            pooled[rows] = self._pool(hidden, pooled_at[rows])
+
+        with batch_per_core(self._clip.device) as pool:
+            for _ in pool.map(encode_batch, _batches_of_equal_length(stored, tokens_per_batch)):
+                pass  # raises what a batch raised
         return States(tokens, stored, pooled)
 
     def check(self, token_ids: list[list[int]]) -> float:
         """Compare a few prompts with transformers' own forward, padded to the full length.
 
         Returns:
-            The largest absolute difference of any stored state.
+            The largest absolute difference of any stored number.
 
         Raises:
-            DptrError: it is above the tolerance of this precision.
+            DptrError: they differ by more than :data:`MOST_APART` (fp32), or point elsewhere (bf16).
         """
         ours = self.encode(token_ids)
-        padding = self._clip.tokenizer.pad_token_id
-        padded = [ids + [padding] * (self.max_tokens - len(ids)) for ids in token_ids]
-        with torch.inference_mode():
-            output = self._model(input_ids=torch.tensor(padded, device=self._clip.device)).last_hidden_state
-            theirs = self._finish(output).float().cpu().numpy()
-        skip = len(self.prefix_ids)
-        kept = [row[skip : skip + length] for row, length in zip(theirs, ours.lengths, strict=True)]
-        worst = float(np.abs(np.concatenate(kept) - ours.tokens).max())
-        worst = max(worst, float(np.abs(theirs[:, :skip] - self.prefix).max(initial=0.0)))
-        if not worst <= TOLERANCE[self._clip.model.dtype]:
+        states, pooled = self._plain_forward(token_ids)
+        shared = len(self.prefix_ids)
+        pairs = [(np.tile(self.prefix, (len(states), 1)), states[:, :shared].reshape(-1, states.shape[2]))]
+        kept = [row[shared : shared + length] for row, length in zip(states, ours.lengths, strict=True)]
+        pairs += [(ours.tokens, np.concatenate(kept)), (ours.pooled, pooled)]
+        worst = max(float(np.abs(one - other).max(initial=0.0)) for one, other in pairs)
+        if self._clip.model.dtype == torch.float32:
+            agree = worst <= MOST_APART
+        else:
+            agree = all(bool((_cosines(one, other) >= LEAST_COSINE).all()) for one, other in pairs)
+        if not agree:
             raise DptrError(
                 f"text states differ from transformers' own by {worst:.2g}", "Please report it with your CLIP's name"
             )
         return worst
 
-    def _run_prefix(self) -> tuple[list[torch.Tensor], list[torch.Tensor], NDArray[np.float32]]:
-        ids = torch.tensor([self.prefix_ids], device=self._clip.device)
-        count = len(self.prefix_ids)
-        x = self._model.embeddings(input_ids=ids)
-        mask = torch.ones(count, count, dtype=torch.bool, device=x.device).tril()
-        keys, values = [], []
-        for layer in self._layers:
-            x, key, value = layer.run(x, None, None, mask)
-            keys.append(key)
-            values.append(value)
-        return keys, values, self._finish(self._model.final_layer_norm(x))[0].float().cpu().numpy()
+    @torch.inference_mode()
+    def _plain_forward(self, token_ids: list[list[int]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        ids = self._pad(token_ids, self.max_tokens)
+        lengths = torch.tensor([len(row) for row in token_ids], device=ids.device)
+        mask = (torch.arange(self.max_tokens, device=ids.device) < lengths[:, None]).long()
+        # The authors' way, which `full` stores, masks nothing.
+        output = self._clip.model.get_text_features(
+            input_ids=ids, attention_mask=None if isinstance(self._forward, AfterPrefix) else mask
+        )
+        return self._finish(output.last_hidden_state), output.pooler_output.float().cpu().numpy()
+
+    def _choose_forward(self, template: Template) -> Forward:
+        if is_causal(self._model, self._model.config.vocab_size):
+            return AfterPrefix(self._model, template.shared_tokens(self.tokenize))
+        if self.context == "full":
+            raise UserError(f"{self._clip.name} looks both ways: its padding has no states", "Use --context content")
+        return Whole(self._model)
+
+    def _pad(self, rows: list[list[int]], length: int) -> torch.Tensor:
+        padding = self._clip.tokenizer.pad_token_id
+        return torch.tensor([row + [padding] * (length - len(row)) for row in rows], device=self._clip.device)
 
     @torch.inference_mode()
-    def _run(self, ids: torch.Tensor, ends: torch.Tensor) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Run own tokens (batch, own) after the prefix; ``ends`` (batch,) is each prompt's end token."""
-        ids, ends = ids.to(self._clip.device), ends.to(self._clip.device)
-        count, own = len(self.prefix_ids), ids.shape[1]
-        positions = torch.arange(count, count + own, device=ids.device)[None]
-        x = self._model.embeddings(input_ids=ids, position_ids=positions)
-        mask = torch.ones(own, count + own, dtype=torch.bool, device=ids.device).tril(count)
-        for layer, keys, values in zip(self._layers, self._prefix_keys, self._prefix_values, strict=True):
-            x, _, _ = layer.run(x, keys, values, mask)
-        hidden = self._model.final_layer_norm(x)
-        at_end = hidden[torch.arange(len(ids), device=ids.device), ends]
-        pooled = self._clip.model.text_projection(at_end)
-        return self._finish(hidden).float().cpu().numpy(), pooled.float().cpu().numpy()
+    def _pool(self, hidden: torch.Tensor, at: NDArray[np.int64]) -> NDArray[np.float32]:
+        chosen = hidden[torch.arange(len(hidden)), torch.from_numpy(at)]
+        pooled: NDArray[np.float32] = self._clip.model.text_projection(chosen).float().cpu().numpy()
+        return pooled
 
-    def _finish(self, hidden: torch.Tensor) -> torch.Tensor:
-        projected: torch.Tensor = self._clip.model.text_projection(hidden) if self.states == "projected" else hidden
-        return projected
+    @torch.inference_mode()
+    def _finish(self, hidden: torch.Tensor) -> NDArray[np.float32]:
+        states = self._clip.model.text_projection(hidden) if self.states == "projected" else hidden
+        finished: NDArray[np.float32] = states.float().cpu().numpy()
+        return finished
+
+
+def _states_kind(clip: Clip, asked: StatesKind | None) -> StatesKind:
+    width, joint = clip.model.text_model.config.hidden_size, clip.model.config.projection_dim
+    if asked == "hidden" and width != joint:
+        raise UserError(
+            f"hidden text states of {clip.name} are {width} wide, image states {joint}", "Use --states projected"
+        )
+    return asked or ("hidden" if width == joint else "projected")
 
 
 def _batches_of_equal_length(lengths: NDArray[np.int64], tokens_per_batch: int) -> list[NDArray[np.int64]]:
@@ -183,3 +163,10 @@ def _batches_of_equal_length(lengths: NDArray[np.int64], tokens_per_batch: int) 
         size = max(1, tokens_per_batch // max(1, int(lengths[rows[0]])))
         batches.extend(rows[start : start + size] for start in range(0, len(rows), size))
     return batches
+
+
+def _cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
+    products: NDArray[np.float32] = (one * other).sum(1) / (
+        np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1) + 1e-12
+    )
+    return products
