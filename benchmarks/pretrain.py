@@ -105,7 +105,8 @@ class Bench:
         self.batches = PromptBatches(store, None, np.arange(len(store)), recipe)
         self.order = np.random.default_rng(0).permutation(len(store))
         self.number = 0
-        self.trained = {way: self.made_decoder() for way in WAYS}
+        self.trained = {way: self.made_decoder() for way in WAYS[:3]}
+        self.trained[WAYS[3]] = self.trained[WAYS[2]]
         self.loader_share = 0.0
 
     def made_decoder(self) -> tuple[ParseqDecoder, torch.optim.Optimizer]:
