@@ -1,0 +1,133 @@
+"""How fast words become states: dptr's tower and command against transformers' forward, padded to 77.
+
+All share one model of ViT-B/16's text size with random weights, which cost what trained ones cost, and the same words.
+Rounds are interleaved and the best of each counts, so that a machine that is shared favours nobody; ratios travel,
+rates do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from dptr.cache.progress import set_quiet
+from dptr.pipeline import bundled_clip
+from dptr.pipeline.clip import Clip, Precision, load_clip
+from dptr.pipeline.embed_text import EmbedTextSettings, embed_text
+from dptr.pipeline.templates import Template
+from dptr.pipeline.text_tower import TextTower
+
+PADDED_BATCH = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("words", type=Path, help="a dictionary, one word a line")
+    parser.add_argument("--bpe", type=Path, help="CLIP's bpe_simple_vocab_16e6.txt.gz; otherwise the bundled tokenizer")
+    parser.add_argument("--tiny", action="store_true", help="measure the bundled model instead")
+    parser.add_argument("--count", type=int, default=4096, help="words, spread over the dictionary")
+    parser.add_argument("--padded", type=int, default=256, help="words that the slow way is timed on")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], nargs="+", default=["fp32", "bf16"])
+    arguments = parser.parse_args()
+    set_quiet(True)
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        words = spread(arguments.words, arguments.count)
+        (folder / "words.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+        if not arguments.tiny:
+            save_clip(folder / "clip", arguments.bpe)
+        clip = "tiny" if arguments.tiny else str(folder / "clip")
+        for precision in arguments.precision:
+            measure(folder, clip, words, precision, arguments.padded, arguments.rounds)
+
+
+def measure(folder: Path, name: str, words: list[str], precision: Precision, padded: int, rounds: int) -> None:
+    clip = load_clip(name, folder, precision)
+    tower = TextTower(clip, Template())
+    prompts = [Template().prompt(word) for word in words]
+    token_ids = tower.tokenize(prompts)
+    settings = EmbedTextSettings(clip=name, precision=precision)
+
+    def command() -> float:
+        with tempfile.TemporaryDirectory(dir=folder) as out:
+            summary = embed_text([str(folder / "words.txt")], Path(out) / "store", folder, settings)
+            return summary.computed / summary.seconds
+
+    some = prompts[:: max(1, len(prompts) // padded)]
+    ways: dict[str, Callable[[], float]] = {
+        "transformers, padded to 77": lambda: rate(lambda: run_padded(clip, some), len(some)),
+        "dptr's tower": lambda: rate(lambda: tower.encode(token_ids), len(token_ids)),
+        "dptr embed-text, whole command": command,
+    }
+    rates = dict.fromkeys(ways, 0.0)
+    for _ in range(rounds):
+        for way, measured in ways.items():
+            rates[way] = max(rates[way], measured())
+    own = sum(map(len, token_ids)) / len(token_ids) - len(tower.prefix_ids)
+    print(f"{len(words)} words, {len(tower.prefix_ids)} shared and {own:.1f} own tokens, {precision}", flush=True)
+    for way, value in rates.items():
+        print(f"  {way:32} {value:9.1f} words/s {value / next(iter(rates.values())):7.1f}", flush=True)
+    print(f"  largest difference of any state: {tower.check(token_ids[:: len(token_ids) // 16]):.1e}", flush=True)
+
+
+@torch.inference_mode()
+def run_padded(clip: Clip, prompts: list[str]) -> None:
+    for first in range(0, len(prompts), PADDED_BATCH):
+        batch = clip.tokenizer(prompts[first : first + PADDED_BATCH], padding="max_length", return_tensors="pt")
+        clip.model.get_text_features(input_ids=batch["input_ids"])
+
+
+def rate(work: Callable[[], Any], items: int) -> float:
+    started = time.perf_counter()
+    work()
+    return items / (time.perf_counter() - started)
+
+
+def spread(dictionary: Path, count: int) -> list[str]:
+    """Return ``count`` different words of a dictionary, evenly spread over it."""
+    lines = dictionary.read_text(encoding="utf-8").split()
+    words = list(dict.fromkeys(word for word in lines if word.isascii() and len(word) <= 25))
+    return [words[index * len(words) // count] for index in range(min(count, len(words)))]
+
+
+def save_clip(folder: Path, bpe: Path | None) -> None:
+    """Save an untrained CLIP with ViT-B/16's text tower (12 x 512) as transformers does."""
+    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+
+    small = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 64}
+    text = json.loads((bundled_clip.BUNDLED / "config.json").read_text())["text_config"]
+    end = text["eos_token_id"] if bpe is None else 49407
+    model = CLIPModel(CLIPConfig(text_config={"eos_token_id": end}, vision_config=small, projection_dim=512))
+    bundled_clip.draw_weights(model, seed=0)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        (folder / name).write_bytes((bundled_clip.BUNDLED / name).read_bytes())
+    if bpe is not None:
+        merges, vocabulary = read_bpe(bpe)
+        CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77).save_pretrained(folder)
+
+
+def read_bpe(path: Path) -> tuple[Any, dict[str, int]]:
+    """Read CLIP's published merges as its authors do; return merges and vocabulary."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
+    merges = [(first, second) for first, second in (line.split() for line in lines)]
+    symbols = list(bytes_to_unicode().values())  # type: ignore[no-untyped-call]
+    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(merge) for merge in merges)]
+    return merges, {token: number for number, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+
+
+if __name__ == "__main__":
+    main()
