@@ -7,7 +7,8 @@ d  c with batches that already lie on the device: what feeding costs
 
 CLIP has the sizes of ViT-B/16's text side and random weights, which cost the same as trained ones. All ways train a
 decoder of the same sizes with the same optimiser and take turns; rates are medians, and only ratios travel. (a) and (b)
-use the same attention kernels as (c), so the ratios say what the arrangement of the work is worth, not the kernels.
+attend as the authors' modules do, by torch's multi-head attention that also returns its weights; with --same-kernels
+they use dptr's fused attention, and the ratios say what the arrangement of the work alone is worth.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from dptr.pipeline.embed_text import EmbedTextSettings, embed_text
 from dptr.pipeline.templates import Template
 from dptr.trainer.decoders import build_decoder
 from dptr.trainer.decoders.base import Targets
+from dptr.trainer.decoders.layers import Attention
 from dptr.trainer.decoders.parseq import ParseqDecoder, TwoStreamLayer
 from dptr.trainer.decoders.permutations import attention_masks, draw_permutations
 from dptr.trainer.loader import load_batches
@@ -56,6 +58,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--peak", type=float, help="the chip's bf16 rate in TFLOP/s, to say which share a step reaches")
+    parser.add_argument("--same-kernels", action="store_true", help="a and b use fused attention, as c does")
     parser.add_argument("--quick", action="store_true", help="a small decoder and CLIP: only shows that it runs")
     arguments = parser.parse_args()
     set_quiet(True)
@@ -149,7 +152,9 @@ class Bench:
         for rows in batches:
             labels = self.store.labels_of(rows)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                loss = loss_order_by_order(decoder, memory(labels, rows), padded_targets(labels, self.store))
+                loss = loss_order_by_order(
+                    decoder, memory(labels, rows), padded_targets(labels, self.store), self.arguments.same_kernels
+                )
             update(decoder, optimizer, loss)
         return sum(len(rows) for rows in batches) / (self.now() - started)
 
@@ -231,7 +236,7 @@ def padded_targets(labels: list[str], store: PromptStore) -> Targets:
     return dataclasses.replace(targets, inputs=inputs, outputs=outputs)
 
 
-def loss_order_by_order(decoder: ParseqDecoder, memory: Tensor, targets: Targets) -> Tensor:
+def loss_order_by_order(decoder: ParseqDecoder, memory: Tensor, targets: Targets, same_kernels: bool) -> Tensor:
     """PARSeq's training step: each order runs the whole decoder again."""
     targets = targets.to(memory.device)
     outputs = targets.outputs
@@ -243,9 +248,9 @@ def loss_order_by_order(decoder: ParseqDecoder, memory: Tensor, targets: Targets
         query = decoder.dropout(decoder.positions[: targets.inputs.shape[1]].expand(len(memory), -1, -1))
         for depth, layer in enumerate(decoder.layers):
             normed = layer.norm_content(content)
-            query = stream(layer, query, layer.norm_query(query), normed, memory, query_mask)
+            query = stream(layer, query, layer.norm_query(query), normed, memory, query_mask, same_kernels)
             if depth + 1 < len(decoder.layers):
-                content = stream(layer, content, normed, normed, memory, content_mask)
+                content = stream(layer, content, normed, normed, memory, content_mask, same_kernels)
         logits = decoder.logits(query).flatten(0, 1).float()
         losses.append(F.cross_entropy(logits, outputs.flatten(), ignore_index=targets.padding))
         counts.append((outputs != targets.padding).sum())
@@ -254,10 +259,36 @@ def loss_order_by_order(decoder: ParseqDecoder, memory: Tensor, targets: Targets
     return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
 
 
-def stream(layer: TwoStreamLayer, x: Tensor, normed: Tensor, content: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+def stream(
+    layer: TwoStreamLayer,
+    x: Tensor,
+    normed: Tensor,
+    content: Tensor,
+    memory: Tensor,
+    mask: Tensor,
+    same_kernels: bool,
+) -> Tensor:
     """One stream through one layer; keys and values are made anew for each, as PARSeq's attention modules do."""
-    x = layer.look(x, normed, layer.self_attention.keys_values(content), mask)
-    return layer.read(x, layer.cross_attention.keys_values(memory), None)
+    if same_kernels:
+        x = layer.look(x, normed, layer.self_attention.keys_values(content), mask)
+        return layer.read(x, layer.cross_attention.keys_values(memory), None)
+    x = x + layer.dropout(weighted_attention(layer.self_attention, normed, content, mask))
+    x = x + layer.dropout(weighted_attention(layer.cross_attention, layer.norm_cross(x), memory, None))
+    return x + layer.dropout(layer.feed_forward(layer.norm_feed_forward(x)))
+
+
+def weighted_attention(attention: Attention, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
+    """What ``nn.MultiheadAttention`` computes by default, weights included, with this attention's parameters."""
+    dim, heads = attention.query.out_features, attention.heads
+    keys, values = attention.key_value.weight.chunk(2)
+    forbidden = None if mask is None else ~mask.expand(-1, heads, -1, -1).flatten(0, 1)
+    mixed, _ = F.multi_head_attention_forward(
+        x.transpose(0, 1), source.transpose(0, 1), source.transpose(0, 1), dim, heads, None,
+        torch.cat([attention.query.bias, attention.key_value.bias]), None, None, False, attention.dropout,
+        attention.out.weight, attention.out.bias, attn_mask=forbidden, use_separate_proj_weight=True,
+        q_proj_weight=attention.query.weight, k_proj_weight=keys, v_proj_weight=values,
+    )  # fmt: skip
+    return mixed.transpose(0, 1)
 
 
 def write_clip(folder: Path, quick: bool) -> None:
