@@ -68,7 +68,7 @@ def test_files_are_what_the_contract_says(tmp_path: Path) -> None:
     query = (
         f"select row, array_cosine_similarity(pooled::float[4], pooled::float[4]) from '{tmp_path}/part-00000.parquet'"
     )
-    rows = duckdb.sql(query).fetchall()
+    rows = duckdb.connect().sql(query).fetchall()
     assert [row for row, _ in rows] == [0, 1, 2]
     assert rows[0][1] == pytest.approx(1.0)
 

@@ -98,7 +98,8 @@ def test_a_store_is_as_the_contract_says(run: Run) -> None:
         batch = ipc.open_file(source).read_all()
     assert batch.schema.field("states").type == pa.list_(pa.list_(pa.float16(), 128))
     query = f"select * from '{run.out}/part-*.parquet' order by id"
-    rows = [dict(zip(duckdb.sql(query).columns, row, strict=True)) for row in duckdb.sql(query).fetchall()]
+    table = duckdb.connect().sql(query)
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.fetchall()]
     assert [row["label"] for row in rows] == WORDS
     assert [row["id"] for row in rows] == [row["states_of"] for row in rows] == list(range(len(WORDS)))
     assert [(row["shard"], row["row"]) for row in rows[3:6]] == [
@@ -113,7 +114,7 @@ def test_a_store_is_as_the_contract_says(run: Run) -> None:
         assert (row["n_tokens"], row["label_length"]) == (len(row["token_ids"]), len(row["label"]))
         assert (row["count"], row["source"]) == (1, str(run.corpus))
     nearest = f"select label from ({query}) order by array_cosine_similarity(pooled::FLOAT[128], ?::FLOAT[128]) desc"
-    assert duckdb.execute(nearest, [rows[2]["pooled"]]).fetchone() == ("red",)
+    assert duckdb.connect().execute(nearest, [rows[2]["pooled"]]).fetchall()[0] == ("red",)
 
 
 @pytest.mark.parametrize(("dtype", "apart"), [("float32", 0.0), ("float16", 2e-3), ("int8", 2e-2)])

@@ -79,7 +79,8 @@ def test_neighbours_are_the_nearest_crops(prompts: Path, bank: Path) -> None:
 
 def test_sql_reads_the_same(prompts: Path, bank: Path) -> None:
     mine_neighbours(prompts, bank, k=4)
-    rows = duckdb.sql(f"select id, crops, cosines from read_parquet('{prompts / TABLE_FILE}') order by id").fetchall()
+    query = f"select id, crops, cosines from read_parquet('{prompts / TABLE_FILE}') order by id"
+    rows = duckdb.connect().sql(query).fetchall()
     found = Neighbours.open(prompts, OrpBank(bank)).of(np.arange(90))
     assert [row[1] for row in rows] == found.tolist()
     assert all(list(row[2]) == sorted(row[2], reverse=True) for row in rows)
