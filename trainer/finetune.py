@@ -140,8 +140,11 @@ def data_identity(images: WordImages, start: runs.Run | None) -> dict[str, Any]:
 
 def _groups(recognizer: Recognizer, recipe: Recipe) -> list[loop.ParameterGroup]:
     settings = recipe.finetune
+    seeing: list[torch.nn.Parameter] = list(recognizer.encoder.parameters())
+    if recognizer.column_head is not None:
+        seeing += recognizer.column_head.parameters()
     return [
-        loop.ParameterGroup(list(recognizer.encoder.parameters()), settings.encoder_rate),
+        loop.ParameterGroup(seeing, settings.encoder_rate),
         loop.ParameterGroup(list(recognizer.fmu.parameters()), settings.fmu_rate),
         loop.ParameterGroup(
             list(recognizer.decoder.parameters()), settings.decoder_rate, settings.freeze_decoder_steps

@@ -164,6 +164,10 @@ def _is_done(state: TrainState, settings: TrainingSettings) -> bool:
 
 
 def _new_state(task: Task[Any], settings: TrainingSettings, device: torch.device) -> TrainState:
+    grouped = {id(parameter) for group in task.groups for parameter in group.parameters}
+    forgotten = [name for name, parameter in task.model.named_parameters() if id(parameter) not in grouped]
+    if forgotten:
+        raise ValueError(f"in no parameter group, so never trained: {', '.join(forgotten)}")
     groups = [
         {"params": list(group.parameters), "factor": group.rate, "frozen_until": group.frozen_until}
         for group in task.groups

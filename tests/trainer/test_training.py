@@ -209,13 +209,23 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:
 
 def test_frozen_parameters_stay_until_their_step(tmp_path: Path) -> None:
     task = made_task()
-    first, last = task.model[0], task.model[2]
+    first, others = task.model[0], task.model[1:]
     start = first.weight.detach().clone()
-    task.groups = [loop.ParameterGroup(list(first.parameters()), 1.0, 4), loop.ParameterGroup(list(last.parameters()))]
+    task.groups = [
+        loop.ParameterGroup(list(first.parameters()), 1.0, 4),
+        loop.ParameterGroup(list(others.parameters())),
+    ]
     train(tmp_path / "a", dataclasses.replace(SETTINGS, steps=4), task)
     assert torch.equal(first.weight, start)
     train(tmp_path / "b", dataclasses.replace(SETTINGS, steps=5), task)
     assert not torch.equal(first.weight, start)
+
+
+def test_a_parameter_that_no_group_trains_is_an_error(tmp_path: Path) -> None:
+    task = made_task()
+    task.groups = [loop.ParameterGroup(list(task.model.parameters())[1:])]
+    with pytest.raises(ValueError, match=r"never trained: 0\.weight"):
+        train(tmp_path, task=task)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path: Path) -> None:
