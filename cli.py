@@ -349,6 +349,35 @@ def _read(
     return Report({**figures, "load_seconds": loaded - started}, text, lines)
 
 
+@command("export")
+def _export(
+    workspace: Workspace,
+    run: Annotated[str, typer.Argument(help="A run: its folder or name.")],
+    to: Annotated[str, typer.Option(help="onnx, safetensors, parseq or openocr (decoder under their names).")],
+    more: MoreData = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; by default in the run.")] = None,
+    data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to check ONNX with.")] = None,
+) -> Report:
+    """A model for other programs; ONNX is checked against torch before it counts as written.
+
+    Example: dptr export dptr_data/runs/finetune-parseq-1234abcd --to onnx
+    """
+    from dptr.trainer.export import TARGETS, default_path, export
+    from dptr.trainer.runs import Run
+    from dptr.trainer.word_images import WordImages
+
+    _require_choice("--to", to, *TARGETS)
+    target = next(name for name in TARGETS if name == to)
+    described = Run.load(workspace.find_run(run))
+    paths = _data(data, more) if data else []
+    crops = WordImages.open(paths, described.charset, _normalization_for_evaluation()) if paths else None
+    summary = export(described, target, out or default_path(described, target), crops)
+    checked = f", as torch reads on {summary.checked} images (scores {summary.largest_difference:.0e} apart)"
+    text = f"{summary.out}, {summary.out.stat().st_size / 1e6:.1f} MB" + (checked if summary.checked else "")
+    figures = {"out": str(summary.out), "rows": 1, "computed": 1, "quarantined": 0, "seconds": summary.seconds}
+    return Report({**figures, "checked": summary.checked, "largest_difference": summary.largest_difference}, text)
+
+
 @command("sql")
 def _sql(
     workspace: Workspace,

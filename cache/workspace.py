@@ -35,7 +35,7 @@ class Workspace:
         return sorted(found, key=lambda folder: (folder / "run.json").stat().st_mtime_ns)
 
     def find_run(self, name: str) -> Path:
-        """Resolve a run given as a path or as a name under ``runs/``.
+        """Resolve a run given as a path, as a name under ``runs/``, or as an exported model file.
 
         Raises:
             UserError: there is no such run; the message names those that exist.
@@ -43,5 +43,7 @@ class Workspace:
         for candidate in (Path(name), self.runs / name):
             if (candidate / "run.json").is_file():
                 return candidate
+        if Path(name).is_file():
+            return Path(name)
         known = ", ".join(folder.name for folder in self.run_folders()) or "none yet"
         raise UserError(f"no run at {name}", f"Runs in {self.runs}: {known}")

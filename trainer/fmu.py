@@ -37,7 +37,7 @@ class FeatureMergeUnit(nn.Module):
 
     def forward(self, image_tokens: Tensor) -> Tensor:
         """(batch, tokens, image_dim) -> (batch, queries, memory_dim)."""
-        queries = self.queries.expand(len(image_tokens), -1, -1)
+        queries = self.queries.expand(image_tokens.shape[0], -1, -1)
         keys, values = self.attention.keys_values(image_tokens)
         x = queries + self.attention.attend(self.attention.queries(queries), keys, values, None)
         x = x + self.feed_forward(self.norm_feed_forward(x))
@@ -46,7 +46,7 @@ class FeatureMergeUnit(nn.Module):
 
     def attention_map(self, image_tokens: Tensor) -> Tensor:
         """Return where each query looks, averaged over heads: (batch, queries, tokens), rows sum to one."""
-        queries = self.attention.queries(self.queries.expand(len(image_tokens), -1, -1))
+        queries = self.attention.queries(self.queries.expand(image_tokens.shape[0], -1, -1))
         keys, _ = self.attention.keys_values(image_tokens)
         weights: Tensor = (queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5).softmax(-1)
         averaged: Tensor = weights.mean(1)

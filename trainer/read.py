@@ -10,6 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from dptr.cache.errors import UserError
+from dptr.trainer.model_file import load_model
 from dptr.trainer.recognizer import Reading, Recognizer, load_recognizer
 from dptr.trainer.runs import Run
 from dptr.trainer.word_images import preprocess
@@ -40,11 +41,13 @@ class Reader:
 
 
 def load(run: str | Path, device: str = "cpu") -> Reader:
-    """Load the recogniser of a fine-tuning run.
+    """Load the recogniser of a fine-tuning run, or of a file that ``dptr export RUN --to safetensors`` wrote.
 
     Raises:
         UserError: not a fine-tuning run, or it has no checkpoint yet.
     """
+    if Path(run).is_file():
+        return Reader(load_model(Path(run), device), device)
     description = Run.load(Path(run))
     if description.kind != "finetune":
         raise UserError(f"{run} is a pre-trained decoder, which cannot see", "Fine-tune it first (`dptr finetune`)")

@@ -45,13 +45,14 @@ class AutoregressiveDecoder(Decoder):
     def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
         """Read left to right, each time taking the likeliest character."""
         step, length = self.reading(memory), self.steps(max_length)
-        ids = torch.full((len(memory.tokens), 1), self.begin, device=memory.tokens.device)
-        finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        ids = torch.full((memory.tokens.shape[0], 1), self.begin, device=memory.tokens.device)
+        finished = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
         logits: list[Tensor] = []
         for place in range(length):
             logits.append(step(ids, place))
             ids = logits[-1].argmax(-1)
             finished |= ids[:, 0] == self.end
-            if bool(finished.all()):
+            # An exported graph cannot end early; what follows an end is never read.
+            if not torch.compiler.is_exporting() and bool(finished.all()):
                 break
         return torch.cat(logits, dim=1)

@@ -44,7 +44,7 @@ class ParallelDecoder(Decoder):
 
     def _forward(self, memory: Memory) -> Tensor:
         """Return logits for all positions: how many the label needs is not known before it is read."""
-        x: Tensor = self.dropout(self.positions.expand(len(memory.tokens), -1, -1))
+        x: Tensor = self.dropout(self.positions.expand(memory.tokens.shape[0], -1, -1))
         for layer in cast(list[DecoderLayer], list(self.layers)):
             normed = layer.norm_content(x)
             x = layer.look(x, normed, layer.self_attention.keys_values(normed), None)

@@ -134,7 +134,7 @@ class ParseqDecoder(AutoregressiveDecoder):
 
         def step(ids: Tensor, place: int) -> Tensor:
             content = self.embed(ids, place)
-            query = self.positions[place].expand(len(ids), 1, -1)
+            query = self.positions[place].expand(ids.shape[0], 1, -1)
             for depth, layer in enumerate(self._stack):
                 normed = layer.norm_content(content)
                 cache = extend(caches[depth], layer.self_attention.keys_values(normed))
