@@ -265,6 +265,9 @@ def _finetune(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run.")] = None,
     steps: Steps = None,
     seed: Seed = None,
+    fmu: Annotated[str | None, typer.Option(help="queries, or none: the decoder reads all image tokens.")] = None,
+    freeze: Annotated[str | None, typer.Option(help="Keep parts as they came, in epochs: decoder:5.")] = None,
+    mix: Annotated[str | None, typer.Option(help="How often each of the data is drawn: 3,1.")] = None,
     changes: Changes = None,
     device: Device = "auto",
 ) -> Report:
@@ -279,7 +282,9 @@ def _finetune(
     from dptr.trainer.word_images import WordImages
 
     run = _start_run(workspace, start)
-    settings = load_recipe(recipe, _changes("finetune", changes, steps, seed), run.recipe.decoder if run else None)
+    flags = {"fmu.kind": fmu, "finetune.freeze": freeze, "finetune.mix": mix}
+    asked = [*_changes("finetune", changes, steps, seed), *(f"{k}={json.dumps(v)}" for k, v in flags.items() if v)]
+    settings = load_recipe(recipe, asked, run.recipe.decoder if run else None)
     characters = Charset.named(charset) if charset else run.charset if run else Charset.named("94")
     images = WordImages.open(_data(data, more), characters, _normalization(settings))
     folder = out or workspace.runs / default_name("finetune", settings, data_identity(images, run))

@@ -14,7 +14,6 @@ they use dptr's fused attention, and the ratios say what the arrangement of the 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shutil
 import statistics
 import tempfile
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel
@@ -36,15 +35,12 @@ from dptr.pipeline.clip import Clip, load_clip
 from dptr.pipeline.embed_text import EmbedTextSettings, embed_text
 from dptr.pipeline.templates import Template
 from dptr.trainer.decoders import build_decoder
-from dptr.trainer.decoders.base import Targets
-from dptr.trainer.decoders.layers import Attention
-from dptr.trainer.decoders.parseq import ParseqDecoder, TwoStreamLayer
-from dptr.trainer.decoders.permutations import attention_masks, draw_permutations
+from dptr.trainer.decoders.parseq import ParseqDecoder
 from dptr.trainer.loader import load_batches
 from dptr.trainer.pretrain import PromptBatch, PromptBatches
 from dptr.trainer.recipe import Recipe, load_recipe
 
-PROMPT_TOKENS, LABEL_LENGTH = 77, 25
+PROMPT_TOKENS = 77
 WAYS = ("a authors", "b store", "c dptr", "d dptr, fed")
 
 
@@ -153,7 +149,10 @@ class Bench:
             labels = self.store.labels_of(rows)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
                 loss = loss_order_by_order(
-                    decoder, memory(labels, rows), padded_targets(labels, self.store), self.arguments.same_kernels
+                    decoder,
+                    memory(labels, rows),
+                    padded_targets(labels, self.store.charset),
+                    self.arguments.same_kernels,
                 )
             update(decoder, optimizer, loss)
         return sum(len(rows) for rows in batches) / (self.now() - started)
@@ -221,76 +220,6 @@ class Bench:
         return time.perf_counter()
 
 
-def update(decoder: ParseqDecoder, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(decoder.parameters(), 20.0)
-    optimizer.step()
-
-
-def padded_targets(labels: list[str], store: PromptStore) -> Targets:
-    """Begin, label, end, padded to 27; inputs and outputs are 26 long each."""
-    targets = Targets.of(labels, store.charset)
-    missing = LABEL_LENGTH + 1 - targets.inputs.shape[1]
-    inputs, outputs = (F.pad(ids, (0, missing), value=targets.padding) for ids in (targets.inputs, targets.outputs))
-    return dataclasses.replace(targets, inputs=inputs, outputs=outputs)
-
-
-def loss_order_by_order(decoder: ParseqDecoder, memory: Tensor, targets: Targets, same_kernels: bool) -> Tensor:
-    """PARSeq's training step: each order runs the whole decoder again."""
-    targets = targets.to(memory.device)
-    outputs = targets.outputs
-    visible = (targets.inputs != targets.padding)[:, None, None, :]
-    losses, counts = [], []
-    for number, order in enumerate(draw_permutations(LABEL_LENGTH, decoder.shape.permutations).to(memory.device)):
-        content_mask, query_mask = (mask[:, None] & visible for mask in attention_masks(order[None]))
-        content = decoder.dropout(decoder.embed(targets.inputs))
-        query = decoder.dropout(decoder.positions[: targets.inputs.shape[1]].expand(len(memory), -1, -1))
-        for depth, layer in enumerate(decoder.layers):
-            normed = layer.norm_content(content)
-            query = stream(layer, query, layer.norm_query(query), normed, memory, query_mask, same_kernels)
-            if depth + 1 < len(decoder.layers):
-                content = stream(layer, content, normed, normed, memory, content_mask, same_kernels)
-        logits = decoder.logits(query).flatten(0, 1).float()
-        losses.append(F.cross_entropy(logits, outputs.flatten(), ignore_index=targets.padding))
-        counts.append((outputs != targets.padding).sum())
-        if number == 1:
-            outputs = outputs.masked_fill(outputs == targets.end, targets.padding)
-    return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
-
-
-def stream(
-    layer: TwoStreamLayer,
-    x: Tensor,
-    normed: Tensor,
-    content: Tensor,
-    memory: Tensor,
-    mask: Tensor,
-    same_kernels: bool,
-) -> Tensor:
-    """One stream through one layer; keys and values are made anew for each, as PARSeq's attention modules do."""
-    if same_kernels:
-        x = layer.look(x, normed, layer.self_attention.keys_values(content), mask)
-        return layer.read(x, layer.cross_attention.keys_values(memory), None)
-    x = x + layer.dropout(weighted_attention(layer.self_attention, normed, content, mask))
-    x = x + layer.dropout(weighted_attention(layer.cross_attention, layer.norm_cross(x), memory, None))
-    return x + layer.dropout(layer.feed_forward(layer.norm_feed_forward(x)))
-
-
-def weighted_attention(attention: Attention, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
-    """What ``nn.MultiheadAttention`` computes by default, weights included, with this attention's parameters."""
-    dim, heads = attention.query.out_features, attention.heads
-    keys, values = attention.key_value.weight.chunk(2)
-    forbidden = None if mask is None else ~mask.expand(-1, heads, -1, -1).flatten(0, 1)
-    mixed, _ = F.multi_head_attention_forward(
-        x.transpose(0, 1), source.transpose(0, 1), source.transpose(0, 1), dim, heads, None,
-        torch.cat([attention.query.bias, attention.key_value.bias]), None, None, False, attention.dropout,
-        attention.out.weight, attention.out.bias, attn_mask=forbidden, use_separate_proj_weight=True,
-        q_proj_weight=attention.query.weight, k_proj_weight=keys, v_proj_weight=values,
-    )  # fmt: skip
-    return mixed.transpose(0, 1)
-
-
 def write_clip(folder: Path, quick: bool) -> None:
     """Save a CLIP with random weights, its text side of ViT-B/16's sizes and its image side as small as can be."""
     folder.mkdir()
@@ -310,16 +239,6 @@ def read_words(arguments: argparse.Namespace) -> list[str]:
     words = dict.fromkeys(arguments.words.read_text(encoding="utf-8").split())
     chosen = np.random.default_rng(0).permutation(np.array(list(words)))
     return [str(word) for word in chosen[: arguments.rows]]
-
-
-def made_up_words(count: int) -> list[str]:
-    """Distinct words of two to four syllables, about as long as a dictionary's."""
-    generator = np.random.default_rng(0)
-    syllables = [a + b + c for a in "bcdfghlmnprstvw" for b in "aeiou" for c in ("", "n", "r", "st")]
-    words: dict[str, None] = {}
-    while len(words) < count:
-        words["".join(generator.choice(syllables, int(generator.integers(2, 5))))] = None
-    return list(words)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dptr.cache.charset import Charset
@@ -55,12 +56,18 @@ class ImageBatches:
     def __init__(self, images: WordImages, charset: Charset, recipe: Recipe) -> None:
         settings = recipe.finetune
         lengths = np.array([len(sample.label) for sample in images.samples])
-        self._order = BatchOrder(np.arange(len(images)), lengths, settings.batch_size, settings.seed)
+        weights = mixing_weights(images, settings.mix)
+        self._order = BatchOrder(np.arange(len(images)), lengths, settings.batch_size, settings.seed, weights)
         self._images = images
         self._charset = charset
         self._seed = settings.seed
         self._strength = settings.augmentation
         self._size = (recipe.encoder.image_height, recipe.encoder.image_width)
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return self._order.batches_per_epoch
 
     def __call__(self, number: int) -> ImageBatch:
         """Return batch ``number``, counted from 0 through all epochs."""
@@ -109,13 +116,14 @@ def finetune(
         note(f"decoder from {start.folder}: " + "; ".join(coverage.lines()))
     recognizer.to(place)
     run = runs.start_or_continue(out, "finetune", recipe, charset, memory_dim, data_identity(images, start))
+    batches = ImageBatches(training, charset, recipe)
     task = loop.Task(
         model=recognizer,
-        batch=ImageBatches(training, charset, recipe),
+        batch=batches,
         loss=lambda batch: recognizer.loss(batch.images.to(place), batch.targets.to(place)),
         validate=lambda model: _validate(model, held_back, place),
         rows=lambda batch: len(batch.images),
-        groups=_groups(recognizer, recipe),
+        groups=parameter_groups(recognizer, recipe, batches.per_epoch),
     )
     steps_before = run.step()
     state = loop.run(out, task, recipe.finetune, place)
@@ -138,18 +146,54 @@ def data_identity(images: WordImages, start: runs.Run | None) -> dict[str, Any]:
     return {"images": {"rows": len(images), "sha256": digest.hexdigest()}, "from": origin}
 
 
-def _groups(recognizer: Recognizer, recipe: Recipe) -> list[loop.ParameterGroup]:
+def mixing_weights(images: WordImages, mix: str) -> NDArray[np.float64] | None:
+    """Return each sample's weight, so that data sets are drawn in the proportions of ``mix``; None without a mix.
+
+    Raises:
+        UserError: ``mix`` is not one number above zero for each data set that has samples.
+    """
+    if not mix:
+        return None
+    sets = np.array([sample.data_set for sample in images.samples])
+    sizes = np.bincount(sets)
+    try:
+        shares = np.array([float(part) for part in mix.split(",")])
+    except ValueError as error:
+        raise UserError(f"finetune.mix = {mix!r} is not numbers between commas", 'For example: "3,1"') from error
+    if len(shares) < len(sizes) or not (shares > 0).all():
+        raise UserError(
+            f"finetune.mix = {mix!r} does not fit {len(sizes)} data sets", "Give each one number above zero"
+        )
+    weights: NDArray[np.float64] = (shares[: len(sizes)] / np.maximum(sizes, 1))[sets]
+    return weights
+
+
+def parameter_groups(recognizer: Recognizer, recipe: Recipe, batches_per_epoch: int) -> list[loop.ParameterGroup]:
+    """Group the recogniser's parameters by part, each with its learning-rate factor and how long it stays frozen."""
     settings = recipe.finetune
-    seeing: list[torch.nn.Parameter] = list(recognizer.encoder.parameters())
+    parts: dict[str, tuple[list[torch.nn.Parameter], float]] = {
+        "encoder": (list(recognizer.encoder.parameters()), settings.encoder_rate),
+        "fmu": (list(recognizer.fmu.parameters()), settings.fmu_rate),
+        "decoder": (list(recognizer.decoder.parameters()), settings.decoder_rate),
+    }
     if recognizer.column_head is not None:
-        seeing += recognizer.column_head.parameters()
-    return [
-        loop.ParameterGroup(seeing, settings.encoder_rate),
-        loop.ParameterGroup(list(recognizer.fmu.parameters()), settings.fmu_rate),
-        loop.ParameterGroup(
-            list(recognizer.decoder.parameters()), settings.decoder_rate, settings.freeze_decoder_steps
-        ),
-    ]
+        parts["encoder"][0].extend(recognizer.column_head.parameters())
+    epochs = _frozen_epochs(settings.freeze, list(parts))
+    steps = {part: round(epochs[part] * batches_per_epoch / settings.accumulate) for part in parts}
+    return [loop.ParameterGroup(tensors, rate, steps[part]) for part, (tensors, rate) in parts.items()]
+
+
+def _frozen_epochs(freeze: str, parts: list[str]) -> dict[str, float]:
+    epochs = dict.fromkeys(parts, 0.0)
+    for word in freeze.replace(",", " ").split():
+        part, colon, count = word.partition(":")
+        if part not in parts or not colon or not count.replace(".", "", 1).isdecimal():
+            raise UserError(
+                f"finetune.freeze = {freeze!r} is not understood at {word!r}",
+                f"Give a part ({', '.join(parts)}) and how many epochs, such as decoder:5",
+            )
+        epochs[part] = float(count)
+    return epochs
 
 
 def _validate(model: torch.nn.Module, images: WordImages, device: torch.device) -> dict[str, float]:

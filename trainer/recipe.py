@@ -106,8 +106,11 @@ class PretrainSettings(TrainingSettings):
 
 @dataclass(frozen=True)
 class FinetuneSettings(TrainingSettings):
-    """Stage 3. Learning-rate factors apply to the parts; ``freeze_decoder_steps`` keeps the decoder as it came.
+    """Stage 3. Learning-rate factors apply to the parts: encoder, FMU and decoder.
 
+    ``freeze`` keeps parts as they came for so many epochs: "decoder:5", or "decoder:5 fmu:1".
+    ``mix`` says how often each of the data sets is drawn, relative to the others, in the order they are named: "3,1".
+    Left empty, every word image is drawn once an epoch.
     ``ctc_weight`` adds a CTC loss on the encoder's columns, in training only: with few crops, attention alone is slow
     to find where the characters are (as in hybrid CTC/attention speech recognition, Watanabe et al. 2017).
     """
@@ -115,7 +118,8 @@ class FinetuneSettings(TrainingSettings):
     encoder_rate: float = 1.0
     fmu_rate: float = 1.0
     decoder_rate: float = 1.0
-    freeze_decoder_steps: int = 0
+    freeze: str = ""
+    mix: str = ""
     augmentation: float = 1.0
     held_back: float = 0.1
     ctc_weight: float = 0.0

@@ -31,11 +31,12 @@ class UnreadableImage(DptrError):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One word image that can be used: where it is and what it says."""
+    """One word image that can be used: where it is, what it says, and which of the data sets named it belongs to."""
 
     source: str
     key: str
     label: str
+    data_set: int = 0
 
 
 @dataclass
@@ -62,10 +63,11 @@ class WordImages:
             UserError: a path holds no labelled images in an accepted form, or no label can be used.
         """
         images = cls()
-        for source in (source for path in paths for source in find_sources(path)):
-            images.sources[source.name] = source
-            for key, raw in source.labels():
-                images._add(source.name, key, raw, charset, normalization)
+        for number, path in enumerate(paths):
+            for source in find_sources(path):
+                images.sources[source.name] = source
+                for key, raw in source.labels():
+                    images._add(number, source.name, key, raw, charset, normalization)
         if not images.samples:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in images.refused.most_common(3))
             raise UserError(
@@ -74,7 +76,9 @@ class WordImages:
             )
         return images
 
-    def _add(self, source: str, key: str, raw: str | None, charset: Charset, normalization: Normalization) -> None:
+    def _add(
+        self, data_set: int, source: str, key: str, raw: str | None, charset: Charset, normalization: Normalization
+    ) -> None:
         if raw is None:
             self._count(self.refused, "label or image is missing", source, key, "")
             return
@@ -86,7 +90,7 @@ class WordImages:
         if label != raw:
             only_spaces = label == "".join(raw.split())
             self._count(self.changed, "spaces removed" if only_spaces else "normalised", source, key, raw)
-        self.samples.append(Sample(source, key, label))
+        self.samples.append(Sample(source, key, label, data_set))
 
     def _count(self, counts: Counter[str], reason: str, source: str, key: str, raw: str) -> None:
         counts[reason] += 1

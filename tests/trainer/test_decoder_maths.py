@@ -129,11 +129,11 @@ def test_refinement_never_sees_the_character_it_refines(layers: int) -> None:
     logits = torch.randn(len(LABELS), 5, 7, generator=generator)
     logits[..., 0] -= 100  # no end: all five positions count
     with torch.inference_mode():
-        refined = model._refine(memory(), logits)
+        refined = model.refine(memory(), logits)
         for position in range(5):
             changed = logits.clone()
             changed[:, position, 1:] = changed[:, position, 1:].roll(1, dims=-1)
-            again = model._refine(memory(), changed)
+            again = model.refine(memory(), changed)
             torch.testing.assert_close(again[:, position], refined[:, position])
             others = [p for p in range(5) if p != position]
             # The last character is nobody's input; every other one is seen by all positions but its own.

@@ -124,7 +124,7 @@ class ParseqDecoder(AutoregressiveDecoder):
         """Read left to right with cached keys and values, then refine each character from all others."""
         logits = super().decode(memory, max_length)
         for _ in range(self.shape.refinements):
-            logits = self._refine(memory, logits)
+            logits = self.refine(memory, logits)
         return logits
 
     def reading(self, memory: Memory) -> Step:
@@ -148,7 +148,7 @@ class ParseqDecoder(AutoregressiveDecoder):
 
         return step
 
-    def _refine(self, memory: Memory, logits: Tensor) -> Tensor:
+    def refine(self, memory: Memory, logits: Tensor) -> Tensor:
         """Read every position again, given all the others.
 
         With more than one layer, content that has mixed with position i would whisper it to query i. So each position

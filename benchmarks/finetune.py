@@ -1,0 +1,94 @@
+"""Training images a second of the recogniser at PARSeq-small's shape, three ways side by side in one run.
+
+plain   one reading order after another, labels padded to 27, fp32, attention as PARSeq's modules do it
+fp32    dptr: all orders in one pass, labels padded to the longest of the batch
+bf16    the same in bf16 autocast
+
+The encoder (12 x 384) is the same module in all three and costs most of the step. Images are made up, words are made up
+from syllables; the ways take turns, rates are medians, and only ratios travel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+import torch
+from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update
+
+from dptr.cache.charset import Charset
+from dptr.trainer.decoders.base import Targets
+from dptr.trainer.decoders.parseq import ParseqDecoder
+from dptr.trainer.recipe import Recipe
+from dptr.trainer.recognizer import Recognizer
+
+WAYS = ("plain", "fp32", "bf16")
+CHARSET = Charset.named("94")
+
+
+def parseq_small(fmu: str) -> Recipe:
+    """PARSeq's released "small" shape: ViT 12 x 384 with patches 4x8, a decoder of one layer, six orders."""
+    recipe = Recipe().replace("encoder", dim=384, heads=6, layers=12)
+    recipe = recipe.replace("decoder", dim=384, heads=12, layers=1, feed_forward=1536, dropout=0.1, permutations=6)
+    return recipe.replace("fmu", kind=fmu)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--fmu", choices=("none", "queries"), default="none", help="PARSeq has none")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    torch.manual_seed(0)
+    model = Recognizer(parseq_small(arguments.fmu), CHARSET, 384).to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+    words = made_up_words(arguments.batch * (arguments.rounds + 1))
+    rates: dict[str, list[float]] = {way: [] for way in WAYS}
+    for number in range(arguments.rounds + 1):
+        labels = words[number * arguments.batch : (number + 1) * arguments.batch]
+        pixels = np.random.default_rng(number).integers(0, 256, (len(labels), 3, 32, 128), np.uint8)
+        images = torch.from_numpy(pixels).to(device)
+        for way in WAYS:
+            rate = len(labels) / step_seconds(way, model, optimizer, images, labels)
+            if number > 0:
+                rates[way].append(rate)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    print(f"PARSeq-small, {millions:.1f} M parameters, FMU {arguments.fmu}, batch {arguments.batch}, ", end="")
+    print(f"{arguments.device}, {torch.get_num_threads()} threads\n\n{'':8}{'images/s':>10}{'to plain':>10}")
+    medians = {way: statistics.median(values) for way, values in rates.items()}
+    for way, rate in medians.items():
+        print(f"{way:8}{rate:10.2f}{rate / medians['plain']:10.2f}")
+
+
+def step_seconds(
+    way: str, model: Recognizer, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: list[str]
+) -> float:
+    """Seconds of one training step."""
+    decoder = model.decoder
+    if not isinstance(decoder, ParseqDecoder):
+        raise TypeError("the recipe's decoder is not parseq")
+    started = now(images.device)
+    if way == "plain":
+        targets = padded_targets(labels, CHARSET).to(images.device)
+        loss = loss_order_by_order(decoder, model.memory(images).tokens, targets, same_kernels=False)
+    else:
+        targets = Targets.of(labels, CHARSET).to(images.device)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=way == "bf16"):
+            loss = model.loss(images, targets)
+    update(model, optimizer, loss)
+    return now(images.device) - started
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+if __name__ == "__main__":
+    main()

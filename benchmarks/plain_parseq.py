@@ -1,0 +1,125 @@
+"""What the benchmarks compare with: the same decoder, its work arranged as PARSeq's code arranges it.
+
+One reading order after another, labels padded to the longest possible, keys and values made anew for every use, and a
+reading that runs over all it has read at every step. Same weights, same results; only the arrangement differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dptr.cache.charset import Charset
+from dptr.trainer.decoders.base import Memory, Targets
+from dptr.trainer.decoders.layers import Attention
+from dptr.trainer.decoders.parseq import ParseqDecoder, TwoStreamLayer
+from dptr.trainer.decoders.permutations import attention_masks, draw_permutations
+
+LABEL_LENGTH = 25
+
+
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 20.0)
+    optimizer.step()
+
+
+def padded_targets(labels: list[str], charset: Charset) -> Targets:
+    """Begin, label, end, padded to 27; inputs and outputs are 26 long each."""
+    targets = Targets.of(labels, charset)
+    missing = LABEL_LENGTH + 1 - targets.inputs.shape[1]
+    inputs, outputs = (F.pad(ids, (0, missing), value=targets.padding) for ids in (targets.inputs, targets.outputs))
+    return dataclasses.replace(targets, inputs=inputs, outputs=outputs)
+
+
+def loss_order_by_order(decoder: ParseqDecoder, memory: Tensor, targets: Targets, same_kernels: bool) -> Tensor:
+    """PARSeq's training step: each order runs the whole decoder again."""
+    targets = targets.to(memory.device)
+    outputs = targets.outputs
+    visible = (targets.inputs != targets.padding)[:, None, None, :]
+    losses, counts = [], []
+    for number, order in enumerate(draw_permutations(LABEL_LENGTH, decoder.shape.permutations).to(memory.device)):
+        content_mask, query_mask = (mask[:, None] & visible for mask in attention_masks(order[None]))
+        content = decoder.dropout(decoder.embed(targets.inputs))
+        query = decoder.dropout(decoder.positions[: targets.inputs.shape[1]].expand(len(memory), -1, -1))
+        for depth, layer in enumerate(decoder.layers):
+            normed = layer.norm_content(content)
+            query = stream(layer, query, layer.norm_query(query), normed, memory, query_mask, same_kernels)
+            if depth + 1 < len(decoder.layers):
+                content = stream(layer, content, normed, normed, memory, content_mask, same_kernels)
+        logits = decoder.logits(query).flatten(0, 1).float()
+        losses.append(F.cross_entropy(logits, outputs.flatten(), ignore_index=targets.padding))
+        counts.append((outputs != targets.padding).sum())
+        if number == 1:
+            outputs = outputs.masked_fill(outputs == targets.end, targets.padding)
+    return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+
+
+def stream(
+    layer: TwoStreamLayer,
+    x: Tensor,
+    normed: Tensor,
+    content: Tensor,
+    memory: Tensor,
+    mask: Tensor,
+    same_kernels: bool,
+) -> Tensor:
+    """One stream through one layer; keys and values are made anew for each, as PARSeq's attention modules do."""
+    if same_kernels:
+        x = layer.look(x, normed, layer.self_attention.keys_values(content), mask)
+        return layer.read(x, layer.cross_attention.keys_values(memory), None)
+    x = x + layer.dropout(weighted_attention(layer.self_attention, normed, content, mask))
+    x = x + layer.dropout(weighted_attention(layer.cross_attention, layer.norm_cross(x), memory, None))
+    return x + layer.dropout(layer.feed_forward(layer.norm_feed_forward(x)))
+
+
+def weighted_attention(attention: Attention, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
+    """What ``nn.MultiheadAttention`` computes by default, weights included, with this attention's parameters."""
+    dim, heads = attention.query.out_features, attention.heads
+    keys, values = attention.key_value.weight.chunk(2)
+    forbidden = None if mask is None else ~mask.expand(-1, heads, -1, -1).flatten(0, 1)
+    mixed, _ = F.multi_head_attention_forward(
+        x.transpose(0, 1), source.transpose(0, 1), source.transpose(0, 1), dim, heads, None,
+        torch.cat([attention.query.bias, attention.key_value.bias]), None, None, False, attention.dropout,
+        attention.out.weight, attention.out.bias, attn_mask=forbidden, use_separate_proj_weight=True,
+        q_proj_weight=attention.query.weight, k_proj_weight=keys, v_proj_weight=values,
+    )  # fmt: skip
+    return mixed.transpose(0, 1)
+
+
+def decode_without_cache(decoder: ParseqDecoder, memory: Memory) -> Tensor:
+    """Read left to right, at every step running over all that was read so far; then refine as the decoder does."""
+    tokens, begin = memory.tokens, torch.full((len(memory.tokens), 1), decoder.begin)
+    inputs, logits = begin, []
+    for place in range(decoder.steps(None)):
+        causal = torch.ones(place + 1, place + 1, dtype=torch.bool).tril()
+        content = decoder.embed(inputs)
+        query = decoder.positions[place].expand(len(tokens), 1, -1)
+        for depth, layer in enumerate(decoder.layers):
+            normed = layer.norm_content(content)
+            query = stream(layer, query, layer.norm_query(query), normed, tokens, None, same_kernels=True)
+            if depth + 1 < len(decoder.layers):
+                content = stream(layer, content, normed, normed, tokens, causal, same_kernels=True)
+        logits.append(decoder.logits(query))
+        inputs = torch.cat([inputs, logits[-1].argmax(-1)], dim=1)
+        if bool((inputs == decoder.end).any(1).all()):
+            break
+    read = torch.cat(logits, dim=1)
+    for _ in range(decoder.shape.refinements):
+        read = decoder.refine(memory, read)
+    return read
+
+
+def made_up_words(count: int) -> list[str]:
+    """Distinct words of two to four syllables, about as long as a dictionary's."""
+    generator = np.random.default_rng(0)
+    syllables = [a + b + c for a in "bcdfghlmnprstvw" for b in "aeiou" for c in ("", "n", "r", "st")]
+    words: dict[str, None] = {}
+    while len(words) < count:
+        words["".join(generator.choice(syllables, int(generator.integers(2, 5))))] = None
+    return list(words)

@@ -1,0 +1,167 @@
+"""Fine-tuning: data sets that are partly broken, mixed or of another charset, frozen parts, and runs that were cut."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from dptr.cache.charset import Charset, Normalization
+from dptr.cache.errors import UserError
+from dptr.trainer import finetune as stage
+from dptr.trainer import runs
+from dptr.trainer.checkpoint import load_tensors, save_checkpoint
+from dptr.trainer.decoders import build_decoder
+from dptr.trainer.finetune import ImageBatches, finetune, mixing_weights, parameter_groups
+from dptr.trainer.recipe import Recipe
+from dptr.trainer.recognizer import Recognizer
+from dptr.trainer.word_images import WordImages
+
+WORDS = ["red", "oak", "tin", "sky", "map", "owl", "ice", "bun", "fog", "hut"]
+DIM = 32
+
+
+def recipe(**changes: Any) -> Recipe:
+    made = Recipe().replace("decoder", dim=DIM, heads=4, layers=1, feed_forward=64, dropout=0.0)
+    made = made.replace("encoder", stem="convolution", dim=DIM, heads=4, layers=1, patch_height=16, patch_width=8)
+    made = made.replace("fmu", queries=8, heads=4)
+    settings = {"steps": 8, "batch_size": 4, "log_every": 1, "validate_every": 4, "checkpoint_every": 2} | changes
+    return made.replace("finetune", **settings)
+
+
+def draw_crops(folder: Path, words: list[str]) -> Path:
+    folder.mkdir()
+    for number, word in enumerate(words):
+        image = Image.new("RGB", (64, 20), "white")
+        ImageDraw.Draw(image).text((8, 4), word, fill="black")
+        image.save(folder / f"{number}.png")
+    lines = [f"{number}.png\t{word}\n" for number, word in enumerate(words)]
+    (folder / "labels.tsv").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def opened(*paths: Path, charset: Charset | None = None, **normalization: Any) -> WordImages:
+    return WordImages.open(list(paths), charset or Charset.named("94"), Normalization(**normalization))
+
+
+def pretrained(folder: Path, charset: Charset, **decoder: int) -> runs.Run:
+    settings = recipe().replace("decoder", **decoder)
+    torch.manual_seed(7)
+    model = build_decoder(settings.decoder, len(charset.characters), DIM)
+    run = runs.start_or_continue(folder, "pretrain", settings, charset, DIM, {})
+    save_checkpoint(folder / "checkpoints" / "best", {"model": model.state_dict()}, {"step": 1})
+    return run
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_goes_on_beside_broken_images_and_names_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [path.read_bytes() for path in sorted(draw_crops(tmp_path / "crops", WORDS).glob("*.png"))]
+    entries = {f"image-{number:09d}": image for number, image in enumerate(good, 1)}
+    entries |= {f"label-{number:09d}": word.encode() for number, word in enumerate(WORDS, 1)}
+    entries |= {"image-000000003": good[2][:60], "label-000000004": "d\u00e9j\u00e0".encode(), "num-samples": b"13"}
+    del entries["image-000000005"]
+    with lmdb.open(str(tmp_path / "bad.lmdb")) as environment, environment.begin(write=True) as transaction:
+        for key, value in entries.items():
+            transaction.put(key.encode(), value)
+    images = opened(tmp_path / "bad.lmdb")
+    summary = finetune(images, Charset.named("94"), None, recipe(held_back=0.2), tmp_path / "run")
+    assert summary.steps == 8
+    assert images.refused == {"label or image is missing": 4, "not in the charset": 1}
+    assert "left out: image image-000000003 of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cut", [1, 3, 6])
+def test_a_run_that_was_cut_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
+    images = opened(draw_crops(tmp_path / "crops", WORDS))
+    arguments = (images, Charset.named("94"), pretrained(tmp_path / "start", Charset.named("94")), recipe())
+    finetune(*arguments, tmp_path / "whole")
+    make = ImageBatches.__call__
+
+    def dies(self: ImageBatches, number: int) -> stage.ImageBatch:
+        if number == cut:
+            raise RuntimeError("killed")
+        return make(self, number)
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
+        patched.setattr(ImageBatches, "__call__", dies)
+        finetune(*arguments, tmp_path / "cut")
+    finetune(*arguments, tmp_path / "cut")
+    whole, resumed = (load_tensors(tmp_path / name / "checkpoints" / "last", "model") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words", "longest"),
+    [
+        (Charset.named("36"), Charset.named("94"), [word.title() for word in WORDS], 25),
+        (Charset.named("94"), Charset(Charset.named("94").characters + "\u00e9\u00e8\u00e0\u00e7"),
+         ["\u00e9t\u00e9", "d\u00e9j\u00e0", "\u00e7a", "p\u00e8re", "caf\u00e9", "no\u00ebl".replace("\u00eb", "e"),
+          "m\u00e8re", "l\u00e0", "fa\u00e7on", "cl\u00e9"], 40),
+    ],
+)  # fmt: skip
+def test_another_charset_and_longer_labels_start_from_what_fits_and_learn(
+    tmp_path: Path, old: Charset, new: Charset, words: list[str], longest: int
+) -> None:
+    start = pretrained(tmp_path / "start", old)
+    images = opened(draw_crops(tmp_path / "crops", words), charset=new, max_label_length=longest)
+    settings = recipe(steps=60, validate_every=60, checkpoint_every=60, augmentation=0.0, learning_rate=3e-3)
+    settings = settings.replace("decoder", max_label_length=longest)
+    summary = finetune(images, new, start, settings, tmp_path / "run")
+    assert summary.coverage is not None
+    carried = summary.coverage.partial
+    assert carried["head.weight"] == f"{len(old.characters)} of {len(new.characters)} characters"
+    assert ("positions" in carried) == (longest > 25)
+    assert not summary.coverage.missing + summary.coverage.extra
+    assert not summary.coverage.mismatched
+    found = losses(tmp_path / "run")
+    assert np.mean(found[-5:]) < 0.75 * np.mean(found[:5])
+
+
+def test_data_sets_are_drawn_in_the_proportions_asked_for(tmp_path: Path) -> None:
+    images = opened(draw_crops(tmp_path / "few", WORDS[:2]), draw_crops(tmp_path / "many", WORDS[2:]))
+    weights = mixing_weights(images, "3,1")
+    assert weights is not None
+    sets = np.array([sample.data_set for sample in images.samples])
+    assert weights[sets == 0].sum() / weights[sets == 1].sum() == pytest.approx(3)
+    batches = ImageBatches(images, Charset.named("94"), recipe(mix="3,1"))
+    drawn = [label for number in range(200) for label in batches(number).targets.outputs[:, 0].tolist()]
+    first = {int(Charset.named("94").encode(word)[0]) for word in WORDS[:2]}
+    assert np.mean([label in first for label in drawn]) == pytest.approx(0.75, abs=0.06)
+    for wrong in ("3", "3,x", "3,0"):
+        with pytest.raises(UserError, match=r"finetune\.mix"):
+            mixing_weights(images, wrong)
+
+
+def test_parts_stay_frozen_for_whole_epochs() -> None:
+    model = Recognizer(recipe(), Charset("ab"), DIM)
+    groups = parameter_groups(model, recipe(freeze="decoder:5 fmu:0.5", accumulate=2), 40)
+    assert [group.frozen_until for group in groups] == [0, 10, 100]
+    for wrong in ("decoder", "tail:3", "decoder:x"):
+        with pytest.raises(UserError, match="not understood"):
+            parameter_groups(model, recipe(freeze=wrong), 40)
+
+
+def test_a_frozen_decoder_comes_out_as_it_went_in(tmp_path: Path) -> None:
+    start = pretrained(tmp_path / "start", Charset.named("94"))
+    images = opened(draw_crops(tmp_path / "crops", WORDS))
+    finetune(images, start.charset, start, recipe(freeze="decoder:9"), tmp_path / "run")
+    after = load_tensors(tmp_path / "run" / "checkpoints" / "last", "model")
+    assert all(torch.equal(after[f"decoder.{name}"], tensor) for name, tensor in start.weights().items())
+
+
+def test_without_merging_the_decoder_reads_all_image_tokens() -> None:
+    model = Recognizer(recipe().replace("fmu", kind="none"), Charset("ab"), DIM)
+    memory = model.memory(torch.zeros(2, 3, 32, 128, dtype=torch.uint8))
+    assert memory.tokens.shape == (2, model.encoder.grid[0] * model.encoder.grid[1], DIM)
