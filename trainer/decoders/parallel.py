@@ -1,7 +1,9 @@
-"""All characters at once: one query a position looks at the other queries and at the memory.
+"""All characters at once: one query a position looks at the queries before it and at the memory.
 
 It never sees a character it has read, so it is the fastest to read with and learns least of the language. Source: the
-parallel visual attention of SRN (CVPR 2020) and ABINet (CVPR 2021), as a transformer over position queries.
+parallel visual attention of SRN (CVPR 2020) and ABINet (CVPR 2021), as a transformer over position queries. Their
+queries do not see each other; here each sees those before it, because where a character stands in the memory depends
+on how much the earlier ones have used up. None sees a later one, so a batch costs no more than its longest label.
 """
 
 from __future__ import annotations
@@ -32,22 +34,23 @@ class ParallelDecoder(Decoder):
 
     def loss(self, memory: Memory, targets: Targets) -> Tensor:
         """Cross-entropy of every character and of the first end."""
-        logits = self._forward(memory)[:, : targets.outputs.shape[1]].flatten(0, 1).float()
+        logits = self._forward(memory, targets.outputs.shape[1]).flatten(0, 1).float()
         return F.cross_entropy(logits, targets.outputs.flatten(), ignore_index=targets.padding)
 
     def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
         """Read every position in one pass; what stands behind the first end means nothing."""
-        logits = self._forward(memory)[:, : self.steps(max_length)]
+        logits = self._forward(memory, self.steps(max_length))
         ends = logits.argmax(-1) == self.end
         longest = int(torch.where(ends.any(1), ends.int().argmax(1) + 1, logits.shape[1]).max())
         return logits[:, :longest]
 
-    def _forward(self, memory: Memory) -> Tensor:
-        """Return logits for all positions: how many the label needs is not known before it is read."""
-        x: Tensor = self.dropout(self.positions.expand(memory.tokens.shape[0], -1, -1))
+    def _forward(self, memory: Memory, length: int) -> Tensor:
+        """Return logits for the first ``length`` positions."""
+        x: Tensor = self.dropout(self.positions[:length].expand(memory.tokens.shape[0], -1, -1))
+        causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         for layer in cast(list[DecoderLayer], list(self.layers)):
             normed = layer.norm_content(x)
-            x = layer.look(x, normed, layer.self_attention.keys_values(normed), None)
+            x = layer.look(x, normed, layer.self_attention.keys_values(normed), causal)
             x = layer.read(x, layer.cross_attention.keys_values(memory.tokens), memory.mask)
         logits: Tensor = self.head(self.norm(x))
         return logits
