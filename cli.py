@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from dptr.cache.charset import Charset, Normalization
     from dptr.trainer.recipe import Recipe
     from dptr.trainer.runs import Run
+    from dptr.trainer.trackers import Tracker
 
 app = typer.Typer(
     help="Pre-train a scene-text decoder from text alone, then fine-tune it on few labelled crops.",
@@ -57,6 +58,7 @@ RecipeName = Annotated[str, typer.Option("--recipe", help="tiny, small, paper, o
 Steps = Annotated[int | None, typer.Option(help="Optimiser steps in all.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, for any recipe key.")]
+Track = Annotated[str | None, typer.Option(help="Show metrics in tensorboard or wandb, too.")]
 Data = Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops; more may follow.")]
 MoreData = Annotated[list[Path] | None, typer.Argument(help="Further data.", hidden=True)]
 CharsetName = Annotated[str | None, typer.Option("--charset", help="36, 62, 94, or a file of characters.")]
@@ -227,6 +229,10 @@ def _pretrain(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run.")] = None,
     steps: Steps = None,
     seed: Seed = None,
+    decoder: Annotated[str | None, typer.Option(help="parseq, nrtr, parallel, or a registered one.")] = None,
+    noise: Annotated[str | None, typer.Option(help="Crops for noise: random, nearest or mixed.")] = None,
+    sampling: Annotated[str | None, typer.Option(help="Draw labels uniform, or by their count in the corpus.")] = None,
+    track: Track = None,
     changes: Changes = None,
     device: Device = "auto",
 ) -> Report:
@@ -239,12 +245,13 @@ def _pretrain(
     from dptr.trainer.recipe import load_recipe
     from dptr.trainer.runs import default_name
 
-    settings = load_recipe(recipe, _changes("pretrain", changes, steps, seed))
+    flags = {"decoder.kind": decoder, "noise.draw": noise, "pretrain.sampling": sampling}
+    settings = load_recipe(recipe, _changes("pretrain", changes, steps, seed, flags))
     store = PromptStore(workspace.prompts)
     bank = _open_bank(workspace, settings)
     folder = out or workspace.runs / default_name("pretrain", settings, data_identity(store, bank))
     neighbours = _open_neighbours(workspace, bank, settings)
-    summary = pretrain(store, bank, neighbours, settings, folder, _device(device))
+    summary = pretrain(store, bank, neighbours, settings, folder, _device(device), _tracker(track))
     metrics = summary.metrics
     text = f"{summary.steps:,} steps; held-out labels read from their states: {metrics['accuracy']:.1%} (case aside)"
     if "accuracy_with_noise" in metrics:
@@ -268,6 +275,7 @@ def _finetune(
     fmu: Annotated[str | None, typer.Option(help="queries, or none: the decoder reads all image tokens.")] = None,
     freeze: Annotated[str | None, typer.Option(help="Keep parts as they came, in epochs: decoder:5.")] = None,
     mix: Annotated[str | None, typer.Option(help="How often each of the data is drawn: 3,1.")] = None,
+    track: Track = None,
     changes: Changes = None,
     device: Device = "auto",
 ) -> Report:
@@ -283,12 +291,12 @@ def _finetune(
 
     run = _start_run(workspace, start)
     flags = {"fmu.kind": fmu, "finetune.freeze": freeze, "finetune.mix": mix}
-    asked = [*_changes("finetune", changes, steps, seed), *(f"{k}={json.dumps(v)}" for k, v in flags.items() if v)]
+    asked = _changes("finetune", changes, steps, seed, flags)
     settings = load_recipe(recipe, asked, run.recipe.decoder if run else None)
     characters = Charset.named(charset) if charset else run.charset if run else Charset.named("94")
     images = WordImages.open(_data(data, more), characters, _normalization(settings))
     folder = out or workspace.runs / default_name("finetune", settings, data_identity(images, run))
-    summary = finetune(images, characters, run, settings, folder, _device(device))
+    summary = finetune(images, characters, run, settings, folder, _device(device), _tracker(track))
     metrics = summary.metrics
     lines = [
         *_left_out(images),
@@ -649,10 +657,20 @@ def _require_storage(precision: str, dtype: str) -> None:
     _require_choice("--dtype", dtype, "float16", "float32", "int8")
 
 
-def _changes(section: str, changes: list[str] | None, steps: int | None, seed: int | None) -> list[str]:
+def _changes(
+    section: str, changes: list[str] | None, steps: int | None, seed: int | None, flags: dict[str, str | None]
+) -> list[str]:
     """Fold the short flags into recipe changes; flags come last, so they win."""
-    short = {"steps": steps, "seed": seed}
-    return [*(changes or []), *(f"{section}.{key}={value}" for key, value in short.items() if value is not None)]
+    short = {f"{section}.steps": steps, f"{section}.seed": seed, **flags}
+    return [*(changes or []), *(f"{key}={json.dumps(value)}" for key, value in short.items() if value is not None)]
+
+
+def _tracker(name: str | None) -> "Tracker | None":
+    from dptr.trainer.trackers import TRACKERS
+
+    if name is not None:
+        _require_choice("--track", name, *TRACKERS)
+    return next((tracker for tracker in TRACKERS if tracker == name), None)
 
 
 def _open_bank(workspace: Workspace, recipe: "Recipe") -> Any:

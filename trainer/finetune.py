@@ -25,6 +25,7 @@ from dptr.trainer.metrics import score
 from dptr.trainer.prompt_data import BatchOrder
 from dptr.trainer.recipe import Recipe
 from dptr.trainer.recognizer import Recognizer
+from dptr.trainer.trackers import Tracker, observer
 from dptr.trainer.word_images import UnreadableImage, WordImages, preprocess, split
 
 
@@ -96,6 +97,7 @@ def finetune(
     recipe: Recipe,
     out: Path,
     device: str = "cpu",
+    track: Tracker | None = None,
 ) -> FinetuneSummary:
     """Train a recogniser, from a pre-trained decoder or (``start`` None) from nothing; goes on where it stopped.
 
@@ -124,6 +126,7 @@ def finetune(
         validate=lambda model: _validate(model, held_back, place),
         rows=lambda batch: len(batch.images),
         groups=parameter_groups(recognizer, recipe, batches.per_epoch),
+        observers=[observer(track, out)] if track else [],
     )
     steps_before = run.step()
     state = loop.run(out, task, recipe.finetune, place)

@@ -26,6 +26,7 @@ from dptr.trainer.checkpoint import MODEL, find_checkpoint, load_state, load_ten
 from dptr.trainer.loader import load_batches
 from dptr.trainer.recipe import TrainingSettings
 from dptr.trainer.schedule import rate_factor
+from dptr.trainer.trackers import Observer
 
 Batch = TypeVar("Batch")
 METRICS_FILE, TIMINGS_FILE = "metrics.jsonl", "timings.jsonl"
@@ -51,6 +52,7 @@ class Task(Generic[Batch]):
         validate: model -> metrics; ``score`` among them decides which checkpoint is best (higher is better).
         rows: batch -> how many rows it has, for the rate shown.
         groups: parameters by learning rate.
+        observers: shown every log line, besides the files.
     """
 
     model: nn.Module
@@ -59,6 +61,7 @@ class Task(Generic[Batch]):
     validate: Callable[[nn.Module], dict[str, float]]
     rows: Callable[[Batch], int]
     groups: Sequence[ParameterGroup]
+    observers: Sequence[Observer] = ()
 
 
 @dataclass
@@ -255,6 +258,8 @@ def _after_step(
         interval.reset()
     if line:
         step_log.append(folder / METRICS_FILE, line)
+        for show in task.observers:
+            show(line)
     # The best comes first: once the last one names a best step, that checkpoint is there.
     if improved:
         _save(folder / "checkpoints" / "best", state)

@@ -24,6 +24,7 @@ from dptr.trainer.memory import NoiseSource, noisy_memory
 from dptr.trainer.metrics import score
 from dptr.trainer.prompt_data import BatchOrder, held_out_mask
 from dptr.trainer.recipe import Recipe
+from dptr.trainer.trackers import Tracker, observer
 
 if TYPE_CHECKING:
     from dptr.cache.neighbours import Neighbours
@@ -87,6 +88,7 @@ def pretrain(
     recipe: Recipe,
     out: Path,
     device: str = "cpu",
+    track: Tracker | None = None,
 ) -> PretrainSummary:
     """Train a decoder on a prompt store, with noise from a bank when there is one; goes on where it stopped.
 
@@ -112,6 +114,7 @@ def pretrain(
         validate=lambda model: validate(model, store, noise, held_out, recipe, place),
         rows=lambda batch: len(batch.targets.inputs),
         groups=[loop.ParameterGroup(list(decoder.parameters()))],
+        observers=[observer(track, out)] if track else [],
     )
     steps_before = runs.Run.load(out).step()
     state = loop.run(out, task, recipe.pretrain, place)
