@@ -8,6 +8,7 @@ on how much the earlier ones have used up. None sees a later one, so a batch cos
 
 from __future__ import annotations
 
+import dataclasses
 from typing import cast
 
 import torch
@@ -16,7 +17,30 @@ from torch import Tensor, nn
 
 from dptr.trainer.decoders.base import Decoder, DecoderShape, Memory, Targets
 from dptr.trainer.decoders.decoder_layer import DecoderLayer
-from dptr.trainer.decoders.layers import initialize
+from dptr.trainer.decoders.layers import Attention, FeedForward, initialize
+
+
+class MemoryLayer(nn.Module):
+    """Tokens of the memory look at each other: a text state then knows how many characters stand before its own."""
+
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__()
+        self.project = nn.Linear(shape.memory_dim, shape.dim)
+        self.norm_attention = nn.LayerNorm(shape.dim)
+        self.attention = Attention(shape.dim, shape.heads, dropout=shape.dropout)
+        self.norm_feed_forward = nn.LayerNorm(shape.dim)
+        self.feed_forward = FeedForward(shape.dim, shape.feed_forward, shape.dropout)
+        self.norm = nn.LayerNorm(shape.dim)
+        self.dropout = nn.Dropout(shape.dropout)
+
+    def forward(self, memory: Memory) -> Tensor:
+        """(batch, tokens, memory_dim) -> (batch, tokens, dim)."""
+        x = self.project(memory.tokens)
+        normed = self.norm_attention(x)
+        keys, values = self.attention.keys_values(normed)
+        x = x + self.dropout(self.attention.attend(self.attention.queries(normed), keys, values, memory.mask))
+        out: Tensor = self.norm(x + self.dropout(self.feed_forward(self.norm_feed_forward(x))))
+        return out
 
 
 class ParallelDecoder(Decoder):
@@ -25,7 +49,9 @@ class ParallelDecoder(Decoder):
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__(shape)
         self.positions = nn.Parameter(torch.empty(shape.max_label_length + 1, shape.dim))
-        self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(shape.layers))
+        self.memory_layer = MemoryLayer(shape)
+        inner = dataclasses.replace(shape, memory_dim=shape.dim)
+        self.layers = nn.ModuleList(DecoderLayer(inner) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.dim)
         self.head = nn.Linear(shape.dim, self.classes)
         self.dropout = nn.Dropout(shape.dropout)
@@ -40,6 +66,8 @@ class ParallelDecoder(Decoder):
     def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
         """Read every position in one pass; what stands behind the first end means nothing."""
         logits = self._forward(memory, self.steps(max_length))
+        if torch.compiler.is_exporting():  # a graph's shapes cannot hang on what was read
+            return logits
         ends = logits.argmax(-1) == self.end
         longest = int(torch.where(ends.any(1), ends.int().argmax(1) + 1, logits.shape[1]).max())
         return logits[:, :longest]
@@ -47,10 +75,11 @@ class ParallelDecoder(Decoder):
     def _forward(self, memory: Memory, length: int) -> Tensor:
         """Return logits for the first ``length`` positions."""
         x: Tensor = self.dropout(self.positions[:length].expand(memory.tokens.shape[0], -1, -1))
+        tokens = self.memory_layer(memory)
         causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         for layer in cast(list[DecoderLayer], list(self.layers)):
             normed = layer.norm_content(x)
             x = layer.look(x, normed, layer.self_attention.keys_values(normed), causal)
-            x = layer.read(x, layer.cross_attention.keys_values(memory.tokens), memory.mask)
+            x = layer.read(x, layer.cross_attention.keys_values(tokens), memory.mask)
         logits: Tensor = self.head(self.norm(x))
         return logits
