@@ -106,7 +106,7 @@ def pretrain(
     torch.manual_seed(recipe.pretrain.seed)
     decoder = build_decoder(recipe.decoder, len(store.charset.characters), store.dim).to(place)
     noise = None if bank is None else NoiseSource(bank, recipe.noise, neighbours)
-    held_out, training = _split(store, recipe)
+    held_out, training = held_out_rows(store, recipe)
     task = loop.Task(
         model=decoder,
         batch=PromptBatches(store, noise, training, recipe),
@@ -183,7 +183,7 @@ def decode_texts(logits: Tensor, charset: Charset) -> list[str]:
     return [charset.decode(row) for row in logits.argmax(-1).cpu().numpy()]
 
 
-def _split(store: PromptStore, recipe: Recipe) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def held_out_rows(store: PromptStore, recipe: Recipe) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return held-out and training rows; at most a tenth is held out."""
     settings = recipe.pretrain
     share = min(0.1, settings.validation_rows / len(store))

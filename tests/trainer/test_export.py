@@ -42,7 +42,8 @@ def lively(model: nn.Module) -> None:
     """Give a model weights large enough that what it reads depends on what it sees."""
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.4, generator=generator)
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=2.0 * parameter[0].numel() ** -0.5, generator=generator)
 
 
 def trained(folder: Path, recipe: Recipe, kind: runs.RunKind = "finetune") -> runs.Run:

@@ -1,0 +1,42 @@
+"""Held-out labels read from their text states, clean and under more and more ORP noise, by finished pre-training runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from dptr.cache.orp import OrpBank
+from dptr.cache.prompts import PromptStore
+from dptr.trainer.decoders import build_decoder
+from dptr.trainer.memory import NoiseSource
+from dptr.trainer.metrics import score
+from dptr.trainer.pretrain import held_out_rows, read_prompts
+from dptr.trainer.runs import Run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", help="pre-training runs")
+    parser.add_argument("--workspace", type=Path, default=Path("dptr_data"), help="where their stores are")
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.0, 0.1, 1.0])
+    arguments = parser.parse_args()
+    store, bank = PromptStore(arguments.workspace / "prompts"), OrpBank(arguments.workspace / "orp")
+    print(f"{'run':28}{'trained at':>11}" + "".join(f"{f'noise {ratio:g}':>12}" for ratio in arguments.ratios))
+    for folder in arguments.runs:
+        run = Run.load(folder)
+        decoder = build_decoder(run.recipe.decoder, len(run.charset.characters), run.memory_dim)
+        decoder.load_state_dict(run.weights())
+        rows, _ = held_out_rows(store, run.recipe)
+        truths = [label.lower() for label in store.labels_of(rows)]
+        noise = NoiseSource(bank, run.recipe.noise, None)
+        line = f"{folder.name:28}{run.recipe.noise.ratio:11g}"
+        for ratio in arguments.ratios:
+            texts = read_prompts(decoder, store, rows, noise, ratio, torch.device("cpu"))
+            line += f"{score(truths, [text.lower() for text in texts]).accuracy:12.1%}"
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()
