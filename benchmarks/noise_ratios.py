@@ -1,4 +1,4 @@
-"""Held-out labels read from their text states, clean and under more and more ORP noise, by finished pre-training runs."""
+"""Held-out labels read from their text states by finished pre-training runs, clean and under ever more ORP noise."""
 
 from __future__ import annotations
 
