@@ -272,6 +272,7 @@ def _finetune(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run.")] = None,
     steps: Steps = None,
     seed: Seed = None,
+    encoder: Annotated[str | None, typer.Option(help="vit, or clip:ID, a CLIP's own image tower.")] = None,
     fmu: Annotated[str | None, typer.Option(help="queries, or none: the decoder reads all image tokens.")] = None,
     freeze: Annotated[str | None, typer.Option(help="Keep parts as they came, in epochs: decoder:5.")] = None,
     mix: Annotated[str | None, typer.Option(help="How often each of the data is drawn: 3,1.")] = None,
@@ -290,13 +291,14 @@ def _finetune(
     from dptr.trainer.word_images import WordImages
 
     run = _start_run(workspace, start)
-    flags = {"fmu.kind": fmu, "finetune.freeze": freeze, "finetune.mix": mix}
+    flags = {"encoder.kind": encoder, "fmu.kind": fmu, "finetune.freeze": freeze, "finetune.mix": mix}
     asked = _changes("finetune", changes, steps, seed, flags)
     settings = load_recipe(recipe, asked, run.recipe.decoder if run else None)
+    clip, settings = _clip_encoder(workspace, settings)
     characters = Charset.named(charset) if charset else run.charset if run else Charset.named("94")
     images = WordImages.open(_data(data, more), characters, _normalization(settings))
     folder = out or workspace.runs / default_name("finetune", settings, data_identity(images, run))
-    summary = finetune(images, characters, run, settings, folder, _device(device), _tracker(track))
+    summary = finetune(images, characters, run, settings, folder, _device(device), _tracker(track), clip)
     metrics = summary.metrics
     lines = [
         *_left_out(images),
@@ -663,6 +665,18 @@ def _changes(
     """Fold the short flags into recipe changes; flags come last, so they win."""
     short = {f"{section}.steps": steps, f"{section}.seed": seed, **flags}
     return [*(changes or []), *(f"{key}={json.dumps(value)}" for key, value in short.items() if value is not None)]
+
+
+def _clip_encoder(workspace: Workspace, recipe: "Recipe") -> "tuple[Path | None, Recipe]":
+    """Find the CLIP whose image tower a recipe asks for, and let the recipe describe it."""
+    from dptr.trainer.encoders.clip import PREFIX, describe
+
+    if not recipe.encoder.kind.startswith(PREFIX):
+        return None, recipe
+    from dptr.pipeline.clip_files import find_clip
+
+    folder = find_clip(recipe.encoder.kind.removeprefix(PREFIX), _models(workspace))
+    return folder, recipe.replace("encoder", config=describe(folder))
 
 
 def _tracker(name: str | None) -> "Tracker | None":

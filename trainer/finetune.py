@@ -20,6 +20,7 @@ from dptr.trainer import loop, runs
 from dptr.trainer.augment import augment
 from dptr.trainer.coverage import Coverage, load_weights
 from dptr.trainer.decoders.base import Targets
+from dptr.trainer.encoders.clip import ClipEncoder
 from dptr.trainer.evaluate import read_word_images
 from dptr.trainer.metrics import score
 from dptr.trainer.prompt_data import BatchOrder
@@ -54,7 +55,7 @@ class ImageBatch:
 class ImageBatches:
     """Batch number -> :class:`ImageBatch`; a pure function of the recipe's seed and the number."""
 
-    def __init__(self, images: WordImages, charset: Charset, recipe: Recipe) -> None:
+    def __init__(self, images: WordImages, charset: Charset, recipe: Recipe, size: tuple[int, int]) -> None:
         settings = recipe.finetune
         lengths = np.array([len(sample.label) for sample in images.samples])
         weights = mixing_weights(images, settings.mix)
@@ -63,7 +64,7 @@ class ImageBatches:
         self._charset = charset
         self._seed = settings.seed
         self._strength = settings.augmentation
-        self._size = (recipe.encoder.image_height, recipe.encoder.image_width)
+        self._size = size
 
     @property
     def per_epoch(self) -> int:
@@ -98,10 +99,12 @@ def finetune(
     out: Path,
     device: str = "cpu",
     track: Tracker | None = None,
+    clip: Path | None = None,
 ) -> FinetuneSummary:
     """Train a recogniser, from a pre-trained decoder or (``start`` None) from nothing; goes on where it stopped.
 
-    A share of the images is held back for validation.
+    A share of the images is held back for validation. ``clip`` is the folder whose image tower a ``clip:`` encoder
+    starts from.
 
     Raises:
         UserError: too few images, or none could be read. DamagedStore: ``out`` holds another run.
@@ -112,13 +115,15 @@ def finetune(
     torch.manual_seed(recipe.finetune.seed)
     memory_dim = start.memory_dim if start else recipe.decoder.memory_dim or recipe.decoder.dim
     recognizer = Recognizer(recipe, charset, memory_dim)
+    if isinstance(recognizer.encoder, ClipEncoder) and clip is not None:
+        recognizer.encoder.load(clip)
     coverage = None
     if start is not None:
         coverage = load_weights(recognizer.decoder, start.weights(), start.charset, charset)
         note(f"decoder from {start.folder}: " + "; ".join(coverage.lines()))
     recognizer.to(place)
     run = runs.start_or_continue(out, "finetune", recipe, charset, memory_dim, data_identity(images, start))
-    batches = ImageBatches(training, charset, recipe)
+    batches = ImageBatches(training, charset, recipe, recognizer.image_size)
     task = loop.Task(
         model=recognizer,
         batch=batches,

@@ -40,9 +40,14 @@ class DecoderSettings:
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """The image encoder: ``vit``, a vision transformer over patches of a resized word image."""
+    """The image encoder: ``vit``, a vision transformer over patches of a resized word image, or ``clip:ID``.
 
-    kind: Literal["vit"] = "vit"
+    ``clip:`` and a directory or hub id takes the image tower of that CLIP, sizes and all; ``config`` is its description
+    and filled in when the recipe is resolved.
+    """
+
+    kind: str = "vit"
+    config: str = ""
     stem: Literal["linear", "convolution"] = "linear"
     dim: int = 192
     heads: int = 3

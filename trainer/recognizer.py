@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dptr.cache.charset import Charset
 from dptr.trainer.decoders import build_decoder
 from dptr.trainer.decoders.base import Decoder, Memory, Targets
-from dptr.trainer.encoders.vit import VisionTransformer
+from dptr.trainer.encoders import Encoder, build_encoder
 from dptr.trainer.fmu import FeatureMergeUnit
 from dptr.trainer.recipe import Recipe
 from dptr.trainer.runs import Run
@@ -44,7 +44,7 @@ class Recognizer(nn.Module):
     def __init__(self, recipe: Recipe, charset: Charset, memory_dim: int) -> None:
         super().__init__()
         self.charset = charset
-        self.encoder = VisionTransformer(recipe.encoder)
+        self.encoder: Encoder = build_encoder(recipe.encoder)
         fmu = recipe.fmu
         self.fmu: nn.Module
         if fmu.kind == "none":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,16 @@ from PIL import Image, ImageDraw
 
 from dptr.cache.charset import Charset, Normalization
 from dptr.cache.errors import UserError
+from dptr.pipeline import bundled_clip
+from dptr.pipeline.clip import ImageTower, load_clip
 from dptr.trainer import finetune as stage
 from dptr.trainer import runs
 from dptr.trainer.checkpoint import load_tensors, save_checkpoint
 from dptr.trainer.decoders import build_decoder
+from dptr.trainer.encoders import build_encoder
+from dptr.trainer.encoders.clip import ClipEncoder, describe
 from dptr.trainer.finetune import ImageBatches, finetune, mixing_weights, parameter_groups
+from dptr.trainer.read import load
 from dptr.trainer.recipe import Recipe
 from dptr.trainer.recognizer import Recognizer
 from dptr.trainer.word_images import WordImages
@@ -135,7 +141,7 @@ def test_data_sets_are_drawn_in_the_proportions_asked_for(tmp_path: Path) -> Non
     assert weights is not None
     sets = np.array([sample.data_set for sample in images.samples])
     assert weights[sets == 0].sum() / weights[sets == 1].sum() == pytest.approx(3)
-    batches = ImageBatches(images, Charset.named("94"), recipe(mix="3,1"))
+    batches = ImageBatches(images, Charset.named("94"), recipe(mix="3,1"), (32, 128))
     drawn = [label for number in range(200) for label in batches(number).targets.outputs[:, 0].tolist()]
     first = {int(Charset.named("94").encode(word)[0]) for word in WORDS[:2]}
     assert np.mean([label in first for label in drawn]) == pytest.approx(0.75, abs=0.06)
@@ -165,3 +171,30 @@ def test_without_merging_the_decoder_reads_all_image_tokens() -> None:
     model = Recognizer(recipe().replace("fmu", kind="none"), Charset("ab"), DIM)
     memory = model.memory(torch.zeros(2, 3, 32, 128, dtype=torch.uint8))
     assert memory.tokens.shape == (2, model.encoder.grid[0] * model.encoder.grid[1], DIM)
+
+
+def test_clips_own_image_tower_gives_the_tokens_that_a_bank_holds(tmp_path: Path) -> None:
+    folder = bundled_clip.materialize(tmp_path / "models")
+    settings = recipe().replace("encoder", kind="clip:tiny", config=describe(folder)).encoder
+    encoder = build_encoder(settings)
+    assert isinstance(encoder, ClipEncoder)
+    encoder.load(folder)
+    assert (encoder.size, encoder.grid, encoder.dim) == ((64, 64), (8, 8), 128)
+    tower = ImageTower(load_clip("tiny", tmp_path / "models"))
+    image = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+    expected, _ = tower.encode(tower.preprocess(image)[None])
+    pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder.eval()(pixels), torch.from_numpy(expected[:, 1:]), atol=1e-4, rtol=1e-4)
+
+
+def test_a_recognizer_on_clips_tower_trains_and_is_read_without_the_clip(tmp_path: Path) -> None:
+    folder = bundled_clip.materialize(tmp_path / "models")
+    images = opened(draw_crops(tmp_path / "crops", WORDS))
+    settings = recipe(steps=2, batch_size=2).replace("encoder", kind="clip:tiny", config=describe(folder))
+    finetune(images, Charset.named("94"), None, settings, tmp_path / "run", clip=folder)
+    shutil.rmtree(folder)
+    reader = load(tmp_path / "run")
+    assert len(reader.read([images.image(0), images.image(1)])) == 2
+    with pytest.raises(UserError, match="no encoder 'resnet'"):
+        build_encoder(recipe().replace("encoder", kind="resnet").encoder)
