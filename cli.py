@@ -341,7 +341,7 @@ def _evaluate(
 def _read(
     workspace: Workspace,
     run: Annotated[str, typer.Argument(help="A fine-tuning run: its folder or name.")],
-    images: Annotated[list[Path], typer.Argument(help="Pictures of one word each, or folders of them.")],
+    images: Annotated[list[str], typer.Argument(help="Pictures of one word each, folders, or - for names on stdin.")],
     device: Device = "auto",
 ) -> Report:
     """Text and confidence of each image.
@@ -355,7 +355,8 @@ def _read(
     started = time.monotonic()
     reader = load(workspace.find_run(run), _device(device))
     loaded = time.monotonic()
-    paths = list(find_images(images))
+    named = [name for image in images for name in (sys.stdin.read().splitlines() if image == "-" else [image])]
+    paths = list(find_images([Path(name) for name in named if name]))
     readings = reader.read(paths)
     seconds = time.monotonic() - loaded
     lines = [{"image": str(path), **vars(reading)} for path, reading in zip(paths, readings, strict=True)]

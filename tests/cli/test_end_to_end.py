@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -54,7 +55,7 @@ def fail(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[in
     return code, lines[0]
 
 
-def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     embedded = run(capsys, place, "embed-text", place / "words.txt", "--charset", "36")
     assert embedded["rows"] == embedded["computed"] == len(WORDS)
     again = run(capsys, place, "embed-text", place / "words.txt", "--charset", "36")
@@ -84,6 +85,8 @@ def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = next(crops.rglob("*.jpg"))
     read = run(capsys, place, "read", tuned["out"], picture)
     assert read["rows"] == 1
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{picture}\n\n{picture}\n"))
+    assert run(capsys, place, "read", tuned["out"], "-")["rows"] == 2
 
     counted = run(capsys, place, "sql", "select count(*) n, avg(n_tokens) from prompts")
     assert counted["result"][0][0] == len(WORDS)
