@@ -394,6 +394,36 @@ def _export(
     return Report({**figures, "checked": summary.checked, "largest_difference": summary.largest_difference}, text)
 
 
+@command("report")
+def _report(
+    workspace: Workspace,
+    run: Annotated[str, typer.Argument(help="A run: its folder or name.")],
+    more: MoreData = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write; by default in the run.")] = None,
+    data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to show readings of.")] = None,
+) -> Report:
+    """One self-contained HTML page: curves, readings, and the noise or where the Feature Merge Unit looks.
+
+    Example: dptr report dptr_data/runs/finetune-parseq-1234abcd --data crops/
+    """
+    from dptr.trainer.report import FILE_NAME, matching_stores, report
+    from dptr.trainer.runs import Run
+    from dptr.trainer.word_images import WordImages
+
+    described = Run.load(workspace.find_run(run))
+    paths = _data(data, more) if data else []
+    crops = WordImages.open(paths, described.charset, _normalization_for_evaluation()) if paths else None
+    stores = matching_stores(described, [workspace.prompts, workspace.orp]) if described.kind == "pretrain" else None
+    summary = report(described, out or described.folder / FILE_NAME, crops, stores)
+    lines = [str(summary.out)]
+    if described.kind == "finetune" and crops is None:
+        lines.append("no readings on it: give --data CROPS")
+    if described.kind == "pretrain" and stores is None:
+        lines.append("no readings on it: the stores in this workspace are not those the run was trained on")
+    figures = {"out": str(summary.out), "rows": summary.sections, "computed": summary.sections, "quarantined": 0}
+    return Report({**figures, "seconds": summary.seconds}, "\n".join(lines))
+
+
 @command("sql")
 def _sql(
     workspace: Workspace,

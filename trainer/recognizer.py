@@ -66,15 +66,16 @@ class Recognizer(nn.Module):
 
     def memory(self, images: Tensor) -> Memory:
         """Encode images (batch, 3, height, width), uint8 or already in [-1, 1]."""
-        return Memory(self.fmu(self._tokens(images)))
+        return Memory(self.fmu(self.tokens(images)))
 
     def loss(self, images: Tensor, targets: Targets) -> Tensor:
         """Return the training loss on labelled images: the decoder's, and the weighted CTC loss where there is one."""
-        tokens = self._tokens(images)
+        tokens = self.tokens(images)
         loss = self.decoder.loss(Memory(self.fmu(tokens)), targets)
         return loss if self.column_head is None else loss + self.ctc_weight * self._column_loss(tokens, targets)
 
-    def _tokens(self, images: Tensor) -> Tensor:
+    def tokens(self, images: Tensor) -> Tensor:
+        """Encode images, shape as in :meth:`memory`, to the encoder's tokens (batch, tokens, dim)."""
         if images.dtype == torch.uint8:
             images = images.float() / 127.5 - 1
         tokens: Tensor = self.encoder(images)

@@ -88,6 +88,12 @@ def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{picture}\n\n{picture}\n"))
     assert run(capsys, place, "read", tuned["out"], "-")["rows"] == 2
 
+    for name, more in ((pretrained["out"], []), (tuned["out"], ["--data", crops])):
+        page = Path(run(capsys, place, "report", name, *more)["out"]).read_text(encoding="utf-8")
+        assert "<svg" in page
+        assert ("The noise" in page, "looks" in page) == ((not more), bool(more))
+        assert page.count("data:image/png;base64,") == (2 * 24 if more else 0)
+
     counted = run(capsys, place, "sql", "select count(*) n, avg(n_tokens) from prompts")
     assert counted["result"][0][0] == len(WORDS)
     steps = run(capsys, place, "sql", "select max(step) from metrics where run like 'pretrain%'")
