@@ -14,9 +14,11 @@ from functools import partial
 from pathlib import Path
 
 from dptr.cache.errors import UserError
+from dptr.cache.manifest import FILE_NAME as MANIFEST
 from dptr.pipeline.photo import IMAGE_SUFFIXES, LARGEST_FILE, Photo, Refusal, printable
 from dptr.pipeline.photo_archives import archive_kind, photos_in_archive
 
+FIRST_SHARD = "part-00000.arrow"
 _Folder = tuple[int, int]  # device and inode
 
 
@@ -78,6 +80,8 @@ def _folder(
         yield Refusal(printable(folder), "", "link loop")
     elif identity not in visited:
         visited.add(identity)
+        if (folder / MANIFEST).is_file() and (folder / FIRST_SHARD).is_file():
+            return  # one of our own stores: a bank's thumbnails are no photos, and it may lie beside them
         for name in sorted(os.listdir(folder), key=os.fsencode):
             yield from _entry(folder / name, visited, above | {identity})
 

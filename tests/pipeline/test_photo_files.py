@@ -33,6 +33,17 @@ def test_folders_are_searched_in_the_order_of_names(tmp_path: Path) -> None:
     assert not refused
 
 
+def test_a_bank_that_lies_among_the_photos_is_no_source_of_photos(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    store = tmp_path / "dptr_data" / "orp"
+    store.mkdir(parents=True)
+    pq.write_table(pa.table({"image": ["a.png"], "thumbnail": [b"tiny"]}), store / "part-00000.parquet")
+    assert len(found_in(tmp_path)[0]) == 2
+    for name in ("manifest.json", "part-00000.arrow"):
+        (store / name).write_bytes(b"{}")
+    assert list(found_in(tmp_path)[0]) == [str(tmp_path / "a.png")]
+
+
 def test_a_file_that_is_named_is_taken_whatever_its_name(tmp_path: Path) -> None:
     (tmp_path / "photo").write_bytes(b"x")
     assert list(found_in(tmp_path / "photo")[0]) == [str(tmp_path / "photo")]
