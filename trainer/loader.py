@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
 from dptr.cache.errors import DptrError
+from dptr.cache.progress import note
 
 Batch = TypeVar("Batch")
 
@@ -21,15 +24,20 @@ def load_batches(batch: Callable[[int], Batch], start: int, stop: int, workers: 
     Raises:
         DptrError: what ``batch`` raised, in whatever process.
     """
-    loader = DataLoader(
-        _NumberedBatches(batch),
-        sampler=range(start, stop),
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        prefetch_factor=4 if workers else None,
-    )
-    return map(_raise_errors, iter(loader))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers > cores:
+        note(f"{workers} workers on {cores} cores: more than {cores} only wait for each other")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # said above, in one line
+        loader = DataLoader(
+            _NumberedBatches(batch),
+            sampler=range(start, stop),
+            batch_size=None,
+            num_workers=workers,
+            collate_fn=_as_it_is,
+            prefetch_factor=4 if workers else None,
+        )
+        return map(_raise_errors, iter(loader))
 
 
 class _NumberedBatches(Dataset[Any]):
