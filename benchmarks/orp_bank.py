@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 from numpy.typing import NDArray
 
 from dptr.cache.manifest import Manifest
@@ -91,12 +92,12 @@ def measure_noise(arguments: argparse.Namespace, folder: Path) -> None:
     size = sum(record.bytes for shard in bank.manifest.shards for record in shard.files.values())
     print(f"\nnoise in batches of 256 rows from a bank of {size / 1e9:.1f} GB; copying the same bytes is 1.00")
     for count in (12, 78):
-        copy, single, tokens = noise_rates(bank, count, arguments.batches)
+        copy, drawn, added = noise_rates(bank, count, arguments.batches)
         first, last = resident(bank, count, arguments.batches)
         print(
-            f"{count} tokens a row: copy {copy:.0f} rows/s 1.00; copy as float32, by NumPy {single / copy:.2f}, "
-            f"by the bank {tokens / copy:.2f}; at most {first:.0f} MB resident in the first quarter of batches, "
-            f"{last:.0f} MB in the last"
+            f"{count} tokens a row: copy {copy:.0f} rows/s 1.00; noise {drawn / copy:.2f}, added to a float32 memory "
+            f"{added / copy:.2f}; at most {first:.0f} MB resident in the first quarter of batches, {last:.0f} MB in "
+            "the last"
         )
 
 
@@ -116,25 +117,25 @@ def make_bank(folder: Path, gigabytes: float) -> OrpBank:
 
 
 def noise_rates(bank: OrpBank, count: int, batches: int) -> tuple[float, float, float]:
-    """Return rows a second of a copy of the stored bytes, of that turned to float32, and of the bank's own noise."""
+    """Return rows a second of a copy of the stored bytes, of the bank's noise, and of noise added to a memory."""
     files = [StatesFile(bank.folder / f"{shard.name}.arrow") for shard in bank.manifest.shards]
     generator = np.random.default_rng(count)
     copied = np.empty((256, count, DIM), np.float16)
-    noise = np.empty((256, count, DIM), np.float32)
-    copying = turning = making = 0.0
+    memory = torch.zeros((256, count, DIM))
+    copying = drawing = adding = 0.0
     for _ in range(batches):
         crops, positions = draw(bank, count, generator)
         started = time.perf_counter()
         copy_out(files, crops, positions, copied)
         copying_done = time.perf_counter()
-        np.copyto(noise, copied)
-        turning_done = time.perf_counter()
-        bank.tokens(crops, positions, noise)
-        making += time.perf_counter() - turning_done
+        drawn = bank.tokens(crops, positions)
+        drawing_done = time.perf_counter()
+        memory.add_(torch.from_numpy(drawn), alpha=0.1)
+        adding += time.perf_counter() - copying_done
+        drawing += drawing_done - copying_done
         copying += copying_done - started
-        turning += turning_done - started
     rows = 256 * batches
-    return rows / copying, rows / turning, rows / making
+    return rows / copying, rows / drawing, rows / adding
 
 
 def resident(bank: OrpBank, count: int, batches: int) -> tuple[float, float]:

@@ -60,15 +60,12 @@ class OrpBank:
         """Tokens stored for each crop."""
         return int(self.manifest.identity["tokens_per_crop"])
 
-    def tokens(
-        self, crops: NDArray[np.int64], positions: NDArray[np.int64], out: NDArray[np.float32] | None = None
-    ) -> NDArray[np.float32]:
-        """Return chosen tokens of chosen crops.
+    def tokens(self, crops: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.floating]:
+        """Return chosen tokens of chosen crops, in the precision that is stored (int8 as float32).
 
         Args:
             crops: crop row numbers, shape (batch,).
             positions: token positions within each crop, shape (batch, count), below :attr:`tokens_per_crop`.
-            out: where to write, shape (batch, count, dim); worth reusing for large batches.
 
         Returns:
             shape (batch, count, dim).
@@ -76,7 +73,7 @@ class OrpBank:
         self._tokens_since_release += positions.size
         if self._tokens_since_release > _TOKENS_BETWEEN_RELEASES:
             self.release()
-        return self._reader.gather_tokens(crops, positions, out)
+        return self._reader.gather_tokens(crops, positions)
 
     def pooled(self, shard: int) -> NDArray[np.float32]:
         """Return the pooled vectors of one shard's crops, shape (rows, dim)."""

@@ -54,10 +54,11 @@ class NoiseSource:
         self._settings = settings
         self._neighbours = neighbours
 
-    def draw(self, rows: NDArray[np.int64], tokens: int, generator: np.random.Generator) -> NDArray[np.float32]:
+    def draw(self, rows: NDArray[np.int64], tokens: int, generator: np.random.Generator) -> NDArray[np.floating]:
         """Draw noise of shape (len(rows), tokens, dim): for each row one crop, and ``tokens`` of that crop's tokens.
 
-        Tokens repeat within a row only when the crop has fewer than are needed.
+        It comes in the precision that the bank stores. Tokens repeat within a row only when the crop has fewer than are
+        needed.
         """
         crops = self._crops(rows, generator)
         available = self._bank.tokens_per_crop
@@ -87,7 +88,9 @@ def noisy_memory(
     generator: np.random.Generator,
 ) -> Memory:
     """Return text states plus ``ratio`` times ORP states; padded positions stay masked."""
-    tokens, padding = text_memory(store, rows)
+    states, padding = text_memory(store, rows)
+    tokens = torch.from_numpy(states)
     if noise is not None and ratio > 0:
-        tokens += np.float32(ratio) * noise.draw(rows, tokens.shape[1], generator)
-    return Memory(torch.from_numpy(tokens), torch.from_numpy(padding))
+        # Torch widens half precision while it adds; NumPy would first write it out, number by number.
+        tokens.add_(torch.from_numpy(noise.draw(rows, tokens.shape[1], generator)), alpha=ratio)
+    return Memory(tokens, torch.from_numpy(padding))

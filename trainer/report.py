@@ -123,7 +123,7 @@ def _pretrained(run: Run, store: PromptStore, bank: OrpBank | None) -> list[Sect
 def _noise_picture(store: PromptStore, rows: NDArray[np.int64], noise: NoiseSource, ratio: float) -> str:
     """Text states, the same with noise, and the noise itself, in the plane that spreads them most."""
     tokens, padding = text_memory(store, rows)
-    drawn = noise.draw(rows, tokens.shape[1], np.random.default_rng(0))
+    drawn = noise.draw(rows, tokens.shape[1], np.random.default_rng(0)).astype(np.float32)
     kept = ~padding
     kept[:, : 1 + len(store.prefix)] = False  # what all prompts share says nothing
     text, perturbation = tokens[kept][:_TOKENS_SHOWN], drawn[kept][:_TOKENS_SHOWN]
