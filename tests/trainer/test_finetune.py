@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 
 from dptr.cache.charset import Charset, Normalization
 from dptr.cache.errors import UserError
+from dptr.cache.progress import set_quiet
 from dptr.pipeline import bundled_clip
 from dptr.pipeline.clip import ImageTower, load_clip
 from dptr.trainer import finetune as stage
@@ -72,6 +73,7 @@ def losses(run: Path) -> list[float]:
 def test_training_goes_on_beside_broken_images_and_names_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    set_quiet(False)
     good = [path.read_bytes() for path in sorted(draw_crops(tmp_path / "crops", WORDS).glob("*.png"))]
     entries = {f"image-{number:09d}": image for number, image in enumerate(good, 1)}
     entries |= {f"label-{number:09d}": word.encode() for number, word in enumerate(WORDS, 1)}
