@@ -64,6 +64,7 @@ MoreData = Annotated[list[Path] | None, typer.Argument(help="Further data.", hid
 CharsetName = Annotated[str | None, typer.Option("--charset", help="36, 62, 94, or a file of characters.")]
 
 
+_INTERRUPTED = 130
 _DEMO_CROPS, _DEMO_TEST_CROPS, _DEMO_EXAMPLES = 6000, 200, 12
 
 
@@ -584,15 +585,16 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; what went wrong is printed on stderr as one line."""
     signal.signal(signal.SIGTERM, lambda *_: _interrupt())
     try:
-        get_command(app).main(
-            args=list(sys.argv[1:] if arguments is None else arguments) or ["--help"], standalone_mode=False
-        )
+        given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+        # typer turns Ctrl-C and --help into exit codes of its own, and hands them back.
+        code = get_command(app).main(args=given, standalone_mode=False)
+        return _interrupted() if code == _INTERRUPTED else int(code or 0)
     except DptrError as error:
         return _fail(error.exit_code, str(error))
     except TyperException as error:
         return _fail(2, f"{error.format_message().rstrip('.')}. See `dptr --help`")
     except (KeyboardInterrupt, Abort):
-        return _fail(130, "interrupted; what was finished is kept, and the same command goes on")
+        return _interrupted()
     except Exit as error:
         return error.exit_code
     except MemoryError:
@@ -601,7 +603,10 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
         return _fail(
             1, f"unexpected {type(error).__name__}: {error}. Please report it; --debug shows where it happened"
         )
-    return 0
+
+
+def _interrupted() -> int:
+    return _fail(_INTERRUPTED, "interrupted; what was finished is kept, and the same command goes on")
 
 
 def _interrupt() -> None:

@@ -126,6 +126,18 @@ def test_unknown_recipe_key_names_the_nearest(place: Path, capsys: pytest.Captur
     assert "'pretrain.steps'" in line
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupt_and_the_unexpected_have_their_exit_codes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("dptr.cache.sql.connect", fails)
+    code, said = fail(capsys, "sql", "select 1")
+    assert (code, "goes on" in said) == ((130, True) if error is KeyboardInterrupt else (1, False))
+
+
 def test_unknown_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert fail(capsys, "pretrian")[0] == 2
     assert fail(capsys, "pretrain", "--recipes", "tiny")[0] == 2
