@@ -97,7 +97,7 @@ def decode_without_cache(decoder: ParseqDecoder, memory: Memory) -> Tensor:
     tokens, begin = memory.tokens, torch.full((len(memory.tokens), 1), decoder.begin)
     inputs, logits = begin, []
     for place in range(decoder.steps(None)):
-        causal = torch.ones(place + 1, place + 1, dtype=torch.bool).tril()
+        causal = torch.ones(place + 1, place + 1, dtype=torch.bool).tril().expand(len(tokens), 1, -1, -1)
         content = decoder.embed(inputs)
         query = decoder.positions[place].expand(len(tokens), 1, -1)
         for depth, layer in enumerate(decoder.layers):
