@@ -9,6 +9,7 @@ early, so their rates are those of long words.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -40,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="a fine-tuning run")
     parser.add_argument("--shapes", nargs="+", default=["parseq-small", "paper"], help="recipes, without RUN")
+    parser.add_argument("--refinements", type=int, help="rounds of refinement after reading; by default the recipe's")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
@@ -62,6 +64,8 @@ def compare(name: str, model: Recognizer, arguments: argparse.Namespace) -> None
     decoder = model.decoder
     if not isinstance(decoder, ParseqDecoder):
         raise TypeError("the recipe's decoder is not parseq")
+    if arguments.refinements is not None:
+        decoder.shape = dataclasses.replace(decoder.shape, refinements=arguments.refinements)
     generator = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {"encode": [], "cached": [], "without": []}
     same = 0
