@@ -301,8 +301,10 @@ def _finetune(
     folder = out or workspace.runs / default_name("finetune", settings, data_identity(images, run))
     summary = finetune(images, characters, run, settings, folder, _device(device), _tracker(track), clip)
     metrics = summary.metrics
+    upright = summary.upright
     lines = [
         *_left_out(images),
+        *([f"{len(upright):,} images taller than wide, such as {upright[0]}"] if upright else []),
         f"{summary.steps:,} steps; held-back crops read: {metrics['accuracy']:.1%}, "
         f"{metrics['accuracy_36']:.1%} with 36 characters",
         f"run: {summary.out}",

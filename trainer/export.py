@@ -51,6 +51,8 @@ def export(run: Run, target: Target, out: Path, crops: WordImages | None = None)
     """
     started = time.monotonic()
     tensors, checked, apart = 0, 0, 0.0
+    if crops is not None and target != "onnx":
+        raise UserError("crops are for checking ONNX", f"Leave --data out with --to {target}")
     if target == "onnx":
         checked, apart = _onnx(run, out, crops)
     elif target == "safetensors":
@@ -70,11 +72,11 @@ def _onnx(run: Run, out: Path, crops: WordImages | None) -> tuple[int, float]:
     if run.kind != "finetune":
         raise UserError(f"{run.folder} is a pre-trained decoder, which cannot see", "Export a fine-tuning run")
     recognizer = load_recognizer(run)
-    export_onnx.export_onnx(recognizer, out)
     images = _made_up(*recognizer.image_size)
     if crops is not None:
         real = [preprocess(crops.image(row), *recognizer.image_size) for row in range(len(crops))]
         images = np.concatenate([images, np.stack(real)])
+    export_onnx.export_onnx(recognizer, out)
     try:
         return len(images), export_onnx.largest_difference(recognizer, out, images)
     except Exception:

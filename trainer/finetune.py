@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,10 @@ from dptr.trainer.word_images import UnreadableImage, WordImages, preprocess, sp
 
 @dataclass(frozen=True)
 class FinetuneSummary:
-    """What a fine-tuning run came to; ``coverage`` is None for a decoder that starts from nothing."""
+    """What a fine-tuning run came to; ``coverage`` is None for a decoder that starts from nothing.
+
+    ``upright`` names the images taller than wide that training met; they are read like any other.
+    """
 
     out: Path
     rows: int
@@ -42,14 +45,35 @@ class FinetuneSummary:
     seconds: float
     metrics: dict[str, float]
     coverage: Coverage | None
+    upright: list[str]
 
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Preprocessed word images (batch, 3, height, width) uint8, with their labels."""
+    """Preprocessed word images (batch, 3, height, width) uint8, with their labels.
+
+    ``unreadable`` says what had to be left out and why, ``upright`` names images taller than wide.
+    """
 
     images: Tensor
     targets: Targets
+    unreadable: tuple[str, ...] = ()
+    upright: tuple[str, ...] = ()
+
+
+@dataclass
+class Oddities:
+    """What was odd about the images that training met, each named once however often it is drawn."""
+
+    unreadable: set[str] = field(default_factory=set)
+    upright: set[str] = field(default_factory=set)
+
+    def take(self, batch: ImageBatch) -> None:
+        """Count a batch's oddities and name those that are new."""
+        for line in sorted(set(batch.unreadable) - self.unreadable):
+            note(f"left out: {line}")
+        self.unreadable.update(batch.unreadable)
+        self.upright.update(batch.upright)
 
 
 class ImageBatches:
@@ -73,22 +97,28 @@ class ImageBatches:
 
     def __call__(self, number: int) -> ImageBatch:
         """Return batch ``number``, counted from 0 through all epochs."""
-        pixels, labels = [], []
+        pixels: list[NDArray[np.uint8]] = []
+        labels: list[str] = []
+        unreadable: list[str] = []
+        upright: list[str] = []
         for row in self._order.rows_of(number).tolist():
             try:
                 image = self._images.image(row)
             except UnreadableImage as error:
-                note(f"left out: {error}")
+                unreadable.append(str(error))
                 continue
+            if image.height > image.width:
+                upright.append(self._images.samples[row].key)
             if self._strength > 0:
                 image = augment(image, np.random.default_rng((self._seed, 5, number, row)), self._strength)
             pixels.append(preprocess(image, *self._size))
             labels.append(self._images.samples[row].label)
         if not pixels:
             raise UserError(
-                f"batch {number} has no readable image", "Check the data: the images above could not be read"
+                f"batch {number} has no readable image: {unreadable[0]}", "Check the data with `dptr evaluate`"
             )
-        return ImageBatch(torch.from_numpy(np.stack(pixels)), Targets.of(labels, self._charset))
+        targets = Targets.of(labels, self._charset)
+        return ImageBatch(torch.from_numpy(np.stack(pixels)), targets, tuple(unreadable), tuple(upright))
 
 
 def finetune(
@@ -124,10 +154,16 @@ def finetune(
     recognizer.to(place)
     run = runs.start_or_continue(out, "finetune", recipe, charset, memory_dim, data_identity(images, start))
     batches = ImageBatches(training, charset, recipe, recognizer.image_size)
+    oddities = Oddities()
+
+    def loss(batch: ImageBatch) -> Tensor:
+        oddities.take(batch)
+        return recognizer.loss(batch.images.to(place), batch.targets.to(place))
+
     task = loop.Task(
         model=recognizer,
         batch=batches,
-        loss=lambda batch: recognizer.loss(batch.images.to(place), batch.targets.to(place)),
+        loss=loss,
         validate=lambda model: _validate(model, held_back, place),
         rows=lambda batch: len(batch.images),
         groups=parameter_groups(recognizer, recipe, batches.per_epoch),
@@ -139,11 +175,12 @@ def finetune(
         out=out,
         rows=len(training),
         computed=(state.step - steps_before) * recipe.finetune.batch_size * recipe.finetune.accumulate,
-        quarantined=sum(images.refused.values()),
+        quarantined=sum(images.refused.values()) + len(oddities.unreadable),
         steps=state.step,
         seconds=time.monotonic() - started,
         metrics=state.metrics,
         coverage=coverage,
+        upright=sorted(oddities.upright),
     )
 
 
@@ -168,11 +205,11 @@ def mixing_weights(images: WordImages, mix: str) -> NDArray[np.float64] | None:
         shares = np.array([float(part) for part in mix.split(",")])
     except ValueError as error:
         raise UserError(f"finetune.mix = {mix!r} is not numbers between commas", 'For example: "3,1"') from error
-    if len(shares) < len(sizes) or not (shares > 0).all():
+    if len(shares) != len(sizes) or not (shares > 0).all():
         raise UserError(
             f"finetune.mix = {mix!r} does not fit {len(sizes)} data sets", "Give each one number above zero"
         )
-    weights: NDArray[np.float64] = (shares[: len(sizes)] / np.maximum(sizes, 1))[sets]
+    weights: NDArray[np.float64] = (shares / np.maximum(sizes, 1))[sets]
     return weights
 
 

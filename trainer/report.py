@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dptr.cache.errors import UserError
 from dptr.cache.files import atomic_path
 from dptr.cache.orp import OrpBank
 from dptr.cache.prompts import PromptStore
@@ -57,9 +58,13 @@ def report(
         stores: what a pre-training run was trained on; without it the page has no readings and no noise.
 
     Raises:
-        UserError: the run has no checkpoint yet.
+        UserError: the run has not trained far enough, or crops are given for a decoder that cannot see.
     """
     started = time.monotonic()
+    if run.kind == "pretrain" and crops is not None:
+        raise UserError(f"{run.folder} is a pre-trained decoder, which cannot see", "Leave --data out")
+    if not (run.folder / METRICS_FILE).is_file():
+        raise UserError(f"{run.folder} has no metrics yet", "Let it train further")
     sections = [("The run", _facts(run)), ("Training", _curves(run))]
     if run.kind == "pretrain" and stores is not None:
         sections += _pretrained(run, *stores)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -77,16 +78,24 @@ def test_training_goes_on_beside_broken_images_and_names_them(
     good = [path.read_bytes() for path in sorted(draw_crops(tmp_path / "crops", WORDS).glob("*.png"))]
     entries = {f"image-{number:09d}": image for number, image in enumerate(good, 1)}
     entries |= {f"label-{number:09d}": word.encode() for number, word in enumerate(WORDS, 1)}
+    tall = io.BytesIO()
+    Image.new("RGB", (12, 60), "white").save(tall, "PNG")
+    flat = io.BytesIO()
+    Image.new("RGB", (60, 1), "white").save(flat, "PNG")
+    entries |= {"image-000000007": tall.getvalue(), "image-000000008": flat.getvalue()}
     entries |= {"image-000000003": good[2][:60], "label-000000004": "d\u00e9j\u00e0".encode(), "num-samples": b"13"}
     del entries["image-000000005"]
     with lmdb.open(str(tmp_path / "bad.lmdb")) as environment, environment.begin(write=True) as transaction:
         for key, value in entries.items():
             transaction.put(key.encode(), value)
     images = opened(tmp_path / "bad.lmdb")
-    summary = finetune(images, Charset.named("94"), None, recipe(held_back=0.2), tmp_path / "run")
+    summary = finetune(images, Charset.named("94"), None, recipe(held_back=0.2, seed=3), tmp_path / "run")
     assert summary.steps == 8
+    assert summary.upright == ["image-000000007"]
+    assert summary.quarantined == 5 + 2
     assert images.refused == {"label or image is missing": 4, "not in the charset": 1}
-    assert "left out: image image-000000003 of" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert [said.count(f"left out: image image-00000000{number} of") for number in (3, 8)] == [1, 1]
 
 
 @pytest.mark.parametrize("cut", [1, 3, 6])
@@ -147,7 +156,7 @@ def test_data_sets_are_drawn_in_the_proportions_asked_for(tmp_path: Path) -> Non
     drawn = [label for number in range(200) for label in batches(number).targets.outputs[:, 0].tolist()]
     first = {int(Charset.named("94").encode(word)[0]) for word in WORDS[:2]}
     assert np.mean([label in first for label in drawn]) == pytest.approx(0.75, abs=0.06)
-    for wrong in ("3", "3,x", "3,0"):
+    for wrong in ("3", "3,x", "3,0", "3,1,1"):
         with pytest.raises(UserError, match=r"finetune\.mix"):
             mixing_weights(images, wrong)
 

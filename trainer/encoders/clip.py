@@ -17,7 +17,7 @@ from dptr.cache.errors import UserError
 from dptr.trainer.recipe import EncoderSettings
 
 PREFIX = "clip:"
-# CLIP's published normalisation, in units of [0, 1]; its relatives that stores accept use the same.
+# CLIP's published normalisation, in units of [0, 1], for a model that comes without its own.
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -34,14 +34,16 @@ class ClipEncoder(nn.Module):
 
         if not settings.config:
             raise UserError(f"encoder.kind = {settings.kind!r} needs its configuration", "Start with `dptr finetune`")
-        config: Any = CLIPVisionConfig(**json.loads(settings.config))
+        described = json.loads(settings.config)
+        mean, std = described.pop("image_mean"), described.pop("image_std")
+        config: Any = CLIPVisionConfig(**described)
         self.tower: Any = CLIPVisionModelWithProjection(config)
         side = config.image_size // config.patch_size
         self.dim = int(config.projection_dim)
         self.size = (config.image_size, config.image_size)
         self.grid = (side, side)
-        self.register_buffer("mean", torch.tensor(_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images (batch, 3, height, width) in [-1, 1] to tokens (batch, tokens, dim), row by row."""
@@ -69,5 +71,12 @@ def describe(folder: Path) -> str:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") != "clip":
         raise UserError(f"{folder} holds a {config.get('model_type')} model", "encoder.kind = clip:… takes a CLIP")
-    vision = {**config.get("vision_config", {}), "projection_dim": config.get("projection_dim", 512)}
+    preparation = folder / "preprocessor_config.json"
+    pixels = json.loads(preparation.read_text(encoding="utf-8")) if preparation.is_file() else {}
+    vision = {
+        **config.get("vision_config", {}),
+        "projection_dim": config.get("projection_dim", 512),
+        "image_mean": pixels.get("image_mean", _MEAN),
+        "image_std": pixels.get("image_std", _STD),
+    }
     return json.dumps(vision, sort_keys=True)
