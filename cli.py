@@ -483,6 +483,63 @@ def _render_words(
     return Report(_figures(summary), f"{summary.rows:,} crops in {summary.out}")
 
 
+@command("train-clip")
+def _train_clip(
+    workspace: Workspace,
+    data: Data = None,
+    more: MoreData = None,
+    held_out: Annotated[Path | None, typer.Option(help="Labelled crops of other words, for validation.")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Folder of photos without text.")] = None,
+    clip: Annotated[
+        str, typer.Option("--clip", help="The CLIP whose shape, tokenizer and preprocessing are taken.")
+    ] = "tiny",
+    start: Annotated[str, typer.Option("--from", help="Run of train-clip to go on from, or `none`.")] = "none",
+    recipe: Annotated[str, typer.Option("--recipe", help="clip, or a TOML file.")] = "clip",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run.")] = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    track: Track = None,
+    changes: Changes = None,
+    device: Device = "auto",
+) -> Report:
+    """Labelled crops to a small CLIP of your own; the same command goes on where it stopped.
+
+    Example: dptr train-clip --data crops/ --held-out other_crops/ --photos photos/ -o my_clip/
+    """
+    from dptr.cache.charset import Charset
+    from dptr.pipeline.clip_files import find_clip
+    from dptr.pipeline.templates import Template
+    from dptr.pipeline.word_lists import photo_paths
+    from dptr.trainer.recipe import load_recipe
+    from dptr.trainer.train_clip import train_clip
+    from dptr.trainer.word_images import WordImages
+
+    settings = load_recipe(recipe, _changes("clip", changes, steps, seed, {}))
+    if held_out is None:
+        raise UserError("nothing to validate on", "Give labelled crops of words that training never sees: --held-out")
+    characters = Charset.named("94")
+    images = WordImages.open(_data(data, more), characters, _normalization(settings))
+    summary = train_clip(
+        images,
+        WordImages.open([held_out], characters, _normalization(settings)),
+        photo_paths(photos) if photos else (),
+        find_clip(clip, _models(workspace)),
+        Template(settings.clip.template).prompt,
+        None if start == "none" else _run_of("clip", workspace, start),
+        settings,
+        out or workspace.runs / "clip",
+        _device(device),
+        _tracker(track),
+    )
+    metrics = summary.metrics
+    lines = [
+        *_left_out(images),
+        f"{summary.steps:,} steps; the right prompt among {metrics['prompts']:,.0f}: {metrics['top1']:.1%}",
+        f"CLIP: {summary.model}",
+    ]
+    return Report(_figures(summary), "\n".join(lines))
+
+
 @command("pack-crops")
 def _pack_crops(
     workspace: Workspace,
@@ -764,9 +821,16 @@ def _start_run(workspace: Workspace, start: str) -> "Run | None":
                 "Run `dptr pretrain` first, or use --from none for the control",
             )
         return runs[-1]
-    run = Run.load(workspace.find_run(start))
-    if run.kind != "pretrain":
-        raise UserError(f"{start} is not a pre-trained run", "Name a run that `dptr pretrain` made")
+    return _run_of("pretrain", workspace, start)
+
+
+def _run_of(kind: str, workspace: Workspace, name: str) -> "Run":
+    from dptr.trainer.runs import Run
+
+    run = Run.load(workspace.find_run(name))
+    if run.kind != kind:
+        made_by = {"pretrain": "dptr pretrain", "clip": "dptr train-clip"}[kind]
+        raise UserError(f"{name} holds a run of another kind ({run.kind})", f"Name one that `{made_by}` made")
     return run
 
 

@@ -116,6 +116,18 @@ def find_fonts(folder: Path | None = None) -> FontCollection:
     return fonts
 
 
+def packaged_fonts() -> FontCollection:
+    """Return the fonts of installed ``font-*`` packages, the same on every machine with the ``demo`` extra.
+
+    Raises:
+        UserError: there are none.
+    """
+    fonts = FontCollection(font for font in map(Font, _packaged()) if _is_usable(font))
+    if not fonts.fonts:
+        raise UserError("no package of fonts is installed", "Run: pip install 'dptr[demo]'")
+    return fonts
+
+
 def _packaged() -> Iterator[Path]:
     """Fonts that Python packages register, as the ``demo`` extra's do."""
     for group in ("fonts_ttf", "fonts_otf"):

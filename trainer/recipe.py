@@ -131,6 +131,19 @@ class FinetuneSettings(TrainingSettings):
 
 
 @dataclass(frozen=True)
+class ClipSettings(TrainingSettings):
+    """Training of a CLIP.
+
+    ``photos`` without text join each batch as wrong answers. ``letters_weight`` is that of the question which letter
+    stands where, beside the contrastive loss.
+    """
+
+    template: str = "a photo of a '{label}'"
+    photos: int = 8
+    letters_weight: float = 1.0
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that fixes a run, apart from the data."""
 
@@ -140,6 +153,7 @@ class Recipe:
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     pretrain: PretrainSettings = field(default_factory=PretrainSettings)
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
+    clip: ClipSettings = field(default_factory=ClipSettings)
 
     def replace(self, section: str, **values: Any) -> Recipe:
         """Return a copy with some keys of one section changed."""

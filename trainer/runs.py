@@ -18,7 +18,7 @@ from dptr.cache.files import atomic_path, write_json
 from dptr.trainer.checkpoint import MODEL, find_checkpoint, load_state, load_tensors
 from dptr.trainer.recipe import Recipe, load_recipe, recipe_to_toml
 
-RunKind = Literal["pretrain", "finetune"]
+RunKind = Literal["pretrain", "finetune", "clip"]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,170 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dptr.cache.charset import Charset, Normalization
+from dptr.cache.errors import DamagedStore, UserError
+from dptr.pipeline import bundled_clip
+from dptr.pipeline.clip import ImageTower, load_clip
+from dptr.pipeline.render_style import CLEAN
+from dptr.pipeline.render_words import render_words
+from dptr.pipeline.templates import Template
+from dptr.pipeline.text_tower import TextTower
+from dptr.trainer.clip_learner import contrastive_loss
+from dptr.trainer.recipe import Recipe, load_recipe
+from dptr.trainer.runs import Run
+from dptr.trainer.train_clip import TrainClipSummary, open_learner, train_clip
+from dptr.trainer.word_images import WordImages
+
+WORDS = ["street", "market", "hotel", "exit", "open", "closed", "north", "sale"]
+UNSEEN = ["south", "bank", "cafe"]
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("crops")
+    render_words(WORDS, folder / "train", count=32, style=CLEAN)
+    render_words(UNSEEN, folder / "unseen", count=6, style=CLEAN)
+    (folder / "photos").mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(folder / "photos" / "one.png")
+    return folder
+
+
+@pytest.fixture
+def like(tmp_path: Path) -> Path:
+    """The bundled model's files with the smallest sizes that make sense."""
+    folder = tmp_path / "like"
+    folder.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((bundled_clip.BUNDLED / name).read_bytes())
+    config = json.loads((bundled_clip.BUNDLED / "config.json").read_text())
+    for tower in ("text_config", "vision_config"):
+        config[tower] |= {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config[tower]["projection_dim"] = 32
+    config["vision_config"] |= {"image_size": 32, "patch_size": 16}
+    config["projection_dim"] = 32
+    (folder / "config.json").write_text(json.dumps(config))
+    pixels = json.loads((bundled_clip.BUNDLED / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({**pixels, "size": {"height": 32, "width": 32}}))
+    return folder
+
+
+def recipe(**changes: object) -> Recipe:
+    base = {"steps": 30, "batch_size": 8, "photos": 2, "precision": "fp32", "validate_every": 10, "log_every": 1}
+    return load_recipe("clip").replace("clip", **{**base, "checkpoint_every": 10, "learning_rate": 3e-3, **changes})
+
+
+def opened(folder: Path) -> WordImages:
+    return WordImages.open([folder], Charset.named("94"), Normalization())
+
+
+def train(crops: Path, like: Path, out: Path, settings: Recipe, start: Run | None = None) -> TrainClipSummary:
+    photos = [crops / "photos" / "one.png"]
+    images, unseen = opened(crops / "train"), opened(crops / "unseen")
+    return train_clip(images, unseen, photos, like, Template().prompt, start, settings, out)
+
+
+def losses(out: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_it_learns_and_what_it_writes_is_a_clip(crops: Path, like: Path, tmp_path: Path) -> None:
+    summary = train(crops, like, tmp_path / "run", recipe())
+    assert summary.metrics["prompts"] == len(UNSEEN)
+    found = losses(summary.out)
+    assert np.mean(found[-5:]) < 0.8 * np.mean(found[:5])
+    clip = load_clip(str(summary.model), tmp_path)
+    tower = TextTower(clip, Template())
+    assert tower.encode(tower.tokenize([Template().prompt("exit")])).pooled.shape == (1, 32)
+    assert (summary.model / "model.safetensors").stat().st_size < 250_000
+
+
+def test_training_sees_what_stage_1_sees(crops: Path, like: Path, tmp_path: Path) -> None:
+    """The same picture and prompt give the same vectors in training as by the towers of stage 1."""
+    from dptr.trainer.clip_batches import Prompts
+    from dptr.trainer.word_images import preprocess
+
+    summary = train(crops, like, tmp_path / "run", recipe(steps=2))
+    learner, tokenizer = open_learner(summary.model)
+    learner.load_state_dict(Run.load(summary.out).weights())
+    learner.train(False)
+    clip = load_clip(str(summary.model), tmp_path)
+    image = opened(crops / "train").image(3)
+    with torch.no_grad():
+        ours, _ = learner.encode_images(torch.from_numpy(preprocess(image, 32, 32))[None])
+        texts = learner.encode_texts(Prompts(tokenizer, Template().prompt)(["exit", "street's"]))
+    tower = ImageTower(clip)
+    theirs = tower.encode(tower.preprocess(image)[None])[1]
+    assert np.abs(ours.numpy() - theirs / np.linalg.norm(theirs)).max() < 2e-3  # saved in half precision
+    text_tower = TextTower(clip, Template())
+    pooled = text_tower.encode(text_tower.tokenize([Template().prompt(word) for word in ("exit", "street's")])).pooled
+    assert np.abs(texts.numpy() - pooled / np.linalg.norm(pooled, axis=1, keepdims=True)).max() < 2e-3
+
+
+def test_a_run_goes_on_where_it_stopped(
+    crops: Path, like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train(crops, like, tmp_path / "whole", recipe())
+    from dptr.trainer import loop
+
+    save = loop._save
+
+    def save_once(folder: Path, state: loop.TrainState) -> None:
+        save(folder, state)
+        if folder.name == "last":
+            raise RuntimeError("power is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_save", save_once)
+        with pytest.raises(RuntimeError, match="power is gone"):
+            train(crops, like, tmp_path / "cut", recipe())
+    train(crops, like, tmp_path / "cut", recipe())
+    for name in ("metrics.jsonl", "clip/model.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (whole.out / name).read_bytes(), name
+
+
+def test_it_can_start_from_weights(crops: Path, like: Path, tmp_path: Path) -> None:
+    first = train(crops, like, tmp_path / "first", recipe())
+    more = recipe(learning_rate=1e-5, steps=3)
+    train(crops, like, tmp_path / "more", more, Run.load(first.out))
+    assert losses(tmp_path / "more")[0] < 0.8 * losses(first.out)[0]
+
+
+def test_words_on_both_sides(crops: Path, like: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="are among those to learn and those held out"):
+        seen = opened(crops / "train")
+        train_clip(seen, seen, [], like, Template().prompt, None, recipe(), tmp_path / "run")
+
+
+def test_a_clip_that_cuts_words_off(crops: Path, like: Path, tmp_path: Path) -> None:
+    path = like / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "do_center_crop": True}))
+    with pytest.raises(UserError, match="words lose letters"):
+        train(crops, like, tmp_path / "run", recipe())
+
+
+def test_a_run_of_other_data(crops: Path, like: Path, tmp_path: Path) -> None:
+    train(crops, like, tmp_path / "run", recipe(steps=1))
+    with pytest.raises(DamagedStore, match="recipe differ"):
+        train(crops, like, tmp_path / "run", recipe(steps=2))
+
+
+def test_a_word_that_is_twice_in_a_batch_is_no_wrong_answer() -> None:
+    token_ids = torch.tensor([[1, 2], [1, 3], [1, 2]])
+    similarities = torch.tensor([[9.0, 0, 9, 0], [0, 9, 0, 0], [9, 0, 9, 0]])
+    assert contrastive_loss(similarities, token_ids) < 0.01
+    different = torch.tensor([[1, 2], [1, 3], [1, 4]])
+    assert contrastive_loss(similarities, different) > 0.4
+
+
+def test_photos_only_count_as_wrong_images() -> None:
+    token_ids = torch.tensor([[1], [2]])
+    words = torch.tensor([[5.0, 0], [0, 5]])
+    alone = contrastive_loss(words, token_ids)
+    beside_photos = contrastive_loss(torch.cat([words, torch.full((2, 3), 5.0)], 1), token_ids)
+    assert beside_photos > alone + 0.5

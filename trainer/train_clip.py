@@ -1,0 +1,211 @@
+"""Train a small CLIP on rendered words, so that text and image states share a space without any download."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dptr.cache.charset import Charset
+from dptr.cache.errors import UserError
+from dptr.cache.files import atomic_path
+from dptr.cache.progress import note
+from dptr.trainer import loop, runs
+from dptr.trainer.clip_batches import ClipBatches, Prompts
+from dptr.trainer.clip_learner import ClipLearner
+from dptr.trainer.recipe import Recipe
+from dptr.trainer.trackers import Tracker, observer
+from dptr.trainer.word_images import WordImages, preprocess
+
+#: What a CLIP's folder holds besides its weights.
+_DESCRIPTIONS = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
+_BATCH = 100
+
+
+@dataclass(frozen=True)
+class TrainClipSummary:
+    """What training came to; ``model`` is the folder that ``--clip`` takes."""
+
+    out: Path
+    model: Path
+    rows: int
+    computed: int
+    quarantined: int
+    steps: int
+    seconds: float
+    metrics: dict[str, float]
+
+
+def train_clip(
+    images: WordImages,
+    held_out: WordImages,
+    photos: Sequence[Path],
+    like: Path,
+    prompt: Callable[[str], str],
+    start: runs.Run | None,
+    recipe: Recipe,
+    out: Path,
+    device: str = "cpu",
+    track: Tracker | None = None,
+) -> TrainClipSummary:
+    """Train a CLIP, or go on where an earlier call stopped; write it to ``out/clip`` as transformers saves models.
+
+    Args:
+        images: word images to learn from. held_out: those that are read for validation, of other words.
+        photos: image files without text; empty for none.
+        like: folder with the configuration, tokenizer and preprocessing to use.
+        prompt: label to sentence.
+        start: run to take the weights from, such as one on easier images; None for new weights.
+
+    Raises:
+        UserError: ``like`` is no square CLIP, or words are on both sides. DamagedStore: ``out`` holds another run.
+    """
+    started = time.monotonic()
+    _require_apart(images, held_out)
+    torch.manual_seed(recipe.clip.seed)
+    learner, tokenizer = open_learner(like)
+    if start is not None:
+        _take_weights(learner, start)
+    prompts = Prompts(tokenizer, prompt)
+    place = torch.device(device)
+    learner.to(place)
+    charset = Charset("".join(sorted({character for sample in images.samples for character in sample.label})))
+    dim = int(learner.clip.config.projection_dim)
+    run = runs.start_or_continue(
+        out, "clip", recipe, charset, dim, _data_identity(images, held_out, photos, like, start)
+    )
+    batches = ClipBatches(images, photos, prompts, recipe.clip, learner.size, learner.columns)
+    rows = recipe.clip.validation_rows
+    unreadable: set[str] = set()
+
+    def loss(batch: Any) -> Tensor:
+        for line in sorted(set(batch.unreadable) - unreadable):
+            note(f"left out: {line}")
+        unreadable.update(batch.unreadable)
+        return learner.loss(batch.to(place), recipe.clip.letters_weight)
+
+    task = loop.Task(
+        model=learner,
+        batch=batches,
+        loss=loss,
+        validate=lambda model: retrieval(model, held_out, prompts, rows, place),
+        rows=lambda batch: len(batch.images),
+        groups=[loop.ParameterGroup(list(learner.parameters()))],
+        observers=[observer(track, out)] if track else [],
+    )
+    before = run.step()
+    state = loop.run(out, task, recipe.clip, place)
+    learner.load_state_dict(run.weights("best"))
+    _save(learner, like, out / "clip")
+    return TrainClipSummary(
+        out=out,
+        model=out / "clip",
+        rows=len(images),
+        computed=(state.step - before) * recipe.clip.batch_size * recipe.clip.accumulate,
+        quarantined=sum(images.refused.values()) + len(unreadable),
+        steps=state.step,
+        seconds=time.monotonic() - started,
+        metrics=state.metrics,
+    )
+
+
+@torch.inference_mode()
+def retrieval(
+    model: torch.nn.Module, images: WordImages, prompts: Prompts, rows: int, device: torch.device
+) -> dict[str, float]:
+    """Tell how often the prompt nearest to an image is its own, among the prompts of ``rows`` different words."""
+    if not isinstance(model, ClipLearner):
+        raise TypeError(f"{type(model).__name__} is not a CLIP that learns")
+    model.train(False)
+    first = {sample.label.lower(): index for index, sample in reversed(list(enumerate(images.samples)))}
+    chosen = sorted(first.values())[:rows]
+    texts: list[Tensor] = []
+    seen: list[Tensor] = []
+    for start in range(0, len(chosen), _BATCH):
+        some = chosen[start : start + _BATCH]
+        pixels = torch.stack([torch.from_numpy(preprocess(images.image(i), model.size, model.size)) for i in some])
+        seen.append(model.encode_images(pixels.to(device))[0])
+        texts.append(model.encode_texts(prompts([images.samples[i].label for i in some]).to(device)))
+    similarities = torch.cat(seen) @ torch.cat(texts).T
+    right = torch.arange(len(chosen), device=device)
+    top1 = (similarities.argmax(1) == right).float().mean().item()
+    top5 = (similarities.topk(min(5, len(chosen)), 1).indices == right[:, None]).any(1).float().mean().item()
+    return {"score": top1, "top1": top1, "top5": top5, "prompts": float(len(chosen))}
+
+
+def open_learner(folder: Path) -> tuple[ClipLearner, Any]:
+    """Return a learner with new weights of the shape that ``folder`` describes, and the tokenizer there.
+
+    Raises:
+        UserError: it is no CLIP, or one that cuts images to a square.
+    """
+    from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+
+    config: Any = CLIPConfig.from_pretrained(folder)
+    if config.model_type != "clip":
+        raise UserError(f"{folder} holds a {config.model_type} model", "Give a CLIP to train one like it")
+    pixels = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    side = config.vision_config.image_size
+    if pixels.get("do_center_crop") or pixels.get("size") != {"height": side, "width": side}:
+        raise UserError(
+            f"{folder} cuts images to a square, and words lose letters",
+            f'In preprocessor_config.json: "do_center_crop": false, "size": {{"height": {side}, "width": {side}}}',
+        )
+    # On short sequences the fused kernel's backward pass takes as long as all else together.
+    config._attn_implementation = "eager"
+    weights: Any = CLIPModel
+    learner = ClipLearner(weights(config), pixels["image_mean"], pixels["image_std"])
+    return learner, AutoTokenizer.from_pretrained(folder)
+
+
+def _take_weights(learner: ClipLearner, start: runs.Run) -> None:
+    try:
+        learner.load_state_dict(start.weights())
+    except RuntimeError as error:
+        raise UserError(
+            f"the weights of {start.folder} are of another shape", "Start from a run of the same --clip"
+        ) from error
+
+
+def _require_apart(images: WordImages, held_out: WordImages) -> None:
+    shared = {sample.label.lower() for sample in images.samples} & {sample.label.lower() for sample in held_out.samples}
+    if shared:
+        raise UserError(
+            f"{len(shared)} words are among those to learn and those held out, such as {min(shared)!r}",
+            "Hold out words that training never sees",
+        )
+
+
+def _data_identity(
+    images: WordImages, held_out: WordImages, photos: Sequence[Path], like: Path, start: runs.Run | None
+) -> dict[str, Any]:
+    def fingerprint(lines: list[str]) -> str:
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    keys = [[f"{sample.key}\t{sample.label}" for sample in side.samples] for side in (images, held_out)]
+    return {
+        "images": {"rows": len(images), "sha256": fingerprint(keys[0])},
+        "held_out": {"rows": len(held_out), "sha256": fingerprint(keys[1])},
+        "photos": {"files": len(photos), "sha256": fingerprint([path.name for path in photos])},
+        "from": None if start is None else [start.folder.name, start.data],
+        "like": fingerprint([(like / name).read_text(encoding="utf-8") for name in _DESCRIPTIONS]),
+    }
+
+
+def _save(learner: ClipLearner, like: Path, folder: Path) -> None:
+    """Write the CLIP alone, in half precision: that is below what training leaves undecided, and half the download."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in _DESCRIPTIONS:
+        shutil.copyfile(like / name, folder / name)
+    tensors = {name: tensor.half().contiguous().cpu() for name, tensor in learner.clip.state_dict().items()}
+    with atomic_path(folder / "model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
