@@ -157,10 +157,10 @@ def _embed_text(
     )
     folder = out or workspace.prompts
     if dry_run:
-        cost = estimate(files, folder, _models(workspace), settings)
+        cost = estimate(files, folder, settings)
         text = f"{cost.rows:,} rows to compute, about {cost.bytes / 1e6:,.0f} MB, about {cost.seconds:,.0f} s"
         return Report({"out": str(folder), **vars(cost)}, text)
-    summary = embed_text(files, folder, _models(workspace), settings)
+    summary = embed_text(files, folder, settings)
     return Report(_figures(summary), f"{summary.table}\n{summary.rows:,} rows in {summary.out}")
 
 
@@ -203,7 +203,7 @@ def _build_orp_bank(
         exclude_threshold=exclude_threshold,
         device=_device(device),
     )
-    summary = build_orp_bank(paths, out or workspace.orp, _models(workspace), settings)
+    summary = build_orp_bank(paths, out or workspace.orp, settings)
     return Report(_figures(summary), f"{summary.rows:,} crops in {summary.out}, {summary.quarantined} photos refused")
 
 
@@ -523,7 +523,7 @@ def _train_clip(
         images,
         WordImages.open([held_out], characters, _normalization(settings)),
         photo_paths(photos) if photos else (),
-        find_clip(clip, _models(workspace)),
+        find_clip(clip),
         Template(settings.clip.template).prompt,
         None if start == "none" else _run_of("clip", workspace, start),
         settings,
@@ -732,10 +732,6 @@ def _demo_text(
     return "\n".join(lines)
 
 
-def _models(workspace: Workspace) -> Path:
-    return workspace.root / "models"
-
-
 def _device(name: str) -> str:
     if name != "auto":
         return name
@@ -770,7 +766,7 @@ def _clip_encoder(workspace: Workspace, recipe: "Recipe") -> "tuple[Path | None,
         return None, recipe
     from dptr.pipeline.clip_files import find_clip
 
-    folder = find_clip(recipe.encoder.kind.removeprefix(PREFIX), _models(workspace))
+    folder = find_clip(recipe.encoder.kind.removeprefix(PREFIX))
     return folder, recipe.replace("encoder", config=describe(folder))
 
 

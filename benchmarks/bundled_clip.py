@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--figure", type=Path, help="where to draw the similarities, as SVG")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    clip = load_clip(arguments.clip, Path("models"))
+    clip = load_clip(arguments.clip)
     rng = np.random.default_rng(arguments.seed)
     words = held_out_words(arguments.words, arguments.prompts, rng)
     images = ImageTower(clip)

@@ -10,7 +10,7 @@ from dptr.cache.errors import UserError
 
 @dataclass(frozen=True)
 class Workspace:
-    """One folder with ``prompts/``, ``orp/``, ``models/`` and ``runs/``."""
+    """One folder with ``prompts/``, ``orp/`` and ``runs/``."""
 
     root: Path
 

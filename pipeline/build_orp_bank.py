@@ -64,7 +64,7 @@ class OrpBankSummary:
     index: dict[str, Any]
 
 
-def build_orp_bank(paths: Sequence[Path], out: Path, models: Path, settings: OrpBankSettings) -> OrpBankSummary:
+def build_orp_bank(paths: Sequence[Path], out: Path, settings: OrpBankSettings) -> OrpBankSummary:
     """Make a bank of photo crops, or go on with one.
 
     What the bank already holds is not computed again, so the same call resumes a killed run and adds new photos.
@@ -72,7 +72,6 @@ def build_orp_bank(paths: Sequence[Path], out: Path, models: Path, settings: Orp
     Args:
         paths: folders, pictures and archives (tar, zip, Parquet, LMDB).
         out: the bank's folder.
-        models: where the bundled CLIP is unpacked.
         settings: see there.
 
     Raises:
@@ -83,7 +82,7 @@ def build_orp_bank(paths: Sequence[Path], out: Path, models: Path, settings: Orp
     started = time.monotonic()
     settings.crops()
     total = count_photos(paths)
-    clip = load_clip(settings.clip, models, settings.precision, settings.device)
+    clip = load_clip(settings.clip, settings.precision, settings.device)
     build = _Build(out, clip, settings)
     # Pillow warns about single photos; what is wrong with them is in the quarantine.
     with warnings.catch_warnings():

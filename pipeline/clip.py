@@ -14,7 +14,6 @@ import json
 import logging
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -80,12 +79,11 @@ class Clip:
         return {"encoder": self.name, "weights": self.weights}
 
 
-def load_clip(name: str, models: Path, precision: Precision = "fp32", device: str = "cpu") -> Clip:
+def load_clip(name: str, precision: Precision = "fp32", device: str = "cpu") -> Clip:
     """Load a CLIP.
 
     Args:
         name: ``tiny``, a directory that transformers saved, or a hub id such as ``openai/clip-vit-base-patch16``.
-        models: where the bundled model is unpacked.
         precision: the arithmetic of both towers.
         device: a torch device.
 
@@ -100,7 +98,7 @@ def load_clip(name: str, models: Path, precision: Precision = "fp32", device: st
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    folder = find_clip(name, models)
+    folder = find_clip(name)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             family = _family(name, transformers.AutoConfig.from_pretrained(folder).model_type)

@@ -16,18 +16,17 @@ _SECONDS_TO_ANSWER = 5.0
 _DESCRIPTIONS = ["*.json", "*.txt", "*.model"]
 
 
-def find_clip(name: str, models: Path) -> Path:
+def find_clip(name: str) -> Path:
     """Return a directory with a CLIP's files.
 
     Args:
         name: ``tiny``, a directory that transformers saved, or a hub id such as ``openai/clip-vit-base-patch16``.
-        models: where the bundled model is unpacked.
 
     Raises:
         UserError: there is no such directory, or the hub cannot give it and did not give it earlier.
     """
     if name == bundled_clip.NAME:
-        return bundled_clip.materialize(models)
+        return bundled_clip.BUNDLED
     if Path(name).exists() or not _looks_like_hub_id(name):
         if not (Path(name) / "config.json").is_file():
             raise UserError(

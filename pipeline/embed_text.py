@@ -81,7 +81,7 @@ class Estimate:
     seconds: float
 
 
-def embed_text(paths: Sequence[str], out: Path, models: Path, settings: EmbedTextSettings) -> EmbedTextSummary:
+def embed_text(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> EmbedTextSummary:
     """Embed the distinct labels of a corpus into the prompt store ``out``, adding what it lacks.
 
     Raises:
@@ -93,7 +93,7 @@ def embed_text(paths: Sequence[str], out: Path, models: Path, settings: EmbedTex
     finished = _finished(out, asked, settings.max_bad, started)
     if finished is not None:
         return finished
-    tower, identity, load_seconds = _load(models, settings)
+    tower, identity, load_seconds = _load(settings)
     manifest = open_prompt_store(out, identity)
     rows_before = manifest.rows
     with (
@@ -113,7 +113,7 @@ def embed_text(paths: Sequence[str], out: Path, models: Path, settings: EmbedTex
     return EmbedTextSummary(out, manifest.rows, computed, quarantine.total, seconds, load_seconds, table)
 
 
-def estimate(paths: Sequence[str], out: Path, models: Path, settings: EmbedTextSettings) -> Estimate:
+def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Estimate:
     """Read the corpus and embed a few prompts to tell what :func:`embed_text` would cost; writes no store."""
     with (
         _scratch(out) as scratch,
@@ -124,7 +124,7 @@ def estimate(paths: Sequence[str], out: Path, models: Path, settings: EmbedTextS
             corpus.without(_catalogues(out, Manifest.load(out, "prompts")))
         if corpus.remaining == 0:
             return Estimate(0, 0, 0.0)
-        tower, _, _ = _load(models, settings)
+        tower, _, _ = _load(settings)
         prompts = next(_groups(corpus, tower, settings, quarantine, min(_PROMPTS_TIMED, corpus.remaining)), [])
         if not prompts:
             return Estimate(0, 0, 0.0)
@@ -169,9 +169,9 @@ def _finished(out: Path, asked: dict[str, Any] | None, max_bad: int | None, star
     )
 
 
-def _load(models: Path, settings: EmbedTextSettings) -> tuple[TextTower, dict[str, Any], float]:
+def _load(settings: EmbedTextSettings) -> tuple[TextTower, dict[str, Any], float]:
     """Return the tower, the identity of its states, and the seconds that loading took."""
-    clip = load_clip(settings.clip, models, settings.precision, settings.device)
+    clip = load_clip(settings.clip, settings.precision, settings.device)
     tower = TextTower(clip, Template(settings.template), settings.states, settings.context)
     identity = {
         **clip.identity(),

@@ -29,11 +29,6 @@ def _quiet() -> None:
     set_quiet(True)
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
 def draw_photo(path: Path, seed: int) -> None:
     path.parent.mkdir(exist_ok=True)
     coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
@@ -62,15 +57,15 @@ def catalogue(bank: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(path) for path in sorted(bank.glob("part-*.parquet"))])
 
 
-def test_states_are_those_of_the_crops(photos: Path, models: Path, tmp_path: Path) -> None:
-    summary = build_orp_bank([photos], tmp_path / "bank", models, dataclasses.replace(SETTINGS, dtype="float32"))
+def test_states_are_those_of_the_crops(photos: Path, tmp_path: Path) -> None:
+    summary = build_orp_bank([photos], tmp_path / "bank", dataclasses.replace(SETTINGS, dtype="float32"))
     assert (summary.rows, summary.photos, summary.computed, summary.quarantined) == (16, 8, 16, 0)
     bank = OrpBank(tmp_path / "bank")
     row = catalogue(tmp_path / "bank").to_pylist()[9]
     assert (row["id"], row["image"]) == (9, str(photos / "4.png"))
     assert row["image_sha256"] == hashlib.sha256((photos / "4.png").read_bytes()).hexdigest()
     picture = Image.open(photos / "4.png").crop((row["x"], row["y"], row["x"] + row["width"], row["y"] + row["height"]))
-    tower = ImageTower(load_clip("tiny", models))
+    tower = ImageTower(load_clip("tiny"))
     tokens, pooled = tower.encode(tower.preprocess(picture)[None])
     everything = np.arange(bank.tokens_per_crop)[None]
     assert bank.tokens_per_crop == tower.tokens
@@ -80,10 +75,10 @@ def test_states_are_those_of_the_crops(photos: Path, models: Path, tmp_path: Pat
     assert summary.index["rows"] == 16
 
 
-def test_some_tokens_of_each_crop(photos: Path, models: Path, tmp_path: Path) -> None:
+def test_some_tokens_of_each_crop(photos: Path, tmp_path: Path) -> None:
     plain = dataclasses.replace(SETTINGS, dtype="float32")
-    build_orp_bank([photos], tmp_path / "all", models, plain)
-    build_orp_bank([photos], tmp_path / "some", models, dataclasses.replace(plain, tokens_per_crop=5))
+    build_orp_bank([photos], tmp_path / "all", plain)
+    build_orp_bank([photos], tmp_path / "some", dataclasses.replace(plain, tokens_per_crop=5))
     whole, some = OrpBank(tmp_path / "all"), OrpBank(tmp_path / "some")
     assert some.tokens_per_crop == 5
     choices = set()
@@ -95,14 +90,12 @@ def test_some_tokens_of_each_crop(photos: Path, models: Path, tmp_path: Path) ->
         choices.add(tuple(positions))
     assert len(choices) > len(whole) // 2
     with pytest.raises(UserError, match="tokens per crop"):
-        build_orp_bank([photos], tmp_path / "more", models, dataclasses.replace(plain, tokens_per_crop=10_000))
+        build_orp_bank([photos], tmp_path / "more", dataclasses.replace(plain, tokens_per_crop=10_000))
 
 
-def test_workers_and_a_kill_change_no_byte(
-    photos: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build_orp_bank([photos], tmp_path / "one", models, SETTINGS)
-    build_orp_bank([photos], tmp_path / "four", models, dataclasses.replace(SETTINGS, workers=4))
+def test_workers_and_a_kill_change_no_byte(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_orp_bank([photos], tmp_path / "one", SETTINGS)
+    build_orp_bank([photos], tmp_path / "four", dataclasses.replace(SETTINGS, workers=4))
     assert hashes(tmp_path / "four") == hashes(tmp_path / "one")
 
     write = module.ShardInMaking.write
@@ -115,18 +108,18 @@ def test_workers_and_a_kill_change_no_byte(
     with monkeypatch.context() as patched:
         patched.setattr(module.ShardInMaking, "write", die_at_second)
         with pytest.raises(KeyboardInterrupt):
-            build_orp_bank([photos], tmp_path / "killed", models, SETTINGS)
+            build_orp_bank([photos], tmp_path / "killed", SETTINGS)
     (tmp_path / "killed" / "part-00001.arrow").write_bytes(b"half a shard")
-    resumed = build_orp_bank([photos], tmp_path / "killed", models, SETTINGS)
+    resumed = build_orp_bank([photos], tmp_path / "killed", SETTINGS)
     assert (resumed.rows, resumed.computed, resumed.duplicates) == (16, 10, 0)
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "one")
 
 
 def test_a_kill_before_the_index_leaves_a_bank_that_goes_on(
-    photos: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "bank"
-    build_orp_bank([photos], out, models, SETTINGS)
+    build_orp_bank([photos], out, SETTINGS)
     draw_photo(photos / "9.png", 9)
 
     def die(bank: OrpBank) -> None:
@@ -136,41 +129,41 @@ def test_a_kill_before_the_index_leaves_a_bank_that_goes_on(
     with monkeypatch.context() as patched:
         patched.setattr(module.faiss_index, "write_index", die)
         with pytest.raises(KeyboardInterrupt):
-            build_orp_bank([photos], out, models, SETTINGS)
-    summary = build_orp_bank([photos], out, models, SETTINGS)
+            build_orp_bank([photos], out, SETTINGS)
+    summary = build_orp_bank([photos], out, SETTINGS)
     assert (summary.rows, summary.computed, summary.index["rows"]) == (18, 0, 18)
 
 
 def test_new_photos_are_added_and_old_ones_left_alone(
-    photos: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "bank"
-    build_orp_bank([photos], out, models, SETTINGS)
+    build_orp_bank([photos], out, SETTINGS)
     before = hashes(out)
     draw_photo(photos / "0a.png", 77)
     shutil.copy(photos / "3.png", photos / "3 again.png")
     encoded: list[int] = []
     encode = ImageTower.encode
     monkeypatch.setattr(ImageTower, "encode", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels))
-    summary = build_orp_bank([photos], out, models, SETTINGS)
+    summary = build_orp_bank([photos], out, SETTINGS)
     assert (summary.rows, summary.computed, summary.photos, sum(encoded)) == (18, 2, 9, 2)
     after = hashes(out)
     assert {name: after[name] for name in before if name.startswith("part")} == {
         name: before[name] for name in before if name.startswith("part")
     }
     assert after[INDEX_FILE] != before[INDEX_FILE]
-    again = build_orp_bank([photos], out, models, SETTINGS)
+    again = build_orp_bank([photos], out, SETTINGS)
     assert (again.computed, sum(encoded)) == (0, 2)
     assert hashes(out) == after
 
 
-def test_the_same_picture_counts_once(photos: Path, models: Path, tmp_path: Path) -> None:
+def test_the_same_picture_counts_once(photos: Path, tmp_path: Path) -> None:
     shutil.copy(photos / "3.png", photos / "copy.png")
-    summary = build_orp_bank([photos, photos / "0.png"], tmp_path / "bank", models, SETTINGS)
+    summary = build_orp_bank([photos, photos / "0.png"], tmp_path / "bank", SETTINGS)
     assert (summary.photos, summary.duplicates, summary.quarantined) == (8, 2, 0)
 
 
-def test_a_pile_with_everything_wrong(photos: Path, models: Path, tmp_path: Path) -> None:
+def test_a_pile_with_everything_wrong(photos: Path, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(photos / "whole.jpg")
     data = (photos / "whole.jpg").read_bytes()
@@ -187,7 +180,7 @@ def test_a_pile_with_everything_wrong(photos: Path, models: Path, tmp_path: Path
     (photos / "gone.png").symlink_to(photos / "nowhere.png")
     (photos / "loop").symlink_to(photos)
     out = tmp_path / "bank"
-    summary = build_orp_bank([photos], out, models, dataclasses.replace(SETTINGS, workers=2))
+    summary = build_orp_bank([photos], out, dataclasses.replace(SETTINGS, workers=2))
     reasons = refused(out)
     assert sorted(reasons) == sorted(
         ["truncated.jpg", "empty.png", "text.png", "dot.png", "bomb.png", "gone.png", "loop"]
@@ -198,30 +191,28 @@ def test_a_pile_with_everything_wrong(photos: Path, models: Path, tmp_path: Path
 
 
 def test_refused_photos_are_tried_again_only_when_asked_or_changed(
-    photos: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "bank"
     for name in ("bad.png", "worse.png"):
         (photos / name).write_text("no picture")
-    build_orp_bank([photos], out, models, SETTINGS)
+    build_orp_bank([photos], out, SETTINGS)
 
     decoded: list[bytes] = []
     original: Callable[[bytes], Image.Image] = photo_crops.decode
     monkeypatch.setattr(photo_crops, "decode", lambda data: decoded.append(data) or original(data))
-    build_orp_bank([photos], out, models, SETTINGS)
+    build_orp_bank([photos], out, SETTINGS)
     assert not decoded
     assert sorted(refused(out)) == ["bad.png", "worse.png"]
     draw_photo(photos / "bad.png", 50)
-    assert build_orp_bank([photos], out, models, SETTINGS).computed == 2
+    assert build_orp_bank([photos], out, SETTINGS).computed == 2
     assert len(decoded) == 1
     retried = dataclasses.replace(SETTINGS, retry_quarantined=True)
-    assert build_orp_bank([photos], out, models, retried).quarantined == 1
+    assert build_orp_bank([photos], out, retried).quarantined == 1
     assert len(decoded) == 2
 
 
-def test_an_unreadable_file_is_refused(
-    photos: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unreadable_file_is_refused(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (photos / "0.png").chmod(0)
     if os.access(photos / "0.png", os.R_OK):
         # The superuser may read everything; then the refusal is made up.
@@ -233,46 +224,46 @@ def test_an_unreadable_file_is_refused(
             return read(path)
 
         monkeypatch.setattr(Path, "read_bytes", deny)
-    summary = build_orp_bank([photos], tmp_path / "bank", models, SETTINGS)
+    summary = build_orp_bank([photos], tmp_path / "bank", SETTINGS)
     assert (summary.photos, refused(tmp_path / "bank")) == (7, {"0.png": "cannot be read: Permission denied"})
 
 
-def test_too_many_refused(photos: Path, models: Path, tmp_path: Path) -> None:
+def test_too_many_refused(photos: Path, tmp_path: Path) -> None:
     (photos / "9.png").write_text("no picture")
     with pytest.raises(TooManyRefused):
-        build_orp_bank([photos], tmp_path / "bank", models, dataclasses.replace(SETTINGS, max_bad=0))
-    assert build_orp_bank([photos], tmp_path / "bank", models, SETTINGS).rows == 16
+        build_orp_bank([photos], tmp_path / "bank", dataclasses.replace(SETTINGS, max_bad=0))
+    assert build_orp_bank([photos], tmp_path / "bank", SETTINGS).rows == 16
 
 
-def test_photos_near_excluded_images_are_kept_out(photos: Path, models: Path, tmp_path: Path) -> None:
+def test_photos_near_excluded_images_are_kept_out(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "benchmark").mkdir()
     Image.open(photos / "5.png").resize((120, 90)).save(tmp_path / "benchmark" / "five.jpg", quality=90)
     strict = dataclasses.replace(SETTINGS, exclude_near=(tmp_path / "benchmark",), exclude_threshold=0.995)
     out = tmp_path / "bank"
-    summary = build_orp_bank([photos], out, models, strict)
+    summary = build_orp_bank([photos], out, strict)
     assert summary.photos == 7
     ((name, reason),) = refused(out).items()
     assert name == "5.png"
     assert "five.jpg" in reason
     with pytest.raises(DamagedStore, match="kept_out"):
-        build_orp_bank([photos], out, models, SETTINGS)
+        build_orp_bank([photos], out, SETTINGS)
     (tmp_path / "benchmark" / "bad.png").write_text("no picture")
     with pytest.raises(UserError, match=r"bad\.png"):
-        build_orp_bank([photos], tmp_path / "other", models, strict)
+        build_orp_bank([photos], tmp_path / "other", strict)
 
 
-def test_other_settings_need_another_folder(photos: Path, models: Path, tmp_path: Path) -> None:
+def test_other_settings_need_another_folder(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "bank"
-    build_orp_bank([photos], out, models, SETTINGS)
+    build_orp_bank([photos], out, SETTINGS)
     before = hashes(out)
     for changed in ({"seed": 1}, {"crops_per_image": 3}, {"dtype": "int8"}, {"tokens_per_crop": 4}):
         with pytest.raises(DamagedStore, match="other settings"):
-            build_orp_bank([photos], out, models, dataclasses.replace(SETTINGS, **changed))
+            build_orp_bank([photos], out, dataclasses.replace(SETTINGS, **changed))
     assert hashes(out) == before
 
 
-def test_no_photo_that_can_be_used(models: Path, tmp_path: Path) -> None:
+def test_no_photo_that_can_be_used(tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_text("no picture")
     with pytest.raises(UserError, match="none of 1 photos"):
-        build_orp_bank([tmp_path / "bad.png"], tmp_path / "bank", models, SETTINGS)
+        build_orp_bank([tmp_path / "bad.png"], tmp_path / "bank", SETTINGS)
     assert refused(tmp_path / "bank") == {"bad.png": "not a picture"}

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,8 @@ def _quiet() -> None:
     set_quiet(True)
 
 
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
 @pytest.fixture(autouse=True)
-def _load_once(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _load_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loading is most of the time of a small run."""
     loaded: dict[Any, Any] = {}
 
@@ -56,20 +52,20 @@ def _load_once(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class Run:
     """One corpus and one store."""
 
-    def __init__(self, folder: Path, models: Path) -> None:
-        self.corpus, self.out, self.models = folder / "corpus.txt", folder / "prompts", models
+    def __init__(self, folder: Path) -> None:
+        self.corpus, self.out = folder / "corpus.txt", folder / "prompts"
         self.write(WORDS)
 
     def write(self, words: list[str]) -> None:
         self.corpus.write_text("\n".join(words) + "\n", encoding="utf-8")
 
     def __call__(self, settings: EmbedTextSettings = SETTINGS, out: Path | None = None) -> EmbedTextSummary:
-        return embed_text([str(self.corpus)], out or self.out, self.models, settings)
+        return embed_text([str(self.corpus)], out or self.out, settings)
 
 
 @pytest.fixture
-def run(tmp_path: Path, models: Path) -> Run:
-    return Run(tmp_path, models)
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
 
 
 def of_corpus(**settings: Any) -> EmbedTextSettings:
@@ -107,7 +103,7 @@ def test_a_store_is_as_the_contract_says(run: Run) -> None:
         ("part-00001", 0),
         ("part-00001", 1),
     ]
-    tokenizer = load_clip("tiny", run.models).tokenizer
+    tokenizer = load_clip("tiny").tokenizer
     for row in rows:
         assert row["prompt"] == f"a photo of a '{row['label']}'"
         assert row["token_ids"] == tokenizer(row["prompt"])["input_ids"]
@@ -121,7 +117,7 @@ def test_a_store_is_as_the_contract_says(run: Run) -> None:
 def test_the_store_gives_back_the_towers_states(run: Run, dtype: Any, apart: float) -> None:
     run(dataclasses.replace(SETTINGS, dtype=dtype))
     store = PromptStore(run.out)
-    tower = TextTower(load_clip("tiny", run.models), Template())
+    tower = TextTower(load_clip("tiny"), Template())
     expected = tower.encode(tower.tokenize([Template().prompt(word) for word in WORDS]))
     read = store.states(np.arange(len(WORDS)))
     assert np.array_equal(read.lengths, expected.lengths)
@@ -280,24 +276,21 @@ def test_a_learnt_charset_grows_with_the_corpus(run: Run) -> None:
 
 
 def test_estimate_starts_nothing(run: Run) -> None:
-    cost = estimate([str(run.corpus)], run.out, run.models, SETTINGS)
+    cost = estimate([str(run.corpus)], run.out, SETTINGS)
     assert cost.rows == len(WORDS)
     assert cost.seconds > 0
     assert not run.out.exists()
     run()
     written = sum(path.stat().st_size for path in run.out.glob("part-*.arrow"))
     assert 0.3 < cost.bytes / written < 3
-    assert estimate([str(run.corpus)], run.out, run.models, SETTINGS).rows == 0
+    assert estimate([str(run.corpus)], run.out, SETTINGS).rows == 0
 
 
-def test_a_replaced_model_is_noticed(run: Run, models: Path, tmp_path: Path) -> None:
+def test_a_replaced_model_is_noticed(run: Run, tmp_path: Path) -> None:
     from dptr.pipeline import bundled_clip
 
-    source = bundled_clip.materialize(models)
     folder = tmp_path / "clip"
-    folder.mkdir()
-    for file in source.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(bundled_clip.BUNDLED, folder)
     settings = dataclasses.replace(SETTINGS, clip=str(folder))
     run(settings)
     config = json.loads((folder / "config.json").read_text())

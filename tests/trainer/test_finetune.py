@@ -184,15 +184,15 @@ def test_without_merging_the_decoder_reads_all_image_tokens() -> None:
     assert memory.tokens.shape == (2, model.encoder.grid[0] * model.encoder.grid[1], DIM)
 
 
-def test_clips_own_image_tower_gives_the_tokens_that_a_bank_holds(tmp_path: Path) -> None:
-    folder = bundled_clip.materialize(tmp_path / "models")
+def test_clips_own_image_tower_gives_the_tokens_that_a_bank_holds() -> None:
+    folder = bundled_clip.BUNDLED
     settings = recipe().replace("encoder", kind="clip:tiny", config=describe(folder)).encoder
     encoder = build_encoder(settings)
     assert isinstance(encoder, ClipEncoder)
     encoder.load(folder)
-    assert (encoder.size, encoder.grid, encoder.dim) == ((64, 64), (8, 8), 128)
-    tower = ImageTower(load_clip("tiny", tmp_path / "models"))
-    image = Image.effect_mandelbrot((64, 64), (-2, -1.5, 1, 1.5), 50).convert("RGB")
+    assert (encoder.size, encoder.grid, encoder.dim) == ((96, 96), (6, 6), 128)
+    tower = ImageTower(load_clip("tiny"))
+    image = Image.effect_mandelbrot((96, 96), (-2, -1.5, 1, 1.5), 50).convert("RGB")
     expected, _ = tower.encode(tower.preprocess(image)[None])
     pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.inference_mode():
@@ -200,7 +200,8 @@ def test_clips_own_image_tower_gives_the_tokens_that_a_bank_holds(tmp_path: Path
 
 
 def test_a_recognizer_on_clips_tower_trains_and_is_read_without_the_clip(tmp_path: Path) -> None:
-    folder = bundled_clip.materialize(tmp_path / "models")
+    folder = tmp_path / "clip"
+    shutil.copytree(bundled_clip.BUNDLED, folder)
     images = opened(draw_crops(tmp_path / "crops", WORDS))
     settings = recipe(steps=2, batch_size=2).replace("encoder", kind="clip:tiny", config=describe(folder))
     finetune(images, Charset.named("94"), None, settings, tmp_path / "run", clip=folder)
