@@ -10,6 +10,7 @@ from torch import Tensor
 from dptr.cache.charset import Charset
 from dptr.trainer.decoders.autoregressive import AutoregressiveDecoder
 from dptr.trainer.decoders.base import DecoderShape, Memory, Targets
+from dptr.trainer.decoders.layers import attention
 from dptr.trainer.decoders.parseq import ParseqDecoder, TwoStreamLayer
 from dptr.trainer.decoders.permutations import attention_masks, draw_permutations
 
@@ -178,3 +179,20 @@ def test_masks_let_each_query_see_what_its_order_has_read() -> None:
         [True, True, True, True],
     ]
     assert content[0].diagonal().all()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bf16_is_that_of_fp32(masked: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, keys, values = (torch.randn(2, 3, 5, 8, generator=generator).bfloat16() for _ in range(3))
+    mask = torch.ones(5, 5, dtype=torch.bool).tril() if masked else None
+    plain = attention(queries.float(), keys.float(), values.float(), mask, 0.0)
+    half = attention(queries, keys, values, mask, 0.0)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), plain, atol=2e-2, rtol=2e-2)
+
+
+def test_attention_in_bf16_drops_out() -> None:
+    torch.manual_seed(0)
+    queries, keys, values = (torch.randn(2, 3, 5, 8).bfloat16() for _ in range(3))
+    assert not torch.equal(*(attention(queries, keys, values, None, 0.5) for _ in range(2)))
