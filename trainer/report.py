@@ -33,6 +33,11 @@ FILE_NAME = "report.html"
 _EXAMPLES = 24
 _TOKENS_SHOWN = 400
 Section = tuple[str, str]
+_SECTIONS = {
+    "pretrain": ("decoder", "noise", "pretrain"),
+    "finetune": ("encoder", "fmu", "decoder", "finetune"),
+    "clip": ("clip",),
+}
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,9 @@ def report(
         UserError: the run has not trained far enough, or crops are given for a decoder that cannot see.
     """
     started = time.monotonic()
-    if run.kind == "pretrain" and crops is not None:
-        raise UserError(f"{run.folder} is a pre-trained decoder, which cannot see", "Leave --data out")
+    if run.kind != "finetune" and crops is not None:
+        what = "a pre-trained decoder, which cannot see" if run.kind == "pretrain" else "a CLIP, which does not read"
+        raise UserError(f"{run.folder} is {what}", "Leave --data out")
     if not (run.folder / METRICS_FILE).is_file():
         raise UserError(f"{run.folder} has no metrics yet", "Let it train further")
     sections = [("The run", _facts(run)), ("Training", _curves(run))]
@@ -77,7 +83,6 @@ def report(
 
 def _facts(run: Run) -> str:
     recipe = dataclasses.asdict(run.recipe)
-    sections = ("decoder", "noise", "pretrain") if run.kind == "pretrain" else ("encoder", "fmu", "decoder", "finetune")
     rows = [
         ["stage", run.kind],
         ["steps", f"{run.step():,}"],
@@ -85,7 +90,7 @@ def _facts(run: Run) -> str:
         ["memory", f"{run.memory_dim} wide"],
         *(
             [name, ", ".join(f"{key} {value}" for key, value in recipe[name].items() if value != "")]
-            for name in sections
+            for name in _SECTIONS[run.kind]
         ),
     ]
     return draw.table(["", ""], rows)
@@ -97,7 +102,9 @@ def _curves(run: Run) -> str:
     def points(key: str) -> list[tuple[float, float]]:
         return [(line["step"], line[key]) for line in lines if key in line]
 
-    shares = sorted({key for line in lines for key in line if key.startswith("validation_accuracy")})
+    shares = sorted(
+        {key for line in lines for key in line if key.startswith(("validation_accuracy", "validation_top"))}
+    )
     charts = [draw.line_chart("loss by step", {"loss": points("loss")}, logarithmic=True)]
     if shares:
         named = {key.removeprefix("validation_").replace("_", " "): points(key) for key in shares}

@@ -16,6 +16,7 @@ from dptr.pipeline.templates import Template
 from dptr.pipeline.text_tower import TextTower
 from dptr.trainer.clip_learner import contrastive_loss
 from dptr.trainer.recipe import Recipe, load_recipe
+from dptr.trainer.report import report
 from dptr.trainer.runs import Run
 from dptr.trainer.train_clip import TrainClipSummary, open_learner, train_clip
 from dptr.trainer.word_images import WordImages
@@ -168,3 +169,13 @@ def test_photos_only_count_as_wrong_images() -> None:
     alone = contrastive_loss(words, token_ids)
     beside_photos = contrastive_loss(torch.cat([words, torch.full((2, 3), 5.0)], 1), token_ids)
     assert beside_photos > alone + 0.5
+
+
+def test_its_report_shows_how_often_the_right_prompt_came_first(crops: Path, like: Path, tmp_path: Path) -> None:
+    summary = train(crops, like, tmp_path / "run", recipe(steps=10))
+    report(Run.load(summary.out), tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "top1" in page
+    assert "letters_weight" in page
+    with pytest.raises(UserError, match="does not read"):
+        report(Run.load(summary.out), tmp_path / "report.html", opened(crops / "unseen"))
