@@ -719,7 +719,7 @@ def _demo_text(
         f"word accuracy on {figures['rows']} rendered crops, none seen in training (their words were): "
         f"{metrics['accuracy_36_weighted']:.1%}",
         f"held-out words read from their text states after pre-training: {metrics['accuracy']:.1%}",
-        "The bundled CLIP is untrained and the crops are rendered, so this shows that every stage works, no more.",
+        "The bundled CLIP is small and the crops are rendered: this shows that every stage works, not how far it goes.",
         "",
         f"prompt store  {workspace.prompts}",
         f"ORP bank      {workspace.orp}",

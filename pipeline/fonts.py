@@ -22,7 +22,20 @@ _SUFFIXES = (".ttf", ".otf", ".ttc")
 _PROBE_SIZE = 24
 _NO_CHARACTER = "\uffff"
 # These draw pictures, or boxes, in the place of letters.
-_NOT_FOR_WORDS = ("symbol", "dingbat", "emoji", "icon", "lastresort", "fallback", "braille", "barcode", "blank")
+_NOT_FOR_WORDS = (
+    "symbol",
+    "dingbat",
+    "emoji",
+    "icon",
+    "lastresort",
+    "fallback",
+    "braille",
+    "barcode",
+    "blank",
+    "d050000l",
+    "initials",
+    "keyboard",
+)
 
 
 class Font:

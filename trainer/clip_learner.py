@@ -64,6 +64,9 @@ class ClipLearner(nn.Module):
         self.columns = self.side * _LETTERS_A_PATCH
         self.column_head = nn.Linear(self.side * vision.hidden_size, _LETTERS_A_PATCH * CLASSES)
         self.word_head = nn.Linear(clip.config.projection_dim, self.columns * CLASSES)
+        text = clip.config.text_config
+        self.token_head = nn.Linear(text.hidden_size, text.vocab_size)
+        self.place_head = nn.Linear(text.hidden_size, text.max_position_embeddings)
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
@@ -82,23 +85,40 @@ class ClipLearner(nn.Module):
         letters = self.column_head(by_column).view(len(images), self.columns, CLASSES)
         return _unit(self.clip.visual_projection(out.pooler_output)), letters
 
-    def encode_texts(self, token_ids: Tensor) -> Tensor:
-        """Encode prompts (batch, tokens), padded with the end token, as vectors of length one (batch, dim)."""
-        # The tower is causal: what pads a prompt stands behind its end token and cannot change it.
-        return _unit(self.clip.text_projection(self.clip.text_model(input_ids=token_ids).pooler_output))
+    def encode_texts(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode prompts (batch, tokens), padded with the end token.
 
-    def loss(self, batch: ClipBatch, letters_weight: float) -> Tensor:
-        """Contrastive loss of both directions, plus that of the letters; photos only ever count as wrong images."""
+        Returns:
+            Vectors of length one in the joint space (batch, dim), and the states (batch, tokens, width).
+        """
+        # The tower is causal: what pads a prompt stands behind its end token and cannot change it.
+        out = self.clip.text_model(input_ids=token_ids)
+        return _unit(self.clip.text_projection(out.pooler_output)), out.last_hidden_state
+
+    def loss(self, batch: ClipBatch, letters_weight: float, states_weight: float) -> Tensor:
+        """Contrastive loss of both directions, plus those of the letters and of the text states.
+
+        Photos only ever count as wrong images.
+        """
         words = len(batch.token_ids)
         images, by_column = self.encode_images(batch.images)
-        texts = self.encode_texts(batch.token_ids)
+        texts, states = self.encode_texts(batch.token_ids)
         scale = self.clip.logit_scale.clamp(max=_MOST_LOG_SCALE).exp()
         matching = contrastive_loss(texts @ images.T * scale, batch.token_ids)
         answers = [by_column[:words], self._letters(images[:words]), self._letters(texts)]
-        letters = [
-            functional.cross_entropy(answer.float().flatten(0, 1), batch.letters.flatten()) for answer in answers
-        ]
-        return matching + letters_weight * (letters[0] + 0.5 * letters[1] + 0.5 * letters[2])
+        asked = batch.letters.flatten()
+        by_patch, of_images, of_texts = (functional.cross_entropy(a.float().flatten(0, 1), asked) for a in answers)
+        letters = by_patch + (of_images + of_texts) / 2
+        return matching + letters_weight * letters + states_weight * self._states_loss(states, batch.token_ids)
+
+    def _states_loss(self, states: Tensor, token_ids: Tensor) -> Tensor:
+        """Cross-entropy of each state's token and place, up to the first end token."""
+        end = self.clip.config.text_config.eos_token_id
+        real = (token_ids == end).cumsum(1) - (token_ids == end).long() == 0
+        places = torch.arange(token_ids.shape[1], device=states.device).expand_as(token_ids)
+        told = states[real]
+        tokens = functional.cross_entropy(self.token_head(told).float(), token_ids[real])
+        return tokens + functional.cross_entropy(self.place_head(told).float(), places[real])
 
     def _letters(self, vectors: Tensor) -> Tensor:
         scaled = vectors * vectors.shape[-1] ** 0.5

@@ -135,12 +135,13 @@ class ClipSettings(TrainingSettings):
     """Training of a CLIP.
 
     ``photos`` without text join each batch as wrong answers. ``letters_weight`` is that of the question which letter
-    stands where, beside the contrastive loss.
+    stands where, beside the contrastive loss; ``states_weight`` that of the question which token a text state is of.
     """
 
     template: str = "a photo of a '{label}'"
     photos: int = 8
     letters_weight: float = 1.0
+    states_weight: float = 0.5
 
 
 @dataclass(frozen=True)

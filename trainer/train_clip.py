@@ -91,7 +91,7 @@ def train_clip(
         for line in sorted(set(batch.unreadable) - unreadable):
             note(f"left out: {line}")
         unreadable.update(batch.unreadable)
-        return learner.loss(batch.to(place), recipe.clip.letters_weight)
+        return learner.loss(batch.to(place), recipe.clip.letters_weight, recipe.clip.states_weight)
 
     task = loop.Task(
         model=learner,
@@ -134,7 +134,7 @@ def retrieval(
         some = chosen[start : start + _BATCH]
         pixels = torch.stack([torch.from_numpy(preprocess(images.image(i), model.size, model.size)) for i in some])
         seen.append(model.encode_images(pixels.to(device))[0])
-        texts.append(model.encode_texts(prompts([images.samples[i].label for i in some]).to(device)))
+        texts.append(model.encode_texts(prompts([images.samples[i].label for i in some]).to(device))[0])
     similarities = torch.cat(seen) @ torch.cat(texts).T
     right = torch.arange(len(chosen), device=device)
     top1 = (similarities.argmax(1) == right).float().mean().item()
@@ -169,11 +169,18 @@ def open_learner(folder: Path) -> tuple[ClipLearner, Any]:
 
 def _take_weights(learner: ClipLearner, start: runs.Run) -> None:
     try:
-        learner.load_state_dict(start.weights())
+        found = learner.load_state_dict(start.weights(), strict=False)
     except RuntimeError as error:
         raise UserError(
             f"the weights of {start.folder} are of another shape", "Start from a run of the same --clip"
         ) from error
+    # Heads only serve training: a run of an earlier version may lack one, and it starts anew.
+    lacking = [name for name in found.missing_keys if name.startswith("clip.")]
+    if lacking or found.unexpected_keys:
+        wrong = min([*lacking, *found.unexpected_keys])
+        raise UserError(f"the weights of {start.folder} do not fit at {wrong}", "Start from a run of the same --clip")
+    if found.missing_keys:
+        note(f"new: {', '.join(found.missing_keys)}")
 
 
 def _require_apart(images: WordImages, held_out: WordImages) -> None:

@@ -98,7 +98,7 @@ def test_training_sees_what_stage_1_sees(crops: Path, like: Path, tmp_path: Path
     image = opened(crops / "train").image(3)
     with torch.no_grad():
         ours, _ = learner.encode_images(torch.from_numpy(preprocess(image, 32, 32))[None])
-        texts = learner.encode_texts(Prompts(tokenizer, Template().prompt)(["exit", "street's"]))
+        texts, _ = learner.encode_texts(Prompts(tokenizer, Template().prompt)(["exit", "street's"]))
     tower = ImageTower(clip)
     theirs = tower.encode(tower.preprocess(image)[None])[1]
     assert np.abs(ours.numpy() - theirs / np.linalg.norm(theirs)).max() < 2e-3  # saved in half precision
@@ -179,3 +179,11 @@ def test_its_report_shows_how_often_the_right_prompt_came_first(crops: Path, lik
     assert "letters_weight" in page
     with pytest.raises(UserError, match="does not read"):
         report(Run.load(summary.out), tmp_path / "report.html", opened(crops / "unseen"))
+
+
+def test_states_behind_the_end_of_a_prompt_are_asked_nothing(like: Path) -> None:
+    learner, _ = open_learner(like)
+    end = learner.clip.config.text_config.eos_token_id
+    states = torch.randn(1, 5, 32)
+    loss = learner._states_loss(states, torch.tensor([[993, 7, end, end, end]]))
+    torch.testing.assert_close(loss, learner._states_loss(states[:, :3], torch.tensor([[993, 7, end]])))
