@@ -490,6 +490,7 @@ def _train_clip(
     more: MoreData = None,
     held_out: Annotated[Path | None, typer.Option(help="Labelled crops of other words, for validation.")] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder of photos without text.")] = None,
+    charset: CharsetName = None,
     clip: Annotated[
         str, typer.Option("--clip", help="The CLIP whose shape, tokenizer and preprocessing are taken.")
     ] = "tiny",
@@ -517,11 +518,12 @@ def _train_clip(
     settings = load_recipe(recipe, _changes("clip", changes, steps, seed, {}))
     if held_out is None:
         raise UserError("nothing to validate on", "Give labelled crops of words that training never sees: --held-out")
-    characters = Charset.named("94")
+    characters = Charset.named(charset or "94")
     images = WordImages.open(_data(data, more), characters, _normalization(settings))
     summary = train_clip(
         images,
         WordImages.open([held_out], characters, _normalization(settings)),
+        characters,
         photo_paths(photos) if photos else (),
         find_clip(clip),
         Template(settings.clip.template).prompt,

@@ -52,6 +52,7 @@ class ClipBatches:
         settings: ClipSettings,
         size: int,
         columns: int,
+        alphabet: str,
     ) -> None:
         # Unlike a decoder's, these batches gain nothing from equal lengths, and contrast wants all kinds of words.
         same = np.ones(len(images), dtype=np.int64)
@@ -62,6 +63,7 @@ class ClipBatches:
         self._settings = settings
         self._size = size
         self._columns = columns
+        self._alphabet = alphabet
 
     def __call__(self, number: int) -> ClipBatch:
         """Return batch ``number``, counted from 0 through all epochs."""
@@ -79,7 +81,7 @@ class ClipBatches:
             raise UserError(f"batch {number} has no readable image: {unreadable[0]}", "Check the data")
         rng = np.random.default_rng((self._settings.seed, 6, number))
         pixels += [self._photo(rng) for _ in range(self._settings.photos if self._photos else 0)]
-        letters = np.stack([letters_by_column(label, self._columns) for label in labels])
+        letters = np.stack([letters_by_column(label, self._columns, self._alphabet) for label in labels])
         return ClipBatch(
             torch.from_numpy(np.stack(pixels)), self._prompts(labels), torch.from_numpy(letters), tuple(unreadable)
         )

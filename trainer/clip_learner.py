@@ -14,8 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dptr.trainer.letter_places import CLASSES
-
 #: Letters asked for within the width of one patch.
 _LETTERS_A_PATCH = 4
 #: As in CLIP: beyond a hundredfold, similarities make training unstable.
@@ -50,20 +48,22 @@ class ClipLearner(nn.Module):
     Args:
         clip: a ``CLIPModel``.
         mean, std: three numbers each, with which pixels in [0, 1] are normalised.
+        letters: how many letters to tell apart, besides any other character.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, clip: Any, mean: list[float], std: list[float]) -> None:
+    def __init__(self, clip: Any, mean: list[float], std: list[float], letters: int) -> None:
         super().__init__()
         self.clip = clip
         vision = clip.config.vision_config
         self.size = int(vision.image_size)
         self.side = self.size // int(vision.patch_size)
         self.columns = self.side * _LETTERS_A_PATCH
-        self.column_head = nn.Linear(self.side * vision.hidden_size, _LETTERS_A_PATCH * CLASSES)
-        self.word_head = nn.Linear(clip.config.projection_dim, self.columns * CLASSES)
+        self.classes = letters + 1
+        self.column_head = nn.Linear(self.side * vision.hidden_size, _LETTERS_A_PATCH * self.classes)
+        self.word_head = nn.Linear(clip.config.projection_dim, self.columns * self.classes)
         text = clip.config.text_config
         self.token_head = nn.Linear(text.hidden_size, text.vocab_size)
         self.place_head = nn.Linear(text.hidden_size, text.max_position_embeddings)
@@ -82,7 +82,7 @@ class ClipLearner(nn.Module):
         out = self.clip.vision_model(pixel_values=(images / 255 - self.mean) / self.std)
         patches = out.last_hidden_state[:, 1:].unflatten(1, (self.side, self.side))
         by_column = patches.transpose(1, 2).flatten(2)
-        letters = self.column_head(by_column).view(len(images), self.columns, CLASSES)
+        letters = self.column_head(by_column).view(len(images), self.columns, self.classes)
         return _unit(self.clip.visual_projection(out.pooler_output)), letters
 
     def encode_texts(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,7 +122,7 @@ class ClipLearner(nn.Module):
 
     def _letters(self, vectors: Tensor) -> Tensor:
         scaled = vectors * vectors.shape[-1] ** 0.5
-        return torch.as_tensor(self.word_head(scaled)).view(len(vectors), self.columns, CLASSES)
+        return torch.as_tensor(self.word_head(scaled)).view(len(vectors), self.columns, self.classes)
 
 
 def contrastive_loss(similarities: Tensor, token_ids: Tensor) -> Tensor:

@@ -13,20 +13,26 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageFont
 
-#: Classes of letters, case aside; class 0 is any other character.
-ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789'"
-CLASSES = len(ALPHABET) + 1
 #: Share of a crop's width that is left free on each side.
 _MARGIN = 0.03
 
 
-def letters_by_column(label: str, columns: int) -> NDArray[np.int64]:
-    """Return the class of the letter at the middle of each column of a crop that shows ``label``, shape (columns,)."""
+def alphabet_of(characters: str) -> str:
+    """Return the letters to tell apart: the characters of a charset, case aside, in the order of their code points."""
+    return "".join(sorted({character for character in characters.lower() if not character.isspace()}))
+
+
+def letters_by_column(label: str, columns: int, alphabet: str) -> NDArray[np.int64]:
+    """Tell which letter stands at the middle of each column of a crop that shows ``label``.
+
+    Returns:
+        Shape (columns,): 1 and up count through ``alphabet``, 0 is any other character.
+    """
     edges = np.cumsum([0.0, *(_width(character) for character in label)])
     edges = edges / edges[-1] * (1 - 2 * _MARGIN) + _MARGIN
     middles = (np.arange(columns) + 0.5) / columns
     places = np.clip(np.searchsorted(edges, middles) - 1, 0, len(label) - 1)
-    classes = np.array([ALPHABET.find(character.lower()) + 1 for character in label])
+    classes = np.array([alphabet.find(character.lower()) + 1 for character in label])
     letters: NDArray[np.int64] = classes[places]
     return letters
 

@@ -22,6 +22,7 @@ from dptr.cache.progress import note
 from dptr.trainer import loop, runs
 from dptr.trainer.clip_batches import ClipBatches, Prompts
 from dptr.trainer.clip_learner import ClipLearner
+from dptr.trainer.letter_places import alphabet_of
 from dptr.trainer.recipe import Recipe
 from dptr.trainer.trackers import Tracker, observer
 from dptr.trainer.word_images import WordImages, preprocess
@@ -48,6 +49,7 @@ class TrainClipSummary:
 def train_clip(
     images: WordImages,
     held_out: WordImages,
+    charset: Charset,
     photos: Sequence[Path],
     like: Path,
     prompt: Callable[[str], str],
@@ -61,6 +63,7 @@ def train_clip(
 
     Args:
         images: word images to learn from. held_out: those that are read for validation, of other words.
+        charset: of both; its letters are told apart, case aside.
         photos: image files without text; empty for none.
         like: folder with the configuration, tokenizer and preprocessing to use.
         prompt: label to sentence.
@@ -72,18 +75,18 @@ def train_clip(
     started = time.monotonic()
     _require_apart(images, held_out)
     torch.manual_seed(recipe.clip.seed)
-    learner, tokenizer = open_learner(like)
+    alphabet = alphabet_of(charset.characters)
+    learner, tokenizer = open_learner(like, len(alphabet))
     if start is not None:
         _take_weights(learner, start)
     prompts = Prompts(tokenizer, prompt)
     place = torch.device(device)
     learner.to(place)
-    charset = Charset("".join(sorted({character for sample in images.samples for character in sample.label})))
     dim = int(learner.clip.config.projection_dim)
     run = runs.start_or_continue(
         out, "clip", recipe, charset, dim, _data_identity(images, held_out, photos, like, start)
     )
-    batches = ClipBatches(images, photos, prompts, recipe.clip, learner.size, learner.columns)
+    batches = ClipBatches(images, photos, prompts, recipe.clip, learner.size, learner.columns, alphabet)
     rows = recipe.clip.validation_rows
     unreadable: set[str] = set()
 
@@ -142,8 +145,10 @@ def retrieval(
     return {"score": top1, "top1": top1, "top5": top5, "prompts": float(len(chosen))}
 
 
-def open_learner(folder: Path) -> tuple[ClipLearner, Any]:
+def open_learner(folder: Path, letters: int) -> tuple[ClipLearner, Any]:
     """Return a learner with new weights of the shape that ``folder`` describes, and the tokenizer there.
+
+    ``letters`` is how many of them it is to tell apart.
 
     Raises:
         UserError: it is no CLIP, or one that cuts images to a square.
@@ -163,7 +168,7 @@ def open_learner(folder: Path) -> tuple[ClipLearner, Any]:
     # On short sequences the fused kernel's backward pass takes as long as all else together.
     config._attn_implementation = "eager"
     weights: Any = CLIPModel
-    learner = ClipLearner(weights(config), pixels["image_mean"], pixels["image_std"])
+    learner = ClipLearner(weights(config), pixels["image_mean"], pixels["image_std"], letters)
     return learner, AutoTokenizer.from_pretrained(folder)
 
 

@@ -1,9 +1,11 @@
-from dptr.trainer.letter_places import ALPHABET, letters_by_column
+from dptr.trainer.letter_places import alphabet_of, letters_by_column
+
+ALPHABET = alphabet_of("abcdefghijklmnopqrstuvwxyzEXIT 0123456789")
 
 
 def spelt(label: str, columns: int) -> str:
     return "".join(
-        "?" if letter == 0 else ALPHABET[letter - 1] for letter in letters_by_column(label, columns).tolist()
+        "?" if letter == 0 else ALPHABET[letter - 1] for letter in letters_by_column(label, columns, ALPHABET).tolist()
     )
 
 
@@ -31,3 +33,9 @@ def test_other_characters_are_class_zero() -> None:
     assert "?" in spelt("é1", 12)
     # A character whose lower case is two must not shift what follows.
     assert set(spelt("İb", 40)) == {"?", "b"}
+
+
+def test_an_alphabet_is_a_charset_case_and_spaces_aside() -> None:
+    assert alphabet_of("Bab A-") == "-ab"
+    assert alphabet_of("Ωω中") == "ω中"
+    assert letters_by_column("ΩΩ", 2, "ω中").tolist() == [1, 1]

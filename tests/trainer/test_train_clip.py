@@ -22,6 +22,7 @@ from dptr.trainer.train_clip import TrainClipSummary, open_learner, train_clip
 from dptr.trainer.word_images import WordImages
 
 WORDS = ["street", "market", "hotel", "exit", "open", "closed", "north", "sale"]
+CHARSET = Charset.named("94")
 UNSEEN = ["south", "bank", "cafe"]
 
 
@@ -61,13 +62,13 @@ def recipe(**changes: object) -> Recipe:
 
 
 def opened(folder: Path) -> WordImages:
-    return WordImages.open([folder], Charset.named("94"), Normalization())
+    return WordImages.open([folder], CHARSET, Normalization())
 
 
 def train(crops: Path, like: Path, out: Path, settings: Recipe, start: Run | None = None) -> TrainClipSummary:
     photos = [crops / "photos" / "one.png"]
     images, unseen = opened(crops / "train"), opened(crops / "unseen")
-    return train_clip(images, unseen, photos, like, Template().prompt, start, settings, out)
+    return train_clip(images, unseen, CHARSET, photos, like, Template().prompt, start, settings, out)
 
 
 def losses(out: Path) -> list[float]:
@@ -91,7 +92,7 @@ def test_training_sees_what_stage_1_sees(crops: Path, like: Path, tmp_path: Path
     from dptr.trainer.word_images import preprocess
 
     summary = train(crops, like, tmp_path / "run", recipe(steps=2))
-    learner, tokenizer = open_learner(summary.model)
+    learner, tokenizer = open_learner(summary.model, 68)
     learner.load_state_dict(Run.load(summary.out).weights())
     learner.train(False)
     clip = load_clip(str(summary.model))
@@ -139,7 +140,7 @@ def test_it_can_start_from_weights(crops: Path, like: Path, tmp_path: Path) -> N
 def test_words_on_both_sides(crops: Path, like: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="are among those to learn and those held out"):
         seen = opened(crops / "train")
-        train_clip(seen, seen, [], like, Template().prompt, None, recipe(), tmp_path / "run")
+        train_clip(seen, seen, CHARSET, [], like, Template().prompt, None, recipe(), tmp_path / "run")
 
 
 def test_a_clip_that_cuts_words_off(crops: Path, like: Path, tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_its_report_shows_how_often_the_right_prompt_came_first(crops: Path, lik
 
 
 def test_states_behind_the_end_of_a_prompt_are_asked_nothing(like: Path) -> None:
-    learner, _ = open_learner(like)
+    learner, _ = open_learner(like, 68)
     end = learner.clip.config.text_config.eos_token_id
     states = torch.randn(1, 5, 32)
     loss = learner._states_loss(states, torch.tensor([[993, 7, end, end, end]]))
