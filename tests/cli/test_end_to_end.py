@@ -100,6 +100,25 @@ def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str], monkeypa
     assert steps["result"] == [[12]]
 
 
+def test_a_clip_of_ones_own(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "seen.txt").write_text("\n".join(WORDS[:20]))
+    (tmp_path / "unseen.txt").write_text("\n".join(WORDS[20:30]))
+    for name in ("seen", "unseen"):
+        run(capsys, place, "render-words", tmp_path / f"{name}.txt", "-o", tmp_path / f"{name}.parquet")
+    data = ["--data", tmp_path / "seen.parquet", "--held-out", tmp_path / "unseen.parquet"]
+    asked = [*data, "--photos", place / "photos", "--set", "clip.batch_size=4", "-o", tmp_path / "run"]
+    trained = run(capsys, place, "train-clip", *asked, "--steps", "2")
+    assert (trained["steps"], trained["metrics"]["prompts"]) == (2, 10)
+    own = ["--clip", trained["model"], "-o", tmp_path / "prompts"]
+    assert run(capsys, place, "embed-text", tmp_path / "seen.txt", *own)["rows"] == 20
+    code, line = fail(capsys, "train-clip", "--data", tmp_path / "seen.parquet")
+    assert code == 2
+    assert "--held-out" in line
+    code, line = fail(capsys, "train-clip", *data, "--from", place / "crops")
+    assert code == 2
+    assert "no run at" in line
+
+
 def test_missing_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, line = fail(capsys, "embed-text", place / "nothing.txt", "--workspace", place / "other")
     assert code == 2
