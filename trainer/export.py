@@ -53,6 +53,8 @@ def export(run: Run, target: Target, out: Path, crops: WordImages | None = None)
     tensors, checked, apart = 0, 0, 0.0
     if crops is not None and target != "onnx":
         raise UserError("crops are for checking ONNX", f"Leave --data out with --to {target}")
+    if run.kind == "clip":
+        run.require_recogniser()
     if target == "onnx":
         checked, apart = _onnx(run, out, crops)
     elif target == "safetensors":
@@ -69,8 +71,7 @@ def default_path(run: Run, target: Target) -> Path:
 
 
 def _onnx(run: Run, out: Path, crops: WordImages | None) -> tuple[int, float]:
-    if run.kind != "finetune":
-        raise UserError(f"{run.folder} is a pre-trained decoder, which cannot see", "Export a fine-tuning run")
+    run.require_recogniser()
     recognizer = load_recognizer(run)
     images = _made_up(*recognizer.image_size)
     if crops is not None:

@@ -49,8 +49,7 @@ def load(run: str | Path, device: str = "cpu") -> Reader:
     if Path(run).is_file():
         return Reader(load_model(Path(run), device), device)
     description = Run.load(Path(run))
-    if description.kind != "finetune":
-        raise UserError(f"{run} is a pre-trained decoder, which cannot see", "Fine-tune it first (`dptr finetune`)")
+    description.require_recogniser()
     return Reader(load_recognizer(description, device), device)
 
 

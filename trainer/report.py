@@ -66,9 +66,8 @@ def report(
         UserError: the run has not trained far enough, or crops are given for a decoder that cannot see.
     """
     started = time.monotonic()
-    if run.kind != "finetune" and crops is not None:
-        what = "a pre-trained decoder, which cannot see" if run.kind == "pretrain" else "a CLIP, which does not read"
-        raise UserError(f"{run.folder} is {what}", "Leave --data out")
+    if crops is not None:
+        run.require_recogniser()
     if not (run.folder / METRICS_FILE).is_file():
         raise UserError(f"{run.folder} has no metrics yet", "Let it train further")
     sections = [("The run", _facts(run)), ("Training", _curves(run))]

@@ -70,6 +70,15 @@ class Run:
                 return load_tensors(found, "average" if averaged else MODEL)
         raise UserError(f"{self.folder} has no checkpoint yet", "Let it train further")
 
+    def require_recogniser(self) -> None:
+        """Raise :class:`UserError` unless this run made something that reads images."""
+        if self.kind == "pretrain":
+            raise UserError(
+                f"{self.folder} is a pre-trained decoder, which cannot see", "Fine-tune it first (`dptr finetune`)"
+            )
+        if self.kind == "clip":
+            raise UserError(f"{self.folder} is a CLIP, which does not read", f"Use it as --clip {self.folder / 'clip'}")
+
     def step(self) -> int:
         """Optimiser steps done so far."""
         found = find_checkpoint(self.folder / "checkpoints" / "last")

@@ -15,6 +15,7 @@ from dptr.pipeline.render_words import render_words
 from dptr.pipeline.templates import Template
 from dptr.pipeline.text_tower import TextTower
 from dptr.trainer.clip_learner import contrastive_loss
+from dptr.trainer.export import export
 from dptr.trainer.recipe import Recipe, load_recipe
 from dptr.trainer.report import report
 from dptr.trainer.runs import Run
@@ -180,6 +181,8 @@ def test_its_report_shows_how_often_the_right_prompt_came_first(crops: Path, lik
     assert "letters_weight" in page
     with pytest.raises(UserError, match="does not read"):
         report(Run.load(summary.out), tmp_path / "report.html", opened(crops / "unseen"))
+    with pytest.raises(UserError, match="does not read"):
+        export(Run.load(summary.out), "safetensors", tmp_path / "model.safetensors")
 
 
 def test_states_behind_the_end_of_a_prompt_are_asked_nothing(like: Path) -> None:
