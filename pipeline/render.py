@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 
-from dptr.cache.errors import UserError
+from dptr.cache.photo_thumbnail import photo_thumbnail
 from dptr.pipeline.fonts import Font
 from dptr.pipeline.letters import letter_masks
 from dptr.pipeline.render_style import NATURAL, RenderStyle, amount
@@ -20,7 +19,6 @@ Colour = tuple[int, int, int]
 
 # Backgrounds are blurred by distance anyway, and small photos can all stay in memory.
 _PHOTO_SIDE = 320
-_PHOTOS_KEPT = 512
 _COLOURS_TRIED = 12
 
 
@@ -59,7 +57,7 @@ def _background(
 
 
 def _cut_from_photo(path: Path, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    photo = _load_photo(path)
+    photo = photo_thumbnail(path, _PHOTO_SIDE)
     most = min(photo.width / size[0], photo.height / size[1])
     scale = most * rng.uniform(0.3, 1)
     width, height = size[0] * scale, size[1] * scale
@@ -67,18 +65,6 @@ def _cut_from_photo(path: Path, size: tuple[int, int], rng: np.random.Generator)
     cut = photo.resize(size, Image.Resampling.BILINEAR, (x, y, x + width, y + height))
     # Text is put where it can be read: busy places are calmed.
     return Image.blend(cut, Image.new("RGB", size, _mean(cut)), float(rng.uniform(0.2, 0.7)))
-
-
-@lru_cache(maxsize=_PHOTOS_KEPT)
-def _load_photo(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (_PHOTO_SIDE, _PHOTO_SIDE))
-            photo = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"photo {path} cannot be read ({error})", "Remove it from the photos") from error
-    photo.thumbnail((_PHOTO_SIDE, _PHOTO_SIDE))
-    return photo
 
 
 def _paint(masks: Image.Image, background: Image.Image, rng: np.random.Generator, style: RenderStyle) -> Image.Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from dptr.cache.errors import UserError
+from dptr.cache.photo_thumbnail import photo_thumbnail
 from dptr.trainer.clip_learner import ClipBatch
 from dptr.trainer.letter_places import letters_by_column
 from dptr.trainer.prompt_data import BatchOrder
@@ -22,7 +22,6 @@ from dptr.trainer.word_images import UnreadableImage, WordImages, preprocess
 
 #: Photos are shown at the size of a crop: more pixels would only cost time and memory.
 _PHOTO_SIDE = 480
-_PHOTOS_KEPT = 256
 _LEAST_SHARE = 0.2
 
 
@@ -88,7 +87,7 @@ class ClipBatches:
 
     def _photo(self, rng: np.random.Generator) -> NDArray[np.uint8]:
         """Draw a rectangle of a photo, of any size and shape."""
-        photo = _load_photo(self._photos[int(rng.integers(len(self._photos)))])
+        photo = photo_thumbnail(self._photos[int(rng.integers(len(self._photos)))], _PHOTO_SIDE)
         width, height = (np.array(photo.size) * rng.uniform(_LEAST_SHARE, 1, 2)).tolist()
         left, top = (rng.random(2) * (photo.width - width, photo.height - height)).tolist()
         box = (left, top, left + width, top + height)
@@ -96,15 +95,3 @@ class ClipBatches:
         if rng.random() < 0.5:
             cut = cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return preprocess(cut, self._size, self._size)
-
-
-@lru_cache(maxsize=_PHOTOS_KEPT)
-def _load_photo(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (_PHOTO_SIDE, _PHOTO_SIDE))
-            photo = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"photo {path} cannot be read ({error})", "Remove it from the photos") from error
-    photo.thumbnail((_PHOTO_SIDE, _PHOTO_SIDE))
-    return photo

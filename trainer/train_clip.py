@@ -70,10 +70,16 @@ def train_clip(
         start: run to take the weights from, such as one on easier images; None for new weights.
 
     Raises:
-        UserError: ``like`` is no square CLIP, or words are on both sides. DamagedStore: ``out`` holds another run.
+        UserError: ``like`` is no square CLIP, words are on both sides, or photos are given and not asked for, or asked
+            for and not given. DamagedStore: ``out`` holds another run.
     """
     started = time.monotonic()
     _require_apart(images, held_out)
+    if bool(photos) != bool(recipe.clip.photos):
+        raise UserError(
+            f"{len(photos)} photos are given, and clip.photos = {recipe.clip.photos} of them join each batch",
+            "Name a folder with --photos, or train without: --set clip.photos=0",
+        )
     torch.manual_seed(recipe.clip.seed)
     alphabet = alphabet_of(charset.characters)
     learner, tokenizer = open_learner(like, len(alphabet))
@@ -108,6 +114,8 @@ def train_clip(
     before = run.step()
     state = loop.run(out, task, recipe.clip, place)
     learner.load_state_dict(run.weights("best"))
+    # Of what is written: the last step need not have been the best.
+    metrics = retrieval(learner, held_out, prompts, rows, place)
     _save(learner, like, out / "clip")
     return TrainClipSummary(
         out=out,
@@ -117,7 +125,7 @@ def train_clip(
         quarantined=sum(images.refused.values()) + len(unreadable),
         steps=state.step,
         seconds=time.monotonic() - started,
-        metrics=state.metrics,
+        metrics=metrics,
     )
 
 
@@ -155,6 +163,9 @@ def open_learner(folder: Path, letters: int) -> tuple[ClipLearner, Any]:
     """
     from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 
+    missing = [name for name in _DESCRIPTIONS if not (folder / name).is_file()]
+    if missing:
+        raise UserError(f"{folder} has no {missing[0]}", "Give a CLIP's folder as transformers saves it, or `tiny`")
     config: Any = CLIPConfig.from_pretrained(folder)
     if config.model_type != "clip":
         raise UserError(f"{folder} holds a {config.model_type} model", "Give a CLIP to train one like it")

@@ -144,11 +144,29 @@ def test_words_on_both_sides(crops: Path, like: Path, tmp_path: Path) -> None:
         train_clip(seen, seen, CHARSET, [], like, Template().prompt, None, recipe(), tmp_path / "run")
 
 
+def test_photos_asked_for_and_not_given(crops: Path, like: Path, tmp_path: Path) -> None:
+    images, unseen = opened(crops / "train"), opened(crops / "unseen")
+    with pytest.raises(UserError, match="0 photos are given"):
+        train_clip(images, unseen, CHARSET, [], like, Template().prompt, None, recipe(), tmp_path / "run")
+
+
+def test_a_folder_that_lacks_a_file(crops: Path, like: Path, tmp_path: Path) -> None:
+    (like / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match=r"has no tokenizer_config\.json"):
+        train(crops, like, tmp_path / "run", recipe())
+
+
 def test_a_clip_that_cuts_words_off(crops: Path, like: Path, tmp_path: Path) -> None:
     path = like / "preprocessor_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "do_center_crop": True}))
     with pytest.raises(UserError, match="words lose letters"):
         train(crops, like, tmp_path / "run", recipe())
+
+
+def test_the_figures_are_those_of_what_is_written(crops: Path, like: Path, tmp_path: Path) -> None:
+    summary = train(crops, like, tmp_path / "run", recipe(validate_every=2))
+    lines = [json.loads(line) for line in (summary.out / "metrics.jsonl").read_text().splitlines()]
+    assert summary.metrics["top1"] == max(line.get("validation_top1", 0.0) for line in lines)
 
 
 def test_a_run_of_other_data(crops: Path, like: Path, tmp_path: Path) -> None:
