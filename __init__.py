@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dptr.cache.charset import Charset
-    from dptr.cache.orp import OrpBank
-    from dptr.cache.prompts import PromptStore
+    from dptr.cache.stores.orp import OrpBank
+    from dptr.cache.stores.prompts import PromptStore
     from dptr.trainer.read import load
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "Charset": "dptr.cache.charset",
-    "OrpBank": "dptr.cache.orp",
-    "PromptStore": "dptr.cache.prompts",
+    "OrpBank": "dptr.cache.stores.orp",
+    "PromptStore": "dptr.cache.stores.prompts",
     "load": "dptr.trainer.read",
 }
 

@@ -26,9 +26,9 @@ from dptr.cache.workspace import Workspace
 
 if TYPE_CHECKING:
     from dptr.cache.charset import Charset, Normalization
-    from dptr.trainer.recipe import Recipe
-    from dptr.trainer.runs import Run
-    from dptr.trainer.trackers import Tracker
+    from dptr.trainer.training.recipe import Recipe
+    from dptr.trainer.training.runs import Run
+    from dptr.trainer.training.trackers import Tracker
 
 app = typer.Typer(
     help="Pre-train a scene-text decoder from text alone, then fine-tune it on few labelled crops.",
@@ -132,8 +132,8 @@ def _embed_text(
     Example: dptr embed-text words.txt
     """
     from dptr.cache.charset import Normalization
-    from dptr.pipeline.corpus import CorpusSettings
-    from dptr.pipeline.embed_text import EmbedTextSettings, embed_text, estimate
+    from dptr.pipeline.text.corpus import CorpusSettings
+    from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text, estimate
 
     _require_choice("--unit", unit, "word", "line")
     _require_choice("--unicode", unicode, "nfc", "nfkc", "none")
@@ -186,7 +186,7 @@ def _build_orp_bank(
 
     Example: dptr build-orp-bank photos/
     """
-    from dptr.pipeline.build_orp_bank import OrpBankSettings, build_orp_bank
+    from dptr.pipeline.photos.build_orp_bank import OrpBankSettings, build_orp_bank
 
     _require_storage(precision, dtype)
     settings = OrpBankSettings(
@@ -216,7 +216,7 @@ def _mine_neighbours(
 
     Example: dptr mine-neighbours -k 32
     """
-    from dptr.pipeline.mine_neighbours import mine_neighbours
+    from dptr.pipeline.neighbours.mine_neighbours import mine_neighbours
 
     summary = mine_neighbours(workspace.prompts, workspace.orp, k)
     figures = {**_figures(summary), "quarantined": 0}
@@ -241,10 +241,10 @@ def _pretrain(
 
     Example: dptr pretrain --recipe tiny --set noise.ratio=0.2
     """
-    from dptr.cache.prompts import PromptStore
+    from dptr.cache.stores.prompts import PromptStore
     from dptr.trainer.pretrain import data_identity, pretrain
-    from dptr.trainer.recipe import load_recipe
-    from dptr.trainer.runs import default_name
+    from dptr.trainer.training.recipe import load_recipe
+    from dptr.trainer.training.runs import default_name
 
     flags = {"decoder.kind": decoder, "noise.draw": noise, "pretrain.sampling": sampling}
     settings = load_recipe(recipe, _changes("pretrain", changes, steps, seed, flags))
@@ -286,10 +286,10 @@ def _finetune(
     Example: dptr finetune --data crops/
     """
     from dptr.cache.charset import Charset
+    from dptr.cache.word_images.dataset import WordImages
     from dptr.trainer.finetune import data_identity, finetune
-    from dptr.trainer.recipe import load_recipe
-    from dptr.trainer.runs import default_name
-    from dptr.trainer.word_images import WordImages
+    from dptr.trainer.training.recipe import load_recipe
+    from dptr.trainer.training.runs import default_name
 
     run = _start_run(workspace, start)
     flags = {"encoder.kind": encoder, "fmu.kind": fmu, "finetune.freeze": freeze, "finetune.mix": mix}
@@ -325,10 +325,10 @@ def _evaluate(
     Example: dptr evaluate dptr_data/runs/finetune-parseq-1234abcd --data crops/
     """
     from dptr.cache.charset import Charset
+    from dptr.cache.word_images.dataset import WordImages
     from dptr.trainer.evaluate import evaluate
     from dptr.trainer.evaluation_table import figures, table
     from dptr.trainer.read import load
-    from dptr.trainer.word_images import WordImages
 
     reader = load(workspace.find_run(run), _device(device))
     # Every printable label counts: what the recogniser cannot emit is a mistake, not an exception.
@@ -381,9 +381,9 @@ def _export(
 
     Example: dptr export dptr_data/runs/finetune-parseq-1234abcd --to onnx
     """
-    from dptr.trainer.export import TARGETS, default_path, export
-    from dptr.trainer.runs import Run
-    from dptr.trainer.word_images import WordImages
+    from dptr.cache.word_images.dataset import WordImages
+    from dptr.trainer.export.export import TARGETS, default_path, export
+    from dptr.trainer.training.runs import Run
 
     _require_choice("--to", to, *TARGETS)
     target = next(name for name in TARGETS if name == to)
@@ -409,9 +409,9 @@ def _report(
 
     Example: dptr report dptr_data/runs/finetune-parseq-1234abcd --data crops/
     """
-    from dptr.trainer.report import FILE_NAME, matching_stores, report
-    from dptr.trainer.runs import Run
-    from dptr.trainer.word_images import WordImages
+    from dptr.cache.word_images.dataset import WordImages
+    from dptr.trainer.report.report import FILE_NAME, matching_stores, report
+    from dptr.trainer.training.runs import Run
 
     described = Run.load(workspace.find_run(run))
     paths = _data(data, more) if data else []
@@ -438,7 +438,7 @@ def _sql(
     """
     import time
 
-    from dptr.cache import sql
+    from dptr.cache.sql import views as sql
 
     started = time.monotonic()
     connection = sql.connect(workspace)
@@ -466,9 +466,9 @@ def _render_words(
 
     Example: dptr render-words words.txt -o crops/ --count 1000
     """
-    from dptr.pipeline.render_style import RenderStyle
-    from dptr.pipeline.render_words import render_words
-    from dptr.pipeline.word_lists import photo_paths, read_words
+    from dptr.pipeline.rendering.render_words import render_words
+    from dptr.pipeline.rendering.style import RenderStyle
+    from dptr.pipeline.rendering.word_lists import photo_paths, read_words
 
     summary = render_words(
         read_words(files, workspace.root),
@@ -508,12 +508,12 @@ def _train_clip(
     Example: dptr train-clip --data crops/ --held-out other_crops/ --photos photos/ -o my_clip/
     """
     from dptr.cache.charset import Charset
-    from dptr.pipeline.clip_files import find_clip
-    from dptr.pipeline.templates import Template
-    from dptr.pipeline.word_lists import photo_paths
-    from dptr.trainer.recipe import load_recipe
+    from dptr.cache.word_images.dataset import WordImages
+    from dptr.pipeline.clip.clip_files import find_clip
+    from dptr.pipeline.rendering.word_lists import photo_paths
+    from dptr.pipeline.text.templates import Template
     from dptr.trainer.train_clip import train_clip
-    from dptr.trainer.word_images import WordImages
+    from dptr.trainer.training.recipe import load_recipe
 
     settings = load_recipe(recipe, _changes("clip", changes, steps, seed, {}))
     if held_out is None:
@@ -552,7 +552,7 @@ def _pack_crops(
 
     Example: dptr pack-crops crops/ -o crops.lmdb
     """
-    from dptr.trainer.pack_crops import pack_crops
+    from dptr.cache.word_images.pack import pack_crops
 
     del workspace
     summary = pack_crops(folder, out)
@@ -576,8 +576,8 @@ def _verify(
 
     Example: dptr verify
     """
-    from dptr.cache.manifest import FILE_NAME
-    from dptr.cache.verify import verify
+    from dptr.cache.stores.manifest import FILE_NAME
+    from dptr.cache.stores.verify import verify
 
     stores = folders or [store for store in (workspace.prompts, workspace.orp) if (store / FILE_NAME).is_file()]
     if not stores:
@@ -601,9 +601,9 @@ def _demo(
     import time
 
     from dptr.cache.progress import note
-    from dptr.pipeline.demo_data import packaged_photos, standard_library_words
-    from dptr.pipeline.render_style import RenderStyle
-    from dptr.pipeline.render_words import render_words
+    from dptr.pipeline.rendering.demo_data import packaged_photos, standard_library_words
+    from dptr.pipeline.rendering.render_words import render_words
+    from dptr.pipeline.rendering.style import RenderStyle
 
     started = time.monotonic()
     del workspace  # the demo keeps to a workspace of its own
@@ -712,7 +712,7 @@ def _demo_examples(run: Path, crops: Path) -> list[tuple[str, str, str]]:
 def _demo_text(
     workspace: Workspace, crops: Path, run: Path, examples: list[tuple[str, str, str]], figures: dict[str, Any]
 ) -> str:
-    from dptr.cache.sql import table
+    from dptr.cache.sql.views import table
 
     metrics = figures["metrics"]
     lines = [
@@ -762,18 +762,18 @@ def _changes(
 
 def _clip_encoder(workspace: Workspace, recipe: "Recipe") -> "tuple[Path | None, Recipe]":
     """Find the CLIP whose image tower a recipe asks for, and let the recipe describe it."""
-    from dptr.trainer.encoders.clip import PREFIX, describe
+    from dptr.trainer.model.encoders.clip import PREFIX, describe
 
     if not recipe.encoder.kind.startswith(PREFIX):
         return None, recipe
-    from dptr.pipeline.clip_files import find_clip
+    from dptr.pipeline.clip.clip_files import find_clip
 
     folder = find_clip(recipe.encoder.kind.removeprefix(PREFIX))
     return folder, recipe.replace("encoder", config=describe(folder))
 
 
 def _tracker(name: str | None) -> "Tracker | None":
-    from dptr.trainer.trackers import TRACKERS
+    from dptr.trainer.training.trackers import TRACKERS
 
     if name is not None:
         _require_choice("--track", name, *TRACKERS)
@@ -781,8 +781,8 @@ def _tracker(name: str | None) -> "Tracker | None":
 
 
 def _open_bank(workspace: Workspace, recipe: "Recipe") -> Any:
-    from dptr.cache.manifest import FILE_NAME
-    from dptr.cache.orp import OrpBank
+    from dptr.cache.stores.manifest import FILE_NAME
+    from dptr.cache.stores.orp import OrpBank
 
     if recipe.noise.ratio == 0:
         return None
@@ -796,18 +796,18 @@ def _open_bank(workspace: Workspace, recipe: "Recipe") -> Any:
 
 def _open_neighbours(workspace: Workspace, bank: Any, recipe: "Recipe") -> Any:
     """Neighbours where the recipe's noise draws from them, mined first when they are missing or outdated."""
-    from dptr.cache.neighbours import Neighbours
+    from dptr.cache.stores.neighbours import Neighbours
 
     if bank is None or recipe.noise.draw == "random":
         return None
-    from dptr.pipeline.mine_neighbours import mine_neighbours
+    from dptr.pipeline.neighbours.mine_neighbours import mine_neighbours
 
     mine_neighbours(workspace.prompts, workspace.orp, recipe.noise.neighbours)
     return Neighbours.open(workspace.prompts, bank)
 
 
 def _start_run(workspace: Workspace, start: str) -> "Run | None":
-    from dptr.trainer.runs import Run
+    from dptr.trainer.training.runs import Run
 
     if start == "none":
         return None
@@ -823,7 +823,7 @@ def _start_run(workspace: Workspace, start: str) -> "Run | None":
 
 
 def _run_of(kind: str, workspace: Workspace, name: str) -> "Run":
-    from dptr.trainer.runs import Run
+    from dptr.trainer.training.runs import Run
 
     run = Run.load(workspace.find_run(name))
     if run.kind != kind:

@@ -1,6 +1,6 @@
 """How well a CLIP matches rendered words with their prompts: unseen words, in fonts that training never showed.
 
-The bundled CLIP never saw a word that :func:`dptr.pipeline.bundled_clip.is_held_out` names, nor the fonts of the
+The bundled CLIP never saw a word that :func:`dptr.pipeline.clip.bundled.is_held_out` names, nor the fonts of the
 ``demo`` extra, which are the ones used here. So anyone can repeat its model card's figures:
 
     python benchmarks/bundled_clip.py /usr/share/dict/words --photos photos/ --figure similarity.svg
@@ -19,15 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dptr.pipeline.bundled_clip import is_held_out
-from dptr.pipeline.clip import ImageTower, load_clip
-from dptr.pipeline.demo_data import packaged_photos
-from dptr.pipeline.fonts import packaged_fonts
-from dptr.pipeline.render import render_one
-from dptr.pipeline.render_style import RenderStyle
-from dptr.pipeline.templates import Template
-from dptr.pipeline.text_tower import TextTower
-from dptr.pipeline.word_lists import photo_paths
+from dptr.pipeline.clip.bundled import is_held_out
+from dptr.pipeline.clip.loading import ImageTower, load_clip
+from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.rendering.crop import render_one
+from dptr.pipeline.rendering.demo_data import packaged_photos
+from dptr.pipeline.rendering.fonts import packaged_fonts
+from dptr.pipeline.rendering.style import RenderStyle
+from dptr.pipeline.rendering.word_lists import photo_paths
+from dptr.pipeline.text.templates import Template
 
 _WORD = re.compile("[a-z]{3,12}")
 _BATCH = 100

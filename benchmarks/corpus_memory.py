@@ -65,7 +65,7 @@ def write_smallest(folder: Path) -> Path:
     import torch
     from transformers import CLIPConfig, CLIPModel
 
-    from dptr.pipeline import bundled_clip
+    from dptr.pipeline.clip import bundled as bundled_clip
 
     folder.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):

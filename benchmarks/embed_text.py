@@ -20,11 +20,11 @@ import torch
 import transformers
 
 from dptr.cache.progress import set_quiet
-from dptr.pipeline import bundled_clip
-from dptr.pipeline.clip import Clip, Precision, load_clip
-from dptr.pipeline.embed_text import EmbedTextSettings, embed_text
-from dptr.pipeline.templates import Template
-from dptr.pipeline.text_tower import TextTower
+from dptr.pipeline.clip import bundled as bundled_clip
+from dptr.pipeline.clip.loading import Clip, Precision, load_clip
+from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
+from dptr.pipeline.text.templates import Template
 
 PADDED_BATCH = 32
 

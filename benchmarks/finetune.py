@@ -19,10 +19,10 @@ import torch
 from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update
 
 from dptr.cache.charset import Charset
-from dptr.trainer.decoders.base import Targets
-from dptr.trainer.decoders.parseq import ParseqDecoder
-from dptr.trainer.recipe import Recipe
-from dptr.trainer.recognizer import Recognizer
+from dptr.trainer.model.decoders.base import Targets
+from dptr.trainer.model.decoders.parseq import ParseqDecoder
+from dptr.trainer.model.recognizer import Recognizer
+from dptr.trainer.training.recipe import Recipe
 
 WAYS = ("plain", "fp32", "bf16")
 CHARSET = Charset.named("94")

@@ -15,11 +15,11 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
-from dptr.cache.manifest import FileRecord, Manifest
-from dptr.cache.prompts import PREFIX_FILE, PromptStore
-from dptr.cache.shards import States, write_shard, write_states
+from dptr.cache.stores.manifest import FileRecord, Manifest
+from dptr.cache.stores.prompts import PREFIX_FILE, PromptStore
+from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.trainer.pretrain import PromptBatches
-from dptr.trainer.recipe import load_recipe
+from dptr.trainer.training.recipe import load_recipe
 
 SHARD_ROWS, TOKENS = 16384, 4
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))

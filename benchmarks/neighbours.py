@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dptr.cache.manifest import Manifest, StoreKind
-from dptr.cache.neighbours import Neighbours
-from dptr.cache.orp import CATALOGUE_SCHEMA, OrpBank
-from dptr.cache.prompts import CATALOGUE_SCHEMA as PROMPT_SCHEMA
-from dptr.cache.shards import States, write_shard
-from dptr.pipeline import faiss_index
-from dptr.pipeline.mine_neighbours import mine_neighbours
+from dptr.cache.stores.manifest import Manifest, StoreKind
+from dptr.cache.stores.neighbours import Neighbours
+from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
+from dptr.cache.stores.prompts import CATALOGUE_SCHEMA as PROMPT_SCHEMA
+from dptr.cache.stores.shards import States, write_shard
+from dptr.pipeline.neighbours import faiss_index
+from dptr.pipeline.neighbours.mine_neighbours import mine_neighbours
 
 SHARD_ROWS = 16384
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import torch
 
-from dptr.cache.orp import OrpBank
-from dptr.cache.prompts import PromptStore
-from dptr.trainer.decoders import build_decoder
-from dptr.trainer.memory import NoiseSource
+from dptr.cache.stores.orp import OrpBank
+from dptr.cache.stores.prompts import PromptStore
+from dptr.trainer.data.noisy_memory import NoiseSource
 from dptr.trainer.metrics import score
+from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.pretrain import held_out_rows, read_prompts
-from dptr.trainer.runs import Run
+from dptr.trainer.training.runs import Run
 
 
 def main() -> None:

@@ -15,13 +15,13 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from dptr.cache.manifest import Manifest
-from dptr.cache.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.progress import resident_megabytes
-from dptr.cache.shards import States, StatesFile, write_shard
-from dptr.pipeline import bundled_clip
-from dptr.pipeline.build_orp_bank import OrpBankSettings, build_orp_bank
-from dptr.pipeline.clip import ImageTower, load_clip
+from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
+from dptr.cache.stores.shards import States, StatesFile, write_shard
+from dptr.pipeline.clip import bundled as bundled_clip
+from dptr.pipeline.clip.loading import ImageTower, load_clip
+from dptr.pipeline.photos.build_orp_bank import OrpBankSettings, build_orp_bank
 
 DIM, TOKENS = 512, 197
 

@@ -29,16 +29,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel
 
 from dptr.cache.progress import set_quiet
-from dptr.cache.prompts import PromptStore
-from dptr.pipeline import bundled_clip
-from dptr.pipeline.clip import Clip, load_clip
-from dptr.pipeline.embed_text import EmbedTextSettings, embed_text
-from dptr.pipeline.templates import Template
-from dptr.trainer.decoders import build_decoder
-from dptr.trainer.decoders.parseq import ParseqDecoder
-from dptr.trainer.loader import load_batches
+from dptr.cache.stores.prompts import PromptStore
+from dptr.pipeline.clip import bundled as bundled_clip
+from dptr.pipeline.clip.loading import Clip, load_clip
+from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
+from dptr.pipeline.text.templates import Template
+from dptr.trainer.model.decoders import build_decoder
+from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.pretrain import PromptBatch, PromptBatches
-from dptr.trainer.recipe import Recipe, load_recipe
+from dptr.trainer.training.loader import load_batches
+from dptr.trainer.training.recipe import Recipe, load_recipe
 
 PROMPT_TOKENS = 77
 WAYS = ("a authors", "b store", "c dptr", "d dptr, fed")

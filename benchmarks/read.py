@@ -21,10 +21,10 @@ import torch
 from plain_parseq import decode_without_cache
 
 from dptr.cache.charset import Charset
-from dptr.trainer.decoders.parseq import ParseqDecoder
-from dptr.trainer.recipe import Recipe, load_recipe
-from dptr.trainer.recognizer import Recognizer, load_recognizer
-from dptr.trainer.runs import Run
+from dptr.trainer.model.decoders.parseq import ParseqDecoder
+from dptr.trainer.model.recognizer import Recognizer, load_recognizer
+from dptr.trainer.training.recipe import Recipe, load_recipe
+from dptr.trainer.training.runs import Run
 
 Result = TypeVar("Result")
 

@@ -18,8 +18,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dptr.pipeline.bundled_clip import is_held_out
-from dptr.pipeline.fonts import find_fonts, packaged_fonts
+from dptr.pipeline.clip.bundled import is_held_out
+from dptr.pipeline.rendering.fonts import find_fonts, packaged_fonts
 
 _WORD = re.compile(r"[A-Za-z']{2,12}")
 _NUMBERS = 6000

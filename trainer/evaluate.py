@@ -13,9 +13,9 @@ import torch
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note, progress
+from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
 from dptr.trainer.metrics import Score, score
-from dptr.trainer.recognizer import Reading, Recognizer
-from dptr.trainer.word_images import UnreadableImage, WordImages, preprocess
+from dptr.trainer.model.recognizer import Reading, Recognizer
 
 PROTOCOLS = ("36", "62", "94")
 _BATCH = 128

@@ -16,18 +16,18 @@ from torch import Tensor
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
-from dptr.trainer import loop, runs
-from dptr.trainer.augment import augment
-from dptr.trainer.coverage import Coverage, load_weights
-from dptr.trainer.decoders.base import Targets
-from dptr.trainer.encoders.clip import ClipEncoder
+from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess, split
+from dptr.trainer.data.augmentation import augment
+from dptr.trainer.data.batch_order import BatchOrder
 from dptr.trainer.evaluate import read_word_images
 from dptr.trainer.metrics import score
-from dptr.trainer.prompt_data import BatchOrder
-from dptr.trainer.recipe import Recipe
-from dptr.trainer.recognizer import Recognizer
-from dptr.trainer.trackers import Tracker, observer
-from dptr.trainer.word_images import UnreadableImage, WordImages, preprocess, split
+from dptr.trainer.model.coverage import Coverage, load_weights
+from dptr.trainer.model.decoders.base import Targets
+from dptr.trainer.model.encoders.clip import ClipEncoder
+from dptr.trainer.model.recognizer import Recognizer
+from dptr.trainer.training import loop, runs
+from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.training.trackers import Tracker, observer
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,20 @@ from torch import Tensor, nn
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
-from dptr.cache.manifest import require_same_encoder
-from dptr.cache.orp import OrpBank
-from dptr.cache.prompts import PromptStore
-from dptr.trainer import loop, runs
-from dptr.trainer.decoders import build_decoder
-from dptr.trainer.decoders.base import Decoder, Memory, Targets
-from dptr.trainer.memory import NoiseSource, noisy_memory
+from dptr.cache.stores.manifest import require_same_encoder
+from dptr.cache.stores.orp import OrpBank
+from dptr.cache.stores.prompts import PromptStore
+from dptr.trainer.data.batch_order import BatchOrder, held_out_mask
+from dptr.trainer.data.noisy_memory import NoiseSource, noisy_memory
 from dptr.trainer.metrics import score
-from dptr.trainer.prompt_data import BatchOrder, held_out_mask
-from dptr.trainer.recipe import Recipe
-from dptr.trainer.trackers import Tracker, observer
+from dptr.trainer.model.decoders import build_decoder
+from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
+from dptr.trainer.training import loop, runs
+from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.training.trackers import Tracker, observer
 
 if TYPE_CHECKING:
-    from dptr.cache.neighbours import Neighbours
+    from dptr.cache.stores.neighbours import Neighbours
 
 
 @dataclass(frozen=True)

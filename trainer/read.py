@@ -10,10 +10,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from dptr.cache.errors import UserError
-from dptr.trainer.model_file import load_model
-from dptr.trainer.recognizer import Reading, Recognizer, load_recognizer
-from dptr.trainer.runs import Run
-from dptr.trainer.word_images import preprocess
+from dptr.cache.word_images.dataset import preprocess
+from dptr.trainer.model.model_file import load_model
+from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
+from dptr.trainer.training.runs import Run
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 

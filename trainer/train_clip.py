@@ -17,15 +17,15 @@ from torch import Tensor
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
-from dptr.cache.files import atomic_path
 from dptr.cache.progress import note
-from dptr.trainer import loop, runs
-from dptr.trainer.clip_batches import ClipBatches, Prompts
-from dptr.trainer.clip_learner import ClipLearner
-from dptr.trainer.letter_places import alphabet_of
-from dptr.trainer.recipe import Recipe
-from dptr.trainer.trackers import Tracker, observer
-from dptr.trainer.word_images import WordImages, preprocess
+from dptr.cache.stores.files import atomic_path
+from dptr.cache.word_images.dataset import WordImages, preprocess
+from dptr.trainer.data.clip_batches import ClipBatches, Prompts
+from dptr.trainer.data.letter_places import alphabet_of
+from dptr.trainer.model.clip_learner import ClipLearner
+from dptr.trainer.training import loop, runs
+from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.training.trackers import Tracker, observer
 
 #: What a CLIP's folder holds besides its weights.
 _DESCRIPTIONS = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")

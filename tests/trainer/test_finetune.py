@@ -17,19 +17,19 @@ from PIL import Image, ImageDraw
 from dptr.cache.charset import Charset, Normalization
 from dptr.cache.errors import UserError
 from dptr.cache.progress import set_quiet
-from dptr.pipeline import bundled_clip
-from dptr.pipeline.clip import ImageTower, load_clip
+from dptr.cache.word_images.dataset import WordImages
+from dptr.pipeline.clip import bundled as bundled_clip
+from dptr.pipeline.clip.loading import ImageTower, load_clip
 from dptr.trainer import finetune as stage
-from dptr.trainer import runs
-from dptr.trainer.checkpoint import load_tensors, save_checkpoint
-from dptr.trainer.decoders import build_decoder
-from dptr.trainer.encoders import build_encoder
-from dptr.trainer.encoders.clip import ClipEncoder, describe
 from dptr.trainer.finetune import ImageBatches, finetune, mixing_weights, parameter_groups
+from dptr.trainer.model.decoders import build_decoder
+from dptr.trainer.model.encoders import build_encoder
+from dptr.trainer.model.encoders.clip import ClipEncoder, describe
+from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.read import load
-from dptr.trainer.recipe import Recipe
-from dptr.trainer.recognizer import Recognizer
-from dptr.trainer.word_images import WordImages
+from dptr.trainer.training import runs
+from dptr.trainer.training.checkpoint import load_tensors, save_checkpoint
+from dptr.trainer.training.recipe import Recipe
 
 WORDS = ["red", "oak", "tin", "sky", "map", "owl", "ice", "bun", "fog", "hut"]
 DIM = 32

@@ -12,15 +12,15 @@ import torch
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
-from dptr.cache.manifest import FileRecord, Manifest
-from dptr.cache.orp import OrpBank
-from dptr.cache.prompts import PREFIX_FILE, PromptStore
-from dptr.cache.shards import States, write_shard, write_states
-from dptr.trainer.coverage import load_weights
-from dptr.trainer.decoders import build_decoder
-from dptr.trainer.memory import NoiseSource, noisy_memory, text_memory
-from dptr.trainer.prompt_data import BatchOrder, held_out_mask
-from dptr.trainer.recipe import NoiseSettings, load_recipe, parse_recipe, recipe_to_toml
+from dptr.cache.stores.manifest import FileRecord, Manifest
+from dptr.cache.stores.orp import OrpBank
+from dptr.cache.stores.prompts import PREFIX_FILE, PromptStore
+from dptr.cache.stores.shards import States, write_shard, write_states
+from dptr.trainer.data.batch_order import BatchOrder, held_out_mask
+from dptr.trainer.data.noisy_memory import NoiseSource, noisy_memory, text_memory
+from dptr.trainer.model.coverage import load_weights
+from dptr.trainer.model.decoders import build_decoder
+from dptr.trainer.training.recipe import NoiseSettings, load_recipe, parse_recipe, recipe_to_toml
 
 DIM = 4
 CHARSET = Charset("abc")

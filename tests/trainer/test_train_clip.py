@@ -8,19 +8,19 @@ from PIL import Image
 
 from dptr.cache.charset import Charset, Normalization
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.pipeline import bundled_clip
-from dptr.pipeline.clip import ImageTower, load_clip
-from dptr.pipeline.render_style import CLEAN
-from dptr.pipeline.render_words import render_words
-from dptr.pipeline.templates import Template
-from dptr.pipeline.text_tower import TextTower
-from dptr.trainer.clip_learner import contrastive_loss
-from dptr.trainer.export import export
-from dptr.trainer.recipe import Recipe, load_recipe
-from dptr.trainer.report import report
-from dptr.trainer.runs import Run
+from dptr.cache.word_images.dataset import WordImages
+from dptr.pipeline.clip import bundled as bundled_clip
+from dptr.pipeline.clip.loading import ImageTower, load_clip
+from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.rendering.render_words import render_words
+from dptr.pipeline.rendering.style import CLEAN
+from dptr.pipeline.text.templates import Template
+from dptr.trainer.export.export import export
+from dptr.trainer.model.clip_learner import contrastive_loss
+from dptr.trainer.report.report import report
 from dptr.trainer.train_clip import TrainClipSummary, open_learner, train_clip
-from dptr.trainer.word_images import WordImages
+from dptr.trainer.training.recipe import Recipe, load_recipe
+from dptr.trainer.training.runs import Run
 
 WORDS = ["street", "market", "hotel", "exit", "open", "closed", "north", "sale"]
 CHARSET = Charset.named("94")
@@ -89,8 +89,8 @@ def test_it_learns_and_what_it_writes_is_a_clip(crops: Path, like: Path, tmp_pat
 
 def test_training_sees_what_stage_1_sees(crops: Path, like: Path, tmp_path: Path) -> None:
     """The same picture and prompt give the same vectors in training as by the towers of stage 1."""
-    from dptr.trainer.clip_batches import Prompts
-    from dptr.trainer.word_images import preprocess
+    from dptr.cache.word_images.dataset import preprocess
+    from dptr.trainer.data.clip_batches import Prompts
 
     summary = train(crops, like, tmp_path / "run", recipe(steps=2))
     learner, tokenizer = open_learner(summary.model, 68)
@@ -113,7 +113,7 @@ def test_a_run_goes_on_where_it_stopped(
     crops: Path, like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(crops, like, tmp_path / "whole", recipe())
-    from dptr.trainer import loop
+    from dptr.trainer.training import loop
 
     save = loop._save
 

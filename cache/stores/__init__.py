@@ -1,0 +1,1 @@
+"""What lies on disk between stages: shards, manifest, catalogues, and what keeps them whole."""

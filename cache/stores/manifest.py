@@ -1,0 +1,156 @@
+"""The manifest is the commit point of a store: a shard exists once the manifest lists it.
+
+It also holds the store's identity, so that states of different encoders are never mixed, and the hash of every file, so
+that damage is found rather than trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.stores.files import sha256_of, write_json
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+
+StoreKind = Literal["prompts", "orp"]
+_COMMAND_THAT_MAKES = {"prompts": "dptr embed-text", "orp": "dptr build-orp-bank"}
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a committed file must look like."""
+
+    bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Measure a finished file."""
+        return cls(path.stat().st_size, sha256_of(path))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One committed shard: its catalogue ``<name>.parquet`` and its states ``<name>.arrow``."""
+
+    name: str
+    rows: int
+    files: dict[str, FileRecord]
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Manifest:
+    """Identity, shards and store-wide files of one store.
+
+    Attributes:
+        kind: which store this is.
+        identity: everything that makes two stores' states comparable or not (encoder, weights, template, dtype, ...).
+        shards: committed shards in order; a global row number counts through them.
+        files: store-wide files (``prefix.arrow``, ``index.faiss``, ...) by name.
+        details: whatever describes the contents without being identity (counts, index parameters, measured recall).
+    """
+
+    kind: StoreKind
+    identity: dict[str, Any]
+    shards: list[Shard] = field(default_factory=list)
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """Rows in all committed shards."""
+        return sum(shard.rows for shard in self.shards)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Return a short description that changes whenever identity or contents do."""
+        contents = [record.sha256 for shard in self.shards for record in shard.files.values()]
+        digest = hashlib.sha256(json.dumps([self.identity, contents], sort_keys=True).encode()).hexdigest()
+        return {"encoder": self.identity["encoder"], "rows": self.rows, "sha256": digest}
+
+    def save(self, folder: Path) -> None:
+        """Write ``manifest.json`` atomically; what it lists is committed from then on."""
+        value = {
+            "format_version": FORMAT_VERSION,
+            "kind": self.kind,
+            "rows": self.rows,
+            "identity": self.identity,
+            "details": self.details,
+            "files": {name: vars(record) for name, record in self.files.items()},
+            "shards": [
+                {
+                    "name": shard.name,
+                    "rows": shard.rows,
+                    "files": {name: vars(record) for name, record in shard.files.items()},
+                    "details": shard.details,
+                }
+                for shard in self.shards
+            ],
+        }
+        write_json(folder / FILE_NAME, value)
+
+    @classmethod
+    def load(cls, folder: Path, kind: StoreKind) -> Manifest:
+        """Read and check a store's manifest.
+
+        Raises:
+            UserError: there is no such store, or it is of another kind or a newer format.
+            DamagedStore: the manifest cannot be read or contradicts itself.
+        """
+        path = folder / FILE_NAME
+        if not path.is_file():
+            raise UserError(f"no {kind} store in {folder}", f"Make one with `{_COMMAND_THAT_MAKES[kind]}`")
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            version = value["format_version"]
+            if version > FORMAT_VERSION:
+                raise UserError(f"{path} has format version {version}, this dptr reads {FORMAT_VERSION}", "Update dptr")
+            if value["kind"] != kind:
+                raise UserError(f"{folder} is a store of kind {value['kind']!r}, not {kind!r}", "Name the right folder")
+            shards = [Shard(s["name"], s["rows"], _records(s["files"]), s.get("details", {})) for s in value["shards"]]
+            manifest = cls(kind, value["identity"], shards, _records(value["files"]), value["details"])
+            if manifest.rows != value["rows"]:
+                raise DamagedStore(f"{path} says {value['rows']} rows but its shards have {manifest.rows}", _REPAIR)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise DamagedStore(f"{path} cannot be read ({error})", _REPAIR) from error
+        manifest._check_files(folder)
+        return manifest
+
+    def _check_files(self, folder: Path) -> None:
+        """Compare presence and size of every listed file: cheap, and catches what is cut short or missing."""
+        listed = dict(self.files)
+        for shard in self.shards:
+            listed.update(shard.files)
+        for name, record in listed.items():
+            path = folder / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != record.bytes:
+                found = "is missing" if size is None else f"has {size} bytes, not {record.bytes}"
+                raise DamagedStore(f"{path} {found}", _REPAIR)
+
+
+_REPAIR = "Move the store away and make it again; the inputs are still there"
+
+
+def require_same_encoder(one: Manifest, other: Manifest) -> None:
+    """Check that two stores' states come from one CLIP model.
+
+    Raises:
+        DamagedStore: they do not belong together.
+    """
+    if one.identity["weights"] != other.identity["weights"]:
+        raise DamagedStore(
+            f"the {one.kind} store was made with encoder {one.identity['encoder']} "
+            f"and the {other.kind} store with {other.identity['encoder']}, whose weights differ",
+            f"Make both with the same --clip (`{_COMMAND_THAT_MAKES[one.kind]}`, `{_COMMAND_THAT_MAKES[other.kind]}`)",
+        )
+
+
+def _records(files: dict[str, dict[str, Any]]) -> dict[str, FileRecord]:
+    return {name: FileRecord(**record) for name, record in files.items()}

@@ -1,0 +1,108 @@
+"""Each prompt's nearest crops, found once, so that no search happens in a training loop.
+
+``neighbours.parquet`` is for questions, ``neighbours.npy`` for training: one row a prompt, its crops nearest first.
+Both are committed in the prompt store's manifest together with what they were made from, so that neighbours of an
+older bank, or of fewer prompts, are not taken for today's.
+"""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.orp import INDEX_FILE, OrpBank
+
+TABLE_FILE = "neighbours.parquet"
+ARRAY_FILE = "neighbours.npy"
+DETAIL = "neighbours"
+
+TABLE_SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),  # of the prompt
+        ("crops", pa.list_(pa.int64())),  # ids of the crops, nearest first
+        ("cosines", pa.list_(pa.float32())),
+    ]
+)
+
+_ADVICE = "Run `dptr mine-neighbours`"
+
+
+class Neighbours:
+    """The nearest crops of every prompt, memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open("rb") as stream:
+                np.lib.format.read_magic(stream)
+                shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+                numbers = np.frombuffer(self._map, dtype, offset=stream.tell())
+            self._crops: NDArray[np.int32] = numbers.reshape(shape)
+        except (OSError, ValueError) as error:
+            raise DamagedStore(f"{path} cannot be read ({error})", _ADVICE) from error
+
+    @classmethod
+    def open(cls, prompts: Path, bank: OrpBank) -> Neighbours:
+        """Open the neighbours of a prompt store's rows in ``bank``.
+
+        Raises:
+            UserError: none have been mined.
+            DamagedStore: they were mined from another bank or from fewer prompts, or the file is damaged.
+        """
+        manifest = Manifest.load(prompts, "prompts")
+        if DETAIL not in manifest.details:
+            raise UserError(f"{prompts} has no neighbours in {bank.folder}", _ADVICE)
+        outdated = why_outdated(manifest, bank.manifest)
+        if outdated:
+            raise DamagedStore(f"the neighbours in {prompts} are out of date: {outdated}", _ADVICE)
+        return cls(prompts / ARRAY_FILE)
+
+    def __len__(self) -> int:
+        return len(self._crops)
+
+    @property
+    def k(self) -> int:
+        """Neighbours per prompt."""
+        return int(self._crops.shape[1])
+
+    def of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the crop row numbers of some prompts' neighbours, nearest first, shape (batch, k)."""
+        return self._crops[rows].astype(np.int64)
+
+    def release(self) -> None:
+        """Drop mapped pages from the process; they are read again when touched."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+
+def made_from(prompts: Manifest, bank: Manifest) -> dict[str, Any]:
+    """Return what identifies the two sides of a mining."""
+    return {
+        "weights": bank.identity["weights"],
+        "prompts": prompts.rows,
+        "crops": bank.rows,
+        "index": bank.files[INDEX_FILE].sha256 if INDEX_FILE in bank.files else None,
+    }
+
+
+def why_outdated(prompts: Manifest, bank: Manifest, k: int | None = None) -> str | None:
+    """Return why the committed neighbours cannot be used for these two stores, or None when they can.
+
+    Args:
+        prompts: the prompt store's manifest.
+        bank: the bank's manifest.
+        k: neighbours wanted of each prompt; None takes any number.
+    """
+    if DETAIL not in prompts.details or ARRAY_FILE not in prompts.files:
+        return "there are none"
+    mined = prompts.details[DETAIL]
+    for name, value in made_from(prompts, bank).items():
+        if mined[name] != value:
+            return f"{name} was {mined[name]}, is {value}"
+    return f"k was {mined['k']}, {k} are wanted" if k is not None and mined["k"] != k else None

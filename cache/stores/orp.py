@@ -1,0 +1,85 @@
+"""The ORP bank: crops of natural photos, their image states, and a FAISS index over their pooled vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from dptr.cache.errors import DamagedStore
+from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.shards import StatesReader
+
+INDEX_FILE = "index.faiss"
+
+#: A token touches a page at least, and the kernel maps its neighbours with it.
+_TOKENS_BETWEEN_RELEASES = 1 << 14
+
+#: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
+CATALOGUE_SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("image", pa.string()),
+        ("image_sha256", pa.string()),
+        ("x", pa.int32()),
+        ("y", pa.int32()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("thumbnail", pa.binary()),
+    ]
+)
+
+
+class OrpBank:
+    """A committed ORP bank, opened read-only; every crop has the same number of tokens.
+
+    Mapped pages that random reads gather count as this process's memory, though the kernel could take them back. They
+    are dropped now and then, so that memory stays flat however long a training runs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = Manifest.load(folder, "orp")
+        if not self.manifest.shards:
+            raise DamagedStore(f"{folder} holds no finished shard", "Run `dptr build-orp-bank` again; it goes on")
+        self._reader = StatesReader(folder, self.manifest.shards)
+        self._tokens_since_release = 0
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    @property
+    def dim(self) -> int:
+        """Width of one token state."""
+        return int(self._reader.file(0).tokens.shape[1])
+
+    @property
+    def tokens_per_crop(self) -> int:
+        """Tokens stored for each crop."""
+        return int(self.manifest.identity["tokens_per_crop"])
+
+    def tokens(self, crops: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.floating]:
+        """Return chosen tokens of chosen crops, in the precision that is stored (int8 as float32).
+
+        Args:
+            crops: crop row numbers, shape (batch,).
+            positions: token positions within each crop, shape (batch, count), below :attr:`tokens_per_crop`.
+
+        Returns:
+            shape (batch, count, dim).
+        """
+        self._tokens_since_release += positions.size
+        if self._tokens_since_release > _TOKENS_BETWEEN_RELEASES:
+            self.release()
+        return self._reader.gather_tokens(crops, positions)
+
+    def pooled(self, shard: int) -> NDArray[np.float32]:
+        """Return the pooled vectors of one shard's crops, shape (rows, dim)."""
+        return self._reader.file(shard).pooled.astype(np.float32)
+
+    def release(self) -> None:
+        """Drop mapped pages from the process; the next batch reads them again from the page cache."""
+        self._reader.release()
+        self._tokens_since_release = 0

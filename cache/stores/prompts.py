@@ -1,0 +1,100 @@
+"""The prompt store: labels, prompts and their text states, for questions and for training."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dptr.cache.charset import Charset
+from dptr.cache.errors import DamagedStore
+from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.shards import States, StatesFile, StatesReader
+
+PREFIX_FILE = "prefix.arrow"
+
+#: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
+CATALOGUE_SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("label", pa.string()),
+        ("prompt", pa.string()),
+        ("label_length", pa.int16()),
+        ("n_tokens", pa.int16()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("states_of", pa.int64()),  # the first row with the same states; case variants of one label share them
+        ("count", pa.int64()),
+        ("source", pa.string()),
+    ]
+)
+
+
+class PromptStore:
+    """A committed prompt store, opened read-only.
+
+    A row's states are those after the shared prefix, up to and including the end token (``--context content``).
+    Opening reads the manifest only; label texts load on first use and states are memory-mapped.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = Manifest.load(folder, "prompts")
+        if not self.manifest.shards:
+            raise DamagedStore(f"{folder} holds no finished shard", "Run `dptr embed-text` again; it goes on")
+        self._reader = StatesReader(folder, self.manifest.shards)
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    @property
+    def dim(self) -> int:
+        """Width of one token state."""
+        return int(self._reader.file(0).tokens.shape[1])
+
+    @property
+    def charset(self) -> Charset:
+        """The charset that every label was checked against."""
+        return Charset(self.manifest.identity["charset"])
+
+    @cached_property
+    def prefix(self) -> NDArray[np.float32]:
+        """States that all prompts share, shape (prefix tokens, dim)."""
+        return StatesFile(self.folder / PREFIX_FILE).tokens.astype(np.float32)
+
+    @cached_property
+    def labels(self) -> pa.StringArray:
+        """All labels in row order (one contiguous Arrow array; index it, do not turn it into a list)."""
+        return self._column("label", pa.large_string())
+
+    @cached_property
+    def label_lengths(self) -> NDArray[np.int16]:
+        """Characters of each label, shape (rows,)."""
+        lengths: NDArray[np.int16] = self._column("label_length", pa.int16()).to_numpy()
+        return lengths
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """How often each label stood in the corpus, shape (rows,)."""
+        counts: NDArray[np.int64] = self._column("count", pa.int64()).to_numpy()
+        return counts
+
+    def labels_of(self, rows: NDArray[np.int64]) -> list[str]:
+        """Return the labels of ``rows`` in order."""
+        labels: list[str] = self.labels.take(pa.array(rows)).to_pylist()
+        return labels
+
+    def states(self, rows: NDArray[np.int64]) -> States:
+        """Return the own states (after the prefix) and pooled vectors of ``rows``."""
+        return self._reader.gather(rows)
+
+    def _column(self, name: str, kind: pa.DataType) -> pa.Array:
+        parts = [
+            pq.read_table(self.folder / f"{shard.name}.parquet", columns=[name], memory_map=True).column(0)
+            for shard in self.manifest.shards
+        ]
+        chunks = [chunk.cast(kind) for part in parts for chunk in part.chunks]
+        return pa.concat_arrays(chunks)

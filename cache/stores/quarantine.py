@@ -1,0 +1,78 @@
+"""Refused inputs, with the place and the reason, in a Parquet file that SQL can ask: nothing vanishes silently."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dptr.cache.errors import TooManyRefused
+from dptr.cache.stores.files import atomic_path
+
+SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),  # file the input came from
+        ("line", pa.int64()),  # line or row in it, from 1; null where there is none
+        ("item", pa.string()),  # the input itself, cut to 200 characters
+        ("reason", pa.string()),
+    ]
+)
+_ROWS_BUFFERED = 8192
+_ITEM_CHARACTERS = 200
+
+
+class Quarantine:
+    """Collects refusals and writes them to ``path`` when closed; memory does not grow with their number."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+        self._rows: list[dict[str, object]] = []
+        self._context = atomic_path(path)
+        self._writer = pq.ParquetWriter(self._context.__enter__(), SCHEMA, compression="zstd")
+
+    @property
+    def total(self) -> int:
+        """How many inputs were refused."""
+        return sum(self.counts.values())
+
+    def refuse(self, source: str, line: int | None, item: str, reason: str) -> None:
+        """Record one refused input. The part of ``reason`` before a colon is what refusals are counted by."""
+        kind = reason.split(":", 1)[0]
+        self.counts[kind] += 1
+        examples = self.examples.setdefault(kind, [])
+        if len(examples) < 3:
+            examples.append(item[:40])
+        item = item[:_ITEM_CHARACTERS].encode("utf-8", "backslashreplace").decode("utf-8")
+        self._rows.append({"source": source, "line": line, "item": item, "reason": reason})
+        if len(self._rows) >= _ROWS_BUFFERED:
+            self._write()
+
+    def check(self, max_bad: int | None) -> None:
+        """Raise :class:`TooManyRefused` when more than ``max_bad`` inputs were refused (None: no limit)."""
+        if max_bad is not None and self.total > max_bad:
+            reasons = ", ".join(f"{kind} ({count})" for kind, count in self.counts.most_common(3))
+            raise TooManyRefused(
+                f"{self.total} inputs were refused, {max_bad} are allowed: {reasons}",
+                f"See {self.path}, or raise --max-bad",
+            )
+
+    def _write(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows, SCHEMA))
+        self._rows.clear()
+
+    def __enter__(self) -> Quarantine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._rows:
+            self._write()
+        self._writer.close()
+        # What was refused is worth keeping even when the work was cut short.
+        self._context.__exit__(None, None, None)

@@ -1,0 +1,211 @@
+"""States on disk: uncompressed Arrow IPC files, written once, memory-mapped for ever after.
+
+A shard is a Parquet catalogue for questions and an IPC file for the hot path. The IPC file holds one record batch:
+``states`` is list<fixed_size_list<dim>>, a list per row; ``pooled`` repeats the row's pooled vector in half precision,
+so that a training step touches this one file only. Rows are read as NumPy views: Arrow's own ``take`` copies columns.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc as ipc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dptr.cache.errors import DamagedStore
+from dptr.cache.stores.files import atomic_path
+from dptr.cache.stores.manifest import FileRecord, Shard
+
+StatesDtype = Literal["float16", "float32", "int8"]
+_STORED: dict[StatesDtype, type[np.generic]] = {"float16": np.float16, "float32": np.float32, "int8": np.int8}
+
+
+@dataclass(frozen=True)
+class States:
+    """Ragged token states of some rows.
+
+    Attributes:
+        tokens: all rows' tokens behind each other, shape (sum(lengths), dim), float32.
+        lengths: tokens of each row, shape (rows,), int64.
+        pooled: pooled vector of each row, shape (rows, pooled_dim), float32.
+    """
+
+    tokens: NDArray[np.float32]
+    lengths: NDArray[np.int64]
+    pooled: NDArray[np.float32]
+
+
+def write_shard(
+    folder: Path, number: int, catalogue: pa.Table, states: States, dtype: StatesDtype, details: dict[str, Any]
+) -> Shard:
+    """Write ``part-<number>.parquet`` and ``.arrow``; the caller commits the returned shard in the manifest.
+
+    ``catalogue`` lacks ``pooled``, ``shard`` and ``row``, which are added here.
+    """
+    name = f"part-{number:05d}"
+    rows = len(states.lengths)
+    catalogue = catalogue.append_column("pooled", _fixed_lists(states.pooled.astype(np.float32)))
+    catalogue = catalogue.append_column("shard", pa.array([name] * rows, pa.string()))
+    catalogue = catalogue.append_column("row", pa.array(np.arange(rows, dtype=np.int64)))
+    with atomic_path(folder / f"{name}.arrow") as path:
+        write_states(path, states, dtype)
+    with atomic_path(folder / f"{name}.parquet") as path:
+        # Byte-stream-split halves the size of float columns but DuckDB cannot read it for every type: plain zstd.
+        pq.write_table(catalogue, path, compression="zstd", use_dictionary=["shard", "source"], row_group_size=65536)
+    files = {f"{name}{suffix}": FileRecord.of(folder / f"{name}{suffix}") for suffix in (".parquet", ".arrow")}
+    return Shard(name, rows, files, details)
+
+
+def write_states(path: Path, states: States, dtype: StatesDtype) -> None:
+    """Write one IPC file of states. int8 keeps an absmax scale per token in the column ``scale``."""
+    offsets = np.zeros(len(states.lengths) + 1, np.int32)
+    np.cumsum(states.lengths, out=offsets[1:])
+    columns: dict[str, pa.Array] = {}
+    tokens = states.tokens
+    if dtype == "int8":
+        scale = np.maximum(np.abs(tokens).max(axis=1), 1e-12) / 127.0
+        tokens = np.rint(tokens / scale[:, None])
+        columns["scale"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(scale.astype(np.float32)))
+    stored = np.ascontiguousarray(tokens, dtype=_STORED[dtype])
+    columns = {
+        "states": pa.ListArray.from_arrays(pa.array(offsets), _fixed_lists(stored)),
+        "pooled": _fixed_lists(states.pooled.astype(np.float16)),
+        **columns,
+    }
+    batch = pa.RecordBatch.from_pydict(columns)
+    with pa.OSFile(str(path), "wb") as sink, ipc.new_file(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+class StatesFile:
+    """A memory-mapped IPC file of states, as NumPy views.
+
+    Attributes:
+        offsets: shape (rows + 1,), int32; row i's tokens are ``tokens[offsets[i]:offsets[i + 1]]``.
+        tokens: shape (all tokens, dim), as stored.
+        scale: shape (all tokens,), float32, for int8 files; otherwise None.
+        pooled: shape (rows, pooled_dim), float16.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            with path.open("rb") as stream:
+                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            batch = ipc.open_file(pa.py_buffer(self._map)).get_batch(0)
+            lists = batch.column("states")
+            self.offsets: NDArray[np.int32] = lists.offsets.to_numpy(zero_copy_only=True)
+            self.tokens = _matrix(lists.values)
+            self.pooled = _matrix(batch.column("pooled"))
+            has_scale = "scale" in batch.schema.names
+            self.scale: NDArray[np.float32] | None = (
+                batch.column("scale").values.to_numpy(zero_copy_only=True) if has_scale else None
+            )
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise DamagedStore(
+                f"{path} cannot be read ({error})", "Check the store with its manifest's hashes"
+            ) from error
+
+    def release(self) -> None:
+        """Let the kernel drop this file's pages from the process; they are read again when touched."""
+        self._map.madvise(mmap.MADV_DONTNEED)
+
+
+class StatesReader:
+    """All shards' states as one table of rows; files are mapped on first use and stay mapped."""
+
+    def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
+        self._folder = folder
+        self._shards = list(shards)
+        self._first_row = np.cumsum([0] + [shard.rows for shard in shards])
+        self._files: dict[int, StatesFile] = {}
+
+    def file(self, shard: int) -> StatesFile:
+        """Return the mapped file of shard number ``shard``."""
+        if shard not in self._files:
+            self._files[shard] = StatesFile(self._folder / f"{self._shards[shard].name}.arrow")
+        return self._files[shard]
+
+    def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Split global row numbers into shard numbers and rows within the shard."""
+        shard = np.searchsorted(self._first_row, rows, side="right") - 1
+        return shard, rows - self._first_row[shard]
+
+    def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of tokens of each row."""
+        shards, local = self.locate(rows)
+        lengths = np.empty(len(rows), np.int64)
+        for shard in np.unique(shards):
+            chosen = shards == shard
+            offsets = self.file(int(shard)).offsets
+            lengths[chosen] = offsets[local[chosen] + 1] - offsets[local[chosen]]
+        return lengths
+
+    def gather(self, rows: NDArray[np.int64]) -> States:
+        """Copy the states of ``rows`` out of the maps, in the order asked for.
+
+        Tokens and pooled vectors come back as float32: the copy has to be made anyway, and half precision is a storage
+        format, not one to compute in on a CPU.
+        """
+        lengths = self.lengths(rows)
+        ends = np.cumsum(lengths)
+        shards, local = self.locate(rows)
+        first = self.file(int(shards[0]))
+        tokens = np.empty((int(ends[-1]), first.tokens.shape[1]), np.float32)
+        pooled = np.empty((len(rows), first.pooled.shape[1]), np.float32)
+        for index, (shard, row) in enumerate(zip(shards.tolist(), local.tolist(), strict=True)):
+            file = self.file(shard)
+            start, stop = int(file.offsets[row]), int(file.offsets[row + 1])
+            target = tokens[ends[index] - lengths[index] : ends[index]]
+            target[...] = file.tokens[start:stop]
+            if file.scale is not None:
+                target *= file.scale[start:stop, None]
+            pooled[index] = file.pooled[row]
+        return States(tokens, lengths, pooled)
+
+    def gather_tokens(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.floating]:
+        """Copy chosen tokens of chosen rows: ``out[b, t] = states of row rows[b] at token tokens[b, t]``.
+
+        Args:
+            rows: shape (batch,).
+            tokens: shape (batch, count), each below that row's length.
+
+        Returns:
+            shape (batch, count, dim), in the precision that is stored: whoever adds them to something widens them on
+            the way, which is cheaper than to write them out wide. What is stored as int8 comes scaled, as float32.
+        """
+        if not len(rows):
+            raise ValueError("no rows were asked for")
+        shards, local = self.locate(rows)
+        files = [self.file(shard) for shard in shards.tolist()]
+        starts = [int(file.offsets[row]) for file, row in zip(files, local.tolist(), strict=True)]
+        positions = tokens + np.array(starts)[:, None]
+        stored = np.empty((*tokens.shape, files[0].tokens.shape[1]), files[0].tokens.dtype)
+        for index, file in enumerate(files):
+            # Into a buffer NumPy copies at once only in a mode that never raises.
+            np.take(file.tokens, positions[index], axis=0, out=stored[index], mode="clip")
+        scales = [file.scale[chosen] for file, chosen in zip(files, positions, strict=True) if file.scale is not None]
+        return stored if not scales else stored * np.stack(scales)[..., None]
+
+    def release(self) -> None:
+        """Drop every mapped page from the process (see :meth:`StatesFile.release`)."""
+        for file in self._files.values():
+            file.release()
+
+
+def _fixed_lists(matrix: NDArray[Any]) -> pa.Array:
+    """Wrap a (rows, dim) array as fixed_size_list<dim> without copying it."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(matrix).reshape(-1)), matrix.shape[1])
+
+
+def _matrix(array: pa.Array) -> NDArray[Any]:
+    """View a fixed_size_list<dim> array as a (rows, dim) NumPy array."""
+    width = array.type.list_size
+    view: NDArray[Any] = array.flatten().to_numpy(zero_copy_only=True).reshape(-1, width)
+    return view

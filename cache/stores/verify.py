@@ -1,0 +1,69 @@
+"""Finds damage in a store: every committed file is read and compared with the hash in the manifest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dptr.cache.errors import UserError
+from dptr.cache.progress import progress
+from dptr.cache.stores.files import sha256_of
+from dptr.cache.stores.manifest import FILE_NAME
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One file that is not what was committed.
+
+    Attributes:
+        folder: the store.
+        file: the file's name in it.
+        shard: the shard it belongs to, or None for the manifest and store-wide files.
+        problem: what is wrong.
+    """
+
+    folder: Path
+    file: str
+    shard: str | None
+    problem: str
+
+
+def verify(folder: Path) -> list[Damage]:
+    """Check every committed file of a store of any kind; an empty list means that all are as written.
+
+    Raises:
+        UserError: ``folder`` is no store.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        raise UserError(f"{folder} is no store (it has no {FILE_NAME})", "Name a prompt store or an ORP bank")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        listed = [(name, None, record) for name, record in manifest["files"].items()]
+        for shard in manifest["shards"]:
+            listed += [(name, shard["name"], record) for name, record in shard["files"].items()]
+        total = sum(record["bytes"] for _, _, record in listed)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return [Damage(folder, FILE_NAME, None, f"cannot be read: {error}")]
+    found: list[Damage] = []
+    with progress(f"checking {folder}", total, "bytes") as bar:
+        for name, shard_name, record in listed:
+            problem = _problem(folder / name, record)
+            if problem:
+                found.append(Damage(folder, name, shard_name, problem))
+            bar.advance(record["bytes"])
+    return found
+
+
+def _problem(path: Path, record: dict[str, Any]) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != record["bytes"]:
+            return f"has {size} bytes, not {record['bytes']}"
+        return None if sha256_of(path) == record["sha256"] else "its contents have changed"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"

@@ -1,0 +1,1 @@
+"""Labelled crops in any of the field's forms: read, written, packed."""

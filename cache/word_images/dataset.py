@@ -1,0 +1,171 @@
+"""Labelled word images for training and evaluation: which there are, which were left out and why, and their pixels.
+
+Labels are normalised and checked once, when the data is opened. Images are read when they are asked for, in whatever
+process asks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dptr.cache.charset import Charset, Normalization
+from dptr.cache.errors import DptrError, UserError
+from dptr.cache.word_images.sources import Source, find_sources
+
+_EXAMPLES = 3
+_LEAST_SIDE = 2
+
+
+class UnreadableImage(DptrError):
+    """A word image that cannot be decoded; the caller counts it and goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One word image that can be used: where it is, what it says, and which of the data sets named it belongs to."""
+
+    source: str
+    key: str
+    label: str
+    data_set: int = 0
+
+
+@dataclass
+class WordImages:
+    """A map from position to labelled word image; picklable, also to spawned workers.
+
+    Attributes:
+        samples: what can be used, in the order of the data.
+        refused: how many labels were left out, by reason. changed: how many were kept but altered, by what was done.
+        examples: some raw labels for each reason, behind the place they come from.
+    """
+
+    samples: list[Sample] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    sources: dict[str, Source] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, paths: Sequence[Path], charset: Charset, normalization: Normalization) -> WordImages:
+        """List the labelled images at ``paths``, which may be of different forms.
+
+        Raises:
+            UserError: a path holds no labelled images in an accepted form, or no label can be used.
+        """
+        images = cls()
+        for number, path in enumerate(paths):
+            for source in find_sources(path):
+                images.sources[source.name] = source
+                for key, raw in source.labels():
+                    images._add(number, source.name, key, raw, charset, normalization)
+        if not images.samples:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in images.refused.most_common(3))
+            raise UserError(
+                f"no usable label in {', '.join(map(str, paths))}: {reasons or 'there are none'}",
+                "Choose a charset and a longest label that fit the data",
+            )
+        return images
+
+    def _add(
+        self, data_set: int, source: str, key: str, raw: str | None, charset: Charset, normalization: Normalization
+    ) -> None:
+        if raw is None:
+            self._count(self.refused, "label or image is missing", source, key, "")
+            return
+        label = normalization.apply(raw)
+        refusal = normalization.refuse(label, charset)
+        if refusal is not None:
+            self._count(self.refused, refusal.split(":", 1)[0], source, key, raw)
+            return
+        if label != raw:
+            only_spaces = label == "".join(raw.split())
+            self._count(self.changed, "spaces removed" if only_spaces else "normalised", source, key, raw)
+        self.samples.append(Sample(source, key, label, data_set))
+
+    def _count(self, counts: Counter[str], reason: str, source: str, key: str, raw: str) -> None:
+        counts[reason] += 1
+        examples = self.examples.setdefault(reason, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(f"{source} {key} {raw[:40]!r}")
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def image(self, index: int) -> Image.Image:
+        """Return the image of sample ``index``, RGB, as large as it is stored.
+
+        Raises:
+            UnreadableImage: it is missing, damaged, or too small to hold a character.
+        """
+        sample = self.samples[index]
+        try:
+            image = decode(self.sources[sample.source].read(sample.key))
+        except (OSError, KeyError, ValueError) as error:
+            raise UnreadableImage(f"image {sample.key} of {sample.source} cannot be read ({error})") from error
+        return image
+
+    def only(self, indices: Sequence[int]) -> WordImages:
+        """Return the samples at ``indices``; what was refused stays with the whole."""
+        return WordImages([self.samples[index] for index in indices], sources=self.sources)
+
+
+def split(images: WordImages, share: float, seed: int) -> tuple[WordImages, WordImages]:
+    """Keep ``share`` of the images back, chosen by a hash of their keys, so that the order of the data does not matter.
+
+    Returns:
+        The images to train on and those kept back, each in the order of the data.
+
+    Raises:
+        UserError: one of the two would be empty.
+    """
+    kept_back = round(share * len(images))
+    if not 0 < kept_back < len(images):
+        raise UserError(
+            f"cannot keep {share:g} of {len(images)} images back", "Give a share between 0 and 1, or more data"
+        )
+
+    def rank(index: int) -> bytes:
+        sample = images.samples[index]
+        return hashlib.blake2b(f"{seed}\t{sample.key}\t{sample.label}".encode(), digest_size=8).digest()
+
+    chosen = sorted(range(len(images)), key=rank)[:kept_back]
+    back = set(chosen)
+    return images.only([index for index in range(len(images)) if index not in back]), images.only(sorted(back))
+
+
+def decode(encoded: bytes) -> Image.Image:
+    """Decode one word image to RGB.
+
+    Raises:
+        ValueError: it is damaged, or too small to hold a character.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            pixels = image.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and more
+        raise ValueError(f"damaged: {error}") from error
+    if min(pixels.size) < _LEAST_SIDE:
+        raise ValueError(f"{pixels.width} x {pixels.height} pixels")
+    return pixels
+
+
+def preprocess(image: Image.Image, height: int = 32, width: int = 128) -> NDArray[np.uint8]:
+    """Resize to the model's input as PARSeq does, bicubic and without keeping the shape.
+
+    Returns:
+        Pixels, shape (3, height, width), uint8. The batch is scaled to [-1, 1] where it is used.
+    """
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))

@@ -1,0 +1,1 @@
+"""CLIP: loading, its two towers, and the bundled model."""

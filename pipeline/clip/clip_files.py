@@ -1,0 +1,84 @@
+"""Where a CLIP's files come from: the bundled model, a directory, or the hub.
+
+Everything ends as a directory, so that the network is met in one place only. One request with a short limit decides
+whether the hub can be reached: the clients retry for half a minute, and a machine without network is an ordinary one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dptr.cache.errors import UserError
+from dptr.cache.progress import note
+from dptr.pipeline.clip import bundled as bundled_clip
+
+_SECONDS_TO_ANSWER = 5.0
+_DESCRIPTIONS = ["*.json", "*.txt", "*.model"]
+
+
+def find_clip(name: str) -> Path:
+    """Return a directory with a CLIP's files.
+
+    Args:
+        name: ``tiny``, a directory that transformers saved, or a hub id such as ``openai/clip-vit-base-patch16``.
+
+    Raises:
+        UserError: there is no such directory, or the hub cannot give it and did not give it earlier.
+    """
+    if name == bundled_clip.NAME:
+        return bundled_clip.BUNDLED
+    if Path(name).exists() or not _looks_like_hub_id(name):
+        if not (Path(name) / "config.json").is_file():
+            raise UserError(
+                f"{name} holds no CLIP (no config.json)", "Give a directory saved by transformers, a hub id, or `tiny`"
+            )
+        return Path(name)
+    return _from_hub(name)
+
+
+def _looks_like_hub_id(name: str) -> bool:
+    return name.count("/") <= 1 and not name.startswith((".", "/", "~"))
+
+
+def _from_hub(name: str) -> Path:
+    """Return the downloaded files of a hub id, as the hub has them now, or as they were when it cannot be asked."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+
+    try:
+        answer = HfApi().model_info(name, timeout=_SECONDS_TO_ANSWER)
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(f"the hub has no model {name!r}", "Check the name, or log in if it is private") from error
+    # What a proxy, an endpoint or a setting can raise here belongs to the client's own libraries.
+    except Exception as error:
+        return _downloaded_before(name, error)
+    weights = "*.safetensors" if any(_is_safetensors(file.rfilename) for file in answer.siblings or []) else "*.bin"
+    try:
+        return Path(snapshot_download(name, revision=answer.sha, allow_patterns=[*_DESCRIPTIONS, weights]))
+    except OSError as error:
+        raise UserError(
+            f"downloading {name} broke off: {_first_line(error)}", "Run the same command again; it goes on"
+        ) from error
+
+
+def _downloaded_before(name: str, reason: Exception) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True))
+    except Exception as error:
+        raise UserError(
+            f"{name} is not on this machine and the hub cannot be reached ({_first_line(reason)})",
+            "Give a directory with the model's files, check the network, or use --clip tiny",
+        ) from error
+    note(f"the hub cannot be reached; using {name} as it was downloaded before")
+    return folder
+
+
+def _is_safetensors(name: str) -> bool:
+    return name.endswith(".safetensors") and "/" not in name
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,172 @@
+"""CLIP's text side: prompts to token states, with the least work that gives exactly transformers' states.
+
+What all prompts share runs once (:mod:`dptr.pipeline.clip.text_forward`), and prompts of equal length form a batch, so
+that nothing is padded. :meth:`TextTower.check` compares the result with the plain forward on real prompts.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dptr.cache.errors import DptrError, UserError
+from dptr.cache.stores.shards import States
+from dptr.pipeline.clip.batch_per_core import batch_per_core
+from dptr.pipeline.clip.loading import Clip
+from dptr.pipeline.clip.text_forward import AfterPrefix, Forward, Whole, is_causal
+from dptr.pipeline.text.templates import Template
+
+StatesKind = Literal["hidden", "projected"]
+Context = Literal["content", "full"]
+#: Most that a state may be apart from transformers' own in fp32, and the least cosine in lower precision.
+MOST_APART = 1e-4
+LEAST_COSINE = 0.99
+
+
+class TextTower:
+    """Prompts to token states.
+
+    Args:
+        clip: a loaded CLIP.
+        template: the sentence that labels stand in.
+        states: ``hidden`` are the states after the final layer norm (the authors' code), ``projected`` those in the
+            joint space. None picks hidden where its width equals the joint space's, so that image states can be added.
+        context: ``content`` keeps states up to and including the end token, ``full`` pads prompts as the authors' code
+            does and keeps all (77 in CLIP).
+
+    Attributes:
+        prefix_ids: tokens that start every prompt. prefix: their states, shape (len(prefix_ids), dim), float32.
+        max_tokens: the longest prompt that the tower takes, begin and end included.
+    """
+
+    def __init__(
+        self, clip: Clip, template: Template, states: StatesKind | None = None, context: Context = "content"
+    ) -> None:
+        self._clip = clip
+        self._model = clip.model.text_model
+        self.context = context
+        self.states: StatesKind = _states_kind(clip, states)
+        self.max_tokens = int(min(self._model.config.max_position_embeddings, clip.tokenizer.model_max_length))
+        self._forward = self._choose_forward(template)
+        self.prefix_ids = self._forward.prefix_ids
+        self.prefix = self._finish(self._forward.prefix)
+
+    def tokenize(self, prompts: list[str]) -> list[list[int]]:
+        """Return token ids with begin and end, neither padded nor cut."""
+        encoded = self._clip.tokenizer(prompts, padding=False, truncation=False, verbose=False)["input_ids"]
+        return [list(row) for row in encoded]
+
+    def encode(self, token_ids: list[list[int]], tokens_per_batch: int = 1024) -> States:
+        """Encode tokenized prompts that start with :attr:`prefix_ids` and have at most :attr:`max_tokens` tokens.
+
+        Returns:
+            The states after the prefix, in the order given. Memory grows with the number of prompts: call it by shard.
+        """
+        own = [ids[len(self.prefix_ids) :] for ids in token_ids]
+        lengths = np.array([len(ids) for ids in own], np.int64)
+        stored = np.full_like(lengths, self.max_tokens - len(self.prefix_ids)) if self.context == "full" else lengths
+        pooled_at = lengths - 1 if self._clip.pooled_token == "last" else np.zeros_like(lengths)
+        starts = np.cumsum(stored) - stored
+        tokens = np.empty((int(stored.sum()), self.prefix.shape[1]), np.float32)
+        pooled = np.empty((len(own), self._clip.model.config.projection_dim), np.float32)
+
+        def encode_batch(rows: NDArray[np.int64]) -> None:
+            ids = self._pad([own[row] for row in rows], int(stored[rows[0]]))
+            hidden = self._forward.run(ids)
+            tokens[starts[rows][:, None] + np.arange(ids.shape[1])] = self._finish(hidden)
+            pooled[rows] = self._pool(hidden, pooled_at[rows])
+
+        with batch_per_core(self._clip.device) as pool:
+            for _ in pool.map(encode_batch, _batches_of_equal_length(stored, tokens_per_batch)):
+                pass  # raises what a batch raised
+        return States(tokens, stored, pooled)
+
+    def check(self, token_ids: list[list[int]]) -> float:
+        """Compare a few prompts with transformers' own forward, padded to the full length.
+
+        Returns:
+            The largest absolute difference of any stored number.
+
+        Raises:
+            DptrError: they differ by more than :data:`MOST_APART` (fp32), or point elsewhere (bf16).
+        """
+        ours = self.encode(token_ids)
+        states, pooled = self._plain_forward(token_ids)
+        shared = len(self.prefix_ids)
+        pairs = [(np.tile(self.prefix, (len(states), 1)), states[:, :shared].reshape(-1, states.shape[2]))]
+        kept = [row[shared : shared + length] for row, length in zip(states, ours.lengths, strict=True)]
+        pairs += [(ours.tokens, np.concatenate(kept)), (ours.pooled, pooled)]
+        worst = max(float(np.abs(one - other).max(initial=0.0)) for one, other in pairs)
+        if self._clip.model.dtype == torch.float32:
+            agree = worst <= MOST_APART
+        else:
+            agree = all(bool((_cosines(one, other) >= LEAST_COSINE).all()) for one, other in pairs)
+        if not agree:
+            raise DptrError(
+                f"text states differ from transformers' own by {worst:.2g}", "Please report it with your CLIP's name"
+            )
+        return worst
+
+    @torch.inference_mode()
+    def _plain_forward(self, token_ids: list[list[int]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        ids = self._pad(token_ids, self.max_tokens)
+        lengths = torch.tensor([len(row) for row in token_ids], device=ids.device)
+        mask = (torch.arange(self.max_tokens, device=ids.device) < lengths[:, None]).long()
+        # The authors' way, which `full` stores, masks nothing.
+        output = self._clip.model.get_text_features(
+            input_ids=ids, attention_mask=None if isinstance(self._forward, AfterPrefix) else mask
+        )
+        return self._finish(output.last_hidden_state), output.pooler_output.float().cpu().numpy()
+
+    def _choose_forward(self, template: Template) -> Forward:
+        if is_causal(self._model, self._model.config.vocab_size):
+            return AfterPrefix(self._model, template.shared_tokens(self.tokenize))
+        if self.context == "full":
+            raise UserError(f"{self._clip.name} looks both ways: its padding has no states", "Use --context content")
+        return Whole(self._model)
+
+    def _pad(self, rows: list[list[int]], length: int) -> torch.Tensor:
+        padding = self._clip.tokenizer.pad_token_id
+        return torch.tensor([row + [padding] * (length - len(row)) for row in rows], device=self._clip.device)
+
+    @torch.inference_mode()
+    def _pool(self, hidden: torch.Tensor, at: NDArray[np.int64]) -> NDArray[np.float32]:
+        chosen = hidden[torch.arange(len(hidden)), torch.from_numpy(at)]
+        pooled: NDArray[np.float32] = self._clip.model.text_projection(chosen).float().cpu().numpy()
+        return pooled
+
+    @torch.inference_mode()
+    def _finish(self, hidden: torch.Tensor) -> NDArray[np.float32]:
+        states = self._clip.model.text_projection(hidden) if self.states == "projected" else hidden
+        finished: NDArray[np.float32] = states.float().cpu().numpy()
+        return finished
+
+
+def _states_kind(clip: Clip, asked: StatesKind | None) -> StatesKind:
+    width, joint = clip.model.text_model.config.hidden_size, clip.model.config.projection_dim
+    if asked == "hidden" and width != joint:
+        raise UserError(
+            f"hidden text states of {clip.name} are {width} wide, image states {joint}", "Use --states projected"
+        )
+    return asked or ("hidden" if width == joint else "projected")
+
+
+def _batches_of_equal_length(lengths: NDArray[np.int64], tokens_per_batch: int) -> list[NDArray[np.int64]]:
+    """Split row numbers into batches of equal length, long ones first, so that memory peaks at once."""
+    order = np.argsort(-lengths, kind="stable")
+    edges = np.flatnonzero(np.diff(lengths[order])) + 1
+    batches: list[NDArray[np.int64]] = []
+    for rows in np.split(order, edges):
+        size = max(1, tokens_per_batch // max(1, int(lengths[rows[0]])))
+        batches.extend(rows[start : start + size] for start in range(0, len(rows), size))
+    return batches
+
+
+def _cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
+    products: NDArray[np.float32] = (one * other).sum(1) / (
+        np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1) + 1e-12
+    )
+    return products

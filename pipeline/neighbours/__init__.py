@@ -1,0 +1,1 @@
+"""The FAISS index of a bank and each prompt's nearest crops."""

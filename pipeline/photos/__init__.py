@@ -1,0 +1,1 @@
+"""Photos to random rectangles to an ORP bank."""

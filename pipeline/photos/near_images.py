@@ -1,0 +1,93 @@
+"""Images that a bank must stay clear of, such as a benchmark's, and how near a photo comes to them.
+
+Nearness is the cosine of the pooled vectors of whole pictures, so that a resized or re-encoded copy is found as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dptr.cache.errors import UserError
+from dptr.cache.progress import progress
+from dptr.pipeline.clip.loading import ImageTower
+from dptr.pipeline.neighbours.faiss_index import normalized
+from dptr.pipeline.photos import crops as photo_crops
+from dptr.pipeline.photos.photo import Photo, Refusal
+from dptr.pipeline.photos.photo_files import count_photos, find_photos
+
+
+class NearImages:
+    """Finds photos that nearly equal one of some images.
+
+    Args:
+        paths: folders, pictures and archives with the images.
+        threshold: cosine from which on a photo counts as equal.
+        tower: encodes both sides.
+
+    Raises:
+        UserError: there is no image, or one that cannot be read: a photo equal to it would slip through.
+    """
+
+    def __init__(self, paths: Sequence[Path], threshold: float, tower: ImageTower) -> None:
+        if not 0 < threshold <= 1:
+            raise UserError(f"threshold {threshold} is no cosine", "Use a number above 0 and up to 1, such as 0.95")
+        count_photos(paths)
+        self.threshold = threshold
+        self._tower = tower
+        self._images = list(find_photos(paths))
+
+    def identity(self) -> dict[str, object]:
+        """Return what decides which photos are kept out: the images' bytes, in any order, and the threshold."""
+        hashes = sorted(hashlib.sha256(self._read(image)).hexdigest() for image in self._images)
+        return {"images": hashlib.sha256("".join(hashes).encode()).hexdigest(), "threshold": self.threshold}
+
+    def reason(self, whole: NDArray[np.float32]) -> str | None:
+        """Return why a photo must be kept out, or None.
+
+        Args:
+            whole: the photo's pixels, shape (3, height, width).
+        """
+        # One picture at a time, so that a photo's vector does not depend on its neighbours in a batch.
+        cosines = self._vectors @ normalized(self._tower.encode(whole[None])[1])[0]
+        nearest = int(np.argmax(cosines))
+        if cosines[nearest] < self.threshold:
+            return None
+        return f"near an excluded image: cosine {cosines[nearest]:.4f} to {self._places[nearest]}"
+
+    @property
+    def _places(self) -> list[str]:
+        return [image.place for image in self._images if isinstance(image, Photo)]
+
+    @cached_property
+    def _vectors(self) -> NDArray[np.float32]:
+        pooled = []
+        with progress("images to keep out", len(self._images), "images") as bar:
+            for image in self._images:
+                pooled.append(self._tower.encode(self._pixels(image)[None])[1])
+                bar.advance()
+        return normalized(np.concatenate(pooled))
+
+    def _pixels(self, image: Photo | Refusal) -> NDArray[np.float32]:
+        try:
+            return self._tower.preprocess(photo_crops.central_square(photo_crops.decode(self._read(image))))
+        except photo_crops.UnusablePhoto as error:
+            raise _unreadable(image, str(error)) from error
+
+    def _read(self, image: Photo | Refusal) -> bytes:
+        if isinstance(image, Refusal):
+            raise _unreadable(image, image.reason)
+        try:
+            return image.read()
+        except OSError as error:
+            raise _unreadable(image, error.strerror or str(error)) from error
+
+
+def _unreadable(image: Photo | Refusal, why: str) -> UserError:
+    place = image.place if isinstance(image, Photo) else image.file
+    return UserError(f"{place}, which photos are to be kept away from, is of no use: {why}", "Mend or remove it")

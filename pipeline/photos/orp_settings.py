@@ -1,0 +1,67 @@
+"""How an ORP bank is made: which settings there are, and which of them make two banks' states different."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dptr.cache.stores.shards import StatesDtype
+from dptr.pipeline.clip.loading import Precision
+from dptr.pipeline.photos.crops import CropSettings
+
+
+@dataclass(frozen=True)
+class OrpBankSettings:
+    """How a bank is made.
+
+    Attributes:
+        clip: ``tiny``, a directory in transformers' format, or a hub id.
+        precision: arithmetic of the image tower.
+        crops_per_image: this and the five after it are told in :class:`CropSettings`.
+        min_area: see there.
+        max_area: see there.
+        min_aspect: see there.
+        max_aspect: see there.
+        smallest_side: see there.
+        tokens_per_crop: tokens kept of each crop, drawn at random; None keeps all.
+        seed: of crops and tokens.
+        dtype: how states are stored.
+        shard_rows: crops per shard; a killed run loses at most these.
+        batch: crops per forward pass. Another batch may change the last bits of the states.
+        workers: threads that read and cut photos ahead of the model. Never changes a byte.
+        max_bad: refused photos allowed; None allows any number.
+        retry_quarantined: read again what an earlier run refused and what has not changed since.
+        exclude_near: images, such as a benchmark's, that no photo of the bank may nearly equal.
+        exclude_threshold: cosine of the pooled vectors of whole pictures from which on two count as equal.
+        device: a torch device.
+    """
+
+    clip: str = "tiny"
+    precision: Precision = "fp32"
+    crops_per_image: int = 8
+    min_area: float = 0.05
+    max_area: float = 0.5
+    min_aspect: float = 0.5
+    max_aspect: float = 2.0
+    smallest_side: int = 32
+    tokens_per_crop: int | None = None
+    seed: int = 0
+    dtype: StatesDtype = "float16"
+    shard_rows: int = 1024
+    batch: int = 32
+    workers: int = 1
+    max_bad: int | None = None
+    retry_quarantined: bool = False
+    exclude_near: tuple[Path, ...] = ()
+    exclude_threshold: float = 0.95
+    device: str = "cpu"
+
+    def crops(self) -> CropSettings:
+        """Return the part that says which rectangles are cut.
+
+        Raises:
+            UserError: the ranges are impossible.
+        """
+        return CropSettings(
+            self.crops_per_image, self.min_area, self.max_area, self.min_aspect, self.max_aspect, self.smallest_side
+        )

@@ -1,0 +1,137 @@
+"""Photos read, hashed and cut by workers ahead of the model, delivered in the order in which they were found.
+
+Workers are threads: Pillow, hashing and reading let other threads run, and nothing has to be copied between processes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dptr.pipeline.clip.loading import ImageTower
+from dptr.pipeline.photos import crops as photo_crops
+from dptr.pipeline.photos.crops import Box, CropSettings, UnusablePhoto
+from dptr.pipeline.photos.photo import Photo, Refusal
+from dptr.pipeline.photos.seen_photos import SeenPhotos
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One crop, ready for the image tower.
+
+    Attributes:
+        box: where in the photo.
+        tokens: positions of the tokens to keep, sorted, shape (tokens_per_crop,), int64.
+        pixels: shape (3, height, width), float32.
+        thumbnail: small JPEG.
+    """
+
+    box: Box
+    tokens: NDArray[np.int64]
+    pixels: NDArray[np.float32]
+    thumbnail: bytes
+
+
+@dataclass(frozen=True)
+class CutPhoto:
+    """A readable photo.
+
+    Attributes:
+        photo: where it lies.
+        sha256: of its encoded bytes.
+        crops: its crops; empty when it is in the bank already.
+        whole: pixels of the whole photo, where somebody asked for them.
+    """
+
+    photo: Photo
+    sha256: str
+    crops: list[Crop]
+    whole: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class PhotoReader:
+    """Reads one photo at a time; safe to call from several threads.
+
+    Attributes:
+        tower: prepares pixels.
+        settings: which crops to cut.
+        seed: of the crops.
+        tokens_per_crop: how many token positions to draw.
+        keep_whole: also prepare the whole photo.
+        in_bank: SHA-256 of photos that need no crops any more; may grow while photos are read.
+        seen: what earlier runs found.
+        retry: read again what was refused earlier.
+    """
+
+    tower: ImageTower
+    settings: CropSettings
+    seed: int
+    tokens_per_crop: int
+    keep_whole: bool
+    in_bank: Container[str]
+    seen: SeenPhotos
+    retry: bool
+
+    def read(self, found: Photo | Refusal) -> CutPhoto | str:
+        """Return the photo with its crops, or the reason why it cannot be used."""
+        if isinstance(found, Refusal):
+            return found.reason
+        seen = self.seen.recall(found)
+        if seen and seen.reason and not self.retry:
+            return seen.reason
+        if seen and seen.image_sha256 and seen.image_sha256 in self.in_bank:
+            return CutPhoto(found, seen.image_sha256, [], None)
+        try:
+            data = found.read()
+            sha256 = hashlib.sha256(data).hexdigest()
+            if sha256 in self.in_bank:
+                return CutPhoto(found, sha256, [], None)
+            image = photo_crops.decode(data)
+            return CutPhoto(found, sha256, self._crops(image, sha256), self._whole(image))
+        except UnusablePhoto as error:
+            return str(error)
+        # Reading is done by five libraries on damaged files; one photo must not end a long run.
+        except Exception as error:
+            return f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}"
+
+    def _crops(self, image: Image.Image, sha256: str) -> list[Crop]:
+        crops = []
+        for number in range(self.settings.crops_per_image):
+            box, generator = photo_crops.draw_crop(image.size, self.settings, self.seed, sha256, number)
+            tokens = photo_crops.draw_tokens(generator, self.tower.tokens, self.tokens_per_crop)
+            picture = photo_crops.cut(image, box)
+            crops.append(Crop(box, tokens, self.tower.preprocess(picture), photo_crops.thumbnail(picture)))
+        return crops
+
+    def _whole(self, image: Image.Image) -> NDArray[np.float32] | None:
+        return self.tower.preprocess(photo_crops.central_square(image)) if self.keep_whole else None
+
+
+def read_ahead(items: Iterable[Item], read: Callable[[Item], Result], workers: int) -> Iterator[tuple[Item, Result]]:
+    """Yield every item with ``read`` of it, in order; ``workers`` threads are a few items ahead."""
+    with ThreadPoolExecutor(workers, thread_name_prefix="photos") as pool:
+        waiting: deque[tuple[Item, Future[Result]]] = deque()
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(read, item)))
+                if len(waiting) > 4 * workers:
+                    done, result = waiting.popleft()
+                    yield done, result.result()
+            while waiting:
+                done, result = waiting.popleft()
+                yield done, result.result()
+        finally:
+            for _, result in waiting:
+                result.cancel()

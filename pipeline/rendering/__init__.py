@@ -1,0 +1,1 @@
+"""Words to labelled crops: fonts, letters, styles."""

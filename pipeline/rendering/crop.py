@@ -1,0 +1,138 @@
+"""One word, one picture: letters, colours, light, damage; all chance comes from the generator that is handed in."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageFilter
+
+from dptr.cache.pictures import photo_thumbnail
+from dptr.pipeline.rendering.fonts import Font
+from dptr.pipeline.rendering.letters import letter_masks
+from dptr.pipeline.rendering.style import NATURAL, RenderStyle, amount
+
+Colour = tuple[int, int, int]
+
+# Backgrounds are blurred by distance anyway, and small photos can all stay in memory.
+_PHOTO_SIDE = 320
+_COLOURS_TRIED = 12
+
+
+def render_one(
+    word: str,
+    font: Font,
+    rng: np.random.Generator,
+    style: RenderStyle = NATURAL,
+    photos: Sequence[Path] = (),
+) -> Image.Image:
+    """Render ``word`` as a word crop: RGB, as high as ``style`` says and as wide as the word needs.
+
+    Args:
+        word: what is written; ``font`` has to cover it.
+        font: from :func:`dptr.pipeline.rendering.fonts.find_fonts`.
+        rng: the only source of chance.
+        style: how strong each effect may be.
+        photos: image files that backgrounds may be cut from.
+
+    Raises:
+        UserError: a photo cannot be read, or ``word`` leaves no ink.
+    """
+    masks = letter_masks(word, font, rng, style)
+    image = _paint(masks, _background(masks.size, rng, style, photos), rng, style)
+    return _damage(_light(image, rng, style), rng, style)
+
+
+def _background(
+    size: tuple[int, int], rng: np.random.Generator, style: RenderStyle, photos: Sequence[Path]
+) -> Image.Image:
+    if photos and rng.random() < style.photos:
+        return _cut_from_photo(photos[int(rng.integers(len(photos)))], size, rng)
+    corners = _colours(rng, 4).reshape(2, 2, 3)
+    gradient = corners[0, 0] + (corners - corners[0, 0]) * amount(rng, 0.7)
+    return Image.fromarray(gradient.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
+
+
+def _cut_from_photo(path: Path, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    photo = photo_thumbnail(path, _PHOTO_SIDE)
+    most = min(photo.width / size[0], photo.height / size[1])
+    scale = most * rng.uniform(0.3, 1)
+    width, height = size[0] * scale, size[1] * scale
+    x, y = rng.uniform(0, photo.width - width), rng.uniform(0, photo.height - height)
+    cut = photo.resize(size, Image.Resampling.BILINEAR, (x, y, x + width, y + height))
+    # Text is put where it can be read: busy places are calmed.
+    return Image.blend(cut, Image.new("RGB", size, _mean(cut)), float(rng.uniform(0.2, 0.7)))
+
+
+def _paint(masks: Image.Image, background: Image.Image, rng: np.random.Generator, style: RenderStyle) -> Image.Image:
+    fill, outline, shadow = masks.split()
+    ink = _contrasting(_mean(background), rng, style.contrast)
+    if shadow.getbbox():
+        dark = ImageChops.multiply(background, Image.new("RGB", background.size, (90, 90, 90)))
+        background = Image.composite(dark, background, shadow)
+    if outline.getbbox():
+        background.paste(_contrasting(ink, rng, style.contrast), mask=outline)
+    background.paste(ink, mask=fill)
+    return background
+
+
+def _contrasting(colour: Colour, rng: np.random.Generator, least: float) -> Colour:
+    """Draw a colour whose luminance differs from ``colour``'s by ``least``; black or white where luck fails."""
+    for red, green, blue in _colours(rng, _COLOURS_TRIED).astype(int).tolist():
+        if abs(_luminance((red, green, blue)) - _luminance(colour)) >= least:
+            return red, green, blue
+    return (0, 0, 0) if _luminance(colour) > 127 else (255, 255, 255)
+
+
+def _colours(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
+    """Draw colours as signs have them, greyish more often than not: shape (count, 3), 0 to 255."""
+    grey = rng.uniform(0, 255, (count, 1))
+    return grey + (rng.uniform(0, 255, (count, 3)) - grey) * rng.random((count, 1)) ** 2
+
+
+def _mean(image: Image.Image) -> Colour:
+    red, green, blue = np.asarray(image.resize((1, 1), Image.Resampling.BOX))[0, 0].tolist()
+    return red, green, blue
+
+
+def _luminance(colour: Colour) -> float:
+    return 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+
+
+def _light(image: Image.Image, rng: np.random.Generator, style: RenderStyle) -> Image.Image:
+    """Darken unevenly, as lamps and shadows do."""
+    strength = amount(rng, style.light)
+    if not strength:
+        return image
+    corners = 255 * (1 - 0.7 * strength * rng.random((2, 3)))
+    light = Image.fromarray(corners.astype(np.uint8)).resize(image.size, Image.Resampling.BICUBIC)
+    return ImageChops.multiply(image, Image.merge("RGB", (light, light, light)))
+
+
+def _damage(image: Image.Image, rng: np.random.Generator, style: RenderStyle) -> Image.Image:
+    """Lose what a camera and a file lose, in their order: distance, focus or motion, sensor, compression."""
+    shrink = 1 - 0.6 * amount(rng, style.shrink)
+    if shrink < 1:
+        image = image.resize(
+            (max(8, round(image.width * shrink)), max(8, round(image.height * shrink))), Image.Resampling.BILINEAR
+        )
+    blur = amount(rng, style.blur) * image.height / 14
+    if blur:
+        along, across = rng.uniform(0.4, 1, 2)
+        image = image.filter(ImageFilter.BoxBlur((blur * float(along), blur * float(across))))
+    noise = amount(rng, style.noise) * 24
+    if noise:
+        pixels = np.asarray(image, np.float32)
+        grain = rng.standard_normal((*pixels.shape[:2], 1), np.float32)
+        image = Image.fromarray(np.clip(pixels + noise * grain, 0, 255).astype(np.uint8))
+    jpeg = amount(rng, style.jpeg)
+    return _through_jpeg(image, round(90 - 75 * jpeg)) if jpeg else image
+
+
+def _through_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=quality)
+    return Image.open(stream).convert("RGB")

@@ -1,0 +1,123 @@
+"""The letters of a word as masks: drawn, warped, cut out; no colour yet.
+
+Fill, outline and cast shadow travel as the three channels of one RGB image, so that one warp bends all of them.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
+
+from dptr.cache.errors import UserError
+from dptr.pipeline.rendering.fonts import Font
+from dptr.pipeline.rendering.style import RenderStyle, amount
+
+_STRIPS = 8
+
+
+def letter_masks(word: str, font: Font, rng: np.random.Generator, style: RenderStyle) -> Image.Image:
+    """Return the masks of fill, outline and cast shadow as the channels of an RGB image, cut round the letters.
+
+    Raises:
+        UserError: the word leaves no ink.
+    """
+    size = int(rng.integers(style.height[0] // 2, style.height[1] // 2 + 1)) * 2
+    margin = size // 3
+    drawn = _draw(word, font.at(size, shaped=not word.isascii()), margin, rng, style)
+    return _cut_out(_warp(drawn, margin, rng, style), rng, word)
+
+
+def _draw(
+    word: str, font: ImageFont.FreeTypeFont, margin: int, rng: np.random.Generator, style: RenderStyle
+) -> Image.Image:
+    size = round(font.size)
+    stroke = round(amount(rng, style.outline) * size / 10)
+    tracking = round(amount(rng, style.tracking) * size / 3)
+    left, top, right, bottom = font.getbbox(word, stroke_width=stroke)
+    canvas = (int(right - left) + tracking * len(word) + 2 * margin, int(bottom - top) + 2 * margin)
+    fill, outline = Image.new("L", canvas), Image.new("L", canvas)
+    for text, x in _pieces(word, font, tracking):
+        place = (margin - left + x, margin - top)
+        ImageDraw.Draw(fill).text(place, text, 255, font)
+        if stroke:
+            ImageDraw.Draw(outline).text(place, text, 255, font, stroke_width=stroke)
+    return Image.merge("RGB", (fill, outline, _cast_shadow(fill, size, rng, style)))
+
+
+def _pieces(word: str, font: ImageFont.FreeTypeFont, tracking: int) -> list[tuple[str, float]]:
+    """Split a word into what is drawn at once, each with its place to the right of the word's beginning."""
+    # Only letters that never join may be set apart; ASCII is the safe choice.
+    if not tracking or not word.isascii():
+        return [(word, 0.0)]
+    return [(letter, font.getlength(word[:index]) + tracking * index) for index, letter in enumerate(word)]
+
+
+def _cast_shadow(fill: Image.Image, size: int, rng: np.random.Generator, style: RenderStyle) -> Image.Image:
+    depth = amount(rng, style.shadow)
+    if not depth:
+        return Image.new("L", fill.size)
+    x, y = (1 + depth * size / 10 * rng.random(2)) * rng.choice([-1, 1], 2)
+    blurred = ImageChops.offset(fill, round(x), round(y)).filter(ImageFilter.BoxBlur(rng.random() * size / 16))
+    return Image.blend(Image.new("L", fill.size), blurred, min(1.0, 0.3 + depth))
+
+
+def _warp(masks: Image.Image, margin: int, rng: np.random.Generator, style: RenderStyle) -> Image.Image:
+    """Turn, tilt and bend by one mesh of upright strips, each filled from a quadrilateral of the source."""
+    width, height = masks.size
+    bend = amount(rng, style.curve) * rng.choice([-1, 1]) * 0.5 * height
+    strips = _STRIPS if bend else 1
+    edges = np.linspace(0, width, strips + 1).astype(int)
+    source = _source_of(edges / width, masks.size, margin, bend, rng, style)
+    mesh = []
+    for strip in range(strips):
+        box = (int(edges[strip]), 0, int(edges[strip + 1]), height)
+        upper_left, lower_left = source[strip]
+        upper_right, lower_right = source[strip + 1]
+        mesh.append((box, (*upper_left, *lower_left, *lower_right, *upper_right)))
+    return masks.transform(masks.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
+
+
+def _source_of(
+    across: NDArray[np.float64],
+    size: tuple[int, int],
+    margin: int,
+    bend: float,
+    rng: np.random.Generator,
+    style: RenderStyle,
+) -> list[list[tuple[float, float]]]:
+    """Return where the upper and lower end of each upright line come from; ``across`` runs from 0 to 1."""
+    width, height = size
+    angle = np.deg2rad(style.rotation) * rng.uniform(-1, 1)
+    tilt = amount(rng, style.perspective) * rng.uniform(-0.3, 0.3, (4, 2)) * height
+    u, v = across[:, None], np.array([[0.0, 1.0]])
+    x, y = (u - 0.5) * width, (v - 0.5) * height
+    # A long word turned as far as a short one would leave the canvas and be cut off.
+    angle *= min(1.0, 3 * height / width)
+    turned = np.stack([np.cos(angle) * x - np.sin(angle) * y, np.sin(angle) * x + np.cos(angle) * y], -1)
+    corners = np.stack([(1 - u) * (1 - v), (1 - u) * v, u * (1 - v), u * v], -1)
+    source = turned + corners @ tilt + np.array([width / 2, height / 2])
+    source[..., 1] += bend * (0.5 - (2 * u - 1) ** 2)
+    _keep_inside(source, size, margin)
+    return [[(float(x), float(y)) for x, y in line] for line in source]
+
+
+def _keep_inside(source: NDArray[np.float64], size: tuple[int, int], margin: int) -> None:
+    """Move the edges of the warped canvas outwards until all letters, ``margin`` from its border, are within."""
+    width, height = size
+    margin -= 2  # the outermost pixels see a little further in
+    source[0, :, 0] -= max(0.0, source[0, :, 0].max() - margin)
+    source[-1, :, 0] += max(0.0, width - margin - source[-1, :, 0].min())
+    source[:, 0, 1] -= max(0.0, source[:, 0, 1].max() - margin)
+    source[:, 1, 1] += max(0.0, height - margin - source[:, 1, 1].min())
+
+
+def _cut_out(masks: Image.Image, rng: np.random.Generator, word: str) -> Image.Image:
+    """Cut round the letters as an annotator would: seldom tight, never alike on the four sides."""
+    box = masks.getchannel(0).getbbox()
+    if box is None:
+        raise UserError(f"the word {word!r} leaves no ink", "Leave it out")
+    margins = rng.uniform(0, 0.2, 4) * (box[3] - box[1]) + 1
+    outwards = np.array([-1, -1, 1, 1])
+    left, top, right, bottom = (np.array(box) + outwards * margins.astype(int)).tolist()
+    return masks.crop((left, top, right, bottom))

@@ -1,0 +1,138 @@
+"""Words to labelled synthetic word images: a folder, LMDB or Parquet, the same whatever the number of workers.
+
+Crop number i depends on the seed and i alone. Words come in turn from a shuffled list, so all are met equally often.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dptr.cache.errors import UserError
+from dptr.cache.progress import note, progress
+from dptr.cache.word_images.writer import write_word_images
+from dptr.pipeline.rendering.crop import render_one
+from dptr.pipeline.rendering.fonts import FontCollection, find_fonts
+from dptr.pipeline.rendering.style import NATURAL, RenderStyle
+
+_CROPS_A_TASK = 64
+_JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class RenderSummary:
+    """What was rendered.
+
+    Attributes:
+        out: where it is. rows: crops written. fonts: fonts at hand.
+        refused: words that no font can draw; examples: some of them.
+        seconds: from the first crop to the last.
+    """
+
+    out: Path
+    rows: int
+    fonts: int
+    refused: int
+    examples: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Job:
+    words: list[str]
+    fonts: FontCollection
+    photos: list[Path]
+    style: RenderStyle
+    seed: int
+
+    def crop(self, index: int) -> tuple[bytes, str]:
+        """Render crop ``index`` of the job as JPEG bytes, with its label."""
+        rng = np.random.default_rng((self.seed, index))
+        word = self.words[index % len(self.words)]
+        image = render_one(word, self.fonts.choose(word, rng), rng, self.style, self.photos)
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+        return stream.getvalue(), word
+
+
+def render_words(
+    words: Sequence[str],
+    out: Path,
+    *,
+    count: int | None = None,
+    seed: int = 0,
+    fonts: Path | None = None,
+    photos: Sequence[Path] = (),
+    style: RenderStyle = NATURAL,
+    workers: int = 1,
+) -> RenderSummary:
+    """Render ``words`` as labelled crops into ``out`` (``.lmdb``, ``.parquet`` or a folder with ``labels.tsv``).
+
+    Args:
+        words: labels as they shall be read.
+        out: must not hold labelled images yet.
+        count: crops in all; by default one a word.
+        seed: with it every crop is the same again, on any number of workers.
+        fonts: folder of fonts; by default those of installed packages and of the system.
+        photos: image files that backgrounds may be cut from.
+        style: how strong each effect may be.
+        workers: processes that render.
+
+    Raises:
+        UserError: no words, no fonts, no font that can draw any word, ``out`` is taken, or a photo cannot be read.
+    """
+    collection = find_fonts(fonts)
+    usable, refused = _drawable(words, collection)
+    order = np.random.default_rng(seed).permutation(len(usable))
+    job = _Job([usable[i] for i in order], collection, list(photos), style, seed)
+    total = len(usable) if count is None else count
+    started = time.monotonic()
+    with write_word_images(out) as writer, progress("rendering words", total, "crops") as bar:
+        for crops in _render(job, total, workers):
+            for image, label in crops:
+                writer.write(image, label)
+            bar.advance(len(crops))
+    return RenderSummary(out, total, len(collection.fonts), len(refused), refused[:5], time.monotonic() - started)
+
+
+def _drawable(words: Sequence[str], fonts: FontCollection) -> tuple[list[str], list[str]]:
+    usable: list[str] = []
+    refused: list[str] = []
+    for word in words:
+        (usable if word.strip() and fonts.covers(word) else refused).append(word)
+    if not usable:
+        problem = (
+            f"no font has the characters of {refused[0]!r} or of any other word" if words else "there are no words"
+        )
+        raise UserError(problem, "Name a folder with fonts of that script (--fonts)" if words else "Give a word list")
+    if refused:
+        note(f"{len(refused)} of {len(words)} words left out, no font has their characters: {', '.join(refused[:5])}")
+    return usable, refused
+
+
+def _render(job: _Job, total: int, workers: int) -> Iterator[list[tuple[bytes, str]]]:
+    tasks = [range(start, min(start + _CROPS_A_TASK, total)) for start in range(0, total, _CROPS_A_TASK)]
+    if workers <= 1:
+        yield from ([job.crop(index) for index in task] for task in tasks)
+        return
+    # A fork would inherit whatever threads the caller's libraries run; a spawned process starts clean.
+    with multiprocessing.get_context("spawn").Pool(workers, _set_job, (job,)) as pool:
+        yield from pool.imap(_render_task, tasks)
+
+
+_job: _Job
+
+
+def _set_job(job: _Job) -> None:
+    global _job
+    _job = job
+
+
+def _render_task(task: range) -> list[tuple[bytes, str]]:
+    return [_job.crop(index) for index in task]

@@ -1,0 +1,41 @@
+"""What rendering is fed with: words, read as ``embed-text`` reads them, and photos for backgrounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dptr.cache.charset import Normalization
+from dptr.cache.errors import UserError
+from dptr.cache.stores.quarantine import Quarantine
+from dptr.pipeline.photos.photo import Photo
+from dptr.pipeline.photos.photo_files import find_photos
+from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
+
+_ROWS = 65536
+
+
+def read_words(files: Sequence[str], scratch: Path) -> list[str]:
+    """Return the distinct words of a corpus by first occurrence, in whatever script they are.
+
+    Raises:
+        UserError: a file is missing, or none holds a word.
+    """
+    settings = CorpusSettings(normalization=Normalization(unicode="nfc"), charset="auto")
+    with (
+        Quarantine(scratch / "quarantine.parquet") as quarantine,
+        read_corpus(files, settings, quarantine, scratch) as corpus,
+    ):
+        return [label for batch in corpus.batches(_ROWS) for label in batch.labels]
+
+
+def photo_paths(folder: Path) -> list[Path]:
+    """Return the photo files under a folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    paths = [Path(found.file) for found in find_photos([folder]) if isinstance(found, Photo) and not found.member]
+    if not paths:
+        raise UserError(f"no photo in {folder}", "Name a folder of image files")
+    return paths

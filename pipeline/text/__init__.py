@@ -1,0 +1,1 @@
+"""Corpus to labels to prompts to a prompt store."""

@@ -1,0 +1,233 @@
+"""A corpus: raw text in any number of files -> distinct labels with counts, in an order that can be relied on.
+
+The whole corpus is read and counted before the first label is handed out, because a count is known at the end only.
+That takes minutes for a hundred million words, where embedding them takes hours, so a run that was killed simply reads
+again and goes on with the labels that its store lacks. The order is that of :mod:`dptr.pipeline.text.distinct_labels`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dptr.cache.charset import Charset, Normalization
+from dptr.cache.errors import UserError
+from dptr.cache.progress import Progress, progress
+from dptr.cache.stores.quarantine import Quarantine
+from dptr.pipeline.text.corpus_files import Unit, read_rows, require_readable
+from dptr.pipeline.text.corpus_labels import count_labels
+from dptr.pipeline.text.distinct_labels import DistinctLabels
+
+Case = Literal["keep", "lower", "upper-lower-title"]
+
+#: Zero-width joiners: invisible, but Persian and the Indic scripts spell with them.
+_JOINERS = "\u200c\u200d"
+
+
+@dataclass(frozen=True)
+class CorpusSettings:
+    """How text becomes labels.
+
+    Attributes:
+        unit: an item is a word (between white space) or a line (a text line, or the whole value of a row).
+        column: the column of JSONL and Parquet files that holds the text.
+        normalization: how an item becomes a label.
+        charset: ``36``, ``62``, ``94``, a file of characters, or ``auto`` for those that the corpus has; a Charset
+            for the one that a store was begun with.
+        min_count: ``auto`` takes the characters that occur at least so often.
+        case: ``keep``; ``lower`` folds; ``upper-lower-title`` folds too, and the caller writes :func:`case_variants`.
+    """
+
+    unit: Unit = "word"
+    column: str = "text"
+    normalization: Normalization = field(default_factory=Normalization)
+    charset: str | Charset = "94"
+    min_count: int = 1
+    case: Case = "keep"
+
+
+@dataclass(frozen=True)
+class LabelBatch:
+    """Some labels in order.
+
+    Attributes:
+        labels: distinct labels. counts: occurrences in the corpus, shape (len(labels),), int64.
+        sources: for each label the file where it occurs first.
+    """
+
+    labels: list[str]
+    counts: NDArray[np.int64]
+    sources: list[str]
+
+
+def case_variants(label: str, case: Case) -> list[str]:
+    """Return the forms of ``label`` that are rows of the same states, each once: for one in three, upper case first.
+
+    A variant may lack a character of the charset or be longer than its label (ß has no single capital): judge each.
+    """
+    if case != "upper-lower-title":
+        return [label]
+    title = " ".join(word.capitalize() for word in label.split(" "))
+    return list(dict.fromkeys([label.upper(), label.lower(), title]))
+
+
+def corpus_fingerprint(paths: Sequence[str], settings: CorpusSettings) -> str | None:
+    """Return a hash of the files' names, sizes and times and of the settings, to know an unchanged corpus at once.
+
+    None for standard input, which cannot be known before it is read.
+    """
+    if "-" in paths:
+        return None
+    require_readable(paths)
+    files = [path / "data.mdb" if path.is_dir() else path for path in (Path(path).resolve() for path in paths)]
+    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    charset = settings.charset if settings.charset == "auto" else _charset(settings).characters
+    value = json.dumps([states, {**asdict(settings), "charset": charset}], sort_keys=True)
+    return hashlib.sha256(value.encode()).hexdigest()
+
+
+class Corpus:
+    """A corpus that has been read; owns files in its scratch folder until it is closed.
+
+    Attributes:
+        charset: the charset that every label fits, learnt or given.
+        read: items read. distinct: distinct labels among them. kept: those that can be used.
+    """
+
+    def __init__(
+        self, paths: Sequence[str], settings: CorpusSettings, charset: Charset, labels: DistinctLabels
+    ) -> None:
+        self._paths = list(paths)
+        self._settings = settings
+        self._labels = labels
+        self.charset = charset
+        self.read = 0
+        self.distinct = 0
+        self.kept = 0
+
+    @property
+    def remaining(self) -> int:
+        """How many labels :meth:`batches` gives: those kept, less those that :meth:`without` took out."""
+        return len(self._labels)
+
+    def without(self, catalogues: Sequence[Path]) -> int:
+        """Take out the labels that stand in a store's catalogues (Parquet files); return how many remain."""
+        if catalogues:
+            self._labels.remove(catalogues, lower=self._settings.case == "upper-lower-title")
+        return self.remaining
+
+    def batches(self, rows: int) -> Iterator[LabelBatch]:
+        """Yield the remaining labels in order, ``rows`` at a time; the same ones on every call."""
+        for labels, counts, sources in self._labels.batches(rows):
+            yield LabelBatch(labels, counts, [self._paths[source] for source in sources.tolist()])
+
+    def summary(self, quarantine: Quarantine) -> str:
+        """Return a table of what was read, kept and refused, with examples."""
+        lines = [
+            f"{self.read:>14,}  {self._settings.unit}s read",
+            f"{self.distinct:>14,}  distinct labels",
+            f"{self.kept:>14,}  kept, in a charset of {len(self.charset.characters)}",
+        ]
+        for reason, count in quarantine.counts.most_common():
+            examples = ", ".join(repr(example) for example in quarantine.examples[reason] if example)
+            lines.append(f"{count:>14,}  refused: {reason}" + (f" (such as {examples})" if examples else ""))
+        return "\n".join(lines)
+
+    def close(self) -> None:
+        """Delete the scratch files."""
+        self._labels.close()
+
+    def __enter__(self) -> Corpus:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_corpus(paths: Sequence[str], settings: CorpusSettings, quarantine: Quarantine, scratch: Path) -> Corpus:
+    """Read all files (``-``: standard input) and count their distinct labels, in the folder ``scratch / "corpus"``.
+
+    That folder is emptied first, so no two runs may share it.
+    What cannot be used goes to ``quarantine``: broken items at each place where they are met, labels once each.
+
+    Raises:
+        UserError: an input that does not exist, or a corpus without one usable label.
+    """
+    require_readable(paths)
+    charset = None if settings.charset == "auto" else _charset(settings)  # a wrong name is told before any work
+    labels = DistinctLabels(scratch / "corpus")
+    try:
+        with progress("reading the corpus", None, f"{settings.unit}s") as state:
+            for number, path in enumerate(paths):
+                _count_file(number, path, settings, quarantine, labels, state)
+        distinct = labels.count_up()
+        if distinct:
+            charset = charset or _learn_charset(labels, settings)
+            _refuse_labels(labels, paths, settings.normalization, charset, quarantine)
+        if charset is None or len(labels) == 0:
+            raise _nothing_usable(paths, quarantine)
+    except BaseException:
+        labels.close()
+        raise
+    corpus = Corpus(paths, settings, charset, labels)
+    corpus.read, corpus.distinct, corpus.kept = state.done, distinct, len(labels)
+    return corpus
+
+
+def _count_file(
+    number: int,
+    path: str,
+    settings: CorpusSettings,
+    quarantine: Quarantine,
+    labels: DistinctLabels,
+    state: Progress,
+) -> None:
+    refuse = partial(quarantine.refuse, path)
+    refused_before, rows_read = quarantine.total, 0
+    for rows in read_rows(path, settings.unit, settings.column, refuse):
+        found = count_labels(rows, settings.unit, settings.normalization, settings.case != "keep", refuse)
+        labels.add(found.labels, found.counts, number, found.lines)
+        rows_read += len(rows.lines)
+        state.advance(found.read, path)
+    if rows_read == 0 and quarantine.total == refused_before:
+        refuse(None, "", "empty file")
+
+
+def _charset(settings: CorpusSettings) -> Charset:
+    return settings.charset if isinstance(settings.charset, Charset) else Charset.named(settings.charset)
+
+
+def _learn_charset(labels: DistinctLabels, settings: CorpusSettings) -> Charset:
+    """Return the printable characters that occur often enough, by code point."""
+    counts = labels.character_counts(settings.normalization.max_label_length)
+    frequent = [c for c, count in counts.items() if count >= settings.min_count and (c.isprintable() or c in _JOINERS)]
+    characters = {form for c in frequent for variant in case_variants(c, settings.case) for form in variant}
+    if not characters:
+        raise UserError(f"no character occurs {settings.min_count} times in the corpus", "Lower --min-count")
+    return Charset("".join(sorted(characters)))
+
+
+def _refuse_labels(
+    labels: DistinctLabels, paths: Sequence[str], normalization: Normalization, charset: Charset, quarantine: Quarantine
+) -> None:
+    for label, source, line in labels.refuse(charset.characters, normalization.max_label_length):
+        quarantine.refuse(paths[source], line, label, normalization.refuse(label, charset) or "not usable")
+
+
+def _nothing_usable(paths: Sequence[str], quarantine: Quarantine) -> UserError:
+    reasons = ", ".join(f"{reason} ({count})" for reason, count in quarantine.counts.most_common())
+    return UserError(
+        f"no usable label in {', '.join(paths[:3])}{' and more' if len(paths) > 3 else ''}: {reasons or 'only blanks'}",
+        f"See {quarantine.path} for what was refused and where",
+    )

@@ -1,0 +1,258 @@
+"""Stage 1 for text: a corpus to a prompt store, once, whatever happens on the way.
+
+Labels come in an order that the corpus fixes; a shard is written, then committed in the manifest, and everything that a
+killed run left uncommitted is simply computed again. One shard is written while the next is being encoded.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dptr.cache.errors import UserError
+from dptr.cache.progress import note, progress
+from dptr.cache.stores.manifest import FILE_NAME, Manifest, Shard
+from dptr.cache.stores.quarantine import Quarantine
+from dptr.cache.stores.shards import States, StatesDtype
+from dptr.pipeline.clip.loading import Precision, load_clip
+from dptr.pipeline.clip.text_tower import Context, StatesKind, TextTower
+from dptr.pipeline.text.corpus import Corpus, CorpusSettings, corpus_fingerprint, read_corpus
+from dptr.pipeline.text.prompt_shard import write_prompt_shard
+from dptr.pipeline.text.prompt_store import open_prompt_store, settle_charset, write_prefix
+from dptr.pipeline.text.prompts import Prompt, prompts_of
+from dptr.pipeline.text.templates import DEFAULT_TEMPLATE, Template
+
+QUARANTINE_FILE = "quarantine.parquet"
+_PROMPTS_CHECKED = 16
+_PROMPTS_TIMED = 512
+
+
+@dataclass(frozen=True)
+class EmbedTextSettings:
+    """How a corpus is embedded.
+
+    Attributes:
+        clip: ``tiny``, a directory or a hub id. states: None picks by width (see TextTower).
+        dtype: how states are stored. shard_rows: prompts of a shard; peak memory grows with it.
+        tokens_per_batch: tokens encoded at once; few enough to stay in the processor's cache.
+        max_bad: most refused inputs before the command fails; None for no limit.
+    """
+
+    corpus: CorpusSettings = field(default_factory=CorpusSettings)
+    clip: str = "tiny"
+    template: str = DEFAULT_TEMPLATE
+    states: StatesKind | None = None
+    context: Context = "content"
+    precision: Precision = "fp32"
+    dtype: StatesDtype = "float16"
+    shard_rows: int = 16384
+    tokens_per_batch: int = 1024
+    max_bad: int | None = None
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class EmbedTextSummary:
+    """What the command did; ``table`` is for people."""
+
+    out: Path
+    rows: int
+    computed: int
+    quarantined: int
+    seconds: float
+    load_seconds: float
+    table: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What embedding would cost."""
+
+    rows: int
+    bytes: int
+    seconds: float
+
+
+def embed_text(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> EmbedTextSummary:
+    """Embed the distinct labels of a corpus into the prompt store ``out``, adding what it lacks.
+
+    Raises:
+        UserError: an input or setting is wrong. DamagedStore: ``out`` holds a store of another kind of states.
+        TooManyRefused: more inputs were refused than allowed; what was computed stays.
+    """
+    started = time.monotonic()
+    asked = _what_is_asked(paths, settings)
+    finished = _finished(out, asked, settings.max_bad, started)
+    if finished is not None:
+        return finished
+    tower, identity, load_seconds = _load(settings)
+    manifest = open_prompt_store(out, identity)
+    rows_before = manifest.rows
+    with (
+        _scratch(out) as scratch,
+        Quarantine(out / QUARANTINE_FILE) as quarantine,
+        read_corpus(paths, settings.corpus, quarantine, scratch) as corpus,
+    ):
+        settle_charset(out, manifest, corpus.charset, settings.corpus.charset == "auto")
+        write_prefix(out, manifest, tower)
+        _embed_remaining(out, manifest, corpus, tower, settings, quarantine)
+        table = corpus.summary(quarantine)
+    # Only now is the quarantine's file in its place, and the store as a whole finished.
+    manifest.details |= {"finished": asked, "summary": table, "quarantined": quarantine.total}
+    manifest.save(out)
+    quarantine.check(settings.max_bad)
+    seconds, computed = time.monotonic() - started - load_seconds, manifest.rows - rows_before
+    return EmbedTextSummary(out, manifest.rows, computed, quarantine.total, seconds, load_seconds, table)
+
+
+def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Estimate:
+    """Read the corpus and embed a few prompts to tell what :func:`embed_text` would cost; writes no store."""
+    with (
+        _scratch(out) as scratch,
+        Quarantine(scratch / QUARANTINE_FILE) as quarantine,
+        read_corpus(paths, settings.corpus, quarantine, scratch) as corpus,
+    ):
+        if (out / FILE_NAME).is_file():
+            corpus.without(_catalogues(out, Manifest.load(out, "prompts")))
+        if corpus.remaining == 0:
+            return Estimate(0, 0, 0.0)
+        tower, _, _ = _load(settings)
+        prompts = next(_groups(corpus, tower, settings, quarantine, min(_PROMPTS_TIMED, corpus.remaining)), [])
+        if not prompts:
+            return Estimate(0, 0, 0.0)
+        _encode(tower, prompts, settings)  # the first one is slow
+        started = time.monotonic()
+        states = _encode(tower, prompts, settings)
+        share = len(prompts) / corpus.remaining
+        seconds = (time.monotonic() - started) / share
+    rows = round(sum(len(prompt.labels) for prompt in prompts) / share)
+    return Estimate(rows, round(rows * _bytes_of_a_row(states, settings.dtype)), seconds)
+
+
+def _bytes_of_a_row(states: States, dtype: StatesDtype) -> float:
+    dim, pooled_dim = states.tokens.shape[1], states.pooled.shape[1]
+    of_a_token: int = {"float16": 2 * dim, "float32": 4 * dim, "int8": dim + 4}[dtype]
+    # Pooled vectors stand in the catalogue and, in half precision, beside the states.
+    return float(states.lengths.mean() * of_a_token + 6 * pooled_dim + 100)
+
+
+def _what_is_asked(paths: Sequence[str], settings: EmbedTextSettings) -> dict[str, Any] | None:
+    """Return what must be equal for a finished store to need no work; None when that cannot be known."""
+    fingerprint = corpus_fingerprint(paths, settings.corpus)
+    if fingerprint is None:
+        return None
+    files = sorted(Path(settings.clip).iterdir()) if Path(settings.clip).is_dir() else []
+    model = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    asked = {name: value for name, value in asdict(settings).items() if name not in ("corpus", "max_bad", "device")}
+    return {**asked, "corpus": fingerprint, "model": model}
+
+
+def _finished(out: Path, asked: dict[str, Any] | None, max_bad: int | None, started: float) -> EmbedTextSummary | None:
+    """Return the summary of a store that already is what is asked for."""
+    if asked is None or not (out / FILE_NAME).is_file():
+        return None
+    manifest = Manifest.load(out, "prompts")
+    refused = manifest.details.get("quarantined", 0)
+    if manifest.details.get("finished") != asked or (max_bad is not None and refused > max_bad):
+        return None
+    note(f"{out} already holds all {manifest.rows:,} rows of this corpus")
+    return EmbedTextSummary(
+        out, manifest.rows, 0, refused, time.monotonic() - started, 0.0, manifest.details["summary"]
+    )
+
+
+def _load(settings: EmbedTextSettings) -> tuple[TextTower, dict[str, Any], float]:
+    """Return the tower, the identity of its states, and the seconds that loading took."""
+    clip = load_clip(settings.clip, settings.precision, settings.device)
+    tower = TextTower(clip, Template(settings.template), settings.states, settings.context)
+    identity = {
+        **clip.identity(),
+        "tokenizer": clip.tokenizer_hash,
+        "template": settings.template,
+        "states": tower.states,
+        "context": settings.context,
+        "precision": settings.precision,
+        "dtype": settings.dtype,
+        "case": settings.corpus.case,
+        "normalization": asdict(settings.corpus.normalization),
+        "prefix_ids": tower.prefix_ids,
+    }
+    return tower, identity, clip.load_seconds
+
+
+def _embed_remaining(
+    out: Path,
+    manifest: Manifest,
+    corpus: Corpus,
+    tower: TextTower,
+    settings: EmbedTextSettings,
+    quarantine: Quarantine,
+) -> None:
+    """Embed the labels that the store lacks, shard by shard, and commit each in its turn."""
+    first_id, total = manifest.rows, corpus.kept
+    corpus.without(_catalogues(out, manifest))
+    with (
+        progress("embedding", total, "labels", total - corpus.remaining) as shown,
+        ThreadPoolExecutor(max_workers=1) as writer,
+    ):
+        writing: Future[Shard] | None = None
+        groups = _groups(corpus, tower, settings, quarantine, settings.shard_rows)
+        for number, prompts in enumerate(groups, start=len(manifest.shards)):
+            if writing is None:
+                _check(tower, prompts)
+            states = _encode(tower, prompts, settings)
+            _commit(out, manifest, writing)
+            writing = writer.submit(write_prompt_shard, out, number, first_id, prompts, states, settings.dtype)
+            first_id += sum(len(prompt.labels) for prompt in prompts)
+            shown.advance(len(prompts))
+        _commit(out, manifest, writing)
+
+
+def _commit(out: Path, manifest: Manifest, writing: Future[Shard] | None) -> None:
+    if writing is not None:
+        manifest.shards.append(writing.result())
+        manifest.save(out)
+
+
+def _groups(
+    corpus: Corpus, tower: TextTower, settings: EmbedTextSettings, quarantine: Quarantine, size: int
+) -> Iterator[list[Prompt]]:
+    return prompts_of(corpus, settings.corpus, Template(settings.template), tower, quarantine, size)
+
+
+def _encode(tower: TextTower, prompts: list[Prompt], settings: EmbedTextSettings) -> States:
+    return tower.encode([prompt.token_ids for prompt in prompts], settings.tokens_per_batch)
+
+
+def _check(tower: TextTower, prompts: list[Prompt]) -> None:
+    spread = np.linspace(0, len(prompts) - 1, min(_PROMPTS_CHECKED, len(prompts))).astype(int)
+    worst = tower.check([prompts[index].token_ids for index in spread])
+    note(f"text states agree with transformers' own to {worst:.1e}")
+
+
+def _catalogues(out: Path, manifest: Manifest) -> list[Path]:
+    return [out / f"{shard.name}.parquet" for shard in manifest.shards]
+
+
+@contextmanager
+def _scratch(out: Path) -> Iterator[Path]:
+    """A folder in ``out`` for what is sorted on disk; gone afterwards, and so is ``out`` when nothing else is in it."""
+    folder = out / ".scratch"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}", "Name another folder") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            out.rmdir()

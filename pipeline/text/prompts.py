@@ -1,0 +1,74 @@
+"""Labels to prompts, ready to be encoded: each with its tokens, and with the labels that will be rows of its states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dptr.cache.charset import Charset
+from dptr.cache.stores.quarantine import Quarantine
+from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.text.corpus import Corpus, CorpusSettings, case_variants
+from dptr.pipeline.text.templates import Template
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt, which is encoded once.
+
+    Attributes:
+        labels: what its states are to be read as: the corpus's label, or the case variants of it.
+        text: the prompt. token_ids: its tokens, begin and end included.
+        count: how often the label stood in the corpus. source: the file where it stood first.
+    """
+
+    labels: list[str]
+    text: str
+    token_ids: list[int]
+    count: int
+    source: str
+
+
+def prompts_of(
+    corpus: Corpus, settings: CorpusSettings, template: Template, tower: TextTower, quarantine: Quarantine, size: int
+) -> Iterator[list[Prompt]]:
+    """Yield the corpus's remaining labels as prompts in groups of ``size``; what cannot be encoded goes to quarantine.
+
+    Groups are cut by what is accepted, so that a run that goes on cuts them where an undisturbed one does.
+    """
+    group: list[Prompt] = []
+    for batch in corpus.batches(size):
+        texts = [template.prompt(label) for label in batch.labels]
+        for label, text, token_ids, count, source in zip(
+            batch.labels, texts, tower.tokenize(texts), batch.counts.tolist(), batch.sources, strict=True
+        ):
+            labels = _variants(label, settings, corpus.charset)
+            reason = _refuse(labels, token_ids, tower)
+            if reason is not None:
+                quarantine.refuse(source, None, label, reason)
+                continue
+            group.append(Prompt(labels, text, token_ids, count, source))
+            if len(group) == size:
+                yield group
+                group = []
+    if group:
+        yield group
+
+
+def _variants(label: str, settings: CorpusSettings, charset: Charset) -> list[str]:
+    if settings.case != "upper-lower-title":
+        return [label]  # the corpus has judged it
+    variants = case_variants(label, settings.case)
+    return [variant for variant in variants if settings.normalization.refuse(variant, charset) is None]
+
+
+def _refuse(labels: list[str], token_ids: list[int], tower: TextTower) -> str | None:
+    if not labels:
+        return "no case variant fits the charset and the length"
+    if len(token_ids) > tower.max_tokens:
+        return f"prompt longer than {tower.max_tokens} tokens"
+    if token_ids.count(token_ids[0]) > 1 or token_ids.count(token_ids[-1]) > 1:
+        return "label spells a special token of the tokenizer"
+    if token_ids[: len(tower.prefix_ids)] != tower.prefix_ids:
+        return "prompt does not start with the shared tokens"
+    return None

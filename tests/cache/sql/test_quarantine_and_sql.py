@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dptr.cache.errors import TooManyRefused, UserError
+from dptr.cache.sql import views as sql
+from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.quarantine import Quarantine
+from dptr.cache.workspace import Workspace
+
+
+def test_refusals_are_kept_with_place_and_reason_even_when_work_is_cut_short(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    with pytest.raises(KeyboardInterrupt), Quarantine(workspace.prompts / "quarantine.parquet") as quarantine:
+        quarantine.refuse("words.txt", 3, "bad\ud800", "not in the charset: x")
+        quarantine.refuse("words.txt", None, "y" * 500, "longer than 25 characters")
+        raise KeyboardInterrupt
+    Manifest("prompts", {}).save(workspace.prompts)
+    columns, rows = sql.ask(sql.connect(workspace), "select * from refused_text order by line")
+    assert columns == ["source", "line", "item", "reason"]
+    assert rows[0] == ("words.txt", 3, "bad\\ud800", "not in the charset: x")
+    assert len(rows[1][2]) == 200
+
+
+def test_counts_are_by_kind_of_reason(tmp_path: Path) -> None:
+    with Quarantine(tmp_path / "q.parquet") as quarantine:
+        for character in "xyz":
+            quarantine.refuse("f", 1, character, f"not in the charset: {character}")
+    assert quarantine.counts == {"not in the charset": 3}
+    quarantine.check(3)
+    with pytest.raises(TooManyRefused, match="3 inputs"):
+        quarantine.check(2)
+
+
+def test_an_empty_workspace_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="dptr embed-text"):
+        sql.connect(Workspace(tmp_path))
+
+
+def test_a_bad_query_names_the_tables(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    with Quarantine(workspace.prompts / "quarantine.parquet"):
+        pass
+    Manifest("prompts", {}).save(workspace.prompts)
+    with pytest.raises(UserError, match="refused_text"):
+        sql.ask(sql.connect(workspace), "select * from nothing")
+
+
+def test_tables_are_aligned_and_cut(tmp_path: Path) -> None:
+    text = sql.table(["a", "long name"], [(1, "x" * 100), (22, 0.123456789)])
+    lines = text.splitlines()
+    assert lines[0] == "a   long name"
+    assert lines[2].endswith("…")
+    assert lines[3] == "22  0.123457"

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.stores.files import atomic_path
+from dptr.cache.stores.manifest import FileRecord, Manifest, Shard, require_same_encoder
+
+
+def saved(folder: Path) -> Manifest:
+    (folder / "part-00000.arrow").write_bytes(b"states")
+    record = FileRecord.of(folder / "part-00000.arrow")
+    manifest = Manifest("prompts", {"encoder": "tiny", "weights": "a"})
+    manifest.shards.append(Shard("part-00000", 3, {"part-00000.arrow": record}))
+    manifest.save(folder)
+    return manifest
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    manifest = saved(tmp_path)
+    loaded = Manifest.load(tmp_path, "prompts")
+    assert loaded == manifest
+    assert loaded.rows == 3
+
+
+def test_a_missing_store_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="dptr build-orp-bank"):
+        Manifest.load(tmp_path, "orp")
+
+
+def test_another_kind_is_a_user_error(tmp_path: Path) -> None:
+    saved(tmp_path)
+    with pytest.raises(UserError, match="prompts"):
+        Manifest.load(tmp_path, "orp")
+
+
+def test_edited_by_hand(tmp_path: Path) -> None:
+    saved(tmp_path)
+    edit(tmp_path, rows=4)
+    with pytest.raises(DamagedStore, match="4 rows"):
+        Manifest.load(tmp_path, "prompts")
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(DamagedStore, match="cannot be read"):
+        Manifest.load(tmp_path, "prompts")
+
+
+def test_a_newer_format_is_not_guessed_at(tmp_path: Path) -> None:
+    saved(tmp_path)
+    edit(tmp_path, format_version=99)
+    with pytest.raises(UserError, match="99"):
+        Manifest.load(tmp_path, "prompts")
+
+
+def test_cut_and_missing_files_are_found_at_opening(tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "part-00000.arrow").write_bytes(b"sta")
+    with pytest.raises(DamagedStore, match="3 bytes, not 6"):
+        Manifest.load(tmp_path, "prompts")
+    (tmp_path / "part-00000.arrow").unlink()
+    with pytest.raises(DamagedStore, match="missing"):
+        Manifest.load(tmp_path, "prompts")
+
+
+def test_encoders_are_compared_by_weights_not_by_name() -> None:
+    one = Manifest("prompts", {"encoder": "here", "weights": "a"})
+    require_same_encoder(one, Manifest("orp", {"encoder": "there", "weights": "a"}))
+    with pytest.raises(DamagedStore, match="weights differ"):
+        require_same_encoder(one, Manifest("orp", {"encoder": "here", "weights": "b"}))
+
+
+def test_fingerprint_follows_contents(tmp_path: Path) -> None:
+    manifest = saved(tmp_path)
+    before = manifest.fingerprint()
+    manifest.shards.append(Shard("part-00001", 1, {"part-00001.arrow": FileRecord(1, "b")}))
+    assert manifest.fingerprint() != before
+
+
+def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half of the n")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]

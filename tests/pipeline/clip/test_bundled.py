@@ -1,0 +1,52 @@
+"""The bundled CLIP is what its model card says: small, described, and able to tell words apart that it never saw."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from dptr.pipeline.clip.bundled import BUNDLED, is_held_out
+from dptr.pipeline.clip.loading import ImageTower, load_clip
+from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.rendering.crop import render_one
+from dptr.pipeline.rendering.demo_data import standard_library_words
+from dptr.pipeline.rendering.fonts import packaged_fonts
+from dptr.pipeline.text.templates import Template
+
+MEGABYTE = 1e6
+
+
+def test_all_its_files_together_are_small_and_described() -> None:
+    names = {path.name for path in BUNDLED.iterdir()}
+    assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"} <= names
+    assert sum(path.stat().st_size for path in BUNDLED.iterdir()) <= 12 * MEGABYTE
+    card = (BUNDLED / "README.md").read_text(encoding="utf-8")
+    assert "license: apache-2.0" in card
+    assert re.search(r"benchmarks/bundled_clip\.py", card)
+
+
+def test_its_tokenizer_makes_pieces_of_words() -> None:
+    tokens = load_clip("tiny").tokenizer.tokenize("unbelievably")
+    assert 2 <= len(tokens) < len("unbelievably")
+    assert tokens[-1].endswith("</w>")
+    assert not any(token.endswith("</w>") for token in tokens[:-1])
+
+
+def test_one_word_in_ten_was_kept_from_it_whatever_its_case() -> None:
+    words = standard_library_words()
+    assert 0.07 < np.mean([is_held_out(word) for word in words]) < 0.13
+    assert all(is_held_out(word) == is_held_out(word.upper()) for word in words[:200])
+
+
+def test_it_finds_the_prompt_of_a_word_and_a_font_it_never_saw() -> None:
+    words = [word for word in standard_library_words() if is_held_out(word)][:200]
+    clip, fonts, rng = load_clip("tiny"), packaged_fonts(), np.random.default_rng(0)
+    tower, images = TextTower(clip, Template()), ImageTower(clip)
+    texts = tower.encode(tower.tokenize([Template().prompt(word) for word in words])).pooled
+    crops = [render_one(word, fonts.choose(word, rng), rng) for word in words]
+    seen = images.encode(np.stack([images.preprocess(crop) for crop in crops]))[1]
+    texts, seen = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (texts, seen))
+    found = (seen @ texts.T).argmax(1) == np.arange(len(words))
+    assert len(words) == 200
+    assert found.mean() > 0.9

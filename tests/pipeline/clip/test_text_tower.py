@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from dptr.cache.errors import DptrError, UserError
+from dptr.cache.stores.shards import States, StatesDtype, StatesReader, write_shard
+from dptr.pipeline.clip import bundled as bundled_clip
+from dptr.pipeline.clip import text_tower
+from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
+from dptr.pipeline.clip.text_tower import Context, StatesKind, TextTower
+from dptr.pipeline.text.templates import DEFAULT_TEMPLATE, Template
+
+CONTRACTED = ["street", "the", "red", "very", "made", "llama", "door"]
+LABELS = [*CONTRACTED, "a", "Q", "7", "s'", "-", "!x", "naïve", "中文", "don't", "\u0301x", "the-end", "x" * 25, "2024"]
+TEMPLATES = [DEFAULT_TEMPLATE, "{label}", "{label} on a sign", "the word {label} on a sign", "a\tphoto  of  '{label}'"]
+BPE = Path(__file__).parents[4] / "shared/data/clip/bpe_simple_vocab_16e6.txt.gz"
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return load_clip("tiny")
+
+
+def real_tokenizer() -> Any:
+    """CLIP's tokenizer from its published merges, as its authors read them."""
+    from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    lines = gzip.decompress(BPE.read_bytes()).decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
+    merges = [(first, second) for first, second in (line.split() for line in lines)]
+    symbols = list(bytes_to_unicode().values())
+    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(pair) for pair in merges)]
+    vocabulary = {token: number for number, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+
+
+@pytest.fixture(scope="module", params=["bundled", "real"])
+def any_clip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Clip:
+    """The bundled CLIP, and one of the same layers with the real vocabulary."""
+    if request.param == "bundled":
+        return load_clip("tiny")
+    if not BPE.is_file():
+        pytest.skip(f"{BPE.name} is not beside the project")
+    from transformers import CLIPConfig, CLIPModel
+
+    folder = tmp_path_factory.mktemp("real")
+    config = json.loads((bundled_clip.BUNDLED / "config.json").read_text())
+    ends = {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+    torch.manual_seed(1)
+    model = CLIPModel(CLIPConfig(**{**config, "text_config": {**config["text_config"], **ends}}))
+    model.save_pretrained(folder)
+    real_tokenizer().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_bytes((bundled_clip.BUNDLED / "preprocessor_config.json").read_bytes())
+    return load_clip(str(folder))
+
+
+@torch.inference_mode()
+def plain(clip: Clip, prompts: list[str], kind: StatesKind = "hidden") -> tuple[NDArray[Any], NDArray[Any], Any]:
+    """Transformers alone, padded to 77 and nothing masked, as in the authors' code: states, pooled vectors, lengths."""
+    encoded = clip.tokenizer(prompts, padding="max_length", return_tensors="pt")
+    output = clip.model.get_text_features(input_ids=encoded["input_ids"])
+    states = output.last_hidden_state
+    states = clip.model.text_projection(states) if kind == "projected" else states
+    return states.float().numpy(), output.pooler_output.float().numpy(), encoded["attention_mask"].sum(1).numpy()
+
+
+def rows(tower: TextTower, states: States) -> list[NDArray[np.float32]]:
+    parts = np.split(states.tokens, np.cumsum(states.lengths)[:-1])
+    return [np.concatenate([tower.prefix, part]) for part in parts]
+
+
+def encode(clip: Clip, labels: list[str], text: str = DEFAULT_TEMPLATE, **settings: Any) -> tuple[TextTower, States]:
+    tower = TextTower(clip, Template(text), **settings)
+    return tower, tower.encode(tower.tokenize([Template(text).prompt(label) for label in labels]))
+
+
+@pytest.mark.parametrize("text", TEMPLATES)
+@pytest.mark.parametrize("context", ["content", "full"])
+@pytest.mark.parametrize("kind", ["hidden", "projected"])
+def test_states_are_those_of_transformers(clip: Clip, text: str, context: Context, kind: StatesKind) -> None:
+    tower, states = encode(clip, LABELS, text, states=kind, context=context)
+    theirs, pooled, lengths = plain(clip, [Template(text).prompt(label) for label in LABELS], kind)
+    for ours, row, length in zip(rows(tower, states), theirs, lengths, strict=True):
+        assert len(ours) == (77 if context == "full" else length)
+        assert np.abs(ours - row[: len(ours)]).max() <= 1e-4
+    assert np.abs(states.pooled - pooled).max() <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stored_states_point_where_transformers_do(
+    clip: Clip, tmp_path: Path, precision: Any, dtype: StatesDtype
+) -> None:
+    import pyarrow as pa
+
+    tower, states = encode(load_clip("tiny", precision), LABELS)
+    shard = write_shard(tmp_path, 0, pa.table({"id": np.arange(len(LABELS))}), states, dtype, {})
+    read = StatesReader(tmp_path, [shard]).gather(np.arange(len(LABELS)))
+    theirs, _, _ = plain(clip, [Template().prompt(label) for label in LABELS])
+    for ours, row in zip(rows(tower, read), theirs, strict=True):
+        row = row[: len(ours)]
+        cosine = (ours * row).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(row, axis=1)
+        assert cosine.min() >= 0.999
+
+
+def test_prompts_have_exactly_the_tokenizers_tokens(any_clip: Clip) -> None:
+    tower = TextTower(any_clip, Template())
+    prompts = [Template().prompt(label) for label in CONTRACTED]
+    assert tower.tokenize(prompts) == [any_clip.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    if any_clip.name != "tiny":
+        own = [any_clip.tokenizer.convert_ids_to_tokens(ids)[len(tower.prefix_ids)] for ids in tower.tokenize(prompts)]
+        assert own == [quoted + "</w>" for quoted in ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")]
+    theirs, _, lengths = plain(any_clip, prompts)
+    for ours, row, length in zip(rows(tower, tower.encode(tower.tokenize(prompts))), theirs, lengths, strict=True):
+        assert len(ours) == length
+        assert np.abs(ours - row[:length]).max() <= 1e-4
+
+
+@pytest.mark.parametrize("text", TEMPLATES)
+def test_every_prompt_starts_with_the_shared_tokens(any_clip: Clip, text: str) -> None:
+    tower = TextTower(any_clip, Template(text))
+    generator = np.random.default_rng(0)
+    alphabet = [*map(chr, range(33, 127)), *"\u0301éßİ中のяअ\u094d😀ﬁ"]
+    labels = ["".join(generator.choice(alphabet, generator.integers(1, 8))) for _ in range(3000)]
+    shared = tower.prefix_ids
+    assert all(ids[: len(shared)] == shared for ids in tower.tokenize([Template(text).prompt(w) for w in labels]))
+    whole_words = len(text.split("{label}")[0].split()) - ("'{" in text)
+    assert len(shared) >= 1 + whole_words
+
+
+def test_results_do_not_depend_on_batches(clip: Clip) -> None:
+    tower = TextTower(clip, Template())
+    ids = tower.tokenize([Template().prompt(label) for label in LABELS * 20])
+    whole, single = tower.encode(ids, 100_000), tower.encode(ids, 1)
+    assert np.abs(whole.tokens - single.tokens).max() <= 1e-5
+    assert np.array_equal(tower.encode(ids).tokens, tower.encode(ids).tokens)
+
+
+def test_check_stops_what_differs(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    tower = TextTower(clip, Template())
+    ids = tower.tokenize([Template().prompt(label) for label in LABELS])
+    assert tower.check(ids) <= 1e-4
+    monkeypatch.setattr(tower._forward, "_keys_values", [(k, v * 1.01) for k, v in tower._forward._keys_values])
+    with pytest.raises(DptrError, match="differ from transformers"):
+        tower.check(ids)
+
+
+def test_check_stops_what_differs_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    tower = TextTower(load_clip("tiny", "bf16"), Template())
+    ids = tower.tokenize([Template().prompt(label) for label in LABELS])
+    tower.check(ids)
+    monkeypatch.setattr(tower._forward, "_keys_values", [(k, -v) for k, v in tower._forward._keys_values])
+    with pytest.raises(DptrError, match="differ from transformers"):
+        tower.check(ids)
+
+
+def save_chinese_clip(folder: Path) -> None:
+    from transformers import BertTokenizer, ChineseCLIPConfig, ChineseCLIPImageProcessorPil, ChineseCLIPModel
+
+    text = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    config = ChineseCLIPConfig(
+        text_config={**text, "intermediate_size": 64, "max_position_embeddings": 40},
+        vision_config={**vision, "intermediate_size": 64},
+        projection_dim=32,
+    )
+    torch.manual_seed(3)
+    model = ChineseCLIPModel(config)
+    model.save_pretrained(folder)
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"'abcdefghijklmnopqrstuvwxyz", "中", "文"]
+    tokens += ["##" + token for token in tokens[6:]]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    BertTokenizer(vocab=vocabulary, model_max_length=40).save_pretrained(folder)
+    ChineseCLIPImageProcessorPil(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(folder)
+
+
+def test_a_tower_that_looks_both_ways_goes_the_exact_way(tmp_path: Path) -> None:
+    save_chinese_clip(tmp_path)
+    clip = load_clip(str(tmp_path))
+    labels = ["street", "the", "中文", "a"]
+    tower, states = encode(clip, labels)
+    assert tower.prefix_ids == []
+    assert tower.prefix.shape == (0, 32)
+    prompts = [Template().prompt(label) for label in labels]
+    encoded = clip.tokenizer(prompts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        theirs = clip.model.get_text_features(**encoded)
+    for ours, row in zip(rows(tower, states), theirs.last_hidden_state.numpy(), strict=True):
+        assert np.abs(ours - row[: len(ours)]).max() <= 1e-4
+    assert np.abs(states.pooled - theirs.pooler_output.numpy()).max() <= 1e-4
+    assert tower.check(tower.tokenize(prompts)) <= 1e-4
+    with pytest.raises(UserError, match="both ways"):
+        TextTower(clip, Template(), context="full")
+    pixels = np.stack([ImageTower(clip).preprocess(pattern()) for _ in range(2)])
+    assert ImageTower(clip).encode(pixels)[0].shape == (2, 5, 32)
+
+
+def pattern() -> Any:
+    from PIL import Image
+
+    return Image.fromarray(np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3))
+
+
+def test_metaclip_2_shares_its_prefix(tmp_path: Path) -> None:
+    from transformers import MetaClip2Config, MetaClip2Model
+
+    config = json.loads((bundled_clip.BUNDLED / "config.json").read_text())
+    sizes = {name: {**config[name], "model_type": f"metaclip_2_{name[:-7]}_model"} for name in config if "_con" in name}
+    torch.manual_seed(4)
+    model = MetaClip2Model(MetaClip2Config(**sizes, projection_dim=128))
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((bundled_clip.BUNDLED / name).read_bytes())
+    model.save_pretrained(tmp_path)
+    tower, states = encode(load_clip(str(tmp_path)), LABELS)
+    assert len(tower.prefix_ids) > 4
+    assert tower.check(tower.tokenize([Template().prompt(label) for label in LABELS])) <= 1e-4
+    assert len(states.lengths) == len(LABELS)
+
+
+def test_hidden_states_need_the_joint_width(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip.model.config, "projection_dim", 64)
+    assert text_tower._states_kind(clip, None) == "projected"
+    with pytest.raises(UserError, match="128 wide, image states 64"):
+        TextTower(clip, Template(), states="hidden")
+
+
+@pytest.mark.parametrize("text", ["no label", "{label} {label}"])
+def test_a_template_has_one_label(text: str) -> None:
+    with pytest.raises(UserError, match="exactly once"):
+        Template(text)
+
+
+def test_weights_that_lack_something_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = bundled_clip.BUNDLED
+    for file in source.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = load_file(source / "model.safetensors")
+    weights.pop("text_projection.weight")
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"weights lack text_projection\.weight"):
+        load_clip(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(UserError, match="cannot load CLIP"):
+        load_clip(str(tmp_path))
+
+
+def test_other_kinds_of_model_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "siglip"}')
+    with pytest.raises(UserError, match=r"type 'siglip'.*Supported are clip, metaclip_2, chinese_clip"):
+        load_clip(str(tmp_path))
+    with pytest.raises(UserError, match="holds no CLIP"):
+        load_clip("./missing")
+
+
+def test_a_hub_id_without_network_is_told_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import time
+
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.hf_api.HfApi.__init__", _with_endpoint("http://127.0.0.1:9"))
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"not on this machine and the hub cannot be reached"):
+        load_clip("someone/some-clip")
+    assert time.monotonic() - started < 6.0
+
+
+def _with_endpoint(endpoint: str) -> Any:
+    from huggingface_hub import HfApi
+
+    original = HfApi.__init__
+
+    def start(self: Any, *_: Any, **__: Any) -> None:
+        original(self, endpoint=endpoint)
+
+    return start

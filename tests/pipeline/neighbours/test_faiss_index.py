@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from dptr.cache.errors import DamagedStore
+from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.orp import CATALOGUE_SCHEMA, INDEX_FILE, OrpBank
+from dptr.cache.stores.shards import States, write_shard
+from dptr.pipeline.neighbours import faiss_index
+
+DIM = 16
+
+
+def make_bank(folder: Path, pooled: NDArray[np.float32], shards: int = 3) -> OrpBank:
+    folder.mkdir(exist_ok=True)
+    manifest = Manifest("orp", {"encoder": "made up", "weights": "made up", "tokens_per_crop": 1})
+    first = 0
+    for number, block in enumerate(np.array_split(pooled, shards)):
+        box = {"x": 0, "y": 0, "width": 1, "height": 1, "thumbnail": b""}
+        rows = [{"id": first + i, "image": "", "image_sha256": "", **box} for i in range(len(block))]
+        states = States(block, np.ones(len(block), np.int64), block)
+        table = pa.Table.from_pylist(rows, CATALOGUE_SCHEMA)
+        manifest.shards.append(write_shard(folder, number, table, states, "float16", {"photos": 1}))
+        first += len(block)
+    manifest.save(folder)
+    return OrpBank(folder)
+
+
+def clustered(rows: int, seed: int) -> NDArray[np.float32]:
+    generator = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).standard_normal((40, DIM))
+    return (centres[generator.integers(0, 40, rows)] + 0.3 * generator.standard_normal((rows, DIM))).astype(np.float32)
+
+
+def true_neighbours(bank: OrpBank, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    rows = np.concatenate([bank.pooled(shard) for shard in range(len(bank.manifest.shards))])
+    cosines = (queries / np.linalg.norm(queries, axis=1, keepdims=True)) @ (
+        rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    ).T
+    return np.argsort(-cosines, axis=1)[:, :k]
+
+
+def test_a_small_bank_is_searched_exactly(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path, clustered(500, 0))
+    faiss_index.write_index(bank)
+    bank = OrpBank(tmp_path)
+    queries = clustered(20, 1)
+    cosines, crops = faiss_index.search(faiss_index.open_index(bank), queries, 5, 1)
+    np.testing.assert_array_equal(crops, true_neighbours(bank, queries, 5))
+    assert np.all(np.diff(cosines, axis=1) <= 0)
+    assert np.all(cosines <= 1.001)
+    assert bank.manifest.details["index"]["kind"] == "Flat"
+
+
+def test_a_large_bank_has_inverted_lists_with_measured_recall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faiss_index, "FLAT_BELOW", 3000)
+    bank = make_bank(tmp_path, clustered(4000, 0))
+    faiss_index.write_index(bank)
+    bank = OrpBank(tmp_path)
+    details = bank.manifest.details["index"]
+    assert details["kind"] == "IVF,SQfp16"
+    assert details["lists"] == 256
+    assert details["recall_at_10"] >= faiss_index.TARGET_RECALL
+    queries = clustered(200, 1)
+    index = faiss_index.open_index(bank)
+    truth = true_neighbours(bank, queries, 10)
+    found = faiss_index.search(index, queries, 10, details["probes"])[1]
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, truth, strict=True)])
+    assert recall > 0.95
+    # One list is not enough here: the number of lists was chosen, not left at FAISS's default.
+    alone = faiss_index.search(index, queries, 10, 1)[1]
+    assert details["probes"] > 1
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(alone, truth, strict=True)]) < recall
+
+
+def test_the_same_bank_has_the_same_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(faiss_index, "FLAT_BELOW", 3000)
+    hashes = set()
+    for name in ("one", "two"):
+        bank = make_bank(tmp_path / name, clustered(4000, 0))
+        faiss_index.write_index(bank)
+        hashes.add(OrpBank(tmp_path / name).manifest.files[INDEX_FILE].sha256)
+    assert len(hashes) == 1
+
+
+def test_exact_neighbours_over_blocks(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path, clustered(300, 0), shards=4)
+    queries = clustered(10, 1)
+    blocks = [faiss_index.normalized(bank.pooled(shard)) for shard in range(4)]
+    np.testing.assert_array_equal(faiss_index.exact_neighbours(queries, blocks, 7), true_neighbours(bank, queries, 7))
+
+
+def test_a_missing_or_damaged_index_is_named(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path, clustered(50, 0))
+    with pytest.raises(DamagedStore, match="no finished index"):
+        faiss_index.open_index(bank)
+    faiss_index.write_index(bank)
+    (tmp_path / INDEX_FILE).write_bytes(b"x" * (tmp_path / INDEX_FILE).stat().st_size)
+    with pytest.raises(DamagedStore, match="cannot be read"):
+        faiss_index.open_index(OrpBank(tmp_path))

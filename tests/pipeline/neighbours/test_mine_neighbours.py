@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.neighbours import ARRAY_FILE, TABLE_FILE, Neighbours
+from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
+from dptr.cache.stores.prompts import CATALOGUE_SCHEMA as PROMPT_SCHEMA
+from dptr.cache.stores.shards import States, write_shard
+from dptr.cache.stores.verify import verify
+from dptr.pipeline.neighbours import faiss_index
+from dptr.pipeline.neighbours import mine_neighbours as module
+from dptr.pipeline.neighbours.mine_neighbours import mine_neighbours
+
+DIM = 16
+
+
+def vectors(rows: int, seed: int) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal((rows, DIM)).astype(np.float32)
+
+
+def add_shard(manifest: Manifest, folder: Path, pooled: NDArray[np.float32], schema: pa.Schema) -> None:
+    rows, first = len(pooled), manifest.rows
+    empty = {"string": "", "binary": b"", "list<element: int32>": [], "list<item: int32>": []}
+    columns = {field.name: [empty.get(str(field.type), 1)] * rows for field in schema}
+    columns["id"] = list(range(first, first + rows))
+    states = States(pooled, np.ones(rows, np.int64), pooled)
+    table = pa.table(columns, schema)
+    manifest.shards.append(write_shard(folder, len(manifest.shards), table, states, "float16", {"photos": 1}))
+    manifest.save(folder)
+
+
+@pytest.fixture
+def bank(tmp_path: Path) -> Path:
+    folder = tmp_path / "orp"
+    folder.mkdir()
+    manifest = Manifest("orp", {"encoder": "made up", "weights": "w", "tokens_per_crop": 1})
+    for seed in range(2):
+        add_shard(manifest, folder, vectors(100, seed), CATALOGUE_SCHEMA)
+    faiss_index.write_index(OrpBank(folder))
+    return folder
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    manifest = Manifest("prompts", {"encoder": "made up", "weights": "w", "charset": "abc"})
+    for seed in (10, 11, 12):
+        add_shard(manifest, folder, vectors(30, seed), PROMPT_SCHEMA)
+    return folder
+
+
+def test_neighbours_are_the_nearest_crops(prompts: Path, bank: Path) -> None:
+    summary = mine_neighbours(prompts, bank, k=5)
+    assert (summary.rows, summary.computed, summary.k, summary.recall) == (90, 90, 5, 1.0)
+    queries = np.concatenate([vectors(30, seed) for seed in (10, 11, 12)])
+    crops = np.concatenate([vectors(100, seed) for seed in (0, 1)])
+    cosines = faiss_index.normalized(queries) @ faiss_index.normalized(crops).T
+    neighbours = Neighbours.open(prompts, OrpBank(bank))
+    assert (len(neighbours), neighbours.k) == (90, 5)
+    rows = np.array([3, 89, 40, 3])
+    found = neighbours.of(rows)
+    assert found.dtype == np.int64
+    # Stored in half precision, so neighbours of nearly equal cosine may change places.
+    np.testing.assert_allclose(
+        np.take_along_axis(cosines[rows], found, 1), -np.sort(-cosines[rows], axis=1)[:, :5], atol=2e-3
+    )
+    neighbours.release()
+    np.testing.assert_array_equal(neighbours.of(rows), found)
+
+
+def test_sql_reads_the_same(prompts: Path, bank: Path) -> None:
+    mine_neighbours(prompts, bank, k=4)
+    query = f"select id, crops, cosines from read_parquet('{prompts / TABLE_FILE}') order by id"
+    rows = duckdb.connect().sql(query).fetchall()
+    found = Neighbours.open(prompts, OrpBank(bank)).of(np.arange(90))
+    assert [row[1] for row in rows] == found.tolist()
+    assert all(list(row[2]) == sorted(row[2], reverse=True) for row in rows)
+
+
+def test_a_finished_mining_is_not_repeated_but_another_k_is(prompts: Path, bank: Path) -> None:
+    mine_neighbours(prompts, bank, k=4)
+    assert mine_neighbours(prompts, bank, k=4).computed == 0
+    assert mine_neighbours(prompts, bank, k=6).computed == 90
+    assert Neighbours.open(prompts, OrpBank(bank)).k == 6
+    assert not verify(prompts)
+
+
+def test_a_killed_mining_goes_on_with_the_same_result(
+    prompts: Path, bank: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine_neighbours(prompts, bank, k=4)
+    whole = (prompts / ARRAY_FILE).read_bytes()
+    mine_neighbours(prompts, bank, k=5)
+    searches = 0
+    search = faiss_index.search
+
+    def die_at_third(*arguments: object) -> object:
+        nonlocal searches
+        searches += 1
+        if searches == 3:
+            raise KeyboardInterrupt
+        return search(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.faiss_index, "search", die_at_third)
+        with pytest.raises(KeyboardInterrupt):
+            mine_neighbours(prompts, bank, k=4)
+    # What was there stays usable until the new is whole.
+    assert Neighbours.open(prompts, OrpBank(bank)).k == 5
+    assert mine_neighbours(prompts, bank, k=4).computed == 30
+    assert (prompts / ARRAY_FILE).read_bytes() == whole
+    assert not list(prompts.glob(".neighbours*"))
+
+
+def test_a_grown_bank_or_prompt_store_makes_neighbours_outdated(prompts: Path, bank: Path) -> None:
+    mine_neighbours(prompts, bank, k=4)
+    manifest = Manifest.load(bank, "orp")
+    add_shard(manifest, bank, vectors(10, 5), CATALOGUE_SCHEMA)
+    faiss_index.write_index(OrpBank(bank))
+    with pytest.raises(DamagedStore, match="crops was 200, is 210"):
+        Neighbours.open(prompts, OrpBank(bank))
+    assert mine_neighbours(prompts, bank, k=4).computed == 90
+    add_shard(Manifest.load(prompts, "prompts"), prompts, vectors(7, 13), PROMPT_SCHEMA)
+    with pytest.raises(DamagedStore, match="prompts was 90, is 97"):
+        Neighbours.open(prompts, OrpBank(bank))
+    assert mine_neighbours(prompts, bank, k=4).rows == 97
+
+
+def test_other_encoders_and_impossible_k_are_refused(prompts: Path, bank: Path) -> None:
+    with pytest.raises(UserError, match="k = 201"):
+        mine_neighbours(prompts, bank, k=201)
+    manifest = Manifest.load(prompts, "prompts")
+    manifest.identity["weights"] = "others"
+    manifest.save(prompts)
+    with pytest.raises(DamagedStore, match="weights differ"):
+        mine_neighbours(prompts, bank, k=4)

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from dptr.cache.errors import DamagedStore, TooManyRefused, UserError
+from dptr.cache.progress import set_quiet
+from dptr.cache.stores.orp import INDEX_FILE, OrpBank
+from dptr.pipeline.clip.loading import ImageTower, load_clip
+from dptr.pipeline.photos import build_orp_bank as module
+from dptr.pipeline.photos import crops as photo_crops
+from dptr.pipeline.photos.build_orp_bank import OrpBankSettings, build_orp_bank
+
+SETTINGS = OrpBankSettings(crops_per_image=2, shard_rows=6, batch=4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> None:
+    set_quiet(True)
+
+
+def draw_photo(path: Path, seed: int) -> None:
+    path.parent.mkdir(exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((96, 72)).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for number in range(8):
+        draw_photo(tmp_path / "photos" / f"{number}.png", number)
+    return tmp_path / "photos"
+
+
+def hashes(bank: Path) -> dict[str, str]:
+    names = [path.name for path in bank.iterdir() if path.suffix in (".arrow", ".faiss", ".parquet")]
+    assert names
+    return {name: hashlib.sha256((bank / name).read_bytes()).hexdigest() for name in names if name != "photos.parquet"}
+
+
+def refused(bank: Path) -> dict[str, str]:
+    rows = pq.read_table(bank / "quarantine.parquet").to_pylist()
+    return {Path(row["source"]).name: row["reason"] for row in rows}
+
+
+def catalogue(bank: Path) -> pa.Table:
+    return pa.concat_tables([pq.read_table(path) for path in sorted(bank.glob("part-*.parquet"))])
+
+
+def test_states_are_those_of_the_crops(photos: Path, tmp_path: Path) -> None:
+    summary = build_orp_bank([photos], tmp_path / "bank", dataclasses.replace(SETTINGS, dtype="float32"))
+    assert (summary.rows, summary.photos, summary.computed, summary.quarantined) == (16, 8, 16, 0)
+    bank = OrpBank(tmp_path / "bank")
+    row = catalogue(tmp_path / "bank").to_pylist()[9]
+    assert (row["id"], row["image"]) == (9, str(photos / "4.png"))
+    assert row["image_sha256"] == hashlib.sha256((photos / "4.png").read_bytes()).hexdigest()
+    picture = Image.open(photos / "4.png").crop((row["x"], row["y"], row["x"] + row["width"], row["y"] + row["height"]))
+    tower = ImageTower(load_clip("tiny"))
+    tokens, pooled = tower.encode(tower.preprocess(picture)[None])
+    everything = np.arange(bank.tokens_per_crop)[None]
+    assert bank.tokens_per_crop == tower.tokens
+    np.testing.assert_allclose(bank.tokens(np.array([9]), everything), tokens, atol=1e-5)
+    np.testing.assert_allclose(row["pooled"], pooled[0], atol=1e-5)
+    assert summary.index["kind"] == "Flat"
+    assert summary.index["rows"] == 16
+
+
+def test_some_tokens_of_each_crop(photos: Path, tmp_path: Path) -> None:
+    plain = dataclasses.replace(SETTINGS, dtype="float32")
+    build_orp_bank([photos], tmp_path / "all", plain)
+    build_orp_bank([photos], tmp_path / "some", dataclasses.replace(plain, tokens_per_crop=5))
+    whole, some = OrpBank(tmp_path / "all"), OrpBank(tmp_path / "some")
+    assert some.tokens_per_crop == 5
+    choices = set()
+    for crop in range(len(whole)):
+        every = whole.tokens(np.array([crop]), np.arange(whole.tokens_per_crop)[None])[0]
+        kept = some.tokens(np.array([crop]), np.arange(5)[None])[0]
+        positions = [int(np.flatnonzero((every == token).all(1))[0]) for token in kept]
+        assert positions == sorted(set(positions))
+        choices.add(tuple(positions))
+    assert len(choices) > len(whole) // 2
+    with pytest.raises(UserError, match="tokens per crop"):
+        build_orp_bank([photos], tmp_path / "more", dataclasses.replace(plain, tokens_per_crop=10_000))
+
+
+def test_workers_and_a_kill_change_no_byte(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_orp_bank([photos], tmp_path / "one", SETTINGS)
+    build_orp_bank([photos], tmp_path / "four", dataclasses.replace(SETTINGS, workers=4))
+    assert hashes(tmp_path / "four") == hashes(tmp_path / "one")
+
+    write = module.ShardInMaking.write
+
+    def die_at_second(shard: module.ShardInMaking, folder: Path) -> object:
+        if shard._number == 1:
+            raise KeyboardInterrupt
+        return write(shard, folder)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.ShardInMaking, "write", die_at_second)
+        with pytest.raises(KeyboardInterrupt):
+            build_orp_bank([photos], tmp_path / "killed", SETTINGS)
+    (tmp_path / "killed" / "part-00001.arrow").write_bytes(b"half a shard")
+    resumed = build_orp_bank([photos], tmp_path / "killed", SETTINGS)
+    assert (resumed.rows, resumed.computed, resumed.duplicates) == (16, 10, 0)
+    assert hashes(tmp_path / "killed") == hashes(tmp_path / "one")
+
+
+def test_a_kill_before_the_index_leaves_a_bank_that_goes_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bank"
+    build_orp_bank([photos], out, SETTINGS)
+    draw_photo(photos / "9.png", 9)
+
+    def die(bank: OrpBank) -> None:
+        (bank.folder / INDEX_FILE).write_bytes(b"half an index")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.faiss_index, "write_index", die)
+        with pytest.raises(KeyboardInterrupt):
+            build_orp_bank([photos], out, SETTINGS)
+    summary = build_orp_bank([photos], out, SETTINGS)
+    assert (summary.rows, summary.computed, summary.index["rows"]) == (18, 0, 18)
+
+
+def test_new_photos_are_added_and_old_ones_left_alone(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bank"
+    build_orp_bank([photos], out, SETTINGS)
+    before = hashes(out)
+    draw_photo(photos / "0a.png", 77)
+    shutil.copy(photos / "3.png", photos / "3 again.png")
+    encoded: list[int] = []
+    encode = ImageTower.encode
+    monkeypatch.setattr(ImageTower, "encode", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels))
+    summary = build_orp_bank([photos], out, SETTINGS)
+    assert (summary.rows, summary.computed, summary.photos, sum(encoded)) == (18, 2, 9, 2)
+    after = hashes(out)
+    assert {name: after[name] for name in before if name.startswith("part")} == {
+        name: before[name] for name in before if name.startswith("part")
+    }
+    assert after[INDEX_FILE] != before[INDEX_FILE]
+    again = build_orp_bank([photos], out, SETTINGS)
+    assert (again.computed, sum(encoded)) == (0, 2)
+    assert hashes(out) == after
+
+
+def test_the_same_picture_counts_once(photos: Path, tmp_path: Path) -> None:
+    shutil.copy(photos / "3.png", photos / "copy.png")
+    summary = build_orp_bank([photos, photos / "0.png"], tmp_path / "bank", SETTINGS)
+    assert (summary.photos, summary.duplicates, summary.quarantined) == (8, 2, 0)
+
+
+def test_a_pile_with_everything_wrong(photos: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(photos / "whole.jpg")
+    data = (photos / "whole.jpg").read_bytes()
+    (photos / "truncated.jpg").write_bytes(data[: len(data) // 2])
+    (photos / "empty.png").write_bytes(b"")
+    (photos / "text.png").write_text("no picture")
+    Image.new("RGB", (1, 1)).save(photos / "dot.png")
+    Image.new("RGB", (20_000, 40), "green").save(photos / "panorama.png")
+    Image.new("1", (11_000, 11_000)).save(photos / "bomb.png")
+    Image.new("CMYK", (64, 64), (0, 90, 0, 0)).save(photos / "cmyk.jpg")
+    frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
+    frames[0].save(photos / "moving.gif", save_all=True, append_images=frames[1:])
+    Image.fromarray(np.full((64, 64), 40_000, np.uint16)).save(photos / "deep.png")
+    (photos / "gone.png").symlink_to(photos / "nowhere.png")
+    (photos / "loop").symlink_to(photos)
+    out = tmp_path / "bank"
+    summary = build_orp_bank([photos], out, dataclasses.replace(SETTINGS, workers=2))
+    reasons = refused(out)
+    assert sorted(reasons) == sorted(
+        ["truncated.jpg", "empty.png", "text.png", "dot.png", "bomb.png", "gone.png", "loop"]
+    )
+    assert all(reasons.values())
+    assert summary.photos == 13
+    assert summary.quarantined == 7
+
+
+def test_refused_photos_are_tried_again_only_when_asked_or_changed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "bank"
+    for name in ("bad.png", "worse.png"):
+        (photos / name).write_text("no picture")
+    build_orp_bank([photos], out, SETTINGS)
+
+    decoded: list[bytes] = []
+    original: Callable[[bytes], Image.Image] = photo_crops.decode
+    monkeypatch.setattr(photo_crops, "decode", lambda data: decoded.append(data) or original(data))
+    build_orp_bank([photos], out, SETTINGS)
+    assert not decoded
+    assert sorted(refused(out)) == ["bad.png", "worse.png"]
+    draw_photo(photos / "bad.png", 50)
+    assert build_orp_bank([photos], out, SETTINGS).computed == 2
+    assert len(decoded) == 1
+    retried = dataclasses.replace(SETTINGS, retry_quarantined=True)
+    assert build_orp_bank([photos], out, retried).quarantined == 1
+    assert len(decoded) == 2
+
+
+def test_an_unreadable_file_is_refused(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (photos / "0.png").chmod(0)
+    if os.access(photos / "0.png", os.R_OK):
+        # The superuser may read everything; then the refusal is made up.
+        read = Path.read_bytes
+
+        def deny(path: Path) -> bytes:
+            if path.name == "0.png":
+                raise PermissionError(13, "Permission denied", str(path))
+            return read(path)
+
+        monkeypatch.setattr(Path, "read_bytes", deny)
+    summary = build_orp_bank([photos], tmp_path / "bank", SETTINGS)
+    assert (summary.photos, refused(tmp_path / "bank")) == (7, {"0.png": "cannot be read: Permission denied"})
+
+
+def test_too_many_refused(photos: Path, tmp_path: Path) -> None:
+    (photos / "9.png").write_text("no picture")
+    with pytest.raises(TooManyRefused):
+        build_orp_bank([photos], tmp_path / "bank", dataclasses.replace(SETTINGS, max_bad=0))
+    assert build_orp_bank([photos], tmp_path / "bank", SETTINGS).rows == 16
+
+
+def test_photos_near_excluded_images_are_kept_out(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "benchmark").mkdir()
+    Image.open(photos / "5.png").resize((120, 90)).save(tmp_path / "benchmark" / "five.jpg", quality=90)
+    strict = dataclasses.replace(SETTINGS, exclude_near=(tmp_path / "benchmark",), exclude_threshold=0.995)
+    out = tmp_path / "bank"
+    summary = build_orp_bank([photos], out, strict)
+    assert summary.photos == 7
+    ((name, reason),) = refused(out).items()
+    assert name == "5.png"
+    assert "five.jpg" in reason
+    with pytest.raises(DamagedStore, match="kept_out"):
+        build_orp_bank([photos], out, SETTINGS)
+    (tmp_path / "benchmark" / "bad.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"bad\.png"):
+        build_orp_bank([photos], tmp_path / "other", strict)
+
+
+def test_other_settings_need_another_folder(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bank"
+    build_orp_bank([photos], out, SETTINGS)
+    before = hashes(out)
+    for changed in ({"seed": 1}, {"crops_per_image": 3}, {"dtype": "int8"}, {"tokens_per_crop": 4}):
+        with pytest.raises(DamagedStore, match="other settings"):
+            build_orp_bank([photos], out, dataclasses.replace(SETTINGS, **changed))
+    assert hashes(out) == before
+
+
+def test_no_photo_that_can_be_used(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_text("no picture")
+    with pytest.raises(UserError, match="none of 1 photos"):
+        build_orp_bank([tmp_path / "bad.png"], tmp_path / "bank", SETTINGS)
+    assert refused(tmp_path / "bank") == {"bad.png": "not a picture"}

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import lmdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dptr.cache.errors import UserError
+from dptr.pipeline.photos.photo import Photo, Refusal
+from dptr.pipeline.photos.photo_files import count_photos, find_photos
+
+
+def found_in(*paths: Path) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Return contents by place, and reasons by file."""
+    found = list(find_photos(paths))
+    photos = {photo.place: photo.read() for photo in found if isinstance(photo, Photo)}
+    return photos, {refusal.file: refusal.reason for refusal in found if isinstance(refusal, Refusal)}
+
+
+def test_folders_are_searched_in_the_order_of_names(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a/z.png", "a/notes.txt", "c.webp"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    photos, refused = found_in(tmp_path)
+    assert list(photos) == [str(tmp_path / name) for name in ("a/z.png", "b.JPG", "c.webp")]
+    assert photos[str(tmp_path / "b.JPG")] == b"b.JPG"
+    assert not refused
+
+
+def test_a_bank_that_lies_among_the_photos_is_no_source_of_photos(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"x")
+    store = tmp_path / "dptr_data" / "orp"
+    store.mkdir(parents=True)
+    pq.write_table(pa.table({"image": ["a.png"], "thumbnail": [b"tiny"]}), store / "part-00000.parquet")
+    assert len(found_in(tmp_path)[0]) == 2
+    for name in ("manifest.json", "part-00000.arrow"):
+        (store / name).write_bytes(b"{}")
+    assert list(found_in(tmp_path)[0]) == [str(tmp_path / "a.png")]
+
+
+def test_a_file_that_is_named_is_taken_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "photo").write_bytes(b"x")
+    assert list(found_in(tmp_path / "photo")[0]) == [str(tmp_path / "photo")]
+
+
+def test_links_are_followed_and_loops_and_dangling_ones_are_told(tmp_path: Path) -> None:
+    pile, elsewhere = tmp_path / "pile", tmp_path / "elsewhere"
+    (pile / "deep").mkdir(parents=True)
+    elsewhere.mkdir()
+    (elsewhere / "a.png").write_bytes(b"a")
+    (pile / "deep" / "up").symlink_to(pile)
+    (pile / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (pile / "self.png").symlink_to(pile / "self.png")
+    (pile / "there").symlink_to(elsewhere)
+    photos, refused = found_in(pile)
+    assert list(photos) == [str(pile / "there" / "a.png")]
+    assert refused[str(pile / "deep" / "up")] == "link loop"
+    assert refused[str(pile / "self.png")] == "link loop"
+    assert refused[str(pile / "gone.png")].startswith("dangling link")
+
+
+def test_a_pipe_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    assert found_in(tmp_path)[1] == {str(tmp_path / "pipe.png"): "not a regular file"}
+
+
+def test_names_that_are_not_unicode_become_printable(tmp_path: Path) -> None:
+    path = os.path.join(os.fsencode(tmp_path), b"\xff.png")
+    Path(os.fsdecode(path)).write_bytes(b"x")
+    (place,) = found_in(tmp_path)[0]
+    assert place.encode("utf-8").endswith(b"\\xff.png")
+
+
+def test_archives(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for name in ("0.jpg", "0.txt", "1.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = len(name)
+            archive.addfile(info, io.BytesIO(name.encode()))
+    with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("in/2.png", b"two")
+        archive.writestr("in/readme", b"no")
+    images = [{"bytes": b"three", "path": "3.png"}, {"bytes": b"four", "path": None}, {"bytes": b"five", "path": None}]
+    pq.write_table(pa.table({"image": images, "label": [1, 2, 3]}), tmp_path / "c.parquet", row_group_size=2)
+    with lmdb.open(str(tmp_path / "d"), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"num-samples", b"1")
+        transaction.put(b"label-000000001", b"word")
+        transaction.put(b"image-000000001", b"six")
+    photos, refused = found_in(tmp_path)
+    assert {place.removeprefix(str(tmp_path) + "/"): data for place, data in photos.items()} == {
+        "a.tar::0.jpg": b"0.jpg",
+        "a.tar::1.jpg": b"1.jpg",
+        "b.zip::in/2.png": b"two",
+        "c.parquet::row 1": b"three",
+        "c.parquet::row 2": b"four",
+        "c.parquet::row 3": b"five",
+        "d::image-000000001": b"six",
+    }
+    assert not refused
+
+
+def test_broken_archives_are_refused_and_what_is_before_the_tear_is_kept(tmp_path: Path) -> None:
+    for name in ("a.zip", "b.parquet", "c.tar", "d.lmdb"):
+        (tmp_path / name).write_bytes(b"no archive, though it is long enough to be one" * 30)
+    with tarfile.open(tmp_path / "e.tar", "w") as archive:
+        for name in ("0.jpg", "1.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = 5
+            archive.addfile(info, io.BytesIO(name.encode()))
+    whole = (tmp_path / "e.tar").read_bytes()
+    (tmp_path / "e.tar").write_bytes(whole[:1024] + b"x" * 100)
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "f.parquet")
+    photos, refused = found_in(tmp_path)
+    assert list(photos) == [str(tmp_path / "e.tar") + "::0.jpg"]
+    assert len(refused) == 6
+    assert all(reason.startswith("broken archive") for reason in refused.values())
+
+
+def test_no_photo_is_the_users_error(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match="no photo in"):
+        count_photos([tmp_path])
+    with pytest.raises(UserError, match="does not exist"):
+        count_photos([tmp_path / "nowhere"])

@@ -1,0 +1,273 @@
+"""Every kind of file gives the same labels, and every bad input costs itself only and is named with its place."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lmdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from dptr.cache.charset import Normalization
+from dptr.cache.stores.quarantine import Quarantine
+from dptr.pipeline.text import blocks as text_blocks
+from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
+
+
+@dataclass
+class Result:
+    """What came out of files, with file names in place of paths."""
+
+    labels: list[str]
+    counts: list[int]
+    sources: list[str]
+    refused: list[tuple[str, int | None, str, str]]
+    charset: str
+
+
+Read = Callable[..., Result]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    def run(*paths: Path | str, **chosen: Any) -> Result:
+        quarantine_path = tmp_path / "quarantine.parquet"
+        with (
+            Quarantine(quarantine_path) as quarantine,
+            read_corpus([str(path) for path in paths], CorpusSettings(**chosen), quarantine, tmp_path) as corpus,
+        ):
+            [batch] = corpus.batches(100_000)
+        refused = pq.read_table(quarantine_path).to_pylist()
+        return Result(
+            batch.labels,
+            batch.counts.tolist(),
+            batch.sources,
+            [(Path(row["source"]).name, row["line"], row["item"], row["reason"]) for row in refused],
+            corpus.charset.characters,
+        )
+
+    return run
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+LINES = ["red door", "street", "street", "42"]
+
+
+def _lmdb(path: Path) -> None:
+    with lmdb.open(str(path), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"num-samples", str(len(LINES)).encode())
+        for number, line in enumerate(LINES, 1):
+            transaction.put(b"label-%09d" % number, line.encode())
+
+
+def _jsonl() -> bytes:
+    values = [*LINES[:-1], 42]
+    return b"".join(json.dumps({"id": 0, "words": value}).encode() + b"\n" for value in values)
+
+
+TEXT = "\n".join(LINES).encode()
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "a.txt": lambda path: path.write_bytes(TEXT),
+    "a": lambda path: path.write_bytes(TEXT),
+    "a.txt.gz": lambda path: path.write_bytes(gzip.compress(TEXT)),
+    "two_streams.gz": lambda path: path.write_bytes(gzip.compress(TEXT[:5]) + gzip.compress(TEXT[5:])),
+    "a.bz2": lambda path: path.write_bytes(bz2.compress(TEXT)),
+    "a.xz": lambda path: path.write_bytes(lzma.compress(TEXT)),
+    "a.ZST": lambda path: path.write_bytes(zstandard.compress(TEXT)),
+    "two_frames.zst": lambda path: path.write_bytes(zstandard.compress(TEXT[:5]) + zstandard.compress(TEXT[5:])),
+    "a.jsonl": lambda path: path.write_bytes(_jsonl()),
+    "a.jsonl.gz": lambda path: path.write_bytes(gzip.compress(_jsonl())),
+    "a.parquet": lambda path: pq.write_table(pa.table({"id": [0] * 4, "words": LINES}), path),
+    "bytes.parquet": lambda path: pq.write_table(pa.table({"words": [line.encode() for line in LINES]}), path),
+    "dictionary.parquet": lambda path: pq.write_table(pa.table({"words": pa.array(LINES).dictionary_encode()}), path),
+    "a.lmdb": _lmdb,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_file_gives_the_same(tmp_path: Path, read: Read, name: str) -> None:
+    path = tmp_path / name
+    WRITERS[name](path)
+    words = read(path, column="words")
+    assert dict(zip(words.labels, words.counts, strict=True)) == {"door": 1, "red": 1, "street": 2, "42": 1}
+    assert words.refused == []
+    lines = read(path, column="words", unit="line", normalization=Normalization(keep_spaces=True), charset="auto")
+    assert lines.labels == ["red door", "street", "42"]
+    assert lines.counts == [1, 2, 1]
+
+
+def test_standard_input(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"red door\nred")))
+    result = read("-")
+    assert result.labels == ["door", "red"]
+    assert result.sources == ["-", "-"]
+
+
+def test_invalid_utf8_costs_the_word_and_not_the_file(tmp_path: Path, read: Read) -> None:
+    path = write(tmp_path / "a.txt", b"one\ntwo caf\xe9 three\nfour")
+    result = read(path)
+    assert result.labels == ["one", "three", "two", "four"]
+    assert result.refused == [("a.txt", 2, "caf\\xe9", "invalid UTF-8")]
+
+
+def test_nul_byte(tmp_path: Path, read: Read) -> None:
+    result = read(write(tmp_path / "a.txt", b"one\nt\x00wo\nthree"))
+    assert result.labels == ["one", "three"]
+    assert result.refused == [("a.txt", 2, "t\0wo", "NUL byte")]
+
+
+@pytest.mark.parametrize("unit", ["word", "line"])
+def test_byte_order_mark_and_crlf_are_no_part_of_a_label(tmp_path: Path, read: Read, unit: str) -> None:
+    result = read(write(tmp_path / "a.txt", b"\xef\xbb\xbfone\r\ntwo\r\n\r\nthree\r\n"), unit=unit, charset="auto")
+    assert result.labels == ["one", "two", "three"]
+    assert result.refused == []
+    assert result.charset == "ehnortw"
+
+
+def test_utf16_is_refused_as_such(tmp_path: Path, read: Read) -> None:
+    path = write(tmp_path / "a.txt", "one two".encode("utf-16"))
+    result = read(path, write(tmp_path / "b.txt", "good"))
+    assert result.labels == ["good"]
+    assert result.refused == [("a.txt", None, "", "UTF-16 where UTF-8 is expected")]
+
+
+@pytest.mark.parametrize("suffix", ["txt", "gz"])
+def test_a_line_of_50_megabytes(tmp_path: Path, read: Read, suffix: str) -> None:
+    content = b"one\n" + b"x" * 50_000_000 + b"\ntwo \xff\nthree"
+    path = write(tmp_path / f"a.{suffix}", gzip.compress(content, 1) if suffix == "gz" else content)
+    result = read(path)
+    assert result.labels == ["one", "two", "three"]
+    assert [(line, reason) for _, line, _, reason in result.refused] == [
+        (2, "longer than 8388608 bytes"),
+        (3, "invalid UTF-8"),
+    ]
+
+
+def test_words_in_a_line_longer_than_a_block_are_used(
+    tmp_path: Path, read: Read, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_blocks, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(text_blocks, "_PIECE_BYTES", 50)
+    result = read(write(tmp_path / "a.txt", "word other " * 100 + "\nlast caf\u00e9"))
+    assert dict(zip(result.labels, result.counts, strict=True)) == {"other": 100, "word": 100, "last": 1}
+    assert result.refused == [("a.txt", 2, "café", "not in the charset: é")]
+
+
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "zst": zstandard.compress,
+    "xz": lzma.compress,
+    "bz2": bz2.compress,
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_file_cut_short_gives_what_stands_before_the_cut(tmp_path: Path, read: Read, suffix: str) -> None:
+    rng = np.random.default_rng(0)
+    words = [f"{number:x}" for number in rng.integers(1 << 40, 1 << 60, 60_000).tolist()]
+    whole = COMPRESS[suffix]("\n".join(words).encode())
+    cut = write(tmp_path / f"cut.{suffix}", whole[: len(whole) * 3 // 4])
+    result = read(cut, write(tmp_path / "b.txt", "good"))
+    *before, last = result.labels
+    assert last == "good"
+    assert before == words[: len(before)]
+    # xz and bz2 give whole blocks only, and here one block may be all there is.
+    assert len(before) > (30_000 if suffix in ("gz", "zst") else -1)
+    [(source, line, _, reason)] = result.refused
+    assert (source, line) == (f"cut.{suffix}", len(before) + 1)
+    assert reason == "damaged or cut short from here on: the compressed stream has no end"
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, read: Read, suffix: str) -> None:
+    path = write(tmp_path / f"a.{suffix}", "plain text after all")
+    result = read(path, write(tmp_path / "b.txt", "good"))
+    assert result.labels == ["good"]
+    [(source, line, _, reason)] = result.refused
+    assert (source, line) == (path.name, 1)
+    assert reason.startswith("damaged or cut short from here on: ")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.gz", "a.zst", "a.jsonl"])
+def test_empty_file(tmp_path: Path, read: Read, name: str) -> None:
+    result = read(write(tmp_path / name, b""), write(tmp_path / "b.txt", "good"))
+    assert result.labels == ["good"]
+    assert result.refused == [(name, None, "", "empty file")]
+
+
+def test_parquet_without_the_column_or_without_text(tmp_path: Path, read: Read) -> None:
+    pq.write_table(pa.table({"a": ["x"], "b": ["y"]}), tmp_path / "other.parquet")
+    pq.write_table(pa.table({"text": [["x"], ["y"]]}), tmp_path / "nested.parquet")
+    pq.write_table(pa.table({"text": ["x", None, "y"]}), tmp_path / "null.parquet")
+    result = read(*(tmp_path / f"{name}.parquet" for name in ("other", "nested", "null")))
+    assert result.labels == ["x", "y"]
+    assert [(source, line, reason) for source, line, _, reason in result.refused] == [
+        ("other.parquet", None, "no column 'text': it has a, b"),
+        (
+            "nested.parquet",
+            None,
+            f"column 'text' holds no text: it is {pa.list_(pa.string())}".replace("item", "element"),
+        ),
+        ("null.parquet", 2, "column 'text' holds no text"),
+    ]
+
+
+def test_damaged_parquet(tmp_path: Path, read: Read) -> None:
+    pq.write_table(pa.table({"text": ["x"]}), tmp_path / "a.parquet")
+    write(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes()[:-20])
+    result = read(tmp_path / "a.parquet", write(tmp_path / "b.txt", "good"))
+    assert result.labels == ["good"]
+    [(source, line, _, reason)] = result.refused
+    assert (source, line) == ("a.parquet", 1)
+    assert reason.startswith("damaged")
+
+
+def test_bad_lines_of_jsonl(tmp_path: Path, read: Read) -> None:
+    lines = [
+        b'{"text": "one"}',
+        b"{oops",
+        b'{"other": 1}',
+        b'{"text": null}',
+        b"[]",
+        b'"caf\xe9"',
+        b'{"text": "\\ud800"}',
+        b'{"text": true}',
+    ]
+    result = read(write(tmp_path / "a.jsonl", b"\n".join([*lines, b"", b'{"text": "two"}'])))
+    assert result.labels == ["one", "two"]
+    found = {line: reason.split(":")[0] for _, line, _, reason in result.refused}
+    assert found == {
+        2: "not JSON",
+        3: "no column 'text'",
+        4: "column 'text' holds no text",
+        5: "no column 'text'",
+        6: "invalid UTF-8",
+        7: "invalid UTF-8",
+        8: "column 'text' holds no text",
+    }
+
+
+def test_lmdb_that_lacks_labels(tmp_path: Path, read: Read) -> None:
+    with lmdb.open(str(tmp_path / "a"), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"num-samples", b"2")
+        transaction.put(b"label-000000002", b"two")
+    result = read(tmp_path / "a")
+    assert result.labels == ["two"]
+    assert result.refused == [("a", 1, "label-000000001", "no such key")]

@@ -1,0 +1,64 @@
+"""Labels that went past Python in bulk are those that Python would have made, one by one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dptr.cache.charset import Normalization
+from dptr.pipeline.text.corpus_files import Rows
+from dptr.pipeline.text.corpus_labels import count_labels
+
+PLAIN = ["a", "B-1", "a  b", " ", "\n"]
+ODD = ["é", "e\u0301", "\uff21", "\ufeff", "日", "ß", "\0", "\t", "\r\n", "\x1c", "\x0b", "\u3000", "\u2028"]
+TEXT = st.lists(st.sampled_from(PLAIN) | st.sampled_from(PLAIN + ODD), max_size=12).map("".join)
+
+
+@pytest.mark.parametrize("unit", ["word", "line"])
+@pytest.mark.parametrize("keep_spaces", [False, True])
+@settings(max_examples=100, deadline=None)
+@given(text=TEXT, to_ascii=st.booleans(), lower=st.booleans())
+def test_the_fast_way_and_the_plain_way_agree(
+    text: str, unit: Any, keep_spaces: bool, to_ascii: bool, lower: bool
+) -> None:
+    normalization = Normalization(keep_spaces=keep_spaces, ascii=to_ascii)
+    lines = text.split("\n")
+    rows = Rows(pa.array([f"{line}\n".encode() for line in lines], pa.binary()), np.arange(1, len(lines) + 1))
+    refused: list[int | None] = []
+    found = count_labels(rows, unit, normalization, lower, lambda line, item, reason: refused.append(line))
+
+    expected: Counter[tuple[str, int]] = Counter()
+    for line_number, line in enumerate(lines, 1):
+        pieces = _ascii_words(line) if unit == "word" else [line.strip("\t\r\x0b ")]
+        for piece in pieces:
+            piece = piece.removeprefix("\ufeff")
+            if "\0" not in piece:
+                for item in piece.split() if unit == "word" else [piece] * bool(piece.split()):
+                    label = normalization.apply(item)
+                    expected[label.lower() if lower else label, line_number] += 1
+    first: dict[str, int] = {}
+    for label, line_number in expected:
+        first.setdefault(label, line_number)
+    counts: Counter[str] = Counter()
+    lines_found: dict[str, int] = {}
+    for label, count, line_number in zip(
+        found.labels.to_pylist(), found.counts.tolist(), found.lines.tolist(), strict=True
+    ):
+        counts[label] += count
+        lines_found[label] = min(line_number, lines_found.get(label, line_number))
+    assert lines_found == first
+    assert counts == Counter(
+        {label: sum(count for (same, _), count in expected.items() if same == label) for label in first}
+    )
+
+
+def _ascii_words(line: str) -> list[str]:
+    for space in "\t\r\x0b":
+        line = line.replace(space, " ")
+    return [word for word in line.split(" ") if word]

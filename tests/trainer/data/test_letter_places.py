@@ -1,0 +1,41 @@
+from dptr.trainer.data.letter_places import alphabet_of, letters_by_column
+
+ALPHABET = alphabet_of("abcdefghijklmnopqrstuvwxyzEXIT 0123456789")
+
+
+def spelt(label: str, columns: int) -> str:
+    return "".join(
+        "?" if letter == 0 else ALPHABET[letter - 1] for letter in letters_by_column(label, columns, ALPHABET).tolist()
+    )
+
+
+def test_letters_stand_in_order_and_all_of_them() -> None:
+    assert spelt("aaa", 6) == "aaaaaa"
+    assert spelt("abab", 8) == "aabbaabb"
+    places = spelt("street", 48)
+    assert "".join(sorted(set(places))) == "erst"
+    assert places.startswith("s")
+    assert places.endswith("t")
+
+
+def test_wide_letters_take_more_columns() -> None:
+    places = spelt("wi", 40)
+    assert places == "w" * places.count("w") + "i" * places.count("i")
+    assert places.count("w") > 2 * places.count("i")
+
+
+def test_case_makes_no_other_letter_but_may_make_it_wider() -> None:
+    assert set(spelt("STREET", 24)) == set("street")
+    assert spelt("Ii", 40).count("i") == 40
+
+
+def test_other_characters_are_class_zero() -> None:
+    assert "?" in spelt("é1", 12)
+    # A character whose lower case is two must not shift what follows.
+    assert set(spelt("İb", 40)) == {"?", "b"}
+
+
+def test_an_alphabet_is_a_charset_case_and_spaces_aside() -> None:
+    assert alphabet_of("Bab A-") == "-ab"
+    assert alphabet_of("Ωω中") == "ω中"
+    assert letters_by_column("ΩΩ", 2, "ω中").tolist() == [1, 1]

@@ -1,0 +1,180 @@
+"""Exports give the same readings elsewhere: in onnxruntime alone, and in modules with PARSeq's own names."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dptr.cache.charset import Charset
+from dptr.cache.errors import DptrError, UserError
+from dptr.trainer import read
+from dptr.trainer.export.export import export
+from dptr.trainer.export.names import renamed
+from dptr.trainer.export.onnx_graph import largest_difference
+from dptr.trainer.model.decoders import build_decoder
+from dptr.trainer.model.decoders.base import Memory
+from dptr.trainer.model.recognizer import Recognizer, load_recognizer
+from dptr.trainer.training import runs
+from dptr.trainer.training.checkpoint import save_checkpoint
+from dptr.trainer.training.recipe import Recipe
+
+CHARSET = Charset("abcdefgh")
+EXAMPLE = Path(__file__).parents[3] / "examples" / "read_onnx.py"
+DIM = 32
+
+
+def recipe(kind: str = "parseq", **decoder: int) -> Recipe:
+    sizes = {"dim": DIM, "heads": 4, "layers": 2, "feed_forward": 64, "max_label_length": 4} | decoder
+    made = Recipe().replace("decoder", kind=kind, **sizes)
+    made = made.replace("encoder", dim=32, heads=2, layers=1)
+    return made.replace("fmu", queries=5, heads=4)
+
+
+def lively(model: nn.Module) -> None:
+    """Give a model weights large enough that what it reads depends on what it sees."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=2.0 * parameter[0].numel() ** -0.5, generator=generator)
+
+
+def trained(folder: Path, recipe: Recipe, kind: runs.RunKind = "finetune") -> runs.Run:
+    run = runs.start_or_continue(folder, kind, recipe, CHARSET, DIM, {})
+    characters = len(CHARSET.characters)
+    model = Recognizer(recipe, CHARSET, DIM) if kind == "finetune" else build_decoder(recipe.decoder, characters, DIM)
+    lively(model)
+    save_checkpoint(folder / "checkpoints" / "best", {"model": model.state_dict()}, {"step": 1})
+    return run
+
+
+def pictures(folder: Path, count: int) -> list[Path]:
+    generator = np.random.default_rng(1)
+    paths = [folder / f"{number}.png" for number in range(count)]
+    for path in paths:
+        Image.fromarray(generator.integers(0, 256, (2, 6, 3), np.uint8)).resize((140, 40), 0).save(path)
+    return paths
+
+
+@pytest.mark.parametrize("kind", ["parseq", "nrtr", "parallel"])
+def test_onnx_reads_as_torch_does_with_onnxruntime_alone(tmp_path: Path, kind: str) -> None:
+    run = trained(tmp_path / "run", recipe(kind, layers=1))
+    summary = export(run, "onnx", tmp_path / "model.onnx")
+    assert summary.checked > 0
+    assert summary.largest_difference < 1e-3
+    paths = pictures(tmp_path, 7)
+    readings = read.load(run.folder).read(paths)
+    assert len({reading.text for reading in readings}) > 1
+    script = "import sys; sys.modules.update(torch=None, dptr=None, onnx=None); import runpy; sys.argv = sys.argv[1:]; "
+    script += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", script, str(EXAMPLE), str(summary.out), *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ), check=True)
+    expected = [f"{path}\t{reading.text}" for path, reading in zip(paths, readings, strict=True)]
+    assert [line.rsplit("\t", 1)[0] for line in done.stdout.splitlines()] == expected
+
+
+def test_a_graph_that_reads_otherwise_is_an_error(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", recipe("parallel", layers=1))
+    summary = export(run, "onnx", tmp_path / "model.onnx")
+    other = load_recognizer(run)
+    nn.init.normal_(other.decoder.get_parameter("head.weight"), generator=torch.Generator().manual_seed(5))
+    images = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 128), np.uint8)
+    with pytest.raises(DptrError, match=r"where torch reads|away from torch"):
+        largest_difference(other, summary.out, images)
+
+
+def test_one_file_reads_as_the_run_does(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", recipe())
+    summary = export(run, "safetensors", tmp_path / "model.safetensors")
+    paths = pictures(tmp_path, 3)
+    assert read.load(summary.out).read(paths) == read.load(run.folder).read(paths)
+
+
+def test_a_file_without_a_recognizer_is_refused(tmp_path: Path) -> None:
+    summary = export(trained(tmp_path / "run", recipe(), "pretrain"), "safetensors", tmp_path / "decoder.safetensors")
+    with pytest.raises(UserError, match="no recogniser"):
+        read.load(summary.out)
+    with pytest.raises(UserError, match="cannot see"):
+        export(runs.Run.load(tmp_path / "run"), "onnx", tmp_path / "model.onnx")
+
+
+class NamedLayer(nn.Module):
+    """One layer with PARSeq's names, on PyTorch's own attention."""
+
+    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.cross_attn = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.linear1, self.linear2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.norm1, self.norm2, self.norm_q, self.norm_c = (nn.LayerNorm(dim) for _ in range(4))
+
+    def stream(self, x: Tensor, normed: Tensor, content: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
+        x = x + self.self_attn(normed, content, content, attn_mask=mask)[0]
+        x = x + self.cross_attn(self.norm1(x), memory, memory)[0]
+        hidden = nn.functional.gelu(self.linear1(self.norm2(x)))
+        return x + self.linear2(hidden)
+
+
+class NamedDecoder(nn.Module):
+    """Reads left to right, without caches, one position at a time."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, layers: int, tokens: int, length: int) -> None:
+        super().__init__()
+        self.decoder = nn.Module()
+        self.decoder.layers = nn.ModuleList(NamedLayer(dim, heads, hidden) for _ in range(layers))
+        self.decoder.norm = nn.LayerNorm(dim)
+        self.text_embed = nn.Module()
+        self.text_embed.embedding = nn.Embedding(tokens, dim)
+        self.pos_queries = nn.Parameter(torch.zeros(1, length + 1, dim))
+        self.head = nn.Linear(dim, tokens - 2)
+
+    def forward(self, ids: Tensor, memory: Tensor) -> Tensor:
+        """Logits of the character after ``ids``, which start with the begin."""
+        embedded = self.text_embed.embedding(ids) * memory.shape[-1] ** 0.5
+        length = ids.shape[1]
+        content = torch.cat([embedded[:, :1], embedded[:, 1:] + self.pos_queries[:, : length - 1]], dim=1)
+        query = self.pos_queries[:, length - 1 : length].expand(len(ids), -1, -1)
+        mask = torch.ones(length, length, dtype=torch.bool).triu(1)
+        for layer in self.decoder.layers:
+            normed = layer.norm_c(content)
+            query = layer.stream(query, layer.norm_q(query), normed, memory, None)
+            content = layer.stream(content, normed, normed, memory, mask)
+        return self.head(self.decoder.norm(query))[:, 0]
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+@pytest.mark.parametrize("family", ["parseq", "openocr"])
+def test_a_decoder_under_other_names_gives_the_same_logits(tmp_path: Path, kind: runs.RunKind, family: str) -> None:
+    run = trained(tmp_path / "run", recipe(refinements=0), kind)
+    summary = export(run, "parseq" if family == "parseq" else "openocr", tmp_path / "decoder.safetensors")
+    tensors = load_file(summary.out)
+    if family == "openocr":
+        tensors = {name.removeprefix("decoder."): tensor for name, tensor in tensors.items()}
+    named = NamedDecoder(DIM, 4, 64, 2, len(CHARSET.characters) + 3, 4).eval()
+    named.load_state_dict(tensors)
+    memory = torch.randn(6, 9, DIM, generator=torch.Generator().manual_seed(2))
+    own = build_decoder(run.recipe.decoder, len(CHARSET.characters), DIM).eval()
+    prefix = "decoder." if kind == "finetune" else ""
+    own.load_state_dict({n.removeprefix(prefix): t for n, t in run.weights().items() if n.startswith(prefix)})
+    ids = torch.full((6, 1), own.begin)
+    with torch.inference_mode():
+        logits = own.decode(Memory(memory))
+        for place in range(logits.shape[1]):
+            torch.testing.assert_close(named(ids, memory), logits[:, place], rtol=1e-4, atol=1e-4)
+            ids = torch.cat([ids, logits[:, place : place + 1].argmax(-1)], dim=1)
+
+
+def test_other_names_need_a_memory_as_wide_as_the_decoder(tmp_path: Path) -> None:
+    decoder = build_decoder(recipe(dim=64).decoder, 8, DIM)
+    with pytest.raises(UserError, match="needs them equal"):
+        renamed(decoder, "parseq")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="parseq decoders only"):
+        export(trained(tmp_path / "run", recipe("nrtr"), "pretrain"), "parseq", tmp_path / "x.safetensors")

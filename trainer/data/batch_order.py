@@ -1,0 +1,90 @@
+"""Which rows make which batch: a pure function of the seed and the step, so that resuming needs no replay.
+
+Every epoch is a true shuffle. Within a window of the shuffled order rows are sorted by length before they are cut into
+batches, so that little is padding; then the window's batches are shuffled, so that lengths come in no order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from dptr.cache.stores.prompts import PromptStore
+
+_BATCHES_PER_WINDOW = 64
+
+
+def held_out_mask(store: PromptStore, share: float, seed: int) -> NDArray[np.bool_]:
+    """Choose rows for validation, shape (rows,): by label, so that variants of case are never on both sides.
+
+    A label's side depends on the seed and on when the label first appeared, so growth of the store moves none.
+    """
+    codes = pc.utf8_lower(store.labels).dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.uint64)
+    offset = np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    chosen: NDArray[np.bool_] = _mix(codes + offset) < np.uint64(min(share, 1.0) * (2**64 - 2**11))
+    return chosen
+
+
+class BatchOrder:
+    """Maps a step to row numbers.
+
+    Args:
+        rows: candidate row numbers, shape (candidates,). lengths: what to sort by, same shape.
+        batch_size: rows of a batch; an epoch ends with one short batch at most.
+        weights: relative chance of each candidate; None visits each exactly once an epoch.
+    """
+
+    def __init__(
+        self,
+        rows: NDArray[np.int64],
+        lengths: NDArray[np.integer],
+        batch_size: int,
+        seed: int,
+        weights: NDArray[np.float64] | None = None,
+    ) -> None:
+        self._rows = rows
+        self._lengths = lengths
+        self._batch_size = batch_size
+        self._seed = seed
+        self._cumulative = None if weights is None else np.cumsum(weights / weights.sum())
+        self.batches_per_epoch = -(-len(rows) // batch_size)
+        # Only the window in use is kept; asking for another costs one shuffle of the epoch.
+        self._epoch, self._picks = -1, rows
+        self._window_at: tuple[int, int] = (-1, -1)
+        self._window: list[NDArray[np.int64]] = []
+
+    def rows_of(self, step: int) -> NDArray[np.int64]:
+        """Return the row numbers of batch ``step``, counted from 0 through all epochs."""
+        epoch, batch = divmod(step, self.batches_per_epoch)
+        window, place = divmod(batch, _BATCHES_PER_WINDOW)
+        if self._window_at != (epoch, window):
+            self._window = self._cut_window(epoch, window)
+            self._window_at = (epoch, window)
+        return self._window[place]
+
+    def _cut_window(self, epoch: int, window: int) -> list[NDArray[np.int64]]:
+        span = _BATCHES_PER_WINDOW * self._batch_size
+        if self._epoch != epoch:
+            self._picks = self._shuffled(epoch)
+            self._epoch = epoch
+        picks = self._picks[window * span : (window + 1) * span]
+        picks = picks[np.argsort(self._lengths[picks], kind="stable")]
+        starts = range(0, len(picks), self._batch_size)
+        batches = [self._rows[picks[start : start + self._batch_size]] for start in starts]
+        np.random.default_rng((self._seed, 2, epoch, window)).shuffle(batches)
+        return batches
+
+    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
+        generator = np.random.default_rng((self._seed, 1, epoch))
+        if self._cumulative is None:
+            return generator.permutation(len(self._rows))
+        return np.searchsorted(self._cumulative, generator.random(len(self._rows))).clip(max=len(self._rows) - 1)
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser: neighbouring integers come out unrelated."""
+    with np.errstate(over="ignore"):
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return values ^ (values >> np.uint64(31))

@@ -1,0 +1,96 @@
+"""Rows of a prompt store to the memory a decoder learns to read, with noise from an ORP bank.
+
+The order of a row's tokens is the authors': pooled vector, states that all prompts share, states of the prompt's own
+tokens. The noise is drawn per row (in the authors' code the whole batch shares one choice of token positions).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dptr.cache.stores.prompts import PromptStore
+from dptr.trainer.model.decoders.base import Memory
+from dptr.trainer.training.recipe import NoiseSettings
+
+if TYPE_CHECKING:
+    from dptr.cache.stores.neighbours import Neighbours
+    from dptr.cache.stores.orp import OrpBank
+
+
+def text_memory(store: PromptStore, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Gather rows as ``[pooled; prefix; states]``, padded to the longest row.
+
+    Returns:
+        tokens (batch, tokens, dim) float32, zero where padded; padding (batch, tokens), True where padded.
+    """
+    states = store.states(rows)
+    prefix = store.prefix
+    first_own = 1 + len(prefix)
+    longest = int(states.lengths.max())
+    tokens = np.zeros((len(rows), first_own + longest, prefix.shape[1]), np.float32)
+    tokens[:, 0] = states.pooled
+    tokens[:, 1:first_own] = prefix
+    real = np.arange(longest) < states.lengths[:, None]
+    tokens[:, first_own:][real] = states.tokens
+    padding = np.zeros(tokens.shape[:2], np.bool_)
+    padding[:, first_own:] = ~real
+    return tokens, padding
+
+
+class NoiseSource:
+    """Draws ORP noise for rows of a prompt store.
+
+    Args:
+        bank: where the noise comes from. settings: how it is drawn.
+        neighbours: each prompt's nearest crops; needed for ``nearest`` and ``mixed``.
+    """
+
+    def __init__(self, bank: OrpBank, settings: NoiseSettings, neighbours: Neighbours | None) -> None:
+        self._bank = bank
+        self._settings = settings
+        self._neighbours = neighbours
+
+    def draw(self, rows: NDArray[np.int64], tokens: int, generator: np.random.Generator) -> NDArray[np.floating]:
+        """Draw noise of shape (len(rows), tokens, dim): for each row one crop, and ``tokens`` of that crop's tokens.
+
+        It comes in the precision that the bank stores. Tokens repeat within a row only when the crop has fewer than are
+        needed.
+        """
+        crops = self._crops(rows, generator)
+        available = self._bank.tokens_per_crop
+        if available >= tokens:
+            positions = generator.random((len(rows), available)).argsort(axis=1)[:, :tokens]
+        else:
+            positions = generator.integers(0, available, (len(rows), tokens))
+        return self._bank.tokens(crops, positions)
+
+    def _crops(self, rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
+        anywhere = generator.integers(0, len(self._bank), len(rows))
+        if self._settings.draw == "random" or self._neighbours is None:
+            return anywhere
+        nearest = self._neighbours.of(rows)
+        near: NDArray[np.int64] = nearest[np.arange(len(rows)), generator.integers(0, nearest.shape[1], len(rows))]
+        if self._settings.draw == "nearest":
+            return near
+        wants_near = generator.random(len(rows)) < self._settings.nearest_share
+        return np.asarray(np.where(wants_near, near, anywhere), np.int64)
+
+
+def noisy_memory(
+    store: PromptStore,
+    rows: NDArray[np.int64],
+    noise: NoiseSource | None,
+    ratio: float,
+    generator: np.random.Generator,
+) -> Memory:
+    """Return text states plus ``ratio`` times ORP states; padded positions stay masked."""
+    states, padding = text_memory(store, rows)
+    tokens = torch.from_numpy(states)
+    if noise is not None and ratio > 0:
+        # Torch widens half precision while it adds; NumPy would first write it out, number by number.
+        tokens.add_(torch.from_numpy(noise.draw(rows, tokens.shape[1], generator)), alpha=ratio)
+    return Memory(tokens, torch.from_numpy(padding))

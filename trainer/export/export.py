@@ -1,0 +1,111 @@
+"""Take a run elsewhere: ONNX, one safetensors file, or a decoder under PARSeq's or OpenOCR's names."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from dptr.cache.errors import UserError
+from dptr.cache.stores.files import atomic_path
+from dptr.cache.word_images.dataset import WordImages, preprocess
+from dptr.trainer.export import onnx_graph as export_onnx
+from dptr.trainer.export.names import Family, renamed
+from dptr.trainer.model.decoders import build_decoder
+from dptr.trainer.model.decoders.parseq import ParseqDecoder
+from dptr.trainer.model.model_file import save_model
+from dptr.trainer.model.recognizer import load_recognizer
+from dptr.trainer.training.runs import Run
+
+Target = Literal["onnx", "safetensors", "parseq", "openocr"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+_MADE_UP_IMAGES = 16
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What was written.
+
+    Attributes:
+        out: the file. tensors: how many it holds (0 for ONNX). checked: images read by both torch and onnxruntime.
+        largest_difference: between the two, of any character's score.
+    """
+
+    out: Path
+    tensors: int
+    checked: int
+    largest_difference: float
+    seconds: float
+
+
+def export(run: Run, target: Target, out: Path, crops: WordImages | None = None) -> ExportSummary:
+    """Write ``run`` as ``target``; an ONNX file is checked on made-up images, and on ``crops`` when given.
+
+    Raises:
+        UserError: the run cannot become that. DptrError: the exported graph does not read as torch does.
+    """
+    started = time.monotonic()
+    tensors, checked, apart = 0, 0, 0.0
+    if crops is not None and target != "onnx":
+        raise UserError("crops are for checking ONNX", f"Leave --data out with --to {target}")
+    if run.kind == "clip":
+        run.require_recogniser()
+    if target == "onnx":
+        checked, apart = _onnx(run, out, crops)
+    elif target == "safetensors":
+        save_model(run, out)
+        tensors = len(run.weights())
+    else:
+        tensors = _other_names(run, target, out)
+    return ExportSummary(out, tensors, checked, apart, time.monotonic() - started)
+
+
+def default_path(run: Run, target: Target) -> Path:
+    """Where an export goes without ``-o``: into the run's folder."""
+    return run.folder / {"onnx": "model.onnx", "safetensors": "model.safetensors"}.get(target, f"{target}.safetensors")
+
+
+def _onnx(run: Run, out: Path, crops: WordImages | None) -> tuple[int, float]:
+    run.require_recogniser()
+    recognizer = load_recognizer(run)
+    images = _made_up(*recognizer.image_size)
+    if crops is not None:
+        real = [preprocess(crops.image(row), *recognizer.image_size) for row in range(len(crops))]
+        images = np.concatenate([images, np.stack(real)])
+    export_onnx.export_onnx(recognizer, out)
+    try:
+        return len(images), export_onnx.largest_difference(recognizer, out, images)
+    except Exception:
+        out.unlink(missing_ok=True)
+        raise
+
+
+def _made_up(height: int, width: int) -> NDArray[np.uint8]:
+    """Images of smooth blotches, which a recogniser takes for all kinds of characters."""
+    generator = np.random.default_rng(0)
+    coarse = generator.integers(0, 256, (_MADE_UP_IMAGES, 3, max(height // 8, 1), max(width // 8, 1)), np.uint8)
+    tall = coarse.repeat(-(-height // coarse.shape[2]), axis=2)
+    return np.ascontiguousarray(tall.repeat(-(-width // coarse.shape[3]), axis=3)[:, :, :height, :width])
+
+
+def _other_names(run: Run, family: Family, out: Path) -> int:
+    decoder = build_decoder(run.recipe.decoder, len(run.charset.characters), run.memory_dim)
+    if not isinstance(decoder, ParseqDecoder):
+        raise UserError(
+            f"{run.folder} holds a {run.recipe.decoder.kind} decoder, {family} reads parseq decoders only",
+            "Pre-train with --set decoder.kind=parseq",
+        )
+    # A fine-tuning run holds the decoder among its parts.
+    prefix = "decoder." if run.kind == "finetune" else ""
+    weights = {name.removeprefix(prefix): value for name, value in run.weights().items() if name.startswith(prefix)}
+    decoder.load_state_dict(weights)
+    tensors = renamed(decoder, family)
+    header = {"format": "pt", "charset": run.charset.characters, "heads": str(decoder.shape.heads)}
+    with atomic_path(out) as temporary:
+        save_file(tensors, temporary, header)
+    return len(tensors)

@@ -1,0 +1,1 @@
+"""The recogniser: image encoder, Feature Merge Unit, decoder."""

@@ -1,0 +1,51 @@
+"""Decoders behind one protocol: memory in, characters out.
+
+Besides the bundled ones, a package may register a :class:`~dptr.trainer.model.decoders.base.Decoder` subclass under the
+entry point group ``dptr.decoders``; its name then works as ``decoder.kind`` in a recipe.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from dptr.cache.errors import UserError
+from dptr.trainer.model.decoders.base import Decoder, DecoderShape
+from dptr.trainer.model.decoders.nrtr import NrtrDecoder
+from dptr.trainer.model.decoders.parallel import ParallelDecoder
+from dptr.trainer.model.decoders.parseq import ParseqDecoder
+from dptr.trainer.training.recipe import DecoderSettings
+
+_BUNDLED: dict[str, type[Decoder]] = {"parseq": ParseqDecoder, "nrtr": NrtrDecoder, "parallel": ParallelDecoder}
+
+
+def build_decoder(settings: DecoderSettings, characters: int, memory_dim: int) -> Decoder:
+    """Make an untrained decoder.
+
+    Raises:
+        UserError: no decoder of that kind is bundled or registered.
+    """
+    registered = {point.name: point for point in entry_points(group="dptr.decoders")}
+    if settings.kind in _BUNDLED:
+        kind = _BUNDLED[settings.kind]
+    elif settings.kind in registered:
+        kind = registered[settings.kind].load()
+    else:
+        known = ", ".join(sorted([*_BUNDLED, *registered]))
+        raise UserError(f"no decoder of kind {settings.kind!r}", f"Known kinds: {known}")
+    if settings.dim % settings.heads:
+        raise UserError(
+            f"decoder.dim = {settings.dim} is not a multiple of decoder.heads = {settings.heads}", "Change one"
+        )
+    shape = DecoderShape(
+        dim=settings.dim,
+        memory_dim=memory_dim,
+        heads=settings.heads,
+        layers=settings.layers,
+        feed_forward=settings.feed_forward,
+        dropout=settings.dropout,
+        characters=characters,
+        max_label_length=settings.max_label_length,
+        permutations=settings.permutations,
+        refinements=settings.refinements,
+    )
+    return kind(shape)

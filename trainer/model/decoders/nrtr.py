@@ -1,0 +1,62 @@
+"""The plain autoregressive transformer: each character from those before it and from the memory.
+
+One order only and one stream only, so its training step is the cheapest, and it has nothing to refine with. Source:
+NRTR ("A No-Recurrence Sequence-to-Sequence Model For Scene Text Recognition", ICDAR 2019), the decoder; norms stand
+before the blocks here, which trains without a long warm-up.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dptr.trainer.model.decoders.autoregressive import AutoregressiveDecoder, Step
+from dptr.trainer.model.decoders.base import DecoderShape, Memory, Targets
+from dptr.trainer.model.decoders.decoder_layer import DecoderLayer, KeysValues, extend
+from dptr.trainer.model.layers import initialize
+
+
+class NrtrDecoder(AutoregressiveDecoder):
+    """Causal self-attention over the characters, cross-attention to the memory."""
+
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__(shape)
+        self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(shape.layers))
+        self.apply(initialize)
+
+    @property
+    def _stack(self) -> list[DecoderLayer]:
+        return cast(list[DecoderLayer], list(self.layers))
+
+    def loss(self, memory: Memory, targets: Targets) -> Tensor:
+        """Cross-entropy of every character and of the end."""
+        length = targets.inputs.shape[1]
+        # Padding stands behind the label, where no counted position looks.
+        causal = torch.ones(length, length, dtype=torch.bool, device=targets.inputs.device).tril()
+        x = self.dropout(self.embed(targets.inputs))
+        for layer in self._stack:
+            normed = layer.norm_content(x)
+            x = layer.look(x, normed, layer.self_attention.keys_values(normed), causal)
+            x = layer.read(x, layer.cross_attention.keys_values(memory.tokens), memory.mask)
+        logits = self.logits(x).flatten(0, 1).float()
+        return F.cross_entropy(logits, targets.outputs.flatten(), ignore_index=targets.padding)
+
+    def reading(self, memory: Memory) -> Step:
+        """Keep keys and values of the memory and of every character read so far."""
+        memories = [layer.cross_attention.keys_values(memory.tokens) for layer in self._stack]
+        caches: list[KeysValues | None] = [None] * len(self.layers)
+
+        def step(ids: Tensor, place: int) -> Tensor:
+            x = self.embed(ids, place)
+            for depth, layer in enumerate(self._stack):
+                normed = layer.norm_content(x)
+                cache = extend(caches[depth], layer.self_attention.keys_values(normed))
+                caches[depth] = cache
+                x = layer.look(x, normed, cache, None)
+                x = layer.read(x, memories[depth], memory.mask)
+            return self.logits(x)
+
+        return step

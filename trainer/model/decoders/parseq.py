@@ -1,0 +1,163 @@
+"""PARSeq's decoder: two streams, many reading orders, one pass.
+
+A content stream holds the characters read so far; a query stream holds one question per position. Training reads each
+label in several orders. Taken one after another, as elsewhere, every order repeats the same projections; here
+
+- all orders run in one batch;
+- keys and values of the memory are made once a layer, for both streams and all orders;
+- in the first layer the content does not depend on the order yet, so its keys, values and queries are made once, too.
+
+The loss is the same. Source: PARSeq (ECCV 2022) and, for training it on text states, DPTR (ACM MM 2024).
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dptr.trainer.model.decoders.autoregressive import AutoregressiveDecoder, Step
+from dptr.trainer.model.decoders.base import DecoderShape, Memory, Targets
+from dptr.trainer.model.decoders.decoder_layer import DecoderLayer, KeysValues, extend
+from dptr.trainer.model.decoders.permutations import attention_masks, cloze_orders, draw_permutations
+from dptr.trainer.model.layers import initialize
+
+
+class TwoStreamLayer(DecoderLayer):
+    """A layer that both streams pass through; the query stream has a norm of its own."""
+
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__(shape)
+        self.norm_query = nn.LayerNorm(shape.dim)
+
+    def look(self, x: Tensor, normed: Tensor, content: KeysValues, mask: Tensor | None) -> Tensor:
+        """Self-attention from a stream to the content.
+
+        ``x`` is (batch * orders, length, dim); where ``normed`` and ``content`` have fewer rows than that, the orders
+        share them, and fold into the length.
+        """
+        queries = self.self_attention.queries(normed)
+        keys, values = content
+        groups, length = keys.shape[0], x.shape[1]
+        orders = x.shape[0] // groups
+        if queries.shape[0] < x.shape[0]:
+            queries = queries.repeat(1, 1, orders, 1)
+        elif orders > 1:
+            queries = queries.view(groups, orders, *queries.shape[1:]).transpose(1, 2).flatten(2, 3)
+        folded = None if mask is None else mask.reshape(groups, 1, orders * length, -1)
+        mixed: Tensor = self.dropout(self.self_attention.attend(queries, keys, values, folded))
+        return x + mixed.reshape(x.shape)
+
+
+class ParseqDecoder(AutoregressiveDecoder):
+    """Permuted autoregressive decoder."""
+
+    def __init__(self, shape: DecoderShape) -> None:
+        super().__init__(shape)
+        self.layers = nn.ModuleList(TwoStreamLayer(shape) for _ in range(shape.layers))
+        self.apply(initialize)
+
+    @property
+    def _stack(self) -> list[TwoStreamLayer]:
+        return cast(list[TwoStreamLayer], list(self.layers))
+
+    def loss(self, memory: Memory, targets: Targets) -> Tensor:
+        """Cross-entropy over all orders; the end counts in the first two orders only, as in PARSeq."""
+        characters = targets.inputs.shape[1] - 1
+        orders = draw_permutations(characters, self.shape.permutations).to(targets.inputs.device)
+        return self.loss_over_orders(memory, targets, orders)
+
+    def loss_over_orders(self, memory: Memory, targets: Targets, orders: Tensor) -> Tensor:
+        """Return the loss for given reading orders, shape (orders, length + 1)."""
+        content_mask, query_mask = attention_masks(orders)
+        visible = (targets.inputs != targets.padding)[:, None, None, :]
+        counted = torch.ones(len(orders), targets.inputs.shape[1], dtype=torch.bool)
+        counted[2:, -1] = False  # only the end, or padding, stands there
+        kept = counted.flatten().nonzero()[:, 0].to(orders.device)
+        logits = self._forward(targets.inputs, memory, content_mask & visible, query_mask & visible, kept)
+        outputs = targets.outputs[:, None].expand(-1, len(orders), -1)
+        without_end = outputs.masked_fill(outputs == targets.end, targets.padding)
+        outputs = torch.cat([outputs[:, :2], without_end[:, 2:]], dim=1).flatten(1)[:, kept]
+        return F.cross_entropy(logits.flatten(0, 1).float(), outputs.flatten(), ignore_index=targets.padding)
+
+    def _forward(
+        self, inputs: Tensor, memory: Memory, content_mask: Tensor, query_mask: Tensor, kept: Tensor | None
+    ) -> Tensor:
+        """Run both streams over all orders at once.
+
+        Args:
+            inputs: (batch, length). Masks: (batch, orders, length, length), True where looking is allowed.
+            kept: which queries count, among orders * length; None for refinement, where order i asks for output i only.
+
+        Returns:
+            logits (batch, kept queries, classes).
+        """
+        batch, orders, length = content_mask.shape[:3]
+        content = self.dropout(self.embed(inputs))
+        query = self.dropout(self.positions[:length].expand(batch, -1, -1))
+        query_normed = self._stack[0].norm_query(query)
+        if kept is None:
+            query_mask = query_mask.diagonal(dim1=1, dim2=2).movedim(-1, 1)[:, :, None]
+            query, query_normed = (x.reshape(batch * length, 1, -1) for x in (query, query_normed))
+        else:
+            query = query.repeat_interleave(orders, dim=0)
+        for depth, layer in enumerate(self._stack):
+            normed = layer.norm_content(content)
+            keys_values = layer.self_attention.keys_values(normed)
+            memory_keys_values = layer.cross_attention.keys_values(memory.tokens)
+            if depth > 0:
+                query_normed = layer.norm_query(query)
+            query = layer.look(query, query_normed, keys_values, query_mask)
+            if depth + 1 == len(self.layers) and kept is not None:
+                query = query.view(batch, orders * length, -1)[:, kept]
+            query = layer.read(query, memory_keys_values, memory.mask)
+            if depth + 1 < len(self.layers):
+                if content.shape[0] == batch and orders > 1:
+                    content = content.repeat_interleave(orders, dim=0)
+                content = layer.look(content, normed, keys_values, content_mask)
+                content = layer.read(content, memory_keys_values, memory.mask)
+        return self.logits(query.reshape(batch, -1, self.shape.dim))
+
+    def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
+        """Read left to right with cached keys and values, then refine each character from all others."""
+        logits = super().decode(memory, max_length)
+        for _ in range(self.shape.refinements):
+            logits = self.refine(memory, logits)
+        return logits
+
+    def reading(self, memory: Memory) -> Step:
+        """Keep keys and values of the memory and of every character read so far."""
+        memories = [layer.cross_attention.keys_values(memory.tokens) for layer in self._stack]
+        caches: list[KeysValues | None] = [None] * len(self.layers)
+
+        def step(ids: Tensor, place: int) -> Tensor:
+            content = self.embed(ids, place)
+            query = self.positions[place].expand(ids.shape[0], 1, -1)
+            for depth, layer in enumerate(self._stack):
+                normed = layer.norm_content(content)
+                cache = extend(caches[depth], layer.self_attention.keys_values(normed))
+                caches[depth] = cache
+                query = layer.look(query, layer.norm_query(query), cache, None)
+                query = layer.read(query, memories[depth], memory.mask)
+                if depth + 1 < len(self.layers):
+                    content = layer.look(content, normed, cache, None)
+                    content = layer.read(content, memories[depth], memory.mask)
+            return self.logits(query)
+
+        return step
+
+    def refine(self, memory: Memory, logits: Tensor) -> Tensor:
+        """Read every position again, given all the others.
+
+        With more than one layer, content that has mixed with position i would whisper it to query i. So each position
+        has an order of its own in which it comes last, exactly as training sees it.
+        """
+        ids = logits.argmax(-1)
+        begin = torch.full_like(ids[:, :1], self.begin)
+        inputs = torch.cat([begin, ids[:, :-1]], dim=1)
+        ended = (inputs == self.end).cumsum(-1) > 0
+        visible = ~ended[:, None, None, :]
+        content_mask, query_mask = attention_masks(cloze_orders(ids.shape[1], ids.device))
+        return self._forward(inputs, memory, content_mask & visible, query_mask & visible, None)

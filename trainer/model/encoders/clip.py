@@ -1,0 +1,82 @@
+"""CLIP's own image tower as the encoder: word images become tokens in the space that DPTR's stores already speak.
+
+Tokens pass through the final layer norm and the projection, as those of an ORP bank do. The recipe carries the tower's
+configuration once it is resolved, so that a run can be read where the CLIP it started from is not at hand.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dptr.cache.errors import UserError
+from dptr.trainer.training.recipe import EncoderSettings
+
+PREFIX = "clip:"
+# CLIP's published normalisation, in units of [0, 1], for a model that comes without its own.
+_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class ClipEncoder(nn.Module):
+    """Word images to tokens; the class token is left out, as it stands nowhere.
+
+    Attributes:
+        dim: width of the joint space. size: (height, width) of the images it takes. grid: (rows, columns) of tokens.
+    """
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__()
+        from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+        if not settings.config:
+            raise UserError(f"encoder.kind = {settings.kind!r} needs its configuration", "Start with `dptr finetune`")
+        described = json.loads(settings.config)
+        mean, std = described.pop("image_mean"), described.pop("image_std")
+        config: Any = CLIPVisionConfig(**described)
+        self.tower: Any = CLIPVisionModelWithProjection(config)
+        side = config.image_size // config.patch_size
+        self.dim = int(config.projection_dim)
+        self.size = (config.image_size, config.image_size)
+        self.grid = (side, side)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images (batch, 3, height, width) in [-1, 1] to tokens (batch, tokens, dim), row by row."""
+        pixels = ((images + 1) / 2 - self.get_buffer("mean")) / self.get_buffer("std")
+        hidden = self.tower.vision_model(pixel_values=pixels).last_hidden_state[:, 1:]
+        tokens: Tensor = self.tower.visual_projection(self.tower.vision_model.post_layernorm(hidden))
+        return tokens
+
+    def load(self, folder: Path) -> None:
+        """Take the weights of the CLIP in ``folder``."""
+        from transformers import CLIPModel
+
+        clip: Any = CLIPModel.from_pretrained(folder)
+        own = self.tower.state_dict()
+        given = {name: tensor for name, tensor in clip.state_dict().items() if name in own}
+        self.tower.load_state_dict(given)
+
+
+def describe(folder: Path) -> str:
+    """Return the configuration of the image tower in ``folder``, as the recipe keeps it.
+
+    Raises:
+        UserError: the model is not a CLIP.
+    """
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") != "clip":
+        raise UserError(f"{folder} holds a {config.get('model_type')} model", "encoder.kind = clip:… takes a CLIP")
+    preparation = folder / "preprocessor_config.json"
+    pixels = json.loads(preparation.read_text(encoding="utf-8")) if preparation.is_file() else {}
+    vision = {
+        **config.get("vision_config", {}),
+        "projection_dim": config.get("projection_dim", 512),
+        "image_mean": pixels.get("image_mean", _MEAN),
+        "image_std": pixels.get("image_std", _STD),
+    }
+    return json.dumps(vision, sort_keys=True)

@@ -1,0 +1,108 @@
+"""A vision transformer over the patches of one word image, in PARSeq's shapes.
+
+Source: ViT (ICLR 2021) without a class token, patch 4x8 and input 32x128 as PARSeq has it. ``stem = "convolution"``
+replaces the one linear patch projection by a few small convolutions with the same output grid, which learns from far
+fewer images ("Early convolutions help transformers see better", NeurIPS 2021).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dptr.cache.errors import UserError
+from dptr.trainer.model.layers import Attention, FeedForward, initialize, sinusoids
+from dptr.trainer.training.recipe import EncoderSettings
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm self-attention and feed-forward."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(dim)
+        self.attention = Attention(dim, heads)
+        self.norm_feed_forward = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(dim, 4 * dim, 0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, tokens, dim) -> the same."""
+        normed = self.norm_attention(x)
+        keys, values = self.attention.keys_values(normed)
+        x = x + self.attention.attend(self.attention.queries(normed), keys, values, None)
+        out: Tensor = x + self.feed_forward(self.norm_feed_forward(x))
+        return out
+
+
+class VisionTransformer(nn.Module):
+    """Word images to tokens.
+
+    Attributes:
+        dim: width of a token. size: (height, width) of the images it takes. grid: (rows, columns) of its tokens.
+    """
+
+    def __init__(self, settings: EncoderSettings) -> None:
+        super().__init__()
+        height, width = settings.image_height, settings.image_width
+        if height % settings.patch_height or width % settings.patch_width:
+            raise UserError(
+                f"image {height}x{width} is not a whole number of patches "
+                f"{settings.patch_height}x{settings.patch_width}",
+                "Change encoder.image_* or encoder.patch_*",
+            )
+        self.dim = settings.dim
+        self.size = (height, width)
+        self.grid = (height // settings.patch_height, width // settings.patch_width)
+        self.stem = _convolutions(settings) if settings.stem == "convolution" else _linear(settings)
+        self.positions = nn.Parameter(torch.empty(self.grid[0] * self.grid[1], settings.dim))
+        self.layers = nn.Sequential(*(EncoderLayer(settings.dim, settings.heads) for _ in range(settings.layers)))
+        self.norm = nn.LayerNorm(settings.dim)
+        self.apply(initialize)
+        self.positions.data.copy_(_grid_positions(*self.grid, settings.dim))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode.
+
+        Args:
+            images: (batch, 3, height, width), values in [-1, 1].
+
+        Returns:
+            tokens (batch, tokens, dim), row by row over the grid of patches.
+        """
+        grid: Tensor = self.stem(images)
+        x: Tensor = self.layers(grid.flatten(2).transpose(1, 2) + self.positions)
+        normed: Tensor = self.norm(x)
+        return normed
+
+
+def _grid_positions(rows: int, columns: int, dim: int) -> Tensor:
+    """Return where each patch stands, half of the width for its column and half for its row: (rows * columns, dim).
+
+    A start only; the positions are learnt. Starting them near zero instead, a decoder reads the right characters in the
+    wrong order for thousands of steps.
+    """
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    half = dim // 2
+    return torch.cat([sinusoids(column.flatten(), dim - half), sinusoids(row.flatten(), half)], dim=1)
+
+
+def _linear(settings: EncoderSettings) -> nn.Module:
+    patch = (settings.patch_height, settings.patch_width)
+    return nn.Conv2d(3, settings.dim, patch, stride=patch)
+
+
+def _convolutions(settings: EncoderSettings) -> nn.Module:
+    """Halve each side by 3x3 convolutions until the grid of patches is reached, doubling channels on the way."""
+    height, width = settings.patch_height, settings.patch_width
+    halvings = max(height.bit_length(), width.bit_length()) - 1
+    if (1 << (height.bit_length() - 1), 1 << (width.bit_length() - 1)) != (height, width):
+        raise UserError(f"patch {height}x{width} is not made of powers of two", 'Use encoder.stem = "linear"')
+    layers: list[nn.Module] = []
+    channels = 3
+    for halving in range(halvings):
+        wider = settings.dim >> (halvings - 1 - halving)
+        stride = (2 if height > 1 else 1, 2 if width > 1 else 1)
+        height, width = max(height // 2, 1), max(width // 2, 1)
+        layers += [nn.Conv2d(channels, wider, 3, stride, padding=1, bias=False), nn.BatchNorm2d(wider), nn.GELU()]
+        channels = wider
+    return nn.Sequential(*layers, nn.Conv2d(channels, settings.dim, 1))

@@ -1,0 +1,123 @@
+"""The recogniser: image encoder, Feature Merge Unit and decoder, with the charset it reads in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dptr.cache.charset import Charset
+from dptr.trainer.model.decoders import build_decoder
+from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
+from dptr.trainer.model.encoders import Encoder, build_encoder
+from dptr.trainer.model.fmu import FeatureMergeUnit
+from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.training.runs import Run
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read from one image.
+
+    Attributes:
+        text: the characters. confidence: product of the probabilities of all characters and the end.
+        character_confidences: one for each character of ``text``.
+    """
+
+    text: str
+    confidence: float
+    character_confidences: list[float]
+
+
+class Recognizer(nn.Module):
+    """Word images to text.
+
+    Args:
+        recipe: sizes of all parts. charset: what it can read.
+        memory_dim: width of the memory its decoder reads, that of the text states it was pre-trained on.
+    """
+
+    def __init__(self, recipe: Recipe, charset: Charset, memory_dim: int) -> None:
+        super().__init__()
+        self.charset = charset
+        self.encoder: Encoder = build_encoder(recipe.encoder)
+        fmu = recipe.fmu
+        self.fmu: nn.Module
+        if fmu.kind == "none":
+            # Without merging, all image tokens are the memory; only their width has to fit.
+            same = self.encoder.dim == memory_dim
+            self.fmu = nn.Identity() if same else nn.Linear(self.encoder.dim, memory_dim)
+        else:
+            self.fmu = FeatureMergeUnit(
+                self.encoder.dim, memory_dim, fmu.queries, self.encoder.grid[1], fmu.heads, fmu.dropout
+            )
+        self.decoder: Decoder = build_decoder(recipe.decoder, len(charset.characters), memory_dim)
+        self.ctc_weight = recipe.finetune.ctc_weight
+        self.column_head = nn.Linear(self.encoder.dim, self.decoder.classes) if self.ctc_weight > 0 else None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images it takes."""
+        return self.encoder.size
+
+    def memory(self, images: Tensor) -> Memory:
+        """Encode images (batch, 3, height, width), uint8 or already in [-1, 1]."""
+        return Memory(self.fmu(self.tokens(images)))
+
+    def loss(self, images: Tensor, targets: Targets) -> Tensor:
+        """Return the training loss on labelled images: the decoder's, and the weighted CTC loss where there is one."""
+        tokens = self.tokens(images)
+        loss = self.decoder.loss(Memory(self.fmu(tokens)), targets)
+        return loss if self.column_head is None else loss + self.ctc_weight * self._column_loss(tokens, targets)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        """Encode images, shape as in :meth:`memory`, to the encoder's tokens (batch, tokens, dim)."""
+        if images.dtype == torch.uint8:
+            images = images.float() / 127.5 - 1
+        tokens: Tensor = self.encoder(images)
+        return tokens
+
+    def _column_loss(self, tokens: Tensor, targets: Targets) -> Tensor:
+        """CTC over the columns of the token grid, averaged over its rows; the end's class serves as the blank."""
+        rows, columns = self.encoder.grid
+        logits = self.column_head(tokens.view(len(tokens), rows, columns, -1).mean(1))  # type: ignore[misc]
+        lengths = (targets.outputs != targets.padding).sum(1) - 1
+        return F.ctc_loss(
+            logits.float().log_softmax(-1).transpose(0, 1),
+            targets.outputs[:, :-1],
+            torch.full_like(lengths, columns),
+            lengths,
+            blank=targets.end,
+            zero_infinity=True,
+        )
+
+    @torch.inference_mode()
+    def read(self, images: Tensor) -> list[Reading]:
+        """Read a batch of images, shape as in :meth:`memory`; the module should be in evaluation mode."""
+        logits = self.decoder.decode(self.memory(images))
+        confidences, ids = logits.float().softmax(-1).max(-1)
+        return [
+            _reading(row, certain, self.charset)
+            for row, certain in zip(ids.cpu().numpy(), confidences.cpu().numpy(), strict=True)
+        ]
+
+
+def load_recognizer(run: Run, device: str = "cpu") -> Recognizer:
+    """Load the recogniser of a fine-tuning run, in evaluation mode.
+
+    Raises:
+        UserError: the run has no checkpoint yet. DamagedStore: its checkpoint is damaged.
+    """
+    recognizer = Recognizer(run.recipe, run.charset, run.memory_dim)
+    recognizer.load_state_dict(run.weights())
+    return recognizer.to(device).eval()
+
+
+def _reading(ids: NDArray[np.int64], confidences: NDArray[np.float32], charset: Charset) -> Reading:
+    text = charset.decode(ids)
+    counted = confidences[: len(text) + 1]
+    return Reading(text, float(counted.prod()), [float(value) for value in confidences[: len(text)]])

@@ -1,0 +1,85 @@
+"""Checkpoints that are whole or not there: weights as safetensors, everything else as JSON, every file hashed.
+
+A checkpoint folder is written beside its place and takes it by two renames; between the two the previous one still
+stands under its old name, and loading knows where to look.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.stores.files import flush, sha256_of, write_json
+
+MODEL = "model"
+
+
+def save_checkpoint(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+    """Write ``<name>.safetensors`` for each group of tensors and ``state.json``, then swap the folder into place.
+
+    Raises:
+        UserError: the disk is full or not writable; the checkpoint that was there before is untouched.
+    """
+    new, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        for name, group in tensors.items():
+            path = new / f"{name}.safetensors"
+            save_file({key: value.detach().contiguous() for key, value in group.items()}, path)
+            flush(path)
+        hashes = {path.name: sha256_of(path) for path in sorted(new.iterdir())}
+        write_json(new / "state.json", {**state, "files": hashes})
+        flush(new)
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(new, folder)
+        flush(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(new, ignore_errors=True)
+        raise UserError(
+            f"could not write the checkpoint {folder}: {error}",
+            "Make room or mend the permissions, then run the same command; it goes on from the last good checkpoint",
+        ) from error
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """Return the folder that holds the newest whole checkpoint of this name, or None."""
+    for candidate in (folder, folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")):
+        if (candidate / "state.json").is_file():
+            return candidate
+    return None
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """Read ``state.json`` and check every file's hash.
+
+    Raises:
+        DamagedStore: a file is missing or changed.
+    """
+    advice = "Use the other checkpoint of the run, or train again"
+    try:
+        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        files = dict(state["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedStore(f"{folder / 'state.json'} cannot be read ({error})", advice) from error
+    for name, digest in files.items():
+        if not (folder / name).is_file() or sha256_of(folder / name) != digest:
+            raise DamagedStore(f"{folder / name} is missing or damaged", advice)
+    return state
+
+
+def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    """Read one group of tensors, on the CPU."""
+    tensors: dict[str, Tensor] = load_file(folder / f"{name}.safetensors")
+    return tensors

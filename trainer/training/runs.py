@@ -1,0 +1,133 @@
+"""A run's folder: what it was made from, so that it can go on, be read by other commands, and never be mixed up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dptr.cache.charset import Charset
+from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.stores.files import atomic_path, write_json
+from dptr.trainer.training.checkpoint import MODEL, find_checkpoint, load_state, load_tensors
+from dptr.trainer.training.recipe import Recipe, load_recipe, recipe_to_toml
+
+RunKind = Literal["pretrain", "finetune", "clip"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run on disk.
+
+    Attributes:
+        folder: where it is. kind: which stage made it. recipe: as resolved. charset: of its decoder.
+        memory_dim: width of the memory its decoder reads.
+        data: identities of what it was trained on.
+    """
+
+    folder: Path
+    kind: RunKind
+    recipe: Recipe
+    charset: Charset
+    memory_dim: int
+    data: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path) -> Run:
+        """Read a run's description.
+
+        Raises:
+            UserError: not a run. DamagedStore: its description cannot be read.
+        """
+        path = folder / "run.json"
+        if not path.is_file():
+            raise UserError(f"{folder} is not a run (no run.json)", "Name a folder that pretrain or finetune made")
+        try:
+            info = json.loads(path.read_text(encoding="utf-8"))
+            recipe = load_recipe(str(folder / "recipe.toml"))
+            return cls(folder, info["kind"], recipe, Charset(info["charset"]), info["memory_dim"], info["data"])
+        except (json.JSONDecodeError, KeyError) as error:
+            raise DamagedStore(f"{path} cannot be read ({error})", "Train again into another folder") from error
+
+    def weights(self, which: Literal["best", "last"] = "best") -> dict[str, Tensor]:
+        """Return the weights to use: the averaged ones when the run kept an average, of the best checkpoint.
+
+        Raises:
+            UserError: the run has no checkpoint yet. DamagedStore: a checkpoint file is damaged.
+        """
+        names = ("best", "last") if which == "best" else ("last",)
+        for name in names:
+            found = find_checkpoint(self.folder / "checkpoints" / name)
+            if found is not None:
+                load_state(found)
+                averaged = (found / "average.safetensors").is_file()
+                return load_tensors(found, "average" if averaged else MODEL)
+        raise UserError(f"{self.folder} has no checkpoint yet", "Let it train further")
+
+    def require_recogniser(self) -> None:
+        """Raise :class:`UserError` unless this run made something that reads images."""
+        if self.kind == "pretrain":
+            raise UserError(
+                f"{self.folder} is a pre-trained decoder, which cannot see", "Fine-tune it first (`dptr finetune`)"
+            )
+        if self.kind == "clip":
+            raise UserError(f"{self.folder} is a CLIP, which does not read", f"Use it as --clip {self.folder / 'clip'}")
+
+    def step(self) -> int:
+        """Optimiser steps done so far."""
+        found = find_checkpoint(self.folder / "checkpoints" / "last")
+        return 0 if found is None else int(load_state(found)["step"])
+
+
+def default_name(kind: RunKind, recipe: Recipe, data: dict[str, Any]) -> str:
+    """Name a run by what fixes it, so that the same command finds the same run and goes on."""
+    digest = hashlib.sha256(json.dumps([recipe_to_toml(recipe), data], sort_keys=True).encode()).hexdigest()
+    return f"{kind}-{recipe.decoder.kind}-{digest[:8]}"
+
+
+def start_or_continue(
+    folder: Path, kind: RunKind, recipe: Recipe, charset: Charset, memory_dim: int, data: dict[str, Any]
+) -> Run:
+    """Describe a new run, or check that an old one in ``folder`` is the same.
+
+    Raises:
+        DamagedStore: the folder holds a run of another recipe or of other data.
+    """
+    if (folder / "run.json").is_file():
+        known = Run.load(folder)
+        differing = [
+            name
+            for name, old, new in (
+                ("kind", known.kind, kind),
+                ("recipe", known.recipe, recipe),
+                ("charset", known.charset, charset),
+                ("data", known.data, data),
+            )
+            if old != new
+        ]
+        if differing:
+            raise DamagedStore(
+                f"{folder} holds a run whose {' and '.join(differing)} differ from what is asked for now",
+                "Choose another folder with -o, or go back to the old settings and stores",
+            )
+        return known
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / "recipe.toml") as temporary:
+        temporary.write_text(recipe_to_toml(recipe), encoding="utf-8")
+    from dptr import __version__
+
+    info = {
+        "kind": kind,
+        "charset": charset.characters,
+        "memory_dim": memory_dim,
+        "data": data,
+        "versions": {"dptr": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+    write_json(folder / "run.json", info)
+    return Run(folder, kind, recipe, charset, memory_dim, data)
