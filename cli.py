@@ -471,7 +471,7 @@ def _render_words(
     from dptr.pipeline.rendering.word_lists import photo_paths, read_words
 
     summary = render_words(
-        read_words(files, workspace.root),
+        read_words(files),
         out,
         count=count,
         seed=seed,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from dptr.cache.charset import Normalization
 from dptr.cache.errors import UserError
+from dptr.cache.progress import note
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.pipeline.photos.photo import Photo
 from dptr.pipeline.photos.photo_files import find_photos
@@ -15,17 +17,20 @@ from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
 _ROWS = 65536
 
 
-def read_words(files: Sequence[str], scratch: Path) -> list[str]:
-    """Return the distinct words of a corpus by first occurrence, in whatever script they are.
+def read_words(files: Sequence[str]) -> list[str]:
+    """Return the distinct words of a corpus by first occurrence, in whatever script they are; note what is left out.
 
     Raises:
         UserError: a file is missing, or none holds a word.
     """
     settings = CorpusSettings(normalization=Normalization(unicode="nfc"), charset="auto")
     with (
-        Quarantine(scratch / "quarantine.parquet") as quarantine,
-        read_corpus(files, settings, quarantine, scratch) as corpus,
+        tempfile.TemporaryDirectory(prefix="dptr-") as scratch,
+        Quarantine(Path(scratch) / "quarantine.parquet") as quarantine,
+        read_corpus(files, settings, quarantine) as corpus,
     ):
+        for reason, count in quarantine.counts.most_common():
+            note(f"{count:,} left out: {reason}" + f" (such as {quarantine.examples[reason][0]!r})")
         return [label for batch in corpus.batches(_ROWS) for label in batch.labels]
 
 

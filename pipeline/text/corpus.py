@@ -96,7 +96,7 @@ def corpus_fingerprint(paths: Sequence[str], settings: CorpusSettings) -> str | 
 
 
 class Corpus:
-    """A corpus that has been read; owns files in its scratch folder until it is closed.
+    """A corpus that has been read; owns temporary files until it is closed.
 
     Attributes:
         charset: the charset that every label fits, learnt or given.
@@ -138,12 +138,11 @@ class Corpus:
             f"{self.kept:>14,}  kept, in a charset of {len(self.charset.characters)}",
         ]
         for reason, count in quarantine.counts.most_common():
-            examples = ", ".join(repr(example) for example in quarantine.examples[reason] if example)
-            lines.append(f"{count:>14,}  refused: {reason}" + (f" (such as {examples})" if examples else ""))
+            lines.append(f"{count:>14,}  refused: {reason}{_such_as(quarantine, reason)}")
         return "\n".join(lines)
 
     def close(self) -> None:
-        """Delete the scratch files."""
+        """Delete the temporary files."""
         self._labels.close()
 
     def __enter__(self) -> Corpus:
@@ -155,10 +154,9 @@ class Corpus:
         self.close()
 
 
-def read_corpus(paths: Sequence[str], settings: CorpusSettings, quarantine: Quarantine, scratch: Path) -> Corpus:
-    """Read all files (``-``: standard input) and count their distinct labels, in the folder ``scratch / "corpus"``.
+def read_corpus(paths: Sequence[str], settings: CorpusSettings, quarantine: Quarantine) -> Corpus:
+    """Read all files (``-``: standard input) and count their distinct labels.
 
-    That folder is emptied first, so no two runs may share it.
     What cannot be used goes to ``quarantine``: broken items at each place where they are met, labels once each.
 
     Raises:
@@ -166,7 +164,7 @@ def read_corpus(paths: Sequence[str], settings: CorpusSettings, quarantine: Quar
     """
     require_readable(paths)
     charset = None if settings.charset == "auto" else _charset(settings)  # a wrong name is told before any work
-    labels = DistinctLabels(scratch / "corpus")
+    labels = DistinctLabels()
     try:
         with progress("reading the corpus", None, f"{settings.unit}s") as state:
             for number, path in enumerate(paths):
@@ -226,8 +224,15 @@ def _refuse_labels(
 
 
 def _nothing_usable(paths: Sequence[str], quarantine: Quarantine) -> UserError:
-    reasons = ", ".join(f"{reason} ({count})" for reason, count in quarantine.counts.most_common())
+    reasons = ", ".join(
+        f"{reason} ({count}){_such_as(quarantine, reason)}" for reason, count in quarantine.counts.most_common()
+    )
     return UserError(
         f"no usable label in {', '.join(paths[:3])}{' and more' if len(paths) > 3 else ''}: {reasons or 'only blanks'}",
-        f"See {quarantine.path} for what was refused and where",
+        "Give text in UTF-8, and a charset that has its characters (--charset)",
     )
+
+
+def _such_as(quarantine: Quarantine, reason: str) -> str:
+    examples = ", ".join(repr(example) for example in quarantine.examples[reason] if example)
+    return f" (such as {examples})" if examples else ""

@@ -8,7 +8,7 @@ are met first, mostly the frequent ones, are done first, so that a store cut sho
 from __future__ import annotations
 
 import os
-import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -28,13 +28,11 @@ _LINE_BITS = 40
 
 
 class DistinctLabels:
-    """Counts labels in a DuckDB file under ``folder``, which belongs to this object and goes with it."""
+    """Counts labels in a DuckDB file of its own, in a new folder where temporary files go (``TMPDIR``)."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        # A run that was killed could not tidy up.
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="dptr-corpus-")
+        folder = Path(self._folder.name)
         settings: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": _MEMORY,
             "threads": min(_MOST_THREADS, os.cpu_count() or 1),
@@ -107,7 +105,7 @@ class DistinctLabels:
     def close(self) -> None:
         """Close the database and delete its folder."""
         self._connection.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.cleanup()
 
     def _windows(self, table: str, rows: int) -> Iterator[pa.Table]:
         """Yield a table in the order of its creation; each window is a query, so nothing is held between them."""

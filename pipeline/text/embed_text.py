@@ -6,11 +6,10 @@ killed run left uncommitted is simply computed again. One shard is written while
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,10 +95,10 @@ def embed_text(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> 
     tower, identity, load_seconds = _load(settings)
     manifest = open_prompt_store(out, identity)
     rows_before = manifest.rows
+    _require_writable(out)
     with (
-        _scratch(out) as scratch,
         Quarantine(out / QUARANTINE_FILE) as quarantine,
-        read_corpus(paths, settings.corpus, quarantine, scratch) as corpus,
+        read_corpus(paths, settings.corpus, quarantine) as corpus,
     ):
         settle_charset(out, manifest, corpus.charset, settings.corpus.charset == "auto")
         write_prefix(out, manifest, tower)
@@ -116,9 +115,9 @@ def embed_text(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> 
 def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Estimate:
     """Read the corpus and embed a few prompts to tell what :func:`embed_text` would cost; writes no store."""
     with (
-        _scratch(out) as scratch,
-        Quarantine(scratch / QUARANTINE_FILE) as quarantine,
-        read_corpus(paths, settings.corpus, quarantine, scratch) as corpus,
+        tempfile.TemporaryDirectory(prefix="dptr-") as scratch,
+        Quarantine(Path(scratch) / QUARANTINE_FILE) as quarantine,
+        read_corpus(paths, settings.corpus, quarantine) as corpus,
     ):
         if (out / FILE_NAME).is_file():
             corpus.without(_catalogues(out, Manifest.load(out, "prompts")))
@@ -242,17 +241,11 @@ def _catalogues(out: Path, manifest: Manifest) -> list[Path]:
     return [out / f"{shard.name}.parquet" for shard in manifest.shards]
 
 
-@contextmanager
-def _scratch(out: Path) -> Iterator[Path]:
-    """A folder in ``out`` for what is sorted on disk; gone afterwards, and so is ``out`` when nothing else is in it."""
-    folder = out / ".scratch"
+def _require_writable(out: Path) -> None:
+    """Make the store's folder, so that one that cannot be written is told before the corpus is read."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
     except OSError as error:
         raise UserError(f"cannot write to {out}: {error.strerror}", "Name another folder") from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):
-            out.rmdir()

@@ -47,7 +47,7 @@ def read(tmp_path: Path) -> Read:
         quarantine_path = tmp_path / "quarantine.parquet"
         with (
             Quarantine(quarantine_path) as quarantine,
-            read_corpus([str(path) for path in paths], CorpusSettings(**chosen), quarantine, tmp_path) as corpus,
+            read_corpus([str(path) for path in paths], CorpusSettings(**chosen), quarantine) as corpus,
         ):
             [batch] = corpus.batches(100_000)
         refused = pq.read_table(quarantine_path).to_pylist()

@@ -309,3 +309,11 @@ def test_a_folder_that_cannot_be_written_is_told(run: Run) -> None:
     run.out.write_text("a file")
     with pytest.raises(UserError, match="cannot write"):
         run()
+
+
+def test_a_folder_of_the_users_called_scratch_is_left_alone(run: Run) -> None:
+    mine = run.out / ".scratch" / "corpus" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    run()
+    assert mine.read_text() == "mine"

@@ -1,0 +1,51 @@
+"""Words and photos that rendering is fed with; what is already on the disk stays as it is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dptr.cache.errors import UserError
+from dptr.pipeline.rendering.word_lists import photo_paths, read_words
+
+RENDER = "import sys, dptr.cli; dptr.cli.run_command(sys.argv[1:])"
+
+
+def render(folder: Path, words: str, out: str) -> subprocess.Popen[bytes]:
+    (folder / f"{out}.txt").write_text(words, encoding="utf-8")
+    command = ["render-words", f"{out}.txt", "-o", out, "--workspace", "."]
+    return subprocess.Popen([sys.executable, "-c", RENDER, *command], cwd=folder, stderr=subprocess.PIPE)
+
+
+def test_rendering_leaves_a_folder_called_corpus_alone_and_two_renders_do_not_meet(tmp_path: Path) -> None:
+    pytest.importorskip("font_roboto")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "mine.txt").write_text("years of work")
+    runs = [render(tmp_path, "street\ndoor\n", "one"), render(tmp_path, "Exit\nOpen\nShop\n", "two")]
+    for run in runs:
+        _, said = run.communicate(timeout=120)
+        assert run.returncode == 0, said
+    assert (tmp_path / "corpus" / "mine.txt").read_text() == "years of work"
+    assert {path.name for path in tmp_path.iterdir()} == {"corpus", "one", "one.txt", "two", "two.txt"}
+    labels = [line.split("\t")[1] for line in (tmp_path / "two" / "labels.tsv").read_text().splitlines()]
+    assert sorted(labels) == ["Exit", "Open", "Shop"]
+
+
+def test_words_come_by_first_occurrence_in_any_script(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_bytes("hôtel Exit\nExit 出口 ".encode() + b"caf\xe9")
+    assert read_words([str(tmp_path / "words.txt")]) == ["Exit", "hôtel", "出口"]
+
+
+def test_a_word_list_without_words_says_why(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match=r"no usable label .*invalid UTF-8 \(1\)") as raised:
+        read_words([str(tmp_path / "words.txt")])
+    assert ".parquet" not in str(raised.value)
+
+
+def test_a_folder_without_photos_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no photo"):
+        photo_paths(tmp_path)
