@@ -1,29 +1,143 @@
-"""Photos as small as backgrounds and wrong answers need them: few enough pixels that a folder's can stay in memory."""
+"""Pictures of any kind to upright RGB: the one place where a picture is decoded, for photos and for word images alike.
+
+A picture may lie: its header may promise more pixels than memory holds, its name may be a pipe that never ends. What
+is refused says why, in words that do not change from one try to the next, so that refusals can be counted.
+"""
 
 from __future__ import annotations
 
+import io
+import stat
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dptr.cache.errors import UserError
 
-_KEPT = 512
+#: Endings of picture files, in lower case.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif")
+
+#: No picture's file is larger, in bytes; what claims to be is not read.
+LARGEST_FILE = 1 << 29
+
+#: A header can promise more pixels than memory holds; nothing above this is decoded.
+MOST_PIXELS = 100_000_000
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
+_THUMBNAILS_KEPT = 512
+
+# Pillow warns of single pictures without naming them; what matters of it comes as the reason of a refusal.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-@lru_cache(maxsize=_KEPT)
+class UnusablePicture(UserError):
+    """A picture that cannot be used; the message says why and does not name the picture."""
+
+
+def decode(encoded: bytes, side: int | None = None) -> Image.Image:
+    """Decode a picture to upright 8-bit RGB; of several frames, the first.
+
+    Transparent parts become white; 16-bit grey keeps its upper byte; other deep grey is stretched from its own range.
+
+    Args:
+        encoded: a file's bytes: JPEG, PNG, WebP, BMP, TIFF or GIF.
+        side: a JPEG may come out smaller, each side still at least so many pixels long, which is faster.
+
+    Raises:
+        UnusablePicture: not a picture, cut short, or too many pixels.
+    """
+    if not encoded:
+        raise UnusablePicture("empty file")
+    try:
+        with Image.open(io.BytesIO(encoded), formats=_FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise UnusablePicture(f"too many pixels: {image.width}x{image.height}")
+            if side is not None:
+                image.draft(None, (side, side))
+            image.load()
+            return upright_rgb(image)
+    except (UnusablePicture, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise UnusablePicture(f"too many pixels: {error}") from None
+    except UnidentifiedImageError:
+        raise UnusablePicture("not a picture") from None
+    # On damaged bytes Pillow's readers raise nearly anything, and one bad picture must not end a long run.
+    except Exception as error:
+        raise UnusablePicture(f"cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turn an opened picture as its EXIF data say, and make it 8-bit RGB as :func:`decode` describes.
+
+    Raises:
+        UnusablePicture: none of its pixels is a finite number.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        return _stretched(np.asarray(image, dtype=np.float64))
+    if image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, "white")
+        opaque.alpha_composite(image.convert("RGBA"))
+        return opaque.convert("RGB")
+    return image.convert("RGB")
+
+
+def read_encoded(path: Path) -> bytes:
+    """Return the bytes of a picture's file, still encoded.
+
+    Raises:
+        UnusablePicture: no file with an end (a pipe, a device, a folder), or one too large for a picture.
+        OSError: it is not there or may not be read.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise UnusablePicture("not a regular file")
+    if status.st_size > LARGEST_FILE:
+        raise UnusablePicture(f"file too large: {status.st_size} bytes")
+    return path.read_bytes()
+
+
+def read_picture(path: Path, side: int | None = None) -> Image.Image:
+    """Read and decode a picture's file; see :func:`decode`.
+
+    Raises:
+        UnusablePicture: it cannot be read or decoded.
+    """
+    try:
+        encoded = read_encoded(path)
+    except OSError as error:
+        raise UnusablePicture(f"cannot be read: {error.strerror or error}") from error
+    return decode(encoded, side)
+
+
+@lru_cache(maxsize=_THUMBNAILS_KEPT)
 def photo_thumbnail(path: Path, side: int) -> Image.Image:
     """Return a photo, RGB, shrunk to at most ``side`` pixels each way. It is shared between callers: do not change it.
+
+    Small enough that a folder of photos can stay in memory, as backgrounds and wrong answers need them.
 
     Raises:
         UserError: it cannot be read.
     """
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (side, side))
-            photo = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"photo {path} cannot be read ({error})", "Remove it from the photos") from error
+        photo = read_picture(path, side)
+    except UnusablePicture as error:
+        raise UserError(f"photo {path} cannot be read: {error}", "Remove it from the photos") from error
     photo.thumbnail((side, side))
     return photo
+
+
+def _stretched(values: NDArray[np.float64]) -> Image.Image:
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise UnusablePicture("no pixel is a finite number")
+    low, high = finite.min(), finite.max()
+    grey = np.nan_to_num((values - low) / max(high - low, 1e-12) * 255, posinf=255, neginf=0).clip(0, 255)
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

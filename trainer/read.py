@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dptr.cache.errors import UserError
+from dptr.cache.pictures import IMAGE_SUFFIXES, UnusablePicture, read_picture, upright_rgb
 from dptr.cache.word_images.dataset import preprocess
 from dptr.trainer.model.model_file import load_model
 from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
 from dptr.trainer.training.runs import Run
-
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 
 
 class Reader:
@@ -61,9 +60,9 @@ def find_images(paths: Sequence[Path]) -> Iterator[Path]:
     """
     for path in paths:
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in _SUFFIXES)
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
             if not found:
-                raise UserError(f"no picture in {path}", f"Known kinds: {', '.join(sorted(_SUFFIXES))}")
+                raise UserError(f"no picture in {path}", f"Known kinds: {', '.join(IMAGE_SUFFIXES)}")
             yield from found
         elif path.is_file():
             yield path
@@ -73,11 +72,10 @@ def find_images(paths: Sequence[Path]) -> Iterator[Path]:
 
 def _open(image: Image.Image | Path | str) -> Image.Image:
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return upright_rgb(image)
     try:
-        with Image.open(image) as opened:
-            return opened.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
+        return read_picture(Path(image))
+    except UnusablePicture as error:
         raise UserError(
-            f"{image} cannot be read as a picture", "Leave it out, or save it anew as PNG or JPEG"
+            f"{image} cannot be read as a picture: {error}", "Leave it out, or save it anew as PNG or JPEG"
         ) from error

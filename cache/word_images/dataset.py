@@ -7,7 +7,6 @@ process asks.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from PIL import Image
 
 from dptr.cache.charset import Charset, Normalization
 from dptr.cache.errors import DptrError, UserError
+from dptr.cache.pictures import UnusablePicture, decode
 from dptr.cache.word_images.sources import Source, find_sources
 
 _EXAMPLES = 3
@@ -109,8 +109,8 @@ class WordImages:
         """
         sample = self.samples[index]
         try:
-            image = decode(self.sources[sample.source].read(sample.key))
-        except (OSError, KeyError, ValueError) as error:
+            image = decode_crop(self.sources[sample.source].read(sample.key))
+        except (OSError, KeyError, ValueError, UnusablePicture) as error:
             raise UnreadableImage(f"image {sample.key} of {sample.source} cannot be read ({error})") from error
         return image
 
@@ -143,22 +143,16 @@ def split(images: WordImages, share: float, seed: int) -> tuple[WordImages, Word
     return images.only([index for index in range(len(images)) if index not in back]), images.only(sorted(back))
 
 
-def decode(encoded: bytes) -> Image.Image:
-    """Decode one word image to RGB.
+def decode_crop(encoded: bytes) -> Image.Image:
+    """Decode one word image to upright RGB; see :func:`dptr.cache.pictures.decode`.
 
     Raises:
-        ValueError: it is damaged, or too small to hold a character.
+        UnusablePicture: it is damaged, or too small to hold a character.
     """
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            pixels = image.convert("RGB")
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error, zlib.error and more
-        raise ValueError(f"damaged: {error}") from error
-    if min(pixels.size) < _LEAST_SIDE:
-        raise ValueError(f"{pixels.width} x {pixels.height} pixels")
-    return pixels
+    image = decode(encoded)
+    if min(image.size) < _LEAST_SIDE:
+        raise UnusablePicture(f"{image.width} x {image.height} pixels")
+    return image
 
 
 def preprocess(image: Image.Image, height: int = 32, width: int = 128) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from dptr.cache.errors import UserError
+from dptr.cache.pictures import read_encoded
 
 #: Names of label files in a folder, the most telling first; several PaddleOCR files in one folder are all read.
 PATTERNS = ("labels.tsv", "gt.txt", "labels.jsonl", "rec_gt_*.txt", "label.txt", "labels.txt", "*.txt")
@@ -55,7 +56,7 @@ class LabelFile:
 
     def read(self, key: str) -> bytes:
         """Return the bytes of one image file."""
-        return (self.folder / key).read_bytes()
+        return read_encoded(self.folder / key)
 
 
 def find(folder: Path) -> list[Path]:

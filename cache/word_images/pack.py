@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dptr.cache.errors import UserError
+from dptr.cache.pictures import UnusablePicture
 from dptr.cache.progress import progress
-from dptr.cache.word_images.dataset import decode
+from dptr.cache.word_images.dataset import decode_crop
 from dptr.cache.word_images.sources import find_sources
 from dptr.cache.word_images.writer import write_word_images
 
@@ -53,8 +54,8 @@ def pack_crops(folder: Path, out: Path) -> PackSummary:
                     continue
                 try:
                     encoded = source.read(key)
-                    decode(encoded)
-                except (OSError, KeyError, ValueError) as error:
+                    decode_crop(encoded)
+                except (OSError, KeyError, ValueError, UnusablePicture) as error:
                     summary.refuse("unreadable image", f"{source.name} {key} ({error})")
                     continue
                 writer.write(encoded, label)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dptr.cache.errors import UserError
+from dptr.cache.pictures import IMAGE_SUFFIXES
 
-_IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp")
 _LABEL_SUFFIXES = ("txt", "label", "json")
 
 
@@ -40,7 +40,7 @@ class TarSource:
             with tarfile.open(self.path, "r:") as archive:
                 for member in archive:
                     stem, suffix = _split(member.name)
-                    if suffix in _IMAGE_SUFFIXES:
+                    if f".{suffix}" in IMAGE_SUFFIXES:
                         self._place[stem] = (member.offset_data, member.size)
                         labels.setdefault(stem, None)
                     elif suffix in _LABEL_SUFFIXES and (content := archive.extractfile(member)):

@@ -14,7 +14,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from dptr.pipeline.photos.photo import IMAGE_SUFFIXES, LARGEST_FILE, Photo, Refusal, printable
+from dptr.cache.pictures import IMAGE_SUFFIXES, LARGEST_FILE
+from dptr.pipeline.photos.photo import Photo, Refusal, printable
 
 _Members = Iterator[tuple[str, Callable[[], bytes]]]
 _LMDB_FILE = "data.mdb"

@@ -1,4 +1,4 @@
-"""Photos to crops: any picture becomes upright RGB, from which random rectangles are cut.
+"""Photos to crops: random rectangles, cut from upright RGB.
 
 What is drawn for a crop depends on the seed, the photo's SHA-256 and the crop's number and on nothing else, so that
 neither the number of workers nor the order of files changes a crop. Only ``Generator.random`` is used, the part of
@@ -12,19 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from dptr.cache.errors import UserError
+from dptr.cache.pictures import UnusablePicture
 
-#: A header can promise more pixels than memory holds; nothing above this is decoded.
-MOST_PIXELS = 100_000_000
-
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
 _THUMBNAIL_SIDE = 64
-
-
-class UnusablePhoto(Exception):
-    """A photo that cannot be cut; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -71,33 +64,6 @@ class Box:
     height: int
 
 
-def decode(data: bytes) -> Image.Image:
-    """Decode an encoded picture to upright 8-bit RGB; of several frames, the first.
-
-    Transparent parts become white; 16-bit grey keeps its upper byte; other deep grey is stretched from its own range.
-
-    Raises:
-        UnusablePhoto: not a picture, cut short, or too many pixels.
-    """
-    if not data:
-        raise UnusablePhoto("empty file")
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        if image.width * image.height > MOST_PIXELS:
-            raise UnusablePhoto(f"too many pixels: {image.width}x{image.height}")
-        image.load()
-        return _as_rgb(ImageOps.exif_transpose(image))
-    except UnusablePhoto:
-        raise
-    except Image.DecompressionBombError as error:
-        raise UnusablePhoto(f"too many pixels: {error}") from None
-    except UnidentifiedImageError:
-        raise UnusablePhoto("not a picture") from None
-    # On damaged bytes Pillow's readers raise nearly anything, and one bad picture must not end a long run.
-    except Exception as error:
-        raise UnusablePhoto(f"cannot be decoded: {type(error).__name__}: {error}") from error
-
-
 def draw_crop(
     size: tuple[int, int], settings: CropSettings, seed: int, image_sha256: str, number: int
 ) -> tuple[Box, np.random.Generator]:
@@ -114,11 +80,11 @@ def draw_crop(
         the box, and the crop's own generator for whatever else is drawn for it.
 
     Raises:
-        UnusablePhoto: the photo is smaller than the smallest side.
+        UnusablePicture: the photo is smaller than the smallest side.
     """
     width, height = size
     if min(size) < settings.smallest_side:
-        raise UnusablePhoto(f"too small: {width}x{height}, crops need {settings.smallest_side}")
+        raise UnusablePicture(f"too small: {width}x{height}, crops need {settings.smallest_side}")
     generator = np.random.Generator(np.random.PCG64([seed, int(image_sha256, 16), number]))
     at_area, at_aspect, at_x, at_y = generator.random(4).tolist()
     area = width * height * (settings.min_area + at_area * (settings.max_area - settings.min_area))
@@ -155,21 +121,3 @@ def thumbnail(image: Image.Image) -> bytes:
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=80)
     return stream.getvalue()
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        return _stretched(np.asarray(image, dtype=np.float64))
-    if image.has_transparency_data:
-        opaque = Image.new("RGBA", image.size, "white")
-        opaque.alpha_composite(image.convert("RGBA"))
-        return opaque.convert("RGB")
-    return image.convert("RGB")
-
-
-def _stretched(values: NDArray[np.float64]) -> Image.Image:
-    low, high = np.nanmin(values), np.nanmax(values)
-    grey = np.nan_to_num((values - low) / max(high - low, 1e-12) * 255)
-    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
+from dptr.cache.pictures import UnusablePicture, decode
 from dptr.cache.progress import progress
 from dptr.pipeline.clip.loading import ImageTower
 from dptr.pipeline.neighbours.faiss_index import normalized
@@ -75,8 +76,8 @@ class NearImages:
 
     def _pixels(self, image: Photo | Refusal) -> NDArray[np.float32]:
         try:
-            return self._tower.preprocess(photo_crops.central_square(photo_crops.decode(self._read(image))))
-        except photo_crops.UnusablePhoto as error:
+            return self._tower.preprocess(photo_crops.central_square(decode(self._read(image))))
+        except UnusablePicture as error:
             raise _unreadable(image, str(error)) from error
 
     def _read(self, image: Photo | Refusal) -> bytes:
@@ -84,6 +85,8 @@ class NearImages:
             raise _unreadable(image, image.reason)
         try:
             return image.read()
+        except UnusablePicture as error:
+            raise _unreadable(image, str(error)) from error
         except OSError as error:
             raise _unreadable(image, error.strerror or str(error)) from error
 

@@ -7,11 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif")
-
-#: No photo's file is larger; what claims to be is not read.
-LARGEST_FILE = 1 << 29
-
 
 @dataclass(frozen=True, slots=True)
 class Photo:

@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path
 
 from dptr.cache.errors import UserError
+from dptr.cache.pictures import IMAGE_SUFFIXES, LARGEST_FILE, read_encoded
 from dptr.cache.stores.manifest import FILE_NAME as MANIFEST
 from dptr.pipeline.photos.archives import archive_kind, photos_in_archive
-from dptr.pipeline.photos.photo import IMAGE_SUFFIXES, LARGEST_FILE, Photo, Refusal, printable
+from dptr.pipeline.photos.photo import Photo, Refusal, printable
 
 FIRST_SHARD = "part-00000.arrow"
 _Folder = tuple[int, int]  # device and inode
@@ -91,7 +92,7 @@ def _file(path: Path, status: os.stat_result) -> Photo | Refusal:
         return Refusal(printable(path), "", "not a regular file")
     if status.st_size > LARGEST_FILE:
         return Refusal(printable(path), "", f"file too large: {status.st_size} bytes")
-    return Photo(printable(path), "", status.st_size, status.st_mtime_ns, partial(path.read_bytes))
+    return Photo(printable(path), "", status.st_size, status.st_mtime_ns, partial(read_encoded, path))
 
 
 def _why(path: Path, error: OSError) -> str:

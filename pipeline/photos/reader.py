@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dptr.cache import pictures
+from dptr.cache.pictures import UnusablePicture
 from dptr.pipeline.clip.loading import ImageTower
 from dptr.pipeline.photos import crops as photo_crops
-from dptr.pipeline.photos.crops import Box, CropSettings, UnusablePhoto
+from dptr.pipeline.photos.crops import Box, CropSettings
 from dptr.pipeline.photos.photo import Photo, Refusal
 from dptr.pipeline.photos.seen_photos import SeenPhotos
 
@@ -98,9 +100,9 @@ class PhotoReader:
             sha256 = hashlib.sha256(data).hexdigest()
             if sha256 in self.in_bank:
                 return CutPhoto(found, sha256, [], None)
-            image = photo_crops.decode(data)
+            image = pictures.decode(data)
             return CutPhoto(found, sha256, self._crops(image, sha256), self._whole(image))
-        except UnusablePhoto as error:
+        except UnusablePicture as error:
             return str(error)
         # Reading is done by five libraries on damaged files; one photo must not end a long run.
         except Exception as error:

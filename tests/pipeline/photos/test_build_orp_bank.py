@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from dptr.cache import pictures
 from dptr.cache.errors import DamagedStore, TooManyRefused, UserError
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.orp import INDEX_FILE, OrpBank
 from dptr.pipeline.clip.loading import ImageTower, load_clip
 from dptr.pipeline.photos import build_orp_bank as module
-from dptr.pipeline.photos import crops as photo_crops
 from dptr.pipeline.photos.build_orp_bank import OrpBankSettings, build_orp_bank
 
 SETTINGS = OrpBankSettings(crops_per_image=2, shard_rows=6, batch=4)
@@ -199,8 +199,8 @@ def test_refused_photos_are_tried_again_only_when_asked_or_changed(
     build_orp_bank([photos], out, SETTINGS)
 
     decoded: list[bytes] = []
-    original: Callable[[bytes], Image.Image] = photo_crops.decode
-    monkeypatch.setattr(photo_crops, "decode", lambda data: decoded.append(data) or original(data))
+    original: Callable[[bytes], Image.Image] = pictures.decode
+    monkeypatch.setattr(pictures, "decode", lambda data: decoded.append(data) or original(data))
     build_orp_bank([photos], out, SETTINGS)
     assert not decoded
     assert sorted(refused(out)) == ["bad.png", "worse.png"]
