@@ -92,7 +92,7 @@ def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str], monkeypa
         page = Path(run(capsys, place, "report", name, *more)["out"]).read_text(encoding="utf-8")
         assert "<svg" in page
         assert ("The noise" in page, "looks" in page) == ((not more), bool(more))
-        assert page.count("data:image/png;base64,") == (2 * 24 if more else 0)
+        assert (page.count("data:image/png;base64,") >= 2 * 24) == bool(more)
 
     counted = run(capsys, place, "sql", "select count(*) n, avg(n_tokens) from prompts")
     assert counted["result"][0][0] == len(WORDS)

@@ -22,6 +22,16 @@ def test_every_folder_with_code_is_installed() -> None:
     assert set(listed) == expected
 
 
+def test_every_file_that_is_no_code_is_installed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["dptr"]
+    installed = {path for pattern in listed for path in ROOT.glob(pattern)}
+    tracked = subprocess.run(
+        ["git", "ls-files", "cache", "pipeline", "trainer", "recipes"], cwd=ROOT, capture_output=True, text=True
+    )
+    files = {ROOT / line for line in tracked.stdout.splitlines() if not line.endswith(".py")}
+    assert files - installed == set()
+
+
 def test_no_stray_modules_at_the_root() -> None:
     assert {path.name for path in ROOT.glob("*.py")} == {"__init__.py", "__main__.py", "cli.py"}
 

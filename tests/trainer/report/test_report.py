@@ -1,0 +1,184 @@
+"""The report: what it says of a run, that no text becomes HTML, and that a browser shows it in both colour schemes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from dptr.cache.charset import Charset, Normalization
+from dptr.cache.errors import UserError
+from dptr.cache.word_images.dataset import WordImages
+from dptr.trainer.model.recognizer import Recognizer
+from dptr.trainer.report.mistakes import confusions, wilson
+from dptr.trainer.report.page import Cell, Section, Table, render
+from dptr.trainer.report.report import report
+from dptr.trainer.training import runs
+from dptr.trainer.training.checkpoint import save_checkpoint
+from dptr.trainer.training.recipe import Recipe
+
+LABELS = ["<script>alert(1)</script>", "<3", "a&amp;b", '"><img/src=x>', "$x^2$", "fish"]
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+class Elements(HTMLParser):
+    """All elements of a page and the texts between them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.texts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data.strip())
+
+
+def make_run(folder: Path, log: Sequence[str]) -> runs.Run:
+    """An untrained recogniser as a run, with a log of its training."""
+    recipe = Recipe().replace("decoder", dim=32, heads=4, layers=1, feed_forward=32)
+    recipe = recipe.replace("encoder", dim=32, heads=4, layers=1, patch_height=16, patch_width=8)
+    recipe = recipe.replace("fmu", queries=8, heads=4)
+    charset = Charset.named("94")
+    torch.manual_seed(0)
+    model = Recognizer(recipe, charset, 32)
+    run = runs.start_or_continue(folder, "finetune", recipe, charset, 32, {"images": {"rows": 6}})
+    for name in ("best", "last"):
+        save_checkpoint(folder / "checkpoints" / name, {"model": model.state_dict()}, {"step": 20})
+    (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in log), encoding="utf-8")
+    return run
+
+
+def make_crops(folder: Path) -> WordImages:
+    folder.mkdir()
+    for number in range(len(LABELS)):
+        Image.new("RGB", (64, 20), (40 * number, 90, 120)).save(folder / f"{number}.png")
+    lines = [f"{number}.png\t{label}\n" for number, label in enumerate(LABELS)]
+    (folder / "labels.tsv").write_text("".join(lines), encoding="utf-8")
+    return WordImages.open([folder], Charset.named("94"), Normalization())
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of a run with a log of three lines, and readings of six crops."""
+    folder = tmp_path_factory.mktemp("report")
+    log = [json.dumps({"step": step, "loss": 3 / step, "validation_accuracy": step / 40}) for step in (5, 10, 20)]
+    out = folder / "page.html"
+    report(make_run(folder / "run <b>bold", log), out, make_crops(folder / "crops"))
+    return out
+
+
+def test_labels_are_shown_as_they_are_and_never_run(page: Path) -> None:
+    elements = Elements(page.read_text(encoding="utf-8"))
+    assert set(LABELS) <= set(elements.texts)
+    assert not {"script", "b"} & set(elements.tags)
+    assert not [name for name, _ in elements.attributes if name.startswith("on")]
+    assert "dptr: run <b>bold" in elements.texts
+
+
+def test_the_page_asks_for_nothing_beside_itself(page: Path) -> None:
+    elements = Elements(page.read_text(encoding="utf-8"))
+    asked = [value or "" for name, value in elements.attributes if name in ("src", "href", "xlink:href", "data")]
+    assert asked
+    assert [value for value in asked if not value.startswith(("#", "data:"))] == []
+    assert ("content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in elements.attributes
+    assert not {"link", "iframe", "object"} & set(elements.tags)
+
+
+def test_curves_have_axes_with_ticks_and_names(page: Path) -> None:
+    elements = Elements(page.read_text(encoding="utf-8"))
+    assert elements.tags.count("svg") == 3  # loss, validation, accuracy by length
+    for said in ("step", "loss", "share read exactly", "100 %", "characters of the label", "Training loss"):
+        assert said in elements.texts, said
+
+
+def test_ids_on_a_page_are_unique(page: Path) -> None:
+    ids = [value for name, value in Elements(page.read_text(encoding="utf-8")).attributes if name == "id"]
+    assert len(ids) == len(set(ids)) > 5
+
+
+def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", ['{"step": 5, "loss": 2.0}', '{"step": 6, "loss": 1.0}'])
+    pages = []
+    for name in ("one", "two"):
+        report(run, tmp_path / name)
+        pages.append((tmp_path / name).read_bytes())
+    assert pages[0] == pages[1]
+
+
+def test_damaged_and_infinite_lines_are_said_and_left_out(tmp_path: Path) -> None:
+    log = ['{"step": 5, "loss": NaN}', '{"step": 10, "lo', '{"step": 15, "loss": 2.0}', "[]"]
+    report(make_run(tmp_path / "run", log), tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "2 lines of metrics.jsonl are damaged" in page
+    assert page.count("<svg") == 1
+
+
+def test_a_run_that_logged_no_loss_yet_has_a_report(tmp_path: Path) -> None:
+    report(make_run(tmp_path / "run", ['{"step": 5}']), tmp_path / "page.html")
+    assert "<svg" not in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_crops_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
+    crops = make_crops(tmp_path / "crops")
+    (tmp_path / "crops" / "1.png").write_bytes(b"no picture")
+    run = make_run(tmp_path / "run", ['{"step": 5, "loss": 2.0}'])
+    report(run, tmp_path / "page.html", crops)
+    assert "5 of 6 crops. 1 more could not be decoded." in (tmp_path / "page.html").read_text(encoding="utf-8")
+    for number in range(len(LABELS)):
+        (tmp_path / "crops" / f"{number}.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="can be decoded"):
+        report(run, tmp_path / "page.html", crops)
+
+
+def test_what_utf8_cannot_say_is_written_as_its_code() -> None:
+    page = render("t", [Section("s", tables=[Table(["file"], [[Cell("crop of \udce9.png")]])])])
+    assert "crop of \\udce9.png" in page.encode("utf-8", "backslashreplace").decode()
+
+
+@pytest.mark.parametrize(
+    ("right", "words", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_intervals_are_those_that_newcombe_published(right: int, words: int, low: float, high: float) -> None:
+    """Table I of Newcombe (1998), "Two-sided confidence intervals for the single proportion", method 3."""
+    assert wilson(right, words) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+
+
+def test_confusions_name_what_was_there_and_what_was_read() -> None:
+    rows = confusions(["cat", "cat", "dog", "ox"], ["cot", "cot", "dg", "oxy"]).rows
+    assert [[cell.text for cell in row] for row in rows] == [["a", "o", "2"], ["o", "∅", "1"], ["∅", "y", "1"]]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize(("scheme", "paper"), [("light", (255, 255, 255)), ("dark", (20, 25, 31))])
+@pytest.mark.parametrize("width", [400, 1280])
+def test_a_browser_shows_it_light_and_dark(
+    page: Path, tmp_path: Path, scheme: str, paper: tuple[int, int, int], width: int
+) -> None:
+    assert CHROMIUM is not None
+    shot = tmp_path / "shot.png"
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--enable-logging=stderr"]
+    command += [f"--blink-settings=preferredColorScheme={int(scheme == 'light')}", f"--user-data-dir={tmp_path / 'me'}"]
+    command += [f"--window-size={width},3000", f"--screenshot={shot}", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ":CONSOLE(" not in done.stderr
+    with Image.open(shot) as image:
+        pixels = image.convert("RGB")
+    assert pixels.width == width
+    # The margin is the page's own colour from top to bottom: nothing stands out of it on either side.
+    for left in (0, width - 8):
+        assert pixels.crop((left, 0, left + 8, 3000)).getcolors() == [(8 * 3000, paper)]
+    assert len(pixels.getcolors(1 << 24) or []) > 50

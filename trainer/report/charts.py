@@ -1,0 +1,180 @@
+"""Charts of a report, drawn by matplotlib as SVG that stands in the page and takes its colours from the page's CSS.
+
+Lines and texts are drawn in placeholder colours, which are then exchanged for CSS variables: the same picture serves a
+light and a dark page. Texts stay text, in the page's own font.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
+
+Points = Sequence[tuple[float, float]]
+
+_SIZE = (5.2, 3.2)  # inches of 72 units: small enough that its texts stay legible on a telephone's screen
+_INK, _LINE = "#0a0b0c", "#0d0e0f"
+_SERIES = ("#a00001", "#a00002", "#a00003", "#a00004", "#a00005", "#a00006")
+_DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 1.5, 1, 1.5)))
+_VARIABLES = {
+    _INK: "var(--ink)",
+    _LINE: "var(--line)",
+    **{colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, 1)},
+}
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.family": "sans-serif",
+    "font.size": 10.5,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _LINE,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "lines.linewidth": 1.6,
+    "legend.frameon": False,
+    "legend.fontsize": 9.5,
+}
+
+
+def line_chart(
+    title: str, series: Mapping[str, Points], unit: str, share: bool = False, logarithmic: bool = False
+) -> Markup | None:
+    """Draw values over optimiser steps.
+
+    Args:
+        title: what a screen reader says. series: name -> (step, value); values that are not finite are left out.
+        unit: label of the upright axis. share: values lie between 0 and 1 and are shown in per cent.
+
+    Returns:
+        The SVG, or None when no series has a point to draw.
+    """
+    lines = {name: _finite(points, logarithmic) for name, points in series.items()}
+    lines = {name: points for name, points in lines.items() if len(points)}
+    if not lines:
+        return None
+
+    def draw(axes: Axes) -> None:
+        for number, (name, points) in enumerate(lines.items()):
+            # Lines that lie upon each other are told apart by their dashes, and all of them without colours.
+            colour, dashes = _SERIES[number % len(_SERIES)], _DASHES[number % len(_DASHES)]
+            marker = "o" if len(points) < 2 else None  # one point alone makes no line
+            axes.plot(
+                points[:, 0], points[:, 1], color=colour, linestyle=dashes, label=name, marker=marker, markersize=3
+            )
+        axes.set_xlabel("step")
+        axes.set_ylabel(unit)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        if logarithmic:
+            _powers_of_ten(axes)
+        else:
+            axes.set_ylim(bottom=0, top=1 if share else None)
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+            axes.yaxis.set_major_formatter(FuncFormatter(_per_cent if share else _plain))
+        if len(lines) > 1:
+            _legend_above(axes)
+
+    return _svg(title, draw)
+
+
+def bars_with_intervals(title: str, bars: Sequence[tuple[str, float, float, float]], across: str) -> Markup:
+    """Draw shares as bars.
+
+    Args:
+        title: what a screen reader says. bars: name, share, and the ends of its interval, all from 0 to 1.
+        across: label of the level axis.
+    """
+
+    def draw(axes: Axes) -> None:
+        shares = np.array([bar[1] for bar in bars])
+        ends = np.abs(np.array([bar[2:] for bar in bars]).T - shares)
+        axes.bar(range(len(bars)), shares, color=_SERIES[0], width=0.7)
+        axes.errorbar(range(len(bars)), shares, ends, fmt="none", ecolor=_INK, elinewidth=1, capsize=3)
+        axes.set_xticks(range(len(bars)), [bar[0] for bar in bars])
+        axes.xaxis.grid(False)
+        axes.set_xlabel(across)
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(FuncFormatter(_per_cent))
+
+    return _svg(title, draw)
+
+
+def scatter(title: str, groups: Mapping[str, NDArray[np.floating]], across: str, upwards: str) -> Markup:
+    """Draw groups of points, each (points, 2), in one plane with equal scales."""
+
+    def draw(axes: Axes) -> None:
+        for (name, points), colour in zip(groups.items(), _SERIES, strict=False):
+            axes.scatter(points[:, 0], points[:, 1], s=7, color=colour, alpha=0.75, linewidths=0, label=name)
+        axes.set_xlabel(across)
+        axes.set_ylabel(upwards)
+        axes.set_aspect("equal", adjustable="datalim")
+        _legend_above(axes)
+
+    return _svg(title, draw)
+
+
+def _svg(title: str, draw: Callable[[Axes], None]) -> Markup:
+    """Draw into a figure of its own and return the bare ``<svg>`` element."""
+    # The salt makes ids that are the same at every writing, and other ones for each chart of a page.
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": title}):
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        draw(figure.add_subplot())
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    drawn = stream.getvalue()
+    drawn = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", drawn, flags=re.DOTALL)
+    drawn = re.sub(r'<g id="[^"]*">', "<g>", drawn)
+    for placeholder, variable in _VARIABLES.items():
+        drawn = drawn.replace(placeholder, variable)
+    box = re.search(r'viewBox="[^"]*"', drawn)
+    if box is None:
+        raise ValueError("matplotlib wrote an SVG without a viewBox")
+    inside = drawn[drawn.index(">", box.end()) + 1 :]
+    head = f'<svg xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]} role="img" aria-label="{html.escape(title)}">'
+    return Markup(head + inside)  # matplotlib escapes the texts that it writes
+
+
+def _finite(points: Points, positive: bool) -> NDArray[np.float64]:
+    values = np.array(points, np.float64).reshape(-1, 2)
+    kept = np.isfinite(values).all(1) & ((values[:, 1] > 0) | (not positive))
+    return values[kept]
+
+
+def _powers_of_ten(axes: Axes) -> None:
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    steps: tuple[float, ...] = (1.0,) if high / low > 1e4 else (1.0, 2.0, 5.0)
+    if high / low < 10:
+        steps = tuple(float(step) for step in range(1, 10))
+    axes.yaxis.set_major_locator(LogLocator(10, steps))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+
+
+def _legend_above(axes: Axes) -> None:
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2, handlelength=2, markerscale=2)
+
+
+def _plain(value: float, _: object) -> str:
+    return f"{value:,.10g}"
+
+
+def _per_cent(value: float, _: object) -> str:
+    return f"{100 * value:g} %"

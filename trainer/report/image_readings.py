@@ -1,0 +1,94 @@
+"""What a report says of a recogniser: how well it reads labelled crops, its best and worst, and where it looks."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dptr.cache.errors import UserError
+from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
+from dptr.trainer.model.fmu import FeatureMergeUnit
+from dptr.trainer.model.recognizer import Reading, Recognizer
+from dptr.trainer.report.mistakes import accuracy_by_length, confusions
+from dptr.trainer.report.page import Cell, Section, Table, picture_address
+
+_MOST_CROPS = 2000
+_BATCH = 128
+_EXAMPLES = 12
+Read = tuple[int, Reading]
+
+
+def image_sections(recognizer: Recognizer, crops: WordImages) -> list[Section]:
+    """Read crops (2,000 of them where there are more, drawn once and for all) and show what came of it.
+
+    Raises:
+        UserError: none of them can be decoded.
+    """
+    chosen = np.random.default_rng(0).permutation(len(crops))[:_MOST_CROPS].tolist()
+    read = _readings(recognizer, crops, chosen)
+    if not read:
+        raise UserError("none of these crops can be decoded", "Check the files that --data names")
+    truths = [crops.samples[index].label for index, _ in read]
+    texts = [reading.text for _, reading in read]
+    said = f"{len(read):,} of {len(crops):,} crops."
+    if len(read) < len(chosen):
+        said += f" {len(chosen) - len(read):,} more could not be decoded."
+    right = [(index, reading) for index, reading in read if reading.text == crops.samples[index].label]
+    wrong = [(index, reading) for index, reading in read if reading.text != crops.samples[index].label]
+    by_doubt = sorted(read, key=lambda one: one[1].confidence)
+    sections = [Section("How well it reads", said, [accuracy_by_length(truths, texts)], [confusions(truths, texts)])]
+    for title, note, ranked in (
+        ("Worst examples", "Wrong, and most certain of it.", sorted(wrong, key=lambda one: -one[1].confidence)),
+        ("Best examples", "Right, and most certain of it.", sorted(right, key=lambda one: -one[1].confidence)),
+        ("Least certain", "Right or wrong, with the least confidence.", by_doubt),
+    ):
+        if ranked:
+            sections.append(_examples(title, note, recognizer, crops, ranked[:_EXAMPLES]))
+    return sections
+
+
+def _readings(recognizer: Recognizer, crops: WordImages, chosen: list[int]) -> list[Read]:
+    """Read the chosen crops; those that cannot be decoded are left out."""
+    read: list[Read] = []
+    for start in range(0, len(chosen), _BATCH):
+        pixels, readable = [], []
+        for index in chosen[start : start + _BATCH]:
+            try:
+                pixels.append(preprocess(crops.image(index), *recognizer.image_size))
+            except UnreadableImage:
+                continue
+            readable.append(index)
+        if readable:
+            read += zip(readable, recognizer.read(torch.from_numpy(np.stack(pixels))), strict=True)
+    return read
+
+
+def _examples(title: str, note: str, recognizer: Recognizer, crops: WordImages, ranked: list[Read]) -> Section:
+    looks = isinstance(recognizer.fmu, FeatureMergeUnit)
+    if looks:
+        note += " The strip shows where each query of the Feature Merge Unit looks: a line a query, left to right as "
+        note += "the image, the darker the more."
+    rows = []
+    for index, reading in ranked:
+        image, truth = crops.image(index), crops.samples[index].label
+        cells = [Cell(picture=picture_address(image), described=f"crop of {truth}")]
+        if looks:
+            strip = picture_address(_attention_strip(recognizer, image))
+            cells.append(Cell(picture=strip, height=52, described="where the queries look"))
+        confidence = Cell(f"{reading.confidence:.2f}")
+        rows.append([*cells, Cell(truth), Cell(reading.text, wrong=reading.text != truth), confidence])
+    columns = ["image", *(["looks"] if looks else []), "truth", "read", "confidence"]
+    return Section(title, note, tables=[Table(columns, rows)])
+
+
+@torch.inference_mode()
+def _attention_strip(recognizer: Recognizer, image: Image.Image) -> Image.Image:
+    """Attention of queries over columns, summed over rows of the grid, each query scaled to its own maximum."""
+    if not isinstance(recognizer.fmu, FeatureMergeUnit):
+        raise TypeError("no Feature Merge Unit")
+    pixels = torch.from_numpy(preprocess(image, *recognizer.image_size))[None]
+    weights = recognizer.fmu.attention_map(recognizer.tokens(pixels))[0]
+    columns = weights.view(len(weights), *recognizer.encoder.grid).sum(1)
+    shares = (columns / columns.amax(1, keepdim=True)).numpy()
+    return Image.fromarray(np.uint8(255 - 255 * shares)).resize((columns.shape[1] * 5, len(weights) * 2), 0)
