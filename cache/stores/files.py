@@ -5,17 +5,35 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+#: Ends the names of what is not finished yet.
+TEMPORARY_SUFFIX = ".writing"
+
+
+def temporary_beside(path: Path) -> Path:
+    """Return a hidden name beside ``path`` that no other process uses."""
+    return path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half written; the caller must be the folder's only writer."""
+    for left in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is flushed and takes ``path``'s name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.writing")
+    temporary = temporary_beside(path)
     try:
         yield temporary
         flush(temporary)

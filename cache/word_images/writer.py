@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dptr.cache.errors import UserError
-from dptr.cache.stores.files import atomic_path, flush
+from dptr.cache.stores.files import atomic_path, flush, temporary_beside
+from dptr.cache.stores.lock import locked, locked_file
 
 #: The columns of a Parquet file of word images: an encoded image and its label.
 SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.string())])
@@ -40,8 +41,15 @@ def write_word_images(out: Path) -> Iterator[WordImageWriter]:
     """Open ``out`` for labelled images; its name tells the form: ``.lmdb``, ``.parquet``, anything else is a folder.
 
     Raises:
-        UserError: ``out`` holds labelled images already.
+        UserError: ``out`` holds labelled images already, or another process writes it.
     """
+    hold = locked_file if out.suffix in (".lmdb", ".parquet") else locked
+    with hold(out), _write(out) as writer:
+        yield writer
+
+
+@contextmanager
+def _write(out: Path) -> Iterator[WordImageWriter]:
     finished = out if out.suffix in (".lmdb", ".parquet") else out / "labels.tsv"
     if finished.exists():
         raise UserError(f"{finished} is there already", "Name another place, or remove it first")
@@ -122,9 +130,7 @@ class _LmdbWriter:
 
 @contextmanager
 def _write_lmdb(out: Path) -> Iterator[_LmdbWriter]:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.writing")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = temporary_beside(out)
     try:
         with lmdb.open(str(temporary), map_size=_FIRST_MAP_BYTES) as environment:
             writer = _LmdbWriter(environment)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from dptr.cache.errors import UserError
 from dptr.cache.progress import progress
 from dptr.cache.stores.files import atomic_path, write_json
+from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import FileRecord, Manifest, require_same_encoder
 from dptr.cache.stores.neighbours import ARRAY_FILE, DETAIL, TABLE_FILE, TABLE_SCHEMA, made_from, why_outdated
 from dptr.cache.stores.orp import OrpBank
@@ -76,7 +77,8 @@ def mine_neighbours(prompts: Path, bank: Path, k: int = 32) -> NeighboursSummary
         raise UserError(f"k = {k} neighbours of {len(crops)} crops are impossible", f"Use 1 to {len(crops)}")
     computed = 0
     if why_outdated(store.manifest, crops.manifest, k):
-        computed = _mine(store, crops, k)
+        with locked(prompts):
+            computed = _mine(store, crops, k)
     mined = store.manifest.details[DETAIL]
     return NeighboursSummary(
         prompts, len(store), computed, k, mined["probes"], mined["recall"], time.monotonic() - started

@@ -19,6 +19,7 @@ from PIL import Image
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.progress import progress
+from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import FILE_NAME, Manifest
 from dptr.cache.stores.orp import INDEX_FILE, OrpBank
 from dptr.cache.stores.quarantine import Quarantine
@@ -82,6 +83,11 @@ def build_orp_bank(paths: Sequence[Path], out: Path, settings: OrpBankSettings) 
     started = time.monotonic()
     settings.crops()
     total = count_photos(paths)
+    with locked(out):
+        return _build(paths, total, out, settings, started)
+
+
+def _build(paths: Sequence[Path], total: int, out: Path, settings: OrpBankSettings, started: float) -> OrpBankSummary:
     clip = load_clip(settings.clip, settings.precision, settings.device)
     build = _Build(out, clip, settings)
     # Pillow warns about single photos; what is wrong with them is in the quarantine.
@@ -221,7 +227,6 @@ def _identity(clip: Clip, tower: ImageTower, settings: OrpBankSettings, kept_out
 def _begin_or_go_on(out: Path, identity: dict[str, Any]) -> Manifest:
     """Return the manifest of the bank in ``out``, which must have been made in the same way, or a new one."""
     if not (out / FILE_NAME).is_file():
-        out.mkdir(parents=True, exist_ok=True)
         return Manifest("orp", identity)
     manifest = Manifest.load(out, "orp")
     # The same weights may go by several names (a directory, a hub id).

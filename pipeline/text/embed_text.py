@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from dptr.cache.errors import UserError
 from dptr.cache.progress import note, progress
+from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import FILE_NAME, Manifest, Shard
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import States, StatesDtype
@@ -92,10 +92,16 @@ def embed_text(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> 
     finished = _finished(out, asked, settings.max_bad, started)
     if finished is not None:
         return finished
+    with locked(out):
+        return _embed(paths, out, settings, asked, started)
+
+
+def _embed(
+    paths: Sequence[str], out: Path, settings: EmbedTextSettings, asked: dict[str, Any] | None, started: float
+) -> EmbedTextSummary:
     tower, identity, load_seconds = _load(settings)
     manifest = open_prompt_store(out, identity)
     rows_before = manifest.rows
-    _require_writable(out)
     with (
         Quarantine(out / QUARANTINE_FILE) as quarantine,
         read_corpus(paths, settings.corpus, quarantine) as corpus,
@@ -239,13 +245,3 @@ def _check(tower: TextTower, prompts: list[Prompt]) -> None:
 
 def _catalogues(out: Path, manifest: Manifest) -> list[Path]:
     return [out / f"{shard.name}.parquet" for shard in manifest.shards]
-
-
-def _require_writable(out: Path) -> None:
-    """Make the store's folder, so that one that cannot be written is told before the corpus is read."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise UserError(f"cannot write to {out}: {error.strerror}", "Name another folder") from error

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from dptr.cache.errors import UserError
 from dptr.cache.progress import progress
+from dptr.cache.stores.lock import locked
 from dptr.trainer.training import step_log
 from dptr.trainer.training.checkpoint import MODEL, find_checkpoint, load_state, load_tensors, save_checkpoint
 from dptr.trainer.training.loader import load_batches
@@ -126,9 +127,14 @@ def run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: tor
     Writes ``metrics.jsonl``, ``timings.jsonl``, ``checkpoints/last`` and ``checkpoints/best``.
 
     Raises:
-        UserError: the loss is no longer finite, or the disk is full. KeyboardInterrupt: passed on once the state is
-            saved.
+        UserError: the loss is no longer finite, the disk is full, or another process trains into ``folder``.
+        KeyboardInterrupt: passed on once the state is saved.
     """
+    with locked(folder):
+        return _run(folder, task, settings, device)
+
+
+def _run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: torch.device) -> TrainState:
     state = _new_state(task, settings, device)
     last = folder / "checkpoints" / "last"
     found = find_checkpoint(last)

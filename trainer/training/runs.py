@@ -15,6 +15,7 @@ from torch import Tensor
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.stores.files import atomic_path, write_json
+from dptr.cache.stores.lock import locked
 from dptr.trainer.training.checkpoint import MODEL, find_checkpoint, load_state, load_tensors
 from dptr.trainer.training.recipe import Recipe, load_recipe, recipe_to_toml
 
@@ -98,7 +99,15 @@ def start_or_continue(
 
     Raises:
         DamagedStore: the folder holds a run of another recipe or of other data.
+        UserError: another process trains into it.
     """
+    with locked(folder):
+        return _start_or_continue(folder, kind, recipe, charset, memory_dim, data)
+
+
+def _start_or_continue(
+    folder: Path, kind: RunKind, recipe: Recipe, charset: Charset, memory_dim: int, data: dict[str, Any]
+) -> Run:
     if (folder / "run.json").is_file():
         known = Run.load(folder)
         differing = [
@@ -117,7 +126,6 @@ def start_or_continue(
                 "Choose another folder with -o, or go back to the old settings and stores",
             )
         return known
-    folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(folder / "recipe.toml") as temporary:
         temporary.write_text(recipe_to_toml(recipe), encoding="utf-8")
     from dptr import __version__

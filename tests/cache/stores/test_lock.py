@@ -1,0 +1,169 @@
+"""One writer at a time, with real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dptr.cache.errors import UserError
+from dptr.cache.stores.files import TEMPORARY_SUFFIX, atomic_path
+from dptr.cache.stores.lock import locked, locked_file
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from dptr.cache.stores.lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def hold(folder: Path) -> subprocess.Popen[str]:
+    """Start a process that holds the lock of ``folder``."""
+    owner = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "held\n"
+    return owner
+
+
+def test_the_second_process_is_told_who_writes(tmp_path: Path) -> None:
+    owner = hold(tmp_path / "store")
+    try:
+        with pytest.raises(UserError) as caught, locked(tmp_path / "store"):
+            pass
+    finally:
+        owner.kill()
+        owner.wait()
+    told = str(caught.value)
+    assert f"process {owner.pid} on {os.uname().nodename} since 20" in told
+    assert "\n" not in told
+    assert caught.value.exit_code == 2
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_and_what_it_left_is_removed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    owner = hold(tmp_path)
+    left = tmp_path / f".part-00000.arrow.{owner.pid}{TEMPORARY_SUFFIX}"
+    left.write_bytes(b"half")
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    with locked(tmp_path):
+        assert not left.exists()
+    assert f"process {owner.pid}" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_lock_leaves_nothing_behind(tmp_path: Path) -> None:
+    with locked(tmp_path / "a"):
+        assert (tmp_path / "a").is_dir()
+    with locked_file(tmp_path / "b.lmdb"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path / "a"):
+        (tmp_path / "a" / "result").touch()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["result"]
+
+
+def test_the_lock_is_free_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="wrong"), locked(tmp_path):
+        raise ValueError("wrong")
+    with locked(tmp_path):
+        pass
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot write to"), locked(tmp_path / "file"):
+        pass
+    with pytest.raises(UserError, match="cannot write to"), locked_file(tmp_path / "file" / "x.lmdb"):
+        pass
+
+
+def test_two_processes_never_share_a_temporary_name(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "x") as mine:
+        mine.touch()
+        code = (
+            "import sys; from pathlib import Path; from dptr.cache.stores.files import temporary_beside; "
+            "print(temporary_beside(Path(sys.argv[1])))"
+        )
+        theirs = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "x")], capture_output=True, text=True, check=True
+        )
+        assert theirs.stdout.strip() != str(mine)
+
+
+def run_two(arguments: list[str], folder: Path) -> list[tuple[int, str]]:
+    """Start the same command twice at once; return exit code and stderr of each, the winner first."""
+    started = []
+    for _ in range(2):
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "dptr", *arguments, "--workspace", str(folder / "ws")],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        time.sleep(0.3)
+    ended = [(process.wait(), process.stderr.read() if process.stderr else "") for process in started]
+    return sorted(ended)
+
+
+def words(folder: Path, count: int) -> Path:
+    letters = "abcdefghij"
+    lines = ["".join(letters[int(digit)] for digit in f"{number:05d}") for number in range(count)]
+    (folder / "words.txt").write_text("\n".join(lines) + "\n")
+    return folder / "words.txt"
+
+
+def assert_one_was_told(ended: list[tuple[int, str]]) -> None:
+    (first, _), (second, told) = ended
+    assert (first, second) == (0, 2), ended
+    assert told.splitlines()[-1].startswith("error: ")
+    assert "is being written by process" in told
+
+
+@pytest.mark.slow
+def test_two_embed_text_on_one_store(tmp_path: Path) -> None:
+    corpus = words(tmp_path, 3000)
+    assert_one_was_told(run_two(["embed-text", str(corpus), "--shard-rows", "200", "--device", "cpu"], tmp_path))
+    from dptr.cache.stores.prompts import PromptStore
+    from dptr.cache.stores.verify import verify
+
+    store = tmp_path / "ws" / "prompts"
+    assert verify(store) == []
+    assert len(set(PromptStore(store).labels.to_pylist())) == 3000
+
+
+@pytest.mark.slow
+def test_two_pretrain_into_one_run(tmp_path: Path) -> None:
+    corpus = words(tmp_path, 300)
+    embed = [sys.executable, "-m", "dptr", "embed-text", str(corpus), "--workspace", str(tmp_path / "ws"), "--quiet"]
+    subprocess.run(embed, check=True, stdout=subprocess.DEVNULL)
+    sizes = {"decoder.dim": 32, "decoder.heads": 2, "decoder.feed_forward": 32, "decoder.layers": 1}
+    training = {"pretrain.batch_size": 8, "pretrain.log_every": 1, "noise.ratio": 0, "pretrain.checkpoint_every": 50}
+    changes = [f"--set={key}={value}" for key, value in (sizes | training).items()]
+    run = tmp_path / "run"
+    assert_one_was_told(run_two(["pretrain", "--steps", "200", *changes, "-o", str(run), "--device", "cpu"], tmp_path))
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 201))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("out", ["crops", "crops.lmdb"])
+def test_two_render_words_into_one_place(tmp_path: Path, out: str) -> None:
+    corpus = words(tmp_path, 400)
+    assert_one_was_told(run_two(["render-words", str(corpus), "-o", str(tmp_path / out)], tmp_path))
+    from dptr.cache.charset import Charset, Normalization
+    from dptr.cache.word_images.dataset import WordImages
+
+    assert len(WordImages.open([tmp_path / out], Charset.named("94"), Normalization())) == 400
