@@ -25,7 +25,7 @@ from dptr.cache.progress import set_quiet
 from dptr.cache.workspace import Workspace
 
 if TYPE_CHECKING:
-    from dptr.cache.charset import Charset, Normalization
+    from dptr.cache.charset import Normalization
     from dptr.trainer.training.recipe import Recipe
     from dptr.trainer.training.runs import Run
     from dptr.trainer.training.trackers import Tracker
@@ -324,17 +324,13 @@ def _evaluate(
 
     Example: dptr evaluate dptr_data/runs/finetune-parseq-1234abcd --data crops/
     """
-    from dptr.cache.charset import Charset
     from dptr.cache.word_images.dataset import WordImages
     from dptr.trainer.evaluate import evaluate
     from dptr.trainer.evaluation_table import figures, table
     from dptr.trainer.read import load
 
     reader = load(workspace.find_run(run), _device(device))
-    # Every printable label counts: what the recogniser cannot emit is a mistake, not an exception.
-    paths = _data(data, more)
-    charset = Charset(Charset.named("94").characters + _beyond_94(reader.recognizer.charset))
-    sets = {str(path): WordImages.open([path], charset, _normalization_for_evaluation()) for path in paths}
+    sets = {str(path): WordImages.open_as_written([path]) for path in _data(data, more)}
     result = evaluate(reader.recognizer, sets, _device(device))
     left_out = [line for images in sets.values() for line in _left_out(images)]
     return Report({"out": run, **figures(result)}, "\n".join([table(result), *left_out]))
@@ -849,12 +845,6 @@ def _normalization_for_evaluation() -> "Normalization":
     from dptr.cache.charset import Normalization
 
     return Normalization(max_label_length=1000)
-
-
-def _beyond_94(charset: "Charset") -> str:
-    from dptr.cache.charset import Charset
-
-    return Charset.named("94").missing(charset.characters)
 
 
 def _left_out(images: Any) -> list[str]:

@@ -25,6 +25,7 @@ NAMED_CHARACTERS = {
 }
 
 UnicodeForm = Literal["nfc", "nfkc", "none"]
+LetterCase = Literal["lower", "upper"]
 
 
 @dataclass(frozen=True)
@@ -107,16 +108,29 @@ class Charset:
                 characters.append(self.characters[index - 1])
         return "".join(characters)
 
+    @cached_property
+    def one_case(self) -> LetterCase | None:
+        """The case of the charset's letters; None when it has both cases, or no letter that has one."""
+        lower, upper = any(c.islower() for c in self.characters), any(c.isupper() for c in self.characters)
+        if lower == upper:
+            return None
+        return "lower" if lower else "upper"
+
+    def fold_case(self, text: str) -> str:
+        """Return ``text`` in the charset's case where it has one case only, as the field does; else unchanged."""
+        return fold_case(text, self.one_case)
+
     def project(self, text: str) -> str:
         """Map ``text`` onto this charset as the field's evaluation does.
 
-        A charset without upper-case letters folds case; then every character outside the charset is removed.
+        A charset of one case folds case; then every character outside the charset is removed.
         """
-        if not any(c.isupper() for c in self.characters):
-            text = text.lower()
-        elif not any(c.islower() for c in self.characters):
-            text = text.upper()
-        return "".join(c for c in text if c in self._id_of)
+        return "".join(c for c in self.fold_case(text) if c in self._id_of)
+
+
+def fold_case(text: str, case: LetterCase | None) -> str:
+    """Return ``text`` in lower or upper case; unchanged for None."""
+    return text.lower() if case == "lower" else text.upper() if case == "upper" else text
 
 
 @dataclass(frozen=True)

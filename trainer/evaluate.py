@@ -10,14 +10,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from dptr.cache.charset import Charset
+from dptr.cache.charset import Charset, Normalization
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note, progress
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
-from dptr.trainer.metrics import Score, score
+from dptr.trainer.metrics import ProtocolScore, field_score, score_as_written
 from dptr.trainer.model.recognizer import Reading, Recognizer
 
-PROTOCOLS = ("36", "62", "94")
+#: The field's charsets, and the labels as they are written, in the order of tables.
+FIELD_PROTOCOLS = ("36", "62", "94")
+AS_WRITTEN = "as_written"
+PROTOCOLS = (*FIELD_PROTOCOLS, AS_WRITTEN)
+
 _BATCH = 128
 _EXAMPLES = 20
 
@@ -44,18 +48,20 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of one recogniser.
+    """Figures of one recogniser; keys of protocols are those of :data:`PROTOCOLS`.
 
     Attributes:
-        sets: data set -> protocol -> score. weighted: protocol -> accuracy over all words (PARSeq's "combined").
-        averaged: protocol -> mean of the sets' accuracies (OpenOCR's).
-        accuracy_by_length: characters of the truth -> (words, accuracy), 94-character protocol.
-        mistakes: the most confident wrong readings.
+        sets: data set -> protocol -> figures, with how many words the protocol leaves out.
+        weighted: protocol -> accuracy over all words (PARSeq's "combined"); None where no word counts.
+        averaged: protocol -> mean of the sets' accuracies (OpenOCR's); None where no word counts.
+        accuracy_by_length: characters of the truth -> (words, accuracy), as written.
+        mistakes: the most confident wrong readings, as written.
+        words: images read. quarantined: images that are missing or cannot be read.
     """
 
-    sets: dict[str, dict[str, Score]]
-    weighted: dict[str, float]
-    averaged: dict[str, float]
+    sets: dict[str, dict[str, ProtocolScore]]
+    weighted: dict[str, float | None]
+    averaged: dict[str, float | None]
     accuracy_by_length: dict[int, tuple[int, float]]
     mistakes: list[Mistake]
     words: int
@@ -66,6 +72,11 @@ class Evaluation:
 def evaluate(recognizer: Recognizer, sets: dict[str, WordImages], device: str = "cpu") -> Evaluation:
     """Read every image of every data set and compare.
 
+    Args:
+        recognizer: reads.
+        sets: name -> data set with its labels as stored, from :meth:`WordImages.open_as_written`.
+        device: where to read.
+
     Raises:
         UserError: a data set has no readable image.
     """
@@ -74,23 +85,15 @@ def evaluate(recognizer: Recognizer, sets: dict[str, WordImages], device: str = 
     for name, result in read.items():
         if not result.truths:
             raise UserError(f"{name} has no readable word image", "Check the folder and its label file")
-    scores = {
-        name: {
-            protocol: score(result.truths, [r.text for r in result.readings], Charset.named(protocol))
-            for protocol in PROTOCOLS
-        }
-        for name, result in read.items()
-    }
-    words = {name: len(result.truths) for name, result in read.items()}
-    total = sum(words.values())
+    scores = {name: _scores(result) for name, result in read.items()}
     refused = sum(sum(images.refused.values()) for images in sets.values())
     return Evaluation(
         sets=scores,
-        weighted={p: sum(scores[n][p].accuracy * words[n] for n in scores) / total for p in PROTOCOLS},
-        averaged={p: sum(scores[n][p].accuracy for n in scores) / len(scores) for p in PROTOCOLS},
+        weighted={p: _weighted([scores[name][p] for name in scores]) for p in PROTOCOLS},
+        averaged={p: _averaged([scores[name][p] for name in scores]) for p in PROTOCOLS},
         accuracy_by_length=_by_length(list(read.values())),
         mistakes=_mistakes(list(read.values())),
-        words=total,
+        words=sum(len(result.truths) for result in read.values()),
         quarantined=refused + sum(len(result.unreadable) for result in read.values()),
         seconds=time.monotonic() - started,
     )
@@ -118,10 +121,33 @@ def read_word_images(recognizer: Recognizer, images: WordImages, device: torch.d
     return result
 
 
+def _scores(read: ReadImages) -> dict[str, ProtocolScore]:
+    texts = [reading.text for reading in read.readings]
+    scores = {name: field_score(read.truths, texts, Charset.named(name)) for name in FIELD_PROTOCOLS}
+    return {**scores, AS_WRITTEN: score_as_written(read.truths, texts)}
+
+
+def _weighted(scores: Sequence[ProtocolScore]) -> float | None:
+    words = sum(result.words for result in scores)
+    return sum(s.score.accuracy * s.words for s in scores if s.score) / words if words else None
+
+
+def _averaged(scores: Sequence[ProtocolScore]) -> float | None:
+    accuracies = [result.score.accuracy for result in scores if result.score]
+    return sum(accuracies) / len(accuracies) if accuracies else None
+
+
+def _as_written(read: ReadImages) -> list[tuple[str, str, Reading]]:
+    """Key, label and reading of each word whose label is not empty."""
+    form = Normalization().apply
+    rows = zip(read.keys, map(form, read.truths), read.readings, strict=True)
+    return [row for row in rows if row[1]]
+
+
 def _by_length(results: Sequence[ReadImages]) -> dict[int, tuple[int, float]]:
     hits: dict[int, list[bool]] = defaultdict(list)
     for result in results:
-        for truth, reading in zip(result.truths, result.readings, strict=True):
+        for _, truth, reading in _as_written(result):
             hits[len(truth)].append(truth == reading.text)
     return {length: (len(found), sum(found) / len(found)) for length, found in sorted(hits.items())}
 
@@ -130,7 +156,7 @@ def _mistakes(results: Sequence[ReadImages]) -> list[Mistake]:
     wrong = [
         Mistake(key, truth, reading.text, reading.confidence)
         for result in results
-        for key, truth, reading in zip(result.keys, result.truths, result.readings, strict=True)
+        for key, truth, reading in _as_written(result)
         if truth != reading.text
     ]
     return sorted(wrong, key=lambda mistake: -mistake.confidence)[:_EXAMPLES]

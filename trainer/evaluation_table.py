@@ -5,24 +5,29 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from dptr.trainer.evaluate import PROTOCOLS, Evaluation
+from dptr.trainer.evaluate import AS_WRITTEN, FIELD_PROTOCOLS, PROTOCOLS, Evaluation
+from dptr.trainer.metrics import LONGEST, ProtocolScore
+
+_TITLES = {**{name: f"{name} characters" for name in FIELD_PROTOCOLS}, AS_WRITTEN: "as written"}
+_CELL = "{:>6} {:>7} {:>6}"
 
 
 def table(result: Evaluation) -> str:
-    """Return accuracies and 1-NED per set and protocol, both totals, and the most confident mistakes."""
-    width = max([len(name) for name in result.sets] + [len("averaged over sets")])
-    head = f"{'':<{width}} {'words':>6}  " + "  ".join(f"{'acc ' + p:>7} {'1-NED':>6}" for p in PROTOCOLS)
-    lines = [head]
-    for name, scores in result.sets.items():
-        cells = "  ".join(f"{scores[p].accuracy:>7.2%} {scores[p].one_minus_ned:>6.3f}" for p in PROTOCOLS)
-        lines.append(f"{name:<{width}} {scores[PROTOCOLS[0]].words:>6}  {cells}")
-    for title, totals in (("weighted by words", result.weighted), ("averaged over sets", result.averaged)):
-        cells = "  ".join(f"{totals[p]:>7.2%} {'':>6}" for p in PROTOCOLS)
-        lines.append(f"{title:<{width}} {result.words:>6}  {cells}".rstrip())
+    """Return words, accuracy and 1-NED per set and protocol, what was left out, and the most confident mistakes."""
+    totals = {"weighted by words": result.weighted, "averaged over sets": result.averaged}
+    width = max(len(name) for name in [*result.sets, *totals])
+    lines = [
+        _row("", [f"{_TITLES[p]:^21}" for p in PROTOCOLS], width),
+        _row("", [_CELL.format("words", "acc", "1-NED")] * len(PROTOCOLS), width),
+    ]
+    lines += [_row(name, [_cell(scores[p]) for p in PROTOCOLS], width) for name, scores in result.sets.items()]
+    for title, values in totals.items():
+        lines.append(_row(title, [_CELL.format("", _share(values[p]), "") for p in PROTOCOLS], width))
+    lines += ["", *_left_out(result)]
     lengths = ", ".join(
-        f"{length}: {share:.0%} of {words}" for length, (words, share) in result.accuracy_by_length.items()
+        f"{length}: {part:.0%} of {words}" for length, (words, part) in result.accuracy_by_length.items()
     )
-    lines += ["", f"accuracy by length: {lengths}"]
+    lines += ["", f"accuracy by length, as written: {lengths}"]
     if result.mistakes:
         lines += ["", "most confident mistakes (image, truth, reading, confidence):"]
         lines += [f"  {m.key}  {m.truth}  {m.reading}  {m.confidence:.3f}" for m in result.mistakes[:10]]
@@ -36,7 +41,7 @@ def figures(result: Evaluation) -> dict[str, Any]:
         "computed": result.words,
         "quarantined": result.quarantined,
         "seconds": result.seconds,
-        "sets": {name: {p: asdict(score) for p, score in scores.items()} for name, scores in result.sets.items()},
+        "sets": {name: {p: _plain(scores[p]) for p in PROTOCOLS} for name, scores in result.sets.items()},
         "metrics": {
             **{f"accuracy_{p}_weighted": result.weighted[p] for p in PROTOCOLS},
             **{f"accuracy_{p}_averaged": result.averaged[p] for p in PROTOCOLS},
@@ -44,3 +49,35 @@ def figures(result: Evaluation) -> dict[str, Any]:
         "accuracy_by_length": {length: share for length, (_, share) in result.accuracy_by_length.items()},
         "mistakes": [asdict(mistake) for mistake in result.mistakes],
     }
+
+
+def _row(name: str, cells: list[str], width: int) -> str:
+    return f"{name:<{width}}  {'  '.join(cells)}".rstrip()
+
+
+def _cell(result: ProtocolScore) -> str:
+    if result.score is None:
+        return _CELL.format(0, "-", "-")
+    return _CELL.format(result.words, _share(result.score.accuracy), f"{result.score.one_minus_ned:.3f}")
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}"
+
+
+def _left_out(result: Evaluation) -> list[str]:
+    """Say by which rule words do not count, so that figures can be compared with those of other programs."""
+    lines = [f"36, 62, 94: as PARSeq's loader has it: folded to ASCII, without words longer than {LONGEST} or emptied"]
+    for protocol in PROTOCOLS:
+        empty = sum(scores[protocol].empty for scores in result.sets.values())
+        too_long = sum(scores[protocol].too_long for scores in result.sets.values())
+        counted = sum(scores[protocol].words for scores in result.sets.values())
+        lines.append(
+            f"  {_TITLES[protocol]}: {counted:,} words count; left out: {empty:,} emptied, {too_long:,} too long"
+        )
+    return lines
+
+
+def _plain(result: ProtocolScore) -> dict[str, Any]:
+    figures = asdict(result.score) if result.score else {"words": 0}
+    return {**figures, "empty": result.empty, "too_long": result.too_long}

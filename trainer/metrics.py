@@ -1,13 +1,23 @@
-"""The field's figures for reading: word accuracy and 1-NED, per charset protocol."""
+"""The field's figures for reading, word accuracy and 1-NED, by the field's protocol and on labels as they are written.
+
+The protocol is that of PARSeq's published loader (``strhub/data/dataset.py`` and ``utils.py`` of baudm/parseq), which
+the field's tables follow. Of a true label it removes white space, folds it to ASCII by NFKD, leaves the word out when
+more than 25 characters remain, then folds case for a charset of one case, removes the characters outside the charset,
+and leaves the word out when none remains. So each charset has its own number of words.
+"""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rapidfuzz.distance import Levenshtein
 
-from dptr.cache.charset import Charset
+from dptr.cache.charset import Charset, Normalization
+
+#: Words with more characters than this, after folding to ASCII, are no part of the field's evaluation.
+LONGEST = 25
 
 
 @dataclass(frozen=True)
@@ -25,10 +35,28 @@ class Score:
     character_error_rate: float
 
 
-def score(truths: Sequence[str], readings: Sequence[str], charset: Charset | None = None) -> Score:
-    """Compare readings with the truth, both mapped onto ``charset`` first when one is given.
+@dataclass(frozen=True)
+class ProtocolScore:
+    """What a protocol says of some words.
 
-    As in the field, a truth that the charset empties still counts as a word.
+    Attributes:
+        score: figures of the words that count; None when there is none.
+        empty: words left out because nothing of the label remains.
+        too_long: words left out because the label is too long.
+    """
+
+    score: Score | None
+    empty: int
+    too_long: int
+
+    @property
+    def words(self) -> int:
+        """How many words count."""
+        return self.score.words if self.score else 0
+
+
+def score(truths: Sequence[str], readings: Sequence[str], charset: Charset | None = None) -> Score:
+    """Compare readings with the truth, both mapped onto ``charset`` first when one is given; no word is left out.
 
     Raises:
         ValueError: nothing to compare, or the two differ in number.
@@ -45,3 +73,40 @@ def score(truths: Sequence[str], readings: Sequence[str], charset: Charset | Non
         one_minus_ned=1 - sum(normalized) / len(truths),
         character_error_rate=sum(distances) / max(sum(map(len, truths)), 1),
     )
+
+
+def field_score(raw_truths: Sequence[str], readings: Sequence[str], charset: Charset) -> ProtocolScore:
+    """Compare as the field does with ``charset``.
+
+    Args:
+        raw_truths: labels as they are stored.
+        readings: of the same words. They are folded to ASCII too, which changes nothing for a recogniser of the
+            field's 94 characters and is fair to one that can write é.
+        charset: the test's characters.
+    """
+    folded = [_to_ascii(raw) for raw in raw_truths]
+    too_long = [len(label) > LONGEST for label in folded]
+    truths = ["" if drop else charset.project(label) for label, drop in zip(folded, too_long, strict=True)]
+    pairs = [(t, charset.project(_to_ascii(r))) for t, r in zip(truths, readings, strict=True) if t]
+    return _protocol_score(pairs, len(truths), sum(too_long))
+
+
+def score_as_written(raw_truths: Sequence[str], readings: Sequence[str]) -> ProtocolScore:
+    """Compare whole labels of any length and any characters (NFKC, without white space): nothing is folded away.
+
+    Args:
+        raw_truths: labels as they are stored. readings: of the same words.
+    """
+    form = Normalization().apply
+    pairs = [(form(truth), form(reading)) for truth, reading in zip(raw_truths, readings, strict=True)]
+    return _protocol_score([pair for pair in pairs if pair[0]], len(pairs), 0)
+
+
+def _protocol_score(pairs: list[tuple[str, str]], words: int, too_long: int) -> ProtocolScore:
+    figures = score([truth for truth, _ in pairs], [reading for _, reading in pairs]) if pairs else None
+    return ProtocolScore(figures, words - len(pairs) - too_long, too_long)
+
+
+def _to_ascii(text: str) -> str:
+    """Remove white space, then fold to ASCII; in this order, as the length between the two is what counts."""
+    return unicodedata.normalize("NFKD", "".join(text.split())).encode("ascii", "ignore").decode("ascii")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -63,11 +63,7 @@ class WordImages:
             UserError: a path holds no labelled images in an accepted form, or no label can be used.
         """
         images = cls()
-        for number, path in enumerate(paths):
-            for source in find_sources(path):
-                images.sources[source.name] = source
-                for key, raw in source.labels():
-                    images._add(number, source.name, key, raw, charset, normalization)
+        images._list(paths, lambda place, raw: images._usable(place, raw, charset, normalization))
         if not images.samples:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in images.refused.most_common(3))
             raise UserError(
@@ -76,27 +72,50 @@ class WordImages:
             )
         return images
 
-    def _add(
-        self, data_set: int, source: str, key: str, raw: str | None, charset: Charset, normalization: Normalization
-    ) -> None:
-        if raw is None:
-            self._count(self.refused, "label or image is missing", source, key, "")
-            return
-        label = normalization.apply(raw)
+    @classmethod
+    def open_as_written(cls, paths: Sequence[Path]) -> WordImages:
+        """List the labelled images at ``paths`` with their labels as stored, whatever they hold: for evaluation.
+
+        Raises:
+            UserError: a path holds no labelled images in an accepted form, or not one label.
+        """
+        images = cls()
+        images._list(paths, lambda place, raw: raw)
+        if not images.samples:
+            raise UserError(f"no label in {', '.join(map(str, paths))}", "Name data with labels and images")
+        return images
+
+    def _list(self, paths: Sequence[Path], usable: Callable[[str, str], str | None]) -> None:
+        for number, path in enumerate(paths):
+            for source in find_sources(path):
+                self.sources[source.name] = source
+                for key, raw in source.labels():
+                    place = f"{source.name} {key}"
+                    if raw is None:
+                        self._count(self.refused, "label or image is missing", place, "")
+                    elif (label := usable(place, raw)) is not None:
+                        self.samples.append(Sample(source.name, key, label, number))
+
+    def _usable(self, place: str, raw: str, charset: Charset, normalization: Normalization) -> str | None:
+        """Return the label of ``raw``, counting what was changed, or None after counting why it cannot be used."""
+        normalized = normalization.apply(raw)
+        label = charset.fold_case(normalized)
         refusal = normalization.refuse(label, charset)
         if refusal is not None:
-            self._count(self.refused, refusal.split(":", 1)[0], source, key, raw)
-            return
-        if label != raw:
-            only_spaces = label == "".join(raw.split())
-            self._count(self.changed, "spaces removed" if only_spaces else "normalised", source, key, raw)
-        self.samples.append(Sample(source, key, label, data_set))
+            self._count(self.refused, refusal.split(":", 1)[0], place, raw)
+            return None
+        if label != normalized:
+            self._count(self.changed, "case folded, as the charset has one case only", place, raw)
+        if normalized != raw:
+            only_spaces = normalized == "".join(raw.split())
+            self._count(self.changed, "spaces removed" if only_spaces else "normalised", place, raw)
+        return label
 
-    def _count(self, counts: Counter[str], reason: str, source: str, key: str, raw: str) -> None:
+    def _count(self, counts: Counter[str], reason: str, place: str, raw: str) -> None:
         counts[reason] += 1
         examples = self.examples.setdefault(reason, [])
         if len(examples) < _EXAMPLES:
-            examples.append(f"{source} {key} {raw[:40]!r}")
+            examples.append(f"{place} {raw[:40]!r}")
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dptr.cache.charset import Charset, Normalization
+from dptr.cache.charset import Charset, LetterCase, Normalization
 from dptr.cache.errors import UserError
 from dptr.cache.progress import Progress, progress
 from dptr.cache.stores.quarantine import Quarantine
@@ -100,7 +100,7 @@ class Corpus:
 
     Attributes:
         charset: the charset that every label fits, learnt or given.
-        read: items read. distinct: distinct labels among them. kept: those that can be used.
+        read: items read. folded: those whose case was changed. distinct: distinct labels. kept: those that can be used.
     """
 
     def __init__(
@@ -111,6 +111,7 @@ class Corpus:
         self._labels = labels
         self.charset = charset
         self.read = 0
+        self.folded = 0
         self.distinct = 0
         self.kept = 0
 
@@ -134,6 +135,7 @@ class Corpus:
         """Return a table of what was read, kept and refused, with examples."""
         lines = [
             f"{self.read:>14,}  {self._settings.unit}s read",
+            *([f"{self.folded:>14,}  had their case folded"] if self.folded else []),
             f"{self.distinct:>14,}  distinct labels",
             f"{self.kept:>14,}  kept, in a charset of {len(self.charset.characters)}",
         ]
@@ -164,11 +166,14 @@ def read_corpus(paths: Sequence[str], settings: CorpusSettings, quarantine: Quar
     """
     require_readable(paths)
     charset = None if settings.charset == "auto" else _charset(settings)  # a wrong name is told before any work
+    # A charset of one case folds case, as the field's evaluation does; refusing capitals would lose most names.
+    case: LetterCase | None = "lower" if settings.case != "keep" else charset.one_case if charset else None
     labels = DistinctLabels()
+    folded = 0
     try:
         with progress("reading the corpus", None, f"{settings.unit}s") as state:
             for number, path in enumerate(paths):
-                _count_file(number, path, settings, quarantine, labels, state)
+                folded += _count_file(number, path, settings, case, quarantine, labels, state)
         distinct = labels.count_up()
         if distinct:
             charset = charset or _learn_charset(labels, settings)
@@ -179,7 +184,7 @@ def read_corpus(paths: Sequence[str], settings: CorpusSettings, quarantine: Quar
         labels.close()
         raise
     corpus = Corpus(paths, settings, charset, labels)
-    corpus.read, corpus.distinct, corpus.kept = state.done, distinct, len(labels)
+    corpus.read, corpus.folded, corpus.distinct, corpus.kept = state.done, folded, distinct, len(labels)
     return corpus
 
 
@@ -187,19 +192,23 @@ def _count_file(
     number: int,
     path: str,
     settings: CorpusSettings,
+    case: LetterCase | None,
     quarantine: Quarantine,
     labels: DistinctLabels,
     state: Progress,
-) -> None:
+) -> int:
+    """Count the labels of a file; return of how many items the case was changed."""
     refuse = partial(quarantine.refuse, path)
-    refused_before, rows_read = quarantine.total, 0
+    refused_before, rows_read, folded = quarantine.total, 0, 0
     for rows in read_rows(path, settings.unit, settings.column, refuse):
-        found = count_labels(rows, settings.unit, settings.normalization, settings.case != "keep", refuse)
+        found = count_labels(rows, settings.unit, settings.normalization, case, refuse)
         labels.add(found.labels, found.counts, number, found.lines)
         rows_read += len(rows.lines)
+        folded += found.folded
         state.advance(found.read, path)
     if rows_read == 0 and quarantine.total == refused_before:
         refuse(None, "", "empty file")
+    return folded
 
 
 def _charset(settings: CorpusSettings) -> Charset:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dptr.cache.charset import Normalization
+from dptr.cache.charset import LetterCase, Normalization, fold_case
 from dptr.pipeline.text.blocks import Refuse
 from dptr.pipeline.text.corpus_files import Rows, Unit
 
@@ -29,17 +29,22 @@ class CountedLabels:
 
     Attributes:
         labels: string array, shape (labels,). counts: occurrences, int64. lines: line of the first one, int64.
-        read: items read, refused ones included.
+        read: items read, refused ones included. folded: items whose case was changed.
     """
 
     labels: pa.Array
     counts: NDArray[np.int64]
     lines: NDArray[np.int64]
     read: int
+    folded: int
 
 
-def count_labels(rows: Rows, unit: Unit, normalization: Normalization, lower: bool, refuse: Refuse) -> CountedLabels:
+def count_labels(
+    rows: Rows, unit: Unit, normalization: Normalization, case: LetterCase | None, refuse: Refuse
+) -> CountedLabels:
     """Split rows into items and items into normalised labels; undecodable items and NUL bytes are refused.
+
+    With ``case`` all labels are folded to it.
 
     Whether a label fits the charset and the length is for the caller to judge, once for the whole corpus.
     """
@@ -54,13 +59,23 @@ def count_labels(rows: Rows, unit: Unit, normalization: Normalization, lower: bo
     odd = distinct.filter(pc.invert(plain)).to_pylist()
     for item, count, line in zip(odd, counts[~is_plain].tolist(), lines[~is_plain].tolist(), strict=True):
         rest += [(normalization.apply(text), count, line) for text in _texts(item, line, unit, refuse)]
-    other = pa.array([(label.lower() if lower else label)[:shown] for label, _, _ in rest], pa.string())
+    folded = _folded(labels, case)
+    other = [fold_case(label, case) for label, _, _ in rest]
+    changed = pc.not_equal(labels, folded).to_numpy(zero_copy_only=False)
+    changed = np.append(changed, [new != label for new, (label, _, _) in zip(other, rest, strict=True)]).astype(bool)
+    counts = np.append(counts[is_plain], np.array([count for _, count, _ in rest], np.int64))
     return CountedLabels(
-        pa.concat_arrays([pc.ascii_lower(labels) if lower else labels, other]),
-        np.append(counts[is_plain], np.array([count for _, count, _ in rest], np.int64)),
+        pa.concat_arrays([folded, pa.array([label[:shown] for label in other], pa.string())]),
+        counts,
         np.append(lines[is_plain], np.array([line for _, _, line in rest], np.int64)),
         len(items),
+        int(counts[changed].sum()),
     )
+
+
+def _folded(labels: pa.Array, case: LetterCase | None) -> pa.Array:
+    """Fold labels that are ASCII alone."""
+    return {"lower": pc.ascii_lower, "upper": pc.ascii_upper, None: lambda unchanged: unchanged}[case](labels)
 
 
 def _items(rows: Rows, unit: Unit) -> tuple[pa.Array, NDArray[np.int64]]:

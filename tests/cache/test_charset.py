@@ -73,3 +73,11 @@ def test_refusals_say_why() -> None:
     assert normalization.refuse("abcd", charset) == "longer than 3 characters"
     assert normalization.refuse("aé", charset) == "not in the charset: é"
     assert normalization.refuse("abc", charset) is None
+
+
+@pytest.mark.parametrize(
+    ("characters", "expected"),
+    [("0123abc", "open24"), ("ABC", "OPEN24"), ("abAB", "Open24"), ("0123", "Open24"), ("\u65e5\u672c", "Open24")],
+)
+def test_a_charset_of_one_case_folds_to_it(characters: str, expected: str) -> None:
+    assert Charset(characters).fold_case("Open24") == expected

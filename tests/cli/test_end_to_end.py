@@ -80,7 +80,7 @@ def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str], monkeypa
 
     evaluated = run(capsys, place, "evaluate", tuned["out"], "--data", crops)
     assert evaluated["rows"] == 60
-    assert set(evaluated["sets"][str(crops)]) == {"36", "62", "94"}
+    assert set(evaluated["sets"][str(crops)]) == {"36", "62", "94", "as_written"}
 
     picture = next(crops.rglob("*.jpg"))
     read = run(capsys, place, "read", tuned["out"], picture)

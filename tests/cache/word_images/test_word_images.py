@@ -278,3 +278,11 @@ def test_a_large_lmdb_outgrows_its_first_map(tmp_path, monkeypatch):
         for index in range(1200):
             writer.write(bytes(1000), f"w{index}")
     assert len(open_images(tmp_path / "x.lmdb")) == 1200
+
+
+def test_a_charset_of_one_case_folds_labels_and_counts_them(tmp_path):
+    as_tsv(tmp_path, write_images(tmp_path))
+    images = open_images(tmp_path, charset=Charset.named("36"))
+    assert [sample.label for sample in images.samples] == ["open", "exit"]
+    assert images.changed == {"case folded, as the charset has one case only": 2}
+    assert images.refused == {"not in the charset": 2}

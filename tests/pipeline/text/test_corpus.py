@@ -257,3 +257,12 @@ def test_fingerprint_tells_whether_a_corpus_changed(tmp_path: Path) -> None:
     assert corpus_fingerprint(["-"], settings_now) is None
     write(path, "red door")
     assert before != corpus_fingerprint([str(path)], settings_now)
+
+
+@pytest.mark.parametrize(("charset", "kept"), [("36", ["open", "exit"]), (Charset("EINOPTX"), ["OPEN", "EXIT"])])
+def test_a_charset_of_one_case_folds_case_and_says_how_often(
+    charset: Any, kept: list[str], tmp_path: Path, read: Read
+) -> None:
+    result = read(write(tmp_path / "a.txt", "Open\nEXIT open\n"), charset=charset)
+    assert (result.labels, result.counts, result.refused) == (kept, [2, 1], [])
+    assert "2  had their case folded" in result.summary

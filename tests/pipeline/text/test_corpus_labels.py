@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dptr.cache.charset import Normalization
+from dptr.cache.charset import LetterCase, Normalization, fold_case
 from dptr.pipeline.text.corpus_files import Rows
 from dptr.pipeline.text.corpus_labels import count_labels
 
@@ -23,17 +23,18 @@ TEXT = st.lists(st.sampled_from(PLAIN) | st.sampled_from(PLAIN + ODD), max_size=
 @pytest.mark.parametrize("unit", ["word", "line"])
 @pytest.mark.parametrize("keep_spaces", [False, True])
 @settings(max_examples=100, deadline=None)
-@given(text=TEXT, to_ascii=st.booleans(), lower=st.booleans())
+@given(text=TEXT, to_ascii=st.booleans(), case=st.sampled_from([None, "lower", "upper"]))
 def test_the_fast_way_and_the_plain_way_agree(
-    text: str, unit: Any, keep_spaces: bool, to_ascii: bool, lower: bool
+    text: str, unit: Any, keep_spaces: bool, to_ascii: bool, case: LetterCase | None
 ) -> None:
     normalization = Normalization(keep_spaces=keep_spaces, ascii=to_ascii)
     lines = text.split("\n")
     rows = Rows(pa.array([f"{line}\n".encode() for line in lines], pa.binary()), np.arange(1, len(lines) + 1))
     refused: list[int | None] = []
-    found = count_labels(rows, unit, normalization, lower, lambda line, item, reason: refused.append(line))
+    found = count_labels(rows, unit, normalization, case, lambda line, item, reason: refused.append(line))
 
     expected: Counter[tuple[str, int]] = Counter()
+    folded = 0
     for line_number, line in enumerate(lines, 1):
         pieces = _ascii_words(line) if unit == "word" else [line.strip("\t\r\x0b ")]
         for piece in pieces:
@@ -41,7 +42,8 @@ def test_the_fast_way_and_the_plain_way_agree(
             if "\0" not in piece:
                 for item in piece.split() if unit == "word" else [piece] * bool(piece.split()):
                     label = normalization.apply(item)
-                    expected[label.lower() if lower else label, line_number] += 1
+                    expected[fold_case(label, case), line_number] += 1
+                    folded += fold_case(label, case) != label
     first: dict[str, int] = {}
     for label, line_number in expected:
         first.setdefault(label, line_number)
@@ -52,6 +54,7 @@ def test_the_fast_way_and_the_plain_way_agree(
     ):
         counts[label] += count
         lines_found[label] = min(line_number, lines_found.get(label, line_number))
+    assert found.folded == folded
     assert lines_found == first
     assert counts == Counter(
         {label: sum(count for (same, _), count in expected.items() if same == label) for label in first}

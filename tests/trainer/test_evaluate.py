@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from dptr.cache.word_images.dataset import WordImages
+from dptr.trainer.evaluate import Evaluation, evaluate
+from dptr.trainer.evaluation_table import figures, table
+from dptr.trainer.model.recognizer import Reading
+
+
+class ReadsFrom:
+    """Stands for a recogniser: reads what it was told, in order."""
+
+    image_size = (8, 16)
+
+    def __init__(self, texts: list[str]) -> None:
+        self._texts = iter(texts)
+
+    def eval(self) -> None:
+        """Nothing to switch."""
+
+    def read(self, images: torch.Tensor) -> list[Reading]:
+        return [Reading(next(self._texts), 0.5, []) for _ in images]
+
+
+def crops(folder: Path, labels: list[str]) -> Path:
+    folder.mkdir()
+    for number in range(len(labels)):
+        Image.new("RGB", (16, 8)).save(folder / f"{number}.png")
+    lines = [f"{number}.png\t{label}\n" for number, label in enumerate(labels)]
+    (folder / "labels.tsv").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def evaluated(readings: list[str], **sets: Path) -> Evaluation:
+    opened = {name: WordImages.open_as_written([path]) for name, path in sets.items()}
+    recognizer: Any = ReadsFrom(readings)
+    return evaluate(recognizer, opened)
+
+
+def test_each_protocol_counts_its_own_words_and_says_what_it_left_out(tmp_path: Path) -> None:
+    labels = ["Caf\u00e9", "Don't", "!!", "\u65e5\u672c", "x" * 26]
+    result = evaluated(["Cafe", "dont", "!!", "\u65e5\u672c", "x" * 26], a=crops(tmp_path / "a", labels))
+    shown = {name: (s.words, s.score.accuracy, s.empty, s.too_long) for name, s in result.sets["a"].items() if s.score}
+    assert shown == {
+        "36": (2, 1.0, 2, 1),
+        "62": (2, 0.5, 2, 1),
+        "94": (3, 2 / 3, 1, 1),
+        "as_written": (5, 3 / 5, 0, 0),
+    }
+    text = table(result)
+    assert "36 characters: 2 words count; left out: 2 emptied, 1 too long" in text
+    assert "as written: 5 words count; left out: 0 emptied, 0 too long" in text
+    plain = figures(result)
+    assert plain["rows"] == 5
+    assert {name: (s["words"], s["empty"], s["too_long"]) for name, s in plain["sets"]["a"].items()} == {
+        "36": (2, 2, 1), "62": (2, 2, 1), "94": (3, 1, 1), "as_written": (5, 0, 0),
+    }  # fmt: skip
+    assert {(mistake.truth, mistake.reading) for mistake in result.mistakes} == {
+        ("Caf\u00e9", "Cafe"),
+        ("Don't", "dont"),
+    }
+
+
+def test_totals_weigh_the_words_that_count_and_a_set_without_any_has_no_figure(tmp_path: Path) -> None:
+    chinese = crops(tmp_path / "b", ["\u65e5", "\u672c"])
+    result = evaluated(["one", "no", "no", "\u65e5", "x"], a=crops(tmp_path / "a", ["one", "two", "three"]), b=chinese)
+    assert result.sets["b"]["94"].score is None
+    assert (result.weighted["94"], result.averaged["94"]) == (1 / 3, 1 / 3)
+    assert (result.weighted["as_written"], result.averaged["as_written"]) == (2 / 5, (1 / 3 + 1 / 2) / 2)
+    alone = evaluated(["\u65e5", "x"], b=chinese)
+    assert (alone.weighted["36"], alone.averaged["36"]) == (None, None)
+    assert figures(alone)["sets"]["b"]["36"] == {"words": 0, "empty": 2, "too_long": 0}
+    assert "0       -      -" in table(alone)
