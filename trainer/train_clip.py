@@ -19,7 +19,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.word_images.dataset import WordImages, preprocess
+from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
 from dptr.trainer.data.clip_batches import ClipBatches, Prompts
 from dptr.trainer.data.letter_places import alphabet_of
 from dptr.trainer.model.clip_learner import ClipLearner
@@ -96,17 +96,20 @@ def train_clip(
     rows = recipe.clip.validation_rows
     unreadable: set[str] = set()
 
-    def loss(batch: Any) -> Tensor:
-        for line in sorted(set(batch.unreadable) - unreadable):
+    def leave_out(lines: Sequence[str]) -> None:
+        for line in sorted(set(lines) - unreadable):
             note(f"left out: {line}")
-        unreadable.update(batch.unreadable)
+        unreadable.update(lines)
+
+    def loss(batch: Any) -> Tensor:
+        leave_out(batch.unreadable)
         return learner.loss(batch.to(place), recipe.clip.letters_weight, recipe.clip.states_weight)
 
     task = loop.Task(
         model=learner,
         batch=batches,
         loss=loss,
-        validate=lambda model: retrieval(model, held_out, prompts, rows, place),
+        validate=lambda model: retrieval(model, held_out, prompts, rows, place, leave_out),
         rows=lambda batch: len(batch.images),
         groups=[loop.ParameterGroup(list(learner.parameters()))],
         observers=[observer(track, out)] if track else [],
@@ -115,7 +118,7 @@ def train_clip(
     state = loop.run(out, task, recipe.clip, place)
     learner.load_state_dict(run.weights("best"))
     # Of what is written: the last step need not have been the best.
-    metrics = retrieval(learner, held_out, prompts, rows, place)
+    metrics = retrieval(learner, held_out, prompts, rows, place, leave_out)
     _save(learner, like, out / "clip")
     return TrainClipSummary(
         out=out,
@@ -131,26 +134,56 @@ def train_clip(
 
 @torch.inference_mode()
 def retrieval(
-    model: torch.nn.Module, images: WordImages, prompts: Prompts, rows: int, device: torch.device
+    model: torch.nn.Module,
+    images: WordImages,
+    prompts: Prompts,
+    rows: int,
+    device: torch.device,
+    leave_out: Callable[[Sequence[str]], None],
 ) -> dict[str, float]:
-    """Tell how often the prompt nearest to an image is its own, among the prompts of ``rows`` different words."""
+    """Tell how often the prompt nearest to an image is its own, among the prompts of ``rows`` different words.
+
+    Words whose image cannot be read do not count; ``leave_out`` is told why.
+
+    Raises:
+        UserError: not one image can be read.
+    """
     if not isinstance(model, ClipLearner):
         raise TypeError(f"{type(model).__name__} is not a CLIP that learns")
     model.train(False)
     first = {sample.label.lower(): index for index, sample in reversed(list(enumerate(images.samples)))}
-    chosen = sorted(first.values())[:rows]
+    chosen: list[int] = []
     texts: list[Tensor] = []
     seen: list[Tensor] = []
-    for start in range(0, len(chosen), _BATCH):
-        some = chosen[start : start + _BATCH]
-        pixels = torch.stack([torch.from_numpy(preprocess(images.image(i), model.size, model.size)) for i in some])
+    wanted = sorted(first.values())[:rows]
+    for start in range(0, len(wanted), _BATCH):
+        readable, pixels = _pixels(images, wanted[start : start + _BATCH], model.size, leave_out)
+        if not readable:
+            continue
+        chosen += readable
         seen.append(model.encode_images(pixels.to(device))[0])
-        texts.append(model.encode_texts(prompts([images.samples[i].label for i in some]).to(device))[0])
+        texts.append(model.encode_texts(prompts([images.samples[i].label for i in readable]).to(device))[0])
+    if not chosen:
+        raise UserError("not one held-out image can be read", "Check the folder given with --held-out")
     similarities = torch.cat(seen) @ torch.cat(texts).T
     right = torch.arange(len(chosen), device=device)
     top1 = (similarities.argmax(1) == right).float().mean().item()
     top5 = (similarities.topk(min(5, len(chosen)), 1).indices == right[:, None]).any(1).float().mean().item()
     return {"score": top1, "top1": top1, "top5": top5, "prompts": float(len(chosen))}
+
+
+def _pixels(
+    images: WordImages, chosen: Sequence[int], size: int, leave_out: Callable[[Sequence[str]], None]
+) -> tuple[list[int], Tensor]:
+    """Return those of ``chosen`` that can be read, and their pixels, shape (readable, 3, size, size), uint8."""
+    readable: dict[int, Tensor] = {}
+    for index in chosen:
+        try:
+            readable[index] = torch.from_numpy(preprocess(images.image(index), size, size))
+        except UnreadableImage as error:
+            leave_out([str(error)])
+    empty = torch.empty(0, 3, size, size, dtype=torch.uint8)
+    return list(readable), torch.stack(list(readable.values())) if readable else empty
 
 
 def open_learner(folder: Path, letters: int) -> tuple[ClipLearner, Any]:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 from dptr.cache.charset import Charset, Normalization
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.progress import set_quiet
 from dptr.cache.word_images.dataset import WordImages
 from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.loading import ImageTower, load_clip
@@ -209,3 +211,20 @@ def test_states_behind_the_end_of_a_prompt_are_asked_nothing(like: Path) -> None
     states = torch.randn(1, 5, 32)
     loss = learner._states_loss(states, torch.tensor([[993, 7, end, end, end]]))
     torch.testing.assert_close(loss, learner._states_loss(states[:, :3], torch.tensor([[993, 7, end]])))
+
+
+def test_an_unreadable_held_out_image_is_left_out_of_validation_and_named(
+    crops: Path, like: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_quiet(False)
+    shutil.copytree(crops, tmp_path / "crops")
+    broken = sorted((tmp_path / "crops" / "unseen" / "images").iterdir())[2]
+    broken.write_bytes(b"no picture")
+    summary = train(tmp_path / "crops", like, tmp_path / "run", recipe(steps=2, validate_every=1))
+    assert summary.metrics["prompts"] == len(UNSEEN) - 1
+    assert summary.quarantined == 1
+    assert capsys.readouterr().err.count(f"left out: image images/{broken.name}") == 1
+    for image in (tmp_path / "crops" / "unseen" / "images").iterdir():
+        image.write_bytes(b"no picture")
+    with pytest.raises(UserError, match="not one held-out image can be read"):
+        train(tmp_path / "crops", like, tmp_path / "other", recipe(steps=2))
