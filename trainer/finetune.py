@@ -130,17 +130,20 @@ def finetune(
     device: str = "cpu",
     track: Tracker | None = None,
     clip: Path | None = None,
+    validation: WordImages | None = None,
 ) -> FinetuneSummary:
     """Train a recogniser, from a pre-trained decoder or (``start`` None) from nothing; goes on where it stopped.
 
-    A share of the images is held back for validation. ``clip`` is the folder whose image tower a ``clip:`` encoder
-    starts from.
+    ``validation`` is what checkpoints are chosen by; without it, a share of ``images`` is held back for that. ``clip``
+    is the folder whose image tower a ``clip:`` encoder starts from.
 
     Raises:
         UserError: too few images, or none could be read. DamagedStore: ``out`` holds another run.
     """
     started = time.monotonic()
-    training, held_back = split(images, recipe.finetune.held_back, recipe.finetune.seed)
+    training, held_back = images, validation
+    if held_back is None:
+        training, held_back = split(images, recipe.finetune.held_back, recipe.finetune.seed)
     place = torch.device(device)
     torch.manual_seed(recipe.finetune.seed)
     memory_dim = start.memory_dim if start else recipe.decoder.memory_dim or recipe.decoder.dim

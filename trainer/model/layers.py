@@ -74,6 +74,25 @@ class FeedForward(nn.Sequential):
         super().__init__(nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim))
 
 
+class SelfAttentionLayer(nn.Module):
+    """Pre-norm self-attention and feed-forward, residuals round both."""
+
+    def __init__(self, dim: int, heads: int, feed_forward: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm_attention = nn.LayerNorm(dim)
+        self.attention = Attention(dim, heads, dropout=dropout)
+        self.norm_feed_forward = nn.LayerNorm(dim)
+        self.feed_forward = FeedForward(dim, feed_forward, dropout)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(batch, tokens, dim) -> the same; ``mask`` is boolean, (batch, 1, 1, tokens), True where one may look."""
+        normed = self.norm_attention(x)
+        keys, values = self.attention.keys_values(normed)
+        x = x + self.attention.attend(self.attention.queries(normed), keys, values, mask)
+        out: Tensor = x + self.feed_forward(self.norm_feed_forward(x))
+        return out
+
+
 def sinusoids(places: Tensor, dim: int) -> Tensor:
     """Return sines and cosines of places (count,) at geometric frequencies, (count, dim), as in the Transformer."""
     frequencies = 1e4 ** -torch.linspace(0, 1, -(-dim // 2))

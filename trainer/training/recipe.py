@@ -40,7 +40,7 @@ class DecoderSettings:
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """The image encoder: ``vit``, a vision transformer over patches of a resized word image, or ``clip:ID``.
+    """The image encoder: ``vit`` (patches), ``convolution`` (columns; ``channels`` of its first stage) or ``clip:ID``.
 
     ``clip:`` and a directory or hub id takes the image tower of that CLIP, sizes and all; ``config`` is its description
     and filled in when the recipe is resolved.
@@ -52,6 +52,7 @@ class EncoderSettings:
     dim: int = 192
     heads: int = 3
     layers: int = 6
+    channels: int = 32
     image_height: int = 32
     image_width: int = 128
     patch_height: int = 4

@@ -10,12 +10,18 @@ from importlib.metadata import entry_points
 
 from dptr.cache.errors import UserError
 from dptr.trainer.model.decoders.base import Decoder, DecoderShape
+from dptr.trainer.model.decoders.ctc import CtcDecoder
 from dptr.trainer.model.decoders.nrtr import NrtrDecoder
 from dptr.trainer.model.decoders.parallel import ParallelDecoder
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.training.recipe import DecoderSettings
 
-_BUNDLED: dict[str, type[Decoder]] = {"parseq": ParseqDecoder, "nrtr": NrtrDecoder, "parallel": ParallelDecoder}
+_BUNDLED: dict[str, type[Decoder]] = {
+    "parseq": ParseqDecoder,
+    "nrtr": NrtrDecoder,
+    "parallel": ParallelDecoder,
+    "ctc": CtcDecoder,
+}
 
 
 def build_decoder(settings: DecoderSettings, characters: int, memory_dim: int) -> Decoder:

@@ -11,27 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dptr.cache.errors import UserError
-from dptr.trainer.model.layers import Attention, FeedForward, initialize, sinusoids
+from dptr.trainer.model.layers import SelfAttentionLayer, initialize, sinusoids
 from dptr.trainer.training.recipe import EncoderSettings
-
-
-class EncoderLayer(nn.Module):
-    """Pre-norm self-attention and feed-forward."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.norm_attention = nn.LayerNorm(dim)
-        self.attention = Attention(dim, heads)
-        self.norm_feed_forward = nn.LayerNorm(dim)
-        self.feed_forward = FeedForward(dim, 4 * dim, 0.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, tokens, dim) -> the same."""
-        normed = self.norm_attention(x)
-        keys, values = self.attention.keys_values(normed)
-        x = x + self.attention.attend(self.attention.queries(normed), keys, values, None)
-        out: Tensor = x + self.feed_forward(self.norm_feed_forward(x))
-        return out
 
 
 class VisionTransformer(nn.Module):
@@ -55,7 +36,9 @@ class VisionTransformer(nn.Module):
         self.grid = (height // settings.patch_height, width // settings.patch_width)
         self.stem = _convolutions(settings) if settings.stem == "convolution" else _linear(settings)
         self.positions = nn.Parameter(torch.empty(self.grid[0] * self.grid[1], settings.dim))
-        self.layers = nn.Sequential(*(EncoderLayer(settings.dim, settings.heads) for _ in range(settings.layers)))
+        self.layers = nn.Sequential(
+            *(SelfAttentionLayer(settings.dim, settings.heads, 4 * settings.dim) for _ in range(settings.layers))
+        )
         self.norm = nn.LayerNorm(settings.dim)
         self.apply(initialize)
         self.positions.data.copy_(_grid_positions(*self.grid, settings.dim))

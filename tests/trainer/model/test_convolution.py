@@ -1,0 +1,32 @@
+"""The convolutional encoder: columns from left to right, whatever the batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dptr.cache.errors import UserError
+from dptr.trainer.model.encoders import build_encoder
+from dptr.trainer.training.recipe import EncoderSettings
+
+SETTINGS = EncoderSettings(kind="convolution", channels=8, dim=24, image_height=32, image_width=64)
+
+
+def test_a_column_sees_its_own_part_of_the_image() -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder(SETTINGS).eval()
+    image = torch.zeros(1, 3, 32, 64)
+    marked = image.clone()
+    marked[..., 60:] = 1.0
+    with torch.inference_mode():
+        before, after = encoder(image), encoder(marked)
+    assert before.shape == (1, 16, 24)
+    assert encoder.grid == (1, 16)
+    changed = (before - after).abs().sum(-1)[0] > 1e-6
+    assert changed[-1]
+    assert not changed[:6].any()
+
+
+def test_refuses_sizes_that_do_not_halve() -> None:
+    with pytest.raises(UserError, match="30x64"):
+        build_encoder(EncoderSettings(kind="convolution", image_height=30, image_width=64))

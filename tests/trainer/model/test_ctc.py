@@ -1,0 +1,79 @@
+"""The CTC decoder: its loss is the probability of all alignments, its reading the collapsed best one."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dptr.cache.charset import Charset
+from dptr.trainer.model.decoders import build_decoder
+from dptr.trainer.model.decoders.base import Memory, Targets
+from dptr.trainer.model.decoders.ctc import CtcDecoder
+from dptr.trainer.training.recipe import DecoderSettings
+
+CHARSET = Charset("abc")
+SETTINGS = DecoderSettings(kind="ctc", dim=16, heads=2, layers=1, feed_forward=32, dropout=0.0, max_label_length=6)
+
+
+def decoder(seed: int = 0) -> CtcDecoder:
+    torch.manual_seed(seed)
+    built = build_decoder(SETTINGS, 3, 8)
+    assert isinstance(built, CtcDecoder)
+    return built.eval()
+
+
+def collapse(ids: tuple[int, ...]) -> str:
+    return "".join(CHARSET.characters[i - 1] for i, _ in itertools.groupby(ids) if i != 0)
+
+
+@pytest.mark.parametrize("label", ["ab", "aa", "cab"])
+def test_loss_sums_over_all_alignments(label: str) -> None:
+    model, memory = decoder(), Memory(torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(1)))
+    with torch.inference_mode():
+        chances = model(memory)[0].softmax(-1)
+        total = sum(
+            math.prod(float(chances[place, i]) for place, i in enumerate(ids))
+            for ids in itertools.product(range(4), repeat=5)
+            if collapse(ids) == label
+        )
+        loss = model.loss(memory, Targets.of([label], CHARSET))
+    assert float(loss) == pytest.approx(-math.log(total) / len(label), rel=1e-4)
+
+
+def test_reads_the_collapsed_best_alignment(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = decoder()
+    paths = torch.tensor([[1, 1, 0, 1, 2, 2], [0, 0, 0, 0, 0, 0], [3, 0, 3, 3, 0, 1], [1, 2, 3, 1, 2, 3]])
+    monkeypatch.setattr(model, "forward", lambda memory: F.one_hot(paths, 4).float() * 5)
+    logits = model.decode(Memory(torch.zeros(4, 6, 8)))
+    assert [CHARSET.decode(row) for row in logits.argmax(-1).numpy()] == ["aab", "", "cca", "abcabc"]
+    assert model.decode(Memory(torch.zeros(4, 6, 8)), 2).shape == (4, 3, 4)
+
+
+def test_padding_changes_neither_loss_nor_reading() -> None:
+    model, generator = decoder(), torch.Generator().manual_seed(2)
+    tokens, padding = torch.randn(2, 7, 8, generator=generator), torch.zeros(2, 7, dtype=torch.bool)
+    padding[0, 5:] = True
+    other = Memory(tokens.masked_fill(padding[..., None], 9.0), padding)
+    alone, targets = Memory(tokens[:1, :5]), Targets.of(["ab"], CHARSET)
+    with torch.inference_mode():
+        row = Memory(other.tokens[:1], padding[:1])
+        torch.testing.assert_close(model.loss(row, targets), model.loss(alone, targets))
+        read, expected = model.decode(row), model.decode(alone)
+    assert CHARSET.decode(read[0].argmax(-1).numpy()) == CHARSET.decode(expected[0].argmax(-1).numpy())
+
+
+def test_learns_words_with_doubled_letters_by_heart() -> None:
+    model, labels = decoder().train(), ["aab", "bcca", "a", "cab"]
+    memory = Memory(torch.randn(4, 9, 8, generator=torch.Generator().manual_seed(3)))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        model.loss(memory, Targets.of(labels, CHARSET)).backward()
+        optimizer.step()
+    with torch.inference_mode():
+        read = model.eval().decode(memory).argmax(-1).numpy()
+    assert [CHARSET.decode(row) for row in read] == labels
