@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dptr.cache.choices import UnicodeForm
 from dptr.cache.errors import UserError
 
 _DIGITS_AND_LOWER = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -24,7 +25,6 @@ NAMED_CHARACTERS = {
     "94": _DIGITS_AND_LOWER + _UPPER + _PUNCTUATION,
 }
 
-UnicodeForm = Literal["nfc", "nfkc", "none"]
 LetterCase = Literal["lower", "upper"]
 
 

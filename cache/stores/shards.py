@@ -11,7 +11,7 @@ import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +19,11 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import DamagedStore
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import FileRecord, Shard
 
-StatesDtype = Literal["float16", "float32", "int8"]
 _STORED: dict[StatesDtype, type[np.generic]] = {"float16": np.float16, "float32": np.float32, "int8": np.int8}
 
 

@@ -20,14 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
+from dptr.pipeline.choices import Precision
 from dptr.pipeline.clip.clip_files import find_clip
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
-
-
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)

@@ -6,21 +6,18 @@ that nothing is padded. :meth:`TextTower.check` compares the result with the pla
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from dptr.cache.errors import DptrError, UserError
 from dptr.cache.stores.shards import States
+from dptr.pipeline.choices import Context, StatesKind
 from dptr.pipeline.clip.batch_per_core import batch_per_core
 from dptr.pipeline.clip.loading import Clip
 from dptr.pipeline.clip.text_forward import AfterPrefix, Forward, Whole, is_causal
 from dptr.pipeline.text.templates import Template
 
-StatesKind = Literal["hidden", "projected"]
-Context = Literal["content", "full"]
 #: Most that a state may be apart from transformers' own in fp32, and the least cosine in lower precision.
 MOST_APART = 1e-4
 LEAST_COSINE = 0.99

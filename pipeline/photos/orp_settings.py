@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from dptr.cache.stores.shards import StatesDtype
-from dptr.pipeline.clip.loading import Precision
+from dptr.cache.choices import StatesDtype
+from dptr.pipeline.choices import Precision
 from dptr.pipeline.photos.crops import CropSettings
 
 

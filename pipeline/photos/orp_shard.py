@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import UserError
 from dptr.cache.stores.manifest import Shard
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA
-from dptr.cache.stores.shards import States, StatesDtype, write_shard
+from dptr.cache.stores.shards import States, write_shard
 from dptr.pipeline.clip.loading import ImageTower
 from dptr.pipeline.photos.reader import Crop, CutPhoto
 

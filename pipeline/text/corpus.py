@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +22,10 @@ from dptr.cache.charset import Charset, LetterCase, Normalization
 from dptr.cache.errors import UserError
 from dptr.cache.progress import Progress, progress
 from dptr.cache.stores.quarantine import Quarantine
-from dptr.pipeline.text.corpus_files import Unit, read_rows, require_readable
+from dptr.pipeline.choices import Case, Unit
+from dptr.pipeline.text.corpus_files import read_rows, require_readable
 from dptr.pipeline.text.corpus_labels import count_labels
 from dptr.pipeline.text.distinct_labels import DistinctLabels
-
-Case = Literal["keep", "lower", "upper-lower-title"]
 
 #: Zero-width joiners: invisible, but Persian and the Indic scripts spell with them.
 _JOINERS = "\u200c\u200d"

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lmdb
 import numpy as np
@@ -20,9 +20,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
+from dptr.pipeline.choices import Unit
 from dptr.pipeline.text.blocks import COMPRESSED_SUFFIXES, LINE_ENDS, WORD_ENDS, Refuse, item_blocks
-
-Unit = Literal["word", "line"]
 
 _LMDB_FILE = "data.mdb"
 #: Rows of a table at a time; few, because a row may be a whole document.

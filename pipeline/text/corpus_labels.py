@@ -14,8 +14,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dptr.cache.charset import LetterCase, Normalization, fold_case
+from dptr.pipeline.choices import Unit
 from dptr.pipeline.text.blocks import Refuse
-from dptr.pipeline.text.corpus_files import Rows, Unit
+from dptr.pipeline.text.corpus_files import Rows
 
 _PLAIN_WORD = "^[!-~]+$"
 _PLAIN_LINE = "^[!-~]+( [!-~]+)*$"

@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 
+from dptr.cache.choices import StatesDtype
 from dptr.cache.progress import note, progress
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import FILE_NAME, Manifest, Shard
 from dptr.cache.stores.quarantine import Quarantine
-from dptr.cache.stores.shards import States, StatesDtype
-from dptr.pipeline.clip.loading import Precision, load_clip
-from dptr.pipeline.clip.text_tower import Context, StatesKind, TextTower
+from dptr.cache.stores.shards import States
+from dptr.pipeline.choices import Context, Precision, StatesKind
+from dptr.pipeline.clip.loading import load_clip
+from dptr.pipeline.clip.text_tower import TextTower
 from dptr.pipeline.text.corpus import Corpus, CorpusSettings, corpus_fingerprint, read_corpus
 from dptr.pipeline.text.prompt_shard import write_prompt_shard
 from dptr.pipeline.text.prompt_store import open_prompt_store, settle_charset, write_prefix

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from dptr.cache.choices import StatesDtype
 from dptr.cache.stores.manifest import Shard
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA
-from dptr.cache.stores.shards import States, StatesDtype, write_shard
+from dptr.cache.stores.shards import States, write_shard
 from dptr.pipeline.text.prompts import Prompt
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from safetensors.torch import save_file
 from dptr.cache.errors import UserError
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.word_images.dataset import WordImages, preprocess
+from dptr.trainer.choices import ExportTarget
 from dptr.trainer.export import onnx_graph as export_onnx
 from dptr.trainer.export.names import Family, renamed
 from dptr.trainer.model.decoders import build_decoder
@@ -22,8 +22,6 @@ from dptr.trainer.model.model_file import save_model
 from dptr.trainer.model.recognizer import load_recognizer
 from dptr.trainer.training.runs import Run
 
-Target = Literal["onnx", "safetensors", "parseq", "openocr"]
-TARGETS: tuple[Target, ...] = get_args(Target)
 _MADE_UP_IMAGES = 16
 
 
@@ -43,7 +41,7 @@ class ExportSummary:
     seconds: float
 
 
-def export(run: Run, target: Target, out: Path, crops: WordImages | None = None) -> ExportSummary:
+def export(run: Run, target: ExportTarget, out: Path, crops: WordImages | None = None) -> ExportSummary:
     """Write ``run`` as ``target``; an ONNX file is checked on made-up images, and on ``crops`` when given.
 
     Raises:
@@ -65,7 +63,7 @@ def export(run: Run, target: Target, out: Path, crops: WordImages | None = None)
     return ExportSummary(out, tensors, checked, apart, time.monotonic() - started)
 
 
-def default_path(run: Run, target: Target) -> Path:
+def default_path(run: Run, target: ExportTarget) -> Path:
     """Where an export goes without ``-o``: into the run's folder."""
     return run.folder / {"onnx": "model.onnx", "safetensors": "model.safetensors"}.get(target, f"{target}.safetensors")
 

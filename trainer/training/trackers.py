@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from dptr.cache.errors import UserError
-
-Tracker = Literal["tensorboard", "wandb"]
-TRACKERS: tuple[Tracker, ...] = get_args(Tracker)
+from dptr.trainer.choices import Tracker as Tracker
 
 #: Takes a log line, which holds its ``step``.
 Observer = Callable[[dict[str, Any]], None]

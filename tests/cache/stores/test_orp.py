@@ -6,10 +6,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from dptr.cache.choices import StatesDtype
 from dptr.cache.stores import orp
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
-from dptr.cache.stores.shards import States, StatesDtype, write_shard
+from dptr.cache.stores.shards import States, write_shard
 
 TOKENS, DIM = 6, 8
 

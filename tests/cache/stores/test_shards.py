@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.ipc as ipc
 import pytest
 
+from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import DamagedStore
 from dptr.cache.stores.manifest import Shard
-from dptr.cache.stores.shards import States, StatesDtype, StatesFile, StatesReader, write_shard
+from dptr.cache.stores.shards import States, StatesFile, StatesReader, write_shard
 
 DIM = 6
 

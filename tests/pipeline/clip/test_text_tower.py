@@ -10,8 +10,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import DptrError, UserError
-from dptr.cache.stores.shards import States, StatesDtype, StatesReader, write_shard
+from dptr.cache.stores.shards import States, StatesReader, write_shard
 from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip import text_tower
 from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip

@@ -1,0 +1,11 @@
+"""Values that options of several commands may take; in a file of their own, so that ``--help`` loads no library."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+#: How states are stored: halves, floats, or bytes with one scale a token.
+StatesDtype = Literal["float16", "float32", "int8"]
+
+#: Unicode normal form of labels.
+UnicodeForm = Literal["nfc", "nfkc", "none"]

@@ -1,0 +1,133 @@
+"""What all commands share: their common options, what they are given, and how they print.
+
+A command is a function ``(workspace, ...) -> Report`` beside its stage; :func:`command` adds the common options.
+``cli.py`` puts the stages together and fixes the exit codes.
+"""
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+
+from dptr.cache.progress import set_quiet
+from dptr.cache.workspace import Workspace
+
+_Parameters = ParamSpec("_Parameters")
+
+#: Seeds fit a signed 64-bit integer, which is what every file and library here can hold.
+LARGEST_SEED = 2**63 - 1
+MOST_WORKERS = 256
+
+Out = Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write to instead of the workspace's own.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
+
+_COMMON = {
+    "workspace": Annotated[
+        Path, typer.Option(envvar="DPTR_WORKSPACE", help="Folder that holds stores and runs.", show_default=True)
+    ],
+    "as_json": Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")],
+    "quiet": Annotated[bool, typer.Option("--quiet", help="No progress, no notes.")],
+    "debug": Annotated[bool, typer.Option("--debug", help="Show tracebacks.")],
+}
+_DEFAULTS = {"workspace": Path("dptr_data"), "as_json": False, "quiet": False, "debug": False}
+_FILLED_IN = ("workspace", "services")
+
+
+@dataclass(frozen=True)
+class Services:
+    """What commands need from a side that they may not import; ``cli.py``, which knows both sides, fills it in.
+
+    Attributes:
+        device: checks a device's name and resolves ``auto``.
+        find_clip: ``tiny``, a directory or a hub id -> a CLIP's folder.
+        mine_neighbours: prompt store, bank, k: writes each prompt's nearest crops beside the store.
+        photo_paths: folder -> the photos in it.
+        prompt_of: template -> what turns a label into a prompt.
+    """
+
+    device: Callable[[str], str]
+    find_clip: Callable[[str], Path]
+    mine_neighbours: Callable[[Path, Path, int], object]
+    photo_paths: Callable[[Path], Sequence[Path]]
+    prompt_of: Callable[[str], Callable[[str], str]]
+
+
+@dataclass
+class Report:
+    """What a command came to.
+
+    Attributes:
+        figures: for programs: the object that ``--json`` prints. text: for people.
+        lines: objects that ``--json`` prints before it, one a line.
+    """
+
+    figures: dict[str, Any]
+    text: str = ""
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+
+def command_group(help: str | None = None) -> typer.Typer:
+    """Return an empty set of commands."""
+    return typer.Typer(
+        help=help,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+
+def command(group: typer.Typer, name: str) -> Callable[[Callable[_Parameters, Report]], Callable[_Parameters, Report]]:
+    """Add a function as a command with the common options.
+
+    Its parameters become options, but for ``workspace`` (:class:`Workspace`) and ``services`` (:class:`Services`),
+    which it gets from here.
+    """
+
+    def register(function: Callable[_Parameters, Report]) -> Callable[_Parameters, Report]:
+        parameters = inspect.signature(function).parameters
+
+        def run(
+            calling: typer.Context, workspace: Path, as_json: bool, quiet: bool, debug: bool, **arguments: Any
+        ) -> None:
+            set_quiet(quiet)
+            os.environ["DPTR_DEBUG"] = "1" if debug else ""
+            given = {"workspace": Workspace(workspace), "services": calling.obj}
+            filled_in = {name: given[name] for name in _FILLED_IN if name in parameters}
+            print_report(name, function(**filled_in, **arguments), as_json)  # type: ignore[call-arg]
+
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        options = [p.replace(kind=keyword) for p in parameters.values() if p.name not in _FILLED_IN]
+        options += [inspect.Parameter(n, keyword, default=_DEFAULTS[n], annotation=a) for n, a in _COMMON.items()]
+        calling = inspect.Parameter("calling", keyword, annotation=typer.Context)
+        run.__signature__ = inspect.Signature([calling, *options])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in [calling, *options]}
+        run.__doc__ = function.__doc__
+        group.command(name)(run)
+        return function
+
+    return register
+
+
+def figures_of(summary: Any) -> dict[str, Any]:
+    """A summary's plain fields, for JSON."""
+    return {key: value for key, value in vars(summary).items() if key not in ("table", "coverage")}
+
+
+def print_report(name: str, report: Report, as_json: bool) -> None:
+    """Print what a command came to on stdout."""
+    if not as_json:
+        if report.text:
+            print(report.text)
+        return
+    for line in report.lines:
+        print(json.dumps(line, ensure_ascii=False))
+    figures = report.figures
+    if figures.get("seconds") and "computed" in figures:
+        figures["rows_per_second"] = figures["computed"] / figures["seconds"]
+    print(json.dumps({"command": name, **figures}, ensure_ascii=False, default=str))

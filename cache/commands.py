@@ -1,0 +1,80 @@
+"""Commands on what is on disk: questions, checks, and labelled crops in another form."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dptr.cache.command_line import Report, command, command_group
+from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.workspace import Workspace
+
+commands = command_group()
+
+
+@command(commands, "sql")
+def sql(
+    workspace: Workspace,
+    query: Annotated[str | None, typer.Argument(help="SQL; without it, an interactive prompt.")] = None,
+) -> Report:
+    """DuckDB over everything in the workspace: prompts, crops, neighbours, refused_text, refused_photos, runs, metrics.
+
+    Example: dptr sql "select label, n_tokens from prompts order by n_tokens desc limit 10"
+    """
+    import time
+
+    from dptr.cache.sql import views
+
+    started = time.monotonic()
+    connection = views.connect(workspace)
+    if query is None:
+        views.prompt(connection)
+        return Report({"out": str(workspace.root), "rows": 0, "seconds": time.monotonic() - started})
+    columns, rows = views.ask(connection, query)
+    figures = {"out": str(workspace.root), "rows": len(rows), "columns": columns, "result": rows}
+    return Report({**figures, "seconds": time.monotonic() - started}, views.table(columns, rows))
+
+
+@command(commands, "verify")
+def verify(
+    workspace: Workspace,
+    folders: Annotated[list[Path] | None, typer.Argument(help="Stores; by default those of the workspace.")] = None,
+) -> Report:
+    """Check every hash of every store; exit 3 when something is damaged.
+
+    Example: dptr verify
+    """
+    from dptr.cache.stores import verify as check
+    from dptr.cache.stores.manifest import FILE_NAME
+
+    stores = folders or [store for store in (workspace.prompts, workspace.orp) if (store / FILE_NAME).is_file()]
+    if not stores:
+        raise UserError(f"no store in {workspace.root}", "Name a store's folder")
+    damages = [damage for store in stores for damage in check.verify(store)]
+    if damages:
+        listed = "; ".join(f"{damage.folder / damage.file}: {damage.problem}" for damage in damages)
+        raise DamagedStore(listed, "Move the store away and make it again, or restore the named files from a copy")
+    return Report({"out": [str(store) for store in stores], "rows": len(stores)}, f"{len(stores)} stores are whole")
+
+
+@command(commands, "pack-crops")
+def pack_crops(
+    folder: Annotated[Path, typer.Argument(help="Labelled crops in any accepted form.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="A .lmdb or .parquet file.")],
+) -> Report:
+    """Labelled crops into one LMDB (the field's keys) or Parquet file.
+
+    Example: dptr pack-crops crops/ -o crops.lmdb
+    """
+    from dptr.cache.word_images import pack
+
+    summary = pack.pack_crops(folder, out)
+    lines = [
+        f"{count:,} left out: {reason} (such as {summary.examples[reason][0]})"
+        for reason, count in summary.refused.items()
+    ]
+    refused = sum(summary.refused.values())
+    return Report(
+        {"out": str(out), "rows": summary.rows, "computed": summary.rows, "quarantined": refused},
+        "\n".join([*lines, f"{summary.rows:,} crops in {out}"]),
+    )

@@ -1,0 +1,20 @@
+"""Values that options of stage 1 may take; in a file of their own, so that ``--help`` loads no library."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+#: What a label is: each word of a line, or the line.
+Unit = Literal["word", "line"]
+
+#: What becomes of upper and lower case; the last makes three labels of each.
+Case = Literal["keep", "lower", "upper-lower-title"]
+
+#: States of the last layer norm, or those projected into the joint space.
+StatesKind = Literal["hidden", "projected"]
+
+#: States up to and including the end token, or of the whole context.
+Context = Literal["content", "full"]
+
+#: Arithmetic of CLIP.
+Precision = Literal["fp32", "bf16"]

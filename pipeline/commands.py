@@ -1,0 +1,183 @@
+"""Commands of stage 1: text and photos to stores, and words to labelled crops."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dptr.cache.choices import StatesDtype, UnicodeForm
+from dptr.cache.command_line import (
+    LARGEST_SEED,
+    MOST_WORKERS,
+    Device,
+    Out,
+    Report,
+    Services,
+    command,
+    command_group,
+    figures_of,
+)
+from dptr.cache.workspace import Workspace
+from dptr.pipeline.choices import Case, Context, Precision, StatesKind, Unit
+from dptr.pipeline.text.templates import DEFAULT_TEMPLATE
+
+ClipName = Annotated[str, typer.Option("--clip", help="`tiny` (bundled), a directory, or a hub id.")]
+MaxBad = Annotated[int | None, typer.Option(min=0, help="Fail (exit 4) when more inputs than this are refused.")]
+Dtype = Annotated[StatesDtype, typer.Option("--dtype", help="How states are stored.")]
+Arithmetic = Annotated[Precision, typer.Option("--precision", help="Arithmetic of CLIP.")]
+#: More would only be nearly the same rectangles again, and a bank that never ends.
+_MOST_CROPS_PER_IMAGE = 10_000
+
+commands = command_group()
+
+
+@command(commands, "embed-text")
+def embed_text(
+    workspace: Workspace,
+    services: Services,
+    files: Annotated[list[str], typer.Argument(help="Text, .gz, .zst, .xz, JSONL, Parquet, LMDB, or - for stdin.")],
+    out: Out = None,
+    clip: ClipName = "tiny",
+    unit: Annotated[Unit, typer.Option(help="What a label is.")] = "word",
+    column: Annotated[str, typer.Option(help="Column of JSONL and Parquet files.")] = "text",
+    charset: Annotated[str, typer.Option(help="36, 62, 94, a file, or auto (learnt from the corpus).")] = "94",
+    min_count: Annotated[int, typer.Option(min=1, help="auto: least occurrences of a character.")] = 1,
+    case: Annotated[Case, typer.Option(help="What becomes of upper and lower case.")] = "keep",
+    unicode: Annotated[UnicodeForm, typer.Option(help="Normal form.")] = "nfkc",
+    ascii: Annotated[bool, typer.Option("--ascii", help="Fold to ASCII, as the authors do.")] = False,
+    max_label_length: Annotated[int, typer.Option(min=1, help="Longest label in characters.")] = 25,
+    template: Annotated[str, typer.Option(help="Sentence around {label}.")] = DEFAULT_TEMPLATE,
+    states: Annotated[StatesKind | None, typer.Option(help="By default what fits the images.")] = None,
+    context: Annotated[Context, typer.Option(help="States up to the end token, or all.")] = "content",
+    precision: Arithmetic = "fp32",
+    dtype: Dtype = "float16",
+    shard_rows: Annotated[int, typer.Option(min=1, help="Labels of a shard.")] = 16384,
+    max_bad: MaxBad = None,
+    device: Device = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
+) -> Report:
+    """Corpus to prompt store.
+
+    Example: dptr embed-text words.txt
+    """
+    from dptr.cache.charset import Normalization
+    from dptr.pipeline.text import embed_text as stage
+    from dptr.pipeline.text.corpus import CorpusSettings
+
+    normalization = Normalization(unicode, ascii, unit == "line", max_label_length)
+    settings = stage.EmbedTextSettings(
+        corpus=CorpusSettings(unit, column, normalization, charset, min_count, case),
+        clip=clip,
+        template=template,
+        states=states,
+        context=context,
+        precision=precision,
+        dtype=dtype,
+        shard_rows=shard_rows,
+        max_bad=max_bad,
+        device=services.device(device),
+    )
+    folder = out or workspace.prompts
+    if dry_run:
+        cost = stage.estimate(files, folder, settings)
+        text = f"{cost.rows:,} rows to compute, about {cost.bytes / 1e6:,.0f} MB, about {cost.seconds:,.0f} s"
+        return Report({"out": str(folder), **vars(cost)}, text)
+    summary = stage.embed_text(files, folder, settings)
+    return Report(figures_of(summary), f"{summary.table}\n{summary.rows:,} rows in {summary.out}")
+
+
+@command(commands, "build-orp-bank")
+def build_orp_bank(
+    workspace: Workspace,
+    services: Services,
+    paths: Annotated[list[Path], typer.Argument(help="Folders, image files, .tar, .zip, Parquet or LMDB.")],
+    out: Out = None,
+    clip: ClipName = "tiny",
+    crops_per_image: Annotated[
+        int, typer.Option(min=1, max=_MOST_CROPS_PER_IMAGE, help="Random crops of each photo.")
+    ] = 8,
+    tokens_per_crop: Annotated[
+        int | None, typer.Option(min=1, help="Tokens kept of each crop; all by default.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Threads that decode photos.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of crops and tokens.")] = 0,
+    precision: Arithmetic = "fp32",
+    dtype: Dtype = "float16",
+    exclude_near: Annotated[list[Path] | None, typer.Option(help="Keep out photos that nearly equal these.")] = None,
+    exclude_threshold: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Pooled cosine from which photos are nearly equal.")
+    ] = 0.95,
+    retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Read refused photos again.")] = False,
+    max_bad: MaxBad = None,
+    device: Device = "auto",
+) -> Report:
+    """Photos to ORP bank, with a FAISS index.
+
+    Example: dptr build-orp-bank photos/
+    """
+    from dptr.pipeline.photos import build_orp_bank as stage
+
+    settings = stage.OrpBankSettings(
+        clip=clip,
+        precision=precision,
+        crops_per_image=crops_per_image,
+        tokens_per_crop=tokens_per_crop,
+        seed=seed,
+        dtype=dtype,
+        workers=workers,
+        max_bad=max_bad,
+        retry_quarantined=retry_quarantined,
+        exclude_near=tuple(exclude_near or ()),
+        exclude_threshold=exclude_threshold,
+        device=services.device(device),
+    )
+    summary = stage.build_orp_bank(paths, out or workspace.orp, settings)
+    return Report(figures_of(summary), f"{summary.rows:,} crops in {summary.out}, {summary.quarantined} photos refused")
+
+
+@command(commands, "mine-neighbours")
+def mine_neighbours(
+    workspace: Workspace,
+    k: Annotated[int, typer.Option("-k", min=1, help="Crops for each prompt.")] = 32,
+) -> Report:
+    """Each prompt's nearest crops, for noise = nearest; `pretrain` does it by itself when its recipe asks for it.
+
+    Example: dptr mine-neighbours -k 32
+    """
+    from dptr.pipeline.neighbours import mine_neighbours as stage
+
+    summary = stage.mine_neighbours(workspace.prompts, workspace.orp, k)
+    figures = {**figures_of(summary), "quarantined": 0}
+    return Report(figures, f"{summary.k} nearest crops of {summary.rows:,} prompts, recall {summary.recall:.3f}")
+
+
+@command(commands, "render-words")
+def render_words(
+    files: Annotated[list[str], typer.Argument(help="Word lists, as for embed-text.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder, or a .lmdb or .parquet file.")],
+    count: Annotated[int | None, typer.Option(min=1, help="Crops in all; by default one a word.")] = None,
+    fonts: Annotated[Path | None, typer.Option(help="Folder of fonts; otherwise those that are installed.")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Folder of photos for backgrounds.")] = None,
+    style: Annotated[str, typer.Option(help="clean, natural, hard, or a number from 0 to 1.")] = "natural",
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of everything random.")] = 0,
+    workers: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Processes that render.")] = 1,
+) -> Report:
+    """Labelled synthetic crops from a word list.
+
+    Example: dptr render-words words.txt -o crops/ --count 1000
+    """
+    from dptr.pipeline.rendering import render_words as stage
+    from dptr.pipeline.rendering.style import RenderStyle
+    from dptr.pipeline.rendering.word_lists import photo_paths, read_words
+
+    summary = stage.render_words(
+        read_words(files),
+        out,
+        count=count,
+        seed=seed,
+        fonts=fonts,
+        photos=photo_paths(photos) if photos else (),
+        style=RenderStyle.named(style),
+        workers=workers,
+    )
+    return Report(figures_of(summary), f"{summary.rows:,} crops in {summary.out}")

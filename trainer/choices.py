@@ -1,0 +1,20 @@
+"""Values that options of training may take; in a file of their own, so that ``--help`` loads no library."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+#: Which crops a prompt's noise comes from.
+NoiseDraw = Literal["random", "nearest", "mixed"]
+
+#: Whether labels are drawn evenly, or more often the more the corpus has them.
+Sampling = Literal["uniform", "count"]
+
+#: The Feature Merge Unit with its queries, or all image tokens handed on (the control).
+FmuKind = Literal["queries", "none"]
+
+#: Where else metrics are shown.
+Tracker = Literal["tensorboard", "wandb"]
+
+#: What a run can be exported to.
+ExportTarget = Literal["onnx", "safetensors", "parseq", "openocr"]

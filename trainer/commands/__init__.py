@@ -1,0 +1,1 @@
+"""Commands of stages 2 and 3."""

@@ -1,0 +1,91 @@
+"""Options that several training commands share, and what they are turned into."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dptr.cache.command_line import LARGEST_SEED
+from dptr.cache.errors import UserError
+from dptr.cache.workspace import Workspace
+from dptr.trainer.choices import Tracker
+
+if TYPE_CHECKING:
+    from dptr.cache.charset import Normalization
+    from dptr.cache.word_images.dataset import WordImages
+    from dptr.trainer.training.recipe import Recipe
+    from dptr.trainer.training.runs import Run, RunKind
+
+RecipeName = Annotated[str, typer.Option("--recipe", help="tiny, small, paper, or a TOML file.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps in all.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=LARGEST_SEED, help="Seed of everything random.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, for any recipe key.")]
+Track = Annotated[Tracker | None, typer.Option("--track", help="Show metrics there, too.")]
+Data = Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops; more may follow.")]
+MoreData = Annotated[list[Path] | None, typer.Argument(help="Further data.", hidden=True)]
+CharsetName = Annotated[str | None, typer.Option("--charset", help="36, 62, 94, or a file of characters.")]
+RunFolder = Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run.")]
+RunName = Annotated[str, typer.Argument(help="A run: its folder or name.")]
+Recogniser = Annotated[str, typer.Argument(help="A fine-tuning run: its folder or name.")]
+
+#: Longer than any label: what is measured is not left out for its length.
+_ANY_LENGTH = 1000
+
+
+def recipe_changes(
+    section: str, changes: list[str] | None, steps: int | None, seed: int | None, flags: dict[str, str | None]
+) -> list[str]:
+    """Fold the short flags into recipe changes; flags come last, so they win."""
+    short = {f"{section}.steps": steps, f"{section}.seed": seed, **flags}
+    return [*(changes or []), *(f"{key}={json.dumps(value)}" for key, value in short.items() if value is not None)]
+
+
+def named_data(data: list[Path] | None, more: list[Path] | None) -> list[Path]:
+    """Return the paths given with ``--data`` and behind it.
+
+    Raises:
+        UserError: there are none.
+    """
+    paths = [*(data or []), *(more or [])]
+    if not paths:
+        raise UserError("no data named", "Give labelled crops: --data FOLDER")
+    return paths
+
+
+def run_of(kind: "RunKind", workspace: Workspace, name: str) -> "Run":
+    """Find a run by its folder or name.
+
+    Raises:
+        UserError: there is none, or another stage made it.
+    """
+    from dptr.trainer.training.runs import Run
+
+    run = Run.load(workspace.find_run(name))
+    if run.kind != kind:
+        made_by = {"pretrain": "dptr pretrain", "finetune": "dptr finetune", "clip": "dptr train-clip"}[kind]
+        raise UserError(f"{name} holds a run of another kind ({run.kind})", f"Name one that `{made_by}` made")
+    return run
+
+
+def training_normalization(recipe: "Recipe") -> "Normalization":
+    """Labels as the recipe's decoder can take them."""
+    from dptr.cache.charset import Normalization
+
+    return Normalization(max_label_length=recipe.decoder.max_label_length)
+
+
+def measuring_normalization() -> "Normalization":
+    """Labels of any length: what a recogniser cannot emit is a mistake, not an exception."""
+    from dptr.cache.charset import Normalization
+
+    return Normalization(max_label_length=_ANY_LENGTH)
+
+
+def labels_left_out(images: "WordImages") -> list[str]:
+    """Say which labels were left out or changed, with examples."""
+    lines = []
+    for what, counts in (("left out", images.refused), ("kept, but changed", images.changed)):
+        for reason, count in counts.most_common():
+            lines.append(f"{what}: {count:,} labels, {reason} (such as {images.examples[reason][0]})")
+    return lines

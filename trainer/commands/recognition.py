@@ -1,0 +1,157 @@
+"""Commands that use a run: read, measure, show and export it."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dptr.cache.command_line import Device, Report, Services, command, command_group
+from dptr.cache.workspace import Workspace
+from dptr.trainer.choices import ExportTarget
+from dptr.trainer.commands.options import (
+    Data,
+    MoreData,
+    Recogniser,
+    RunName,
+    labels_left_out,
+    measuring_normalization,
+    named_data,
+)
+
+if TYPE_CHECKING:
+    from dptr.cache.word_images.dataset import WordImages
+    from dptr.trainer.training.runs import Run
+
+OutFile = Annotated[Path | None, typer.Option("-o", "--out", help="File to write; by default in the run.")]
+_EXAMPLES = 12
+
+commands = command_group()
+
+
+@command(commands, "evaluate")
+def evaluate(
+    workspace: Workspace,
+    services: Services,
+    run: Recogniser,
+    more: MoreData = None,
+    data: Data = None,
+    device: Device = "auto",
+) -> Report:
+    """Word accuracy and 1-NED of a recogniser, per data set and charset.
+
+    Example: dptr evaluate dptr_data/runs/finetune-parseq-1234abcd --data crops/
+    """
+    from dptr.cache.word_images.dataset import WordImages
+    from dptr.trainer import evaluate as stage
+    from dptr.trainer.evaluation_table import figures, table
+    from dptr.trainer.read import load
+
+    place = services.device(device)
+    reader = load(workspace.find_run(run), place)
+    sets = {str(path): WordImages.open_as_written([path]) for path in named_data(data, more)}
+    result = stage.evaluate(reader.recognizer, sets, place)
+    left_out = [line for images in sets.values() for line in labels_left_out(images)]
+    return Report({"out": run, **figures(result)}, "\n".join([table(result), *left_out]))
+
+
+@command(commands, "read")
+def read(
+    workspace: Workspace,
+    services: Services,
+    run: Recogniser,
+    images: Annotated[list[str], typer.Argument(help="Pictures of one word each, folders, or - for names on stdin.")],
+    device: Device = "auto",
+) -> Report:
+    """Text and confidence of each image.
+
+    Example: dptr read dptr_data/runs/finetune-parseq-1234abcd sign.png
+    """
+    import time
+
+    from dptr.trainer.read import find_images, load
+
+    started = time.monotonic()
+    reader = load(workspace.find_run(run), services.device(device))
+    loaded = time.monotonic()
+    named = [name for image in images for name in (sys.stdin.read().splitlines() if image == "-" else [image])]
+    paths = list(find_images([Path(name) for name in named if name]))
+    readings = reader.read(paths)
+    seconds = time.monotonic() - loaded
+    lines = [{"image": str(path), **vars(reading)} for path, reading in zip(paths, readings, strict=True)]
+    text = "\n".join(f"{line['image']}\t{line['text']}\t{line['confidence']:.3f}" for line in lines)
+    figures = {"out": run, "rows": len(lines), "computed": len(lines), "quarantined": 0, "seconds": seconds}
+    return Report({**figures, "load_seconds": loaded - started}, text, lines)
+
+
+@command(commands, "report")
+def report(
+    workspace: Workspace,
+    run: RunName,
+    more: MoreData = None,
+    out: OutFile = None,
+    data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to show readings of.")] = None,
+) -> Report:
+    """One self-contained HTML page: curves, readings, and the noise or where the Feature Merge Unit looks.
+
+    Example: dptr report dptr_data/runs/finetune-parseq-1234abcd --data crops/
+    """
+    from dptr.trainer.report import report as stage
+    from dptr.trainer.training.runs import Run
+
+    described = Run.load(workspace.find_run(run))
+    crops = _crops(data, more, described)
+    candidates = [workspace.prompts, workspace.orp]
+    stores = stage.matching_stores(described, candidates) if described.kind == "pretrain" else None
+    summary = stage.report(described, out or described.folder / stage.FILE_NAME, crops, stores)
+    lines = [str(summary.out)]
+    if described.kind == "finetune" and crops is None:
+        lines.append("no readings on it: give --data CROPS")
+    if described.kind == "pretrain" and stores is None:
+        lines.append("no readings on it: the stores in this workspace are not those the run was trained on")
+    figures = {"out": str(summary.out), "rows": summary.sections, "computed": summary.sections, "quarantined": 0}
+    return Report({**figures, "seconds": summary.seconds}, "\n".join(lines))
+
+
+@command(commands, "export")
+def export(
+    workspace: Workspace,
+    run: RunName,
+    to: Annotated[ExportTarget, typer.Option(help="parseq and openocr: the decoder under their names.")],
+    more: MoreData = None,
+    out: OutFile = None,
+    data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to check ONNX with.")] = None,
+) -> Report:
+    """A model for other programs; ONNX is checked against torch before it counts as written.
+
+    Example: dptr export dptr_data/runs/finetune-parseq-1234abcd --to onnx
+    """
+    from dptr.trainer.export import export as stage
+    from dptr.trainer.training.runs import Run
+
+    described = Run.load(workspace.find_run(run))
+    crops = _crops(data, more, described)
+    summary = stage.export(described, to, out or stage.default_path(described, to), crops)
+    checked = f", as torch reads on {summary.checked} images (scores {summary.largest_difference:.0e} apart)"
+    text = f"{summary.out}, {summary.out.stat().st_size / 1e6:.1f} MB" + (checked if summary.checked else "")
+    figures = {"out": str(summary.out), "rows": 1, "computed": 1, "quarantined": 0, "seconds": summary.seconds}
+    return Report({**figures, "checked": summary.checked, "largest_difference": summary.largest_difference}, text)
+
+
+def _crops(data: list[Path] | None, more: list[Path] | None, run: "Run") -> "WordImages | None":
+    from dptr.cache.word_images.dataset import WordImages
+
+    return WordImages.open(named_data(data, more), run.charset, measuring_normalization()) if data else None
+
+
+def examples_table(run: Path, crops: Path) -> str:
+    """Read the first crops of a folder with ``labels.tsv``; return image, truth and reading as a table."""
+    from dptr.cache.sql.views import table
+    from dptr.trainer.read import load
+
+    rows = [line.split("\t") for line in (crops / "labels.tsv").read_text(encoding="utf-8").splitlines()][:_EXAMPLES]
+    readings = load(run).read([crops / name for name, _ in rows])
+    shown = [
+        (*row, found.text, "" if row[1] == found.text else "differs") for row, found in zip(rows, readings, strict=True)
+    ]
+    return table(["image", "truth", "read", ""], shown)

@@ -1,0 +1,240 @@
+"""Commands that train: a decoder on text states, a recogniser on labelled crops, a CLIP on both."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dptr.cache.command_line import Device, Report, Services, command, command_group, figures_of
+from dptr.cache.errors import UserError
+from dptr.cache.workspace import Workspace
+from dptr.trainer.choices import FmuKind, NoiseDraw, Sampling
+from dptr.trainer.commands.options import (
+    Changes,
+    CharsetName,
+    Data,
+    MoreData,
+    RecipeName,
+    RunFolder,
+    Seed,
+    Steps,
+    Track,
+    labels_left_out,
+    named_data,
+    recipe_changes,
+    run_of,
+    training_normalization,
+)
+
+if TYPE_CHECKING:
+    from dptr.cache.stores.neighbours import Neighbours
+    from dptr.cache.stores.orp import OrpBank
+    from dptr.trainer.training.recipe import Recipe
+    from dptr.trainer.training.runs import Run
+
+commands = command_group()
+
+
+@command(commands, "pretrain")
+def pretrain(
+    workspace: Workspace,
+    services: Services,
+    recipe: RecipeName = "tiny",
+    out: RunFolder = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    decoder: Annotated[str | None, typer.Option(help="parseq, nrtr, parallel, or a registered one.")] = None,
+    noise: Annotated[NoiseDraw | None, typer.Option(help="Crops for noise.")] = None,
+    sampling: Annotated[Sampling | None, typer.Option(help="Draw labels evenly, or by their corpus count.")] = None,
+    track: Track = None,
+    changes: Changes = None,
+    device: Device = "auto",
+) -> Report:
+    """Prompt store and ORP bank to a pre-trained decoder; the same command goes on where it stopped.
+
+    Example: dptr pretrain --recipe tiny --set noise.ratio=0.2
+    """
+    from dptr.cache.stores.prompts import PromptStore
+    from dptr.trainer import pretrain as stage
+    from dptr.trainer.training.recipe import load_recipe
+    from dptr.trainer.training.runs import default_name
+
+    flags: dict[str, str | None] = {"decoder.kind": decoder, "noise.draw": noise, "pretrain.sampling": sampling}
+    settings = load_recipe(recipe, recipe_changes("pretrain", changes, steps, seed, flags))
+    store = PromptStore(workspace.prompts)
+    bank = _open_bank(workspace, settings)
+    folder = out or workspace.runs / default_name("pretrain", settings, stage.data_identity(store, bank))
+    neighbours = _open_neighbours(workspace, services, bank, settings)
+    summary = stage.pretrain(store, bank, neighbours, settings, folder, services.device(device), track)
+    metrics = summary.metrics
+    text = f"{summary.steps:,} steps; held-out labels read from their states: {metrics['accuracy']:.1%} (case aside)"
+    if "accuracy_with_noise" in metrics:
+        text += f", with noise {metrics['accuracy_with_noise']:.1%}"
+    return Report(figures_of(summary), f"{text}\nrun: {summary.out}")
+
+
+@command(commands, "finetune")
+def finetune(
+    workspace: Workspace,
+    services: Services,
+    data: Data = None,
+    more: MoreData = None,
+    start: Annotated[
+        str, typer.Option("--from", help="Pre-trained run; `newest`, or `none` for the control.")
+    ] = "newest",
+    charset: CharsetName = None,
+    recipe: RecipeName = "tiny",
+    out: RunFolder = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    encoder: Annotated[str | None, typer.Option(help="vit, or clip:ID, a CLIP's own image tower.")] = None,
+    fmu: Annotated[FmuKind | None, typer.Option(help="With none the decoder reads all image tokens.")] = None,
+    freeze: Annotated[str | None, typer.Option(help="Keep parts as they came, in epochs: decoder:5.")] = None,
+    mix: Annotated[str | None, typer.Option(help="How often each of the data is drawn: 3,1.")] = None,
+    track: Track = None,
+    changes: Changes = None,
+    device: Device = "auto",
+) -> Report:
+    """Labelled crops to a recogniser, from a pre-trained decoder.
+
+    Example: dptr finetune --data crops/
+    """
+    from dptr.cache.charset import Charset
+    from dptr.cache.word_images.dataset import WordImages
+    from dptr.trainer import finetune as stage
+    from dptr.trainer.training.recipe import load_recipe
+    from dptr.trainer.training.runs import default_name
+
+    run = _start_run(workspace, start)
+    flags: dict[str, str | None] = {
+        "encoder.kind": encoder,
+        "fmu.kind": fmu,
+        "finetune.freeze": freeze,
+        "finetune.mix": mix,
+    }
+    asked = recipe_changes("finetune", changes, steps, seed, flags)
+    settings = load_recipe(recipe, asked, run.recipe.decoder if run else None)
+    clip, settings = _clip_encoder(services, settings)
+    characters = Charset.named(charset) if charset else run.charset if run else Charset.named("94")
+    images = WordImages.open(named_data(data, more), characters, training_normalization(settings))
+    folder = out or workspace.runs / default_name("finetune", settings, stage.data_identity(images, run))
+    summary = stage.finetune(images, characters, run, settings, folder, services.device(device), track, clip)
+    metrics = summary.metrics
+    upright = summary.upright
+    lines = [
+        *labels_left_out(images),
+        *([f"{len(upright):,} images taller than wide, such as {upright[0]}"] if upright else []),
+        f"{summary.steps:,} steps; held-back crops read: {metrics['accuracy']:.1%}, "
+        f"{metrics['accuracy_36']:.1%} with 36 characters",
+        f"run: {summary.out}",
+    ]
+    return Report(figures_of(summary), "\n".join(lines))
+
+
+@command(commands, "train-clip")
+def train_clip(
+    workspace: Workspace,
+    services: Services,
+    data: Data = None,
+    more: MoreData = None,
+    held_out: Annotated[Path | None, typer.Option(help="Labelled crops of other words, for validation.")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Folder of photos without text.")] = None,
+    charset: CharsetName = None,
+    clip: Annotated[
+        str, typer.Option("--clip", help="The CLIP whose shape, tokenizer and preprocessing are taken.")
+    ] = "tiny",
+    start: Annotated[str, typer.Option("--from", help="Run of train-clip to go on from, or `none`.")] = "none",
+    recipe: Annotated[str, typer.Option("--recipe", help="clip, or a TOML file.")] = "clip",
+    out: RunFolder = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    track: Track = None,
+    changes: Changes = None,
+    device: Device = "auto",
+) -> Report:
+    """Labelled crops to a small CLIP of your own; the same command goes on where it stopped.
+
+    Example: dptr train-clip --data crops/ --held-out other_crops/ --photos photos/ -o my_clip/
+    """
+    from dptr.cache.charset import Charset
+    from dptr.cache.word_images.dataset import WordImages
+    from dptr.trainer import train_clip as stage
+    from dptr.trainer.training.recipe import load_recipe
+
+    settings = load_recipe(recipe, recipe_changes("clip", changes, steps, seed, {}))
+    if held_out is None:
+        raise UserError("nothing to validate on", "Give labelled crops of words that training never sees: --held-out")
+    characters = Charset.named(charset or "94")
+    images = WordImages.open(named_data(data, more), characters, training_normalization(settings))
+    summary = stage.train_clip(
+        images,
+        WordImages.open([held_out], characters, training_normalization(settings)),
+        characters,
+        services.photo_paths(photos) if photos else (),
+        services.find_clip(clip),
+        services.prompt_of(settings.clip.template),
+        None if start == "none" else run_of("clip", workspace, start),
+        settings,
+        out or workspace.runs / "clip",
+        services.device(device),
+        track,
+    )
+    metrics = summary.metrics
+    lines = [
+        *labels_left_out(images),
+        f"{summary.steps:,} steps; the right prompt among {metrics['prompts']:,.0f}: {metrics['top1']:.1%}",
+        f"CLIP: {summary.model}",
+    ]
+    return Report(figures_of(summary), "\n".join(lines))
+
+
+def _open_bank(workspace: Workspace, recipe: "Recipe") -> "OrpBank | None":
+    from dptr.cache.stores.manifest import FILE_NAME
+    from dptr.cache.stores.orp import OrpBank
+
+    if recipe.noise.ratio == 0:
+        return None
+    if not (workspace.orp / FILE_NAME).is_file():
+        raise UserError(
+            f"the recipe adds noise but there is no ORP bank in {workspace.orp}",
+            "Run `dptr build-orp-bank PHOTOS`, or train without noise: --set noise.ratio=0",
+        )
+    return OrpBank(workspace.orp)
+
+
+def _open_neighbours(
+    workspace: Workspace, services: Services, bank: "OrpBank | None", recipe: "Recipe"
+) -> "Neighbours | None":
+    """Neighbours where the recipe's noise draws from them, mined first when they are missing or outdated."""
+    from dptr.cache.stores.neighbours import Neighbours
+
+    if bank is None or recipe.noise.draw == "random":
+        return None
+    services.mine_neighbours(workspace.prompts, workspace.orp, recipe.noise.neighbours)
+    return Neighbours.open(workspace.prompts, bank)
+
+
+def _start_run(workspace: Workspace, start: str) -> "Run | None":
+    from dptr.trainer.training.runs import Run
+
+    if start == "none":
+        return None
+    if start == "newest":
+        runs = [run for run in map(Run.load, workspace.run_folders()) if run.kind == "pretrain"]
+        if not runs:
+            raise UserError(
+                f"no pre-trained run in {workspace.runs}",
+                "Run `dptr pretrain` first, or use --from none for the control",
+            )
+        return runs[-1]
+    return run_of("pretrain", workspace, start)
+
+
+def _clip_encoder(services: Services, recipe: "Recipe") -> "tuple[Path | None, Recipe]":
+    """Find the CLIP whose image tower a recipe asks for, and let the recipe describe it."""
+    from dptr.trainer.model.encoders.clip import PREFIX, describe
+
+    if not recipe.encoder.kind.startswith(PREFIX):
+        return None, recipe
+    folder = services.find_clip(recipe.encoder.kind.removeprefix(PREFIX))
+    return folder, recipe.replace("encoder", config=describe(folder))
