@@ -84,10 +84,10 @@ def field_score(raw_truths: Sequence[str], readings: Sequence[str], charset: Cha
             field's 94 characters and is fair to one that can write é.
         charset: the test's characters.
     """
-    folded = [_to_ascii(raw) for raw in raw_truths]
+    folded = [to_ascii(raw) for raw in raw_truths]
     too_long = [len(label) > LONGEST for label in folded]
     truths = ["" if drop else charset.project(label) for label, drop in zip(folded, too_long, strict=True)]
-    pairs = [(t, charset.project(_to_ascii(r))) for t, r in zip(truths, readings, strict=True) if t]
+    pairs = [(t, charset.project(to_ascii(r))) for t, r in zip(truths, readings, strict=True) if t]
     return _protocol_score(pairs, len(truths), sum(too_long))
 
 
@@ -107,6 +107,6 @@ def _protocol_score(pairs: list[tuple[str, str]], words: int, too_long: int) -> 
     return ProtocolScore(figures, words - len(pairs) - too_long, too_long)
 
 
-def _to_ascii(text: str) -> str:
+def to_ascii(text: str) -> str:
     """Remove white space, then fold to ASCII; in this order, as the length between the two is what counts."""
     return unicodedata.normalize("NFKD", "".join(text.split())).encode("ascii", "ignore").decode("ascii")
