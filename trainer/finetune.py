@@ -127,24 +127,24 @@ def finetune(
     start: runs.Run | None,
     recipe: Recipe,
     out: Path,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     track: Tracker | None = None,
     clip: Path | None = None,
     validation: WordImages | None = None,
 ) -> FinetuneSummary:
     """Train a recogniser, from a pre-trained decoder or (``start`` None) from nothing; goes on where it stopped.
 
-    ``validation`` is what checkpoints are chosen by; without it, a share of ``images`` is held back for that. ``clip``
-    is the folder whose image tower a ``clip:`` encoder starts from.
+    ``validation`` is what checkpoints are chosen by; without it, that is ``finetune.validation_share`` of ``images``.
+    ``clip`` is the folder whose image tower a ``clip:`` encoder starts from.
 
     Raises:
         UserError: too few images, or none could be read. DamagedStore: ``out`` holds another run.
     """
     started = time.monotonic()
-    training, held_back = images, validation
-    if held_back is None:
-        training, held_back = split(images, recipe.finetune.held_back, recipe.finetune.seed)
-    place = torch.device(device)
+    training = images
+    if validation is None:
+        training, validation = split(images, recipe.finetune.validation_share, recipe.finetune.seed)
+    device = torch.device(device)
     torch.manual_seed(recipe.finetune.seed)
     memory_dim = start.memory_dim if start else recipe.decoder.memory_dim or recipe.decoder.dim
     recognizer = Recognizer(recipe, charset, memory_dim)
@@ -154,26 +154,26 @@ def finetune(
     if start is not None:
         coverage = load_weights(recognizer.decoder, start.weights(), start.charset, charset)
         note(f"decoder from {start.folder}: " + "; ".join(coverage.lines()))
-    recognizer.to(place)
+    recognizer.to(device)
     run = runs.start_or_continue(out, "finetune", recipe, charset, memory_dim, data_identity(images, start))
     batches = ImageBatches(training, charset, recipe, recognizer.image_size)
     oddities = Oddities()
 
     def loss(batch: ImageBatch) -> Tensor:
         oddities.take(batch)
-        return recognizer.loss(batch.images.to(place), batch.targets.to(place))
+        return recognizer.loss(batch.images.to(device), batch.targets.to(device))
 
     task = loop.Task(
         model=recognizer,
         batch=batches,
         loss=loss,
-        validate=lambda model: _validate(model, held_back, place),
+        validate=lambda model: _validate(model, validation, device),
         rows=lambda batch: len(batch.images),
         groups=parameter_groups(recognizer, recipe, batches.per_epoch),
         observers=[observer(track, out)] if track else [],
     )
     steps_before = run.step()
-    state = loop.run(out, task, recipe.finetune, place)
+    state = loop.run(out, task, recipe.finetune, device)
     return FinetuneSummary(
         out=out,
         rows=len(training),
@@ -220,9 +220,9 @@ def parameter_groups(recognizer: Recognizer, recipe: Recipe, batches_per_epoch: 
     """Group the recogniser's parameters by part, each with its learning-rate factor and how long it stays frozen."""
     settings = recipe.finetune
     parts: dict[str, tuple[list[torch.nn.Parameter], float]] = {
-        "encoder": (list(recognizer.encoder.parameters()), settings.encoder_rate),
-        "fmu": (list(recognizer.fmu.parameters()), settings.fmu_rate),
-        "decoder": (list(recognizer.decoder.parameters()), settings.decoder_rate),
+        "encoder": (list(recognizer.encoder.parameters()), settings.encoder_lr_scale),
+        "fmu": (list(recognizer.fmu.parameters()), settings.fmu_lr_scale),
+        "decoder": (list(recognizer.decoder.parameters()), settings.decoder_lr_scale),
     }
     if recognizer.column_head is not None:
         parts["encoder"][0].extend(recognizer.column_head.parameters())
@@ -245,7 +245,7 @@ def _frozen_epochs(freeze: str, parts: list[str]) -> dict[str, float]:
 
 
 def _validate(model: torch.nn.Module, images: WordImages, device: torch.device) -> dict[str, float]:
-    """Read the held-back images, compared as they stand and, like the field's 36-character protocol, case aside."""
+    """Read the validation images, compared as they stand and, like the field's 36-character protocol, case aside."""
     if not isinstance(model, Recognizer):
         raise TypeError(f"{type(model).__name__} is not a recogniser")
     read = read_word_images(model, images, device)

@@ -87,7 +87,7 @@ def pretrain(
     neighbours: Neighbours | None,
     recipe: Recipe,
     out: Path,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     track: Tracker | None = None,
 ) -> PretrainSummary:
     """Train a decoder on a prompt store, with noise from a bank when there is one; goes on where it stopped.
@@ -102,22 +102,22 @@ def pretrain(
         _require_same_width(store, bank)
     _require_room(store, recipe)
     runs.start_or_continue(out, "pretrain", recipe, store.charset, store.dim, data_identity(store, bank))
-    place = torch.device(device)
+    device = torch.device(device)
     torch.manual_seed(recipe.pretrain.seed)
-    decoder = build_decoder(recipe.decoder, len(store.charset.characters), store.dim).to(place)
+    decoder = build_decoder(recipe.decoder, len(store.charset.characters), store.dim).to(device)
     noise = None if bank is None else NoiseSource(bank, recipe.noise, neighbours)
     held_out, training = held_out_rows(store, recipe)
     task = loop.Task(
         model=decoder,
         batch=PromptBatches(store, noise, training, recipe),
-        loss=lambda batch: decoder.loss(batch.memory.to(place), batch.targets.to(place)),
-        validate=lambda model: validate(model, store, noise, held_out, recipe, place),
+        loss=lambda batch: decoder.loss(batch.memory.to(device), batch.targets.to(device)),
+        validate=lambda model: validate(model, store, noise, held_out, recipe, device),
         rows=lambda batch: len(batch.targets.inputs),
         groups=[loop.ParameterGroup(list(decoder.parameters()))],
         observers=[observer(track, out)] if track else [],
     )
     steps_before = runs.Run.load(out).step()
-    state = loop.run(out, task, recipe.pretrain, place)
+    state = loop.run(out, task, recipe.pretrain, device)
     return PretrainSummary(
         out=out,
         rows=len(training),

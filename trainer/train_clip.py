@@ -56,7 +56,7 @@ def train_clip(
     start: runs.Run | None,
     recipe: Recipe,
     out: Path,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     track: Tracker | None = None,
 ) -> TrainClipSummary:
     """Train a CLIP, or go on where an earlier call stopped; write it to ``out/clip`` as transformers saves models.
@@ -86,8 +86,8 @@ def train_clip(
     if start is not None:
         _take_weights(learner, start)
     prompts = Prompts(tokenizer, prompt)
-    place = torch.device(device)
-    learner.to(place)
+    device = torch.device(device)
+    learner.to(device)
     dim = int(learner.clip.config.projection_dim)
     run = runs.start_or_continue(
         out, "clip", recipe, charset, dim, _data_identity(images, held_out, photos, like, start)
@@ -103,22 +103,22 @@ def train_clip(
 
     def loss(batch: Any) -> Tensor:
         leave_out(batch.unreadable)
-        return learner.loss(batch.to(place), recipe.clip.letters_weight, recipe.clip.states_weight)
+        return learner.loss(batch.to(device), recipe.clip.letters_weight, recipe.clip.states_weight)
 
     task = loop.Task(
         model=learner,
         batch=batches,
         loss=loss,
-        validate=lambda model: retrieval(model, held_out, prompts, rows, place, leave_out),
+        validate=lambda model: retrieval(model, held_out, prompts, rows, device, leave_out),
         rows=lambda batch: len(batch.images),
         groups=[loop.ParameterGroup(list(learner.parameters()))],
         observers=[observer(track, out)] if track else [],
     )
     before = run.step()
-    state = loop.run(out, task, recipe.clip, place)
+    state = loop.run(out, task, recipe.clip, device)
     learner.load_state_dict(run.weights("best"))
     # Of what is written: the last step need not have been the best.
-    metrics = retrieval(learner, held_out, prompts, rows, place, leave_out)
+    metrics = retrieval(learner, held_out, prompts, rows, device, leave_out)
     _save(learner, like, out / "clip")
     return TrainClipSummary(
         out=out,

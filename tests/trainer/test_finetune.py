@@ -89,7 +89,7 @@ def test_training_goes_on_beside_broken_images_and_names_them(
         for key, value in entries.items():
             transaction.put(key.encode(), value)
     images = opened(tmp_path / "bad.lmdb")
-    summary = finetune(images, Charset.named("94"), None, recipe(held_back=0.2, seed=3), tmp_path / "run")
+    summary = finetune(images, Charset.named("94"), None, recipe(validation_share=0.2, seed=3), tmp_path / "run")
     assert summary.steps == 8
     assert summary.upright == ["image-000000007"]
     assert summary.quarantined == 5 + 2

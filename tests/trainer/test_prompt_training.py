@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
 from dptr.cache.charset import Charset
-from dptr.cache.errors import UserError
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PREFIX_FILE, PromptStore
@@ -20,7 +16,7 @@ from dptr.trainer.data.batch_order import BatchOrder, held_out_mask
 from dptr.trainer.data.noisy_memory import NoiseSource, noisy_memory, text_memory
 from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder
-from dptr.trainer.training.recipe import NoiseSettings, load_recipe, parse_recipe, recipe_to_toml
+from dptr.trainer.training.settings import DecoderSettings, NoiseSettings
 
 DIM = 4
 CHARSET = Charset("abc")
@@ -150,10 +146,10 @@ def test_held_out_rows_follow_the_label(store: PromptStore) -> None:
 
 
 def test_a_changed_charset_and_length_carry_over_what_both_have() -> None:
-    settings = dataclasses.replace(load_recipe("tiny").decoder, dim=8, heads=2, feed_forward=16, max_label_length=5)
+    settings = DecoderSettings(dim=8, heads=2, layers=2, feed_forward=16, max_label_length=5)
     old, new = Charset("abc"), Charset("cbx")
     source = build_decoder(settings, 3, DIM)
-    target = build_decoder(dataclasses.replace(settings, max_label_length=7), 3, DIM)
+    target = build_decoder(settings.model_copy(update={"max_label_length": 7}), 3, DIM)
     coverage = load_weights(target, source.state_dict(), old, new)
     assert not coverage.complete
     assert set(coverage.partial) == {"head.weight", "head.bias", "embedding.weight", "positions"}
@@ -172,27 +168,3 @@ def test_coverage_names_what_does_not_fit() -> None:
     assert list(coverage.mismatched) == ["weight"]
     assert coverage.missing == ["bias"]
     assert coverage.extra == ["other"]
-
-
-@pytest.mark.parametrize("name", ["tiny", "demo", "small", "paper"])
-def test_bundled_recipes_survive_a_round_trip(name: str, tmp_path: Path) -> None:
-    recipe = load_recipe(name)
-    (tmp_path / "recipe.toml").write_text(recipe_to_toml(recipe))
-    assert load_recipe(str(tmp_path / "recipe.toml")) == recipe
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"pretrian": {}}, "'pretrain'"),
-        ({"noise": {"ratoi": 1}}, r"'noise\.ratio'"),
-        ({"noise": {"ratio": "much"}}, "not of type float"),
-        ({"pretrain": {"steps": True}}, "not of type int"),
-        ({"pretrain": {"steps": -1}}, "negative"),
-        ({"noise": {"draw": "near"}}, "random, nearest, mixed"),
-        ({"noise": 3}, "not a section"),
-    ],
-)
-def test_a_recipe_is_checked_strictly(values: dict[str, object], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        parse_recipe(values, "here")

@@ -18,7 +18,7 @@ from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preproce
 from dptr.trainer.data.batch_order import BatchOrder
 from dptr.trainer.data.letter_places import letters_by_column
 from dptr.trainer.model.clip_learner import ClipBatch
-from dptr.trainer.training.recipe import ClipSettings
+from dptr.trainer.training.settings import ClipSettings
 
 #: Photos are shown at the size of a crop: more pixels would only cost time and memory.
 _PHOTO_SIDE = 480

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dptr.cache.stores.prompts import PromptStore
 from dptr.trainer.model.decoders.base import Memory
-from dptr.trainer.training.recipe import NoiseSettings
+from dptr.trainer.training.settings import NoiseSettings
 
 if TYPE_CHECKING:
     from dptr.cache.stores.neighbours import Neighbours

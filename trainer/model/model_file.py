@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -12,7 +11,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.stores.files import atomic_path
 from dptr.trainer.model.recognizer import Recognizer
-from dptr.trainer.training.recipe import parse_recipe, recipe_to_toml
+from dptr.trainer.training.recipe import load_saved_recipe, recipe_to_toml
 from dptr.trainer.training.runs import Run
 
 SUFFIX = ".safetensors"
@@ -46,7 +45,7 @@ def load_model(path: Path, device: str = "cpu") -> Recognizer:
         raise DamagedStore(f"{path} cannot be read ({error})", "Export it again") from error
     if header.get("dptr_kind") != "finetune":
         raise UserError(f"{path} holds no recogniser", "Export a fine-tuning run: `dptr export RUN --to safetensors`")
-    recipe = parse_recipe(tomllib.loads(header["dptr_recipe"]), str(path))
+    recipe = load_saved_recipe(header["dptr_recipe"], str(path))
     recognizer = Recognizer(recipe, Charset(header["dptr_charset"]), int(header["dptr_memory_dim"]))
     recognizer.load_state_dict(weights)
     return recognizer.to(device).eval()

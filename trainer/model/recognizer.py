@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dptr.cache.charset import Charset
+from dptr.cache.errors import UserError
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
 from dptr.trainer.model.encoders import Encoder, build_encoder
@@ -52,6 +53,10 @@ class Recognizer(nn.Module):
             same = self.encoder.dim == memory_dim
             self.fmu = nn.Identity() if same else nn.Linear(self.encoder.dim, memory_dim)
         else:
+            if memory_dim % fmu.heads:
+                raise UserError(
+                    f"the memory is {memory_dim} wide, not a multiple of fmu.heads = {fmu.heads}", "Change fmu.heads"
+                )
             self.fmu = FeatureMergeUnit(
                 self.encoder.dim, memory_dim, fmu.queries, self.encoder.grid[1], fmu.heads, fmu.dropout
             )

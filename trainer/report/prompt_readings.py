@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,7 +25,7 @@ def prompt_sections(run: Run, store: PromptStore, bank: OrpBank | None) -> list[
     decoder = build_decoder(run.recipe.decoder, len(run.charset.characters), run.memory_dim)
     decoder.load_state_dict(run.weights())
     rows = np.random.default_rng(0).permutation(held_out_rows(store, run.recipe)[0])
-    noise = None if bank is None else NoiseSource(bank, dataclasses.replace(run.recipe.noise, draw="random"), None)
+    noise = None if bank is None else NoiseSource(bank, run.recipe.replace("noise", draw="random").noise, None)
     ratios = [0.0] if noise is None else [0.0, run.recipe.noise.ratio, 1.0]
     readings = [read_prompts(decoder, store, rows, noise, ratio, torch.device("cpu")) for ratio in ratios]
     labels = store.labels_of(rows)

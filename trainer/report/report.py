@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -122,7 +121,7 @@ def _facts(run: Run) -> Section:
 
 
 def _recipe(run: Run) -> Section:
-    recipe = dataclasses.asdict(run.recipe)
+    recipe = run.recipe.model_dump()
     tables = [
         Table([name, ""], [text_row(key, value) for key, value in recipe[name].items() if value != ""])
         for name in _RECIPE_SECTIONS[run.kind]

@@ -25,8 +25,8 @@ from dptr.cache.stores.lock import locked
 from dptr.trainer.training import step_log
 from dptr.trainer.training.checkpoint import MODEL, find_checkpoint, load_state, load_tensors, save_checkpoint
 from dptr.trainer.training.loader import load_batches
-from dptr.trainer.training.recipe import TrainingSettings
 from dptr.trainer.training.schedule import rate_factor
+from dptr.trainer.training.settings import TrainingSettings
 from dptr.trainer.training.trackers import Observer
 
 Batch = TypeVar("Batch")
@@ -38,7 +38,7 @@ class ParameterGroup:
     """Parameters that share a factor on the learning rate; frozen before optimiser step ``frozen_until``."""
 
     parameters: Sequence[nn.Parameter]
-    rate: float = 1.0
+    lr_scale: float = 1.0
     frozen_until: int = 0
 
 
@@ -178,7 +178,7 @@ def _new_state(task: Task[Any], settings: TrainingSettings, device: torch.device
     if forgotten:
         raise ValueError(f"in no parameter group, so never trained: {', '.join(forgotten)}")
     groups = [
-        {"params": list(group.parameters), "factor": group.rate, "frozen_until": group.frozen_until}
+        {"params": list(group.parameters), "lr_scale": group.lr_scale, "frozen_until": group.frozen_until}
         for group in task.groups
     ]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
@@ -217,7 +217,7 @@ def _gradients(
 def _update(state: TrainState, settings: TrainingSettings) -> Tensor:
     """Clip, take the optimiser's step and follow it with the average; return the gradient's norm before clipping."""
     for group in state.optimizer.param_groups:
-        group["lr"] = settings.learning_rate * group["factor"] * rate_factor(state.step, settings)
+        group["lr"] = settings.learning_rate * group["lr_scale"] * rate_factor(state.step, settings)
     norm = nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_norm or math.inf)
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)

@@ -17,7 +17,7 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.stores.files import atomic_path, write_json
 from dptr.cache.stores.lock import locked
 from dptr.trainer.training.checkpoint import MODEL, find_checkpoint, load_state, load_tensors
-from dptr.trainer.training.recipe import Recipe, load_recipe, recipe_to_toml
+from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
 
 RunKind = Literal["pretrain", "finetune", "clip"]
 
@@ -51,7 +51,9 @@ class Run:
             raise UserError(f"{folder} is not a run (no run.json)", "Name a folder that pretrain or finetune made")
         try:
             info = json.loads(path.read_text(encoding="utf-8"))
-            recipe = load_recipe(str(folder / "recipe.toml"))
+            recipe = load_saved_recipe(
+                (folder / "recipe.toml").read_text(encoding="utf-8"), str(folder / "recipe.toml")
+            )
             return cls(folder, info["kind"], recipe, Charset(info["charset"]), info["memory_dim"], info["data"])
         except (json.JSONDecodeError, KeyError) as error:
             raise DamagedStore(f"{path} cannot be read ({error})", "Train again into another folder") from error

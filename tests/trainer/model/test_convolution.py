@@ -7,7 +7,7 @@ import torch
 
 from dptr.cache.errors import UserError
 from dptr.trainer.model.encoders import build_encoder
-from dptr.trainer.training.recipe import EncoderSettings
+from dptr.trainer.training.settings import EncoderSettings
 
 SETTINGS = EncoderSettings(kind="convolution", channels=8, dim=24, image_height=32, image_width=64)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +11,7 @@ from dptr.cache.errors import UserError
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
 from dptr.trainer.model.decoders.nrtr import NrtrDecoder
-from dptr.trainer.training.recipe import DecoderSettings
+from dptr.trainer.training.settings import DecoderSettings
 
 KINDS = ["parseq", "nrtr", "parallel"]
 CHARSET = Charset("abcdefgh")
@@ -25,7 +23,7 @@ SETTINGS = DecoderSettings(
 
 def decoder(kind: str, seed: int = 0, **changes: object) -> Decoder:
     torch.manual_seed(seed)
-    return build_decoder(dataclasses.replace(SETTINGS, kind=kind, **changes), len(CHARSET.characters), 12).eval()
+    return build_decoder(SETTINGS.model_copy(update={"kind": kind, **changes}), len(CHARSET.characters), 12).eval()
 
 
 def memory(rows: int = len(LABELS)) -> Memory:
@@ -146,8 +144,3 @@ def test_nrtr_never_looks_ahead() -> None:
 def test_unknown_kind_names_the_known_ones() -> None:
     with pytest.raises(UserError, match="nrtr, parallel, parseq"):
         decoder("trba")
-
-
-def test_width_must_divide_into_heads() -> None:
-    with pytest.raises(UserError, match="multiple"):
-        decoder("nrtr", heads=5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 from collections.abc import Callable
@@ -16,12 +15,16 @@ from torch import Tensor, nn
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.trainer.training import checkpoint, loop, step_log
 from dptr.trainer.training.checkpoint import find_checkpoint, load_state, save_checkpoint
-from dptr.trainer.training.recipe import TrainingSettings
 from dptr.trainer.training.schedule import rate_factor
+from dptr.trainer.training.settings import TrainingSettings
 
 SETTINGS = TrainingSettings(
     steps=12, batch_size=4, learning_rate=0.01, log_every=2, validate_every=4, checkpoint_every=3, ema_decay=0.5
 )
+
+
+def changed(settings: TrainingSettings, **values: Any) -> TrainingSettings:
+    return settings.model_copy(update=values)
 
 
 def made_batch(number: int) -> Tensor:
@@ -77,7 +80,7 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bits(tmp_path: Path, cut: int, e
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
     train(tmp_path / "none")
-    train(tmp_path / "two", dataclasses.replace(SETTINGS, workers=2))
+    train(tmp_path / "two", changed(SETTINGS, workers=2))
     one, other = saved(tmp_path / "none"), saved(tmp_path / "two")
     assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
     assert one[1] == other[1]
@@ -124,9 +127,9 @@ def test_the_best_checkpoint_is_there_once_the_last_one_names_it(
 
     monkeypatch.setattr(loop, "save_checkpoint", dies_at_the_second)
     with pytest.raises(SystemExit):
-        train(tmp_path / "run", dataclasses.replace(SETTINGS, checkpoint_every=4))
+        train(tmp_path / "run", changed(SETTINGS, checkpoint_every=4))
     monkeypatch.undo()
-    train(tmp_path / "run", dataclasses.replace(SETTINGS, checkpoint_every=4))
+    train(tmp_path / "run", changed(SETTINGS, checkpoint_every=4))
     state = load_state(tmp_path / "run" / "checkpoints" / "last")
     assert load_state(tmp_path / "run" / "checkpoints" / "best")["step"] == state["best_step"]
 
@@ -167,7 +170,7 @@ def test_what_goes_wrong_with_the_data_is_one_line_from_a_worker_too(tmp_path: P
         return made_batch(number)
 
     with pytest.raises(DamagedStore) as caught:
-        train(tmp_path / "run", dataclasses.replace(SETTINGS, workers=workers), made_task(batch))
+        train(tmp_path / "run", changed(SETTINGS, workers=workers), made_task(batch))
     assert str(caught.value) == "part-00007.arrow is cut short. Repair it"
 
 
@@ -189,9 +192,9 @@ def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
     def pairs(number: int) -> Tensor:
         return torch.cat([made_batch(2 * number), made_batch(2 * number + 1)])
 
-    settings = dataclasses.replace(SETTINGS, steps=4)
+    settings = changed(SETTINGS, steps=4)
     train(tmp_path / "large", settings, task(pairs))
-    train(tmp_path / "small", dataclasses.replace(settings, accumulate=2), task(made_batch))
+    train(tmp_path / "small", changed(settings, accumulate=2), task(made_batch))
     for one, other in zip(*(saved(tmp_path / name)[0].values() for name in ("large", "small")), strict=True):
         torch.testing.assert_close(one, other)
 
@@ -200,10 +203,10 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:
     task = made_task()
     scores = itertools.chain([1.0, 2.0], itertools.repeat(0.0))
     task.validate = lambda network: {"score": next(scores)}
-    state = train(tmp_path / "run", dataclasses.replace(SETTINGS, steps=100, validate_every=2, patience=6), task)
+    state = train(tmp_path / "run", changed(SETTINGS, steps=100, validate_every=2, patience=6), task)
     assert (state.best_step, state.step) == (4, 10)
     assert load_state(tmp_path / "run" / "checkpoints" / "best")["step"] == 4
-    again = train(tmp_path / "run", dataclasses.replace(SETTINGS, steps=100, validate_every=2, patience=6))
+    again = train(tmp_path / "run", changed(SETTINGS, steps=100, validate_every=2, patience=6))
     assert again.step == 10, "the same command takes no further step"
 
 
@@ -215,9 +218,9 @@ def test_frozen_parameters_stay_until_their_step(tmp_path: Path) -> None:
         loop.ParameterGroup(list(first.parameters()), 1.0, 4),
         loop.ParameterGroup(list(others.parameters())),
     ]
-    train(tmp_path / "a", dataclasses.replace(SETTINGS, steps=4), task)
+    train(tmp_path / "a", changed(SETTINGS, steps=4), task)
     assert torch.equal(first.weight, start)
-    train(tmp_path / "b", dataclasses.replace(SETTINGS, steps=5), task)
+    train(tmp_path / "b", changed(SETTINGS, steps=5), task)
     assert not torch.equal(first.weight, start)
 
 
@@ -248,7 +251,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     steps = itertools.count()
     task.loss = lambda rows: task.model(rows).mean() * (float("nan") if next(steps) >= 5 else 1.0)
     with pytest.raises(UserError, match="at step 6"):
-        train(tmp_path / "run", dataclasses.replace(SETTINGS, log_every=100, validate_every=100), task)
+        train(tmp_path / "run", changed(SETTINGS, log_every=100, validate_every=100), task)
     assert load_state(tmp_path / "run" / "checkpoints" / "last")["step"] == 3
 
 
@@ -299,7 +302,7 @@ def test_a_changed_checkpoint_file_is_damage(tmp_path: Path) -> None:
 
 
 def test_one_cycle_is_pytorchs(tmp_path: Path) -> None:
-    settings = dataclasses.replace(SETTINGS, steps=80, warmup_share=0.075, learning_rate=1.0)
+    settings = changed(SETTINGS, steps=80, warmup_share=0.075, learning_rate=1.0)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     reference = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 1.0, 80, pct_start=0.075, cycle_momentum=False, anneal_strategy="cos"

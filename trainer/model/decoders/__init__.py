@@ -14,7 +14,7 @@ from dptr.trainer.model.decoders.ctc import CtcDecoder
 from dptr.trainer.model.decoders.nrtr import NrtrDecoder
 from dptr.trainer.model.decoders.parallel import ParallelDecoder
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
-from dptr.trainer.training.recipe import DecoderSettings
+from dptr.trainer.training.settings import DecoderSettings
 
 _BUNDLED: dict[str, type[Decoder]] = {
     "parseq": ParseqDecoder,
@@ -38,10 +38,6 @@ def build_decoder(settings: DecoderSettings, characters: int, memory_dim: int) -
     else:
         known = ", ".join(sorted([*_BUNDLED, *registered]))
         raise UserError(f"no decoder of kind {settings.kind!r}", f"Known kinds: {known}")
-    if settings.dim % settings.heads:
-        raise UserError(
-            f"decoder.dim = {settings.dim} is not a multiple of decoder.heads = {settings.heads}", "Change one"
-        )
     shape = DecoderShape(
         dim=settings.dim,
         memory_dim=memory_dim,

@@ -6,7 +6,7 @@ from dptr.cache.errors import UserError
 from dptr.trainer.model.encoders.clip import PREFIX, ClipEncoder
 from dptr.trainer.model.encoders.convolution import ConvolutionalEncoder
 from dptr.trainer.model.encoders.vit import VisionTransformer
-from dptr.trainer.training.recipe import EncoderSettings
+from dptr.trainer.training.settings import EncoderSettings
 
 Encoder = VisionTransformer | ConvolutionalEncoder | ClipEncoder
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dptr.cache.errors import UserError
-from dptr.trainer.training.recipe import EncoderSettings
+from dptr.trainer.training.settings import EncoderSettings
 
 PREFIX = "clip:"
 # CLIP's published normalisation, in units of [0, 1], for a model that comes without its own.

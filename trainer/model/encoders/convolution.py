@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dptr.cache.errors import UserError
-from dptr.trainer.training.recipe import EncoderSettings
+from dptr.trainer.training.settings import EncoderSettings
 
 _STRIDES = ((2, 2), (2, 2), (2, 1), (2, 1))
 #: Channels of the stages, in units of ``encoder.channels``.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dptr.cache.errors import UserError
 from dptr.trainer.model.layers import SelfAttentionLayer, initialize, sinusoids
-from dptr.trainer.training.recipe import EncoderSettings
+from dptr.trainer.training.settings import EncoderSettings
 
 
 class VisionTransformer(nn.Module):

@@ -1,0 +1,159 @@
+"""Recipes: what is out of its range is one line, and what is in it survives its file."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dptr.cache.charset import Charset
+from dptr.cache.errors import UserError
+from dptr.trainer.model.recognizer import Recognizer
+from dptr.trainer.training.recipe import Recipe, load_recipe, load_saved_recipe, parse_recipe, recipe_to_toml
+
+SECTIONS: dict[str, Any] = {name: field.annotation for name, field in Recipe.model_fields.items()}
+NUMBERS = [
+    (section, key)
+    for section, kind in SECTIONS.items()
+    for key, field in kind.model_fields.items()
+    if field.annotation in (int, float)
+]
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[3].glob("recipes/*.toml")), ids=lambda path: path.stem)
+def test_bundled_recipes_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path.stem)
+    (tmp_path / "recipe.toml").write_text(recipe_to_toml(recipe), encoding="utf-8")
+    assert load_recipe(str(tmp_path / "recipe.toml")) == recipe
+
+
+def values_of(field: Any) -> st.SearchStrategy[Any]:
+    """Draw what a key may be; text of every kind, with quotes, backslashes, line ends and beyond ASCII."""
+    if get_origin(field.annotation) is Literal:
+        return st.sampled_from(get_args(field.annotation))
+    if field.annotation is str:
+        return st.text(st.characters(exclude_categories=["Cs"]))
+    limits = {
+        name: getattr(limit, name)
+        for limit in field.metadata
+        for name in ("ge", "gt", "le", "lt")
+        if hasattr(limit, name)
+    }
+    low, high = limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
+    if field.annotation is int:
+        return st.integers(low, high - ("lt" in limits))
+    return st.floats(low, high, exclude_min="gt" in limits, exclude_max="lt" in limits)
+
+
+@st.composite
+def recipes(draw: st.DrawFn) -> Recipe:
+    values: dict[str, dict[str, Any]] = {
+        section: {key: draw(values_of(field)) for key, field in kind.model_fields.items()}
+        for section, kind in SECTIONS.items()
+    }
+    for section in ("decoder", "encoder"):
+        values[section]["heads"] = math.gcd(values[section]["heads"], values[section]["dim"])
+    return parse_recipe(values, "here")
+
+
+@settings(max_examples=150, deadline=None)
+@given(recipes())
+def test_every_recipe_survives_a_round_trip(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> None:
+    path = tmp_path_factory.mktemp("recipe") / "recipe.toml"
+    path.write_text(recipe_to_toml(recipe), encoding="utf-8")
+    assert load_recipe(str(path)) == recipe
+
+
+@pytest.mark.parametrize(
+    "value", ['a "{label}"', "C:\\new\\{label}", "one\ntwo {label}\r\n", "写真 {label} \x7f\0", "'''{label}"]
+)
+def test_a_template_of_odd_characters_survives(value: str, tmp_path: Path) -> None:
+    recipe = Recipe().replace("clip", template=value)
+    (tmp_path / "recipe.toml").write_text(recipe_to_toml(recipe), encoding="utf-8")
+    assert load_recipe(str(tmp_path / "recipe.toml")).clip.template == value
+
+
+@pytest.mark.parametrize(("section", "key"), NUMBERS)
+def test_numbers_out_of_range_are_one_line(section: str, key: str) -> None:
+    for text in ("-1", "nan", "inf", "-inf", "1e400", f"1{'0' * 40}", "true", "[1]", "much"):
+        with pytest.raises(UserError) as caught:
+            load_recipe("tiny", [f"{section}.{key}={text}"])
+        line = str(caught.value)
+        assert f"{section}.{key} = " in line
+        assert "Give a" in line
+        assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("pretrain.accumulate=0", "pretrain.accumulate = 0 in .*Give a whole number from 1 to 10,000"),
+        ("pretrain.log_every=0", "pretrain.log_every = 0 .*from 1"),
+        ("finetune.batch_size=0", "finetune.batch_size = 0 .*from 1 to 1,000,000"),
+        ("decoder.layers=0", "decoder.layers = 0 .*from 1"),
+        ("encoder.layers=0", "encoder.layers = 0 .*from 1"),
+        ("pretrain.steps=0", "pretrain.steps = 0 .*from 1"),
+        ("pretrain.learning_rate=0", r"learning_rate = 0\b.*a number above 0"),
+        ("decoder.dropout=1.5", "decoder.dropout = 1.5 .*a number from 0 below 1"),
+        ("pretrain.clip_norm=inf", "pretrain.clip_norm = inf"),
+        ("pretrain.seed=-1", "pretrain.seed = -1"),
+        ("decoder.heads=5", "decoder.dim = 192 is not a multiple of decoder.heads = 5"),
+        ("encoder.heads=7", "encoder.dim = 128 is not a multiple of encoder.heads = 7"),
+        ("noise.draw=near", "one of: random, nearest, mixed"),
+        ("pretrain.steps=1.5", "pretrain.steps = 1.5 .*whole number"),
+        ("finetune.freeze=3", "finetune.freeze = 3 .*Give text"),
+        ("finetune.validation_rows=5", r"unknown key 'finetune\.validation_rows'.*Remove the line"),
+        ("finetune.held_back=0.1", r"It is called 'finetune\.validation_share' now"),
+        ("noise.ratoi=1", r"'noise\.ratio'"),
+        ("pretrian.steps=1", "'pretrain'"),
+    ],
+)
+def test_what_cannot_be_used_is_named_with_its_range(change: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        load_recipe("tiny", [change])
+
+
+def test_a_section_that_is_none_and_a_copy_out_of_range_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("noise = 3\n")
+    with pytest.raises(UserError, match="not a section"):
+        load_recipe(str(tmp_path / "recipe.toml"), ["noise.ratio=0.2"])
+    with pytest.raises(UserError, match=r"decoder\.layers = 0"):
+        Recipe().replace("decoder", layers=0)
+
+
+@pytest.mark.parametrize("name", ["no/such.toml", ".", "x" * 5000, "a\0b"])
+def test_a_name_that_is_no_recipe_is_one_line(name: str) -> None:
+    with pytest.raises(UserError, match="no recipe"):
+        load_recipe(name)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"a = ", b"a = " + b"[" * 50_000, b"a = 1" + b"0" * 5000])
+def test_a_file_that_is_no_toml_is_one_line(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_bytes(content)
+    with pytest.raises(UserError, match=r"recipe\.toml is not"):
+        load_recipe(str(tmp_path / "recipe.toml"))
+
+
+def test_a_recipe_that_an_earlier_version_saved_is_read() -> None:
+    saved = """
+[finetune]
+steps = 7
+validation_rows = 1000
+held_back = 0.25
+encoder_rate = 0.5
+fmu_rate = 2.0
+decoder_rate = 0.1
+"""
+    recipe = load_saved_recipe(saved, "a run").finetune
+    assert (recipe.steps, recipe.validation_share) == (7, 0.25)
+    assert (recipe.encoder_lr_scale, recipe.fmu_lr_scale, recipe.decoder_lr_scale) == (0.5, 2.0, 0.1)
+
+
+def test_fmu_heads_that_do_not_divide_the_memory_are_one_line() -> None:
+    recipe = Recipe().replace("fmu", heads=7)
+    with pytest.raises(UserError, match=r"192 wide, not a multiple of fmu\.heads = 7"):
+        Recognizer(recipe, Charset("ab"), 192)

@@ -1,0 +1,155 @@
+"""Every key of a recipe: its type, its default and the range it may lie in, one section of the file to a class."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+#: Past these no computer has the memory; a slip of the hand is caught before it asks for it.
+_WIDEST, _DEEPEST, _LARGEST_IMAGE, _LARGEST_COUNT = 16_384, 256, 8_192, 1_000_000_000
+
+
+class Settings(BaseModel):
+    """A section of a recipe: never changed, no key that it does not know, no number that is not finite."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DecoderSettings(Settings):
+    """The decoder that stages 2 and 3 share. ``memory_dim`` 0 takes the store's width, or ``dim`` without a store."""
+
+    kind: str = "parseq"
+    memory_dim: int = Field(default=0, ge=0, le=_WIDEST)
+    dim: int = Field(default=192, ge=1, le=_WIDEST)
+    heads: int = Field(default=6, ge=1, le=_DEEPEST)
+    layers: int = Field(default=1, ge=1, le=_DEEPEST)
+    feed_forward: int = Field(default=768, ge=1, le=4 * _WIDEST)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    permutations: int = Field(default=6, ge=1, le=1000)
+    refinements: int = Field(default=1, ge=0, le=100)
+    max_label_length: int = Field(default=25, ge=1, le=1000)
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        _require_multiple("decoder", self.dim, self.heads)
+        return self
+
+
+class EncoderSettings(Settings):
+    """The image encoder: ``vit`` (patches), ``convolution`` (columns; ``channels`` of its first stage) or ``clip:ID``.
+
+    ``clip:`` and a directory or hub id takes the image tower of that CLIP, sizes and all; ``config`` is its description
+    and filled in when the recipe is resolved.
+    """
+
+    kind: str = "vit"
+    config: str = ""
+    stem: Literal["linear", "convolution"] = "linear"
+    dim: int = Field(default=192, ge=1, le=_WIDEST)
+    heads: int = Field(default=3, ge=1, le=_DEEPEST)
+    layers: int = Field(default=6, ge=1, le=_DEEPEST)
+    channels: int = Field(default=32, ge=1, le=_WIDEST)
+    image_height: int = Field(default=32, ge=2, le=_LARGEST_IMAGE)
+    image_width: int = Field(default=128, ge=2, le=_LARGEST_IMAGE)
+    patch_height: int = Field(default=4, ge=1, le=_LARGEST_IMAGE)
+    patch_width: int = Field(default=8, ge=1, le=_LARGEST_IMAGE)
+
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        if self.kind == "vit":
+            _require_multiple("encoder", self.dim, self.heads)
+        return self
+
+
+class FmuSettings(Settings):
+    """The Feature Merge Unit; ``none`` hands the decoder all image tokens (the control)."""
+
+    kind: Literal["queries", "none"] = "queries"
+    queries: int = Field(default=26, ge=1, le=1000)
+    heads: int = Field(default=8, ge=1, le=_DEEPEST)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class NoiseSettings(Settings):
+    """Offline randomised perturbation: how ORP states are added to text states in pre-training."""
+
+    ratio: float = Field(default=0.1, ge=0, le=1000)
+    draw: Literal["random", "nearest", "mixed"] = "random"
+    neighbours: int = Field(default=32, ge=1, le=10_000)
+    nearest_share: float = Field(default=0.5, ge=0, le=1)
+
+
+class TrainingSettings(Settings):
+    """One run of the training loop.
+
+    Attributes:
+        HOW: keys that say how a run is carried out. They change neither its batches nor its weights, so that a run may
+            go on with others.
+    """
+
+    HOW: ClassVar[frozenset[str]] = frozenset({"workers", "log_every", "checkpoint_every"})
+
+    steps: int = Field(default=1000, ge=1, le=_LARGEST_COUNT)
+    batch_size: int = Field(default=128, ge=1, le=1_000_000)
+    learning_rate: float = Field(default=1e-3, gt=0, le=100)
+    weight_decay: float = Field(default=0.0, ge=0, le=100)
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    warmup_share: float = Field(default=0.075, ge=0, le=1)
+    clip_norm: float = Field(default=20.0, ge=0, le=1e9, description="0: not clipped")
+    accumulate: int = Field(default=1, ge=1, le=10_000)
+    ema_decay: float = Field(default=0.0, ge=0, lt=1, description="0: no average is kept")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    log_every: int = Field(default=50, ge=1, le=_LARGEST_COUNT)
+    validate_every: int = Field(default=500, ge=1, le=_LARGEST_COUNT)
+    checkpoint_every: int = Field(default=500, ge=1, le=_LARGEST_COUNT)
+    patience: int = Field(default=0, ge=0, le=_LARGEST_COUNT, description="0: to the last step")
+    workers: int = Field(default=0, ge=0, le=1000, description="0: batches are made in the training process")
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+
+class PretrainSettings(TrainingSettings):
+    """Stage 2. ``sampling`` draws labels uniformly or by their corpus counts raised to ``count_power``."""
+
+    validation_rows: int = Field(default=1000, ge=1, le=_LARGEST_COUNT)
+    sampling: Literal["uniform", "count"] = "uniform"
+    count_power: float = Field(default=0.5, ge=0, le=10)
+
+
+class FinetuneSettings(TrainingSettings):
+    """Stage 3. Learning-rate factors apply to the parts: encoder, FMU and decoder.
+
+    ``freeze`` keeps parts as they came for so many epochs: "decoder:5", or "decoder:5 fmu:1".
+    ``mix`` says how often each of the data sets is drawn, relative to the others, in the order they are named: "3,1".
+    Left empty, every word image is drawn once an epoch.
+    ``ctc_weight`` adds a CTC loss on the encoder's columns, in training only: with few crops, attention alone is slow
+    to find where the characters are (as in hybrid CTC/attention speech recognition, Watanabe et al. 2017).
+    """
+
+    encoder_lr_scale: float = Field(default=1.0, ge=0, le=1000)
+    fmu_lr_scale: float = Field(default=1.0, ge=0, le=1000)
+    decoder_lr_scale: float = Field(default=1.0, ge=0, le=1000)
+    freeze: str = ""
+    mix: str = ""
+    augmentation: float = Field(default=1.0, ge=0, le=10)
+    validation_share: float = Field(default=0.1, gt=0, lt=1)
+    ctc_weight: float = Field(default=0.0, ge=0, le=1000)
+
+
+class ClipSettings(TrainingSettings):
+    """Training of a CLIP.
+
+    ``photos`` without text join each batch as wrong answers. ``letters_weight`` is that of the question which letter
+    stands where, beside the contrastive loss; ``states_weight`` that of the question which token a text state is of.
+    """
+
+    validation_rows: int = Field(default=1000, ge=1, le=_LARGEST_COUNT)
+    template: str = "a photo of a '{label}'"
+    photos: int = Field(default=8, ge=0, le=10_000)
+    letters_weight: float = Field(default=1.0, ge=0, le=1000)
+    states_weight: float = Field(default=0.5, ge=0, le=1000)
+
+
+def _require_multiple(section: str, dim: int, heads: int) -> None:
+    if dim % heads:
+        raise ValueError(f"{section}.dim = {dim} is not a multiple of {section}.heads = {heads}")
