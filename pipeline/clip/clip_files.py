@@ -14,13 +14,19 @@ from dptr.pipeline.clip import bundled as bundled_clip
 
 _SECONDS_TO_ANSWER = 5.0
 _DESCRIPTIONS = ["*.json", "*.txt", "*.model"]
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_CONVERT = (
+    "Convert them to safetensors where you trust them, or name a revision of the hub that has it "
+    "(NAME@refs/pr/NUMBER, see the model's pull requests)"
+)
 
 
 def find_clip(name: str) -> Path:
     """Return a directory with a CLIP's files.
 
     Args:
-        name: ``tiny``, a directory that transformers saved, or a hub id such as ``openai/clip-vit-base-patch16``.
+        name: ``tiny``, a directory that transformers saved, or a hub id such as ``openai/clip-vit-base-patch16``; a hub
+            id may end in ``@REVISION``.
 
     Raises:
         UserError: there is no such directory, or the hub cannot give it and did not give it earlier.
@@ -36,36 +42,55 @@ def find_clip(name: str) -> Path:
     return _from_hub(name)
 
 
+def require_safetensors(folder: Path) -> None:
+    """Check that a directory has weights that are data alone: a pickle can run any code when it is loaded.
+
+    Raises:
+        UserError: the weights are missing or pickled.
+    """
+    if any(folder.glob("*.safetensors")):
+        return
+    pickles = sorted(path.name for suffix in _PICKLES for path in folder.glob(suffix))
+    if pickles:
+        raise UserError(f"{folder} holds pickled weights only ({pickles[0]}), which are never loaded", _CONVERT)
+    raise UserError(f"{folder} holds no weights (no model.safetensors)", "Give a directory saved by transformers")
+
+
 def _looks_like_hub_id(name: str) -> bool:
-    return name.count("/") <= 1 and not name.startswith((".", "/", "~"))
+    return name.partition("@")[0].count("/") <= 1 and not name.startswith((".", "/", "~"))
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name_and_revision: str) -> Path:
     """Return the downloaded files of a hub id, as the hub has them now, or as they were when it cannot be asked."""
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
+    name, _, asked = name_and_revision.partition("@")
+    revision = asked or None
     try:
-        answer = HfApi().model_info(name, timeout=_SECONDS_TO_ANSWER)
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(f"the hub has no model {name!r}", "Check the name, or log in if it is private") from error
+        answer = HfApi().model_info(name, revision=revision, timeout=_SECONDS_TO_ANSWER)
+    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
+        raise UserError(
+            f"the hub has no model {name_and_revision!r}", "Check the name, or log in if it is private"
+        ) from error
     # What a proxy, an endpoint or a setting can raise here belongs to the client's own libraries.
     except Exception as error:
-        return _downloaded_before(name, error)
-    weights = "*.safetensors" if any(_is_safetensors(file.rfilename) for file in answer.siblings or []) else "*.bin"
+        return _downloaded_before(name, revision, error)
+    if not any(_is_safetensors(file.rfilename) for file in answer.siblings or []):
+        raise UserError(f"the hub has {name_and_revision} in pickled weights only, which are never loaded", _CONVERT)
     try:
-        return Path(snapshot_download(name, revision=answer.sha, allow_patterns=[*_DESCRIPTIONS, weights]))
+        return Path(snapshot_download(name, revision=answer.sha, allow_patterns=[*_DESCRIPTIONS, "*.safetensors"]))
     except OSError as error:
         raise UserError(
             f"downloading {name} broke off: {_first_line(error)}", "Run the same command again; it goes on"
         ) from error
 
 
-def _downloaded_before(name: str, reason: Exception) -> Path:
+def _downloaded_before(name: str, revision: str | None, reason: Exception) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(name, local_files_only=True))
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
     except Exception as error:
         raise UserError(
             f"{name} is not on this machine and the hub cannot be reached ({_first_line(reason)})",

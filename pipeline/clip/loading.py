@@ -12,8 +12,11 @@ import hashlib
 import io
 import json
 import logging
+import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,7 +24,7 @@ from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
 from dptr.pipeline.choices import Precision
-from dptr.pipeline.clip.clip_files import find_clip
+from dptr.pipeline.clip.clip_files import find_clip, require_safetensors
 
 if TYPE_CHECKING:
     import torch
@@ -30,17 +33,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Family:
-    """What sets one kind of model apart: how it reads pictures, and which token of a prompt is its pooled one."""
+    """What sets one kind of model apart.
+
+    Attributes:
+        image_processor: how it reads pictures.
+        pooled_token: which token of a prompt is its pooled one.
+        padding: the token that fills prompts up where its authors' tokenizer fills them with another one than
+            transformers' does; None where both agree. OpenAI's fills with 0, transformers' with the end token.
+    """
 
     image_processor: str
     pooled_token: Literal["first", "last"]
+    padding: int | None = None
 
 
 _FAMILIES = {
-    "clip": _Family("CLIPImageProcessorPil", "last"),
+    "clip": _Family("CLIPImageProcessorPil", "last", padding=0),
     "metaclip_2": _Family("CLIPImageProcessorPil", "last"),
     "chinese_clip": _Family("ChineseCLIPImageProcessorPil", "first"),
 }
+#: Every tokenizer has several tokens for these together; one without a vocabulary has its unknown token only.
+_PROBES = ["street", "Q", "7"]
+_REASON_CHARACTERS = 300
 
 
 @dataclass(frozen=True)
@@ -51,6 +65,7 @@ class Clip:
         name: what the user asked for (``tiny``, a path or a hub id).
         model: in evaluation mode, in the precision asked for.
         pooled_token: the token whose state, projected, is a prompt's pooled vector.
+        padding: the token id that fills prompts up as the model's authors do.
         tokenizer: transformers tokenizer; a call gives ``input_ids`` with begin and end tokens.
         image_processor: transformers' PIL image processor.
         weights: SHA-256 over all weights as loaded in float32, whatever file they came from.
@@ -61,6 +76,7 @@ class Clip:
     name: str
     model: Any  # a CLIPModel or its like; annotations inside transformers do not pass a strict check
     pooled_token: Literal["first", "last"]
+    padding: int
     tokenizer: Any
     image_processor: Any
     weights: str
@@ -86,30 +102,13 @@ def load_clip(name: str, precision: Precision = "fp32", device: str = "cpu") -> 
         device: a torch device.
 
     Raises:
-        UserError: not found (or no network), of a family that is not supported, or not loadable.
+        UserError: not found (or no network), of a family that is not supported, not loadable, or in pickled weights.
     """
     started = time.monotonic()
     import torch
-    import transformers
-    from safetensors import SafetensorError
 
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     folder = find_clip(name)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            family = _family(name, transformers.AutoConfig.from_pretrained(folder).model_type)
-            model, loading = transformers.AutoModel.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True
-            )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-            image_processor = getattr(transformers, family.image_processor).from_pretrained(folder)
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise _cannot_load(name, str(error).strip().splitlines()[0]) from error
-    if loading["missing_keys"]:
-        # transformers draws what is missing at random.
-        raise _cannot_load(name, f"its weights lack {min(loading['missing_keys'])}")
+    family, model, tokenizer, image_processor = _parts(name, folder)
     weights = weights_hash(model)
     model.train(False).requires_grad_(False)
     torch.nn.Module.to(model, device, torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -117,12 +116,80 @@ def load_clip(name: str, precision: Precision = "fp32", device: str = "cpu") -> 
         name=name,
         model=model,
         pooled_token=family.pooled_token,
+        padding=family.padding if family.padding is not None else tokenizer.pad_token_id,
         tokenizer=tokenizer,
         image_processor=image_processor,
         weights=weights,
         tokenizer_hash=_tokenizer_hash(tokenizer),
         load_seconds=time.monotonic() - started,
     )
+
+
+def _parts(name: str, folder: Path) -> tuple[_Family, Any, Any, Any]:
+    """Return family, model, tokenizer and image processor, each checked against the others."""
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # Code that came with a model is never run, nor asked about on a terminal that may not be there.
+    safely = {"trust_remote_code": False}
+    with _loading(name, "configuration"):
+        family = _family(name, transformers.AutoConfig.from_pretrained(folder, **safely).model_type)
+    require_safetensors(folder)
+    with _loading(name, "weights"):
+        model, loading = transformers.AutoModel.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported by name below
+            output_loading_info=True,
+            **safely,
+        )
+    with _loading(name, "tokenizer"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **safely)
+        spelt = tokenizer(_PROBES)["input_ids"]
+    with _loading(name, "image processor"):
+        image_processor = getattr(transformers, family.image_processor).from_pretrained(folder)
+    problem = _weights_problem(loading) or _tokenizer_problem(tokenizer, spelt, family, model)
+    if problem:
+        raise _cannot_load(name, problem)
+    return family, model, tokenizer, image_processor
+
+
+@contextlib.contextmanager
+def _loading(name: str, part: str) -> Iterator[None]:
+    """Keep the library quiet, and tell in one line which part of a model it could not load."""
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    except UserError:
+        raise
+    # What a damaged file makes the library raise is any of a dozen types, most of them not its own.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
+        raise _cannot_load(name, f"its {part} cannot be read ({reason})") from error
+
+
+def _weights_problem(loading: dict[str, Any]) -> str | None:
+    """Tell what of the weights does not fit; transformers draws such tensors at random, or leaves them out."""
+    if loading["mismatched_keys"]:
+        key, stored, expected = min(loading["mismatched_keys"])
+        return f"its weights have {key} of shape {tuple(stored)}, its config.json says {tuple(expected)}"
+    if loading["missing_keys"]:
+        return f"its weights lack {min(loading['missing_keys'])}"
+    layers = [key for key in loading["unexpected_keys"] if re.search(r"\.layers?\.\d+\.", key)]
+    return f"its weights have {min(layers)}, a layer that its config.json does not have" if layers else None
+
+
+def _tokenizer_problem(tokenizer: Any, spelt: list[list[int]], family: _Family, model: Any) -> str | None:
+    if len({token for row in spelt for token in row[1:-1]}) < len(_PROBES):
+        return "it has no tokenizer, or one that knows no letters"
+    if family.padding is None and tokenizer.pad_token_id is None:
+        return "its tokenizer has no padding token"
+    largest, room = max(tokenizer.get_vocab().values()), model.config.text_config.vocab_size
+    return f"its tokenizer has token {largest}, its text model {room} of them" if largest >= room else None
 
 
 def _cannot_load(name: str, problem: str) -> UserError:

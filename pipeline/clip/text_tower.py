@@ -18,7 +18,8 @@ from dptr.pipeline.clip.loading import Clip
 from dptr.pipeline.clip.text_forward import AfterPrefix, Forward, Whole, is_causal
 from dptr.pipeline.text.templates import Template
 
-#: Most that a state may be apart from transformers' own in fp32, and the least cosine in lower precision.
+#: Most that a state may be apart from transformers' own in fp32, as a share of its length (2-norm), and the least
+#: cosine in lower precision.
 MOST_APART = 1e-4
 LEAST_COSINE = 0.99
 
@@ -31,12 +32,15 @@ class TextTower:
         template: the sentence that labels stand in.
         states: ``hidden`` are the states after the final layer norm (the authors' code), ``projected`` those in the
             joint space. None picks hidden where its width equals the joint space's, so that image states can be added.
-        context: ``content`` keeps states up to and including the end token, ``full`` pads prompts as the authors' code
-            does and keeps all (77 in CLIP).
+        context: ``content`` keeps states up to and including the end token, ``full`` pads prompts as the
+            model's authors do (OpenAI's tokenizer with token 0) and keeps all (77 in CLIP).
 
     Attributes:
         prefix_ids: tokens that start every prompt. prefix: their states, shape (len(prefix_ids), dim), float32.
         max_tokens: the longest prompt that the tower takes, begin and end included.
+
+    Raises:
+        UserError: the template alone is too long, the kind of states does not suit, or states are no numbers.
     """
 
     def __init__(
@@ -47,9 +51,11 @@ class TextTower:
         self.context = context
         self.states: StatesKind = _states_kind(clip, states)
         self.max_tokens = int(min(self._model.config.max_position_embeddings, clip.tokenizer.model_max_length))
+        self._require_room(template)
         self._forward = self._choose_forward(template)
         self.prefix_ids = self._forward.prefix_ids
         self.prefix = self._finish(self._forward.prefix)
+        self._require_numbers(self.prefix)
 
     def tokenize(self, prompts: list[str]) -> list[list[int]]:
         """Return token ids with begin and end, neither padded nor cut."""
@@ -61,6 +67,9 @@ class TextTower:
 
         Returns:
             The states after the prefix, in the order given. Memory grows with the number of prompts: call it by shard.
+
+        Raises:
+            UserError: the model gives states that are no numbers.
         """
         own = [ids[len(self.prefix_ids) :] for ids in token_ids]
         lengths = np.array([len(ids) for ids in own], np.int64)
@@ -73,7 +82,9 @@ class TextTower:
         def encode_batch(rows: NDArray[np.int64]) -> None:
             ids = self._pad([own[row] for row in rows], int(stored[rows[0]]))
             hidden = self._forward.run(ids)
-            tokens[starts[rows][:, None] + np.arange(ids.shape[1])] = self._finish(hidden)
+            finished = self._finish(hidden)
+            self._require_numbers(finished)
+            tokens[starts[rows][:, None] + np.arange(ids.shape[1])] = finished
             pooled[rows] = self._pool(hidden, pooled_at[rows])
 
         with batch_per_core(self._clip.device) as pool:
@@ -85,7 +96,7 @@ class TextTower:
         """Compare a few prompts with transformers' own forward, padded to the full length.
 
         Returns:
-            The largest absolute difference of any stored number.
+            The largest distance of a state from transformers' own, as a share of that state's length.
 
         Raises:
             DptrError: they differ by more than :data:`MOST_APART` (fp32), or point elsewhere (bf16).
@@ -96,7 +107,7 @@ class TextTower:
         pairs = [(np.tile(self.prefix, (len(states), 1)), states[:, :shared].reshape(-1, states.shape[2]))]
         kept = [row[shared : shared + length] for row, length in zip(states, ours.lengths, strict=True)]
         pairs += [(ours.tokens, np.concatenate(kept)), (ours.pooled, pooled)]
-        worst = max(float(np.abs(one - other).max(initial=0.0)) for one, other in pairs)
+        worst = max(_most_apart(one, other) for one, other in pairs)
         if self._clip.model.dtype == torch.float32:
             agree = worst <= MOST_APART
         else:
@@ -118,6 +129,21 @@ class TextTower:
         )
         return self._finish(output.last_hidden_state), output.pooler_output.float().cpu().numpy()
 
+    def _require_room(self, template: Template) -> None:
+        needed = len(self.tokenize([template.prompt("a")])[0])
+        if needed > self.max_tokens:
+            raise UserError(
+                f"the template has {needed} tokens with one letter in it, {self._clip.name} takes {self.max_tokens}",
+                "Shorten it (--template)",
+            )
+
+    def _require_numbers(self, states: NDArray[np.float32]) -> None:
+        if not np.isfinite(states).all():
+            raise UserError(
+                f"{self._clip.name} gives text states that are no numbers (nan or infinite)",
+                "Give a CLIP whose weights are whole, or use --precision fp32",
+            )
+
     def _choose_forward(self, template: Template) -> Forward:
         if is_causal(self._model, self._model.config.vocab_size):
             return AfterPrefix(self._model, template.shared_tokens(self.tokenize))
@@ -126,8 +152,8 @@ class TextTower:
         return Whole(self._model)
 
     def _pad(self, rows: list[list[int]], length: int) -> torch.Tensor:
-        padding = self._clip.tokenizer.pad_token_id
-        return torch.tensor([row + [padding] * (length - len(row)) for row in rows], device=self._clip.device)
+        padded = [row + [self._clip.padding] * (length - len(row)) for row in rows]
+        return torch.tensor(padded, device=self._clip.device)
 
     @torch.inference_mode()
     def _pool(self, hidden: torch.Tensor, at: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -160,6 +186,14 @@ def _batches_of_equal_length(lengths: NDArray[np.int64], tokens_per_batch: int) 
         size = max(1, tokens_per_batch // max(1, int(lengths[rows[0]])))
         batches.extend(rows[start : start + size] for start in range(0, len(rows), size))
     return batches
+
+
+def _most_apart(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
+    """Return the largest distance of two rows as a share of the second one's length; nan where either has one."""
+    if not len(ours):
+        return 0.0
+    distances: NDArray[np.float32] = np.linalg.norm(ours - theirs, axis=1) / (np.linalg.norm(theirs, axis=1) + 1e-12)
+    return float(distances.max())
 
 
 def _cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note, progress
+from dptr.cache.ranges import require_at_least
 from dptr.cache.word_images.writer import write_word_images
 from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.fonts import FontCollection, find_fonts
@@ -85,8 +86,11 @@ def render_words(
         workers: processes that render.
 
     Raises:
-        UserError: no words, no fonts, no font that can draw any word, ``out`` is taken, or a photo cannot be read.
+        UserError: a number out of range, no words, no fonts, no font that can draw any word, ``out`` is taken, or a
+            photo cannot be read.
     """
+    require_at_least(1, count=count, workers=workers)
+    require_at_least(0, seed=seed)
     collection = find_fonts(fonts)
     usable, refused = _drawable(words, collection)
     order = np.random.default_rng(seed).permutation(len(usable))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from dptr.cache.charset import Charset, LetterCase, Normalization
 from dptr.cache.errors import UserError
 from dptr.cache.progress import Progress, progress
+from dptr.cache.ranges import require_at_least
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.pipeline.choices import Case, Unit
 from dptr.pipeline.text.corpus_files import read_rows, require_readable
@@ -51,6 +52,9 @@ class CorpusSettings:
     charset: str | Charset = "94"
     min_count: int = 1
     case: Case = "keep"
+
+    def __post_init__(self) -> None:
+        require_at_least(1, min_count=self.min_count)
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ def read_corpus(paths: Sequence[str], settings: CorpusSettings, quarantine: Quar
             charset = charset or _learn_charset(labels, settings)
             _refuse_labels(labels, paths, settings.normalization, charset, quarantine)
         if charset is None or len(labels) == 0:
-            raise _nothing_usable(paths, quarantine)
+            raise nothing_usable(paths, quarantine)
     except BaseException:
         labels.close()
         raise
@@ -230,7 +234,8 @@ def _refuse_labels(
         quarantine.refuse(paths[source], line, label, normalization.refuse(label, charset) or "not usable")
 
 
-def _nothing_usable(paths: Sequence[str], quarantine: Quarantine) -> UserError:
+def nothing_usable(paths: Sequence[str], quarantine: Quarantine) -> UserError:
+    """Return the error of a corpus without one usable label: its files, and the reasons with examples."""
     reasons = ", ".join(
         f"{reason} ({count}){_such_as(quarantine, reason)}" for reason, count in quarantine.counts.most_common()
     )

@@ -18,6 +18,7 @@ import numpy as np
 
 from dptr.cache.choices import StatesDtype
 from dptr.cache.progress import note, progress
+from dptr.cache.ranges import require_at_least
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import FILE_NAME, Manifest, Shard
 from dptr.cache.stores.quarantine import Quarantine
@@ -25,7 +26,7 @@ from dptr.cache.stores.shards import States
 from dptr.pipeline.choices import Context, Precision, StatesKind
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.clip.text_tower import TextTower
-from dptr.pipeline.text.corpus import Corpus, CorpusSettings, corpus_fingerprint, read_corpus
+from dptr.pipeline.text.corpus import Corpus, CorpusSettings, corpus_fingerprint, nothing_usable, read_corpus
 from dptr.pipeline.text.prompt_shard import write_prompt_shard
 from dptr.pipeline.text.prompt_store import open_prompt_store, settle_charset, write_prefix
 from dptr.pipeline.text.prompts import Prompt, prompts_of
@@ -58,6 +59,10 @@ class EmbedTextSettings:
     tokens_per_batch: int = 1024
     max_bad: int | None = None
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        require_at_least(1, shard_rows=self.shard_rows, tokens_per_batch=self.tokens_per_batch)
+        require_at_least(0, max_bad=self.max_bad)
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,8 @@ def _embed(
         write_prefix(out, manifest, tower)
         _embed_remaining(out, manifest, corpus, tower, settings, quarantine)
         table = corpus.summary(quarantine)
+        if not manifest.rows:
+            raise nothing_usable(paths, quarantine)
     # Only now is the quarantine's file in its place, and the store as a whole finished.
     manifest.details |= {"finished": asked, "summary": table, "quarantined": quarantine.total}
     manifest.save(out)
@@ -192,6 +199,8 @@ def _load(settings: EmbedTextSettings) -> tuple[TextTower, dict[str, Any], float
         "normalization": asdict(settings.corpus.normalization),
         "prefix_ids": tower.prefix_ids,
     }
+    if settings.context == "full":
+        identity["padding"] = clip.padding
     return tower, identity, clip.load_seconds
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from dptr.cache.choices import StatesDtype
+from dptr.cache.errors import UserError
 from dptr.cache.stores.manifest import Shard
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA
 from dptr.cache.stores.shards import States, write_shard
@@ -21,7 +23,11 @@ def write_prompt_shard(
 
     Labels of one prompt repeat its states, so that a row can be read without looking elsewhere; ``states_of`` is the
     id of the first of them.
+
+    Raises:
+        UserError: a prompt's states are too large for half precision.
     """
+    _require_fitting(prompts, states, dtype)
     repeats = np.array([len(prompt.labels) for prompt in prompts])
     rows = [(label, prompt) for prompt in prompts for label in prompt.labels]
     of_prompt = np.repeat(np.arange(len(prompts)), repeats)
@@ -40,6 +46,27 @@ def write_prompt_shard(
     if len(rows) > len(prompts):
         states = _repeat(states, of_prompt)
     return write_shard(folder, number, pa.table(columns, schema=CATALOGUE_SCHEMA), states, dtype, {})
+
+
+def _require_fitting(prompts: list[Prompt], states: States, dtype: StatesDtype) -> None:
+    """Check that half precision holds what it has to: token states where they are stored so, pooled vectors always."""
+    if dtype == "float16":
+        token = np.abs(states.tokens).max(axis=1, initial=0.0).argmax()
+        _require_half(states.tokens[token], prompts[_row_of(token, states)], "Use --dtype float32")
+    row = int(np.abs(states.pooled).max(axis=1, initial=0.0).argmax())
+    _require_half(states.pooled[row], prompts[row], "Pooled vectors are kept in half precision: use another CLIP")
+
+
+def _row_of(token: np.intp, states: States) -> int:
+    return int(np.searchsorted(np.cumsum(states.lengths), token, side="right"))
+
+
+def _require_half(vector: NDArray[np.float32], prompt: Prompt, advice: str) -> None:
+    largest = float(np.abs(vector).max())
+    if not largest <= float(np.finfo(np.float16).max):
+        raise UserError(
+            f"a state of the prompt {prompt.text!r} is {largest:.3g} large, which float16 cannot hold", advice
+        )
 
 
 def _repeat(states: States, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> States:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file
 
 from dptr.cache.charset import Charset, Normalization
 from dptr.cache.errors import UserError
@@ -210,3 +211,19 @@ def test_a_recognizer_on_clips_tower_trains_and_is_read_without_the_clip(tmp_pat
     assert len(reader.read([images.image(0), images.image(1)])) == 2
     with pytest.raises(UserError, match="no encoder 'resnet'"):
         build_encoder(recipe().replace("encoder", kind="resnet").encoder)
+
+
+def test_the_image_tower_is_taken_from_safetensors_without_a_word_and_never_from_a_pickle(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "clip"
+    shutil.copytree(bundled_clip.BUNDLED, folder)
+    encoder = build_encoder(recipe().replace("encoder", kind="clip:tiny", config=describe(folder)).encoder)
+    assert isinstance(encoder, ClipEncoder)
+    encoder.load(folder)
+    assert capfd.readouterr() == ("", "")
+    weights = folder / "model.safetensors"
+    torch.save(load_file(weights), folder / "pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(UserError, match=r"model\.safetensors"):
+        encoder.load(folder)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-import gzip
+import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dptr.cache.choices import StatesDtype
@@ -22,7 +24,6 @@ from dptr.pipeline.text.templates import DEFAULT_TEMPLATE, Template
 CONTRACTED = ["street", "the", "red", "very", "made", "llama", "door"]
 LABELS = [*CONTRACTED, "a", "Q", "7", "s'", "-", "!x", "naïve", "中文", "don't", "\u0301x", "the-end", "x" * 25, "2024"]
 TEMPLATES = [DEFAULT_TEMPLATE, "{label}", "{label} on a sign", "the word {label} on a sign", "a\tphoto  of  '{label}'"]
-BPE = Path(__file__).parents[4] / "shared/data/clip/bpe_simple_vocab_16e6.txt.gz"
 
 
 @pytest.fixture(scope="module")
@@ -30,26 +31,12 @@ def clip() -> Clip:
     return load_clip("tiny")
 
 
-def real_tokenizer() -> Any:
-    """CLIP's tokenizer from its published merges, as its authors read them."""
-    from transformers import CLIPTokenizer
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    lines = gzip.decompress(BPE.read_bytes()).decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
-    merges = [(first, second) for first, second in (line.split() for line in lines)]
-    symbols = list(bytes_to_unicode().values())
-    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(pair) for pair in merges)]
-    vocabulary = {token: number for number, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
-
-
 @pytest.fixture(scope="module", params=["bundled", "real"])
 def any_clip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Clip:
     """The bundled CLIP, and one of the same layers with the real vocabulary."""
     if request.param == "bundled":
         return load_clip("tiny")
-    if not BPE.is_file():
-        pytest.skip(f"{BPE.name} is not beside the project")
+    tokenizer = request.getfixturevalue("real_tokenizer")
     from transformers import CLIPConfig, CLIPModel
 
     folder = tmp_path_factory.mktemp("real")
@@ -58,19 +45,20 @@ def any_clip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     torch.manual_seed(1)
     model = CLIPModel(CLIPConfig(**{**config, "text_config": {**config["text_config"], **ends}}))
     model.save_pretrained(folder)
-    real_tokenizer().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_bytes((bundled_clip.BUNDLED / "preprocessor_config.json").read_bytes())
     return load_clip(str(folder))
 
 
 @torch.inference_mode()
 def plain(clip: Clip, prompts: list[str], kind: StatesKind = "hidden") -> tuple[NDArray[Any], NDArray[Any], Any]:
-    """Transformers alone, padded to 77 and nothing masked, as in the authors' code: states, pooled vectors, lengths."""
-    encoded = clip.tokenizer(prompts, padding="max_length", return_tensors="pt")
-    output = clip.model.get_text_features(input_ids=encoded["input_ids"])
+    """Transformers alone, padded with 0 to 77 and nothing masked, as in the authors' code: states, pooled, lengths."""
+    rows = [torch.tensor(ids) for ids in clip.tokenizer(prompts)["input_ids"]]
+    ids = torch.stack([F.pad(row, (0, 77 - len(row)), value=0) for row in rows])
+    output = clip.model.get_text_features(input_ids=ids)
     states = output.last_hidden_state
     states = clip.model.text_projection(states) if kind == "projected" else states
-    return states.float().numpy(), output.pooler_output.float().numpy(), encoded["attention_mask"].sum(1).numpy()
+    return states.float().numpy(), output.pooler_output.float().numpy(), [len(row) for row in rows]
 
 
 def rows(tower: TextTower, states: States) -> list[NDArray[np.float32]]:
@@ -152,6 +140,39 @@ def test_check_stops_what_differs(clip: Clip, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(tower._forward, "_keys_values", [(k, v * 1.01) for k, v in tower._forward._keys_values])
     with pytest.raises(DptrError, match="differ from transformers"):
         tower.check(ids)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_the_check_is_relative_to_the_size_of_the_states(
+    clip: Clip, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of states a ten thousandth as large an absolute tolerance lets everything pass, of large ones nothing."""
+    scaled = dataclasses.replace(clip, model=copy.deepcopy(clip.model))
+    for parameter in scaled.model.text_model.final_layer_norm.parameters():
+        parameter.mul_(scale)
+    tower = TextTower(scaled, Template())
+    ids = tower.tokenize([Template().prompt(label) for label in LABELS])
+    assert tower.check(ids) <= 1e-5
+    monkeypatch.setattr(tower._forward, "_keys_values", [(k, v * 1.01) for k, v in tower._forward._keys_values])
+    with pytest.raises(DptrError, match="differ from transformers"):
+        tower.check(ids)
+
+
+def test_a_template_longer_than_the_context_is_told_at_once(clip: Clip) -> None:
+    with pytest.raises(UserError, match=r"template has \d+ tokens .*takes 77"):
+        TextTower(clip, Template("word " * 80 + "{label}"))
+
+
+def test_a_clip_whose_states_are_no_numbers_is_told_at_once(clip: Clip) -> None:
+    broken = dataclasses.replace(clip, model=copy.deepcopy(clip.model))
+    broken.model.text_model.final_layer_norm.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="no numbers"):
+        TextTower(broken, Template())
+    late = dataclasses.replace(clip, model=copy.deepcopy(clip.model))
+    late.model.text_model.embeddings.token_embedding.weight[clip.tokenizer("q")["input_ids"][1]] = torch.inf
+    tower = TextTower(late, Template("{label}"))
+    with pytest.raises(UserError, match="no numbers"):
+        tower.encode(tower.tokenize(["q"]))
 
 
 def test_check_stops_what_differs_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,3 +198,10 @@ def test_what_was_cut_short_is_not_taken_for_finished(name, font_folder, tmp_pat
     assert render_words(WORDS, out, fonts=font_folder).rows == 5
     with pytest.raises(UserError, match="is there already"):
         render_words(WORDS, out, fonts=font_folder)
+
+
+@pytest.mark.parametrize("wrong", [{"count": -5}, {"count": 0}, {"workers": 0}, {"seed": -1}])
+def test_numbers_out_of_range_are_told_before_any_work(wrong, font_folder, tmp_path):
+    with pytest.raises(UserError, match=f"--{next(iter(wrong))} is"):
+        render_words(WORDS, tmp_path / "x", fonts=font_folder, **wrong)
+    assert not (tmp_path / "x").exists()

@@ -18,6 +18,7 @@ import pytest
 from dptr.cache.charset import Normalization
 from dptr.cache.errors import DamagedStore, TooManyRefused, UserError
 from dptr.cache.progress import set_quiet
+from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.verify import verify
 from dptr.pipeline.clip.loading import load_clip
@@ -317,3 +318,67 @@ def test_a_folder_of_the_users_called_scratch_is_left_alone(run: Run) -> None:
     mine.write_text("mine")
     run()
     assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("wrong", [{"shard_rows": -1}, {"shard_rows": 0}, {"tokens_per_batch": 0}, {"max_bad": -1}])
+def test_numbers_out_of_range_are_told_at_once(wrong: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=f"--{next(iter(wrong)).replace('_', '-')} is -?[01]"):
+        EmbedTextSettings(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--min-count is 0"):
+        CorpusSettings(min_count=0)
+
+
+def scaled_states(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """The bundled CLIP with one word's last state so many times as large."""
+    original = TextTower.encode
+
+    def encode(self: TextTower, ids: list[list[int]], *rest: Any) -> Any:
+        states = original(self, ids, *rest)
+        if len(ids) == SETTINGS.shard_rows:
+            states.tokens[states.lengths[:2].sum() - 1] *= factor
+        return states
+
+    monkeypatch.setattr(TextTower, "encode", encode)
+    monkeypatch.setattr(module, "_check", lambda *_: None)
+
+
+def test_states_that_half_precision_cannot_hold_are_told_with_their_prompt(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaled_states(monkeypatch, 1e6)
+    with pytest.raises(UserError, match=r"prompt \"a photo of a 'the'\" is .* float16 cannot hold.*--dtype float32"):
+        run()
+    run(dataclasses.replace(SETTINGS, dtype="float32"), run.out.with_name("wide"))
+    assert np.isfinite(PromptStore(run.out.with_name("wide")).states(np.arange(4)).tokens).all()
+
+
+def test_a_corpus_of_which_nothing_can_be_embedded_is_an_error(run: Run) -> None:
+    run.write([" ".join("😀" * 40)])
+    lines = Normalization(keep_spaces=True, max_label_length=99)
+    with pytest.raises(UserError, match=r"no usable label .*prompt longer than 77 tokens \(1\)"):
+        run(of_corpus(unit="line", charset="auto", normalization=lines))
+
+
+def test_the_same_clip_by_another_path_goes_on_with_its_store(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dptr.pipeline.clip import bundled as bundled_clip
+
+    shutil.copytree(bundled_clip.BUNDLED, tmp_path / "clip")
+    run(dataclasses.replace(SETTINGS, clip=str(tmp_path / "clip")))
+    run.write([*WORDS, "new"])
+    monkeypatch.chdir(tmp_path)
+    assert run(dataclasses.replace(SETTINGS, clip="./clip")).computed == 1
+    run.write([*WORDS, "new", "newer"])
+    assert run().computed == 1  # the bundled one has the same weights
+
+
+def test_full_prompts_padded_otherwise_are_not_mixed_with_those_padded_with_zeros(run: Run) -> None:
+    full = dataclasses.replace(SETTINGS, context="full")
+    run(full)
+    manifest = Manifest.load(run.out, "prompts")
+    assert manifest.identity.pop("padding") == 0
+    manifest.details.clear()
+    manifest.save(run.out)
+    with pytest.raises(DamagedStore, match="padding: None there, 0 now"):
+        run(full)

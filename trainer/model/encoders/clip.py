@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dptr.cache.errors import UserError
@@ -53,13 +55,21 @@ class ClipEncoder(nn.Module):
         return tokens
 
     def load(self, folder: Path) -> None:
-        """Take the weights of the CLIP in ``folder``."""
-        from transformers import CLIPModel
+        """Take the weights of the CLIP in ``folder``.
 
-        clip: Any = CLIPModel.from_pretrained(folder)
+        Raises:
+            UserError: its weights are no safetensors, damaged, or of another shape than its configuration says.
+        """
         own = self.tower.state_dict()
-        given = {name: tensor for name, tensor in clip.state_dict().items() if name in own}
-        self.tower.load_state_dict(given)
+        try:
+            found = load_file(folder / "model.safetensors")
+            self.tower.load_state_dict({name: tensor for name, tensor in found.items() if name in own})
+        except (OSError, SafetensorError, RuntimeError) as error:
+            problem = str(error).strip().splitlines()[-1].strip()
+            raise UserError(
+                f"cannot take the image tower of {folder}: {problem}",
+                "Give a CLIP whose weights are in model.safetensors",
+            ) from error
 
 
 def describe(folder: Path) -> str:

@@ -1,0 +1,148 @@
+"""Prompts have the tokens that OpenAI's CLIP was trained on.
+
+The expected ids were worked out by the published rules of byte-pair encoding, which are written down again below:
+lower case; pieces are contractions, runs of letters, single digits, runs of anything else; a piece is its UTF-8 bytes,
+the last one marked; the pair that was merged first in training is merged first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import unicodedata
+from typing import Any
+
+import pytest
+import torch
+
+from dptr.pipeline.clip import bundled
+from dptr.pipeline.clip.loading import load_clip
+from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.text.templates import Template
+
+BEGIN, END, CONTEXT = 49406, 49407, 77
+
+EXPECTED = {
+    "a photo of a 'street'": [49406, 320, 1125, 539, 320, 568, 975, 875, 262, 49407],
+    "a photo of a 'Exit'": [49406, 320, 1125, 539, 320, 262, 9374, 262, 49407],
+    "a photo of a 'the'": [49406, 320, 1125, 539, 320, 713, 797, 262, 49407],
+    "a photo of a 'made'": [49406, 320, 1125, 539, 320, 880, 1928, 262, 49407],
+    "a photo of a 'llama'": [49406, 320, 1125, 539, 320, 1342, 1696, 262, 49407],
+    "a photo of a 'don't'": [49406, 320, 1125, 539, 320, 1896, 525, 713, 262, 49407],
+    "a photo of a '24/7'": [49406, 320, 1125, 539, 320, 262, 273, 275, 270, 278, 262, 49407],
+    "a photo of a '2024'": [49406, 320, 1125, 539, 320, 262, 273, 271, 273, 275, 262, 49407],
+    "a photo of a 'naïve'": [49406, 320, 1125, 539, 320, 262, 1097, 35689, 563, 262, 49407],
+    "a photo of a 'Žluť'": [49406, 320, 1125, 539, 320, 262, 129, 122, 664, 129, 354, 262, 49407],
+    "a photo of a '中文'": [49406, 320, 1125, 539, 320, 262, 19759, 255, 29032, 485, 262, 49407],
+    "a photo of a 'Привет'": [49406, 320, 1125, 539, 320, 262, 26302, 16370, 29503, 110, 22176, 141, 480, 262, 49407],
+    "a photo of a '😀'": [49406, 320, 1125, 539, 320, 6, 12832, 262, 49407],
+    "a photo of a '-'": [49406, 320, 1125, 539, 320, 6, 28010, 49407],
+    "a photo of a '!?'": [49406, 320, 1125, 539, 320, 6, 0, 13610, 49407],
+    "a photo of a 'NEW YORK'": [49406, 320, 1125, 539, 320, 262, 686, 2705, 262, 49407],
+    "a photo of a 'l'hôtel'": [49406, 320, 1125, 539, 320, 262, 331, 262, 71, 26815, 2226, 262, 49407],
+    "a photo of a 'internationalization'": [49406, 320, 1125, 539, 320, 262, 42534, 8026, 262, 49407],
+    "a photo of a cat": [49406, 320, 1125, 539, 320, 2368, 49407],
+    "  a sign that  says 'OPEN'.  ": [49406, 320, 2292, 682, 1563, 262, 1488, 4645, 49407],
+}
+
+
+def pieces_of(text: str) -> list[str]:
+    """Split a prompt as CLIP does before it looks at any merge."""
+    pieces: list[str] = []
+    rest = text.lower().strip()
+    while rest:
+        kind = unicodedata.category(rest[0])[0]
+        contraction = re.match(r"'(?:s|t|re|ve|m|ll|d)", rest)
+        if rest[0].isspace():
+            length = 1
+        elif contraction:
+            length = contraction.end()
+        elif kind == "L":
+            length = next((i for i, c in enumerate(rest) if unicodedata.category(c)[0] != "L"), len(rest))
+        elif kind == "N":
+            length = 1
+        else:
+            ends = (i for i, c in enumerate(rest) if c.isspace() or unicodedata.category(c)[0] in "LN")
+            length = next(ends, len(rest))
+        if not rest[0].isspace():
+            pieces.append(rest[:length])
+        rest = rest[length:]
+    return pieces
+
+
+def byte_symbols() -> dict[int, str]:
+    """One visible character for each byte: itself where it is visible, else the next ones from U+0100 on."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    symbols = {byte: chr(byte) for byte in visible}
+    hidden = [byte for byte in range(256) if byte not in symbols]
+    return symbols | {byte: chr(256 + number) for number, byte in enumerate(hidden)}
+
+
+def merged(symbols: list[str], order: dict[tuple[str, str], int]) -> list[str]:
+    """Merge pairs, the earliest learnt first, until no pair was learnt."""
+    while True:
+        known = [pair for pair in itertools.pairwise(symbols) if pair in order]
+        if not known:
+            return symbols
+        first, second = min(known, key=order.__getitem__)
+        joined: list[str] = []
+        for symbol in symbols:
+            if joined and joined[-1] == first and symbol == second:
+                joined[-1] = first + second
+            else:
+                joined.append(symbol)
+        symbols = joined
+
+
+def ids_by_the_rules(prompt: str, merges: list[tuple[str, str]]) -> list[int]:
+    """Tokenize by the rules in this file alone."""
+    of_byte = byte_symbols()
+    singles = list(of_byte.values())
+    tokens = [*singles, *(symbol + "</w>" for symbol in singles), *(first + second for first, second in merges)]
+    number_of = {token: number for number, token in enumerate(tokens)}
+    order = {pair: rank for rank, pair in enumerate(merges)}
+    ids = [BEGIN]
+    for piece in pieces_of(prompt):
+        symbols = [of_byte[byte] for byte in piece.encode()]
+        ids += [number_of[symbol] for symbol in merged([*symbols[:-1], symbols[-1] + "</w>"], order)]
+    return [*ids, END]
+
+
+@pytest.fixture(scope="module")
+def tower(real_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> TextTower:
+    """A tower of CLIP's shape and vocabulary with drawn weights; the tokens are what counts."""
+    from transformers import CLIPConfig, CLIPModel
+
+    folder = tmp_path_factory.mktemp("openai")
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**small, "vocab_size": END + 1, "bos_token_id": BEGIN, "eos_token_id": END}
+    torch.manual_seed(1)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config={**small, "image_size": 32}, projection_dim=32))
+    model.save_pretrained(folder)
+    real_tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_bytes((bundled.BUNDLED / "preprocessor_config.json").read_bytes())
+    return TextTower(load_clip(str(folder)), Template(), context="full")
+
+
+def test_the_stored_ids_follow_the_published_rules(published_merges: list[tuple[str, str]]) -> None:
+    assert len(EXPECTED) == 20
+    assert {prompt: ids_by_the_rules(prompt, published_merges) for prompt in EXPECTED} == EXPECTED
+
+
+@pytest.mark.parametrize("prompt", EXPECTED)
+def test_prompts_are_tokenized_as_openai_does(tower: TextTower, prompt: str) -> None:
+    assert tower.tokenize([prompt]) == [EXPECTED[prompt]]
+
+
+def test_full_states_are_those_of_prompts_padded_with_zeros(tower: TextTower) -> None:
+    """OpenAI's tokenizer fills up with 0, the token of "!", and the authors' memory keeps the states of all of it."""
+    prompts = [prompt for prompt in EXPECTED if prompt.startswith("a photo of a '")]
+    padded = torch.zeros(len(prompts), CONTEXT, dtype=torch.long)
+    for row, prompt in zip(padded, prompts, strict=True):
+        row[: len(EXPECTED[prompt])] = torch.tensor(EXPECTED[prompt])
+    with torch.inference_mode():
+        theirs = tower._model(input_ids=padded).last_hidden_state
+    ours = tower.encode([EXPECTED[prompt] for prompt in prompts])
+    assert ours.lengths.tolist() == [CONTEXT - len(tower.prefix_ids)] * len(prompts)
+    kept = torch.from_numpy(ours.tokens).view(len(prompts), -1, theirs.shape[2])
+    assert torch.allclose(kept, theirs[:, len(tower.prefix_ids) :], atol=1e-5)
