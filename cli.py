@@ -4,6 +4,7 @@ Each command lives beside its stage, in its ``commands``. Only this file knows b
 becomes one line and an exit code here. ``dptr --help`` answers at once: commands import what is heavy when they run.
 """
 
+import io
 import os
 import signal
 import sys
@@ -98,6 +99,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; what went wrong is printed on stderr as one line."""
+    for stream in (sys.stdout, sys.stderr):
+        # Labels of any script are printed whatever the locale says.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]

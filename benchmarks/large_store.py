@@ -15,8 +15,9 @@ import numpy as np
 import psutil
 import pyarrow as pa
 
+from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.stores.manifest import FileRecord, Manifest
-from dptr.cache.stores.prompts import PREFIX_FILE, PromptStore
+from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.trainer.pretrain import PromptBatches
 from dptr.trainer.training.recipe import load_recipe

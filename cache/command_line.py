@@ -10,12 +10,15 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
 from dptr.cache.progress import set_quiet
 from dptr.cache.workspace import Workspace
+
+if TYPE_CHECKING:
+    from dptr.cache.sql.query import Answer
 
 _Parameters = ParamSpec("_Parameters")
 
@@ -64,11 +67,13 @@ class Report:
     Attributes:
         figures: for programs: the object that ``--json`` prints. text: for people.
         lines: objects that ``--json`` prints before it, one a line.
+        answer: a query's result, printed as it comes, so that it need not fit into memory.
     """
 
     figures: dict[str, Any]
     text: str = ""
     lines: list[dict[str, Any]] = field(default_factory=list)
+    answer: "Answer | None" = None
 
 
 def command_group(help: str | None = None) -> typer.Typer:
@@ -121,6 +126,9 @@ def figures_of(summary: Any) -> dict[str, Any]:
 
 def print_report(name: str, report: Report, as_json: bool) -> None:
     """Print what a command came to on stdout."""
+    if report.answer is not None:
+        _print_answer(name, report.answer, report.figures, as_json)
+        return
     if not as_json:
         if report.text:
             print(report.text)
@@ -131,3 +139,15 @@ def print_report(name: str, report: Report, as_json: bool) -> None:
     if figures.get("seconds") and "computed" in figures:
         figures["rows_per_second"] = figures["computed"] / figures["seconds"]
     print(json.dumps({"command": name, **figures}, ensure_ascii=False, default=str))
+
+
+def _print_answer(name: str, answer: "Answer", figures: dict[str, Any], as_json: bool) -> None:
+    from dptr.cache.sql.table import json_pieces, table_lines
+
+    if not as_json:
+        for line in table_lines(answer.columns, answer.blocks):
+            print(line)
+        return
+    for piece in json_pieces(answer, {"command": name, **figures}):
+        print(piece, end="")
+    print()

@@ -24,15 +24,17 @@ def sql(
     import time
 
     from dptr.cache.sql import views
+    from dptr.cache.sql.prompt import prompt
+    from dptr.cache.sql.query import ask
 
     started = time.monotonic()
     connection = views.connect(workspace)
+    figures = {"out": str(workspace.root)}
     if query is None:
-        views.prompt(connection)
-        return Report({"out": str(workspace.root), "rows": 0, "seconds": time.monotonic() - started})
-    columns, rows = views.ask(connection, query)
-    figures = {"out": str(workspace.root), "rows": len(rows), "columns": columns, "result": rows}
-    return Report({**figures, "seconds": time.monotonic() - started}, views.table(columns, rows))
+        prompt(connection)
+        return Report({**figures, "rows": 0, "seconds": time.monotonic() - started})
+    answer = ask(connection, query)
+    return Report({**figures, "seconds": time.monotonic() - started}, answer=answer)
 
 
 @command(commands, "verify")
@@ -44,10 +46,10 @@ def verify(
 
     Example: dptr verify
     """
+    from dptr.cache.file_names import MANIFEST_FILE
     from dptr.cache.stores import verify as check
-    from dptr.cache.stores.manifest import FILE_NAME
 
-    stores = folders or [store for store in (workspace.prompts, workspace.orp) if (store / FILE_NAME).is_file()]
+    stores = folders or [store for store in (workspace.prompts, workspace.orp) if (store / MANIFEST_FILE).is_file()]
     if not stores:
         raise UserError(f"no store in {workspace.root}", "Name a store's folder")
     damages = [damage for store in stores for damage in check.verify(store)]

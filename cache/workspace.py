@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import RUN_FILE
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,8 @@ class Workspace:
 
     def run_folders(self) -> list[Path]:
         """All runs, oldest first."""
-        found = [path.parent for path in self.runs.glob("*/run.json")]
-        return sorted(found, key=lambda folder: (folder / "run.json").stat().st_mtime_ns)
+        found = [path.parent for path in self.runs.glob(f"*/{RUN_FILE}")]
+        return sorted(found, key=lambda folder: (folder / RUN_FILE).stat().st_mtime_ns)
 
     def find_run(self, name: str) -> Path:
         """Resolve a run given as a path, as a name under ``runs/``, or as an exported model file.
@@ -41,7 +42,7 @@ class Workspace:
             UserError: there is no such run; the message names those that exist.
         """
         for candidate in (Path(name), self.runs / name):
-            if (candidate / "run.json").is_file():
+            if (candidate / RUN_FILE).is_file():
                 return candidate
         if Path(name).is_file():
             return Path(name)

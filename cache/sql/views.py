@@ -1,123 +1,151 @@
-"""DuckDB views over everything in a workspace, read-only: stores, quarantines, neighbours, runs and their metrics."""
+"""DuckDB over everything in a workspace: stores, quarantines, neighbours, runs and their metrics.
+
+DuckDB itself may touch no file. A statement that writes can hide in one that reads (``with x as (copy …) select``), and
+whoever may read a folder may write it, too. So catalogues come in as Arrow datasets, which only read, what runs say is
+read beforehand, and then DuckDB's access to files is closed for good.
+"""
 
 from __future__ import annotations
 
-import sys
+import json
+import os
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import duckdb
+import pyarrow as pa
+import pyarrow.dataset as ds
 
-from dptr.cache.errors import UserError
-from dptr.cache.stores.manifest import FILE_NAME, Manifest, StoreKind
+from dptr.cache.errors import DptrError, UserError
+from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, NEIGHBOURS_TABLE, QUARANTINE_FILE, RUN_FILE
+from dptr.cache.progress import note
+from dptr.cache.stores.manifest import Manifest, StoreKind
 from dptr.cache.workspace import Workspace
 
-_WIDEST_CELL = 60
 
+def connect(workspace: Workspace, prompts: Path | None = None, orp: Path | None = None) -> duckdb.DuckDBPyConnection:
+    """Open an in-memory DuckDB with one view per table that exists; it can neither write nor read anything else.
 
-def connect(workspace: Workspace) -> duckdb.DuckDBPyConnection:
-    """Open an in-memory DuckDB with one view per table that exists.
+    Views: ``prompts``, ``crops``, ``neighbours``, ``refused_text``, ``refused_photos``, ``metrics`` and ``runs``. What
+    is damaged is named and left out.
 
-    Views: ``prompts``, ``crops``, ``neighbours``, ``refused_text``, ``refused_photos``, ``metrics`` and ``runs``.
+    Args:
+        workspace: where stores and runs are.
+        prompts: another prompt store than the workspace's.
+        orp: another ORP bank than the workspace's.
 
     Raises:
         UserError: the workspace holds nothing yet.
     """
     connection = duckdb.connect()
-    views = {
-        **_store_views(workspace.prompts, "prompts", "prompts", "refused_text"),
-        **_store_views(workspace.orp, "orp", "crops", "refused_photos"),
-        **_run_views(workspace),
-    }
-    if not views:
+    _read_runs(connection, workspace.run_folders())
+    _close(connection)
+    stores: tuple[tuple[Path, StoreKind, str, str], ...] = (
+        (prompts or workspace.prompts, "prompts", "prompts", "refused_text"),
+        (orp or workspace.orp, "orp", "crops", "refused_photos"),
+    )
+    for folder, kind, rows_view, refused_view in stores:
+        _add_store(connection, folder, kind, rows_view, refused_view)
+    if not tables(connection):
         raise UserError(
             f"nothing to query in {workspace.root}", "Run `dptr embed-text FILE` first, or give --workspace"
         )
-    for name, source in views.items():
-        connection.execute(f"create view {name} as {source}")
-    # From here on a query can read what the views read and nothing else can be written.
-    connection.execute("set lock_configuration = true")
     return connection
 
 
-def _store_views(folder: Path, kind: StoreKind, rows_view: str, refused_view: str) -> dict[str, str]:
-    if not (folder / FILE_NAME).is_file():
-        return {}
-    views: dict[str, str] = {}
-    manifest = Manifest.load(folder, kind)
-    if manifest.shards:
-        files = ", ".join(_quoted(folder / f"{shard.name}.parquet") for shard in manifest.shards)
-        views[rows_view] = f"select * from read_parquet([{files}])"
-    for name, view in (("quarantine.parquet", refused_view), ("neighbours.parquet", "neighbours")):
-        if (folder / name).is_file():
-            views[view] = f"select * from read_parquet({_quoted(folder / name)})"
-    return views
+def tables(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """Return the names of all views."""
+    return [str(row[0]) for row in connection.execute("show tables").fetchall()]
 
 
-def _run_views(workspace: Workspace) -> dict[str, str]:
-    views: dict[str, str] = {}
-    folders = workspace.run_folders()
-    name_of_run = "parse_filename(parse_path(filename)[-2]) as run"
-    if folders:
-        files = ", ".join(_quoted(folder / "run.json") for folder in folders)
-        views["runs"] = (
-            f"select {name_of_run}, * exclude filename from read_json([{files}], filename = true, union_by_name = true)"
-        )
-    logs = [folder / "metrics.jsonl" for folder in folders if (folder / "metrics.jsonl").is_file()]
-    if logs:
-        files = ", ".join(_quoted(path) for path in logs)
-        views["metrics"] = (
-            f"select {name_of_run}, * exclude filename "
-            f"from read_json([{files}], format = 'newline_delimited', filename = true, union_by_name = true)"
-        )
-    return views
+def _close(connection: duckdb.DuckDBPyConnection) -> None:
+    """Shut DuckDB off from files, extensions, the network and Python's variables, so that no query can open it again.
 
-
-def _quoted(path: Path) -> str:
-    return "'" + str(path).replace("'", "''") + "'"
-
-
-def ask(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[list[str], list[tuple[Any, ...]]]:
-    """Run one query.
-
-    Returns:
-        column names and rows.
-
-    Raises:
-        UserError: DuckDB refuses the query.
+    It may still spill what does not fit into memory, into a folder of its own that goes with the connection.
     """
+    spilled = os.path.join(tempfile.gettempdir(), f"dptr-sql-{os.getpid()}")
+    connection.execute(f"set temp_directory = {_quoted(spilled)}")
+    connection.execute("set python_enable_replacements = false")
+    connection.execute("set autoload_known_extensions = false")
+    connection.execute("set autoinstall_known_extensions = false")
+    connection.execute("set enable_external_access = false")
+    connection.execute("set lock_configuration = true")
+
+
+def _add_store(
+    connection: duckdb.DuckDBPyConnection, folder: Path, kind: StoreKind, rows_view: str, refused_view: str
+) -> None:
+    if not (folder / MANIFEST_FILE).is_file():
+        return
     try:
-        relation = connection.execute(query)
-        return [column[0] for column in relation.description or []], relation.fetchall()
-    except duckdb.Error as error:
-        tables = ", ".join(row[0] for row in connection.execute("show tables").fetchall())
-        raise UserError(f"DuckDB: {str(error).splitlines()[0]}", f"Tables here: {tables}") from error
+        manifest = Manifest.load(folder, kind)
+    except DptrError as error:
+        note(f"left out: {error}")
+        return
+    _add_view(connection, rows_view, [folder / f"{shard.name}.parquet" for shard in manifest.shards])
+    for name, view in ((QUARANTINE_FILE, refused_view), (NEIGHBOURS_TABLE, "neighbours")):
+        if (folder / name).is_file():
+            _add_view(connection, view, [folder / name])
 
 
-def table(columns: list[str], rows: list[tuple[Any, ...]]) -> str:
-    """Lay a result out as text; long values (vectors, prompts) are cut."""
-    cells = [columns, *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+def _add_view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path]) -> None:
+    if not files:
+        return
+    try:
+        connection.register(name, ds.dataset([str(path.absolute()) for path in files], format="parquet"))
+    except (pa.ArrowException, OSError) as error:
+        note(f"left out: {name}, because {files[0]} cannot be read ({str(error).splitlines()[0]})")
 
 
-def prompt(connection: duckdb.DuckDBPyConnection) -> None:
-    """Answer queries typed on standard input until it ends; a bad query does not end it."""
-    tables = ", ".join(row[0] for row in connection.execute("show tables").fetchall())
-    print(f"tables: {tables}; end with Ctrl-D", file=sys.stderr)
-    while True:
-        try:
-            query = input("dptr> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return
-        if query:
-            try:
-                print(table(*ask(connection, query)))
-            except UserError as error:
-                print(error, file=sys.stderr)
+def _read_runs(connection: duckdb.DuckDBPyConnection, folders: Iterable[Path]) -> None:
+    """Copy what runs say of themselves into tables; a broken run is named, and the others are shown."""
+    described = [folder / RUN_FILE for folder in folders if _is_described(folder / RUN_FILE)]
+    logs = [folder / METRICS_FILE for folder in folders if _has_metrics(folder / METRICS_FILE)]
+    # A line that cannot be read comes back as a row of nulls.
+    lines = "format = 'newline_delimited', ignore_errors = true"
+    for name, files, options, chosen in (
+        ("runs", described, "format = 'auto'", ""),
+        ("metrics", logs, lines, "where step is not null"),
+    ):
+        if files:
+            listed = ", ".join(_quoted(str(path)) for path in files)
+            connection.execute(
+                f"create table {name} as select parse_filename(parse_path(filename)[-2]) as run, * exclude filename "
+                f"from read_json([{listed}], {options}, filename = true, union_by_name = true, sample_size = -1) "
+                f"{chosen}"
+            )
 
 
-def _cell(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= _WIDEST_CELL else text[: _WIDEST_CELL - 1] + "…"
+def _is_described(path: Path) -> bool:
+    try:
+        if isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+            return True
+        problem = "it is no JSON object"
+    except (OSError, ValueError, RecursionError) as error:
+        problem = str(error)
+    note(f"left out of runs: {path} cannot be read ({problem})")
+    return False
+
+
+def _has_metrics(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    lines = path.read_bytes().split(b"\n")
+    # The last piece is empty, or a line that a training is about to finish.
+    good = [_is_step(line) for line in lines[:-1] if line.strip()]
+    if not all(good):
+        note(f"left out of metrics: {len(good) - sum(good)} lines of {path}, which cannot be read")
+    return any(good)
+
+
+def _is_step(line: bytes) -> bool:
+    try:
+        value = json.loads(line)
+        return isinstance(value, dict) and isinstance(value.get("step"), int)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

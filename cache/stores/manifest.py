@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.file_names import MANIFEST_FILE
 from dptr.cache.stores.files import sha256_of, write_json
 
 FORMAT_VERSION = 1
-FILE_NAME = "manifest.json"
 
 StoreKind = Literal["prompts", "orp"]
 _COMMAND_THAT_MAKES = {"prompts": "dptr embed-text", "orp": "dptr build-orp-bank"}
@@ -93,7 +93,7 @@ class Manifest:
                 for shard in self.shards
             ],
         }
-        write_json(folder / FILE_NAME, value)
+        write_json(folder / MANIFEST_FILE, value)
 
     @classmethod
     def load(cls, folder: Path, kind: StoreKind) -> Manifest:
@@ -103,7 +103,7 @@ class Manifest:
             UserError: there is no such store, or it is of another kind or a newer format.
             DamagedStore: the manifest cannot be read or contradicts itself.
         """
-        path = folder / FILE_NAME
+        path = folder / MANIFEST_FILE
         if not path.is_file():
             raise UserError(f"no {kind} store in {folder}", f"Make one with `{_COMMAND_THAT_MAKES[kind]}`")
         try:

@@ -16,11 +16,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.file_names import INDEX_FILE, NEIGHBOURS_ARRAY
 from dptr.cache.stores.manifest import Manifest
-from dptr.cache.stores.orp import INDEX_FILE, OrpBank
+from dptr.cache.stores.orp import OrpBank
 
-TABLE_FILE = "neighbours.parquet"
-ARRAY_FILE = "neighbours.npy"
 DETAIL = "neighbours"
 
 TABLE_SCHEMA = pa.schema(
@@ -62,7 +61,7 @@ class Neighbours:
         outdated = why_outdated(manifest, bank.manifest)
         if outdated:
             raise DamagedStore(f"the neighbours in {prompts} are out of date: {outdated}", _ADVICE)
-        return cls(prompts / ARRAY_FILE)
+        return cls(prompts / NEIGHBOURS_ARRAY)
 
     def __len__(self) -> int:
         return len(self._crops)
@@ -99,7 +98,7 @@ def why_outdated(prompts: Manifest, bank: Manifest, k: int | None = None) -> str
         bank: the bank's manifest.
         k: neighbours wanted of each prompt; None takes any number.
     """
-    if DETAIL not in prompts.details or ARRAY_FILE not in prompts.files:
+    if DETAIL not in prompts.details or NEIGHBOURS_ARRAY not in prompts.files:
         return "there are none"
     mined = prompts.details[DETAIL]
     for name, value in made_from(prompts, bank).items():

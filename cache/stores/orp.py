@@ -12,8 +12,6 @@ from dptr.cache.errors import DamagedStore
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.shards import StatesReader
 
-INDEX_FILE = "index.faiss"
-
 #: A token touches a page at least, and the kernel maps its neighbours with it.
 _TOKENS_BETWEEN_RELEASES = 1 << 14
 

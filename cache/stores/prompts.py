@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore
+from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.shards import States, StatesFile, StatesReader
-
-PREFIX_FILE = "prefix.arrow"
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(

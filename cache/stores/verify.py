@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import MANIFEST_FILE
 from dptr.cache.progress import progress
 from dptr.cache.stores.files import sha256_of
-from dptr.cache.stores.manifest import FILE_NAME
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ def verify(folder: Path) -> list[Damage]:
     Raises:
         UserError: ``folder`` is no store.
     """
-    path = folder / FILE_NAME
+    path = folder / MANIFEST_FILE
     if not path.is_file():
-        raise UserError(f"{folder} is no store (it has no {FILE_NAME})", "Name a prompt store or an ORP bank")
+        raise UserError(f"{folder} is no store (it has no {MANIFEST_FILE})", "Name a prompt store or an ORP bank")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         listed = [(name, None, record) for name, record in manifest["files"].items()]
@@ -46,7 +46,7 @@ def verify(folder: Path) -> list[Damage]:
             listed += [(name, shard["name"], record) for name, record in shard["files"].items()]
         total = sum(record["bytes"] for _, _, record in listed)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return [Damage(folder, FILE_NAME, None, f"cannot be read: {error}")]
+        return [Damage(folder, MANIFEST_FILE, None, f"cannot be read: {error}")]
     found: list[Damage] = []
     with progress(f"checking {folder}", total, "bytes") as bar:
         for name, shard_name, record in listed:

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptr.cache.errors import DamagedStore
+from dptr.cache.file_names import INDEX_FILE
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import FileRecord
-from dptr.cache.stores.orp import INDEX_FILE, OrpBank
+from dptr.cache.stores.orp import OrpBank
 
 #: Below this many crops an exact search is as fast as anybody needs.
 FLAT_BELOW = 50_000

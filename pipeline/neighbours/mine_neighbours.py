@@ -20,11 +20,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE
 from dptr.cache.progress import progress
 from dptr.cache.stores.files import atomic_path, write_json
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import FileRecord, Manifest, require_same_encoder
-from dptr.cache.stores.neighbours import ARRAY_FILE, DETAIL, TABLE_FILE, TABLE_SCHEMA, made_from, why_outdated
+from dptr.cache.stores.neighbours import DETAIL, TABLE_SCHEMA, made_from, why_outdated
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import StatesReader
@@ -135,12 +136,12 @@ def _commit(store: PromptStore, work: Path, details: dict[str, Any]) -> None:
     # Unlisted first: a kill while the files are replaced must not leave a manifest that calls them damaged.
     manifest = Manifest.load(store.folder, "prompts")
     manifest.details.pop(DETAIL, None)
-    for name in (TABLE_FILE, ARRAY_FILE):
+    for name in (NEIGHBOURS_TABLE, NEIGHBOURS_ARRAY):
         manifest.files.pop(name, None)
     manifest.save(store.folder)
-    _write_table(store.folder / TABLE_FILE, manifest, work)
-    _write_array(store.folder / ARRAY_FILE, manifest, work, details["k"])
-    for name in (TABLE_FILE, ARRAY_FILE):
+    _write_table(store.folder / NEIGHBOURS_TABLE, manifest, work)
+    _write_array(store.folder / NEIGHBOURS_ARRAY, manifest, work, details["k"])
+    for name in (NEIGHBOURS_TABLE, NEIGHBOURS_ARRAY):
         manifest.files[name] = FileRecord.of(store.folder / name)
     manifest.details[DETAIL] = details
     manifest.save(store.folder)

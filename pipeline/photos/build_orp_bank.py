@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.file_names import INDEX_FILE, MANIFEST_FILE, QUARANTINE_FILE
 from dptr.cache.progress import progress
 from dptr.cache.stores.lock import locked
-from dptr.cache.stores.manifest import FILE_NAME, Manifest
-from dptr.cache.stores.orp import INDEX_FILE, OrpBank
+from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
 from dptr.pipeline.neighbours import faiss_index
@@ -34,8 +35,6 @@ from dptr.pipeline.photos.reader import CutPhoto, PhotoReader, read_ahead
 from dptr.pipeline.photos.seen_photos import SeenPhotos
 
 __all__ = ["OrpBankSettings", "OrpBankSummary", "build_orp_bank"]
-
-QUARANTINE_FILE = "quarantine.parquet"
 
 
 @dataclass(frozen=True)
@@ -226,7 +225,7 @@ def _identity(clip: Clip, tower: ImageTower, settings: OrpBankSettings, kept_out
 
 def _begin_or_go_on(out: Path, identity: dict[str, Any]) -> Manifest:
     """Return the manifest of the bank in ``out``, which must have been made in the same way, or a new one."""
-    if not (out / FILE_NAME).is_file():
+    if not (out / MANIFEST_FILE).is_file():
         return Manifest("orp", identity)
     manifest = Manifest.load(out, "orp")
     # The same weights may go by several names (a directory, a hub id).

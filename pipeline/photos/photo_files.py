@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import MANIFEST_FILE
 from dptr.cache.pictures import IMAGE_SUFFIXES, LARGEST_FILE, read_encoded
-from dptr.cache.stores.manifest import FILE_NAME as MANIFEST
 from dptr.pipeline.photos.archives import archive_kind, photos_in_archive
 from dptr.pipeline.photos.photo import Photo, Refusal, printable
 
@@ -81,7 +81,7 @@ def _folder(
         yield Refusal(printable(folder), "", "link loop")
     elif identity not in visited:
         visited.add(identity)
-        if (folder / MANIFEST).is_file() and (folder / FIRST_SHARD).is_file():
+        if (folder / MANIFEST_FILE).is_file() and (folder / FIRST_SHARD).is_file():
             return  # one of our own stores: a bank's thumbnails are no photos, and it may lie beside them
         for name in sorted(os.listdir(folder), key=os.fsencode):
             yield from _entry(folder / name, visited, above | {identity})

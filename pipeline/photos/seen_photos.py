@@ -12,10 +12,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dptr.cache.file_names import PHOTOS_FILE
 from dptr.cache.stores.files import atomic_path
 from dptr.pipeline.photos.photo import Photo
-
-FILE_NAME = "photos.parquet"
 
 SCHEMA = pa.schema(
     [
@@ -42,7 +41,7 @@ class SeenPhotos:
     """The photos that this bank's runs have looked at, by place."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE_NAME
+        self._path = folder / PHOTOS_FILE
         self._seen: dict[str, Seen] = {}
         if self._path.is_file():
             for row in pq.read_table(self._path).to_pylist():

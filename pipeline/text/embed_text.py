@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from dptr.cache.choices import StatesDtype
+from dptr.cache.file_names import MANIFEST_FILE, QUARANTINE_FILE
 from dptr.cache.progress import note, progress
 from dptr.cache.ranges import require_at_least
 from dptr.cache.stores.lock import locked
-from dptr.cache.stores.manifest import FILE_NAME, Manifest, Shard
+from dptr.cache.stores.manifest import Manifest, Shard
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import States
 from dptr.pipeline.choices import Context, Precision, StatesKind
@@ -32,7 +33,6 @@ from dptr.pipeline.text.prompt_store import open_prompt_store, settle_charset, w
 from dptr.pipeline.text.prompts import Prompt, prompts_of
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE, Template
 
-QUARANTINE_FILE = "quarantine.parquet"
 _PROMPTS_CHECKED = 16
 _PROMPTS_TIMED = 512
 
@@ -134,7 +134,7 @@ def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Es
         Quarantine(Path(scratch) / QUARANTINE_FILE) as quarantine,
         read_corpus(paths, settings.corpus, quarantine) as corpus,
     ):
-        if (out / FILE_NAME).is_file():
+        if (out / MANIFEST_FILE).is_file():
             corpus.without(_catalogues(out, Manifest.load(out, "prompts")))
         if corpus.remaining == 0:
             return Estimate(0, 0, 0.0)
@@ -171,7 +171,7 @@ def _what_is_asked(paths: Sequence[str], settings: EmbedTextSettings) -> dict[st
 
 def _finished(out: Path, asked: dict[str, Any] | None, max_bad: int | None, started: float) -> EmbedTextSummary | None:
     """Return the summary of a store that already is what is asked for."""
-    if asked is None or not (out / FILE_NAME).is_file():
+    if asked is None or not (out / MANIFEST_FILE).is_file():
         return None
     manifest = Manifest.load(out, "prompts")
     refused = manifest.details.get("quarantined", 0)

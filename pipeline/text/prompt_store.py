@@ -14,9 +14,9 @@ import numpy as np
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore
+from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.stores.manifest import FILE_NAME, FileRecord, Manifest
-from dptr.cache.stores.prompts import PREFIX_FILE
+from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.shards import States, write_states
 from dptr.pipeline.clip.text_tower import TextTower
 
@@ -29,7 +29,7 @@ def open_prompt_store(folder: Path, identity: Mapping[str, Any]) -> Manifest:
     Raises:
         DamagedStore: there is a store of another identity; the message names what differs.
     """
-    if not (folder / FILE_NAME).is_file():
+    if not (folder / MANIFEST_FILE).is_file():
         return Manifest("prompts", dict(identity))
     manifest = Manifest.load(folder, "prompts")
     _require_equal(folder, manifest.identity, identity)

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from dptr.cache.charset import Charset
+from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.orp import OrpBank
-from dptr.cache.stores.prompts import PREFIX_FILE, PromptStore
+from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.trainer.data.batch_order import BatchOrder, held_out_mask
 from dptr.trainer.data.noisy_memory import NoiseSource, noisy_memory, text_memory

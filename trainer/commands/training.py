@@ -189,12 +189,12 @@ def train_clip(
 
 
 def _open_bank(workspace: Workspace, recipe: "Recipe") -> "OrpBank | None":
-    from dptr.cache.stores.manifest import FILE_NAME
+    from dptr.cache.file_names import MANIFEST_FILE
     from dptr.cache.stores.orp import OrpBank
 
     if recipe.noise.ratio == 0:
         return None
-    if not (workspace.orp / FILE_NAME).is_file():
+    if not (workspace.orp / MANIFEST_FILE).is_file():
         raise UserError(
             f"the recipe adds noise but there is no ORP bank in {workspace.orp}",
             "Run `dptr build-orp-bank PHOTOS`, or train without noise: --set noise.ratio=0",

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from dptr.cache.errors import TooManyRefused, UserError
-from dptr.cache.sql import views as sql
+from dptr.cache.file_names import QUARANTINE_FILE
+from dptr.cache.sql.query import ask
+from dptr.cache.sql.table import table
+from dptr.cache.sql.views import connect
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.workspace import Workspace
@@ -13,13 +16,14 @@ from dptr.cache.workspace import Workspace
 
 def test_refusals_are_kept_with_place_and_reason_even_when_work_is_cut_short(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    with pytest.raises(KeyboardInterrupt), Quarantine(workspace.prompts / "quarantine.parquet") as quarantine:
+    with pytest.raises(KeyboardInterrupt), Quarantine(workspace.prompts / QUARANTINE_FILE) as quarantine:
         quarantine.refuse("words.txt", 3, "bad\ud800", "not in the charset: x")
         quarantine.refuse("words.txt", None, "y" * 500, "longer than 25 characters")
         raise KeyboardInterrupt
     Manifest("prompts", {}).save(workspace.prompts)
-    columns, rows = sql.ask(sql.connect(workspace), "select * from refused_text order by line")
-    assert columns == ["source", "line", "item", "reason"]
+    answer = ask(connect(workspace), "select * from refused_text order by line")
+    rows = answer.rows()
+    assert answer.columns == ["source", "line", "item", "reason"]
     assert rows[0] == ("words.txt", 3, "bad\\ud800", "not in the charset: x")
     assert len(rows[1][2]) == 200
 
@@ -36,20 +40,20 @@ def test_counts_are_by_kind_of_reason(tmp_path: Path) -> None:
 
 def test_an_empty_workspace_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="dptr embed-text"):
-        sql.connect(Workspace(tmp_path))
+        connect(Workspace(tmp_path))
 
 
 def test_a_bad_query_names_the_tables(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
-    with Quarantine(workspace.prompts / "quarantine.parquet"):
+    with Quarantine(workspace.prompts / QUARANTINE_FILE):
         pass
     Manifest("prompts", {}).save(workspace.prompts)
     with pytest.raises(UserError, match="refused_text"):
-        sql.ask(sql.connect(workspace), "select * from nothing")
+        ask(connect(workspace), "select * from nothing")
 
 
 def test_tables_are_aligned_and_cut(tmp_path: Path) -> None:
-    text = sql.table(["a", "long name"], [(1, "x" * 100), (22, 0.123456789)])
+    text = table(["a", "long name"], [(1, "x" * 100), (22, 0.123456789)])
     lines = text.splitlines()
     assert lines[0] == "a   long name"
     assert lines[2].endswith("…")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.file_names import INDEX_FILE, NEIGHBOURS_ARRAY
 from dptr.cache.stores.manifest import FileRecord, Manifest
-from dptr.cache.stores.neighbours import ARRAY_FILE, DETAIL, Neighbours, made_from, why_outdated
-from dptr.cache.stores.orp import INDEX_FILE
+from dptr.cache.stores.neighbours import DETAIL, Neighbours, made_from, why_outdated
 
 CROPS = np.arange(12, dtype=np.int32).reshape(4, 3)
 
@@ -21,9 +21,9 @@ def bank_manifest(index: str = "i") -> Manifest:
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
-    np.save(tmp_path / ARRAY_FILE, CROPS)
+    np.save(tmp_path / NEIGHBOURS_ARRAY, CROPS)
     manifest = Manifest("prompts", {"encoder": "made up", "weights": "w"})
-    manifest.files[ARRAY_FILE] = FileRecord.of(tmp_path / ARRAY_FILE)
+    manifest.files[NEIGHBOURS_ARRAY] = FileRecord.of(tmp_path / NEIGHBOURS_ARRAY)
     manifest.details[DETAIL] = {**made_from(manifest, bank_manifest()), "k": 3}
     manifest.save(tmp_path)
     return tmp_path
@@ -48,8 +48,8 @@ def test_another_index_makes_them_outdated(prompts: Path) -> None:
 
 
 def test_missing_ones_and_damaged_ones(prompts: Path) -> None:
-    size = (prompts / ARRAY_FILE).stat().st_size
-    (prompts / ARRAY_FILE).write_bytes(b"x" * size)
+    size = (prompts / NEIGHBOURS_ARRAY).stat().st_size
+    (prompts / NEIGHBOURS_ARRAY).write_bytes(b"x" * size)
     with pytest.raises(DamagedStore, match="cannot be read"):
         Neighbours.open(prompts, bank())
     Manifest("prompts", {"encoder": "made up", "weights": "w"}).save(prompts)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from dptr.cache.errors import UserError
-from dptr.cache.stores.manifest import FILE_NAME, FileRecord, Manifest, Shard
+from dptr.cache.file_names import MANIFEST_FILE
+from dptr.cache.stores.manifest import FileRecord, Manifest, Shard
 from dptr.cache.stores.verify import verify
 
 
@@ -47,9 +48,9 @@ def test_every_damage_is_named_not_only_the_first(store: Path) -> None:
 
 def test_a_manifest_that_cannot_be_read(store: Path) -> None:
     for contents in ("{", "[]", '{"files": {}}', '{"files": {"a": 1}, "shards": []}'):
-        (store / FILE_NAME).write_text(contents)
+        (store / MANIFEST_FILE).write_text(contents)
         (damage,) = verify(store)
-        assert damage.file == FILE_NAME
+        assert damage.file == MANIFEST_FILE
 
 
 def test_a_folder_that_is_no_store(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from dptr.cache.errors import DamagedStore
+from dptr.cache.file_names import INDEX_FILE
 from dptr.cache.stores.manifest import Manifest
-from dptr.cache.stores.orp import CATALOGUE_SCHEMA, INDEX_FILE, OrpBank
+from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.shards import States, write_shard
 from dptr.pipeline.neighbours import faiss_index
 

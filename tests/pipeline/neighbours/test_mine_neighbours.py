@@ -9,8 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.file_names import NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE
 from dptr.cache.stores.manifest import Manifest
-from dptr.cache.stores.neighbours import ARRAY_FILE, TABLE_FILE, Neighbours
+from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA as PROMPT_SCHEMA
 from dptr.cache.stores.shards import States, write_shard
@@ -79,7 +80,7 @@ def test_neighbours_are_the_nearest_crops(prompts: Path, bank: Path) -> None:
 
 def test_sql_reads_the_same(prompts: Path, bank: Path) -> None:
     mine_neighbours(prompts, bank, k=4)
-    query = f"select id, crops, cosines from read_parquet('{prompts / TABLE_FILE}') order by id"
+    query = f"select id, crops, cosines from read_parquet('{prompts / NEIGHBOURS_TABLE}') order by id"
     rows = duckdb.connect().sql(query).fetchall()
     found = Neighbours.open(prompts, OrpBank(bank)).of(np.arange(90))
     assert [row[1] for row in rows] == found.tolist()
@@ -98,7 +99,7 @@ def test_a_killed_mining_goes_on_with_the_same_result(
     prompts: Path, bank: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine_neighbours(prompts, bank, k=4)
-    whole = (prompts / ARRAY_FILE).read_bytes()
+    whole = (prompts / NEIGHBOURS_ARRAY).read_bytes()
     mine_neighbours(prompts, bank, k=5)
     searches = 0
     search = faiss_index.search
@@ -117,7 +118,7 @@ def test_a_killed_mining_goes_on_with_the_same_result(
     # What was there stays usable until the new is whole.
     assert Neighbours.open(prompts, OrpBank(bank)).k == 5
     assert mine_neighbours(prompts, bank, k=4).computed == 30
-    assert (prompts / ARRAY_FILE).read_bytes() == whole
+    assert (prompts / NEIGHBOURS_ARRAY).read_bytes() == whole
     assert not list(prompts.glob(".neighbours*"))
 
 

@@ -15,8 +15,9 @@ from PIL import Image
 
 from dptr.cache import pictures
 from dptr.cache.errors import DamagedStore, TooManyRefused, UserError
+from dptr.cache.file_names import INDEX_FILE
 from dptr.cache.progress import set_quiet
-from dptr.cache.stores.orp import INDEX_FILE, OrpBank
+from dptr.cache.stores.orp import OrpBank
 from dptr.pipeline.clip.loading import ImageTower, load_clip
 from dptr.pipeline.photos import build_orp_bank as module
 from dptr.pipeline.photos.build_orp_bank import OrpBankSettings, build_orp_bank

@@ -1,0 +1,22 @@
+"""The names of files in stores and runs, each written here and nowhere else."""
+
+from __future__ import annotations
+
+# In a store of either kind.
+MANIFEST_FILE = "manifest.json"
+QUARANTINE_FILE = "quarantine.parquet"
+
+# In a prompt store.
+PREFIX_FILE = "prefix.arrow"
+NEIGHBOURS_TABLE = "neighbours.parquet"
+NEIGHBOURS_ARRAY = "neighbours.npy"
+
+# In an ORP bank.
+INDEX_FILE = "index.faiss"
+PHOTOS_FILE = "photos.parquet"
+
+# In a run.
+RUN_FILE = "run.json"
+RECIPE_FILE = "recipe.toml"
+METRICS_FILE = "metrics.jsonl"
+TIMINGS_FILE = "timings.jsonl"
