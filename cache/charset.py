@@ -1,8 +1,7 @@
-"""Labels: what counts as the same label, and which characters a decoder can emit."""
+"""Charsets: which characters a decoder can emit, in which order, and what evaluation makes of the others."""
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dptr.cache.choices import UnicodeForm
 from dptr.cache.errors import UserError
 
 _DIGITS_AND_LOWER = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -26,6 +24,11 @@ NAMED_CHARACTERS = {
 }
 
 LetterCase = Literal["lower", "upper"]
+
+
+#: Zero-width joiners: invisible, but Persian and the Indic scripts spell with them.
+JOINERS = "\u200c\u200d"
+_SPACE = "+space"
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,33 @@ class Charset:
     def named(cls, name: str) -> Charset:
         """Return charset ``36``, ``62`` or ``94``, or the characters of a UTF-8 file (line breaks are not characters).
 
+        ``+space`` behind either adds the space, which labels that are whole lines need.
+
         Raises:
-            UserError: neither a known name nor a readable file.
+            UserError: neither a known name nor a readable file of printable characters, each once.
         """
+        if name.endswith(_SPACE):
+            return cls(cls.named(name.removesuffix(_SPACE)).characters + " ")
         if name in NAMED_CHARACTERS:
             return cls(NAMED_CHARACTERS[name])
         path = Path(name)
         if not path.is_file():
             raise UserError(f"no charset called {name!r}", "Use 36, 62, 94 or a UTF-8 file with the characters")
-        return cls("".join(dict.fromkeys(path.read_text(encoding="utf-8").replace("\n", "").replace("\r", ""))))
+        try:
+            # Some editors put a byte-order mark in front, which nobody means as a character.
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"the charset {path} is not UTF-8 (byte {error.start + 1})", "Save it as UTF-8") from error
+        except OSError as error:
+            raise UserError(f"the charset {path} cannot be read ({error.strerror})", "Check its permissions") from error
+        characters = text.replace("\n", "").replace("\r", "")
+        hidden = next((c for c in characters if not (c.isprintable() or c in JOINERS)), None)
+        if hidden is not None:
+            raise UserError(f"the charset {path} has U+{ord(hidden):04X}, which prints nothing", "Remove it")
+        try:
+            return cls(characters)
+        except UserError as error:
+            raise UserError(f"{path}: {error.problem}", error.advice) from error
 
     end = 0
 
@@ -131,38 +152,3 @@ class Charset:
 def fold_case(text: str, case: LetterCase | None) -> str:
     """Return ``text`` in lower or upper case; unchanged for None."""
     return text.lower() if case == "lower" else text.upper() if case == "upper" else text
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """How raw text becomes a label. Part of a store's identity.
-
-    Attributes:
-        unicode: Unicode normal form applied first.
-        ascii: decompose (NFKD) and drop what is not ASCII, as in the authors' code; off, because it loses labels.
-        keep_spaces: keep single spaces inside the label (for lines); otherwise all white space is removed.
-        max_label_length: longest label in characters.
-    """
-
-    unicode: UnicodeForm = "nfkc"
-    ascii: bool = False
-    keep_spaces: bool = False
-    max_label_length: int = 25
-
-    def apply(self, raw: str) -> str:
-        """Return the label of ``raw``; it may be empty or too long, which :meth:`refuse` tells."""
-        text = raw
-        if self.ascii:
-            text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")
-        elif self.unicode != "none":
-            text = unicodedata.normalize(self.unicode.upper(), text)  # type: ignore[arg-type]
-        return " ".join(text.split()) if self.keep_spaces else "".join(text.split())
-
-    def refuse(self, label: str, charset: Charset) -> str | None:
-        """Return why ``label`` cannot be used, or None when it can."""
-        if not label:
-            return "empty"
-        if len(label) > self.max_label_length:
-            return f"longer than {self.max_label_length} characters"
-        missing = charset.missing(label)
-        return f"not in the charset: {missing}" if missing else None

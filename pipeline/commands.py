@@ -60,7 +60,7 @@ def embed_text(
 
     Example: dptr embed-text words.txt
     """
-    from dptr.cache.charset import Normalization
+    from dptr.cache.normalization import Normalization
     from dptr.pipeline.text import embed_text as stage
     from dptr.pipeline.text.corpus import CorpusSettings
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from dptr.cache.charset import Charset, Normalization
+from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.cache.normalization import Normalization
 from dptr.cache.progress import note, progress
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
 from dptr.trainer.metrics import ProtocolScore, field_score, score_as_written

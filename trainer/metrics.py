@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from rapidfuzz.distance import Levenshtein
 
-from dptr.cache.charset import Charset, Normalization
+from dptr.cache.charset import Charset
+from dptr.cache.normalization import Normalization
 
 #: Words with more characters than this, after folding to ASCII, are no part of the field's evaluation.
 LONGEST = 25

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dptr.cache.charset import Charset, Normalization
+from dptr.cache.charset import Charset
 from dptr.cache.errors import DptrError, UserError
+from dptr.cache.normalization import Normalization
 from dptr.cache.pictures import UnusablePicture, decode
 from dptr.cache.word_images.sources import Source, find_sources
 

@@ -6,8 +6,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from dptr.cache.charset import Normalization
 from dptr.cache.errors import UserError
+from dptr.cache.normalization import Normalization
 from dptr.cache.progress import note
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.pipeline.photos.photo import Photo

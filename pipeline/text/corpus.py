@@ -18,18 +18,16 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from dptr.cache.charset import Charset, LetterCase, Normalization
+from dptr.cache.charset import JOINERS, Charset, LetterCase
 from dptr.cache.errors import UserError
-from dptr.cache.progress import Progress, progress
+from dptr.cache.normalization import Normalization
+from dptr.cache.progress import Progress, note, progress
 from dptr.cache.ranges import require_at_least
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.pipeline.choices import Case, Unit
 from dptr.pipeline.text.corpus_files import read_rows, require_readable
 from dptr.pipeline.text.corpus_labels import count_labels
 from dptr.pipeline.text.distinct_labels import DistinctLabels
-
-#: Zero-width joiners: invisible, but Persian and the Indic scripts spell with them.
-_JOINERS = "\u200c\u200d"
 
 
 @dataclass(frozen=True)
@@ -170,6 +168,8 @@ def read_corpus(paths: Sequence[str], settings: CorpusSettings, quarantine: Quar
     charset = None if settings.charset == "auto" else _charset(settings)  # a wrong name is told before any work
     # A charset of one case folds case, as the field's evaluation does; refusing capitals would lose most names.
     case: LetterCase | None = "lower" if settings.case != "keep" else charset.one_case if charset else None
+    if charset and settings.normalization.keep_spaces and charset.missing(" "):
+        note("the charset has no space, so lines with one are refused; add it with +space, as in --charset 94+space")
     labels = DistinctLabels()
     folded = 0
     try:
@@ -220,7 +220,7 @@ def _charset(settings: CorpusSettings) -> Charset:
 def _learn_charset(labels: DistinctLabels, settings: CorpusSettings) -> Charset:
     """Return the printable characters that occur often enough, by code point."""
     counts = labels.character_counts(settings.normalization.max_label_length)
-    frequent = [c for c, count in counts.items() if count >= settings.min_count and (c.isprintable() or c in _JOINERS)]
+    frequent = [c for c, count in counts.items() if count >= settings.min_count and (c.isprintable() or c in JOINERS)]
     characters = {form for c in frequent for variant in case_variants(c, settings.case) for form in variant}
     if not characters:
         raise UserError(f"no character occurs {settings.min_count} times in the corpus", "Lower --min-count")
@@ -241,7 +241,7 @@ def nothing_usable(paths: Sequence[str], quarantine: Quarantine) -> UserError:
     )
     return UserError(
         f"no usable label in {', '.join(paths[:3])}{' and more' if len(paths) > 3 else ''}: {reasons or 'only blanks'}",
-        "Give text in UTF-8, and a charset that has its characters (--charset)",
+        "Give text in UTF-8, and a charset with its characters (--charset auto takes them all, 94+space has the space)",
     )
 
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dptr.cache.charset import LetterCase, Normalization, fold_case
+from dptr.cache.charset import LetterCase, fold_case
+from dptr.cache.normalization import Normalization
 from dptr.pipeline.choices import Unit
 from dptr.pipeline.text.blocks import Refuse
 from dptr.pipeline.text.corpus_files import Rows

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dptr.cache.charset import Charset, Normalization
+from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.cache.normalization import Normalization
 
 
 @pytest.mark.parametrize(("name", "size"), [("36", 36), ("62", 62), ("94", 94)])
@@ -34,8 +35,9 @@ def test_encoding_names_what_is_missing() -> None:
         Charset.named("36").encode("café")
 
 
-def test_a_charset_file_keeps_its_order_and_drops_line_breaks(tmp_path: Path) -> None:
-    (tmp_path / "letters.txt").write_text("zy\nxy\n", encoding="utf-8")
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_a_charset_file_keeps_its_order_and_drops_line_breaks_and_a_byte_order_mark(tmp_path: Path, mark: str) -> None:
+    (tmp_path / "letters.txt").write_text(mark + "zy\nx\r\n", encoding="utf-8")
     assert Charset.named(str(tmp_path / "letters.txt")).characters == "zyx"
 
 
@@ -81,3 +83,29 @@ def test_refusals_say_why() -> None:
 )
 def test_a_charset_of_one_case_folds_to_it(characters: str, expected: str) -> None:
     assert Charset(characters).fold_case("Open24") == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"caf\xe9", r"letters\.txt is not UTF-8 \(byte 4\)"),
+        ("abc".encode("utf-16"), r"letters\.txt is not UTF-8"),
+        (b"", r"letters\.txt: the charset is empty"),
+        (b"\r\n", r"letters\.txt: the charset is empty"),
+        (b"\xef\xbb\xbf", r"letters\.txt: the charset is empty"),
+        (b"abcab", r"letters\.txt: the charset names 'ab' more than once"),
+        (b"ab\tc", r"letters\.txt has U\+0009"),
+        (b"ab\0c", r"letters\.txt has U\+0000"),
+    ],
+)
+def test_a_bad_charset_file_is_told_in_one_line(tmp_path: Path, content: bytes, says: str) -> None:
+    (tmp_path / "letters.txt").write_bytes(content)
+    with pytest.raises(UserError, match=says) as raised:
+        Charset.named(str(tmp_path / "letters.txt"))
+    assert "\n" not in str(raised.value)
+
+
+def test_the_space_can_be_added_to_any_charset(tmp_path: Path) -> None:
+    assert Charset.named("36+space").characters == Charset.named("36").characters + " "
+    (tmp_path / "letters.txt").write_text("ab")
+    assert Charset.named(f"{tmp_path / 'letters.txt'}+space").characters == "ab "

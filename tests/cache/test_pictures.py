@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dptr.cache.charset import Charset, Normalization
+from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.cache.normalization import Normalization
 from dptr.cache.pictures import UnusablePicture, decode, photo_thumbnail, read_picture
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages
 from dptr.trainer.read import _open

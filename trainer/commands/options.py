@@ -12,7 +12,7 @@ from dptr.cache.workspace import Workspace
 from dptr.trainer.choices import Tracker
 
 if TYPE_CHECKING:
-    from dptr.cache.charset import Normalization
+    from dptr.cache.normalization import Normalization
     from dptr.cache.word_images.dataset import WordImages
     from dptr.trainer.training.recipe import Recipe
     from dptr.trainer.training.runs import Run, RunKind
@@ -70,14 +70,14 @@ def run_of(kind: "RunKind", workspace: Workspace, name: str) -> "Run":
 
 def training_normalization(recipe: "Recipe") -> "Normalization":
     """Labels as the recipe's decoder can take them."""
-    from dptr.cache.charset import Normalization
+    from dptr.cache.normalization import Normalization
 
     return Normalization(max_label_length=recipe.decoder.max_label_length)
 
 
 def measuring_normalization() -> "Normalization":
     """Labels of any length: what a recogniser cannot emit is a mistake, not an exception."""
-    from dptr.cache.charset import Normalization
+    from dptr.cache.normalization import Normalization
 
     return Normalization(max_label_length=_ANY_LENGTH)
 

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dptr.cache.charset import Charset, Normalization
+from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.cache.normalization import Normalization
 from dptr.cache.word_images.dataset import Sample, UnreadableImage, WordImages, preprocess, split
 from dptr.cache.word_images.pack import pack_crops
 from dptr.cache.word_images.writer import write_word_images

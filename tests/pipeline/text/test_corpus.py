@@ -14,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dptr.cache.charset import Charset, Normalization
+from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.cache.normalization import Normalization
+from dptr.cache.progress import set_quiet
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.pipeline.text import blocks as text_blocks
 from dptr.pipeline.text import distinct_labels
@@ -157,7 +159,7 @@ def test_charset_learnt_from_the_corpus(tmp_path: Path, read: Read) -> None:
     # By code point; neither the bell, nor what is rare, nor what only a too long label has.
     assert result.charset == "abié\u200c"
     assert result.labels == ["ba", "bé", "é", "i\u200cb"]
-    assert {reason for *_, reason in result.refused} == {"not in the charset: \x07", "longer than 25 characters"}
+    assert {reason for *_, reason in result.refused} == {"not in the charset: U+0007", "longer than 25 characters"}
     rare = read(path, charset="auto", min_count=3)
     assert rare.charset == "ab"
 
@@ -266,3 +268,19 @@ def test_a_charset_of_one_case_folds_case_and_says_how_often(
     result = read(write(tmp_path / "a.txt", "Open\nEXIT open\n"), charset=charset)
     assert (result.labels, result.counts, result.refused) == (kept, [2, 1], [])
     assert "2  had their case folded" in result.summary
+
+
+def test_a_line_with_a_space_is_refused_by_name_and_the_space_is_offered(
+    tmp_path: Path, read: Read, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path / "a.txt", "red door\nstreet\ncaf\u00e9 bar")
+    set_quiet(False)
+    lines = {"unit": "line", "normalization": Normalization(keep_spaces=True)}
+    result = read(path, **lines)
+    assert [reason for *_, reason in result.refused] == [
+        "not in the charset: space",
+        "not in the charset: \u00e9, space",
+    ]
+    assert "--charset 94+space" in capfd.readouterr().err
+    assert read(path, **lines, charset="94+space").labels == ["red door", "street"]
+    assert "+space" not in capfd.readouterr().err

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from dptr.cache.charset import Normalization
+from dptr.cache.normalization import Normalization
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.pipeline.text import blocks as text_blocks
 from dptr.pipeline.text.corpus import CorpusSettings, read_corpus

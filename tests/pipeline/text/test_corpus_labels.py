@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dptr.cache.charset import LetterCase, Normalization, fold_case
+from dptr.cache.charset import LetterCase, fold_case
+from dptr.cache.normalization import Normalization
 from dptr.pipeline.text.corpus_files import Rows
 from dptr.pipeline.text.corpus_labels import count_labels
 

@@ -15,8 +15,8 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 import pytest
 
-from dptr.cache.charset import Normalization
 from dptr.cache.errors import DamagedStore, TooManyRefused, UserError
+from dptr.cache.normalization import Normalization
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompts import PromptStore

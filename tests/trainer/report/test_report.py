@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dptr.cache.charset import Charset, Normalization
+from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.cache.normalization import Normalization
 from dptr.cache.word_images.dataset import WordImages
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.report.mistakes import confusions, wilson
