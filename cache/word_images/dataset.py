@@ -20,7 +20,8 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import DptrError, UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.pictures import UnusablePicture, decode
-from dptr.cache.word_images.sources import Source, find_sources
+from dptr.cache.word_images.form import Refused, Source
+from dptr.cache.word_images.sources import find_sources
 
 _EXAMPLES = 3
 _LEAST_SIDE = 2
@@ -92,8 +93,8 @@ class WordImages:
                 self.sources[source.name] = source
                 for key, raw in source.labels():
                     place = f"{source.name} {key}"
-                    if raw is None:
-                        self._count(self.refused, "label or image is missing", place, "")
+                    if isinstance(raw, Refused):
+                        self._count(self.refused, raw.reason, place, "")
                     elif (label := usable(place, raw)) is not None:
                         self.samples.append(Sample(source.name, key, label, number))
 

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import read_encoded
+from dptr.cache.stores.files import atomic_path
+from dptr.cache.word_images.form import MISSING, Form, Refused
 
 #: Names of label files in a folder, the most telling first; several PaddleOCR files in one folder are all read.
-PATTERNS = ("labels.tsv", "gt.txt", "labels.jsonl", "rec_gt_*.txt", "label.txt", "labels.txt", "*.txt")
-SUFFIXES = (".tsv", ".txt", ".jsonl")
+WRITTEN = "labels.tsv"
+PATTERNS = (WRITTEN, "gt.txt", "labels.jsonl", "rec_gt_*.txt", "label.txt", "labels.txt", "*.txt")
 
 _IMAGE_KEYS = ("image", "file", "file_name", "filename", "path")
 _LABEL_KEYS = ("label", "text")
 _ROWS_PROBED = 50
 _ICDAR = re.compile(r'\s*([^,]+?)\s*,\s*(?:"(.*)"|(.*?))\s*')
+
+
+OUTSIDE = Refused("image lies outside the folder of the label file")
 
 
 @dataclass(frozen=True)
@@ -43,20 +51,33 @@ class LabelFile:
         """
         names = [name for name, _ in islice(_rows(path), _ROWS_PROBED)]
         for folder in (path.parent, path.parent.parent):
-            if any((folder / name).is_file() for name in names):
+            if any(_is_file(folder / name) for name in names if _inside(folder, name)):
                 return cls(path, folder)
         example = f", for one {names[0]!r}" if names else ""
         raise UserError(
-            f"{path} names no image that is there{example}", "Each line holds an image's path, a tab and its label"
+            f"{path} names no image that is there{example}",
+            "Each line holds an image's path inside the folder, a tab and its label",
         )
 
-    def labels(self) -> Iterator[tuple[str, str | None]]:
-        """Yield image name and label of each line; a line that cannot be split yields itself and None."""
-        return _rows(self.path)
+    def labels(self) -> Iterator[tuple[str, str | Refused]]:
+        """Yield image name and label of each line, or the line's number and why it cannot be used."""
+        for name, label in _rows(self.path):
+            yield name, label if isinstance(label, Refused) or _inside(self.folder, name) else OUTSIDE
 
     def read(self, key: str) -> bytes:
-        """Return the bytes of one image file."""
+        """Return the bytes of one image file.
+
+        Raises:
+            OSError, ValueError, UnusablePicture: it is not there, or no regular file.
+        """
         return read_encoded(self.folder / key)
+
+
+FORM = Form(
+    "a folder with labels.tsv, gt.txt, labels.jsonl or PaddleOCR's rec_gt_*.txt or label.txt",
+    ("*.tsv", "*.txt", "*.jsonl"),
+    LabelFile.open,
+)
 
 
 def find(folder: Path) -> list[Path]:
@@ -67,7 +88,19 @@ def find(folder: Path) -> list[Path]:
     return []
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str | None]]:
+def _inside(folder: Path, name: str) -> bool:
+    """Tell whether ``name`` stays in ``folder``: a label file that came with data may not point at other files."""
+    return Path(os.path.abspath(folder / name)).is_relative_to(os.path.abspath(folder))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long for the file system
+        return False
+
+
+def _rows(path: Path) -> Iterator[tuple[str, str | Refused]]:
     parse = _parse_json if path.suffix == ".jsonl" else _parse_text
     with path.open("rb") as stream:
         for number, raw in enumerate(stream, 1):
@@ -76,8 +109,8 @@ def _rows(path: Path) -> Iterator[tuple[str, str | None]]:
                 continue
             try:
                 yield parse(line.decode("utf-8"))
-            except ValueError:  # not UTF-8, not JSON, or no label in it
-                yield f"line {number}", None
+            except (ValueError, RecursionError):  # not UTF-8, not JSON or nested without end, or no label in it
+                yield f"line {number}", MISSING
 
 
 def _parse_text(line: str) -> tuple[str, str]:
@@ -98,3 +131,34 @@ def _parse_json(line: str) -> tuple[str, str]:
     if not names or not labels or not isinstance(names[0], str) or not isinstance(labels[0], str):
         raise ValueError(line)
     return names[0], labels[0]
+
+
+class FolderWriter:
+    """Writes images into a folder and their labels into an open ``labels.tsv``."""
+
+    def __init__(self, folder: Path, labels: IO[str]) -> None:
+        self._folder = folder
+        self._labels = labels
+        self._count = 0
+
+    def write(self, image: bytes, label: str) -> None:
+        """Add one image, encoded, and its label.
+
+        Raises:
+            UserError: the label has a tab or a line break.
+        """
+        if set(label) & {"\t", "\n", "\r"}:
+            raise UserError(f"label {label!r} has a tab or a line break, which labels.tsv cannot hold", "Write LMDB")
+        self._count += 1
+        suffix = "png" if image.startswith(b"\x89PNG") else "jpg"
+        name = f"images/{self._count:09d}.{suffix}"
+        (self._folder / name).write_bytes(image)
+        self._labels.write(f"{name}\t{label}\n")
+
+
+@contextmanager
+def write(out: Path) -> Iterator[FolderWriter]:
+    """Open a new folder for labelled images; its label file appears when all is written."""
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    with atomic_path(out / WRITTEN) as path, path.open("w", encoding="utf-8", newline="\n") as labels:
+        yield FolderWriter(out, labels)

@@ -1,13 +1,15 @@
-"""LMDB with the field's keys: ``num-samples``, ``image-%09d`` and ``label-%09d``, counted from 1.
+"""LMDB with the field's keys: ``num-samples``, ``image-%09d`` and ``label-%09d``, counted from 1; read and written.
 
-The source holds no open environment, so that it can be pickled to a worker. Environments are kept by the process: none
+Sources hold no open environment, so that they can be pickled to a worker. Environments are kept by the process: none
 may be opened twice in it, none may cross a fork.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,18 @@ from typing import Any
 import lmdb
 
 from dptr.cache.errors import UserError
+from dptr.cache.stores.files import flush, temporary_beside
+from dptr.cache.word_images.form import MISSING, Form, Refused
+
+#: The file that makes a folder an LMDB.
+DATA_FILE = "data.mdb"
+#: The file beside it that programs which write lock each other out with.
+LOCK_FILE = "lock.mdb"
+
+_COUNT = b"num-samples"
+_LABEL = b"label-%09d"
+_FIRST_MAP_BYTES = 64 << 20
+_ROWS_A_TRANSACTION = 512
 
 
 @dataclass(frozen=True)
@@ -23,33 +37,24 @@ class LmdbSource:
 
     path: Path
 
+    @classmethod
+    def open(cls, path: Path) -> LmdbSource:
+        """Return the environment whose data are in the file ``path``."""
+        return cls(path.parent if path.name == DATA_FILE else path)
+
     @property
     def name(self) -> str:
         """The environment's path."""
         return str(self.path)
 
-    def labels(self) -> Iterator[tuple[str, str | None]]:
-        """Yield key and label of each sample that ``num-samples`` promises; None where image or label is missing.
+    def labels(self) -> Iterator[tuple[str, str | Refused]]:
+        """Yield key and label of each sample that ``num-samples`` promises.
 
         Raises:
-            UserError: the environment is damaged or has no number of samples.
+            UserError: the environment is damaged or has no believable number of samples.
         """
-        try:
-            with _environment(str(self.path)).begin() as transaction:
-                cursor = transaction.cursor()
-                for index in range(1, self._count(transaction.get(b"num-samples")) + 1):
-                    key = f"image-{index:09d}"
-                    label = transaction.get(b"label-%09d" % index)
-                    # Moving the cursor finds the key without touching the image's pages.
-                    present = label is not None and cursor.set_key(key.encode())
-                    yield key, label.decode("utf-8", "replace") if present else None
-        except lmdb.Error as error:
-            raise _damaged(self.name, str(error)) from error
-
-    def _count(self, value: bytes | None) -> int:
-        if value is None or not value.strip().isdigit():
-            raise UserError(f"{self.path} has no num-samples", "Write it again with `dptr pack-crops`")
-        return int(value)
+        for number, label in stored_labels(self.path, with_image=True):
+            yield f"image-{number:09d}", MISSING if label is None else label.decode("utf-8", "replace")
 
     def read(self, key: str) -> bytes:
         """Return one encoded image.
@@ -57,14 +62,119 @@ class LmdbSource:
         Raises:
             KeyError, OSError: it is missing or cannot be read.
         """
-        try:
-            with _environment(str(self.path)).begin() as transaction:
-                value = transaction.get(key.encode())
-        except lmdb.Error as error:
-            raise OSError(str(error)) from error
-        if value is None:
-            raise KeyError(key)
-        return bytes(value)
+        return read_value(self.path, key.encode())
+
+
+FORM = Form("LMDB (num-samples, image-%09d, label-%09d)", ("*.lmdb", "*.mdb"), LmdbSource.open)
+
+
+def stored_labels(path: Path, with_image: bool = False) -> Iterator[tuple[int, bytes | None]]:
+    """Yield number and label of each sample; None where the label, or ``with_image`` its image, is missing.
+
+    Raises:
+        UserError: the environment is damaged or has no believable number of samples.
+    """
+    environment = _environment(str(path))
+    try:
+        with environment.begin() as transaction:
+            cursor = transaction.cursor()
+            count = _sample_count(path, transaction.get(_COUNT), environment.stat()["entries"])
+            for number in range(1, count + 1):
+                label = transaction.get(_LABEL % number)
+                # Moving the cursor finds the key without touching the image's pages.
+                present = not with_image or cursor.set_key(b"image-%09d" % number)
+                yield number, label if present else None
+    except lmdb.Error as error:
+        raise _damaged(path, str(error)) from error
+
+
+def picture_keys(path: Path) -> Iterator[bytes]:
+    """Yield all keys but those of labels and of the number of samples.
+
+    Raises:
+        UserError: the environment is damaged.
+    """
+    try:
+        with _environment(str(path)).begin() as transaction:
+            for key in transaction.cursor().iternext(values=False):
+                if key != _COUNT and not key.startswith(b"label-"):
+                    yield bytes(key)
+    except lmdb.Error as error:
+        raise _damaged(path, str(error)) from error
+
+
+def read_value(path: Path, key: bytes) -> bytes:
+    """Return the value of ``key``.
+
+    Raises:
+        KeyError, OSError: it is missing or cannot be read.
+    """
+    try:
+        with _environment(str(path)).begin() as transaction:
+            value = transaction.get(key)
+    except lmdb.Error as error:
+        raise OSError(str(error)) from error
+    if value is None:
+        raise KeyError(key.decode("utf-8", "backslashreplace"))
+    return bytes(value)
+
+
+class LmdbWriter:
+    """Writes labelled images into an open environment; :meth:`finish` makes it whole."""
+
+    def __init__(self, environment: lmdb.Environment) -> None:
+        self._environment = environment
+        self._pending: list[tuple[bytes, bytes]] = []
+        self._count = 0
+
+    def write(self, image: bytes, label: str) -> None:
+        """Add one image, encoded, and its label."""
+        self._count += 1
+        self._pending.append((b"image-%09d" % self._count, image))
+        self._pending.append((_LABEL % self._count, label.encode("utf-8")))
+        if len(self._pending) >= 2 * _ROWS_A_TRANSACTION:
+            self._flush()
+
+    def finish(self) -> None:
+        """Write what is pending, and the number of samples last."""
+        self._pending.append((_COUNT, b"%d" % self._count))
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._pending:
+            try:
+                with self._environment.begin(write=True) as transaction:
+                    for key, value in self._pending:
+                        transaction.put(key, value)
+                self._pending.clear()
+            except lmdb.MapFullError:
+                # A huge map from the start would be a huge file on systems without sparse files.
+                self._environment.set_mapsize(2 * self._environment.info()["map_size"])
+
+
+@contextmanager
+def write(out: Path) -> Iterator[LmdbWriter]:
+    """Open a new environment for labelled images; it appears at ``out`` when it is whole."""
+    temporary = temporary_beside(out)
+    try:
+        with lmdb.open(str(temporary), map_size=_FIRST_MAP_BYTES) as environment:
+            writer = LmdbWriter(environment)
+            yield writer
+            writer.finish()
+            environment.sync(True)
+        os.replace(temporary, out)
+        flush(out.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sample_count(path: Path, value: bytes | None, entries: int) -> int:
+    if value is None or not value.strip().isdigit():
+        raise UserError(f"{path} has no num-samples", "Write it again with `dptr pack-crops`")
+    # A number that was never true would be counted up to for hours; each sample has at least its label.
+    if len(value) > 20 or int(value) > entries:
+        raise _damaged(path, f"num-samples promises {value[:20].decode()} samples, but it has {entries} entries")
+    return int(value)
 
 
 _environments: dict[str, Any] = {}
@@ -79,10 +189,10 @@ def _environment(path: str) -> Any:
 def _open(path: str) -> Any:
     is_folder = os.path.isdir(path)
     try:
-        environment = lmdb.open(path, subdir=is_folder, readonly=True, lock=False, readahead=False)
+        environment = lmdb.open(path, subdir=is_folder, readonly=True, lock=False, readahead=False, max_readers=512)
     except lmdb.Error as error:
         raise _damaged(path, str(error)) from error
-    size = os.path.getsize(os.path.join(path, "data.mdb") if is_folder else path)
+    size = os.path.getsize(os.path.join(path, DATA_FILE) if is_folder else path)
     needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
     if size < needed:  # reading a page behind the file's end would kill the process, not raise
         environment.close()
@@ -101,5 +211,5 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_inherited)
 
 
-def _damaged(path: str, reason: str) -> UserError:
+def _damaged(path: Path | str, reason: str) -> UserError:
     return UserError(f"{path} cannot be read as LMDB: {reason}", "Copy or write it again")

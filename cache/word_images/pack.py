@@ -10,6 +10,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.pictures import UnusablePicture
 from dptr.cache.progress import progress
 from dptr.cache.word_images.dataset import decode_crop
+from dptr.cache.word_images.form import Refused
 from dptr.cache.word_images.sources import find_sources
 from dptr.cache.word_images.writer import write_word_images
 
@@ -49,8 +50,8 @@ def pack_crops(folder: Path, out: Path) -> PackSummary:
         for source in sources:
             for key, label in source.labels():
                 bar.advance()
-                if label is None:
-                    summary.refuse("label or image is missing", f"{source.name} {key}")
+                if isinstance(label, Refused):
+                    summary.refuse(label.reason, f"{source.name} {key}")
                     continue
                 try:
                     encoded = source.read(key)

@@ -1,26 +1,37 @@
 """Parquet with encoded images and their labels, as dptr packs them and as Hugging Face's datasets store them.
 
-Reading one image decodes its row group, so LMDB is the better form for training in random order.
+Read and written. Reading one image decodes its row group, so LMDB is the better form for training in random order.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dptr.cache.errors import UserError
+from dptr.cache.stores.files import atomic_path
+from dptr.cache.word_images.form import MISSING, Form, Refused
 
-_IMAGE_COLUMNS = ("image", "jpg", "png")
+#: Columns that may hold encoded images, the most telling first.
+IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "image_bytes")
 _LABEL_COLUMNS = ("label", "text", "txt")
+_ADVICE = "Give a Parquet file with the columns image (bytes) and label"
 _FILES_KEPT = 64
 _ROW_GROUPS_KEPT = 8
+# A row group is the least that a reader can decode: small ones make reading in random order bearable.
+_ROWS_A_GROUP = 64
+
+#: The columns of a Parquet file of word images: an encoded image and its label.
+SCHEMA = pa.schema([("image", pa.binary()), ("label", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -34,19 +45,22 @@ class ParquetSource:
         """The file's path."""
         return str(self.path)
 
-    def labels(self) -> Iterator[tuple[str, str | None]]:
+    def labels(self) -> Iterator[tuple[str, str | Refused]]:
         """Yield row number and label of each row.
 
         Raises:
             UserError: it is damaged, or lacks a column of images or one of labels.
         """
         file = _open(str(self.path), os.getpid()).file
-        _column(file, _IMAGE_COLUMNS, self.path)
+        _image_column(file, self.path)
         row = 0
-        for batch in file.iter_batches(columns=[_column(file, _LABEL_COLUMNS, self.path)]):
-            for label in batch.column(0).to_pylist():
-                yield str(row), label if isinstance(label, str) else None
-                row += 1
+        try:
+            for batch in file.iter_batches(columns=[_label_column(file, self.path)]):
+                for label in batch.column(0).to_pylist():
+                    yield str(row), label if isinstance(label, str) else MISSING
+                    row += 1
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise _damaged(self.path, error) from error
 
     def read(self, key: str) -> bytes:
         """Return one encoded image.
@@ -79,21 +93,82 @@ def _open(path: str, process: int) -> _OpenFile:
     try:
         return _OpenFile(path)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path} cannot be read as Parquet ({error})", "Copy or write it again") from error
+        raise _damaged(path, error) from error
 
 
 @lru_cache(maxsize=_ROW_GROUPS_KEPT)
 def _images(path: str, process: int, group: int) -> pa.ChunkedArray:
     file = _open(path, process).file
-    return file.read_row_group(group, columns=[_column(file, _IMAGE_COLUMNS, Path(path))]).column(0)
+    return file.read_row_group(group, columns=[_image_column(file, Path(path))]).column(0)
 
 
-def _column(file: pq.ParquetFile, names: tuple[str, ...], path: Path) -> str:
+def image_column(schema: pa.Schema) -> str:
+    """Return the column with encoded images: one of :data:`IMAGE_COLUMNS`, or the only one that holds bytes.
+
+    Raises:
+        ValueError: there is none.
+    """
+    columns = [field.name for field in schema if _holds_bytes(field.type)]
+    for name in IMAGE_COLUMNS:
+        if name in columns:
+            return name
+    if len(columns) != 1:
+        raise ValueError(f"no column `image` with bytes among {', '.join(schema.names)}")
+    return str(columns[0])
+
+
+def _holds_bytes(kind: Any) -> bool:
+    if pa.types.is_struct(kind):
+        return any(kind.field(index).name == "bytes" for index in range(kind.num_fields))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _image_column(file: pq.ParquetFile, path: Path) -> str:
+    try:
+        return image_column(file.schema_arrow)
+    except ValueError as error:
+        raise UserError(f"{path} has {error}", _ADVICE) from error
+
+
+def _label_column(file: pq.ParquetFile, path: Path) -> str:
     present = file.schema_arrow.names
-    for name in names:
+    for name in _LABEL_COLUMNS:
         if name in present:
             return name
-    raise UserError(
-        f"{path} has none of the columns {', '.join(names)}, only {', '.join(present)}",
-        "Give a Parquet file with the columns image (bytes) and label",
-    )
+    raise UserError(f"{path} has none of the columns {', '.join(_LABEL_COLUMNS)}, only {', '.join(present)}", _ADVICE)
+
+
+def _damaged(path: Path | str, error: Exception) -> UserError:
+    return UserError(f"{path} cannot be read as Parquet ({' '.join(str(error).split())})", "Copy or write it again")
+
+
+class ParquetWriter:
+    """Writes labelled images into an open file, a row group at a time."""
+
+    def __init__(self, file: pq.ParquetWriter) -> None:
+        self._file = file
+        self._rows: list[dict[str, object]] = []
+
+    def write(self, image: bytes, label: str) -> None:
+        """Add one image, encoded, and its label."""
+        self._rows.append({"image": image, "label": label})
+        if len(self._rows) == _ROWS_A_GROUP:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that wait."""
+        if self._rows:
+            self._file.write_table(pa.Table.from_pylist(self._rows, SCHEMA))
+            self._rows.clear()
+
+
+@contextmanager
+def write(out: Path) -> Iterator[ParquetWriter]:
+    """Open a new file for labelled images; it appears at ``out`` when it is whole."""
+    with atomic_path(out) as path, pq.ParquetWriter(path, SCHEMA, compression="zstd") as file:
+        writer = ParquetWriter(file)
+        yield writer
+        writer.flush()
+
+
+FORM = Form("Parquet with image and label", ("*.parquet",), ParquetSource)

@@ -12,9 +12,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dptr.cache.errors import UserError
-from dptr.cache.pictures import IMAGE_SUFFIXES
+from dptr.cache.pictures import IMAGE_SUFFIXES, LARGEST_FILE
+from dptr.cache.word_images.form import MISSING, Form, Refused
 
 _LABEL_SUFFIXES = ("txt", "label", "json")
+_LARGEST_LABEL = 1 << 20
+
+
+def members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of an uncompressed tar file, up to its end or to where it is torn.
+
+    Raises:
+        tarfile.TarError: it is none, or damaged; :mod:`tarfile` alone takes damage between members for the end.
+    """
+    with tarfile.open(path, "r:") as archive:
+        yield from archive
+        # The real end is a block of zeros.
+        if read_piece(path, archive.offset, tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"torn at byte {archive.offset}")
+
+
+def read_piece(path: Path, offset: int, size: int) -> bytes:
+    """Return ``size`` bytes from ``offset`` on, fewer where the file ends.
+
+    Raises:
+        OSError: it cannot be read, or would be too large for a picture.
+    """
+    if size > LARGEST_FILE:
+        raise OSError(f"{size} bytes are too many for a picture")
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(size)
 
 
 @dataclass
@@ -29,26 +57,32 @@ class TarSource:
         """The file's path."""
         return str(self.path)
 
-    def labels(self) -> Iterator[tuple[str, str | None]]:
-        """Yield stem and label of each sample; None where its label or its image is missing.
+    def labels(self) -> Iterator[tuple[str, str | Refused]]:
+        """Yield stem and label of each sample; links and whatever else is no plain file count as missing.
 
         Raises:
-            UserError: it is no plain tar file.
+            UserError: it is no plain tar file, or a damaged one.
         """
-        labels: dict[str, str | None] = {}
+        labels: dict[str, str | Refused] = {}
         try:
-            with tarfile.open(self.path, "r:") as archive:
-                for member in archive:
-                    stem, suffix = _split(member.name)
-                    if f".{suffix}" in IMAGE_SUFFIXES:
-                        self._place[stem] = (member.offset_data, member.size)
-                        labels.setdefault(stem, None)
-                    elif suffix in _LABEL_SUFFIXES and (content := archive.extractfile(member)):
-                        labels[stem] = _label(content.read(), suffix)
+            for member in members(self.path):
+                stem, suffix = _split(member.name)
+                is_image = f".{suffix}" in IMAGE_SUFFIXES
+                if is_image or suffix in _LABEL_SUFFIXES:
+                    labels.setdefault(stem, MISSING)
+                # A link may lead out of the archive, to itself, or nowhere.
+                if not member.isreg() or member.issparse():
+                    continue
+                if is_image:
+                    self._place[stem] = (member.offset_data, member.size)
+                elif suffix in _LABEL_SUFFIXES and member.size <= _LARGEST_LABEL:
+                    labels[stem] = _label(read_piece(self.path, member.offset_data, member.size), suffix)
         except tarfile.TarError as error:
-            raise UserError(f"{self.path} cannot be read ({error})", "Give an uncompressed WebDataset .tar") from error
+            raise UserError(
+                f"{self.path} cannot be read as tar: {error}", "Copy or write it again, as an uncompressed WebDataset"
+            ) from error
         for stem, label in labels.items():
-            yield stem, label if stem in self._place else None
+            yield stem, label if stem in self._place else MISSING
 
     def read(self, key: str) -> bytes:
         """Return one encoded image; :meth:`labels` has to have listed the shard before.
@@ -56,10 +90,10 @@ class TarSource:
         Raises:
             KeyError, OSError: it is missing or cannot be read.
         """
-        offset, size = self._place[key]
-        with self.path.open("rb") as stream:
-            stream.seek(offset)
-            return stream.read(size)
+        return read_piece(self.path, *self._place[key])
+
+
+FORM = Form("WebDataset .tar", ("*.tar",), TarSource)
 
 
 def _split(member: str) -> tuple[str, str]:
@@ -69,12 +103,12 @@ def _split(member: str) -> tuple[str, str]:
     return folder + slash + base, suffix.lower()
 
 
-def _label(content: bytes, suffix: str) -> str | None:
+def _label(content: bytes, suffix: str) -> str | Refused:
     if suffix != "json":
         return content.decode("utf-8", "replace").rstrip("\r\n")
     try:
         value = json.loads(content)
-    except ValueError:
-        return None
+    except (ValueError, RecursionError):
+        return Refused("label is no JSON")
     label = value.get("label", value.get("text")) if isinstance(value, dict) else None
-    return label if isinstance(label, str) else None
+    return label if isinstance(label, str) else MISSING

@@ -6,7 +6,6 @@ An archive is listed without reading its pictures, so that photos can be counted
 from __future__ import annotations
 
 import os
-import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -15,16 +14,16 @@ from threading import Lock
 from typing import Any
 
 from dptr.cache.pictures import IMAGE_SUFFIXES, LARGEST_FILE
+from dptr.cache.word_images import lmdb_form, parquet_form, tar_form
 from dptr.pipeline.photos.photo import Photo, Refusal, printable
 
 _Members = Iterator[tuple[str, Callable[[], bytes]]]
-_LMDB_FILE = "data.mdb"
 _row_group_lock = Lock()
 
 
 def archive_kind(path: Path) -> str | None:
     """Return which kind of archive ``path`` is, told by its suffix and for LMDB by its file, or None."""
-    if (path / _LMDB_FILE).is_file():
+    if (path / lmdb_form.DATA_FILE).is_file():
         return ".lmdb"
     suffix = path.suffix.lower()
     return suffix if suffix in _MEMBERS and path.is_file() else None
@@ -42,21 +41,9 @@ def photos_in_archive(path: Path, status: os.stat_result) -> Iterator[Photo | Re
 
 
 def _tar(path: Path) -> _Members:
-    with tarfile.open(path, "r:") as archive:
-        for member in archive:
-            if member.isfile() and member.name.lower().endswith(IMAGE_SUFFIXES):
-                yield printable(member.name), partial(_read_piece, path, member.offset_data, member.size)
-        # tarfile takes damage between members for the end; the real end is a block of zeros.
-        if _read_piece(path, archive.offset, tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-            raise tarfile.ReadError(f"torn at byte {archive.offset}")
-
-
-def _read_piece(path: Path, offset: int, size: int) -> bytes:
-    if size > LARGEST_FILE:
-        raise OSError(f"{size} bytes are too many for a photo")
-    with path.open("rb") as stream:
-        stream.seek(offset)
-        return stream.read(size)
+    for member in tar_form.members(path):
+        if member.isfile() and member.name.lower().endswith(IMAGE_SUFFIXES):
+            yield printable(member.name), partial(tar_form.read_piece, path, member.offset_data, member.size)
 
 
 def _zip(path: Path) -> _Members:
@@ -81,29 +68,12 @@ def _parquet(path: Path) -> _Members:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        column = _image_column(file.schema_arrow)
+        column = parquet_form.image_column(file.schema_arrow)
         row = 0
         for group in range(file.num_row_groups):
             for index in range(file.metadata.row_group(group).num_rows):
                 row += 1
                 yield f"row {row}", partial(_read_cell, path, group, column, index)
-
-
-def _image_column(schema: Any) -> str:
-    import pyarrow as pa
-
-    def holds_bytes(kind: Any) -> bool:
-        if pa.types.is_struct(kind):
-            return any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-    columns = [field.name for field in schema if holds_bytes(field.type)]
-    for name in ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "image_bytes"):
-        if name in columns:
-            return name
-    if len(columns) != 1:
-        raise ValueError(f"no column `image` with bytes among {', '.join(schema.names)}")
-    return str(columns[0])
 
 
 def _read_cell(path: Path, group: int, column: str, index: int) -> bytes:
@@ -125,23 +95,8 @@ def _row_group(path: Path, group: int, column: str) -> Any:
 
 
 def _lmdb(path: Path) -> _Members:
-    with _open_lmdb(path).begin() as transaction:
-        for key in transaction.cursor().iternext(values=False):
-            # The names of the field's word LMDBs, whose labels are no pictures.
-            if key != b"num-samples" and not key.startswith(b"label-"):
-                yield key.decode("utf-8", "backslashreplace"), partial(_read_lmdb_value, path, bytes(key))
-
-
-def _read_lmdb_value(path: Path, key: bytes) -> bytes:
-    with _open_lmdb(path).begin() as transaction:
-        return bytes(transaction.get(key))
-
-
-@lru_cache(maxsize=8)
-def _open_lmdb(path: Path) -> Any:
-    import lmdb
-
-    return lmdb.open(str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False, max_readers=512)
+    for key in lmdb_form.picture_keys(path):
+        yield key.decode("utf-8", "backslashreplace"), partial(lmdb_form.read_value, path, key)
 
 
 _MEMBERS: dict[str, Callable[[Path], _Members]] = {

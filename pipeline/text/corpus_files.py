@@ -10,20 +10,20 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import lmdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
+from dptr.cache.word_images import lmdb_form
 from dptr.pipeline.choices import Unit
 from dptr.pipeline.text.blocks import COMPRESSED_SUFFIXES, LINE_ENDS, WORD_ENDS, Refuse, item_blocks
 
-_LMDB_FILE = "data.mdb"
 #: Rows of a table at a time; few, because a row may be a whole document.
 _TABLE_ROWS = 4096
 
@@ -54,7 +54,7 @@ def require_readable(paths: Sequence[str]) -> None:
             continue
         if not os.path.exists(path):
             raise UserError(f"no such file: {path}", "Check the name")
-        if os.path.isdir(path) and not os.path.isfile(os.path.join(path, _LMDB_FILE)):
+        if os.path.isdir(path) and not os.path.isfile(os.path.join(path, lmdb_form.DATA_FILE)):
             raise UserError(f"{path} is a folder and not an LMDB", "Name its files, for instance with *.txt")
         if not os.access(path, os.R_OK):
             raise UserError(f"{path} cannot be read", "Check its permissions")
@@ -153,19 +153,13 @@ def _column_rows(values: pa.Array, first_line: int, column: str, refuse: Refuse)
 
 
 def _lmdb_rows(source: str, refuse: Refuse) -> Iterator[Rows]:
-    """Read the labels of a scene-text LMDB: keys ``num-samples`` and ``label-%09d``, counted from 1."""
+    """Read the labels of a scene-text LMDB."""
+    labels = lmdb_form.stored_labels(Path(source))
     try:
-        with (
-            lmdb.open(source, subdir=os.path.isdir(source), readonly=True, lock=False) as environment,
-            environment.begin() as transaction,
-        ):
-            samples = int(transaction.get(b"num-samples", b"0"))
-            for first in range(1, samples + 1, _TABLE_ROWS):
-                numbers = range(first, min(first + _TABLE_ROWS, samples + 1))
-                found = {number: transaction.get(b"label-%09d" % number) for number in numbers}
-                for number in (number for number, label in found.items() if label is None):
-                    refuse(number, f"label-{number:09d}", "no such key")
-                kept = {number: label for number, label in found.items() if label is not None}
-                yield Rows(pa.array(list(kept.values()), pa.binary()), np.array(list(kept), np.int64))
-    except (lmdb.Error, ValueError) as error:
-        refuse(None, "", f"damaged LMDB: {error}")
+        while found := dict(islice(labels, _TABLE_ROWS)):
+            for number in (number for number, label in found.items() if label is None):
+                refuse(number, f"label-{number:09d}", "no such key")
+            kept = {number: label for number, label in found.items() if label is not None}
+            yield Rows(pa.array(list(kept.values()), pa.binary()), np.array(list(kept), np.int64))
+    except UserError as error:
+        refuse(None, "", f"damaged LMDB: {error.problem}")

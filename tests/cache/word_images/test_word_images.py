@@ -274,7 +274,7 @@ def test_packing_nothing_is_an_error_and_leaves_nothing(tmp_path):
 
 
 def test_a_large_lmdb_outgrows_its_first_map(tmp_path, monkeypatch):
-    monkeypatch.setattr("dptr.cache.word_images.writer._FIRST_MAP_BYTES", 1 << 16)
+    monkeypatch.setattr("dptr.cache.word_images.lmdb_form._FIRST_MAP_BYTES", 1 << 16)
     with write_word_images(tmp_path / "x.lmdb") as writer:
         for index in range(1200):
             writer.write(bytes(1000), f"w{index}")

@@ -1,0 +1,46 @@
+"""What every form of labelled word images offers: samples with their labels, an image on demand, why one is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+
+class Refused(NamedTuple):
+    """In place of a label: why a sample cannot be used; samples are counted by the reason."""
+
+    reason: str
+
+
+MISSING = Refused("label or image is missing")
+
+
+class Source(Protocol):
+    """One data set of labelled images. It is picklable and opens its files where it is used."""
+
+    @property
+    def name(self) -> str:
+        """Where it lies, for people."""
+
+    def labels(self) -> Iterator[tuple[str, str | Refused]]:
+        """Yield key and raw label of each sample in order.
+
+        Raises:
+            UserError: the data set is damaged; what can be told of single samples is a :class:`Refused`.
+        """
+
+    def read(self, key: str) -> bytes:
+        """Return one encoded image.
+
+        Raises:
+            OSError, KeyError, ValueError, UnusablePicture: it is not there or cannot be read.
+        """
+
+
+class Form(NamedTuple):
+    """A form of labelled word images: how it is called, the names of its files, and how one is opened."""
+
+    description: str
+    patterns: tuple[str, ...]
+    open: Callable[[Path], Source]
