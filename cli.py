@@ -4,22 +4,21 @@ Each command lives beside its stage, in its ``commands``. Only this file knows b
 becomes one line and an exit code here. ``dptr --help`` answers at once: commands import what is heavy when they run.
 """
 
-import io
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from typer.exceptions import Abort, Exit, TyperException
 from typer.main import get_command
 
 from dptr.cache import commands as stored
-from dptr.cache.command_line import Report, Services, command, command_group
-from dptr.cache.errors import DptrError
+from dptr.cache.command_line import Report, Services, command, command_group, speak_utf8
+from dptr.cache.errors import OF_THE_DISK, DptrError, UserError, disk_problem
+from dptr.cache.interrupts import stop_once
 from dptr.cache.workspace import Workspace
 from dptr.pipeline import commands as stage_one
 from dptr.pipeline.services import find_clip, mine_neighbours, photo_paths, prompt_of
@@ -37,6 +36,11 @@ def _device(name: str) -> str:
 
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        # The meta device has no numbers; what is really there can hold some.
+        torch.zeros(1, device=name).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name} is not usable here", "Use cpu, or auto") from error
     return name
 
 
@@ -99,41 +103,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run_command(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; what went wrong is printed on stderr as one line."""
-    for stream in (sys.stdout, sys.stderr):
-        # Labels of any script are printed whatever the locale says.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    signal.signal(signal.SIGTERM, _interrupt)
+    speak_utf8()
     try:
         given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
         # typer turns Ctrl-C and --help into exit codes of its own, and hands them back.
-        code = get_command(app).main(args=given, standalone_mode=False, obj=SERVICES)
-        return _interrupted() if code == _INTERRUPTED else int(code or 0)
-    except DptrError as error:
-        return _fail(error.exit_code, str(error))
-    except TyperException as error:
-        return _fail(2, f"{error.format_message().rstrip('.')}. See `dptr --help`")
-    except (KeyboardInterrupt, Abort):
-        return _interrupted()
+        with stop_once():
+            code = get_command(app).main(args=given, standalone_mode=False, obj=SERVICES)
+        return _fail(KeyboardInterrupt()) if code == _INTERRUPTED else int(code or 0)
     except Exit as error:
         return error.exit_code
-    except MemoryError:
-        return _fail(1, "out of memory. Use a smaller batch or shard")
-    except Exception as error:
-        unexpected = f"unexpected {type(error).__name__}: {error}"
-        return _fail(1, f"{unexpected}. Please report it; --debug shows where it happened")
+    except (Exception, KeyboardInterrupt) as error:
+        return _fail(error)
 
 
-def _interrupted() -> int:
-    return _fail(_INTERRUPTED, "interrupted; what was finished is kept, and the same command goes on")
-
-
-def _interrupt(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def _fail(code: int, message: str) -> int:
+def _fail(error: BaseException) -> int:
     if os.environ.get("DPTR_DEBUG"):
         traceback.print_exc()
+    code, message = _explained(error)
     print("error: " + " ".join(message.split()), file=sys.stderr)
     return code
+
+
+def _explained(error: BaseException) -> tuple[int, str]:
+    """Return the exit code of what went wrong, and the line that says so."""
+    match error:
+        case DptrError():
+            return error.exit_code, str(error)
+        case TyperException():
+            return 2, f"{error.format_message().rstrip('.')}. See `dptr --help`"
+        case KeyboardInterrupt() | Abort():
+            return _INTERRUPTED, "interrupted; what was finished is kept, and the same command goes on"
+        case MemoryError():
+            return 1, "out of memory. Use a smaller batch or shard"
+        case OSError(errno=number) if number in OF_THE_DISK:
+            return 2, f"{disk_problem(error)}. {OF_THE_DISK[number]}"
+    unexpected = f"unexpected {type(error).__name__}: {error}"
+    return 1, f"{unexpected}. Please report it; --debug shows where it happened"

@@ -5,8 +5,9 @@ A command is a function ``(workspace, ...) -> Report`` beside its stage; :func:`
 """
 
 import inspect
-import json
+import io
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
+from dptr.cache import plain_json
 from dptr.cache.progress import set_quiet
 from dptr.cache.workspace import Workspace
 
@@ -134,11 +136,11 @@ def print_report(name: str, report: Report, as_json: bool) -> None:
             print(report.text)
         return
     for line in report.lines:
-        print(json.dumps(line, ensure_ascii=False))
+        print(plain_json.dumps(line))
     figures = report.figures
     if figures.get("seconds") and "computed" in figures:
         figures["rows_per_second"] = figures["computed"] / figures["seconds"]
-    print(json.dumps({"command": name, **figures}, ensure_ascii=False, default=str))
+    print(plain_json.dumps({"command": name, **figures}))
 
 
 def _print_answer(name: str, answer: "Answer", figures: dict[str, Any], as_json: bool) -> None:
@@ -151,3 +153,12 @@ def _print_answer(name: str, answer: "Answer", figures: dict[str, Any], as_json:
     for piece in json_pieces(answer, {"command": name, **figures}):
         print(piece, end="")
     print()
+
+
+def speak_utf8() -> None:
+    """Write and read UTF-8, whatever the locale says: texts are in any script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.encoding.lower() != "utf-8":
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")

@@ -5,6 +5,26 @@ Anything else that escapes a command is a bug and leaves with exit code 1.
 
 from __future__ import annotations
 
+import errno
+
+_NOT_THERE = "Name a place where a file or folder can be written"
+#: What a disk can refuse, by its number, and what to do about it; the user's to mend, so exit code 2.
+OF_THE_DISK = {
+    errno.ENOSPC: "Make room, then run the same command",
+    errno.EDQUOT: "Make room, then run the same command",
+    errno.EFBIG: "Use a file system that holds larger files",
+    errno.EROFS: "Name a place that can be written",
+    errno.EACCES: "Mend the permissions, or name another place",
+    errno.EPERM: "Mend the permissions, or name another place",
+    errno.EEXIST: _NOT_THERE,
+    errno.EISDIR: _NOT_THERE,
+    errno.ENOTDIR: _NOT_THERE,
+    errno.ENOENT: _NOT_THERE,
+    errno.ENOTEMPTY: _NOT_THERE,
+    errno.ENAMETOOLONG: "Use a shorter name",
+    errno.EMFILE: "Allow more open files: ulimit -n 4096",
+}
+
 
 class DptrError(Exception):
     """An expected failure. ``str(error)`` is one line: what and where, then what to do."""
@@ -33,3 +53,12 @@ class TooManyRefused(DptrError):
     """More inputs were quarantined than the caller allowed."""
 
     exit_code = 4
+
+
+def disk_problem(error: OSError) -> str:
+    """Say what the disk refused and for which path, in one line."""
+    if error.filename is None:
+        return str(error)
+    # Of two names the second is the one that was to be.
+    name = error.filename2 if error.filename2 is not None else error.filename
+    return f"{name}: {error.strerror}"

@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from dptr.cache.errors import UserError
+from dptr.cache.interrupts import interruptible
 from dptr.cache.sql.views import tables
 
 _ROWS_A_BLOCK = 1000
@@ -44,7 +45,7 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> Answer:
     query = query.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     try:
         _require_question(connection, query)
-        cursor = connection.execute(query)
+        cursor = interruptible(lambda: connection.execute(query), connection.interrupt)
     except duckdb.InterruptException as error:
         raise KeyboardInterrupt from error
     except (duckdb.Error, pa.ArrowException, OSError) as error:
@@ -56,7 +57,7 @@ def _blocks(
     connection: duckdb.DuckDBPyConnection, cursor: duckdb.DuckDBPyConnection
 ) -> Iterator[list[tuple[Any, ...]]]:
     try:
-        while block := cursor.fetchmany(_ROWS_A_BLOCK):
+        while block := interruptible(lambda: cursor.fetchmany(_ROWS_A_BLOCK), connection.interrupt):
             yield block
     except duckdb.InterruptException as error:
         raise KeyboardInterrupt from error

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from dptr.cache import plain_json
 from dptr.cache.sql.query import Answer
 
 _WIDEST_CELL = 60
@@ -33,13 +32,13 @@ def table_lines(columns: list[str], blocks: Iterable[list[tuple[Any, ...]]]) -> 
 def json_pieces(answer: Answer, figures: dict[str, Any]) -> Iterator[str]:
     """Yield the pieces of one JSON object: ``figures``, the columns, all rows as ``result``, and how many they are."""
     started, rows = time.monotonic(), 0
-    yield json.dumps({**figures, "columns": answer.columns}, ensure_ascii=False, default=str)[:-1] + ', "result": ['
+    yield plain_json.dumps({**figures, "columns": answer.columns})[:-1] + ', "result": ['
     for block in answer.blocks:
-        texts = (json.dumps(_plain(row), ensure_ascii=False, default=str) for row in block)
+        texts = (plain_json.dumps(row) for row in block)
         yield (", " if rows else "") + ", ".join(texts)
         rows += len(block)
     seconds = figures.get("seconds", 0.0) + time.monotonic() - started
-    yield "], " + json.dumps({"rows": rows, "seconds": seconds})[1:]
+    yield "], " + plain_json.dumps({"rows": rows, "seconds": seconds})[1:]
 
 
 def _line(cells: list[str], widths: list[int]) -> str:
@@ -49,12 +48,3 @@ def _line(cells: list[str], widths: list[int]) -> str:
 def _cell(value: Any) -> str:
     text = f"{value:.6g}" if isinstance(value, float) else str(value)
     return text if len(text) <= _WIDEST_CELL else text[: _WIDEST_CELL - 1] + "…"
-
-
-def _plain(value: Any) -> Any:
-    """JSON knows neither NaN nor infinity."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return {str(key): _plain(item) for key, item in value.items()} if isinstance(value, dict) else value

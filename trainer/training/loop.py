@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from dptr.cache.errors import UserError
+from dptr.cache.interrupts import deferred
 from dptr.cache.progress import progress
 from dptr.cache.stores.lock import locked
 from dptr.trainer.training import step_log
@@ -274,7 +275,8 @@ def _after_step(
 
 
 def _save(folder: Path, state: TrainState) -> None:
-    save_checkpoint(folder, state.tensors(), state.numbers())
+    with deferred():
+        save_checkpoint(folder, state.tensors(), state.numbers())
 
 
 class _Interval:

@@ -1,0 +1,70 @@
+"""Signals that end a command, and what they must not tear: Ctrl-C, SIGTERM and a lost terminal (SIGHUP) are one.
+
+Python would raise :class:`KeyboardInterrupt` at every Ctrl-C, also inside the saving that the first one started.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+_Result = TypeVar("_Result")
+_Handler = Callable[[int, Any], Any]
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+@contextmanager
+def stop_once() -> Iterator[None]:
+    """Raise :class:`KeyboardInterrupt` at the first signal; later ones change nothing, so that its saving is done."""
+    stopping = False
+
+    def stop(*_: Any) -> None:
+        nonlocal stopping
+        if not stopping:
+            stopping = True
+            raise KeyboardInterrupt
+
+    with _handled_by(stop):
+        yield
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Let a block finish, such as one that saves; a signal that came meanwhile takes effect behind it."""
+    came: list[int] = []
+    with _handled_by(lambda number, _: came.append(number)):
+        yield
+    for number in came[:1]:
+        signal.raise_signal(number)
+
+
+def interruptible(work: Callable[[], _Result], stop: Callable[[], None]) -> _Result:
+    """Run what stays outside Python for long, where no signal is seen; at a signal call ``stop``, then pass it on."""
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(work)
+        try:
+            return running.result()
+        except KeyboardInterrupt:
+            stop()
+            raise
+
+
+@contextmanager
+def _handled_by(handler: _Handler) -> Iterator[None]:
+    """Give the signals to ``handler``, but for those that this process was started to ignore (``nohup``)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    before = {number: known for number, known in before.items() if known not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, known in before.items():
+            signal.signal(number, known)

@@ -1,0 +1,112 @@
+"""What programs and terminals get: JSON that is JSON, UTF-8 in every locale, one line for what is refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dptr.cache.command_line import Report, print_report
+from dptr.cli import run_command
+
+
+def test_json_has_null_where_a_figure_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    print_report("x", Report({"metrics": {"loss": math.nan, "best": [math.inf, 1.5]}}, "", [{"c": -math.inf}]), True)
+
+    def refuse(constant: str) -> None:
+        pytest.fail(f"{constant} is no JSON")
+
+    line, last = (json.loads(text, parse_constant=refuse) for text in capsys.readouterr().out.splitlines())
+    assert line == {"c": None}
+    assert last == {"command": "x", "metrics": {"loss": None, "best": [None, 1.5]}}
+
+
+@pytest.mark.parametrize(
+    "locale",
+    [{"LC_ALL": "C"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "ascii"}],
+)
+def test_output_is_utf8_whatever_the_locale_says(tmp_path: Path, locale: dict[str, str]) -> None:
+    run = tmp_path / "runs" / "x"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text('{"kind": "pretrain", "charset": "é中"}', encoding="utf-8")
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHONIO"))
+    }
+    command = [sys.executable, "-m", "dptr", "sql", "select charset from runs", "--workspace", str(tmp_path)]
+    done = subprocess.run(command, env={**environment, **locale}, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode("utf-8").splitlines()[-1] == "é中"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_refuses_is_one_line_with_the_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    (tmp_path / "words.txt").write_text("some\nwords\n")
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    code = run_command(["embed-text", str(tmp_path / "words.txt"), "-o", str(tmp_path / "store"), "--quiet"])
+    said = capsys.readouterr().err.splitlines()
+    assert (code, len(said)) == (2, 1)
+    assert str(tmp_path / "store") in said[0]
+    assert os.strerror(number) in said[0]
+
+
+def test_an_output_that_is_taken_by_a_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "words.txt").write_text("some\nwords\n")
+    for out in (tmp_path / "words.txt", tmp_path / "words.txt" / "store"):
+        code = run_command(["embed-text", str(tmp_path / "words.txt"), "-o", str(out), "--quiet"])
+        said = capsys.readouterr().err.splitlines()
+        assert (code, len(said)) == (2, 1), said
+        assert "words.txt" in said[0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["embed-text", "x.txt", "--shard-rows", "0"],
+        ["embed-text", "x.txt", "--shard-rows", "-1"],
+        ["embed-text", "x.txt", "--unit", "sentence"],
+        ["embed-text", "x.txt", "--dtype", "float8"],
+        ["build-orp-bank", "x", "--workers", "0"],
+        ["build-orp-bank", "x", "--workers", "-3"],
+        ["build-orp-bank", "x", "--seed", "-1"],
+        ["build-orp-bank", "x", "--seed", str(2**64)],
+        ["build-orp-bank", "x", "--crops-per-image", "1000000"],
+        ["render-words", "x.txt", "-o", "y", "--count", "-5"],
+        ["render-words", "x.txt", "-o", "y", "--workers", "0"],
+        ["render-words", "x.txt", "-o", "y", "--seed", str(2**63)],
+        ["mine-neighbours", "-k", "0"],
+        ["pretrain", "--steps", "0"],
+        ["pretrain", "--seed", "-1"],
+        ["pretrain", "--noise", "far"],
+        ["pretrain", "--track", "paper"],
+        ["export", "x", "--to", "word"],
+    ],
+)
+def test_an_option_out_of_range_is_bad_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(arguments) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert arguments[-2] in said[0]
+
+
+@pytest.mark.parametrize("device", ["xyz", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_bad_usage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], device: str
+) -> None:
+    (tmp_path / "words.txt").write_text("some\nwords\n")
+    asked = ["embed-text", str(tmp_path / "words.txt"), "--device", device, "--workspace", str(tmp_path)]
+    assert run_command(asked) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert f"--device {device}" in said[0]
