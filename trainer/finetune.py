@@ -34,7 +34,7 @@ from dptr.trainer.training.trackers import Tracker, observer
 class FinetuneSummary:
     """What a fine-tuning run came to; ``coverage`` is None for a decoder that starts from nothing.
 
-    ``upright`` names the images taller than wide that training met; they are read like any other.
+    ``portrait`` names the images taller than wide that training met; they are read like any other.
     """
 
     out: Path
@@ -45,20 +45,20 @@ class FinetuneSummary:
     seconds: float
     metrics: dict[str, float]
     coverage: Coverage | None
-    upright: list[str]
+    portrait: list[str]
 
 
 @dataclass(frozen=True)
 class ImageBatch:
     """Preprocessed word images (batch, 3, height, width) uint8, with their labels.
 
-    ``unreadable`` says what had to be left out and why, ``upright`` names images taller than wide.
+    ``unreadable`` says what had to be left out and why, ``portrait`` names images taller than wide.
     """
 
     images: Tensor
     targets: Targets
     unreadable: tuple[str, ...] = ()
-    upright: tuple[str, ...] = ()
+    portrait: tuple[str, ...] = ()
 
 
 @dataclass
@@ -66,14 +66,14 @@ class Oddities:
     """What was odd about the images that training met, each named once however often it is drawn."""
 
     unreadable: set[str] = field(default_factory=set)
-    upright: set[str] = field(default_factory=set)
+    portrait: set[str] = field(default_factory=set)
 
     def take(self, batch: ImageBatch) -> None:
         """Count a batch's oddities and name those that are new."""
         for line in sorted(set(batch.unreadable) - self.unreadable):
             note(f"left out: {line}")
         self.unreadable.update(batch.unreadable)
-        self.upright.update(batch.upright)
+        self.portrait.update(batch.portrait)
 
 
 class ImageBatches:
@@ -100,7 +100,7 @@ class ImageBatches:
         pixels: list[NDArray[np.uint8]] = []
         labels: list[str] = []
         unreadable: list[str] = []
-        upright: list[str] = []
+        portrait: list[str] = []
         for row in self._order.rows_of(number).tolist():
             try:
                 image = self._images.image(row)
@@ -108,7 +108,7 @@ class ImageBatches:
                 unreadable.append(str(error))
                 continue
             if image.height > image.width:
-                upright.append(self._images.samples[row].key)
+                portrait.append(self._images.samples[row].key)
             if self._strength > 0:
                 image = augment(image, np.random.default_rng((self._seed, 5, number, row)), self._strength)
             pixels.append(preprocess(image, *self._size))
@@ -118,7 +118,7 @@ class ImageBatches:
                 f"batch {number} has no readable image: {unreadable[0]}", "Check the data with `dptr evaluate`"
             )
         targets = Targets.of(labels, self._charset)
-        return ImageBatch(torch.from_numpy(np.stack(pixels)), targets, tuple(unreadable), tuple(upright))
+        return ImageBatch(torch.from_numpy(np.stack(pixels)), targets, tuple(unreadable), tuple(portrait))
 
 
 def finetune(
@@ -183,7 +183,7 @@ def finetune(
         seconds=time.monotonic() - started,
         metrics=state.metrics,
         coverage=coverage,
-        upright=sorted(oddities.upright),
+        portrait=sorted(oddities.portrait),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dptr.cache.choices import StatesDtype
+from dptr.cache.errors import UserError
 from dptr.pipeline.choices import Precision
 from dptr.pipeline.photos.crops import CropSettings
 
@@ -55,6 +56,11 @@ class OrpBankSettings:
     exclude_near: tuple[Path, ...] = ()
     exclude_threshold: float = 0.95
     device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        # Drawing would fail photo by photo, and each would be remembered as a bad one.
+        if not 0 <= self.seed < 1 << 64:
+            raise UserError(f"seed {self.seed} is impossible", "Use 0 or any whole number below 2**64")
 
     def crops(self) -> CropSettings:
         """Return the part that says which rectangles are cut.

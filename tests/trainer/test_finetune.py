@@ -93,7 +93,7 @@ def test_training_goes_on_beside_broken_images_and_names_them(
     images = opened(tmp_path / "bad.lmdb")
     summary = finetune(images, Charset.named("94"), None, recipe(validation_share=0.2, seed=3), tmp_path / "run")
     assert summary.steps == 8
-    assert summary.upright == ["image-000000007"]
+    assert summary.portrait == ["image-000000007"]
     assert summary.quarantined == 5 + 2
     assert images.refused == {"label or image is missing": 4, "not in the charset": 1}
     said = capsys.readouterr().err

@@ -120,10 +120,10 @@ def finetune(
     folder = out or workspace.runs / default_name("finetune", settings, stage.data_identity(images, run))
     summary = stage.finetune(images, characters, run, settings, folder, services.device(device), track, clip)
     metrics = summary.metrics
-    upright = summary.upright
+    portrait = summary.portrait
     lines = [
         *labels_left_out(images),
-        *([f"{len(upright):,} images taller than wide, such as {upright[0]}"] if upright else []),
+        *([f"{len(portrait):,} images taller than wide, such as {portrait[0]}"] if portrait else []),
         f"{summary.steps:,} steps; held-back crops read: {metrics['accuracy']:.1%}, "
         f"{metrics['accuracy_36']:.1%} with 36 characters",
         f"run: {summary.out}",

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dptr.cache.charset import Charset, Normalization
+from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.cache.normalization import Normalization
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages
 from dptr.pipeline.photos.photo import Photo, Refusal
 from dptr.pipeline.photos.photo_files import find_photos

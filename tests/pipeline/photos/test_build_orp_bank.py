@@ -268,3 +268,9 @@ def test_no_photo_that_can_be_used(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="none of 1 photos"):
         build_orp_bank([tmp_path / "bad.png"], tmp_path / "bank", SETTINGS)
     assert refused(tmp_path / "bank") == {"bad.png": "not a picture"}
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 64])
+def test_an_impossible_seed_is_refused_before_it_makes_photos_look_bad(seed: int) -> None:
+    with pytest.raises(UserError, match=f"seed {seed} is impossible"):
+        dataclasses.replace(SETTINGS, seed=seed)
