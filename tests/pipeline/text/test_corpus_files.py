@@ -271,3 +271,27 @@ def test_lmdb_that_lacks_labels(tmp_path: Path, read: Read) -> None:
     result = read(tmp_path / "a")
     assert result.labels == ["two"]
     assert result.refused == [("a", 1, "label-000000001", "no such key")]
+
+
+@pytest.mark.parametrize("count", [b"9999999999999", b"-1", b"many"])
+def test_an_lmdb_with_an_unbelievable_number_of_labels_is_refused_at_once(
+    tmp_path: Path, read: Read, count: bytes
+) -> None:
+    with lmdb.open(str(tmp_path / "a"), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"num-samples", count)
+        transaction.put(b"label-000000001", b"one")
+    result = read(tmp_path / "a", write(tmp_path / "b.txt", "good"))
+    assert result.labels == ["good"]
+    assert [(source, reason.split(":")[0]) for source, _, _, reason in result.refused] == [("a", "damaged LMDB")]
+
+
+def test_half_an_lmdb_does_not_kill_the_process(tmp_path: Path, read: Read) -> None:
+    with lmdb.open(str(tmp_path / "a"), map_size=1 << 24) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b"num-samples", b"4000")
+        for number in range(1, 4001):
+            transaction.put(b"label-%09d" % number, b"word" * 100)
+    data = tmp_path / "a" / "data.mdb"
+    data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
+    result = read(tmp_path / "a", write(tmp_path / "b.txt", "good"))
+    assert result.labels == ["good"]
+    assert [reason.split(":")[0] for *_, reason in result.refused] == ["damaged LMDB"]
