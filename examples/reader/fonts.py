@@ -1,0 +1,72 @@
+"""Part the fonts of this machine into plain and ornamental ones, and leave out those that nobody can read.
+
+    python examples/reader/fonts.py fonts/
+
+Letters and digits of every font are compared with the average of all fonts. A font whose glyphs mostly look like some
+other letter's average is no help; one where a fifth does is ornamental.
+"""
+
+from __future__ import annotations
+
+import shutil
+import string
+import sys
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dptr.pipeline.rendering.fonts import Font, find_fonts
+
+CHARACTERS = string.ascii_letters + string.digits
+SIDE = 16
+LEGIBLE, PLAIN = 0.5, 0.78
+#: Glyphs that many honest fonts draw alike.
+ALIKE = tuple(map(frozenset, ("il", "l1", "i1", "o0", "it")))
+#: Families that pass but are drawn on a grid of pixels or made for effect.
+ODD = ("Px ", "BRK")
+
+
+def main(out: Path) -> None:
+    """Copy the fonts to ``plain/`` and ``ornamental/``."""
+    fonts = [font for font in find_fonts().fonts if font.covers(CHARACTERS)]
+    for number, (font, share) in enumerate(zip(fonts, legibility(fonts), strict=True)):
+        if share < LEGIBLE or font.names[0].startswith(ODD[0]):
+            continue
+        folder = out / ("plain" if share >= PLAIN and ODD[1] not in font.names[0] else "ornamental")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(font.path, folder / f"{number:04d}-{font.path.name}")
+
+
+def legibility(fonts: list[Font]) -> NDArray[np.float64]:
+    """Return the share of each font's characters whose nearest average glyph is their own, case aside: (fonts,)."""
+    glyphs = np.stack([[_glyph(font, character) for character in CHARACTERS] for font in fonts])
+    average = np.median(glyphs, axis=0)
+    for _ in range(2):
+        average /= np.linalg.norm(average, axis=-1, keepdims=True)
+        nearest = np.einsum("fcd,kd->fck", glyphs, average).argmax(-1)
+        right = [[_alike(CHARACTERS[i], CHARACTERS[k]) for i, k in enumerate(row)] for row in nearest]
+        share: NDArray[np.float64] = np.mean(right, axis=1)
+        average = glyphs[share > PLAIN].mean(axis=0)
+    return share
+
+
+def _glyph(font: Font, character: str) -> NDArray[np.float64]:
+    """Return a glyph stretched to a square, its mean taken off, of length one: (SIDE * SIDE,)."""
+    mask = font.at(32, shaped=False).getmask(character)
+    if 0 in mask.size:
+        return np.zeros(SIDE * SIDE)
+    square = Image.frombytes("L", mask.size, bytes(mask)).resize((SIDE, SIDE), Image.Resampling.BOX)
+    pixels = np.asarray(square, np.float64).ravel()
+    pixels -= pixels.mean()
+    return pixels / (np.linalg.norm(pixels) + 1e-6)
+
+
+def _alike(one: str, other: str) -> bool:
+    one, other = one.lower(), other.lower()
+    return one == other or frozenset((one, other)) in ALIKE
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
