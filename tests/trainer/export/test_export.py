@@ -64,7 +64,7 @@ def pictures(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-@pytest.mark.parametrize("kind", ["parseq", "nrtr", "parallel"])
+@pytest.mark.parametrize("kind", ["parseq", "nrtr", "parallel", "ctc"])
 def test_onnx_reads_as_torch_does_with_onnxruntime_alone(tmp_path: Path, kind: str) -> None:
     run = trained(tmp_path / "run", recipe(kind, layers=1))
     summary = export(run, "onnx", tmp_path / "model.onnx")

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from dptr.trainer.model.decoders.base import Decoder, DecoderShape, Memory, Targets
 from dptr.trainer.model.layers import SelfAttentionLayer, initialize, sinusoids
 
+#: A logit beside zeros that leaves no doubt.
+_CERTAIN = 100.0
+
 
 class CtcDecoder(Decoder):
     """Self-attention over the memory, then one linear layer a token."""
@@ -62,12 +65,11 @@ class CtcDecoder(Decoder):
         ids = logits.argmax(-1)
         before = F.pad(ids[:, :-1], (1, 0), value=self.end)
         kept = (ids != self.end) & (ids != before)
-        # A stable sort moves what is kept to the front without changing its order.
-        order = (~kept).to(torch.int64).argsort(dim=1, stable=True)
-        read = logits.gather(1, order[..., None].expand_as(logits))
-        ended = torch.arange(ids.shape[1], device=ids.device) >= kept.sum(1, keepdim=True)
+        # What is kept moves to the front; the rest goes to one place behind it, which is cut off.
+        place = torch.where(kept, kept.cumsum(1) - 1, ids.shape[1])
         # Behind the last character nothing was asked: the end is certain.
-        certain = F.one_hot(torch.tensor(self.end, device=ids.device), self.classes).to(logits.dtype) * 100
-        read = torch.where(ended[..., None], certain, read)
+        certain = torch.zeros_like(logits[:, :1]).expand(-1, ids.shape[1] + 1, -1).clone()
+        certain[..., self.end] = _CERTAIN
+        read = certain.scatter(1, place[..., None].expand_as(logits), logits)
         length = min(self.steps(max_length), ids.shape[1])
         return read[:, :length]
