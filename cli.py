@@ -73,7 +73,7 @@ def demo(
     note("\n4/5  fine-tuning on rendered crops")
     run = str(training.finetune(workspace, services, data=[data.crops], recipe="demo").figures["out"])
     note("\n5/5  reading crops it has not seen")
-    evaluated = recognition.evaluate(workspace, services, run, data=[data.test_crops]).figures
+    evaluated = recognition.evaluate(workspace, services, [run], data=[data.test_crops]).figures
     metrics = {**pretrained["metrics"], **evaluated["metrics"]}
     counts = {name: evaluated[name] for name in ("rows", "computed", "quarantined")}
     seconds = time.monotonic() - started

@@ -27,6 +27,7 @@ from dptr.trainer.model.encoders.clip import ClipEncoder
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.training import loop, runs
 from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.training.settings import Settings
 from dptr.trainer.training.trackers import Tracker, observer
 
 
@@ -124,7 +125,7 @@ class ImageBatches:
 def finetune(
     images: WordImages,
     charset: Charset,
-    start: runs.Run | None,
+    start: runs.Trained | None,
     recipe: Recipe,
     out: Path,
     device: str | torch.device = "cpu",
@@ -132,7 +133,7 @@ def finetune(
     clip: Path | None = None,
     validation: WordImages | None = None,
 ) -> FinetuneSummary:
-    """Train a recogniser, from a pre-trained decoder or (``start`` None) from nothing; goes on where it stopped.
+    """Train a recogniser, from a pre-trained decoder, a recogniser or (None) from nothing; goes on where it stopped.
 
     ``validation`` is what checkpoints are chosen by; without it, that is ``finetune.validation_share`` of ``images``.
     ``clip`` is the folder whose image tower a ``clip:`` encoder starts from.
@@ -141,7 +142,7 @@ def finetune(
         UserError: too few images, or none could be read. DamagedStore: ``out`` holds another run.
     """
     started = time.monotonic()
-    training = images
+    training, given = images, validation
     if validation is None:
         training, validation = split(images, recipe.finetune.validation_share, recipe.finetune.seed)
     device = torch.device(device)
@@ -152,10 +153,11 @@ def finetune(
         recognizer.encoder.load(clip)
     coverage = None
     if start is not None:
-        coverage = load_weights(recognizer.decoder, start.weights(), start.charset, charset)
-        note(f"decoder from {start.folder}: " + "; ".join(coverage.lines()))
+        part = recognizer.decoder if start.kind == "pretrain" else recognizer
+        coverage = load_weights(part, start.weights(), start.charset, charset)
+        note(f"{'decoder' if start.kind == 'pretrain' else 'all'} from {start.name}: " + "; ".join(coverage.lines()))
     recognizer.to(device)
-    run = runs.start_or_continue(out, "finetune", recipe, charset, memory_dim, data_identity(images, start))
+    run = runs.start_or_continue(out, "finetune", recipe, charset, memory_dim, data_identity(images, start, given))
     batches = ImageBatches(training, charset, recipe, recognizer.image_size)
     oddities = Oddities()
 
@@ -187,11 +189,25 @@ def finetune(
     )
 
 
-def data_identity(images: WordImages, start: runs.Run | None) -> dict[str, Any]:
-    """What a run remembers of its data: the images' fingerprint and where its decoder came from."""
+def data_identity(
+    images: WordImages, start: runs.Trained | None, validation: WordImages | None = None
+) -> dict[str, Any]:
+    """What a run remembers of its data: fingerprints of the images, and where its weights came from."""
+    identity: dict[str, Any] = {"images": _fingerprint(images), "from": start and [start.name, start.data]}
+    return identity if validation is None else {**identity, "validation": _fingerprint(validation)}
+
+
+def parts_of(start: runs.Trained | None) -> dict[str, Settings]:
+    """Return the recipe's sections that weights to start from fix: the decoder's, and those of a recogniser's parts."""
+    if start is None:
+        return {}
+    names = ("decoder",) if start.kind == "pretrain" else ("decoder", "encoder", "fmu")
+    return {name: getattr(start.recipe, name) for name in names}
+
+
+def _fingerprint(images: WordImages) -> dict[str, Any]:
     digest = hashlib.sha256("\n".join(f"{sample.key}\t{sample.label}" for sample in images.samples).encode())
-    origin = None if start is None else [start.folder.name, start.data]
-    return {"images": {"rows": len(images), "sha256": digest.hexdigest()}, "from": origin}
+    return {"rows": len(images), "sha256": digest.hexdigest()}
 
 
 def mixing_weights(images: WordImages, mix: str) -> NDArray[np.float64] | None:

@@ -12,7 +12,7 @@ from PIL import Image
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import IMAGE_SUFFIXES, UnusablePicture, read_picture, upright_rgb
 from dptr.cache.word_images.dataset import preprocess
-from dptr.trainer.model.model_file import load_model
+from dptr.trainer.model.model_file import BUNDLED, load_model
 from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
 from dptr.trainer.training.runs import Run
 
@@ -39,8 +39,8 @@ class Reader:
         return readings
 
 
-def load(run: str | Path, device: str = "cpu") -> Reader:
-    """Load the recogniser of a fine-tuning run, or of a file that ``dptr export RUN --to safetensors`` wrote.
+def load(run: str | Path = BUNDLED, device: str = "cpu") -> Reader:
+    """Load the recogniser of a fine-tuning run, of a file that ``--to safetensors`` wrote, or the bundled one.
 
     Raises:
         UserError: not a fine-tuning run, or it has no checkpoint yet.

@@ -27,7 +27,10 @@ MoreData = Annotated[list[Path] | None, typer.Argument(help="Further data.", hid
 CharsetName = Annotated[str | None, typer.Option("--charset", help="36, 62, 94, or a file of characters.")]
 RunFolder = Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run.")]
 RunName = Annotated[str, typer.Argument(help="A run: its folder or name.")]
-Recogniser = Annotated[str, typer.Argument(help="A fine-tuning run: its folder or name.")]
+RecogniserFirst = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[RUN] [DATA]...", help="A fine-tuning run, if not the bundled recogniser."),
+]
 
 #: Longer than any label: what is measured is not left out for its length.
 _ANY_LENGTH = 1000
@@ -51,6 +54,18 @@ def named_data(data: list[Path] | None, more: list[Path] | None) -> list[Path]:
     if not paths:
         raise UserError("no data named", "Give labelled crops: --data FOLDER")
     return paths
+
+
+def recogniser_first(workspace: Workspace, names: list[str]) -> tuple[Path, list[str]]:
+    """Part arguments into the recogniser that the first may name, the bundled one if it does not, and the rest."""
+    from dptr.trainer.model.model_file import BUNDLED, SUFFIX
+
+    first = Path(names[0]) if names else None
+    if first is None or (first.exists() and first.suffix != SUFFIX and not (first / "run.json").is_file()):
+        return BUNDLED, names
+    if names[0] == "-":
+        return BUNDLED, names
+    return workspace.find_run(names[0]), names[1:]
 
 
 def run_of(kind: "RunKind", workspace: Workspace, name: str) -> "Run":

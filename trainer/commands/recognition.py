@@ -12,11 +12,12 @@ from dptr.trainer.choices import ExportTarget
 from dptr.trainer.commands.options import (
     Data,
     MoreData,
-    Recogniser,
+    RecogniserFirst,
     RunName,
     labels_left_out,
     measuring_normalization,
     named_data,
+    recogniser_first,
 )
 
 if TYPE_CHECKING:
@@ -33,12 +34,11 @@ commands = command_group()
 def evaluate(
     workspace: Workspace,
     services: Services,
-    run: Recogniser,
-    more: MoreData = None,
+    names: RecogniserFirst = None,
     data: Data = None,
     device: Device = "auto",
 ) -> Report:
-    """Word accuracy and 1-NED of a recogniser, per data set and charset.
+    """Word accuracy and 1-NED of a recogniser (the bundled one if none is named), per data set and charset.
 
     Example: dptr evaluate dptr_data/runs/finetune-parseq-1234abcd --data crops/
     """
@@ -48,31 +48,38 @@ def evaluate(
     from dptr.trainer.read import load
 
     place = services.device(device)
-    reader = load(workspace.find_run(run), place)
-    sets = {str(path): WordImages.open_as_written([path]) for path in named_data(data, more)}
+    run, more = recogniser_first(workspace, names or [])
+    reader = load(run, place)
+    sets = {str(path): WordImages.open_as_written([path]) for path in named_data(data, [Path(name) for name in more])}
     result = stage.evaluate(reader.recognizer, sets, place)
     left_out = [line for images in sets.values() for line in labels_left_out(images)]
-    return Report({"out": run, **figures(result)}, "\n".join([table(result), *left_out]))
+    return Report({"out": str(run), **figures(result)}, "\n".join([table(result), *left_out]))
 
 
 @command(commands, "read")
 def read(
     workspace: Workspace,
     services: Services,
-    run: Recogniser,
-    images: Annotated[list[str], typer.Argument(help="Pictures of one word each, folders, or - for names on stdin.")],
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN] IMAGE...",
+            help="A run, if not the bundled recogniser; pictures of one word each, folders, or - for names on stdin.",
+        ),
+    ],
     device: Device = "auto",
 ) -> Report:
     """Text and confidence of each image.
 
-    Example: dptr read dptr_data/runs/finetune-parseq-1234abcd sign.png
+    Example: dptr read sign.png
     """
     import time
 
     from dptr.trainer.read import find_images, load
 
     started = time.monotonic()
-    reader = load(workspace.find_run(run), services.device(device))
+    run, images = recogniser_first(workspace, names)
+    reader = load(run, services.device(device))
     loaded = time.monotonic()
     named = [name for image in images for name in (sys.stdin.read().splitlines() if image == "-" else [image])]
     paths = list(find_images([Path(name) for name in named if name]))
@@ -80,7 +87,7 @@ def read(
     seconds = time.monotonic() - loaded
     lines = [{"image": str(path), **vars(reading)} for path, reading in zip(paths, readings, strict=True)]
     text = "\n".join(f"{line['image']}\t{line['text']}\t{line['confidence']:.3f}" for line in lines)
-    figures = {"out": run, "rows": len(lines), "computed": len(lines), "quarantined": 0, "seconds": seconds}
+    figures = {"out": str(run), "rows": len(lines), "computed": len(lines), "quarantined": 0, "seconds": seconds}
     return Report({**figures, "load_seconds": loaded - started}, text, lines)
 
 
@@ -121,6 +128,7 @@ def export(
     more: MoreData = None,
     out: OutFile = None,
     data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to check ONNX with.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="safetensors: floats in 16 bits, half the size.")] = False,
 ) -> Report:
     """A model for other programs; ONNX is checked against torch before it counts as written.
 
@@ -131,7 +139,7 @@ def export(
 
     described = Run.load(workspace.find_run(run))
     crops = _crops(data, more, described)
-    summary = stage.export(described, to, out or stage.default_path(described, to), crops)
+    summary = stage.export(described, to, out or stage.default_path(described, to), crops, half)
     checked = f", as torch reads on {summary.checked} images (scores {summary.largest_difference:.0e} apart)"
     text = f"{summary.out}, {summary.out.stat().st_size / 1e6:.1f} MB" + (checked if summary.checked else "")
     figures = {"out": str(summary.out), "rows": 1, "computed": 1, "quarantined": 0, "seconds": summary.seconds}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dptr.cache.stores.neighbours import Neighbours
     from dptr.cache.stores.orp import OrpBank
     from dptr.trainer.training.recipe import Recipe
-    from dptr.trainer.training.runs import Run
+    from dptr.trainer.training.runs import Trained
 
 commands = command_group()
 
@@ -80,7 +80,12 @@ def finetune(
     data: Data = None,
     more: MoreData = None,
     start: Annotated[
-        str, typer.Option("--from", help="Pre-trained run; `newest`, or `none` for the control.")
+        str,
+        typer.Option(
+            "--from",
+            help="Pre-trained run (`newest`: the last one), a recogniser to train further (a run, a model file or "
+            "`bundled`), or `none`.",
+        ),
     ] = "newest",
     charset: CharsetName = None,
     recipe: RecipeName = "tiny",
@@ -91,11 +96,15 @@ def finetune(
     fmu: Annotated[FmuKind | None, typer.Option(help="With none the decoder reads all image tokens.")] = None,
     freeze: Annotated[str | None, typer.Option(help="Keep parts as they came, in epochs: decoder:5.")] = None,
     mix: Annotated[str | None, typer.Option(help="How often each of the data is drawn: 3,1.")] = None,
+    validation: Annotated[
+        list[Path] | None,
+        typer.Option(help="Labelled crops that checkpoints are chosen by; else a share of the data is kept for that."),
+    ] = None,
     track: Track = None,
     changes: Changes = None,
     device: Device = "auto",
 ) -> Report:
-    """Labelled crops to a recogniser, from a pre-trained decoder.
+    """Labelled crops to a recogniser, from a pre-trained decoder or another recogniser.
 
     Example: dptr finetune --data crops/
     """
@@ -113,12 +122,14 @@ def finetune(
         "finetune.mix": mix,
     }
     asked = recipe_changes("finetune", changes, steps, seed, flags)
-    settings = load_recipe(recipe, asked, run.recipe.decoder if run else None)
+    settings = load_recipe(recipe, asked, stage.parts_of(run))
     clip, settings = _clip_encoder(services, settings)
     characters = Charset.named(charset) if charset else run.charset if run else Charset.named("94")
-    images = WordImages.open(named_data(data, more), characters, training_normalization(settings))
-    folder = out or workspace.runs / default_name("finetune", settings, stage.data_identity(images, run))
-    summary = stage.finetune(images, characters, run, settings, folder, services.device(device), track, clip)
+    normalization = training_normalization(settings)
+    images = WordImages.open(named_data(data, more), characters, normalization)
+    held_out = WordImages.open(validation, characters, normalization) if validation else None
+    folder = out or workspace.runs / default_name("finetune", settings, stage.data_identity(images, run, held_out))
+    summary = stage.finetune(images, characters, run, settings, folder, services.device(device), track, clip, held_out)
     metrics = summary.metrics
     portrait = summary.portrait
     lines = [
@@ -214,7 +225,8 @@ def _open_neighbours(
     return Neighbours.open(workspace.prompts, bank)
 
 
-def _start_run(workspace: Workspace, start: str) -> "Run | None":
+def _start_run(workspace: Workspace, start: str) -> "Trained | None":
+    from dptr.trainer.model.model_file import BUNDLED, ModelFile
     from dptr.trainer.training.runs import Run
 
     if start == "none":
@@ -227,7 +239,11 @@ def _start_run(workspace: Workspace, start: str) -> "Run | None":
                 "Run `dptr pretrain` first, or use --from none for the control",
             )
         return runs[-1]
-    return run_of("pretrain", workspace, start)
+    named = BUNDLED if start == "bundled" else workspace.find_run(start)
+    trained = ModelFile.open(named) if named.is_file() else Run.load(named)
+    if trained.kind == "clip":
+        raise UserError(f"{start} is a CLIP, which does not read", "Name a run of `dptr pretrain` or `dptr finetune`")
+    return trained
 
 
 def _clip_encoder(services: Services, recipe: "Recipe") -> "tuple[Path | None, Recipe]":

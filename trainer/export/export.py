@@ -41,7 +41,9 @@ class ExportSummary:
     seconds: float
 
 
-def export(run: Run, target: ExportTarget, out: Path, crops: WordImages | None = None) -> ExportSummary:
+def export(
+    run: Run, target: ExportTarget, out: Path, crops: WordImages | None = None, half: bool = False
+) -> ExportSummary:
     """Write ``run`` as ``target``; an ONNX file is checked on made-up images, and on ``crops`` when given.
 
     Raises:
@@ -51,12 +53,14 @@ def export(run: Run, target: ExportTarget, out: Path, crops: WordImages | None =
     tensors, checked, apart = 0, 0, 0.0
     if crops is not None and target != "onnx":
         raise UserError("crops are for checking ONNX", f"Leave --data out with --to {target}")
+    if half and target != "safetensors":
+        raise UserError(f"{target} is not stored in half precision", "Leave --half out")
     if run.kind == "clip":
         run.require_recogniser()
     if target == "onnx":
         checked, apart = _onnx(run, out, crops)
     elif target == "safetensors":
-        save_model(run, out)
+        save_model(run, out, half)
         tensors = len(run.weights())
     else:
         tensors = _other_names(run, target, out)

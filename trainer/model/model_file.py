@@ -2,23 +2,74 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.stores.files import atomic_path
+from dptr.cache.stores.files import atomic_path, sha256_of
 from dptr.trainer.model.recognizer import Recognizer
-from dptr.trainer.training.recipe import load_saved_recipe, recipe_to_toml
-from dptr.trainer.training.runs import Run
+from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
+from dptr.trainer.training.runs import Run, RunKind
 
 SUFFIX = ".safetensors"
+#: The recogniser that is installed with the package; its model card lies beside it.
+BUNDLED = Path(__file__).parent / "bundled" / "english.safetensors"
 
 
-def save_model(run: Run, path: Path) -> None:
-    """Write a run's weights with its kind, recipe, charset and memory width in the header."""
+@dataclass(frozen=True)
+class ModelFile:
+    """A model file's description; attributes as of :class:`dptr.trainer.training.runs.Trained`."""
+
+    path: Path
+    kind: RunKind
+    recipe: Recipe
+    charset: Charset
+    memory_dim: int
+
+    @classmethod
+    def open(cls, path: Path) -> ModelFile:
+        """Read the header of what :func:`save_model` wrote.
+
+        Raises:
+            UserError: the file holds something else. DamagedStore: it cannot be read.
+        """
+        header = _header(path)
+        try:
+            recipe = load_saved_recipe(header["dptr_recipe"], str(path))
+            charset, memory_dim = Charset(header["dptr_charset"]), int(header["dptr_memory_dim"])
+            return cls(path, header["dptr_kind"], recipe, charset, memory_dim)  # type: ignore[arg-type]
+        except KeyError as error:
+            raise UserError(f"{path} was not written by dptr", "Export a run: --to safetensors") from error
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return self.path.name
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The file's hash stands for what it was trained on."""
+        return {"sha256": sha256_of(self.path)}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return all tensors, in the precision in which they are stored."""
+        return load_file(self.path)
+
+
+def save_model(run: Run, path: Path, half: bool = False) -> None:
+    """Write a run's weights with its kind, recipe, charset and memory width in the header.
+
+    Args:
+        run: what to write. path: the file.
+        half: store floats in 16 bits, half the size; they are widened when the model is built.
+    """
     header = {
         "format": "pt",
         "dptr_kind": run.kind,
@@ -26,7 +77,13 @@ def save_model(run: Run, path: Path) -> None:
         "dptr_charset": run.charset.characters,
         "dptr_memory_dim": str(run.memory_dim),
     }
-    weights = {name: tensor.contiguous() for name, tensor in run.weights().items()}
+    weights = {
+        name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
+        for name, tensor in run.weights().items()
+    }
+    unfit = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if unfit:
+        raise UserError(f"{unfit[0]} of {run.folder} does not fit into 16 bits", "Export without --half")
     with atomic_path(path) as temporary:
         save_file(weights, temporary, header)
 
@@ -37,15 +94,17 @@ def load_model(path: Path, device: str = "cpu") -> Recognizer:
     Raises:
         UserError: the file holds something else. DamagedStore: it cannot be read.
     """
+    file = ModelFile.open(path)
+    if file.kind != "finetune":
+        raise UserError(f"{path} holds no recogniser", "Export a fine-tuning run: `dptr export RUN --to safetensors`")
+    recognizer = Recognizer(file.recipe, file.charset, file.memory_dim)
+    recognizer.load_state_dict(file.weights())
+    return recognizer.to(device).eval()
+
+
+def _header(path: Path) -> dict[str, str]:
     try:
         with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise DamagedStore(f"{path} cannot be read ({error})", "Export it again") from error
-    if header.get("dptr_kind") != "finetune":
-        raise UserError(f"{path} holds no recogniser", "Export a fine-tuning run: `dptr export RUN --to safetensors`")
-    recipe = load_saved_recipe(header["dptr_recipe"], str(path))
-    recognizer = Recognizer(recipe, Charset(header["dptr_charset"]), int(header["dptr_memory_dim"]))
-    recognizer.load_state_dict(weights)
-    return recognizer.to(device).eval()

@@ -63,13 +63,13 @@ class Recipe(Settings):
         return parse_recipe({**all_values, section: {**all_values[section], **values}}, "the recipe")
 
 
-def load_recipe(name: str, changes: Sequence[str] = (), decoder: DecoderSettings | None = None) -> Recipe:
+def load_recipe(name: str, changes: Sequence[str] = (), parts: Mapping[str, Settings] | None = None) -> Recipe:
     """Read a recipe by its bundled name (``tiny``, ``small``, ``paper``) or from a TOML file.
 
     Args:
         name: bundled name or path.
         changes: ``section.key=value`` strings, the value as TOML (a bare word counts as a string).
-        decoder: takes the place of the recipe's decoder section: the decoder of the run that training starts from.
+        parts: sections that take the place of the recipe's: those of the model that training starts from.
 
     Raises:
         UserError: no such recipe, broken TOML, an unknown key or a value out of its range.
@@ -83,8 +83,7 @@ def load_recipe(name: str, changes: Sequence[str] = (), decoder: DecoderSettings
     except (OSError, ValueError) as error:
         raise UserError(f"no recipe {name!r}", f"Use {', '.join(bundled)}, or a TOML file") from error
     values = _read_toml(text, str(path))
-    if decoder is not None:
-        values["decoder"] = decoder.model_dump()
+    values |= {section: settings.model_dump() for section, settings in (parts or {}).items()}
     for change in changes:
         _apply(values, change)
     return parse_recipe(values, str(path))

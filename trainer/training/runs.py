@@ -7,7 +7,7 @@ import json
 import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,32 @@ from dptr.trainer.training.checkpoint import MODEL, find_checkpoint, load_state,
 from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
 
 RunKind = Literal["pretrain", "finetune", "clip"]
+
+
+class Trained(Protocol):
+    """Weights with all that is needed to build their model again: a :class:`Run`, or a model file.
+
+    Attributes:
+        name: for people. kind: the stage that made it. recipe: as resolved. charset: of its decoder.
+        memory_dim: width of the memory its decoder reads. data: identities of what it was trained on.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def kind(self) -> RunKind: ...  # noqa: D102
+    @property
+    def recipe(self) -> Recipe: ...  # noqa: D102
+    @property
+    def charset(self) -> Charset: ...  # noqa: D102
+    @property
+    def memory_dim(self) -> int: ...  # noqa: D102
+    @property
+    def data(self) -> dict[str, Any]: ...  # noqa: D102
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights to use, by name."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,6 +83,11 @@ class Run:
             return cls(folder, info["kind"], recipe, Charset(info["charset"]), info["memory_dim"], info["data"])
         except (json.JSONDecodeError, KeyError) as error:
             raise DamagedStore(f"{path} cannot be read ({error})", "Train again into another folder") from error
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.folder.name
 
     def weights(self, which: Literal["best", "last"] = "best") -> dict[str, Tensor]:
         """Return the weights to use: the averaged ones when the run kept an average, of the best checkpoint.

@@ -1,0 +1,87 @@
+"""Fine-tuning from whatever was trained before, and reading without naming a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dptr.cache.charset import Charset, Normalization
+from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.word_images.writer import write_word_images
+from dptr.cache.workspace import Workspace
+from dptr.cli import run_command
+from dptr.trainer.commands.options import recogniser_first
+from dptr.trainer.finetune import finetune, parts_of
+from dptr.trainer.model.model_file import BUNDLED, ModelFile, save_model
+from dptr.trainer.training.recipe import Recipe, load_recipe
+from dptr.trainer.training.runs import Run
+
+CHARSET = Charset("ab")
+SMALL = [
+    "decoder.kind=ctc", "decoder.dim=16", "decoder.heads=2", "decoder.feed_forward=16", "decoder.layers=1",
+    "encoder.kind=convolution", "encoder.channels=4", "encoder.dim=16", "fmu.kind=none", "finetune.ctc_weight=0",
+    "finetune.steps=3", "finetune.batch_size=4", "finetune.augmentation=0",
+]  # fmt: skip
+
+
+@pytest.fixture(name="crops")
+def _crops(tmp_path: Path) -> Path:
+    out = tmp_path / "crops.lmdb"
+    with write_word_images(out) as writer:
+        for number in range(12):
+            path = tmp_path / f"{number}.png"
+            Image.new("RGB", (40, 16), (20 * number, 9, 99)).save(path)
+            writer.write(path.read_bytes(), "ab"[: 1 + number % 2])
+    return out
+
+
+def recipe(*changes: str) -> Recipe:
+    return load_recipe("tiny", [*SMALL, *changes])
+
+
+def images(crops: Path) -> WordImages:
+    return WordImages.open([crops], CHARSET, Normalization())
+
+
+def test_a_recogniser_is_trained_further_with_all_its_parts(tmp_path: Path, crops: Path) -> None:
+    first = finetune(images(crops), CHARSET, None, recipe(), tmp_path / "first")
+    run = Run.load(first.out)
+    assert set(parts_of(run)) == {"decoder", "encoder", "fmu"}
+    again = finetune(images(crops), CHARSET, run, recipe("finetune.learning_rate=1e-12"), tmp_path / "second")
+    assert again.coverage is not None
+    assert again.coverage.complete
+    before, after = run.weights("last"), Run.load(again.out).weights("last")
+    name = "encoder.stages.0.0.weight"
+    assert (before[name] - after[name]).abs().max() < 1e-6
+
+
+def test_a_model_file_in_half_precision_can_be_trained_further(tmp_path: Path, crops: Path) -> None:
+    run = Run.load(finetune(images(crops), CHARSET, None, recipe(), tmp_path / "first").out)
+    save_model(run, tmp_path / "whole.safetensors")
+    save_model(run, tmp_path / "half.safetensors", half=True)
+    file = ModelFile.open(tmp_path / "half.safetensors")
+    assert file.path.stat().st_size < 0.6 * (tmp_path / "whole.safetensors").stat().st_size
+    again = finetune(images(crops), CHARSET, file, recipe(), tmp_path / "second")
+    assert again.coverage is not None
+    assert again.coverage.complete
+
+
+def test_crops_for_validation_are_never_trained_on(tmp_path: Path, crops: Path) -> None:
+    summary = finetune(images(crops), CHARSET, None, recipe(), tmp_path / "run", validation=images(crops).only([0, 1]))
+    assert summary.rows == 12
+    assert Run.load(summary.out).data["validation"]["rows"] == 2
+
+
+def test_the_first_argument_may_name_a_recogniser(tmp_path: Path, crops: Path) -> None:
+    workspace, picture = Workspace(tmp_path / "dptr_data"), str(tmp_path / "0.png")
+    finetune(images(crops), CHARSET, None, recipe(), workspace.runs / "mine")
+    assert recogniser_first(workspace, [picture]) == (BUNDLED, [picture])
+    assert recogniser_first(workspace, ["-"]) == (BUNDLED, ["-"])
+    assert recogniser_first(workspace, ["mine", picture]) == (workspace.runs / "mine", [picture])
+
+
+def test_what_is_neither_run_nor_picture_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["read", "no_such_thing", "--workspace", str(tmp_path)]) == 2
+    assert "no_such_thing" in capsys.readouterr().err
