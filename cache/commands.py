@@ -55,7 +55,7 @@ def verify(
     damages = [damage for store in stores for damage in check.verify(store)]
     if damages:
         listed = "; ".join(f"{damage.folder / damage.file}: {damage.problem}" for damage in damages)
-        raise DamagedStore(listed, "Move the store away and make it again, or restore the named files from a copy")
+        raise DamagedStore(listed, "; ".join(dict.fromkeys(damage.advice for damage in damages)))
     return Report({"out": [str(store) for store in stores], "rows": len(stores)}, f"{len(stores)} stores are whole")
 
 

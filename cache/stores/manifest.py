@@ -13,10 +13,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.file_names import MANIFEST_FILE
+from dptr.cache.file_names import (
+    INDEX_FILE,
+    MANIFEST_FILE,
+    NEIGHBOURS_ARRAY,
+    NEIGHBOURS_TABLE,
+    PHOTOS_FILE,
+    QUARANTINE_FILE,
+)
 from dptr.cache.stores.files import sha256_of, write_json
 
 FORMAT_VERSION = 1
+
+#: What can be derived again, or only tells of past runs: damage to it does not keep a store from being used.
+DISPENSABLE = frozenset({INDEX_FILE, NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE, PHOTOS_FILE, QUARANTINE_FILE})
 
 StoreKind = Literal["prompts", "orp"]
 _COMMAND_THAT_MAKES = {"prompts": "dptr embed-text", "orp": "dptr build-orp-bank"}
@@ -74,6 +84,21 @@ class Manifest:
         digest = hashlib.sha256(json.dumps([self.identity, contents], sort_keys=True).encode()).hexdigest()
         return {"encoder": self.identity["encoder"], "rows": self.rows, "sha256": digest}
 
+    def is_intact(self, folder: Path, name: str) -> bool:
+        """Return whether a store-wide file is listed and is, to the last bit, what was committed."""
+        path, record = folder / name, self.files.get(name)
+        return record is not None and path.is_file() and FileRecord.of(path) == record
+
+    def commit_files(self, folder: Path, *names: str) -> None:
+        """List finished store-wide files, those of them that exist, and save."""
+        self.files |= {name: FileRecord.of(folder / name) for name in names if (folder / name).is_file()}
+        self.save(folder)
+
+    def withdraw_files(self, folder: Path, *names: str) -> None:
+        """List files no longer and save: before they are replaced, so that a kill meanwhile leaves no contradiction."""
+        if any(self.files.pop(name, None) for name in names):
+            self.save(folder)
+
     def save(self, folder: Path) -> None:
         """Write ``manifest.json`` atomically; what it lists is committed from then on."""
         value = {
@@ -123,8 +148,8 @@ class Manifest:
         return manifest
 
     def _check_files(self, folder: Path) -> None:
-        """Compare presence and size of every listed file: cheap, and catches what is cut short or missing."""
-        listed = dict(self.files)
+        """Compare presence and size of every file that is needed: cheap, and catches what is cut short or missing."""
+        listed = {name: record for name, record in self.files.items() if name not in DISPENSABLE}
         for shard in self.shards:
             listed.update(shard.files)
         for name, record in listed.items():

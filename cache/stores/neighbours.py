@@ -7,7 +7,6 @@ older bank, or of fewer prompts, are not taken for today's.
 
 from __future__ import annotations
 
-import mmap
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import INDEX_FILE, NEIGHBOURS_ARRAY
 from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.mapped_file import MappedFile
 from dptr.cache.stores.orp import OrpBank
 
 DETAIL = "neighbours"
@@ -41,10 +41,12 @@ class Neighbours:
             with path.open("rb") as stream:
                 np.lib.format.read_magic(stream)
                 shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-                numbers = np.frombuffer(self._map, dtype, offset=stream.tell())
+                offset = stream.tell()
+            self._path = path
+            self._map = MappedFile(path)
+            numbers = np.frombuffer(self._map.buffer, dtype, offset=offset)
             self._crops: NDArray[np.int32] = numbers.reshape(shape)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise DamagedStore(f"{path} cannot be read ({error})", _ADVICE) from error
 
     @classmethod
@@ -77,7 +79,10 @@ class Neighbours:
 
     def release(self) -> None:
         """Drop mapped pages from the process; they are read again when touched."""
-        self._map.madvise(mmap.MADV_DONTNEED)
+        self._map.release()
+
+    def __reduce__(self) -> tuple[type[Neighbours], tuple[Path]]:
+        return Neighbours, (self._path,)
 
 
 def made_from(prompts: Manifest, bank: Manifest) -> dict[str, Any]:

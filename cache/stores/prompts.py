@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -45,6 +46,11 @@ class PromptStore:
         if not self.manifest.shards:
             raise DamagedStore(f"{folder} holds no finished shard", "Run `dptr embed-text` again; it goes on")
         self._reader = StatesReader(folder, self.manifest.shards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process reads again what is kept here for quick use.
+        kept = {name for name, value in vars(type(self)).items() if isinstance(value, cached_property)}
+        return {name: value for name, value in self.__dict__.items() if name not in kept}
 
     def __len__(self) -> int:
         return self.manifest.rows

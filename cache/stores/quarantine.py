@@ -7,9 +7,11 @@ from pathlib import Path
 from types import TracebackType
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dptr.cache.errors import TooManyRefused
+from dptr.cache.progress import note
 from dptr.cache.stores.files import atomic_path
 
 SCHEMA = pa.schema(
@@ -25,13 +27,17 @@ _ITEM_CHARACTERS = 200
 
 
 class Quarantine:
-    """Collects refusals and writes them to ``path`` when closed; memory does not grow with their number."""
+    """Collects refusals and writes them to ``path`` when closed; memory does not grow with their number.
+
+    What an earlier run refused stays, but for the sources that this run reads (:meth:`reads`): they are judged anew.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.counts: Counter[str] = Counter()
         self.examples: dict[str, list[str]] = {}
         self._rows: list[dict[str, object]] = []
+        self._sources: set[str] = set()
         self._context = atomic_path(path)
         self._writer = pq.ParquetWriter(self._context.__enter__(), SCHEMA, compression="zstd")
 
@@ -40,8 +46,13 @@ class Quarantine:
         """How many inputs were refused."""
         return sum(self.counts.values())
 
+    def reads(self, source: str) -> None:
+        """Say that ``source`` is read by this run, which replaces what an earlier one refused of it."""
+        self._sources.add(source)
+
     def refuse(self, source: str, line: int | None, item: str, reason: str) -> None:
         """Record one refused input. The part of ``reason`` before a colon is what refusals are counted by."""
+        self._sources.add(source)
         kind = reason.split(":", 1)[0]
         self.counts[kind] += 1
         examples = self.examples.setdefault(kind, [])
@@ -65,6 +76,20 @@ class Quarantine:
         self._writer.write_table(pa.Table.from_pylist(self._rows, SCHEMA))
         self._rows.clear()
 
+    def _keep_earlier(self) -> None:
+        if not self.path.is_file():
+            return
+        read = pa.array(sorted(self._sources), pa.string())
+        try:
+            with pq.ParquetFile(self.path) as earlier:
+                for batch in earlier.iter_batches(_ROWS_BUFFERED):
+                    rows = pa.Table.from_batches([batch])
+                    kept = rows.filter(pc.invert(pc.is_in(rows["source"], read)))
+                    if len(kept):
+                        self._writer.write_table(kept)
+        except (pa.ArrowException, OSError, KeyError) as error:
+            note(f"{self.path} is damaged and begun anew; what earlier runs refused is no longer known ({error})")
+
     def __enter__(self) -> Quarantine:
         return self
 
@@ -73,6 +98,7 @@ class Quarantine:
     ) -> None:
         if self._rows:
             self._write()
+        self._keep_earlier()
         self._writer.close()
         # What was refused is worth keeping even when the work was cut short.
         self._context.__exit__(None, None, None)

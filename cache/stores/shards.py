@@ -7,7 +7,6 @@ so that a training step touches this one file only. Rows are read as NumPy views
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import DamagedStore
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import FileRecord, Shard
+from dptr.cache.stores.mapped_file import MappedFile
 
 _STORED: dict[StatesDtype, type[np.generic]] = {"float16": np.float16, "float32": np.float32, "int8": np.int8}
 
@@ -96,9 +96,9 @@ class StatesFile:
 
     def __init__(self, path: Path) -> None:
         try:
-            with path.open("rb") as stream:
-                self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-            batch = ipc.open_file(pa.py_buffer(self._map)).get_batch(0)
+            self._path = path
+            self._map = MappedFile(path)
+            batch = ipc.open_file(self._map.buffer).get_batch(0)
             lists = batch.column("states")
             self.offsets: NDArray[np.int32] = lists.offsets.to_numpy(zero_copy_only=True)
             self.tokens = _matrix(lists.values)
@@ -114,7 +114,10 @@ class StatesFile:
 
     def release(self) -> None:
         """Let the kernel drop this file's pages from the process; they are read again when touched."""
-        self._map.madvise(mmap.MADV_DONTNEED)
+        self._map.release()
+
+    def __reduce__(self) -> tuple[type[StatesFile], tuple[Path]]:
+        return StatesFile, (self._path,)
 
 
 class StatesReader:
@@ -125,6 +128,10 @@ class StatesReader:
         self._shards = list(shards)
         self._first_row = np.cumsum([0] + [shard.rows for shard in shards])
         self._files: dict[int, StatesFile] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process maps files itself, those that it reads.
+        return {**self.__dict__, "_files": {}}
 
     def file(self, shard: int) -> StatesFile:
         """Return the mapped file of shard number ``shard``."""

@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dptr.cache.errors import UserError
-from dptr.cache.file_names import MANIFEST_FILE
+from dptr.cache.file_names import (
+    INDEX_FILE,
+    MANIFEST_FILE,
+    NEIGHBOURS_ARRAY,
+    NEIGHBOURS_TABLE,
+    PHOTOS_FILE,
+    QUARANTINE_FILE,
+)
 from dptr.cache.progress import progress
 from dptr.cache.stores.files import sha256_of
 
@@ -28,6 +35,21 @@ class Damage:
     file: str
     shard: str | None
     problem: str
+
+    @property
+    def advice(self) -> str:
+        """What to do about it."""
+        return _MENDED_BY.get(self.file, _ADVICE)
+
+
+_ADVICE = "Move the store away and make it again, or restore the named files from a copy"
+_MENDED_BY = {
+    INDEX_FILE: "`dptr mine-neighbours` and `dptr build-orp-bank` build it again",
+    NEIGHBOURS_TABLE: "`dptr mine-neighbours` searches them again",
+    NEIGHBOURS_ARRAY: "`dptr mine-neighbours` searches them again",
+    PHOTOS_FILE: "`dptr build-orp-bank` with the same photos writes it again",
+    QUARANTINE_FILE: "The same `dptr embed-text` or `dptr build-orp-bank` writes it again",
+}
 
 
 def verify(folder: Path) -> list[Damage]:

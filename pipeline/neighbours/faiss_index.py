@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dptr.cache.errors import DamagedStore
 from dptr.cache.file_names import INDEX_FILE
+from dptr.cache.progress import note
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.stores.manifest import FileRecord
+from dptr.cache.stores.lock import locked
+from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import OrpBank
 
 #: Below this many crops an exact search is as fast as anybody needs.
@@ -48,7 +49,6 @@ def write_index(bank: OrpBank) -> None:
     probes, recall = choose_probes(index, bank, _own_queries(bank))
     with atomic_path(bank.folder / INDEX_FILE) as path:
         faiss.write_index(index, str(path))
-    bank.manifest.files[INDEX_FILE] = FileRecord.of(bank.folder / INDEX_FILE)
     bank.manifest.details["index"] = {
         "kind": "IVF,SQfp16" if lists else "Flat",
         "rows": len(bank),
@@ -57,26 +57,23 @@ def write_index(bank: OrpBank) -> None:
         f"recall_at_{RECALL_AT}": recall,
         "recall_queries": "the bank's own vectors",
     }
-    bank.manifest.save(bank.folder)
+    bank.manifest.commit_files(bank.folder, INDEX_FILE)
 
 
 def open_index(bank: OrpBank) -> Any:
-    """Open a bank's committed index by memory map.
+    """Open a bank's committed index by memory map; one that is missing or damaged is built again from the crops.
 
     Raises:
-        DamagedStore: there is none, or it cannot be read.
+        UserError: it has to be built, and another process writes the bank.
     """
     import faiss
 
-    if INDEX_FILE not in bank.manifest.files:
-        raise DamagedStore(f"{bank.folder} has no finished index", "Run `dptr build-orp-bank` again; it goes on")
-    try:
-        return faiss.read_index(str(bank.folder / INDEX_FILE), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as error:
-        raise DamagedStore(
-            f"{bank.folder / INDEX_FILE} cannot be read ({str(error).splitlines()[0]})",
-            "Delete it and run `dptr build-orp-bank` again",
-        ) from error
+    if not bank.manifest.is_intact(bank.folder, INDEX_FILE):
+        note(f"{bank.folder / INDEX_FILE} is missing or damaged; it is built again")
+        with locked(bank.folder):
+            bank.manifest = Manifest.load(bank.folder, "orp")
+            write_index(bank)
+    return faiss.read_index(str(bank.folder / INDEX_FILE), faiss.IO_FLAG_MMAP_IFC)
 
 
 def search(index: Any, queries: NDArray[np.float32], k: int, probes: int) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE
-from dptr.cache.progress import progress
+from dptr.cache.progress import note, progress
 from dptr.cache.stores.files import atomic_path, write_json
 from dptr.cache.stores.lock import locked
-from dptr.cache.stores.manifest import FileRecord, Manifest, require_same_encoder
+from dptr.cache.stores.manifest import Manifest, require_same_encoder
 from dptr.cache.stores.neighbours import DETAIL, TABLE_SCHEMA, made_from, why_outdated
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
@@ -77,13 +77,23 @@ def mine_neighbours(prompts: Path, bank: Path, k: int = 32) -> NeighboursSummary
     if not 1 <= k <= len(crops):
         raise UserError(f"k = {k} neighbours of {len(crops)} crops are impossible", f"Use 1 to {len(crops)}")
     computed = 0
-    if why_outdated(store.manifest, crops.manifest, k):
+    if not _is_mined(store, crops, k):
         with locked(prompts):
+            store = PromptStore(prompts)
             computed = _mine(store, crops, k)
     mined = store.manifest.details[DETAIL]
     return NeighboursSummary(
         prompts, len(store), computed, k, mined["probes"], mined["recall"], time.monotonic() - started
     )
+
+
+def _is_mined(store: PromptStore, bank: OrpBank, k: int) -> bool:
+    if why_outdated(store.manifest, bank.manifest, k):
+        return False
+    whole = all(store.manifest.is_intact(store.folder, name) for name in (NEIGHBOURS_TABLE, NEIGHBOURS_ARRAY))
+    if not whole:
+        note(f"the neighbours in {store.folder} are missing or damaged; they are searched again")
+    return whole
 
 
 def _mine(store: PromptStore, bank: OrpBank, k: int) -> int:
@@ -136,15 +146,11 @@ def _commit(store: PromptStore, work: Path, details: dict[str, Any]) -> None:
     # Unlisted first: a kill while the files are replaced must not leave a manifest that calls them damaged.
     manifest = Manifest.load(store.folder, "prompts")
     manifest.details.pop(DETAIL, None)
-    for name in (NEIGHBOURS_TABLE, NEIGHBOURS_ARRAY):
-        manifest.files.pop(name, None)
-    manifest.save(store.folder)
+    manifest.withdraw_files(store.folder, NEIGHBOURS_TABLE, NEIGHBOURS_ARRAY)
     _write_table(store.folder / NEIGHBOURS_TABLE, manifest, work)
     _write_array(store.folder / NEIGHBOURS_ARRAY, manifest, work, details["k"])
-    for name in (NEIGHBOURS_TABLE, NEIGHBOURS_ARRAY):
-        manifest.files[name] = FileRecord.of(store.folder / name)
     manifest.details[DETAIL] = details
-    manifest.save(store.folder)
+    manifest.commit_files(store.folder, NEIGHBOURS_TABLE, NEIGHBOURS_ARRAY)
     store.manifest = manifest
     shutil.rmtree(work)
 

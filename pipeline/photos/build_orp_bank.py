@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.file_names import INDEX_FILE, MANIFEST_FILE, QUARANTINE_FILE
+from dptr.cache.file_names import INDEX_FILE, MANIFEST_FILE, PHOTOS_FILE, QUARANTINE_FILE
 from dptr.cache.progress import progress
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest
@@ -97,7 +97,8 @@ def _build(paths: Sequence[Path], total: int, out: Path, settings: OrpBankSettin
     if not build.manifest.shards:
         raise UserError(f"none of {total} photos can be used", f"See why in {out / QUARANTINE_FILE}")
     bank = OrpBank(out)
-    if bank.manifest.details.get("index", {}).get("rows") != len(bank) or INDEX_FILE not in bank.manifest.files:
+    indexed = bank.manifest.details.get("index", {}).get("rows")
+    if indexed != len(bank) or not bank.manifest.is_intact(out, INDEX_FILE):
         faiss_index.write_index(bank)
     return OrpBankSummary(
         out,
@@ -131,7 +132,8 @@ class _Build:
         self.rows_before = self.manifest.rows
         self.duplicates = 0
         self.quarantined = 0
-        self.seen = SeenPhotos(out)
+        self.seen = SeenPhotos(out, self.manifest)
+        self.manifest.withdraw_files(out, PHOTOS_FILE, QUARANTINE_FILE)
         self.shard: ShardInMaking | None = None
 
     @property
@@ -156,6 +158,7 @@ class _Build:
         ):
             try:
                 for found, result in read_ahead(find_photos(paths), reader.read, self.settings.workers):
+                    quarantine.reads(found.file)
                     if isinstance(result, str):
                         self._refuse(quarantine, found, result)
                     elif result.sha256 not in self.in_bank:
@@ -168,6 +171,8 @@ class _Build:
             finally:
                 self.seen.save()
                 self.quarantined = quarantine.total
+        if self.manifest.shards:
+            self.manifest.commit_files(self.out, PHOTOS_FILE, QUARANTINE_FILE)
 
     def _refuse(self, quarantine: Quarantine, found: Photo | Refusal, reason: str) -> None:
         quarantine.refuse(found.file, None, found.member or found.file, reason)

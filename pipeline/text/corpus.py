@@ -175,6 +175,7 @@ def read_corpus(paths: Sequence[str], settings: CorpusSettings, quarantine: Quar
     try:
         with progress("reading the corpus", None, f"{settings.unit}s") as state:
             for number, path in enumerate(paths):
+                quarantine.reads(path)
                 folded += _count_file(number, path, settings, case, quarantine, labels, state)
         distinct = labels.count_up()
         if distinct:

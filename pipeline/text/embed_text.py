@@ -109,6 +109,7 @@ def _embed(
     tower, identity, load_seconds = _load(settings)
     manifest = open_prompt_store(out, identity)
     rows_before = manifest.rows
+    manifest.withdraw_files(out, QUARANTINE_FILE)
     with (
         Quarantine(out / QUARANTINE_FILE) as quarantine,
         read_corpus(paths, settings.corpus, quarantine) as corpus,
@@ -121,7 +122,7 @@ def _embed(
             raise nothing_usable(paths, quarantine)
     # Only now is the quarantine's file in its place, and the store as a whole finished.
     manifest.details |= {"finished": asked, "summary": table, "quarantined": quarantine.total}
-    manifest.save(out)
+    manifest.commit_files(out, QUARANTINE_FILE)
     quarantine.check(settings.max_bad)
     seconds, computed = time.monotonic() - started - load_seconds, manifest.rows - rows_before
     return EmbedTextSummary(out, manifest.rows, computed, quarantine.total, seconds, load_seconds, table)
@@ -175,6 +176,8 @@ def _finished(out: Path, asked: dict[str, Any] | None, max_bad: int | None, star
         return None
     manifest = Manifest.load(out, "prompts")
     refused = manifest.details.get("quarantined", 0)
+    if QUARANTINE_FILE in manifest.files and not manifest.is_intact(out, QUARANTINE_FILE):
+        return None
     if manifest.details.get("finished") != asked or (max_bad is not None and refused > max_bad):
         return None
     note(f"{out} already holds all {manifest.rows:,} rows of this corpus")

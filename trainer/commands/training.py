@@ -218,11 +218,13 @@ def _open_neighbours(
 ) -> "Neighbours | None":
     """Neighbours where the recipe's noise draws from them, mined first when they are missing or outdated."""
     from dptr.cache.stores.neighbours import Neighbours
+    from dptr.cache.stores.orp import OrpBank
 
     if bank is None or recipe.noise.draw == "random":
         return None
     services.mine_neighbours(workspace.prompts, workspace.orp, recipe.noise.neighbours)
-    return Neighbours.open(workspace.prompts, bank)
+    # Opened anew: mining may have built the bank's index again.
+    return Neighbours.open(workspace.prompts, OrpBank(bank.folder))
 
 
 def _start_run(workspace: Workspace, start: str) -> "Trained | None":

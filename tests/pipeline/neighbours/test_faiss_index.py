@@ -7,11 +7,12 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from dptr.cache.errors import DamagedStore
 from dptr.cache.file_names import INDEX_FILE
+from dptr.cache.progress import set_quiet
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.shards import States, write_shard
+from dptr.cache.stores.verify import verify
 from dptr.pipeline.neighbours import faiss_index
 
 DIM = 16
@@ -96,11 +97,26 @@ def test_exact_neighbours_over_blocks(tmp_path: Path) -> None:
     np.testing.assert_array_equal(faiss_index.exact_neighbours(queries, blocks, 7), true_neighbours(bank, queries, 7))
 
 
-def test_a_missing_or_damaged_index_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["never written", "missing", "flipped bit", "cut short"])
+def test_a_missing_or_damaged_index_is_built_again(
+    tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    set_quiet(False)
     bank = make_bank(tmp_path, clustered(50, 0))
-    with pytest.raises(DamagedStore, match="no finished index"):
-        faiss_index.open_index(bank)
-    faiss_index.write_index(bank)
-    (tmp_path / INDEX_FILE).write_bytes(b"x" * (tmp_path / INDEX_FILE).stat().st_size)
-    with pytest.raises(DamagedStore, match="cannot be read"):
-        faiss_index.open_index(OrpBank(tmp_path))
+    path = tmp_path / INDEX_FILE
+    if damage != "never written":
+        faiss_index.write_index(bank)
+        whole = path.read_bytes()
+        path.unlink()
+        if damage == "flipped bit":
+            path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+        elif damage == "cut short":
+            path.write_bytes(whole[:100])
+        assert [found.file for found in verify(tmp_path)] == [INDEX_FILE]
+    index = faiss_index.open_index(OrpBank(tmp_path))
+    assert capfd.readouterr().err.count("it is built again") == 1
+    queries = clustered(50, 0)[:4]
+    np.testing.assert_array_equal(faiss_index.search(index, queries, 3, 1)[1], true_neighbours(bank, queries, 3))
+    assert verify(tmp_path) == []
+    faiss_index.open_index(OrpBank(tmp_path))
+    assert "built again" not in capfd.readouterr().err

@@ -9,11 +9,12 @@ import pytest
 from numpy.typing import NDArray
 
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.file_names import NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE
+from dptr.cache.file_names import INDEX_FILE, NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA as PROMPT_SCHEMA
+from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard
 from dptr.cache.stores.verify import verify
 from dptr.pipeline.neighbours import faiss_index
@@ -144,3 +145,29 @@ def test_other_encoders_and_impossible_k_are_refused(prompts: Path, bank: Path) 
     manifest.save(prompts)
     with pytest.raises(DamagedStore, match="weights differ"):
         mine_neighbours(prompts, bank, k=4)
+
+
+@pytest.mark.parametrize("name", [NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE])
+@pytest.mark.parametrize("damage", ["missing", "flipped bit"])
+def test_missing_or_damaged_neighbours_are_searched_again(prompts: Path, bank: Path, name: str, damage: str) -> None:
+    mine_neighbours(prompts, bank, k=4)
+    whole = (prompts / name).read_bytes()
+    (prompts / name).unlink()
+    if damage == "flipped bit":
+        (prompts / name).write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    assert [found.file for found in verify(prompts)] == [name]
+    assert len(PromptStore(prompts)) == 90  # the states are whole and can be used
+    assert mine_neighbours(prompts, bank, k=4).computed == 90
+    assert (prompts / name).read_bytes() == whole
+    assert not verify(prompts)
+
+
+def test_mining_builds_a_missing_index_again(prompts: Path, bank: Path) -> None:
+    mine_neighbours(prompts, bank, k=4)
+    expected = (prompts / NEIGHBOURS_ARRAY).read_bytes()
+    (bank / INDEX_FILE).unlink()
+    assert len(OrpBank(bank)) == 200
+    mine_neighbours(prompts, bank, k=5)
+    mine_neighbours(prompts, bank, k=4)
+    assert (prompts / NEIGHBOURS_ARRAY).read_bytes() == expected
+    assert not verify(bank)

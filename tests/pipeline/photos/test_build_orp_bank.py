@@ -15,9 +15,10 @@ from PIL import Image
 
 from dptr.cache import pictures
 from dptr.cache.errors import DamagedStore, TooManyRefused, UserError
-from dptr.cache.file_names import INDEX_FILE
+from dptr.cache.file_names import INDEX_FILE, PHOTOS_FILE, QUARANTINE_FILE
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.orp import OrpBank
+from dptr.cache.stores.verify import verify
 from dptr.pipeline.clip.loading import ImageTower, load_clip
 from dptr.pipeline.photos import build_orp_bank as module
 from dptr.pipeline.photos.build_orp_bank import OrpBankSettings, build_orp_bank
@@ -274,3 +275,32 @@ def test_no_photo_that_can_be_used(tmp_path: Path) -> None:
 def test_an_impossible_seed_is_refused_before_it_makes_photos_look_bad(seed: int) -> None:
     with pytest.raises(UserError, match=f"seed {seed} is impossible"):
         dataclasses.replace(SETTINGS, seed=seed)
+
+
+def test_a_second_folder_keeps_what_the_first_one_refused(photos: Path, tmp_path: Path) -> None:
+    bank = tmp_path / "bank"
+    (photos / "bad.png").write_bytes(b"no picture")
+    build_orp_bank([photos], bank, SETTINGS)
+    draw_photo(tmp_path / "more" / "good.png", 99)
+    (tmp_path / "more" / "worse.png").write_bytes(b"no picture either")
+    build_orp_bank([tmp_path / "more"], bank, SETTINGS)
+    assert set(refused(bank)) == {"bad.png", "worse.png"}
+    draw_photo(photos / "bad.png", 100)
+    build_orp_bank([photos], bank, SETTINGS)
+    assert set(refused(bank)) == {"worse.png"}
+
+
+@pytest.mark.parametrize("name", [PHOTOS_FILE, QUARANTINE_FILE])
+def test_a_flipped_bit_in_what_tells_of_past_runs_is_found_and_mended(photos: Path, tmp_path: Path, name: str) -> None:
+    bank = tmp_path / "bank"
+    (photos / "bad.png").write_bytes(b"no picture")
+    before = build_orp_bank([photos], bank, SETTINGS)
+    path = bank / name
+    whole = path.read_bytes()
+    for place in (2, 40, len(whole) - 20):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        assert [found.file for found in verify(bank)] == [name]
+        assert len(OrpBank(bank)) == before.rows
+        assert build_orp_bank([photos], bank, SETTINGS).rows == before.rows
+        assert verify(bank) == []
+        assert set(refused(bank)) == {"bad.png"}

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dptr.cache.errors import DamagedStore, TooManyRefused, UserError
+from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.manifest import Manifest
@@ -213,9 +214,13 @@ def test_other_settings_need_another_folder(run: Run, changed: dict[str, Any], n
     with pytest.raises(DamagedStore) as raised:
         run(dataclasses.replace(SETTINGS, **changed))
     assert named in str(raised.value)
-    assert {k: v for k, v in hashes(run.out).items() if k != "quarantine.parquet"} == {
-        k: v for k, v in before.items() if k != "quarantine.parquet"
+    # What was refused on the way is known, and no longer under the manifest's hashes; all else is as it was.
+    told = (QUARANTINE_FILE, "manifest.json")
+    after = hashes(run.out)
+    assert {name: after[name] for name in after if name not in told} == {
+        name: before[name] for name in before if name not in told
     }
+    assert verify(run.out) == []
 
 
 def test_more_refusals_than_allowed_fail_every_time(run: Run) -> None:
@@ -382,3 +387,36 @@ def test_full_prompts_padded_otherwise_are_not_mixed_with_those_padded_with_zero
     manifest.save(run.out)
     with pytest.raises(DamagedStore, match="padding: None there, 0 now"):
         run(full)
+
+
+def refused_from(store: Path) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for row in pq.read_table(store / QUARANTINE_FILE).to_pylist():
+        found.setdefault(Path(row["source"]).name, []).append(row["item"])
+    return found
+
+
+def test_a_second_corpus_keeps_what_the_first_one_refused(run: Run, tmp_path: Path) -> None:
+    run.write(["stop", "ä" * 3])
+    run()
+    second = tmp_path / "second.txt"
+    second.write_text("door\nöö\n", encoding="utf-8")
+    embed_text([str(second)], run.out, SETTINGS)
+    assert refused_from(run.out) == {"corpus.txt": ["äää"], "second.txt": ["öö"]}
+    # Read again, a source is judged anew.
+    run.write(["stop", "üü"])
+    run()
+    assert refused_from(run.out) == {"corpus.txt": ["üü"], "second.txt": ["öö"]}
+
+
+def test_a_flipped_bit_in_the_quarantine_is_found_and_mended_by_the_same_command(run: Run) -> None:
+    run.write(["stop", "äää"])
+    run()
+    path = run.out / QUARANTINE_FILE
+    whole = path.read_bytes()
+    path.write_bytes(whole[:20] + bytes([whole[20] ^ 1]) + whole[21:])
+    assert [found.file for found in verify(run.out)] == [QUARANTINE_FILE]
+    assert len(PromptStore(run.out)) == 1
+    run()
+    assert verify(run.out) == []
+    assert refused_from(run.out) == {"corpus.txt": ["äää"]}
