@@ -52,6 +52,10 @@ def embed_text(
     precision: Arithmetic = "fp32",
     dtype: Dtype = "float16",
     shard_rows: Annotated[int, typer.Option(min=1, help="Labels of a shard.")] = 16384,
+    cover_pieces: Annotated[
+        int, typer.Option(min=0, help="Add made-up words until each piece of the tokenizer stands in so many prompts.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the made-up words.")] = 0,
     max_bad: MaxBad = None,
     device: Device = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
@@ -74,6 +78,8 @@ def embed_text(
         precision=precision,
         dtype=dtype,
         shard_rows=shard_rows,
+        cover_pieces=cover_pieces,
+        seed=seed,
         max_bad=max_bad,
         device=services.device(device),
     )

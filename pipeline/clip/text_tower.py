@@ -59,8 +59,20 @@ class TextTower:
 
     def tokenize(self, prompts: list[str]) -> list[list[int]]:
         """Return token ids with begin and end, neither padded nor cut."""
+        if not prompts:
+            return []
         encoded = self._clip.tokenizer(prompts, padding=False, truncation=False, verbose=False)["input_ids"]
         return [list(row) for row in encoded]
+
+    def pieces(self) -> dict[int, str]:
+        """Return the characters of every piece of the tokenizer by its id, in order; special tokens are no pieces.
+
+        A piece that begins or ends a word looks like one that does not.
+        """
+        tokenizer = self._clip.tokenizer
+        ids = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+        texts = tokenizer.batch_decode([[piece] for piece in ids])
+        return {piece: text.strip().removeprefix("##") for piece, text in zip(ids, texts, strict=True)}
 
     def encode(self, token_ids: list[list[int]], tokens_per_batch: int = 1024) -> States:
         """Encode tokenized prompts that start with :attr:`prefix_ids` and have at most :attr:`max_tokens` tokens.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 
 from dptr.cache.choices import StatesDtype
 from dptr.cache.file_names import MANIFEST_FILE, QUARANTINE_FILE
-from dptr.cache.progress import note, progress
+from dptr.cache.progress import Progress, note, progress
 from dptr.cache.ranges import require_at_least
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest, Shard
@@ -28,6 +28,7 @@ from dptr.pipeline.choices import Context, Precision, StatesKind
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.clip.text_tower import TextTower
 from dptr.pipeline.text.corpus import Corpus, CorpusSettings, corpus_fingerprint, nothing_usable, read_corpus
+from dptr.pipeline.text.made_up_words import CoverageGoal, make_up_words
 from dptr.pipeline.text.prompt_shard import write_prompt_shard
 from dptr.pipeline.text.prompt_store import open_prompt_store, settle_charset, write_prefix
 from dptr.pipeline.text.prompts import Prompt, prompts_of
@@ -45,6 +46,8 @@ class EmbedTextSettings:
         clip: ``tiny``, a directory or a hub id. states: None picks by width (see TextTower).
         dtype: how states are stored. shard_rows: prompts of a shard; peak memory grows with it.
         tokens_per_batch: tokens encoded at once; few enough to stay in the processor's cache.
+        cover_pieces: in how many prompts each piece of the tokenizer that the charset can spell is to stand at least;
+            words are made up for those that the corpus lacks. seed: of the made-up words.
         max_bad: most refused inputs before the command fails; None for no limit.
     """
 
@@ -57,12 +60,14 @@ class EmbedTextSettings:
     dtype: StatesDtype = "float16"
     shard_rows: int = 16384
     tokens_per_batch: int = 1024
+    cover_pieces: int = 0
+    seed: int = 0
     max_bad: int | None = None
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         require_at_least(1, shard_rows=self.shard_rows, tokens_per_batch=self.tokens_per_batch)
-        require_at_least(0, max_bad=self.max_bad)
+        require_at_least(0, max_bad=self.max_bad, cover_pieces=self.cover_pieces, seed=self.seed)
 
 
 @dataclass(frozen=True)
@@ -117,9 +122,10 @@ def _embed(
         settle_charset(out, manifest, corpus.charset, settings.corpus.charset == "auto")
         write_prefix(out, manifest, tower)
         _embed_remaining(out, manifest, corpus, tower, settings, quarantine)
-        table = corpus.summary(quarantine)
         if not manifest.rows:
             raise nothing_usable(paths, quarantine)
+        made_up = _embed_made_up(out, manifest, corpus, tower, settings, quarantine) if settings.cover_pieces else ""
+        table = corpus.summary(quarantine) + made_up
     # Only now is the quarantine's file in its place, and the store as a whole finished.
     manifest.details |= {"finished": asked, "summary": table, "quarantined": quarantine.total}
     manifest.commit_files(out, QUARANTINE_FILE)
@@ -129,7 +135,10 @@ def _embed(
 
 
 def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Estimate:
-    """Read the corpus and embed a few prompts to tell what :func:`embed_text` would cost; writes no store."""
+    """Read the corpus and embed a few prompts to tell what :func:`embed_text` would cost; writes no store.
+
+    Words that would be made up are not counted, as which ones depends on the whole store.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="dptr-") as scratch,
         Quarantine(Path(scratch) / QUARANTINE_FILE) as quarantine,
@@ -190,7 +199,7 @@ def _load(settings: EmbedTextSettings) -> tuple[TextTower, dict[str, Any], float
     """Return the tower, the identity of its states, and the seconds that loading took."""
     clip = load_clip(settings.clip, settings.precision, settings.device)
     tower = TextTower(clip, Template(settings.template), settings.states, settings.context)
-    identity = {
+    identity: dict[str, Any] = {
         **clip.identity(),
         "tokenizer": clip.tokenizer_hash,
         "template": settings.template,
@@ -215,15 +224,46 @@ def _embed_remaining(
     settings: EmbedTextSettings,
     quarantine: Quarantine,
 ) -> None:
-    """Embed the labels that the store lacks, shard by shard, and commit each in its turn."""
-    first_id, total = manifest.rows, corpus.kept
+    """Embed the labels that the store lacks."""
+    total = corpus.kept
     corpus.without(_catalogues(out, manifest))
-    with (
-        progress("embedding", total, "labels", total - corpus.remaining) as shown,
-        ThreadPoolExecutor(max_workers=1) as writer,
-    ):
-        writing: Future[Shard] | None = None
+    with progress("embedding", total, "labels", total - corpus.remaining) as shown:
         groups = _groups(corpus, tower, settings, quarantine, settings.shard_rows)
+        _embed_groups(out, manifest, groups, tower, settings, shown)
+
+
+def _embed_made_up(
+    out: Path,
+    manifest: Manifest,
+    corpus: Corpus,
+    tower: TextTower,
+    settings: EmbedTextSettings,
+    quarantine: Quarantine,
+) -> str:
+    """Make up words that complete the corpus, embed those that the store lacks, and return what was done."""
+    template, rules = Template(settings.template), settings.corpus
+    goal = CoverageGoal(settings.cover_pieces, settings.seed)
+    catalogues = _catalogues(out, manifest)
+    made_up = make_up_words(catalogues, tower, template, corpus.charset, rules.normalization, goal)
+    remaining = made_up.without(catalogues)
+    groups = prompts_of([remaining], corpus.charset, rules, template, tower, quarantine, settings.shard_rows)
+    with progress("embedding made-up words", len(remaining.labels), "labels") as shown:
+        _embed_groups(out, manifest, groups, tower, settings, shown)
+    return "\n" + made_up.summary(settings.cover_pieces)
+
+
+def _embed_groups(
+    out: Path,
+    manifest: Manifest,
+    groups: Iterable[list[Prompt]],
+    tower: TextTower,
+    settings: EmbedTextSettings,
+    shown: Progress,
+) -> None:
+    """Embed prompts shard by shard and commit each in its turn."""
+    first_id = manifest.rows
+    with ThreadPoolExecutor(max_workers=1) as writer:
+        writing: Future[Shard] | None = None
         for number, prompts in enumerate(groups, start=len(manifest.shards)):
             if writing is None:
                 _check(tower, prompts)
@@ -244,7 +284,8 @@ def _commit(out: Path, manifest: Manifest, writing: Future[Shard] | None) -> Non
 def _groups(
     corpus: Corpus, tower: TextTower, settings: EmbedTextSettings, quarantine: Quarantine, size: int
 ) -> Iterator[list[Prompt]]:
-    return prompts_of(corpus, settings.corpus, Template(settings.template), tower, quarantine, size)
+    template = Template(settings.template)
+    return prompts_of(corpus.batches(size), corpus.charset, settings.corpus, template, tower, quarantine, size)
 
 
 def _encode(tower: TextTower, prompts: list[Prompt], settings: EmbedTextSettings) -> States:

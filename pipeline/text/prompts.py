@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from dptr.cache.charset import Charset
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.pipeline.clip.text_tower import TextTower
-from dptr.pipeline.text.corpus import Corpus, CorpusSettings, case_variants
+from dptr.pipeline.text.corpus import CorpusSettings, LabelBatch, case_variants
 from dptr.pipeline.text.templates import Template
 
 
@@ -30,19 +30,25 @@ class Prompt:
 
 
 def prompts_of(
-    corpus: Corpus, settings: CorpusSettings, template: Template, tower: TextTower, quarantine: Quarantine, size: int
+    batches: Iterable[LabelBatch],
+    charset: Charset,
+    settings: CorpusSettings,
+    template: Template,
+    tower: TextTower,
+    quarantine: Quarantine,
+    size: int,
 ) -> Iterator[list[Prompt]]:
-    """Yield the corpus's remaining labels as prompts in groups of ``size``; what cannot be encoded goes to quarantine.
+    """Yield labels as prompts in groups of ``size``; what cannot be encoded goes to quarantine.
 
     Groups are cut by what is accepted, so that a run that goes on cuts them where an undisturbed one does.
     """
     group: list[Prompt] = []
-    for batch in corpus.batches(size):
+    for batch in batches:
         texts = [template.prompt(label) for label in batch.labels]
         for label, text, token_ids, count, source in zip(
             batch.labels, texts, tower.tokenize(texts), batch.counts.tolist(), batch.sources, strict=True
         ):
-            labels = _variants(label, settings, corpus.charset)
+            labels = _variants(label, settings, charset)
             reason = _refuse(labels, token_ids, tower)
             if reason is not None:
                 quarantine.refuse(source, None, label, reason)

@@ -1,0 +1,163 @@
+"""Made-up words, so that a decoder meets every piece of the tokenizer that its charset can spell.
+
+A decoder has to learn how each piece is spelt, and a piece that no word of the corpus holds is never learnt. A made-up
+word is a piece that is met too seldom between pieces drawn at random. Whether the tokenizer really cuts it so is asked
+of the tokenizer, and only words that hold what they were made for are kept.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from dptr.cache.charset import Charset
+from dptr.cache.normalization import Normalization
+from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.text.corpus import LabelBatch
+from dptr.pipeline.text.templates import Template
+
+#: Stands in the catalogue's column ``source`` where words of a corpus have their file.
+MADE_UP = "(made up)"
+
+#: A piece that so many words in a row were to hold and did not is given up: the tokenizer always merges it further.
+_MOST_FAILURES = 50
+_MOST_NEIGHBOURS = 2
+
+
+@dataclass(frozen=True)
+class CoverageGoal:
+    """What is to be reached.
+
+    Attributes:
+        least: in how many prompts each piece is to stand, those of the corpus included.
+        seed: fixes the words, together with the corpus.
+    """
+
+    least: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class MadeUpWords:
+    """Words that complete a corpus.
+
+    Attributes:
+        labels: distinct, none of them in the corpus. pieces: how many pieces the charset can spell.
+        not_covered: the pieces for which no word, or too few, could be found.
+    """
+
+    labels: list[str]
+    pieces: int
+    not_covered: list[str]
+
+    def without(self, catalogues: Sequence[Path]) -> LabelBatch:
+        """Return the words that are not stored yet; counted as met once, so that drawing by count draws them, too."""
+        with duckdb.connect() as connection:
+            labels = _not_stored(connection, self.labels, catalogues)
+        return LabelBatch(labels, np.ones(len(labels), np.int64), [MADE_UP] * len(labels))
+
+    def summary(self, least: int) -> str:
+        """Return lines for the command's table."""
+        line = (
+            f"{len(self.labels):>14,}  words made up, so that each of {self.pieces:,} pieces stands in {least} prompts"
+        )
+        if not self.not_covered:
+            return line
+        examples = ", ".join(map(repr, self.not_covered[:3]))
+        return f"{line}\n{len(self.not_covered):>14,}  pieces stand in fewer: no word holds them (such as {examples})"
+
+
+def make_up_words(
+    catalogues: Sequence[Path],
+    tower: TextTower,
+    template: Template,
+    charset: Charset,
+    normalization: Normalization,
+    goal: CoverageGoal,
+) -> MadeUpWords:
+    """Make up the words that a corpus lacks to hold each piece often enough.
+
+    They depend on the corpus, the goal and the tokenizer alone: made-up words that are stored already do not count, so
+    that a killed run makes up the same ones again.
+
+    Args:
+        catalogues: those of the prompt store that holds the whole corpus (Parquet).
+        charset, normalization: what a label must fit.
+    """
+    pieces = _spellable_pieces(tower, charset, normalization)
+    failures: Counter[int] = Counter()
+    rng = np.random.default_rng(goal.seed)
+    texts = list(pieces.values())
+    made: dict[str, None] = {}  # unlike a set, it keeps its order
+    with duckdb.connect() as connection:
+        met = _prompts_with_piece(connection, catalogues, len(tower.prefix_ids))
+        lacking = {piece: goal.least - met[piece] for piece in pieces if met[piece] < goal.least}
+        while targets := [piece for piece, count in lacking.items() if count > 0 and failures[piece] < _MOST_FAILURES]:
+            failures.update(targets)
+            words = {piece: _word_with(pieces[piece], texts, rng) for piece in targets}
+            new = set(_not_stored(connection, list(words.values()), catalogues, in_corpus=True))
+            tokens = tower.tokenize([template.prompt(word) for word in words.values()])
+            for (piece, word), ids in zip(words.items(), tokens, strict=True):
+                own = set(ids[len(tower.prefix_ids) :])
+                usable = normalization.apply(word) == word and normalization.refuse(word, charset) is None
+                if piece not in own or lacking[piece] <= 0 or not usable or word not in new or word in made:
+                    continue
+                made[word] = None
+                failures[piece] = 0
+                for other in own & lacking.keys():
+                    lacking[other] -= 1
+    return MadeUpWords(list(made), len(pieces), [pieces[piece] for piece, count in lacking.items() if count > 0])
+
+
+def _not_stored(
+    connection: duckdb.DuckDBPyConnection, labels: Sequence[str], catalogues: Sequence[Path], in_corpus: bool = False
+) -> list[str]:
+    """Return those of ``labels``, in order, that no catalogue has in whatever case.
+
+    With ``in_corpus``, only what came from a corpus counts as stored, not what was made up before.
+    """
+    known = "select lower(label) from read_parquet($files)" + (" where source <> $made_up" if in_corpus else "")
+    values: dict[str, object] = {"files": [str(path) for path in catalogues]}
+    connection.register("asked", pa.table({"label": pa.array(labels, pa.string()), "place": range(len(labels))}))
+    rows = connection.execute(
+        f"select label from asked where lower(label) not in ({known}) order by place",
+        values | ({"made_up": MADE_UP} if in_corpus else {}),
+    ).fetchall()
+    return [label for (label,) in rows]
+
+
+def _spellable_pieces(tower: TextTower, charset: Charset, normalization: Normalization) -> dict[int, str]:
+    """Return the pieces that labels of this charset can hold, by token id, with their characters.
+
+    Tokenizers that fold case fold it down, so a charset of capitals spells lower-case pieces, and not the other way
+    round. Pieces of half a character, which byte-level tokenizers have, are none: they are met with their characters.
+    """
+    pieces = tower.pieces()
+    if charset.one_case == "upper":
+        pieces = {piece: charset.fold_case(text) for piece, text in pieces.items()}
+    longest = normalization.max_label_length
+    return {piece: text for piece, text in pieces.items() if 0 < len(text) <= longest and not charset.missing(text)}
+
+
+def _prompts_with_piece(connection: duckdb.DuckDBPyConnection, catalogues: Sequence[Path], prefix: int) -> Counter[int]:
+    """Return in how many prompts of the corpus each token stands behind the shared ones."""
+    own = f"unnest(list_distinct(token_ids[{prefix + 1}:]))"
+    rows = connection.execute(
+        f"select token, count(*) from (select {own} as token from read_parquet($files) "
+        "where source <> $made_up and states_of = id) group by token",
+        {"files": [str(path) for path in catalogues], "made_up": MADE_UP},
+    ).fetchall()
+    return Counter(dict(rows))
+
+
+def _word_with(text: str, neighbours: Sequence[str], rng: np.random.Generator) -> str:
+    """Put up to two random pieces before and behind ``text``."""
+    before, behind = rng.integers(0, _MOST_NEIGHBOURS + 1, 2)
+    drawn = [neighbours[index] for index in rng.integers(0, len(neighbours), before + behind)]
+    return "".join([*drawn[:before], text, *drawn[before:]])
