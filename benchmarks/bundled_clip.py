@@ -7,6 +7,8 @@ The bundled CLIP never saw a word that :func:`dptr.pipeline.clip.bundled.is_held
 
 The figure is that of the paper's introduction: the text of a word against crops with that word, crops with other words
 and photos without text.
+
+Smallest size: WORDS --prompts 20 --photos PHOTOS --figure FIGURE
 """
 
 from __future__ import annotations
@@ -96,7 +98,8 @@ def image_vectors(tower: ImageTower, images: list[Image.Image]) -> NDArray[np.fl
 
 
 def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return scaled
 
 
 def rectangle(path: Path, rng: np.random.Generator) -> Image.Image:
@@ -115,7 +118,7 @@ def draw(groups: dict[str, NDArray[np.float32]]) -> str:
     height = _ROW * len(groups) + 50
 
     def across(value: float) -> float:
-        return 20 + (value - edges[0]) / (edges[-1] - edges[0]) * (_WIDTH - 40)
+        return float(20 + (value - edges[0]) / (edges[-1] - edges[0]) * (_WIDTH - 40))
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif">',

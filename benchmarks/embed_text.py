@@ -3,6 +3,8 @@
 All share one model of ViT-B/16's text size with random weights, which cost what trained ones cost, and the same words.
 Rounds are interleaved and the best of each counts, so that a machine that is shared favours nobody; ratios travel,
 rates do not.
+
+Smallest size: WORDS --tiny --count 64 --padded 8 --rounds 1 --precision fp32
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ PADDED_BATCH = 32
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", type=Path, help="a dictionary, one word a line")
     parser.add_argument("--bpe", type=Path, help="CLIP's bpe_simple_vocab_16e6.txt.gz; otherwise the bundled tokenizer")
     parser.add_argument("--tiny", action="store_true", help="measure the bundled model instead")
@@ -53,7 +55,7 @@ def main() -> None:
 
 
 def measure(folder: Path, name: str, words: list[str], precision: Precision, padded: int, rounds: int) -> None:
-    clip = load_clip(name, folder, precision)
+    clip = load_clip(name, precision)
     tower = TextTower(clip, Template())
     prompts = [Template().prompt(word) for word in words]
     token_ids = tower.tokenize(prompts)
@@ -61,7 +63,7 @@ def measure(folder: Path, name: str, words: list[str], precision: Precision, pad
 
     def command() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out:
-            summary = embed_text([str(folder / "words.txt")], Path(out) / "store", folder, settings)
+            summary = embed_text([str(folder / "words.txt")], Path(out) / "store", settings)
             return summary.computed / summary.seconds
 
     some = prompts[:: max(1, len(prompts) // padded)]

@@ -6,6 +6,8 @@ bf16    the same in bf16 autocast
 
 The encoder (12 x 384) is the same module in all three and costs most of the step. Images are made up, words are made up
 from syllables; the ways take turns, rates are medians, and only ratios travel.
+
+Smallest size: --quick --batch 2 --rounds 1
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ WAYS = ("plain", "fp32", "bf16")
 CHARSET = Charset.named("94")
 
 
-def parseq_small(fmu: str) -> Recipe:
+def parseq_small(fmu: str, quick: bool) -> Recipe:
     """PARSeq's released "small" shape: ViT 12 x 384 with patches 4x8, a decoder of one layer, six orders."""
-    recipe = Recipe().replace("encoder", dim=384, heads=6, layers=12)
+    recipe = Recipe().replace("encoder", dim=384, heads=6, layers=1 if quick else 12)
     recipe = recipe.replace("decoder", dim=384, heads=12, layers=1, feed_forward=1536, dropout=0.1, permutations=6)
     return recipe.replace("fmu", kind=fmu)
 
@@ -41,10 +43,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--fmu", choices=("none", "queries"), default="none", help="PARSeq has none")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--quick", action="store_true", help="an encoder of one layer: only shows that it runs")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     torch.manual_seed(0)
-    model = Recognizer(parseq_small(arguments.fmu), CHARSET, 384).to(device).train()
+    model = Recognizer(parseq_small(arguments.fmu, arguments.quick), CHARSET, 384).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
     words = made_up_words(arguments.batch * (arguments.rounds + 1))
     rates: dict[str, list[float]] = {way: [] for way in WAYS}

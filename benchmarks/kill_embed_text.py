@@ -1,6 +1,8 @@
 """Kills ``dptr embed-text`` with SIGKILL at random moments and starts it again each time, until the store is finished.
 
 Its files' hashes must be those of a run that was left alone; stores follow each other until there were enough kills.
+
+Smallest size: FEW_WORDS --kills 1 --shard-rows 32
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", type=Path, help="a dictionary, one word a line")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--shard-rows", type=int, default=256)

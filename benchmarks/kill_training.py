@@ -2,6 +2,8 @@
 
 Weights, optimiser state and metrics must be those of a run that was left alone, byte for byte, for any number of
 workers. It runs on the CPU, where arithmetic repeats exactly, in one thread a process, in a workspace of its own.
+
+Smallest size: --steps 10 --workers 0 --commands pretrain
 """
 
 from __future__ import annotations
@@ -25,17 +27,20 @@ SMALL = {
     **{f"encoder.{key}": value for key, value in {"dim": 64, "heads": 4, "layers": 1}.items()},
 }
 
+COMMANDS = ("pretrain", "finetune")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2, 4])
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=COMMANDS)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fill(folder)
         differing = 0
-        for verb in ("pretrain", "finetune"):
+        for verb in arguments.commands:
             command = [verb, *(["--data", str(folder / "crops"), "--from", "none"] if verb == "finetune" else [])]
             expected = files_of(folder, command, 0, arguments.steps, "whole", kill=False)
             for workers in arguments.workers:
@@ -63,8 +68,10 @@ def fill(folder: Path) -> None:
 def files_of(folder: Path, command: list[str], workers: int, steps: int, name: str, kill: bool) -> dict[str, str]:
     """Train, perhaps with a kill at half of the steps; return the hashes of what is left."""
     run, section = folder / f"{command[0]}-{name}", command[0]
-    settings = SMALL | {f"{section}.workers": workers, f"{section}.checkpoint_every": 30, f"{section}.log_every": 10}
-    settings |= {f"{section}.validate_every": steps // 2 - 20, f"{section}.batch_size": 16}
+    # Intervals that are no multiples of each other, so that a kill falls between them; all fit into a short run.
+    intervals = {"checkpoint": steps * 3 // 20, "log": steps // 20, "validate": steps * 2 // 5}
+    settings = SMALL | {f"{section}.{name}_every": max(1, every) for name, every in intervals.items()}
+    settings |= {f"{section}.workers": workers, f"{section}.batch_size": 16}
     arguments = [*command, "-o", str(run), "--steps", str(steps)]
     arguments += [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     if kill:
@@ -72,7 +79,7 @@ def files_of(folder: Path, command: list[str], workers: int, steps: int, name: s
         while last_step(run) < steps // 2:
             if process.poll() is not None:
                 sys.exit(f"{command[0]} ended before it could be killed")
-            time.sleep(0.02)
+            time.sleep(0.002)
         os.killpg(process.pid, 9)
         process.wait()
     dptr(folder, *arguments)

@@ -2,6 +2,8 @@
 
 The store is made up: short states of few dimensions, since opening reads none of them. Resident memory counts mapped
 pages of the store, which the kernel takes back when it needs them; what the process holds for itself is named apart.
+
+Smallest size: --rows 2000 --batches 4
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Held-out labels read from their text states by finished pre-training runs, clean and under ever more ORP noise."""
+"""Held-out labels read from their text states by finished pre-training runs, clean and under ever more ORP noise.
+
+Smallest size: PRETRAINED --workspace WORKSPACE
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from dptr.trainer.training.runs import Run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="pre-training runs")
     parser.add_argument("--workspace", type=Path, default=Path("dptr_data"), help="where their stores are")
     parser.add_argument("--ratios", type=float, nargs="+", default=[0.0, 0.1, 1.0])

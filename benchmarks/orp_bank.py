@@ -1,6 +1,8 @@
 """How fast a bank is made and read: the command against the bare model, its noise against a plain copy of its bytes.
 
 Weights are random, at ViT-B/16's size: they cost what trained ones cost. Rates hold for this machine, ratios travel.
+
+Smallest size: PHOTOS --quick --seconds 0.1 --crops-per-image 2 --batch 4 --gigabytes 0.01 --batches 4
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from dptr.cache.progress import resident_megabytes
 from dptr.cache.stores.manifest import Manifest
@@ -23,16 +26,18 @@ from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.loading import ImageTower, load_clip
 from dptr.pipeline.photos.build_orp_bank import OrpBankSettings, build_orp_bank
 
-DIM, TOKENS = 512, 197
+DIM, TOKENS, SHARD_ROWS = 512, 197, 1024
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, nargs="*", help="photos for the bank; none: measure noise only")
     parser.add_argument("--crops-per-image", type=int, default=8)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--seconds", type=float, default=20.0, help="how long the bare model is timed, twice")
+    parser.add_argument("--quick", action="store_true", help="the bundled CLIP: only shows that it runs")
     parser.add_argument("--gigabytes", type=float, default=5.0, help="size of the bank that noise is read from")
     parser.add_argument("--batches", type=int, default=200, help="batches of noise of 256 rows")
     arguments = parser.parse_args()
@@ -44,21 +49,23 @@ def main() -> None:
 
 
 def measure_making(arguments: argparse.Namespace, folder: Path) -> None:
-    save_clip(folder / "vit-b-16")
+    if not arguments.quick:
+        save_clip(folder / "vit-b-16")
     settings = OrpBankSettings(
-        clip=str(folder / "vit-b-16"),
+        clip="tiny" if arguments.quick else str(folder / "vit-b-16"),
         precision=arguments.precision,
         crops_per_image=arguments.crops_per_image,
         batch=arguments.batch,
         workers=arguments.workers,
     )
-    tower = ImageTower(load_clip(settings.clip, folder, settings.precision))
+    tower = ImageTower(load_clip(settings.clip, settings.precision))
     # Before and after, so that a machine that warms up or is shared favours neither side.
-    before = bare_rate(tower, arguments.batch)
-    summary = build_orp_bank(arguments.photos, folder / "bank", folder, settings)
-    bare = (before + bare_rate(tower, arguments.batch)) / 2
+    before = bare_rate(tower, arguments.batch, arguments.seconds)
+    summary = build_orp_bank(arguments.photos, folder / "bank", settings)
+    bare = (before + bare_rate(tower, arguments.batch, arguments.seconds)) / 2
     command = summary.computed / summary.seconds
-    print(f"{summary.photos} photos, {summary.computed} crops, ViT-B/16, {settings.precision}, batch {settings.batch}")
+    print(f"{summary.photos} photos, {summary.computed} crops, {Path(settings.clip).name}", end=", ")
+    print(f"{settings.precision}, batch {settings.batch}")
     print(f"{'bare model on ready tensors':32} {bare:8.2f} crops/s   1.00")
     print(f"{'the whole command':32} {command:8.2f} crops/s   {command / bare:.2f}")
 
@@ -76,9 +83,10 @@ def save_clip(folder: Path) -> None:
         (folder / name).write_bytes((bundled_clip.BUNDLED / name).read_bytes())
 
 
-def bare_rate(tower: ImageTower, batch: int, seconds: float = 20.0) -> float:
+def bare_rate(tower: ImageTower, batch: int, seconds: float) -> float:
     """Return the image tower's crops a second on one batch that lies ready."""
-    pixels = np.random.default_rng(0).standard_normal((batch, 3, 224, 224)).astype(np.float32)
+    blank = tower.preprocess(Image.new("RGB", (64, 64)))
+    pixels = np.random.default_rng(0).standard_normal((batch, *blank.shape)).astype(np.float32)
     tower.encode(pixels)
     started, crops = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
@@ -103,14 +111,14 @@ def measure_noise(arguments: argparse.Namespace, folder: Path) -> None:
 
 def make_bank(folder: Path, gigabytes: float) -> OrpBank:
     folder.mkdir()
-    rows = 1024
+    rows = min(SHARD_ROWS, max(1, round(gigabytes * 1e9 / (TOKENS * DIM * 2))))
     manifest = Manifest("orp", {"encoder": "random", "weights": "random", "tokens_per_crop": TOKENS})
-    states = np.random.default_rng(0).standard_normal((rows * TOKENS, DIM), dtype=np.float32).astype(np.float16)
+    states = np.random.default_rng(0).standard_normal((rows * TOKENS, DIM), dtype=np.float32)
     names = [field.name for field in CATALOGUE_SCHEMA if field.name not in ("image", "image_sha256", "thumbnail")]
     columns = {**dict.fromkeys(names, [0] * rows), "image": [""] * rows, "image_sha256": [""] * rows}
     catalogue = pa.table({**columns, "thumbnail": [b""] * rows}, CATALOGUE_SCHEMA)
-    content = States(states, np.full(rows, TOKENS, np.int64), states[:rows].astype(np.float32))
-    for number in range(max(1, round(gigabytes * 1e9 / states.nbytes))):
+    content = States(states, np.full(rows, TOKENS, np.int64), states[:rows])
+    for number in range(max(1, round(gigabytes * 1e9 / (states.nbytes / 2)))):
         manifest.shards.append(write_shard(folder, number, catalogue, content, "float16", {"photos": 1}))
     manifest.save(folder)
     return OrpBank(folder)
@@ -159,8 +167,9 @@ def copy_out(
     files: list[StatesFile], crops: NDArray[np.int64], positions: NDArray[np.int64], out: NDArray[np.float16]
 ) -> None:
     """Copy the same stored bytes out of the maps, as they are."""
+    rows = len(files[0].pooled)
     for row, (crop, chosen) in enumerate(zip(crops.tolist(), positions, strict=True)):
-        np.take(files[crop // 1024].tokens, crop % 1024 * TOKENS + chosen, axis=0, out=out[row], mode="clip")
+        np.take(files[crop // rows].tokens, crop % rows * TOKENS + chosen, axis=0, out=out[row], mode="clip")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ reading that runs over all it has read at every step. Same weights, same results
 from __future__ import annotations
 
 import dataclasses
+from typing import cast
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ LABEL_LENGTH = 25
 
 def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 20.0)
     optimizer.step()
 
@@ -47,7 +48,7 @@ def loss_order_by_order(decoder: ParseqDecoder, memory: Tensor, targets: Targets
         content_mask, query_mask = (mask[:, None] & visible for mask in attention_masks(order[None]))
         content = decoder.dropout(decoder.embed(targets.inputs))
         query = decoder.dropout(decoder.positions[: targets.inputs.shape[1]].expand(len(memory), -1, -1))
-        for depth, layer in enumerate(decoder.layers):
+        for depth, layer in enumerate(layers_of(decoder)):
             normed = layer.norm_content(content)
             query = stream(layer, query, layer.norm_query(query), normed, memory, query_mask, same_kernels)
             if depth + 1 < len(decoder.layers):
@@ -57,7 +58,12 @@ def loss_order_by_order(decoder: ParseqDecoder, memory: Tensor, targets: Targets
         counts.append((outputs != targets.padding).sum())
         if number == 1:
             outputs = outputs.masked_fill(outputs == targets.end, targets.padding)
-    return sum(loss * count for loss, count in zip(losses, counts, strict=True)) / sum(counts)
+    weights = torch.stack(counts)
+    return (torch.stack(losses) * weights).sum() / weights.sum()
+
+
+def layers_of(decoder: ParseqDecoder) -> list[TwoStreamLayer]:
+    return cast(list[TwoStreamLayer], list(decoder.layers))
 
 
 def stream(
@@ -66,7 +72,7 @@ def stream(
     normed: Tensor,
     content: Tensor,
     memory: Tensor,
-    mask: Tensor,
+    mask: Tensor | None,
     same_kernels: bool,
 ) -> Tensor:
     """One stream through one layer; keys and values are made anew for each, as PARSeq's attention modules do."""
@@ -75,7 +81,8 @@ def stream(
         return layer.read(x, layer.cross_attention.keys_values(memory), None)
     x = x + layer.dropout(weighted_attention(layer.self_attention, normed, content, mask))
     x = x + layer.dropout(weighted_attention(layer.cross_attention, layer.norm_cross(x), memory, None))
-    return x + layer.dropout(layer.feed_forward(layer.norm_feed_forward(x)))
+    thought: Tensor = layer.dropout(layer.feed_forward(layer.norm_feed_forward(x)))
+    return x + thought
 
 
 def weighted_attention(attention: Attention, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
@@ -100,7 +107,7 @@ def decode_without_cache(decoder: ParseqDecoder, memory: Memory) -> Tensor:
         causal = torch.ones(place + 1, place + 1, dtype=torch.bool).tril().expand(len(tokens), 1, -1, -1)
         content = decoder.embed(inputs)
         query = decoder.positions[place].expand(len(tokens), 1, -1)
-        for depth, layer in enumerate(decoder.layers):
+        for depth, layer in enumerate(layers_of(decoder)):
             normed = layer.norm_content(content)
             query = stream(layer, query, layer.norm_query(query), normed, tokens, None, same_kernels=True)
             if depth + 1 < len(decoder.layers):

@@ -2,6 +2,8 @@
 
 dptr export RUN --to onnx -o model.onnx
 python examples/read_onnx.py model.onnx sign.png shop.jpg
+
+Smallest size: ONNX IMAGE
 """
 
 import json

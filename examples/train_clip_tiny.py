@@ -6,6 +6,8 @@ About an hour and a half on two cores. Words that ``is_held_out`` names and the 
 from training, so that ``benchmarks/bundled_clip.py`` can ask for what was never seen. Which fonts it learns from
 depends on the machine: the model card lists those of the weights that ship. What was rendered and trained already is
 taken as it is, so the script goes on where it was stopped.
+
+Smallest size: WORDS OUT --photos PHOTOS --scale 0.0002
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from dptr.pipeline.rendering.fonts import find_fonts, packaged_fonts
 
 _WORD = re.compile(r"[A-Za-z']{2,12}")
 _NUMBERS = 6000
+_FIRST_STEPS, _SECOND_STEPS = 1000, 12_000
+_FEWEST = 10
 _ORNAMENTAL = ("Linux Biolinum Keyboard", "Linux Libertine Initials")
 
 
@@ -33,6 +37,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--photos", type=Path, required=True, help="photos without text")
     parser.add_argument("--workers", default="2", help="processes that render")
+    parser.add_argument("--scale", type=float, default=1.0, help="so much of the crops and steps, to try the script")
     arguments = parser.parse_args()
     out, photos = arguments.out, arguments.photos
     out.mkdir(parents=True, exist_ok=True)
@@ -53,17 +58,30 @@ def main() -> None:
                 "-o",
                 crops,
                 "--count",
-                count,
+                scaled(count, arguments.scale),
                 *looks,
                 "--workers",
                 arguments.workers,
             )
-    first = ["--steps", 1000, "--set", "clip.schedule=constant", "--set", "clip.warmup_share=0.18"]
+    first = [
+        "--steps",
+        scaled(_FIRST_STEPS, arguments.scale),
+        "--set",
+        "clip.schedule=constant",
+        "--set",
+        "clip.warmup_share=0.18",
+    ]
     train = ["train-clip", "--photos", photos, "--set", "clip.workers=1"]
     dptr(*train, "--data", out / "easy.parquet", "--held-out", out / "unseen_easy.parquet", *first, "-o", out / "first")
     both = ["--data", out / "natural.parquet", out / "easy.parquet"]
-    dptr(*train, *both, "--held-out", out / "unseen.parquet", "--from", out / "first", "-o", out / "second")
+    second = ["--from", out / "first", "--steps", scaled(_SECOND_STEPS, arguments.scale), "-o", out / "second"]
+    dptr(*train, *both, "--held-out", out / "unseen.parquet", *second)
     print(f"the CLIP: {out / 'second' / 'clip'}")
+
+
+def scaled(count: int, scale: float) -> int:
+    """Return a share of ``count``, and never next to nothing."""
+    return max(_FEWEST, round(count * scale))
 
 
 def dptr(*arguments: object) -> None:

@@ -4,6 +4,8 @@
 
 Few pieces on purpose: each then stands in many words, so a decoder that is trained on some thousand words from states
 of these pieces can spell words that it has never seen.
+
+Smallest size: WORDS OUT
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def main(word_list: Path, folder: Path) -> None:
     vocabulary = [*pieces, *dict.fromkeys(piece for _, piece in kept), BEGIN, END]
     tokenizer = CLIPTokenizer(
         vocab={piece: index for index, piece in enumerate(vocabulary)},
-        merges=[merge for merge, _ in kept],
+        merges=[merge for merge, _ in kept],  # type: ignore[misc]
         model_max_length=77,
     )
     tokenizer.save_pretrained(folder)
