@@ -38,16 +38,20 @@ class TwoStreamLayer(DecoderLayer):
         ``x`` is (batch * orders, length, dim); where ``normed`` and ``content`` have fewer rows than that, the orders
         share them, and fold into the length.
         """
-        queries = self.self_attention.queries(normed)
-        keys, values = content
+        queries = self.self_attention.queries(normed)  # (rows of normed, heads, length, head_dim)
+        keys, values = content  # (groups, heads, length, head_dim): one group a label, or one a label and order
         groups, length = keys.shape[0], x.shape[1]
-        orders = x.shape[0] // groups
+        orders = x.shape[0] // groups  # that share a group's keys; 1 once the content depends on the order
         if queries.shape[0] < x.shape[0]:
+            # All orders ask the same: (batch, heads, length, head_dim) -> (batch, heads, orders * length, head_dim).
             queries = queries.repeat(1, 1, orders, 1)
         elif orders > 1:
+            # Each order asks its own: (batch * orders, heads, length, ..) -> (batch, heads, orders * length, ..).
             queries = queries.view(groups, orders, *queries.shape[1:]).transpose(1, 2).flatten(2, 3)
+        # (batch, orders, length, length) -> (groups, 1, rows of queries, length); the 1 stands for all heads.
         folded = None if mask is None else mask.reshape(groups, 1, orders * length, -1)
         mixed: Tensor = self.dropout(self.self_attention.attend(queries, keys, values, folded))
+        # (groups, orders * length, dim) -> (batch * orders, length, dim): the fold is undone by the shape alone.
         return x + mixed.reshape(x.shape)
 
 
@@ -65,21 +69,25 @@ class ParseqDecoder(AutoregressiveDecoder):
 
     def loss(self, memory: Memory, targets: Targets) -> Tensor:
         """Cross-entropy over all orders; the end counts in the first two orders only, as in PARSeq."""
-        characters = targets.inputs.shape[1] - 1
+        characters = targets.inputs.shape[1] - 1  # inputs are the begin and the characters
         orders = draw_permutations(characters, self.shape.permutations).to(targets.inputs.device)
         return self.loss_over_orders(memory, targets, orders)
 
     def loss_over_orders(self, memory: Memory, targets: Targets, orders: Tensor) -> Tensor:
         """Return the loss for given reading orders, shape (orders, length + 1)."""
-        content_mask, query_mask = attention_masks(orders)
-        visible = (targets.inputs != targets.padding)[:, None, None, :]
+        content_mask, query_mask = attention_masks(orders)  # (orders, length, length), length = characters + 1 for end
+        visible = (targets.inputs != targets.padding)[:, None, None, :]  # (batch, 1, 1, length): keys, for all orders
+        # The longest label's end stands at the last output and counts in two orders only; in shorter labels that place
+        # is padding. So from the third order on nobody needs the last query: it is never computed.
         counted = torch.ones(len(orders), targets.inputs.shape[1], dtype=torch.bool)
-        counted[2:, -1] = False  # only the end, or padding, stands there
-        kept = counted.flatten().nonzero()[:, 0].to(orders.device)
+        counted[2:, -1] = False
+        kept = counted.flatten().nonzero()[:, 0].to(orders.device)  # places among orders * length
         logits = self._forward(targets.inputs, memory, content_mask & visible, query_mask & visible, kept)
-        outputs = targets.outputs[:, None].expand(-1, len(orders), -1)
+        outputs = targets.outputs[:, None].expand(-1, len(orders), -1)  # (batch, orders, length)
+        # Shorter labels end before the last place: there the end is computed and not counted.
         without_end = outputs.masked_fill(outputs == targets.end, targets.padding)
-        outputs = torch.cat([outputs[:, :2], without_end[:, 2:]], dim=1).flatten(1)[:, kept]
+        outputs = torch.cat([outputs[:, :2], without_end[:, 2:]], dim=1).flatten(1)[:, kept]  # (batch, kept)
+        # One mean over all orders' outputs is PARSeq's mean of orders, each weighted by how many outputs it counts.
         return F.cross_entropy(logits.flatten(0, 1).float(), outputs.flatten(), ignore_index=targets.padding)
 
     def _forward(
@@ -95,14 +103,16 @@ class ParseqDecoder(AutoregressiveDecoder):
             logits (batch, kept queries, classes).
         """
         batch, orders, length = content_mask.shape[:3]
-        content = self.dropout(self.embed(inputs))
+        content = self.dropout(self.embed(inputs))  # (batch, length, dim): the same for all orders, until layer 1
         query = self.dropout(self.positions[:length].expand(batch, -1, -1))
         query_normed = self._stack[0].norm_query(query)
         if kept is None:
+            # As many orders as places, and order i asks at place i only. So each place becomes an order of length 1, and
+            # of the mask (batch, orders, length, keys) only the rows (i, i) remain: (batch, orders, 1, keys).
             query_mask = query_mask.diagonal(dim1=1, dim2=2).movedim(-1, 1)[:, :, None]
             query, query_normed = (x.reshape(batch * length, 1, -1) for x in (query, query_normed))
         else:
-            query = query.repeat_interleave(orders, dim=0)
+            query = query.repeat_interleave(orders, dim=0)  # (batch * orders, length, dim), a label's orders together
         for depth, layer in enumerate(self._stack):
             normed = layer.norm_content(content)
             keys_values = layer.self_attention.keys_values(normed)
@@ -111,13 +121,17 @@ class ParseqDecoder(AutoregressiveDecoder):
                 query_normed = layer.norm_query(query)
             query = layer.look(query, query_normed, keys_values, query_mask)
             if depth + 1 == len(self.layers) and kept is not None:
+                # Behind the last self-attention only the loss looks at queries: those that do not count go.
+                # (batch * orders, length, dim) -> (batch, kept, dim)
                 query = query.view(batch, orders * length, -1)[:, kept]
             query = layer.read(query, memory_keys_values, memory.mask)
             if depth + 1 < len(self.layers):
                 if content.shape[0] == batch and orders > 1:
+                    # From here on the content has mixed in its order: (batch, ..) -> (batch * orders, length, dim).
                     content = content.repeat_interleave(orders, dim=0)
                 content = layer.look(content, normed, keys_values, content_mask)
                 content = layer.read(content, memory_keys_values, memory.mask)
+        # Training: (batch, kept, dim). Refinement: (batch * length, 1, dim) -> (batch, length, dim).
         return self.logits(query.reshape(batch, -1, self.shape.dim))
 
     def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
@@ -157,7 +171,7 @@ class ParseqDecoder(AutoregressiveDecoder):
         ids = logits.argmax(-1)
         begin = torch.full_like(ids[:, :1], self.begin)
         inputs = torch.cat([begin, ids[:, :-1]], dim=1)
-        ended = (inputs == self.end).cumsum(-1) > 0
+        ended = (inputs == self.end).cumsum(-1) > 0  # an end that was read, and whatever was read after it
         visible = ~ended[:, None, None, :]
         content_mask, query_mask = attention_masks(cloze_orders(ids.shape[1], ids.device))
         return self._forward(inputs, memory, content_mask & visible, query_mask & visible, None)
