@@ -107,8 +107,8 @@ class ParseqDecoder(AutoregressiveDecoder):
         query = self.dropout(self.positions[:length].expand(batch, -1, -1))
         query_normed = self._stack[0].norm_query(query)
         if kept is None:
-            # As many orders as places, and order i asks at place i only. So each place becomes an order of length 1, and
-            # of the mask (batch, orders, length, keys) only the rows (i, i) remain: (batch, orders, 1, keys).
+            # As many orders as places, and order i asks at place i only. So each place becomes an order of length 1,
+            # and of the mask (batch, orders, length, keys) only the rows (i, i) remain: (batch, orders, 1, keys).
             query_mask = query_mask.diagonal(dim1=1, dim2=2).movedim(-1, 1)[:, :, None]
             query, query_normed = (x.reshape(batch * length, 1, -1) for x in (query, query_normed))
         else:
