@@ -22,11 +22,12 @@ from dptr.cli import run_command
 ROOT = Path(__file__).resolve().parents[2]
 #: No programs of their own, or programs that need readers which are not dptr's to install.
 WITHOUT = {"plain_parseq.py", "peers.py", "peer_readers.py", "rapidocr_worker.py"}
-SMALL = [
+SIZES = [
     *("decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1"),
     *("encoder.dim=32", "encoder.heads=2", "encoder.layers=1", "encoder.patch_height=16"),
     *("fmu.queries=8", "fmu.heads=2", "pretrain.batch_size=8", "finetune.batch_size=4"),
 ]
+SMALL = [part for size in SIZES for part in ("--set", size)]
 
 
 def smallest_size(path: Path) -> str | None:
@@ -38,10 +39,13 @@ def smallest_size(path: Path) -> str | None:
 PROGRAMS = [path for folder in ("benchmarks", "examples") for path in sorted((ROOT / folder).glob("*.py"))]
 
 
+Named = dict[str, str]
+
+
 @pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What the words in capitals stand for: words, photos, stores, runs and an exported model, all small."""
-    folder = tmp_path_factory.mktemp("stand_ins")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Named:
+    """Words and photos, few and small, and places to write to."""
+    folder = tmp_path_factory.mktemp("inputs")
     generator = np.random.default_rng(0)
     syllables = [a + b for a in "bcdfghlmnprstvw" for b in "aeiou"]
     words = list(dict.fromkeys("".join(generator.choice(syllables, 3)) for _ in range(3000)))
@@ -51,31 +55,43 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for number in range(2):
         pixels = generator.integers(0, 256, (12, 16, 3), np.uint8)
         Image.fromarray(pixels).resize((160, 120)).save(folder / "photos" / f"{number}.png")
-    few, crops, runs = folder / "few.txt", folder / "crops", folder / "ws" / "runs"
-    sizes = [part for setting in SMALL for part in ("--set", setting)]
-    for command in (
-        ["embed-text", few],
-        ["build-orp-bank", folder / "photos", "--crops-per-image", "2"],
-        ["pretrain", "--steps", "2", "-o", runs / "pretrained", *sizes],
-        ["render-words", few, "-o", crops, "--count", "12", "--style", "clean"],
-        ["finetune", "--data", crops, "--from", "none", "--steps", "2", "-o", runs / "finetuned", *sizes],
-        ["export", runs / "finetuned", "--to", "onnx", "-o", folder / "model.onnx"],
-    ):
-        assert run_command([*map(str, command), "--workspace", str(folder / "ws"), "--quiet"]) == 0, command[0]
-    named = {
-        "WORDS": folder / "words.txt",
-        "FEW_WORDS": few,
-        "PHOTOS": folder / "photos",
-        "WORKSPACE": folder / "ws",
-        "PRETRAINED": runs / "pretrained",
-        "FINETUNED": runs / "finetuned",
-        "CROPS": crops,
-        "ONNX": folder / "model.onnx",
-        "IMAGE": next(crops.rglob("*.jpg")),
-        "OUT": folder / "out",
-        "FIGURE": folder / "figure.svg",
-    }
-    return {name: str(path) for name, path in named.items()}
+    names = {"WORDS": "words.txt", "FEW_WORDS": "few.txt", "PHOTOS": "photos", "OUT": "out", "FIGURE": "figure.svg"}
+    return {name: str(folder / file) for name, file in names.items()}
+
+
+@pytest.fixture(scope="module")
+def pretrained(inputs: Named, tmp_path_factory: pytest.TempPathFactory) -> Named:
+    """A workspace with stores and a run of two steps."""
+    workspace = tmp_path_factory.mktemp("pretrained")
+    run = workspace / "runs" / "pretrained"
+    dptr(workspace, "embed-text", inputs["FEW_WORDS"])
+    dptr(workspace, "build-orp-bank", inputs["PHOTOS"], "--crops-per-image", "2")
+    dptr(workspace, "pretrain", "--steps", "2", "-o", run, *SMALL)
+    return {"WORKSPACE": str(workspace), "PRETRAINED": str(run)}
+
+
+@pytest.fixture(scope="module")
+def exported(inputs: Named, tmp_path_factory: pytest.TempPathFactory) -> Named:
+    """A recogniser of two steps as ONNX, and a crop to read."""
+    workspace = tmp_path_factory.mktemp("exported")
+    crops, run, model = workspace / "crops", workspace / "run", workspace / "model.onnx"
+    dptr(workspace, "render-words", inputs["FEW_WORDS"], "-o", crops, "--count", "12", "--style", "clean")
+    dptr(workspace, "finetune", "--data", crops, "--from", "none", "--steps", "2", "-o", run, *SMALL)
+    dptr(workspace, "export", run, "--to", "onnx", "-o", model)
+    return {"ONNX": str(model), "IMAGE": str(next(crops.rglob("*.jpg")))}
+
+
+def dptr(workspace: Path, *arguments: object) -> None:
+    """Run a command in this process; it must succeed."""
+    assert run_command([*map(str, arguments), "--workspace", str(workspace), "--quiet"]) == 0, arguments[0]
+
+
+#: Word in capitals -> the fixture that knows what it stands for.
+STAND_INS = {
+    **dict.fromkeys(("WORDS", "FEW_WORDS", "PHOTOS", "OUT", "FIGURE"), "inputs"),
+    **dict.fromkeys(("WORKSPACE", "PRETRAINED"), "pretrained"),
+    **dict.fromkeys(("ONNX", "IMAGE"), "exported"),
+}
 
 
 @pytest.fixture
@@ -99,9 +115,13 @@ def test_every_program_names_its_smallest_size() -> None:
 @pytest.mark.usefixtures("_as_a_program")
 @pytest.mark.parametrize("path", [path for path in PROGRAMS if smallest_size(path)], ids=lambda path: path.name)
 def test_it_runs(
-    path: Path, stand_ins: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [stand_ins.get(word, word) for word in shlex.split(smallest_size(path) or "")]
+    arguments = shlex.split(smallest_size(path) or "")
+    for place, word in enumerate(arguments):
+        if word in STAND_INS:
+            arguments[place] = request.getfixturevalue(STAND_INS[word])[word]
+    capsys.readouterr()
     monkeypatch.setattr(sys, "argv", [str(path), *arguments])
     try:
         runpy.run_path(str(path), run_name="__main__")
