@@ -61,7 +61,8 @@ def main() -> None:
     print(f"the right prompt first: {top1.mean():.1%}, among the first five: {top5.mean():.1%}")
     for least, most in ((3, 5), (6, 8), (9, 12)):
         some = np.array([least <= len(word) <= most for word in words])
-        print(f"  of {least} to {most} letters: {top1[some].mean():.1%} of {some.sum()}")
+        if some.any():
+            print(f"  of {least} to {most} letters: {top1[some].mean():.1%} of {some.sum()}")
     photos = photo_paths(arguments.photos) if arguments.photos else packaged_photos()
     others = image_vectors(images, [rectangle(photos[i % len(photos)], rng) for i in range(len(words))]) @ texts.T
     groups = {

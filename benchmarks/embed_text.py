@@ -22,8 +22,9 @@ import torch
 import transformers
 
 from dptr.cache.progress import set_quiet
+from dptr.pipeline.choices import Precision
 from dptr.pipeline.clip import bundled as bundled_clip
-from dptr.pipeline.clip.loading import Clip, Precision, load_clip
+from dptr.pipeline.clip.loading import Clip, load_clip
 from dptr.pipeline.clip.text_tower import TextTower
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.pipeline.text.templates import Template

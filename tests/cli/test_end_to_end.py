@@ -25,13 +25,22 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a word list, photos and rendered crops, and a workspace in which every stage has run."""
+    """A folder with a word list and photos; ``test_the_whole_way`` works in its ``ws``, nobody else needs that."""
     folder = tmp_path_factory.mktemp("place")
     (folder / "words.txt").write_text("\n".join(WORDS) + "\n")
     (folder / "photos").mkdir()
     for number in range(3):
         picture = Image.effect_mandelbrot((160, 120), (-2 + number * 0.3, -1.5, 1, 1.5), 50).convert("RGB")
         picture.save(folder / "photos" / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stores(place: Path) -> Path:
+    """A workspace with a prompt store and a bank."""
+    folder = place / "stores"
+    for command in (["embed-text", place / "words.txt", "--charset", "36"], ["build-orp-bank", place / "photos"]):
+        assert run_command([*map(str, command), "--workspace", str(folder), "--quiet"]) == 0
     return folder
 
 
@@ -88,7 +97,8 @@ def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str], monkeypa
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{picture}\n\n{picture}\n"))
     assert run(capsys, place, "read", tuned["out"], "-")["rows"] == 2
 
-    for name, more in ((pretrained["out"], []), (tuned["out"], ["--data", crops])):
+    readings: tuple[tuple[str, list[str | Path]], ...] = ((pretrained["out"], []), (tuned["out"], ["--data", crops]))
+    for name, more in readings:
         page = Path(run(capsys, place, "report", name, *more)["out"]).read_text(encoding="utf-8")
         assert "<svg" in page
         assert ("The noise" in page, "looks" in page) == ((not more), bool(more))
@@ -105,7 +115,7 @@ def test_a_clip_of_ones_own(place: Path, tmp_path: Path, capsys: pytest.CaptureF
     (tmp_path / "unseen.txt").write_text("\n".join(WORDS[20:30]))
     for name in ("seen", "unseen"):
         run(capsys, place, "render-words", tmp_path / f"{name}.txt", "-o", tmp_path / f"{name}.parquet")
-    data = ["--data", tmp_path / "seen.parquet", "--held-out", tmp_path / "unseen.parquet"]
+    data: list[str | Path] = ["--data", tmp_path / "seen.parquet", "--held-out", tmp_path / "unseen.parquet"]
     asked = [*data, "--photos", place / "photos", "--set", "clip.batch_size=4", "-o", tmp_path / "run"]
     trained = run(capsys, place, "train-clip", *asked, "--steps", "2")
     assert (trained["steps"], trained["metrics"]["prompts"]) == (2, 10)
@@ -162,9 +172,9 @@ def test_unknown_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:
     assert fail(capsys, "pretrain", "--recipes", "tiny")[0] == 2
 
 
-def test_store_of_another_encoder(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(place / "ws" / "prompts", tmp_path / "prompts")
-    shutil.copytree(place / "ws" / "orp", tmp_path / "orp")
+def test_store_of_another_encoder(stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(stores / "prompts", tmp_path / "prompts")
+    shutil.copytree(stores / "orp", tmp_path / "orp")
     manifest = tmp_path / "orp" / "manifest.json"
     value = json.loads(manifest.read_text())
     value["identity"]["weights"] = "0" * 64
@@ -187,8 +197,8 @@ def test_too_many_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(capsys.readouterr().out)["computed"] == 0
 
 
-def test_damaged_store_is_refused(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(place / "ws" / "prompts", tmp_path / "prompts")
+def test_damaged_store_is_refused(stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(stores / "prompts", tmp_path / "prompts")
     states = tmp_path / "prompts" / "part-00000.arrow"
     states.write_bytes(states.read_bytes()[:-100])
     code, line = fail(capsys, "pretrain", "--set", "noise.ratio=0", "--workspace", tmp_path)
@@ -197,9 +207,9 @@ def test_damaged_store_is_refused(place: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_pretrain_without_a_bank_says_what_to_do(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(place / "ws" / "prompts", tmp_path / "prompts")
+    shutil.copytree(stores / "prompts", tmp_path / "prompts")
     code, line = fail(capsys, "pretrain", "--workspace", tmp_path)
     assert code == 2
     assert "build-orp-bank" in line

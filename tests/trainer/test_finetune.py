@@ -182,8 +182,11 @@ def test_a_frozen_decoder_comes_out_as_it_went_in(tmp_path: Path) -> None:
 
 def test_without_merging_the_decoder_reads_all_image_tokens() -> None:
     model = Recognizer(recipe().replace("fmu", kind="none"), Charset("ab"), DIM)
-    memory = model.memory(torch.zeros(2, 3, 32, 128, dtype=torch.uint8))
-    assert memory.tokens.shape == (2, model.encoder.grid[0] * model.encoder.grid[1], DIM)
+    images = torch.randint(0, 256, (2, 3, 32, 128), dtype=torch.uint8)
+    tokens = model.tokens(images)
+    assert tokens.shape == (2, model.encoder.grid[0] * model.encoder.grid[1], DIM)
+    torch.testing.assert_close(model.memory(images).tokens, tokens)
+    assert (tokens[0] - tokens[1]).abs().max() > 1e-3
 
 
 def test_clips_own_image_tower_gives_the_tokens_that_a_bank_holds() -> None:

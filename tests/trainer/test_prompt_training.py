@@ -10,6 +10,7 @@ import torch
 from dptr.cache.charset import Charset
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.stores.manifest import FileRecord, Manifest
+from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
@@ -88,11 +89,18 @@ def test_noise_is_drawn_per_row_scaled_and_reproducible(store: PromptStore, bank
 
 def test_a_crop_with_too_few_tokens_repeats_them(bank: OrpBank) -> None:
     drawn = NoiseSource(bank, NoiseSettings(), None).draw(np.arange(5), 30, np.random.default_rng(0))
-    assert drawn.shape == (5, 30, DIM)
+    crops, positions = np.divmod(drawn[:, :, 0].round().astype(int), 1000)
+    assert positions.shape == (5, 30)
+    assert (crops == crops[:, :1]).all(), "a row draws from one crop"
+    for row in positions:
+        assert bank.tokens_per_crop / 2 < len(set(row.tolist())) <= bank.tokens_per_crop < 30
 
 
 def test_nearest_and_mixed_noise_come_from_the_neighbours(bank: OrpBank) -> None:
-    class Nearest:
+    class Nearest(Neighbours):
+        def __init__(self) -> None:
+            pass
+
         def of(self, rows: np.ndarray) -> np.ndarray:
             return np.full((len(rows), 4), 2)
 
@@ -132,7 +140,7 @@ def test_batches_hold_little_padding() -> None:
 
 
 def test_weights_set_how_often_a_row_comes() -> None:
-    order = BatchOrder(np.arange(2), np.ones(2), 10, 0, np.array([3.0, 1.0]))
+    order = BatchOrder(np.arange(2), np.ones(2, np.int64), 10, 0, np.array([3.0, 1.0]))
     drawn = np.concatenate([order.rows_of(step) for step in range(2000)])
     assert (drawn == 0).mean() == pytest.approx(0.75, abs=0.03)
 
@@ -159,7 +167,7 @@ def test_a_changed_charset_and_length_carry_over_what_both_have() -> None:
     assert torch.equal(target.head.weight[1], source.head.weight[3])  # c
     assert torch.equal(target.embedding.weight[2], source.embedding.weight[2])  # b
     assert torch.equal(target.embedding.weight[new.begin], source.embedding.weight[old.begin])
-    assert torch.equal(target.positions[:6], source.positions)
+    assert torch.equal(target.state_dict()["positions"][:6], source.state_dict()["positions"])
     assert load_weights(build_decoder(settings, 3, DIM), source.state_dict(), old, old).complete
 
 

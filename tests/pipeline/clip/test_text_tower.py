@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -137,7 +137,9 @@ def test_check_stops_what_differs(clip: Clip, monkeypatch: pytest.MonkeyPatch) -
     tower = TextTower(clip, Template())
     ids = tower.tokenize([Template().prompt(label) for label in LABELS])
     assert tower.check(ids) <= 1e-4
-    monkeypatch.setattr(tower._forward, "_keys_values", [(k, v * 1.01) for k, v in tower._forward._keys_values])
+    monkeypatch.setattr(
+        tower._forward, "_keys_values", [(k, v * 1.01) for k, v in cast(Any, tower._forward)._keys_values]
+    )
     with pytest.raises(DptrError, match="differ from transformers"):
         tower.check(ids)
 
@@ -153,7 +155,9 @@ def test_the_check_is_relative_to_the_size_of_the_states(
     tower = TextTower(scaled, Template())
     ids = tower.tokenize([Template().prompt(label) for label in LABELS])
     assert tower.check(ids) <= 1e-5
-    monkeypatch.setattr(tower._forward, "_keys_values", [(k, v * 1.01) for k, v in tower._forward._keys_values])
+    monkeypatch.setattr(
+        tower._forward, "_keys_values", [(k, v * 1.01) for k, v in cast(Any, tower._forward)._keys_values]
+    )
     with pytest.raises(DptrError, match="differ from transformers"):
         tower.check(ids)
 
@@ -179,7 +183,7 @@ def test_check_stops_what_differs_in_bf16(monkeypatch: pytest.MonkeyPatch) -> No
     tower = TextTower(load_clip("tiny", "bf16"), Template())
     ids = tower.tokenize([Template().prompt(label) for label in LABELS])
     tower.check(ids)
-    monkeypatch.setattr(tower._forward, "_keys_values", [(k, -v) for k, v in tower._forward._keys_values])
+    monkeypatch.setattr(tower._forward, "_keys_values", [(k, -v) for k, v in cast(Any, tower._forward)._keys_values])
     with pytest.raises(DptrError, match="differ from transformers"):
         tower.check(ids)
 
@@ -235,7 +239,9 @@ def test_metaclip_2_shares_its_prefix(tmp_path: Path) -> None:
     from transformers import MetaClip2Config, MetaClip2Model
 
     config = json.loads((bundled_clip.BUNDLED / "config.json").read_text())
-    sizes = {name: {**config[name], "model_type": f"metaclip_2_{name[:-7]}_model"} for name in config if "_con" in name}
+    sizes: dict[str, Any] = {
+        name: {**config[name], "model_type": f"metaclip_2_{name[:-7]}_model"} for name in config if "_con" in name
+    }
     torch.manual_seed(4)
     model = MetaClip2Model(MetaClip2Config(**sizes, projection_dim=128))
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):

@@ -35,17 +35,17 @@ SHA = hashlib.sha256(b"photo").hexdigest()
 def test_crops_stay_inside_and_within_the_ranges(
     width: int, height: int, area: float, other_area: float, aspect: float, other_aspect: float, number: int
 ) -> None:
-    areas, aspects = sorted((area, other_area)), sorted((aspect, other_aspect))
-    settings = CropSettings(8, *areas, *aspects, smallest_side=16)
+    (least, most), (narrow, wide) = sorted((area, other_area)), sorted((aspect, other_aspect))
+    settings = CropSettings(8, least, most, narrow, wide, smallest_side=16)
     box, _ = draw_crop((width, height), settings, 0, SHA, number)
     assert 0 <= box.x <= box.x + box.width <= width
     assert 0 <= box.y <= box.y + box.height <= height
     assert min(box.width, box.height) >= 16
     # Rounding to pixels and the smallest side may exceed a range, by no more than a pixel a side.
     if min(box.width, box.height) > 16:
-        assert (box.width - 1) * (box.height - 1) <= areas[1] * width * height
-        assert (box.width - 1) / (box.height + 1) <= aspects[1]
-        assert (box.width + 1) / (box.height - 1) >= aspects[0]
+        assert (box.width - 1) * (box.height - 1) <= most * width * height
+        assert (box.width - 1) / (box.height + 1) <= wide
+        assert (box.width + 1) / (box.height - 1) >= narrow
 
 
 def test_a_crop_depends_on_seed_photo_and_number_only() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,7 @@ from dptr.trainer.model.decoders.autoregressive import AutoregressiveDecoder
 from dptr.trainer.model.decoders.base import DecoderShape, Memory, Targets
 from dptr.trainer.model.decoders.parseq import ParseqDecoder, TwoStreamLayer
 from dptr.trainer.model.decoders.permutations import attention_masks, draw_permutations
-from dptr.trainer.model.layers import attention
+from dptr.trainer.model.layers import Attention, attention
 
 CHARSET = Charset("abcdef")
 LABELS = ["fade", "a", "bee", "decaf"]
@@ -36,7 +38,7 @@ def memory(rows: int = len(LABELS), tokens: int = 7) -> Memory:
     return Memory(torch.randn(rows, tokens, 12, generator=generator), padding)
 
 
-def plain_attention(attention: torch.nn.Module, x: Tensor, source: Tensor, allowed: Tensor) -> Tensor:
+def plain_attention(attention: Attention, x: Tensor, source: Tensor, allowed: Tensor) -> Tensor:
     """Multi-head attention head by head, with an additive mask."""
     dim = x.shape[-1]
     width = dim // attention.heads
@@ -67,7 +69,7 @@ def plain_logits(
     embedded = model.embedding(inputs) * model.shape.dim**0.5
     content = torch.cat([embedded[:, :1], embedded[:, 1:] + model.positions[: length - 1]], dim=1)
     query = model.positions[:length].expand(len(inputs), -1, -1)
-    for layer in model.layers:
+    for layer in cast(list[TwoStreamLayer], list(model.layers)):
         normed = layer.norm_content(content)
         query = plain_stream(layer, query, layer.norm_query(query), normed, memory, query_mask)
         content = plain_stream(layer, content, normed, normed, memory, content_mask)

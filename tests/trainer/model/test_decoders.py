@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,7 @@ SETTINGS = DecoderSettings(
 )
 
 
-def decoder(kind: str, seed: int = 0, **changes: object) -> Decoder:
+def decoder(kind: str, seed: int = 0, **changes: Any) -> Decoder:
     torch.manual_seed(seed)
     return build_decoder(SETTINGS.model_copy(update={"kind": kind, **changes}), len(CHARSET.characters), 12).eval()
 

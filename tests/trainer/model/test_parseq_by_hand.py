@@ -25,14 +25,14 @@ from dptr.trainer.model.decoders.permutations import attention_masks
 
 CHARSET = Charset("abc")
 #: Order as positions of [B] y1 y2 y3 [E] -> what y1, y2, y3, [E] may see of [B] y1 y2 y3.
-QUERY_MASKS = {
+QUERY_MASKS: dict[tuple[int, ...], list[str]] = {
     (0, 1, 2, 3, 4): ["1000", "1100", "1110", "1111"],
     (0, 4, 3, 2, 1): ["1011", "1001", "1000", "1000"],
     (0, 1, 3, 2, 4): ["1000", "1101", "1100", "1111"],
     (0, 2, 3, 1, 4): ["1011", "1000", "1010", "1111"],
 }
 #: The same orders -> what [B], y1, y2, y3 may see of themselves: all that was read before, and each itself.
-CONTENT_MASKS = {
+CONTENT_MASKS: dict[tuple[int, ...], list[str]] = {
     (0, 1, 2, 3, 4): ["1000", "1100", "1110", "1111"],
     (0, 4, 3, 2, 1): ["1000", "1111", "1011", "1001"],
     (0, 1, 3, 2, 4): ["1000", "1100", "1111", "1101"],
@@ -51,13 +51,13 @@ def see_through() -> ParseqDecoder:
     layer = decoder.layers[0]
     for name in ("norm_content", "norm_query", "norm_cross", "norm_feed_forward"):
         setattr(layer, name, nn.Identity())
-    decoder.norm = nn.Identity()  # type: ignore[assignment]
+    decoder.register_module("norm", nn.Identity())
     begin, root = 4, math.sqrt(4)
     with torch.no_grad():
         decoder.embedding.weight[begin, 0] = 1 / root
         decoder.embedding.weight[1:4, 1:] = torch.eye(3) / root
-        layer.self_attention.key_value.weight[4:] = torch.eye(4)  # type: ignore[union-attr]
-        layer.self_attention.out.weight.copy_(torch.eye(4))  # type: ignore[union-attr]
+        layer.self_attention.key_value.weight[4:] = torch.eye(4)
+        layer.self_attention.out.weight.copy_(torch.eye(4))
         decoder.head.weight.copy_(torch.eye(4) * 12 * math.log(2))
     return decoder
 
