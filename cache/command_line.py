@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 
 from dptr.cache import plain_json
+from dptr.cache.errors import TooManyRefused
 from dptr.cache.progress import set_quiet
 from dptr.cache.workspace import Workspace
 
@@ -29,6 +30,10 @@ LARGEST_SEED = 2**63 - 1
 MOST_WORKERS = 256
 
 Out = Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write to instead of the workspace's own.")]
+PromptsFolder = Annotated[
+    Path | None, typer.Option("--prompts", help="Prompt store to read instead of the workspace's own.")
+]
+OrpFolder = Annotated[Path | None, typer.Option("--orp", help="ORP bank to read instead of the workspace's own.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
 
 _COMMON = {
@@ -69,12 +74,14 @@ class Report:
     Attributes:
         figures: for programs: the object that ``--json`` prints. text: for people.
         lines: objects that ``--json`` prints before it, one a line.
+        problems: inputs that could not be used, one line each; with any, the command ends with exit code 4.
         answer: a query's result, printed as it comes, so that it need not fit into memory.
     """
 
     figures: dict[str, Any]
     text: str = ""
     lines: list[dict[str, Any]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     answer: "Answer | None" = None
 
 
@@ -106,7 +113,10 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[_Parameters, Re
             os.environ["DPTR_DEBUG"] = "1" if debug else ""
             given = {"workspace": Workspace(workspace), "services": calling.obj}
             filled_in = {name: given[name] for name in _FILLED_IN if name in parameters}
-            print_report(name, function(**filled_in, **arguments), as_json)  # type: ignore[call-arg]
+            report = function(**filled_in, **arguments)  # type: ignore[call-arg]
+            print_report(name, report, as_json)
+            if report.problems:
+                raise typer.Exit(TooManyRefused.exit_code)
 
         keyword = inspect.Parameter.KEYWORD_ONLY
         options = [p.replace(kind=keyword) for p in parameters.values() if p.name not in _FILLED_IN]
@@ -127,7 +137,9 @@ def figures_of(summary: Any) -> dict[str, Any]:
 
 
 def print_report(name: str, report: Report, as_json: bool) -> None:
-    """Print what a command came to on stdout."""
+    """Print what a command came to on stdout, and what it could not use on stderr."""
+    for problem in report.problems:
+        print(f"error: {problem}", file=sys.stderr)
     if report.answer is not None:
         _print_answer(name, report.answer, report.figures, as_json)
         return

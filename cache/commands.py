@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dptr.cache.command_line import Report, command, command_group
+from dptr.cache.command_line import OrpFolder, PromptsFolder, Report, command, command_group
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.workspace import Workspace
 
@@ -16,6 +16,8 @@ commands = command_group()
 def sql(
     workspace: Workspace,
     query: Annotated[str | None, typer.Argument(help="SQL; without it, an interactive prompt.")] = None,
+    prompts: PromptsFolder = None,
+    orp: OrpFolder = None,
 ) -> Report:
     """DuckDB over everything in the workspace: prompts, crops, neighbours, refused_text, refused_photos, runs, metrics.
 
@@ -28,7 +30,7 @@ def sql(
     from dptr.cache.sql.query import ask
 
     started = time.monotonic()
-    connection = views.connect(workspace)
+    connection = views.connect(workspace.with_stores(prompts, orp))
     figures = {"out": str(workspace.root)}
     if query is None:
         prompt(connection)

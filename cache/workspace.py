@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dptr.cache.errors import UserError
@@ -11,19 +11,25 @@ from dptr.cache.file_names import RUN_FILE
 
 @dataclass(frozen=True)
 class Workspace:
-    """One folder with ``prompts/``, ``orp/`` and ``runs/``."""
+    """One folder with ``prompts/``, ``orp/`` and ``runs/``; the ``other`` ones are stores that lie elsewhere."""
 
     root: Path
+    other_prompts: Path | None = None
+    other_orp: Path | None = None
+
+    def with_stores(self, prompts: Path | None, orp: Path | None = None) -> Workspace:
+        """Return the same workspace, with stores that lie elsewhere; None keeps its own."""
+        return replace(self, other_prompts=prompts, other_orp=orp)
 
     @property
     def prompts(self) -> Path:
         """The prompt store's folder."""
-        return self.root / "prompts"
+        return self.other_prompts or self.root / "prompts"
 
     @property
     def orp(self) -> Path:
         """The ORP bank's folder."""
-        return self.root / "orp"
+        return self.other_orp or self.root / "orp"
 
     @property
     def runs(self) -> Path:

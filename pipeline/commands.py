@@ -10,7 +10,9 @@ from dptr.cache.command_line import (
     LARGEST_SEED,
     MOST_WORKERS,
     Device,
+    OrpFolder,
     Out,
+    PromptsFolder,
     Report,
     Services,
     command,
@@ -145,6 +147,8 @@ def build_orp_bank(
 def mine_neighbours(
     workspace: Workspace,
     k: Annotated[int, typer.Option("-k", min=1, help="Crops for each prompt.")] = 32,
+    prompts: PromptsFolder = None,
+    orp: OrpFolder = None,
 ) -> Report:
     """Each prompt's nearest crops, for noise = nearest; `pretrain` does it by itself when its recipe asks for it.
 
@@ -152,7 +156,7 @@ def mine_neighbours(
     """
     from dptr.pipeline.neighbours import mine_neighbours as stage
 
-    summary = stage.mine_neighbours(workspace.prompts, workspace.orp, k)
+    summary = stage.mine_neighbours(prompts or workspace.prompts, orp or workspace.orp, k)
     figures = {**figures_of(summary), "quarantined": 0}
     return Report(figures, f"{summary.k} nearest crops of {summary.rows:,} prompts, recall {summary.recall:.3f}")
 

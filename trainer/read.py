@@ -33,10 +33,21 @@ class Reader:
         """
         readings: list[Reading] = []
         for start in range(0, len(images), self._batch_size):
-            pictures = [_open(image) for image in images[start : start + self._batch_size]]
-            pixels = np.stack([preprocess(picture, *self.recognizer.image_size) for picture in pictures])
-            readings += self.recognizer.read(torch.from_numpy(pixels).to(self._device))
+            readings += self._read_batch([_open(image) for image in images[start : start + self._batch_size]])
         return readings
+
+    def read_files(self, paths: Sequence[Path]) -> Iterator[Reading | UserError]:
+        """Yield a reading for each file in the order given, or what keeps it from being read."""
+        for start in range(0, len(paths), self._batch_size):
+            opened = [_opened(path) for path in paths[start : start + self._batch_size]]
+            readings = iter(self._read_batch([picture for picture in opened if isinstance(picture, Image.Image)]))
+            yield from (next(readings) if isinstance(found, Image.Image) else found for found in opened)
+
+    def _read_batch(self, pictures: Sequence[Image.Image]) -> list[Reading]:
+        if not pictures:
+            return []
+        pixels = np.stack([preprocess(picture, *self.recognizer.image_size) for picture in pictures])
+        return self.recognizer.read(torch.from_numpy(pixels).to(self._device))
 
 
 def load(run: str | Path = BUNDLED, device: str = "cpu") -> Reader:
@@ -79,3 +90,10 @@ def _open(image: Image.Image | Path | str) -> Image.Image:
         raise UserError(
             f"{image} cannot be read as a picture: {error}", "Leave it out, or save it anew as PNG or JPEG"
         ) from error
+
+
+def _opened(path: Path) -> Image.Image | UserError:
+    try:
+        return _open(path)
+    except UserError as error:
+        return error

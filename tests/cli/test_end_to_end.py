@@ -64,6 +64,22 @@ def fail(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[in
     return code, lines[0]
 
 
+def check_that_an_unreadable_image_does_not_keep_others_from_being_read(
+    capsys: pytest.CaptureFixture[str], recogniser: str, picture: Path, folder: Path
+) -> None:
+    folder.mkdir()
+    shutil.copy(picture, folder / "good.jpg")
+    (folder / "bad.jpg").write_bytes(picture.read_bytes()[:100])
+    assert run_command(["read", recogniser, str(folder), "--quiet"]) == 4
+    read = capsys.readouterr()
+    assert [line.split("\t")[0] for line in read.out.splitlines()] == [str(folder / "good.jpg")]
+    assert len(read.err.splitlines()) == 1
+    assert str(folder / "bad.jpg") in read.err
+    code, line = fail(capsys, "read", recogniser, folder / "bad.jpg")
+    assert code == 2
+    assert "bad.jpg" in line
+
+
 def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     embedded = run(capsys, place, "embed-text", place / "words.txt", "--charset", "36")
     assert embedded["rows"] == embedded["computed"] == len(WORDS)
@@ -94,6 +110,7 @@ def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str], monkeypa
     picture = next(crops.rglob("*.jpg"))
     read = run(capsys, place, "read", tuned["out"], picture)
     assert read["rows"] == 1
+    check_that_an_unreadable_image_does_not_keep_others_from_being_read(capsys, tuned["out"], picture, place / "mixed")
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{picture}\n\n{picture}\n"))
     assert run(capsys, place, "read", tuned["out"], "-")["rows"] == 2
 
@@ -127,6 +144,24 @@ def test_a_clip_of_ones_own(place: Path, tmp_path: Path, capsys: pytest.CaptureF
     code, line = fail(capsys, "train-clip", *data, "--from", place / "crops")
     assert code == 2
     assert "no run at" in line
+
+
+def test_stores_that_lie_elsewhere_can_be_named(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts, orp = tmp_path / "elsewhere" / "prompts", tmp_path / "elsewhere" / "orp"
+    run(capsys, place, "embed-text", place / "words.txt", "--charset", "36", "-o", prompts)
+    run(capsys, place, "build-orp-bank", place / "photos", "--crops-per-image", "3", "-o", orp)
+    # A workspace with nothing in it: all that is read here was named.
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    named = ["--prompts", prompts, "--orp", orp]
+    assert run(capsys, bare, "mine-neighbours", "-k", "2", *named)["rows"] == len(WORDS)
+    assert run(capsys, bare, "sql", "select count(*) from neighbours, crops", *named)["result"] == [[len(WORDS) * 9]]
+    trained = run(capsys, bare, "pretrain", "--steps", "2", *SMALL, *named)
+    assert trained["steps"] == 2
+    page = Path(run(capsys, bare, "report", trained["out"], *named)["out"]).read_text(encoding="utf-8")
+    assert "The noise" in page
 
 
 def test_missing_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

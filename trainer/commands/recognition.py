@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dptr.cache.command_line import Device, Report, Services, command, command_group
+from dptr.cache.command_line import Device, OrpFolder, PromptsFolder, Report, Services, command, command_group
+from dptr.cache.errors import UserError
 from dptr.cache.workspace import Workspace
 from dptr.trainer.choices import ExportTarget
 from dptr.trainer.commands.options import (
@@ -69,7 +70,7 @@ def read(
     ],
     device: Device = "auto",
 ) -> Report:
-    """Text and confidence of each image.
+    """Text and confidence of each image; one that cannot be read gets a line on stderr, and the exit code is 4.
 
     Example: dptr read sign.png
     """
@@ -83,12 +84,18 @@ def read(
     loaded = time.monotonic()
     named = [name for image in images for name in (sys.stdin.read().splitlines() if image == "-" else [image])]
     paths = list(find_images([Path(name) for name in named if name]))
-    readings = reader.read(paths)
-    seconds = time.monotonic() - loaded
-    lines = [{"image": str(path), **vars(reading)} for path, reading in zip(paths, readings, strict=True)]
-    text = "\n".join(f"{line['image']}\t{line['text']}\t{line['confidence']:.3f}" for line in lines)
-    figures = {"out": str(run), "rows": len(lines), "computed": len(lines), "quarantined": 0, "seconds": seconds}
-    return Report({**figures, "load_seconds": loaded - started}, text, lines)
+    read, problems = [], []
+    for path, reading in zip(paths, reader.read_files(paths), strict=True):
+        if isinstance(reading, UserError):
+            problems.append(str(reading))
+        else:
+            read.append({"image": str(path), **vars(reading)})
+    if not read:
+        raise UserError(f"none of {len(paths)} images could be read: {problems[0]}")
+    text = "\n".join(f"{line['image']}\t{line['text']}\t{line['confidence']:.3f}" for line in read)
+    figures = {"out": str(run), "rows": len(read), "computed": len(read), "quarantined": len(problems)}
+    times = {"seconds": time.monotonic() - loaded, "load_seconds": loaded - started}
+    return Report({**figures, **times}, text, read, problems=problems)
 
 
 @command(commands, "report")
@@ -98,6 +105,8 @@ def report(
     more: MoreData = None,
     out: OutFile = None,
     data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to show readings of.")] = None,
+    prompts: PromptsFolder = None,
+    orp: OrpFolder = None,
 ) -> Report:
     """One self-contained HTML page: curves, readings, and the noise or where the Feature Merge Unit looks.
 
@@ -108,7 +117,7 @@ def report(
 
     described = Run.load(workspace.find_run(run))
     crops = _crops(data, more, described)
-    candidates = [workspace.prompts, workspace.orp]
+    candidates = [prompts or workspace.prompts, orp or workspace.orp]
     stores = stage.matching_stores(described, candidates) if described.kind == "pretrain" else None
     summary = stage.report(described, out or described.folder / stage.FILE_NAME, crops, stores)
     lines = [str(summary.out)]

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dptr.cache.command_line import Device, Report, Services, command, command_group, figures_of
+from dptr.cache.command_line import (
+    Device,
+    OrpFolder,
+    PromptsFolder,
+    Report,
+    Services,
+    command,
+    command_group,
+    figures_of,
+)
 from dptr.cache.errors import UserError
 from dptr.cache.workspace import Workspace
 from dptr.trainer.choices import FmuKind, NoiseDraw, Sampling
@@ -40,6 +49,8 @@ def pretrain(
     workspace: Workspace,
     services: Services,
     recipe: RecipeName = "tiny",
+    prompts: PromptsFolder = None,
+    orp: OrpFolder = None,
     out: RunFolder = None,
     steps: Steps = None,
     seed: Seed = None,
@@ -61,6 +72,7 @@ def pretrain(
 
     flags: dict[str, str | None] = {"decoder.kind": decoder, "noise.draw": noise, "pretrain.sampling": sampling}
     settings = load_recipe(recipe, recipe_changes("pretrain", changes, steps, seed, flags))
+    workspace = workspace.with_stores(prompts, orp)
     store = PromptStore(workspace.prompts)
     bank = _open_bank(workspace, settings)
     folder = out or workspace.runs / default_name("pretrain", settings, stage.data_identity(store, bank))

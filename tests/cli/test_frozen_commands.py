@@ -1,0 +1,56 @@
+"""Commands and flags that people and scripts rely on: what is here stays, and what is new is added here and told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from dptr.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMON = "--debug --help --json --quiet --workspace"
+FROZEN = {
+    "build-orp-bank": "--clip --crops-per-image --device --dtype --exclude-near --exclude-threshold --max-bad --out "
+    "--precision --retry-quarantined --seed --tokens-per-crop --workers",
+    "demo": "--out",
+    "embed-text": "--ascii --case --charset --clip --column --context --device --dry-run --dtype --max-bad "
+    "--max-label-length --min-count --out --precision --shard-rows --states --template --unicode --unit",
+    "evaluate": "--data --device",
+    "export": "--data --half --out --to",
+    "finetune": "--charset --data --device --encoder --fmu --freeze --from --mix --out --recipe --seed --set --steps "
+    "--track --validation",
+    "mine-neighbours": "--orp --prompts -k",
+    "pack-crops": "--out",
+    "pretrain": "--decoder --device --noise --orp --out --prompts --recipe --sampling --seed --set --steps --track",
+    "read": "--device",
+    "render-words": "--count --fonts --out --photos --seed --style --workers",
+    "report": "--data --orp --out --prompts",
+    "sql": "--orp --prompts",
+    "train-clip": "--charset --clip --data --device --from --held-out --out --photos --recipe --seed --set --steps "
+    "--track",
+    "verify": "",
+}
+
+
+def flags_of(name: str) -> set[str]:
+    context = get_command(app).make_context("dptr", [name], resilient_parsing=True)
+    found = context.command.commands[name]  # type: ignore[attr-defined]
+    options = [option for option in found.get_params(context) if option.param_type_name == "option"]
+    return {max(option.opts, key=len) for option in options}
+
+
+def test_the_commands_are_the_frozen_ones() -> None:
+    assert set(get_command(app).commands) == set(FROZEN)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_the_flags_of_a_command_are_the_frozen_ones(name: str) -> None:
+    assert flags_of(name) == {*FROZEN[name].split(), *COMMON.split()}
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_every_command_is_told_of_in_readme_or_docs(name: str) -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    assert any(f"dptr {name}" in page.read_text(encoding="utf-8") for page in pages)
