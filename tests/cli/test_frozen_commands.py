@@ -15,7 +15,7 @@ FROZEN = {
     "build-orp-bank": "--clip --crops-per-image --device --dtype --exclude-near --exclude-threshold --max-bad --out "
     "--precision --retry-quarantined --seed --tokens-per-crop --workers",
     "demo": "--out",
-    "embed-text": "--ascii --case --charset --clip --column --context --device --dry-run --dtype --max-bad "
+    "embed-text": "--ascii --case --charset --clip --column --context --cover-pieces --device --dry-run --dtype --max-bad "
     "--max-label-length --min-count --out --precision --shard-rows --states --template --unicode --unit",
     "evaluate": "--data --device",
     "export": "--data --half --out --to",
