@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dptr.cache.charset import Charset, Normalization
+from dptr.cache.charset import Charset
+from dptr.cache.normalization import Normalization
 from dptr.cache.word_images.dataset import WordImages
 from dptr.cache.word_images.writer import write_word_images
 from dptr.cache.workspace import Workspace
