@@ -15,8 +15,9 @@ FROZEN = {
     "build-orp-bank": "--clip --crops-per-image --device --dtype --exclude-near --exclude-threshold --max-bad --out "
     "--precision --retry-quarantined --seed --tokens-per-crop --workers",
     "demo": "--out",
-    "embed-text": "--ascii --case --charset --clip --column --context --cover-pieces --device --dry-run --dtype --max-bad "
-    "--max-label-length --min-count --out --precision --shard-rows --states --template --unicode --unit",
+    "embed-text": "--ascii --case --charset --clip --column --context --cover-pieces --device --dry-run "
+    "--dtype --max-bad --max-label-length --min-count --out --precision --seed --shard-rows --states --template --unicode "
+    "--unit",
     "evaluate": "--data --device",
     "export": "--data --half --out --to",
     "finetune": "--charset --data --device --encoder --fmu --freeze --from --mix --out --recipe --seed --set --steps "
