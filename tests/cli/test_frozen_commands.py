@@ -16,8 +16,8 @@ FROZEN = {
     "--precision --retry-quarantined --seed --tokens-per-crop --workers",
     "demo": "--out",
     "embed-text": "--ascii --case --charset --clip --column --context --cover-pieces --device --dry-run "
-    "--dtype --max-bad --max-label-length --min-count --out --precision --seed --shard-rows --states --template --unicode "
-    "--unit",
+    "--dtype --max-bad --max-label-length --min-count --out --precision --seed --shard-rows --states --template "
+    "--unicode --unit",
     "evaluate": "--data --device",
     "export": "--data --half --out --to",
     "finetune": "--charset --data --device --encoder --fmu --freeze --from --mix --out --recipe --seed --set --steps "
