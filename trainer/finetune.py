@@ -16,8 +16,8 @@ from torch import Tensor
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
+from dptr.cache.word_images.augmentation import augment
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess, split
-from dptr.trainer.data.augmentation import augment
 from dptr.trainer.data.batch_order import BatchOrder
 from dptr.trainer.evaluate import read_word_images
 from dptr.trainer.metrics import score

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dptr.trainer.data.augmentation import (
+from dptr.cache.word_images.augmentation import (
     OPERATIONS,
     augment,
     invert,
