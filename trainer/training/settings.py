@@ -94,8 +94,9 @@ class TrainingSettings(Settings):
     batch_size: int = Field(default=128, ge=1, le=1_000_000)
     learning_rate: float = Field(default=1e-3, gt=0, le=100)
     weight_decay: float = Field(default=0.0, ge=0, le=100)
-    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    schedule: Literal["one-cycle", "cosine", "constant", "trapezoid"] = "one-cycle"
     warmup_share: float = Field(default=0.075, ge=0, le=1)
+    decay_share: float = Field(default=0.2, ge=0, le=1, description="of a trapezoid's steps")
     clip_norm: float = Field(default=20.0, ge=0, le=1e9, description="0: not clipped")
     accumulate: int = Field(default=1, ge=1, le=10_000)
     ema_decay: float = Field(default=0.0, ge=0, lt=1, description="0: no average is kept")

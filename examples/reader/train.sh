@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# The bundled recogniser, from nothing: words, fonts, photos and a few thousand real crops. One evening of two cores.
+#
+#   bash examples/reader/train.sh OUT PHOTOS REAL...
+#
+# PHOTOS is a folder of photos without text (the bundled one saw BSDS500), each REAL a folder of labelled crops with
+# labels.tsv (the bundled one saw the training crops of IIIT5K and ICDAR 2015). Words need Debian's wamerican and
+# wbritish; fonts are those that are installed: the more, the better. Whatever was made already is kept, so the script
+# goes on where it was stopped. Durations are those of two cores.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+out=$1 photos=$2
+shift 2
+mkdir -p "$out"
+
+# Words, fonts and the parting of the real crops: a minute.
+[ -e "$out/words" ] || python "$here/words.py" "$out/words"
+[ -e "$out/fonts" ] || python "$here/fonts.py" "$out/fonts"
+[ -e "$out/real" ] || python "$here/crops.py" "$@" -o "$out/real"
+
+# 440,000 rendered crops: a quarter of an hour.
+render() { # name, words, crops, style, fonts, seed
+  [ -e "$out/$1.lmdb" ] || dptr render-words "$out/words/$2.txt" -o "$out/$1.lmdb" --count "$3" --style "$4" \
+    --fonts "$out/fonts/$5" --photos "$photos" --seed "$6" --workers 2
+}
+render common common 60000 0.5 plain 1
+render common_hard common 60000 1.0 plain 5
+render common_more common 80000 0.6 plain 7
+render ornamental common 40000 0.5 ornamental 4
+render dictionary dictionary 60000 0.7 plain 3
+render dictionary_hard dictionary 80000 0.9 plain 8
+render other miscellaneous 60000 0.5 plain 2
+render other_hard miscellaneous 60000 0.9 plain 6
+
+# Training: two hours and a half. Real crops are a quarter of what it sees.
+rendered=(common common_hard common_more ornamental dictionary dictionary_hard other other_hard)
+mix=5,3,3,2,3,2,4,2
+data=() validation=()
+for name in "${rendered[@]}"; do data+=("$out/$name.lmdb"); done
+for crops in "$out"/real/*-train.lmdb; do
+  data+=("$crops")
+  mix=$mix,4
+done
+for crops in "$out"/real/*-validation.lmdb; do validation+=(--validation "$crops"); done
+dptr finetune --recipe reader --from none --mix "$mix" -o "$out/run" "${validation[@]}" --data "${data[@]}"
+
+dptr export "$out/run" --to safetensors --half -o "$out/english.safetensors"
+for crops in "$out"/real/*-validation.lmdb; do dptr evaluate "$out/english.safetensors" --data "$crops"; done
