@@ -210,9 +210,8 @@ def _load(settings: EmbedTextSettings) -> tuple[TextTower, dict[str, Any], float
         "case": settings.corpus.case,
         "normalization": asdict(settings.corpus.normalization),
         "prefix_ids": tower.prefix_ids,
+        **({"padding": clip.padding} if settings.context == "full" else {}),
     }
-    if settings.context == "full":
-        identity["padding"] = clip.padding
     return tower, identity, clip.load_seconds
 
 
@@ -294,8 +293,7 @@ def _encode(tower: TextTower, prompts: list[Prompt], settings: EmbedTextSettings
 
 def _check(tower: TextTower, prompts: list[Prompt]) -> None:
     spread = np.linspace(0, len(prompts) - 1, min(_PROMPTS_CHECKED, len(prompts))).astype(int)
-    worst = tower.check([prompts[index].token_ids for index in spread])
-    note(f"text states agree with transformers' own to {worst:.1e}")
+    note(f"text states agree with transformers' own to {tower.check([prompts[i].token_ids for i in spread]):.1e}")
 
 
 def _catalogues(out: Path, manifest: Manifest) -> list[Path]:
