@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.charset import Charset
-from dptr.cache.errors import DamagedStore
+from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.shards import States, StatesFile, StatesReader
@@ -26,6 +26,7 @@ CATALOGUE_SCHEMA = pa.schema(
         ("label_length", pa.int16()),
         ("n_tokens", pa.int16()),
         ("token_ids", pa.list_(pa.int32())),
+        ("token_letters", pa.list_(pa.int16())),  # how many of the label's characters each token stands for
         ("states_of", pa.int64()),  # the first row with the same states; case variants of one label share them
         ("count", pa.int64()),
         ("source", pa.string()),
@@ -87,6 +88,19 @@ class PromptStore:
         counts: NDArray[np.int64] = self._column("count", pa.int64()).to_numpy()
         return counts
 
+    def token_letters(self, rows: NDArray[np.int64]) -> list[NDArray[np.int16]]:
+        """Return how many of its label's characters each own token (after the prefix) of ``rows`` stands for.
+
+        Tokens of the template and the end stand for none.
+
+        Raises:
+            UserError: the store was made before token letters were kept.
+        """
+        lists = self._token_letters.take(pa.array(rows))
+        letters, offsets = lists.values.to_numpy(), lists.offsets.to_numpy()
+        own = offsets[:-1] + len(self.prefix)
+        return [letters[start:stop] for start, stop in zip(own.tolist(), offsets[1:].tolist(), strict=True)]
+
     def labels_of(self, rows: NDArray[np.int64]) -> list[str]:
         """Return the labels of ``rows`` in order."""
         labels: list[str] = self.labels.take(pa.array(rows)).to_pylist()
@@ -95,6 +109,16 @@ class PromptStore:
     def states(self, rows: NDArray[np.int64]) -> States:
         """Return the own states (after the prefix) and pooled vectors of ``rows``."""
         return self._reader.gather(rows)
+
+    @cached_property
+    def _token_letters(self) -> pa.ListArray:
+        for shard in self.manifest.shards:
+            if "token_letters" not in pq.read_schema(self.folder / f"{shard.name}.parquet").names:
+                raise UserError(
+                    f"{self.folder} does not say how many letters each token has: an earlier dptr made it",
+                    "Embed the text again: `dptr embed-text FILE -o FOLDER`, then --prompts FOLDER",
+                )
+        return self._column("token_letters", pa.list_(pa.int16()))
 
     def _column(self, name: str, kind: pa.DataType) -> pa.Array:
         parts = [

@@ -64,6 +64,18 @@ class TextTower:
         encoded = self._clip.tokenizer(prompts, padding=False, truncation=False, verbose=False)["input_ids"]
         return [list(row) for row in encoded]
 
+    def tokenize_with_places(self, prompts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Return for each prompt what :meth:`tokenize` does, and which characters (from, to) each token stands for."""
+        if not prompts:
+            return []
+        encoded = self._clip.tokenizer(
+            prompts, padding=False, truncation=False, verbose=False, return_offsets_mapping=True
+        )
+        return [
+            (list(ids), [(int(start), int(stop)) for start, stop in places])
+            for ids, places in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        ]
+
     def pieces(self) -> dict[int, str]:
         """Return the characters of every piece of the tokenizer by its id, in order; special tokens are no pieces.
 

@@ -39,6 +39,7 @@ def write_prompt_shard(
         "label_length": pa.array([len(label) for label, _ in rows], pa.int16()),
         "n_tokens": pa.array([len(prompt.token_ids) for _, prompt in rows], pa.int16()),
         "token_ids": pa.array([prompt.token_ids for _, prompt in rows], pa.list_(pa.int32())),
+        "token_letters": pa.array([prompt.token_letters for _, prompt in rows], pa.list_(pa.int16())),
         "states_of": pa.array(first_id + first_rows[of_prompt]),
         "count": pa.array([prompt.count for _, prompt in rows], pa.int64()),
         "source": [prompt.source for _, prompt in rows],

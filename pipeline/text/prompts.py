@@ -19,12 +19,14 @@ class Prompt:
     Attributes:
         labels: what its states are to be read as: the corpus's label, or the case variants of it.
         text: the prompt. token_ids: its tokens, begin and end included.
+        token_letters: how many of the label's characters each token stands for; 0 for the template's and the end.
         count: how often the label stood in the corpus. source: the file where it stood first.
     """
 
     labels: list[str]
     text: str
     token_ids: list[int]
+    token_letters: list[int]
     count: int
     source: str
 
@@ -45,15 +47,16 @@ def prompts_of(
     group: list[Prompt] = []
     for batch in batches:
         texts = [template.prompt(label) for label in batch.labels]
-        for label, text, token_ids, count, source in zip(
-            batch.labels, texts, tower.tokenize(texts), batch.counts.tolist(), batch.sources, strict=True
+        for label, text, (token_ids, places), count, source in zip(
+            batch.labels, texts, tower.tokenize_with_places(texts), batch.counts.tolist(), batch.sources, strict=True
         ):
             labels = _variants(label, settings, charset)
             reason = _refuse(labels, token_ids, tower)
             if reason is not None:
                 quarantine.refuse(source, None, label, reason)
                 continue
-            group.append(Prompt(labels, text, token_ids, count, source))
+            letters = template.letters_of(label, places)
+            group.append(Prompt(labels, text, token_ids, letters, count, source))
             if len(group) == size:
                 yield group
                 group = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dptr.cache.errors import UserError
@@ -35,6 +35,22 @@ class Template:
     def prompt(self, label: str) -> str:
         """Put a label into the sentence."""
         return self.text.replace("{label}", label)
+
+    def letters_of(self, label: str, places: Sequence[tuple[int, int]]) -> list[int]:
+        """Return how many of the label's characters each token of its prompt stands for.
+
+        A character that several tokens spell (in bytes) counts for the first of them.
+
+        Args:
+            label: what stands in the sentence. places: the characters (from, to) of each token, in order.
+        """
+        counted, last = len(self.before), len(self.before) + len(label)
+        letters = []
+        for start, stop in places:
+            new = max(0, min(stop, last) - max(start, counted))
+            letters.append(new)
+            counted = max(start, counted) + new
+        return letters
 
     def shared_tokens(self, tokenize: Callable[[list[str]], list[list[int]]]) -> list[int]:
         """Return the token ids that start every prompt, whatever the label.
