@@ -15,7 +15,7 @@ from dptr.cache.stores.prompts import PromptStore
 from dptr.trainer.data.noisy_memory import NoiseSource
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
-from dptr.trainer.pretrain import held_out_rows, read_prompts
+from dptr.trainer.pretrain import read_prompts, split_rows
 from dptr.trainer.training.runs import Run
 
 
@@ -31,7 +31,7 @@ def main() -> None:
         run = Run.load(folder)
         decoder = build_decoder(run.recipe.decoder, len(run.charset.characters), run.memory_dim)
         decoder.load_state_dict(run.weights())
-        rows, _ = held_out_rows(store, run.recipe)
+        rows, _ = split_rows(store, run.recipe)
         truths = [label.lower() for label in store.labels_of(rows)]
         noise = NoiseSource(bank, run.recipe.noise, None)
         line = f"{folder.name:28}{run.recipe.noise.ratio:11g}"

@@ -244,6 +244,8 @@ def parameter_groups(recognizer: Recognizer, recipe: Recipe, batches_per_epoch: 
         parts["encoder"][0].extend(recognizer.column_head.parameters())
     epochs = _frozen_epochs(settings.freeze, list(parts))
     steps = {part: round(epochs[part] * batches_per_epoch / settings.accumulate) for part in parts}
+    if all(steps[part] for part, (tensors, _) in parts.items() if tensors):
+        raise UserError(f"finetune.freeze = {settings.freeze!r} keeps every part as it came", "Leave one to learn")
     return [loop.ParameterGroup(tensors, rate, steps[part]) for part, (tensors, rate) in parts.items()]
 
 

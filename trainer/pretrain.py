@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -17,7 +18,8 @@ from dptr.cache.errors import UserError
 from dptr.cache.stores.manifest import require_same_encoder
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.trainer.data.batch_order import BatchOrder, held_out_mask
+from dptr.cache.validation import validation_position
+from dptr.trainer.data.batch_order import BatchOrder
 from dptr.trainer.data.noisy_memory import NoiseSource, noisy_memory
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
@@ -106,12 +108,12 @@ def pretrain(
     torch.manual_seed(recipe.pretrain.seed)
     decoder = build_decoder(recipe.decoder, len(store.charset.characters), store.dim).to(device)
     noise = None if bank is None else NoiseSource(bank, recipe.noise, neighbours)
-    held_out, training = held_out_rows(store, recipe)
+    validation, training = split_rows(store, recipe)
     task = loop.Task(
         model=decoder,
         batch=PromptBatches(store, noise, training, recipe),
         loss=lambda batch: decoder.loss(batch.memory.to(device), batch.targets.to(device)),
-        validate=lambda model: validate(model, store, noise, held_out, recipe, device),
+        validate=lambda model: validate(model, store, noise, validation, recipe, device),
         rows=lambda batch: len(batch.targets.inputs),
         groups=[loop.ParameterGroup(list(decoder.parameters()))],
         observers=[observer(track, out)] if track else [],
@@ -136,7 +138,7 @@ def validate(
     recipe: Recipe,
     device: torch.device,
 ) -> dict[str, float]:
-    """Read held-out labels from clean states and from states with the recipe's noise, case aside.
+    """Read validation labels from clean states and from states with the recipe's noise, case aside.
 
     CLIP folds case, so that states cannot tell it; ``accuracy_with_case`` shows what that costs.
     """
@@ -183,15 +185,27 @@ def decode_texts(logits: Tensor, charset: Charset) -> list[str]:
     return [charset.decode(row) for row in logits.argmax(-1).cpu().numpy()]
 
 
-def held_out_rows(store: PromptStore, recipe: Recipe) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return held-out and training rows; at most a tenth is held out."""
+def split_rows(store: PromptStore, recipe: Recipe) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows to validate on, at most ``validation_rows`` of those that are for it, and the rows to train on.
+
+    A label's side depends on the label and the seed alone, case aside: variants of case are never on both sides, and
+    growth of the store moves none.
+
+    Raises:
+        UserError: the store has too few labels.
+    """
     settings = recipe.pretrain
-    share = min(0.1, settings.validation_rows / len(store))
-    mask = held_out_mask(store, share, settings.seed)
-    held_out, training = np.flatnonzero(mask), np.flatnonzero(~mask)
-    if len(held_out) == 0 or len(training) == 0:
-        raise UserError(f"{store.folder} has {len(store)} rows, too few to hold some back", "Embed at least 100 labels")
-    return held_out, training
+    labels = pc.utf8_lower(store.labels).to_pylist()
+    positions = np.array([validation_position(label, settings.seed) for label in labels])
+    chosen = positions < settings.validation_share
+    validation, training = np.flatnonzero(chosen), np.flatnonzero(~chosen)
+    if len(validation) == 0 or len(training) == 0:
+        raise UserError(
+            f"{store.folder} has {len(store)} rows, too few to keep {settings.validation_share:g} for validation",
+            "Embed at least 100 labels, or change pretrain.validation_share",
+        )
+    first = validation[np.argsort(positions[validation], kind="stable")[: settings.validation_rows]]
+    return np.sort(first), training
 
 
 def _require_same_width(store: PromptStore, bank: OrpBank) -> None:

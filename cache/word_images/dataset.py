@@ -6,7 +6,6 @@ process asks.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import DptrError, UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.pictures import UnusablePicture, decode
+from dptr.cache.validation import validation_position
 from dptr.cache.word_images.form import Refused, Source
 from dptr.cache.word_images.sources import find_sources
 
@@ -141,27 +141,25 @@ class WordImages:
 
 
 def split(images: WordImages, share: float, seed: int) -> tuple[WordImages, WordImages]:
-    """Keep ``share`` of the images back, chosen by a hash of their keys, so that the order of the data does not matter.
+    """Choose about ``share`` of the images for validation, each by its own key and label: more data moves none.
 
     Returns:
-        The images to train on and those kept back, each in the order of the data.
+        The images to train on and those for validation, each in the order of the data.
 
     Raises:
         UserError: one of the two would be empty.
     """
-    kept_back = round(share * len(images))
-    if not 0 < kept_back < len(images):
+    positions = [validation_position(f"{sample.key}\t{sample.label}", seed) for sample in images.samples]
+    # Of few images none may fall below the share: the nearest to it is better than nothing.
+    limit = max(share, min(positions, default=0.0) + 1e-15)
+    chosen = [position < limit for position in positions]
+    if all(chosen):
         raise UserError(
-            f"cannot keep {share:g} of {len(images)} images back", "Give a share between 0 and 1, or more data"
+            f"cannot keep {share:g} of {len(images)} images for validation",
+            "Give a smaller validation_share, or more data",
         )
-
-    def rank(index: int) -> bytes:
-        sample = images.samples[index]
-        return hashlib.blake2b(f"{seed}\t{sample.key}\t{sample.label}".encode(), digest_size=8).digest()
-
-    chosen = sorted(range(len(images)), key=rank)[:kept_back]
-    back = set(chosen)
-    return images.only([index for index in range(len(images)) if index not in back]), images.only(sorted(back))
+    indices = range(len(images))
+    return images.only([i for i in indices if not chosen[i]]), images.only([i for i in indices if chosen[i]])
 
 
 def decode_crop(encoded: bytes) -> Image.Image:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
 from dptr.cache.charset import Charset
+from dptr.cache.errors import UserError
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
-from dptr.trainer.data.batch_order import BatchOrder, held_out_mask
+from dptr.trainer.data.batch_order import BatchOrder
 from dptr.trainer.data.noisy_memory import NoiseSource, noisy_memory, text_memory
 from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder
+from dptr.trainer.pretrain import split_rows
+from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.settings import DecoderSettings, NoiseSettings
 
 DIM = 4
@@ -145,13 +151,42 @@ def test_weights_set_how_often_a_row_comes() -> None:
     assert (drawn == 0).mean() == pytest.approx(0.75, abs=0.03)
 
 
-def test_held_out_rows_follow_the_label(store: PromptStore) -> None:
-    mask = held_out_mask(store, 0.5, 0)
-    sides: dict[str, set[bool]] = {}
-    for label, held_out in zip(store.labels.to_pylist(), mask.tolist(), strict=True):
-        sides.setdefault(label, set()).add(held_out)
-    assert all(len(side) == 1 for side in sides.values())
-    assert held_out_mask(store, 0.0, 0).sum() == 0
+def test_growth_of_a_store_moves_no_validation_row(tmp_path: Path) -> None:
+    recipe = Recipe().replace("pretrain", validation_rows=100_000)
+    words = [f"word{number}" for number in range(20_000)]
+
+    class Words:
+        folder = tmp_path
+
+        def __init__(self, labels: list[str]) -> None:
+            self.labels = pa.chunked_array([labels])
+
+        def __len__(self) -> int:
+            return len(self.labels)
+
+    small, large = Words(words[:2000]), Words([*reversed(words), *(word.upper() for word in words)])
+    chosen = [
+        {store.labels[int(row)].as_py() for row in split_rows(store, recipe)[0]}  # type: ignore[arg-type]
+        for store in (small, large)
+    ]
+    assert len(chosen[0]) == pytest.approx(100, abs=40)
+    assert chosen[0] <= chosen[1]
+    assert {word for word in chosen[1] if word in words[:2000]} == chosen[0]
+    assert {word.lower() for word in chosen[1] if word.isupper()} == {word for word in chosen[1] if word.islower()}
+
+
+def test_no_more_validation_rows_are_read_than_asked_for_and_none_is_trained_on(store: PromptStore) -> None:
+    recipe = Recipe().replace("pretrain", validation_share=0.6, validation_rows=7)
+    validation, training = split_rows(store, recipe)
+    labels = store.labels.to_pylist()
+    assert 0 < len(validation) <= 7
+    assert not {labels[row] for row in validation} & {labels[row] for row in training}
+
+
+@pytest.mark.parametrize("draw", ["nearest", "mixed"])
+def test_noise_of_neighbours_without_neighbours_is_an_error(bank: OrpBank, draw: Any) -> None:
+    with pytest.raises(UserError, match="mine-neighbours"):
+        NoiseSource(bank, NoiseSettings(draw=draw), None)
 
 
 def test_a_changed_charset_and_length_carry_over_what_both_have() -> None:

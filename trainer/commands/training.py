@@ -79,7 +79,7 @@ def pretrain(
     neighbours = _open_neighbours(workspace, services, bank, settings)
     summary = stage.pretrain(store, bank, neighbours, settings, folder, services.device(device), track)
     metrics = summary.metrics
-    text = f"{summary.steps:,} steps; held-out labels read from their states: {metrics['accuracy']:.1%} (case aside)"
+    text = f"{summary.steps:,} steps; validation labels read from their states: {metrics['accuracy']:.1%} (case aside)"
     if "accuracy_with_noise" in metrics:
         text += f", with noise {metrics['accuracy_with_noise']:.1%}"
     return Report(figures_of(summary), f"{text}\nrun: {summary.out}")
@@ -147,7 +147,7 @@ def finetune(
     lines = [
         *labels_left_out(images),
         *([f"{len(portrait):,} images taller than wide, such as {portrait[0]}"] if portrait else []),
-        f"{summary.steps:,} steps; held-back crops read: {metrics['accuracy']:.1%}, "
+        f"{summary.steps:,} steps; validation crops read: {metrics['accuracy']:.1%}, "
         f"{metrics['accuracy_36']:.1%} with 36 characters",
         f"run: {summary.out}",
     ]
@@ -241,18 +241,18 @@ def _open_neighbours(
 
 def _start_run(workspace: Workspace, start: str) -> "Trained | None":
     from dptr.trainer.model.model_file import BUNDLED, ModelFile
-    from dptr.trainer.training.runs import Run
+    from dptr.trainer.training.runs import Run, newest
 
     if start == "none":
         return None
     if start == "newest":
-        runs = [run for run in map(Run.load, workspace.run_folders()) if run.kind == "pretrain"]
-        if not runs:
+        found = newest(workspace.run_folders(), "pretrain")
+        if found is None:
             raise UserError(
                 f"no pre-trained run in {workspace.runs}",
                 "Run `dptr pretrain` first, or use --from none for the control",
             )
-        return runs[-1]
+        return found
     named = BUNDLED if start == "bundled" else workspace.find_run(start)
     trained = ModelFile.open(named) if named.is_file() else Run.load(named)
     if trained.kind == "clip":

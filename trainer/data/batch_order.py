@@ -7,23 +7,9 @@ batches, so that little is padding; then the window's batches are shuffled, so t
 from __future__ import annotations
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dptr.cache.stores.prompts import PromptStore
-
 _BATCHES_PER_WINDOW = 64
-
-
-def held_out_mask(store: PromptStore, share: float, seed: int) -> NDArray[np.bool_]:
-    """Choose rows for validation, shape (rows,): by label, so that variants of case are never on both sides.
-
-    A label's side depends on the seed and on when the label first appeared, so growth of the store moves none.
-    """
-    codes = pc.utf8_lower(store.labels).dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.uint64)
-    offset = np.uint64((seed + 1) * 0x9E3779B97F4A7C15 % 2**64)
-    chosen: NDArray[np.bool_] = _mix(codes + offset) < np.uint64(min(share, 1.0) * (2**64 - 2**11))
-    return chosen
 
 
 class BatchOrder:
@@ -57,11 +43,11 @@ class BatchOrder:
     def rows_of(self, step: int) -> NDArray[np.int64]:
         """Return the row numbers of batch ``step``, counted from 0 through all epochs."""
         epoch, batch = divmod(step, self.batches_per_epoch)
-        window, place = divmod(batch, _BATCHES_PER_WINDOW)
+        window, index = divmod(batch, _BATCHES_PER_WINDOW)
         if self._window_at != (epoch, window):
             self._window = self._cut_window(epoch, window)
             self._window_at = (epoch, window)
-        return self._window[place]
+        return self._window[index]
 
     def _cut_window(self, epoch: int, window: int) -> list[NDArray[np.int64]]:
         span = _BATCHES_PER_WINDOW * self._batch_size
@@ -80,11 +66,3 @@ class BatchOrder:
         if self._cumulative is None:
             return generator.permutation(len(self._rows))
         return np.searchsorted(self._cumulative, generator.random(len(self._rows))).clip(max=len(self._rows) - 1)
-
-
-def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser: neighbouring integers come out unrelated."""
-    with np.errstate(over="ignore"):
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return values ^ (values >> np.uint64(31))

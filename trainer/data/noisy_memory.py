@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dptr.cache.errors import UserError
 from dptr.cache.stores.prompts import PromptStore
 from dptr.trainer.model.decoders.base import Memory
 from dptr.trainer.training.settings import NoiseSettings
@@ -47,9 +48,17 @@ class NoiseSource:
     Args:
         bank: where the noise comes from. settings: how it is drawn.
         neighbours: each prompt's nearest crops; needed for ``nearest`` and ``mixed``.
+
+    Raises:
+        UserError: the neighbours are needed and missing.
     """
 
     def __init__(self, bank: OrpBank, settings: NoiseSettings, neighbours: Neighbours | None) -> None:
+        if settings.draw != "random" and neighbours is None:
+            raise UserError(
+                f"noise.draw = {settings.draw!r} needs each prompt's nearest crops, and there are none",
+                "Run `dptr mine-neighbours`, or draw at random: --set noise.draw=random",
+            )
         self._bank = bank
         self._settings = settings
         self._neighbours = neighbours
@@ -70,7 +79,7 @@ class NoiseSource:
 
     def _crops(self, rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
         anywhere = generator.integers(0, len(self._bank), len(rows))
-        if self._settings.draw == "random" or self._neighbours is None:
+        if self._neighbours is None or self._settings.draw == "random":
             return anywhere
         nearest = self._neighbours.of(rows)
         near: NDArray[np.int64] = nearest[np.arange(len(rows)), generator.integers(0, nearest.shape[1], len(rows))]

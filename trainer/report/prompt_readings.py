@@ -10,7 +10,7 @@ from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.trainer.data.noisy_memory import NoiseSource, text_memory
 from dptr.trainer.model.decoders import build_decoder
-from dptr.trainer.pretrain import held_out_rows, read_prompts
+from dptr.trainer.pretrain import read_prompts, split_rows
 from dptr.trainer.report.charts import scatter
 from dptr.trainer.report.mistakes import accuracy_by_length, confusions
 from dptr.trainer.report.page import Cell, Chart, Section, Table, text_row
@@ -24,7 +24,7 @@ def prompt_sections(run: Run, store: PromptStore, bank: OrpBank | None) -> list[
     """Read the held-out prompts, clean and with noise, and draw the noise."""
     decoder = build_decoder(run.recipe.decoder, len(run.charset.characters), run.memory_dim)
     decoder.load_state_dict(run.weights())
-    rows = np.random.default_rng(0).permutation(held_out_rows(store, run.recipe)[0])
+    rows = np.random.default_rng(0).permutation(split_rows(store, run.recipe)[0])
     noise = None if bank is None else NoiseSource(bank, run.recipe.replace("noise", draw="random").noise, None)
     ratios = [0.0] if noise is None else [0.0, run.recipe.noise.ratio, 1.0]
     readings = [read_prompts(decoder, store, rows, noise, ratio, torch.device("cpu")) for ratio in ratios]

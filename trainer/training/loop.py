@@ -8,26 +8,27 @@ runs and hence live in a file of their own.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from dptr.cache.errors import UserError
+from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.interrupts import deferred
-from dptr.cache.progress import progress
+from dptr.cache.progress import note, progress
 from dptr.cache.stores.lock import locked
 from dptr.trainer.training import step_log
-from dptr.trainer.training.checkpoint import MODEL, find_checkpoint, load_state, load_tensors, save_checkpoint
+from dptr.trainer.training.checkpoint import find_checkpoint, save_checkpoint
 from dptr.trainer.training.loader import load_batches
 from dptr.trainer.training.schedule import rate_factor
 from dptr.trainer.training.settings import TrainingSettings
+from dptr.trainer.training.state import TrainState
 from dptr.trainer.training.trackers import Observer
 
 Batch = TypeVar("Batch")
@@ -66,62 +67,6 @@ class Task(Generic[Batch]):
     observers: Sequence[Observer] = ()
 
 
-@dataclass
-class TrainState:
-    """All that resuming needs, saved and restored as one.
-
-    Attributes:
-        step: optimiser steps done.
-        best_score: highest validation score so far; best_step: where it was reached.
-        metrics: the newest validation metrics.
-        whole: whether weights, moments and log lines all belong to ``step``; only then is it worth saving.
-        buffers: the model's buffers as they were before the step under way.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    average: nn.Module | None
-    step: int = 0
-    best_score: float = -math.inf
-    best_step: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
-    whole: bool = True
-    buffers: list[Tensor] = field(default_factory=list)
-
-    def forget_unfinished_step(self) -> None:
-        """Take back what the forward pass of an unfinished step did to running statistics, such as batch norm's."""
-        for buffer, before in zip(self.model.buffers(), self.buffers, strict=False):
-            buffer.copy_(before)
-
-    def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Group all tensors by file name."""
-        groups = {MODEL: self.model.state_dict(), "optimizer": {}}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            groups["optimizer"] |= {f"{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
-        if self.average is not None:
-            groups["average"] = self.average.state_dict()
-        return groups
-
-    def numbers(self) -> dict[str, Any]:
-        """Everything that is not a tensor."""
-        best = None if math.isinf(self.best_score) else self.best_score
-        return {"step": self.step, "best_score": best, "best_step": self.best_step, "metrics": self.metrics}
-
-    def restore(self, folder: Path) -> None:
-        """Load a checkpoint folder into this state."""
-        numbers = load_state(folder)
-        self.model.load_state_dict(load_tensors(folder, MODEL))
-        if self.average is not None:
-            self.average.load_state_dict(load_tensors(folder, "average"))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in load_tensors(folder, "optimizer").items():
-            index, name = key.split(".", 1)
-            moments.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-        self.step, self.best_step, self.metrics = numbers["step"], numbers["best_step"], numbers["metrics"]
-        self.best_score = -math.inf if numbers["best_score"] is None else numbers["best_score"]
-
-
 def run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: torch.device) -> TrainState:
     """Train until ``settings.steps``, from the last checkpoint in ``folder`` when there is one.
 
@@ -129,6 +74,7 @@ def run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: tor
 
     Raises:
         UserError: the loss is no longer finite, the disk is full, or another process trains into ``folder``.
+        DamagedStore: the run has taken steps, and no checkpoint of it can be used.
         KeyboardInterrupt: passed on once the state is saved.
     """
     with locked(folder):
@@ -137,29 +83,29 @@ def run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: tor
 
 def _run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: torch.device) -> TrainState:
     state = _new_state(task, settings, device)
-    last = folder / "checkpoints" / "last"
-    found = find_checkpoint(last)
-    if found is not None:
-        state.restore(found)
-    step_log.keep_up_to(folder / METRICS_FILE, state.step)
-    step_log.keep_up_to(folder / TIMINGS_FILE, state.step)
+    _resume(folder, state, settings)
+    # The line of a step that an interrupt kept from being logged is written again.
+    logged = state.step - (state.unlogged is not None)
+    step_log.keep_up_to(folder / METRICS_FILE, logged)
+    step_log.keep_up_to(folder / TIMINGS_FILE, logged)
     if _is_done(state, settings):
         return state
-    interval = _Interval()
+    last, interval = folder / "checkpoints" / "last", _Interval()
     first, after = state.step * settings.accumulate, settings.steps * settings.accumulate
     batches = load_batches(task.batch, first, after, settings.workers)
     with progress("training", settings.steps, "steps", state.step) as shown:
         try:
+            _after_step(folder, state, task, settings, interval)
             while not _is_done(state, settings):
                 loss = _gradients(state, task, batches, settings, device, interval)
-                state.whole = False
-                norm = _update(state, settings)
-                state.step += 1
+                with deferred():
+                    norm = _update(state, settings)
+                    state.step, state.buffers = state.step + 1, []
+                    state.unlogged = {"loss": loss, "gradient_norm": norm}
                 shown.advance(detail=f"loss {float(loss):.3f}" if state.step % 20 == 0 else "")
-                _after_step(folder, state, task, settings, loss, norm, interval)
-                state.whole = True
+                _after_step(folder, state, task, settings, interval)
         except KeyboardInterrupt:
-            if state.whole:
+            if state.is_finite():
                 state.forget_unfinished_step()
                 _save(last, state)
             raise
@@ -168,7 +114,39 @@ def _run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: to
     return state
 
 
+def _resume(folder: Path, state: TrainState, settings: TrainingSettings) -> None:
+    """Restore the last checkpoint, or the best one where the last is damaged; a new run stays as it is.
+
+    Raises:
+        DamagedStore: the run has taken steps, and no checkpoint of it can be used.
+    """
+    checkpoints = folder / "checkpoints"
+    problems: list[str] = []
+    for name in ("last", "best"):
+        found = find_checkpoint(checkpoints / name)
+        if found is None:
+            if (checkpoints / name).exists():
+                problems.append(f"{checkpoints / name / 'state.json'} is missing")
+            continue
+        try:
+            state.restore(found)
+        except DamagedStore as error:
+            problems.append(error.problem)
+            continue
+        if problems:
+            note(f"{'; '.join(problems)}: goes on from {found}, at step {state.step}")
+        return
+    logged = step_log.last_step(folder / METRICS_FILE)
+    if logged > settings.checkpoint_every:
+        problems.append(f"{folder / METRICS_FILE} tells of step {logged} and {checkpoints} holds no checkpoint")
+    if problems:
+        advice = f"Restore it from a copy, or move {folder} away to train from the start"
+        raise DamagedStore("; ".join(problems), advice)
+
+
 def _is_done(state: TrainState, settings: TrainingSettings) -> bool:
+    if state.unlogged is not None:
+        return False
     out_of_patience = settings.patience > 0 and state.step - state.best_step >= settings.patience
     return state.step >= settings.steps or (out_of_patience and bool(state.metrics))
 
@@ -183,7 +161,11 @@ def _new_state(task: Task[Any], settings: TrainingSettings, device: torch.device
         for group in task.groups
     ]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    average = copy.deepcopy(task.model).requires_grad_(False) if settings.ema_decay > 0 else None
+    average = None
+    if settings.ema_decay > 0:
+        update = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
+        average = AveragedModel(task.model, multi_avg_fn=update)
+        average.requires_grad_(False)
     return TrainState(task.model, optimizer, average)
 
 
@@ -201,6 +183,7 @@ def _gradients(
     for group in state.optimizer.param_groups:
         for parameter in group["params"]:
             parameter.requires_grad_(state.step >= group["frozen_until"])
+    _keep_statistics_of_frozen_layers(state.model)
     total = torch.zeros((), device=device)
     for micro in range(settings.accumulate):
         torch.manual_seed(hash((settings.seed, state.step, micro)) & (2**63 - 1))
@@ -223,12 +206,17 @@ def _update(state: TrainState, settings: TrainingSettings) -> Tensor:
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     if state.average is not None:
-        with torch.no_grad():
-            for kept, new in zip(state.average.parameters(), state.model.parameters(), strict=True):
-                kept.lerp_(new, 1 - settings.ema_decay)
-            for buffer, newest in zip(state.average.buffers(), state.model.buffers(), strict=True):
-                buffer.copy_(newest)
+        state.average.update_parameters(state.model)
     return norm
+
+
+def _keep_statistics_of_frozen_layers(model: nn.Module) -> None:
+    """Batch norm moves its running statistics in every forward pass, whether or not its weights are trained."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
+            parameter.requires_grad for parameter in module.parameters()
+        ):
+            module.eval()
 
 
 def _after_step(
@@ -236,30 +224,34 @@ def _after_step(
     state: TrainState,
     task: Task[Any],
     settings: TrainingSettings,
-    loss: Tensor,
-    norm: Tensor,
     interval: _Interval,
 ) -> None:
-    """Log, validate and checkpoint where their turn has come."""
+    """Log, validate and checkpoint where their turn has come; done over when an interrupt cut it off."""
+    if state.unlogged is None:
+        return
     final = state.step == settings.steps
     to_log = state.step % settings.log_every == 0 or final
     to_save = state.step % settings.checkpoint_every == 0
-    if (to_log or to_save) and not math.isfinite(float(loss) + float(norm)):
+    if (to_log or to_save) and not state.is_finite():
         raise UserError(
-            f"at step {state.step} the loss is {float(loss)} and the gradient's norm {float(norm)}",
+            f"at step {state.step} the loss is {float(state.unlogged['loss'])} and the gradient's norm "
+            f"{float(state.unlogged['gradient_norm'])}",
             "Lower the learning rate or the clip norm",
         )
     line: dict[str, Any] = {}
     if to_log:
         rate = settings.learning_rate * rate_factor(state.step - 1, settings)
-        line = {"step": state.step, "loss": float(loss), "learning_rate": rate, "gradient_norm": float(norm)}
+        values = {name: float(value) for name, value in state.unlogged.items()}
+        line = {"step": state.step, **values, "learning_rate": rate}
         step_log.append(folder / TIMINGS_FILE, interval.summary(state.step))
         interval.reset()
     improved = False
     if state.step % settings.validate_every == 0 or final:
-        state.metrics = task.validate(state.model if state.average is None else state.average)
+        torch.manual_seed(hash((settings.seed, state.step)) & (2**63 - 1))
+        state.metrics = task.validate(state.trained)
         line = {"step": state.step, **line, **{f"validation_{key}": value for key, value in state.metrics.items()}}
-        improved = state.metrics["score"] > state.best_score
+        # Of this step already: an interrupt came before its checkpoint was whole.
+        improved = state.metrics["score"] > state.best_score or state.best_step == state.step
         if improved:
             state.best_score, state.best_step = state.metrics["score"], state.step
         interval.reset()
@@ -270,6 +262,7 @@ def _after_step(
     # The best comes first: once the last one names a best step, that checkpoint is there.
     if improved:
         _save(folder / "checkpoints" / "best", state)
+    state.unlogged = None
     if to_save:
         _save(folder / "checkpoints" / "last", state)
 

@@ -62,6 +62,16 @@ class Recipe(Settings):
         all_values = self.model_dump()
         return parse_recipe({**all_values, section: {**all_values[section], **values}}, "the recipe")
 
+    def defining(self, kind: Literal["pretrain", "finetune", "clip"], without_defaults: bool = False) -> dict[str, Any]:
+        """Return the keys that decide what a run of this kind comes to: not how it is run, nor other stages' keys."""
+        others = {"pretrain": {"encoder", "fmu", "finetune", "clip"}, "finetune": {"noise", "pretrain", "clip"}}
+        unread = others.get(kind, {"encoder", "fmu", "noise", "pretrain", "finetune"})
+        all_values = self.model_dump(exclude=unread, exclude_defaults=without_defaults)
+        all_values[kind] = {
+            key: value for key, value in all_values.get(kind, {}).items() if key not in PretrainSettings.HOW
+        }
+        return all_values
+
 
 def load_recipe(name: str, changes: Sequence[str] = (), parts: Mapping[str, Settings] | None = None) -> Recipe:
     """Read a recipe by its bundled name (``tiny``, ``small``, ``paper``) or from a TOML file.

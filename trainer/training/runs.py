@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -13,13 +14,17 @@ import torch
 from torch import Tensor
 
 from dptr.cache.charset import Charset
-from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.errors import DamagedStore, DptrError, UserError
+from dptr.cache.progress import note
 from dptr.cache.stores.files import atomic_path, write_json
 from dptr.cache.stores.lock import locked
 from dptr.trainer.training.checkpoint import MODEL, find_checkpoint, load_state, load_tensors
 from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
 
 RunKind = Literal["pretrain", "finetune", "clip"]
+
+#: 1 let the side of a row depend on how much data there was; 2 is :mod:`dptr.cache.validation`.
+_SPLIT = 2
 
 
 class Trained(Protocol):
@@ -55,7 +60,7 @@ class Run:
     Attributes:
         folder: where it is. kind: which stage made it. recipe: as resolved. charset: of its decoder.
         memory_dim: width of the memory its decoder reads.
-        data: identities of what it was trained on.
+        data: identities of what it was trained on. split: version of the rule that says which data is for validation.
     """
 
     folder: Path
@@ -64,6 +69,7 @@ class Run:
     charset: Charset
     memory_dim: int
     data: dict[str, Any]
+    split: int = _SPLIT
 
     @classmethod
     def load(cls, folder: Path) -> Run:
@@ -80,8 +86,16 @@ class Run:
             recipe = load_saved_recipe(
                 (folder / "recipe.toml").read_text(encoding="utf-8"), str(folder / "recipe.toml")
             )
-            return cls(folder, info["kind"], recipe, Charset(info["charset"]), info["memory_dim"], info["data"])
-        except (json.JSONDecodeError, KeyError) as error:
+            return cls(
+                folder,
+                info["kind"],
+                recipe,
+                Charset(info["charset"]),
+                info["memory_dim"],
+                info["data"],
+                info.get("split", 1),
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedStore(f"{path} cannot be read ({error})", "Train again into another folder") from error
 
     @property
@@ -119,9 +133,26 @@ class Run:
         return 0 if found is None else int(load_state(found)["step"])
 
 
+def newest(folders: Sequence[Path], kind: RunKind) -> Run | None:
+    """Return the last of ``folders`` (oldest first) that holds a run of this kind with weights; None without one.
+
+    Folders that cannot be read, and runs that have no checkpoint, are passed over and named.
+    """
+    for folder in reversed(folders):
+        try:
+            run = Run.load(folder)
+            if run.kind == kind:
+                run.weights()
+                return run
+        except DptrError as error:
+            note(f"passed over: {error.problem}")
+    return None
+
+
 def default_name(kind: RunKind, recipe: Recipe, data: dict[str, Any]) -> str:
     """Name a run by what fixes it, so that the same command finds the same run and goes on."""
-    digest = hashlib.sha256(json.dumps([recipe_to_toml(recipe), data], sort_keys=True).encode()).hexdigest()
+    fixed = [_SPLIT, recipe.defining(kind, without_defaults=True), data]
+    digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
     return f"{kind}-{recipe.decoder.kind}-{digest[:8]}"
 
 
@@ -147,7 +178,8 @@ def _start_or_continue(
             name
             for name, old, new in (
                 ("kind", known.kind, kind),
-                ("recipe", known.recipe, recipe),
+                ("recipe", known.recipe.defining(kind), recipe.defining(kind)),
+                ("way of choosing validation data", known.split, _SPLIT),
                 ("charset", known.charset, charset),
                 ("data", known.data, data),
             )
@@ -158,9 +190,10 @@ def _start_or_continue(
                 f"{folder} holds a run whose {' and '.join(differing)} differ from what is asked for now",
                 "Choose another folder with -o, or go back to the old settings and stores",
             )
-        return known
-    with atomic_path(folder / "recipe.toml") as temporary:
-        temporary.write_text(recipe_to_toml(recipe), encoding="utf-8")
+        if known.recipe != recipe:
+            _write_recipe(folder, recipe)
+        return replace(known, recipe=recipe)
+    _write_recipe(folder, recipe)
     from dptr import __version__
 
     info = {
@@ -168,7 +201,13 @@ def _start_or_continue(
         "charset": charset.characters,
         "memory_dim": memory_dim,
         "data": data,
+        "split": _SPLIT,
         "versions": {"dptr": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     write_json(folder / "run.json", info)
     return Run(folder, kind, recipe, charset, memory_dim, data)
+
+
+def _write_recipe(folder: Path, recipe: Recipe) -> None:
+    with atomic_path(folder / "recipe.toml") as temporary:
+        temporary.write_text(recipe_to_toml(recipe), encoding="utf-8")

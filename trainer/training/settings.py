@@ -110,8 +110,12 @@ class TrainingSettings(Settings):
 
 
 class PretrainSettings(TrainingSettings):
-    """Stage 2. ``sampling`` draws labels uniformly or by their corpus counts raised to ``count_power``."""
+    """Stage 2. ``sampling`` draws labels uniformly or by their corpus counts raised to ``count_power``.
 
+    ``validation_share`` of the labels is never trained on; at most ``validation_rows`` of them are read at a time.
+    """
+
+    validation_share: float = Field(default=0.05, gt=0, lt=1)
     validation_rows: int = Field(default=1000, ge=1, le=_LARGEST_COUNT)
     sampling: Literal["uniform", "count"] = "uniform"
     count_power: float = Field(default=0.5, ge=0, le=10)

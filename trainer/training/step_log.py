@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dptr.cache.errors import UserError
+from dptr.cache.progress import note
 from dptr.cache.stores.files import atomic_path
 
 
@@ -30,13 +31,27 @@ def keep_up_to(path: Path, step: int) -> None:
     """Drop the lines of later steps than ``step``; a file that is not there stays so."""
     if not path.is_file():
         return
-    kept: list[str] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            # A killed process can leave half a line at the very end; its step is taken again.
-            break
+    lines = _lines(path)
+    damaged = sum(logged is None for _, logged in lines[:-1])
+    if damaged:
+        note(f"{damaged} damaged lines left out of {path}")
     with atomic_path(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        kept = [f"{line}\n" for line, logged in lines if logged is not None and logged <= step]
+        temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def last_step(path: Path) -> int:
+    """Return the latest step of the log, 0 without one."""
+    return max((logged or 0 for _, logged in _lines(path)), default=0) if path.is_file() else 0
+
+
+def _lines(path: Path) -> list[tuple[str, int | None]]:
+    """Return each line with its step; None where it cannot be read (a killed process may leave half a line)."""
+    return [(line, _step_of(line)) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.trainer.training import checkpoint, loop, step_log
 from dptr.trainer.training.checkpoint import find_checkpoint, load_state, save_checkpoint
+from dptr.trainer.training.loader import load_batches
 from dptr.trainer.training.schedule import rate_factor
 from dptr.trainer.training.settings import TrainingSettings
 
@@ -110,9 +113,14 @@ def test_an_interrupt_during_validation_loses_no_log_line(tmp_path: Path) -> Non
     task.validate = interrupted_once(task.validate)
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", task=task)
-    assert load_state(tmp_path / "cut" / "checkpoints" / "last")["step"] == 3
+    assert load_state(tmp_path / "cut" / "checkpoints" / "last")["step"] == 4, "no step is lost"
+    assert not (tmp_path / "cut" / "checkpoints" / "best").exists(), "what was validated is step 4, and it was cut off"
     train(tmp_path / "cut")
     assert saved(tmp_path / "cut")[1] == saved(tmp_path / "whole")[1]
+    one, other = (saved(tmp_path / name)[0] for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    bests = [load_state(tmp_path / name / "checkpoints" / "best")["best_step"] for name in ("whole", "cut")]
+    assert bests[0] == bests[1]
 
 
 def test_the_best_checkpoint_is_there_once_the_last_one_names_it(
@@ -318,3 +326,95 @@ def test_half_a_line_at_the_end_of_the_log_is_dropped(tmp_path: Path) -> None:
     path.write_text(json.dumps({"step": 2}) + "\n" + json.dumps({"step": 4}) + '\n{"ste')
     step_log.keep_up_to(path, 3)
     assert path.read_text() == '{"step": 2}\n'
+
+
+def test_an_interrupt_while_the_best_checkpoint_is_written_still_leaves_a_best_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, calls = loop.save_checkpoint, itertools.count()
+
+    def interrupted(folder: Path, *rest: Any) -> None:
+        if folder.name == "best" and next(calls) == 0:
+            raise KeyboardInterrupt
+        save(folder, *rest)
+
+    monkeypatch.setattr(loop, "save_checkpoint", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut")
+    task = made_task()
+    task.validate = lambda network: {"score": -1e9}
+    train(tmp_path / "cut", changed(SETTINGS, steps=12), task)
+    assert load_state(tmp_path / "cut" / "checkpoints" / "best")["step"] == 4
+
+
+def test_damaged_lines_of_a_log_take_no_others_with_them(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 2}\n{"st\xff\n[]\n{"step": 4}\n{"step": 6}\n{"ste')
+    step_log.keep_up_to(path, 5)
+    assert path.read_text() == '{"step": 2}\n{"step": 4}\n'
+
+
+def test_a_last_checkpoint_without_its_state_gives_way_to_the_best(tmp_path: Path, capsys: Any) -> None:
+    train(tmp_path / "whole")
+    with pytest.raises(RuntimeError):
+        train(tmp_path / "cut", task=made_task(cut_at(10, RuntimeError)))
+    (tmp_path / "cut" / "checkpoints" / "last" / "state.json").unlink()
+    best = load_state(tmp_path / "cut" / "checkpoints" / "best")["step"]
+    train(tmp_path / "cut")
+    assert "state.json is missing" in (said := capsys.readouterr().err)
+    assert f"at step {best}" in said
+    assert saved(tmp_path / "cut")[1] == saved(tmp_path / "whole")[1]
+
+
+def test_a_run_without_any_checkpoint_never_silently_starts_anew(tmp_path: Path) -> None:
+    train(tmp_path / "run")
+    for name in ("last", "best"):
+        (tmp_path / "run" / "checkpoints" / name / "state.json").unlink()
+    with pytest.raises(DamagedStore, match=r"last/state\.json is missing"):
+        train(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(DamagedStore, match=r"metrics\.jsonl tells of step 12"):
+        train(tmp_path / "run")
+
+
+def test_frozen_batch_norm_keeps_its_statistics(tmp_path: Path) -> None:
+    task = made_task()
+    norm = task.model[3]
+    before = [norm.running_mean.clone(), norm.running_var.clone()]
+    others = [p for module in task.model[:3] for p in module.parameters()]
+    task.groups = [loop.ParameterGroup(others), loop.ParameterGroup(list(norm.parameters()), frozen_until=4)]
+    train(tmp_path / "a", changed(SETTINGS, steps=4), task)
+    assert torch.equal(norm.running_mean, before[0])
+    assert torch.equal(norm.running_var, before[1])
+    train(tmp_path / "b", changed(SETTINGS, steps=5), task)
+    assert not torch.equal(norm.running_mean, before[0])
+
+
+def test_the_average_is_an_exponential_one(tmp_path: Path) -> None:
+    task = made_task()
+    seen: list[Tensor] = []
+    loss = task.loss
+
+    def keeping(rows: Tensor) -> Tensor:
+        seen.append(task.model[0].weight.detach().clone())
+        return loss(rows)
+
+    task.loss = keeping
+    state = train(tmp_path / "run", changed(SETTINGS, steps=6), task)
+    weights = [*seen[1:], task.model[0].weight.detach()]
+    expected = weights[0]
+    for newer in weights[1:]:
+        expected = 0.5 * expected + 0.5 * newer
+    torch.testing.assert_close(state.trained[0].weight, expected)
+    kept = checkpoint.load_tensors(tmp_path / "run" / "checkpoints" / "last", "average")
+    assert set(kept) == set(task.model.state_dict()), "the names are the model's own"
+
+
+def test_workers_may_be_spawned(tmp_path: Path) -> None:
+    before = torch.multiprocessing.get_start_method()
+    torch.multiprocessing.set_start_method("spawn", force=True)
+    try:
+        batches = list(load_batches(functools.partial(torch.full, (2,)), 3, 6, workers=1))
+    finally:
+        torch.multiprocessing.set_start_method(before, force=True)
+    assert [batch.tolist() for batch in batches] == [[3, 3], [4, 4], [5, 5]]
