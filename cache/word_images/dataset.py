@@ -153,10 +153,10 @@ def split(images: WordImages, share: float, seed: int) -> tuple[WordImages, Word
     # Of few images none may fall below the share: the nearest to it is better than nothing.
     limit = max(share, min(positions, default=0.0) + 1e-15)
     chosen = [position < limit for position in positions]
-    if all(chosen):
+    if share <= 0 or all(chosen):
         raise UserError(
             f"cannot keep {share:g} of {len(images)} images for validation",
-            "Give a smaller validation_share, or more data",
+            "Give a share between 0 and 1, or more data",
         )
     indices = range(len(images))
     return images.only([i for i in indices if not chosen[i]]), images.only([i for i in indices if chosen[i]])
