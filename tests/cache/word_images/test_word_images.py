@@ -233,7 +233,11 @@ def test_split_depends_on_seed_and_keys_and_nothing_is_lost(tmp_path):
     assert kept_back.image(0).getpixel((0, 0))[0] == int(kept_back.samples[0].label[1:])
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 1.0])
+def test_of_few_images_at_least_one_is_for_validation(tmp_path):
+    assert [len(side) for side in split(many(tmp_path, 10), 0.001, seed=0)] == [9, 1]
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
 def test_split_never_leaves_a_side_empty(share, tmp_path):
     with pytest.raises(UserError, match="cannot keep"):
         split(many(tmp_path, 10), share, seed=0)
