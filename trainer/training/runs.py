@@ -174,12 +174,14 @@ def _start_or_continue(
 ) -> Run:
     if (folder / "run.json").is_file():
         known = Run.load(folder)
+        # Steps of both ways in one run would train on what it was validated with.
+        is_finished = known.step() >= getattr(recipe, kind).steps
         differing = [
             name
             for name, old, new in (
                 ("kind", known.kind, kind),
                 ("recipe", known.recipe.defining(kind), recipe.defining(kind)),
-                ("way of choosing validation data", known.split, _SPLIT),
+                ("way of choosing validation data", is_finished or known.split, is_finished or _SPLIT),
                 ("charset", known.charset, charset),
                 ("data", known.data, data),
             )

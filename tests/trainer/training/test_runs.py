@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -74,3 +75,14 @@ def test_freezing_every_part_is_one_line() -> None:
     with pytest.raises(UserError, match=r"finetune\.freeze = .*every part"):
         parameter_groups(recognizer, recipe, 10)
     assert parameter_groups(recognizer, recipe.replace("finetune", freeze="encoder:1 fmu:1"), 10)
+
+
+def test_a_run_with_another_choice_of_validation_data_is_not_gone_on_with_unless_it_is_finished(tmp_path: Path) -> None:
+    start(tmp_path / "run")
+    description = json.loads((tmp_path / "run" / "run.json").read_text())
+    del description["split"]  # as the first version wrote it
+    (tmp_path / "run" / "run.json").write_text(json.dumps(description))
+    with pytest.raises(DamagedStore, match="way of choosing validation data"):
+        start(tmp_path / "run")
+    save_checkpoint(tmp_path / "run" / "checkpoints" / "last", {"model": {"w": torch.ones(1)}}, {"step": 1000})
+    assert start(tmp_path / "run").split == 1
