@@ -17,13 +17,14 @@ from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.interrupts import deferred
 from dptr.cache.progress import note, progress
 from dptr.cache.stores.lock import locked
 from dptr.trainer.training import step_log
+from dptr.trainer.training.averaging import moving_average
 from dptr.trainer.training.checkpoint import find_checkpoint, save_checkpoint
 from dptr.trainer.training.loader import load_batches
 from dptr.trainer.training.schedule import rate_factor
@@ -163,8 +164,8 @@ def _new_state(task: Task[Any], settings: TrainingSettings, device: torch.device
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     average = None
     if settings.ema_decay > 0:
-        update = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
-        average = AveragedModel(task.model, multi_avg_fn=update)
+        # Batch norm's statistics belong to the weights they were gathered with: both are averaged, or neither fits.
+        average = AveragedModel(task.model, multi_avg_fn=moving_average(settings.ema_decay), use_buffers=True)
         average.requires_grad_(False)
     return TrainState(task.model, optimizer, average)
 

@@ -403,8 +403,9 @@ def test_the_average_is_an_exponential_one(tmp_path: Path) -> None:
     state = train(tmp_path / "run", changed(SETTINGS, steps=6), task)
     weights = [*seen[1:], task.model[0].weight.detach()]
     expected = weights[0]
-    for newer in weights[1:]:
-        expected = 0.5 * expected + 0.5 * newer
+    for count, newer in enumerate(weights[1:], start=1):
+        kept_share = min(0.5, (1 + count) / (10 + count))
+        expected = kept_share * expected + (1 - kept_share) * newer
     torch.testing.assert_close(state.trained[0].weight, expected)
     kept = checkpoint.load_tensors(tmp_path / "run" / "checkpoints" / "last", "average")
     assert set(kept) == set(task.model.state_dict()), "the names are the model's own"
