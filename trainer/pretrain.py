@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
-from dptr.cache.stores.manifest import require_same_encoder
+from dptr.cache.stores.manifest import Manifest, require_same_encoder
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.validation import validation_position
@@ -77,10 +77,16 @@ class PromptBatches:
 
 def data_identity(store: PromptStore, bank: OrpBank | None) -> dict[str, Any]:
     """What a run remembers of its stores: enough to notice that they changed."""
-    identity: dict[str, Any] = {"prompts": store.manifest.fingerprint()}
-    if bank is not None:
-        identity["orp"] = bank.manifest.fingerprint()
-    return identity
+    return {name: manifest.fingerprint() for name, manifest in _manifests(store, bank).items()}
+
+
+def _former_data_identity(store: PromptStore, bank: OrpBank | None) -> dict[str, Any]:
+    """What runs of the first version remember of the same stores."""
+    return {name: manifest.former_fingerprint() for name, manifest in _manifests(store, bank).items()}
+
+
+def _manifests(store: PromptStore, bank: OrpBank | None) -> dict[str, Manifest]:
+    return {"prompts": store.manifest} | ({"orp": bank.manifest} if bank is not None else {})
 
 
 def pretrain(
@@ -103,7 +109,8 @@ def pretrain(
         require_same_encoder(store.manifest, bank.manifest)
         _require_same_width(store, bank)
     _require_room(store, recipe)
-    runs.start_or_continue(out, "pretrain", recipe, store.charset, store.dim, data_identity(store, bank))
+    data, former_data = data_identity(store, bank), _former_data_identity(store, bank)
+    runs.start_or_continue(out, "pretrain", recipe, store.charset, store.dim, data, former_data)
     device = torch.device(device)
     torch.manual_seed(recipe.pretrain.seed)
     decoder = build_decoder(recipe.decoder, len(store.charset.characters), store.dim).to(device)

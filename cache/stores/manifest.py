@@ -79,10 +79,21 @@ class Manifest:
         return sum(shard.rows for shard in self.shards)
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return a short description that changes whenever identity or contents do."""
+        """Return a short description that changes whenever identity or contents do, whatever the encoder is called."""
+        identity = {key: value for key, value in self.identity.items() if key != "encoder"}
+        return {"rows": self.rows, "sha256": self._digest(identity)}
+
+    def former_fingerprint(self) -> dict[str, Any]:
+        """Return the description that runs of the first version remember, which changes with the encoder's name."""
+        return {"encoder": self.identity["encoder"], "rows": self.rows, "sha256": self._digest(self.identity)}
+
+    def is_described_by(self, known: object) -> bool:
+        """Return whether ``known``, which a run remembers, is this store's fingerprint, of today or of earlier."""
+        return known in (self.fingerprint(), self.former_fingerprint())
+
+    def _digest(self, identity: dict[str, Any]) -> str:
         contents = [record.sha256 for shard in self.shards for record in shard.files.values()]
-        digest = hashlib.sha256(json.dumps([self.identity, contents], sort_keys=True).encode()).hexdigest()
-        return {"encoder": self.identity["encoder"], "rows": self.rows, "sha256": digest}
+        return hashlib.sha256(json.dumps([identity, contents], sort_keys=True).encode()).hexdigest()
 
     def is_intact(self, folder: Path, name: str) -> bool:
         """Return whether a store-wide file is listed and is, to the last bit, what was committed."""

@@ -14,6 +14,8 @@ from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cli import run_command
+from dptr.trainer.report.report import matching_stores
+from dptr.trainer.training.runs import Run
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "first_format.tar.xz"
 SIZES = ["decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1"]
@@ -61,6 +63,14 @@ def test_pretrain_goes_on_with_its_run(old: Path, capsys: pytest.CaptureFixture[
     folder = str(old / "dptr_data" / "runs" / "pretrained")
     again = run(capsys, old, "pretrain", "--steps", "4", *changes, "-o", folder, "--device", "cpu")
     assert (again["steps"], again["computed"]) == (4, 0)
+
+
+def test_the_stores_that_a_run_remembers_are_known_again(old: Path) -> None:
+    run = Run.load(old / "dptr_data" / "runs" / "pretrained")
+    prompts, orp = old / "dptr_data" / "prompts", old / "dptr_data" / "orp"
+    assert "encoder" in run.data["prompts"]
+    assert run.data["prompts"] == PromptStore(prompts).manifest.former_fingerprint()
+    assert matching_stores(run, [prompts, orp]) is not None
 
 
 def test_a_model_reads(old: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import typer
 
 from dptr.cache.command_line import LARGEST_SEED
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import RUN_FILE
 from dptr.cache.workspace import Workspace
 from dptr.trainer.choices import Tracker
 
@@ -61,7 +62,7 @@ def recogniser_first(workspace: Workspace, names: list[str]) -> tuple[Path, list
     from dptr.trainer.model.model_file import BUNDLED, SUFFIX
 
     first = Path(names[0]) if names else None
-    if first is None or (first.exists() and first.suffix != SUFFIX and not (first / "run.json").is_file()):
+    if first is None or (first.exists() and first.suffix != SUFFIX and not (first / RUN_FILE).is_file()):
         return BUNDLED, names
     if names[0] == "-":
         return BUNDLED, names

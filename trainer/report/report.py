@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, RUN_FILE, TIMINGS_FILE
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
@@ -19,7 +20,6 @@ from dptr.trainer.report.charts import line_chart
 from dptr.trainer.report.image_readings import image_sections
 from dptr.trainer.report.page import Chart, Section, Table, render, text_row
 from dptr.trainer.report.prompt_readings import prompt_sections
-from dptr.trainer.training.loop import METRICS_FILE, TIMINGS_FILE
 from dptr.trainer.training.runs import Run
 
 FILE_NAME = "report.html"
@@ -109,7 +109,7 @@ def _points(lines: Sequence[dict[str, Any]], key: str) -> list[tuple[float, floa
 
 
 def _facts(run: Run) -> Section:
-    described = json.loads((run.folder / "run.json").read_text(encoding="utf-8"))
+    described = json.loads((run.folder / RUN_FILE).read_text(encoding="utf-8"))
     rows = [
         text_row("stage", run.kind),
         text_row("charset", f"{len(run.charset.characters)} characters: {run.charset.characters}"),
@@ -132,13 +132,13 @@ def _recipe(run: Run) -> Section:
 def matching_stores(run: Run, folders: Sequence[Path]) -> tuple[PromptStore, OrpBank | None] | None:
     """Open the prompt store and ORP bank that ``run`` was trained on, or None when they are no longer these."""
     prompts, orp = folders
-    if not (prompts / "manifest.json").is_file():
+    if not (prompts / MANIFEST_FILE).is_file():
         return None
     store = PromptStore(prompts)
     known: dict[str, Any] = run.data
-    if store.manifest.fingerprint() != known.get("prompts"):
+    if not store.manifest.is_described_by(known.get("prompts")):
         return None
     if "orp" not in known:
         return store, None
-    bank = OrpBank(orp) if (orp / "manifest.json").is_file() else None
-    return (store, bank) if bank is not None and bank.manifest.fingerprint() == known["orp"] else None
+    bank = OrpBank(orp) if (orp / MANIFEST_FILE).is_file() else None
+    return (store, bank) if bank is not None and bank.manifest.is_described_by(known["orp"]) else None

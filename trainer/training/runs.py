@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, DptrError, UserError
+from dptr.cache.file_names import RECIPE_FILE, RUN_FILE
 from dptr.cache.progress import note
 from dptr.cache.stores.files import atomic_path, write_json
 from dptr.cache.stores.lock import locked
@@ -78,14 +79,12 @@ class Run:
         Raises:
             UserError: not a run. DamagedStore: its description cannot be read.
         """
-        path = folder / "run.json"
+        path = folder / RUN_FILE
         if not path.is_file():
-            raise UserError(f"{folder} is not a run (no run.json)", "Name a folder that pretrain or finetune made")
+            raise UserError(f"{folder} is not a run (no {RUN_FILE})", "Name a folder that pretrain or finetune made")
         try:
             info = json.loads(path.read_text(encoding="utf-8"))
-            recipe = load_saved_recipe(
-                (folder / "recipe.toml").read_text(encoding="utf-8"), str(folder / "recipe.toml")
-            )
+            recipe = load_saved_recipe((folder / RECIPE_FILE).read_text(encoding="utf-8"), str(folder / RECIPE_FILE))
             return cls(
                 folder,
                 info["kind"],
@@ -157,22 +156,36 @@ def default_name(kind: RunKind, recipe: Recipe, data: dict[str, Any]) -> str:
 
 
 def start_or_continue(
-    folder: Path, kind: RunKind, recipe: Recipe, charset: Charset, memory_dim: int, data: dict[str, Any]
+    folder: Path,
+    kind: RunKind,
+    recipe: Recipe,
+    charset: Charset,
+    memory_dim: int,
+    data: dict[str, Any],
+    former_data: dict[str, Any] | None = None,
 ) -> Run:
     """Describe a new run, or check that an old one in ``folder`` is the same.
+
+    ``former_data`` is the same data as runs of an earlier version remember it.
 
     Raises:
         DamagedStore: the folder holds a run of another recipe or of other data.
         UserError: another process trains into it.
     """
     with locked(folder):
-        return _start_or_continue(folder, kind, recipe, charset, memory_dim, data)
+        return _start_or_continue(folder, kind, recipe, charset, memory_dim, data, former_data)
 
 
 def _start_or_continue(
-    folder: Path, kind: RunKind, recipe: Recipe, charset: Charset, memory_dim: int, data: dict[str, Any]
+    folder: Path,
+    kind: RunKind,
+    recipe: Recipe,
+    charset: Charset,
+    memory_dim: int,
+    data: dict[str, Any],
+    former_data: dict[str, Any] | None,
 ) -> Run:
-    if (folder / "run.json").is_file():
+    if (folder / RUN_FILE).is_file():
         known = Run.load(folder)
         # Steps of both ways in one run would train on what it was validated with.
         is_finished = known.step() >= getattr(recipe, kind).steps
@@ -183,7 +196,7 @@ def _start_or_continue(
                 ("recipe", known.recipe.defining(kind), recipe.defining(kind)),
                 ("way of choosing validation data", is_finished or known.split, is_finished or _SPLIT),
                 ("charset", known.charset, charset),
-                ("data", known.data, data),
+                ("data", known.data == former_data or known.data, known.data == former_data or data),
             )
             if old != new
         ]
@@ -206,10 +219,10 @@ def _start_or_continue(
         "split": _SPLIT,
         "versions": {"dptr": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-    write_json(folder / "run.json", info)
+    write_json(folder / RUN_FILE, info)
     return Run(folder, kind, recipe, charset, memory_dim, data)
 
 
 def _write_recipe(folder: Path, recipe: Recipe) -> None:
-    with atomic_path(folder / "recipe.toml") as temporary:
+    with atomic_path(folder / RECIPE_FILE) as temporary:
         temporary.write_text(recipe_to_toml(recipe), encoding="utf-8")

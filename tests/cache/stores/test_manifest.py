@@ -83,6 +83,15 @@ def test_fingerprint_follows_contents(tmp_path: Path) -> None:
     assert manifest.fingerprint() != before
 
 
+def test_fingerprint_does_not_depend_on_what_the_encoder_is_called(tmp_path: Path) -> None:
+    one, other = (Manifest("prompts", {"encoder": name, "weights": "a"}) for name in ("models/clip", "/models/clip"))
+    assert one.fingerprint() == other.fingerprint()
+    assert one.fingerprint() != Manifest("prompts", {"encoder": "models/clip", "weights": "b"}).fingerprint()
+    assert one.is_described_by(other.fingerprint())
+    assert one.is_described_by(one.former_fingerprint())
+    assert not one.is_described_by(other.former_fingerprint())
+
+
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
