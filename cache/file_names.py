@@ -20,3 +20,6 @@ RUN_FILE = "run.json"
 RECIPE_FILE = "recipe.toml"
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
+
+# In an ablation.
+ABLATION_ROWS = "rows.parquet"

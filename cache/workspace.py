@@ -36,6 +36,11 @@ class Workspace:
         """The folder that holds one folder per training run."""
         return self.root / "runs"
 
+    @property
+    def ablations(self) -> Path:
+        """The folder that holds one folder per ablation, and the runs that they share."""
+        return self.root / "ablations"
+
     def run_folders(self) -> list[Path]:
         """All runs, oldest first."""
         found = [path.parent for path in self.runs.glob(f"*/{RUN_FILE}")]

@@ -18,7 +18,14 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from dptr.cache.errors import DptrError, UserError
-from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, NEIGHBOURS_TABLE, QUARANTINE_FILE, RUN_FILE
+from dptr.cache.file_names import (
+    ABLATION_ROWS,
+    MANIFEST_FILE,
+    METRICS_FILE,
+    NEIGHBOURS_TABLE,
+    QUARANTINE_FILE,
+    RUN_FILE,
+)
 from dptr.cache.progress import note
 from dptr.cache.stores.manifest import Manifest, StoreKind
 from dptr.cache.workspace import Workspace
@@ -27,8 +34,8 @@ from dptr.cache.workspace import Workspace
 def connect(workspace: Workspace, prompts: Path | None = None, orp: Path | None = None) -> duckdb.DuckDBPyConnection:
     """Open an in-memory DuckDB with one view per table that exists; it can neither write nor read anything else.
 
-    Views: ``prompts``, ``crops``, ``neighbours``, ``refused_text``, ``refused_photos``, ``metrics`` and ``runs``. What
-    is damaged is named and left out.
+    Views: ``prompts``, ``crops``, ``neighbours``, ``refused_text``, ``refused_photos``, ``metrics``, ``runs`` and
+    ``ablations``. What is damaged is named and left out.
 
     Args:
         workspace: where stores and runs are.
@@ -47,6 +54,7 @@ def connect(workspace: Workspace, prompts: Path | None = None, orp: Path | None 
     )
     for folder, kind, rows_view, refused_view in stores:
         _add_store(connection, folder, kind, rows_view, refused_view)
+    _add_view(connection, "ablations", sorted(workspace.ablations.glob(f"*/{ABLATION_ROWS}")))
     if not tables(connection):
         raise UserError(
             f"nothing to query in {workspace.root}", "Run `dptr embed-text FILE` first, or give --workspace"

@@ -1,0 +1,292 @@
+"""Whole ablations on ten words: rows, what a kill leaves, what is shared, and budgets in seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image, ImageDraw
+
+from dptr.cache.errors import UserError
+from dptr.cache.file_names import ABLATION_ROWS, PREFIX_FILE
+from dptr.cache.sql.views import connect
+from dptr.cache.stores.manifest import FileRecord, Manifest
+from dptr.cache.stores.shards import States, write_shard, write_states
+from dptr.cache.workspace import Workspace
+from dptr.cli import SERVICES, run_command
+from dptr.trainer.ablation import trial as one_trial
+from dptr.trainer.ablation.ablate import AblationSummary, ablate
+from dptr.trainer.ablation.arms import open_data
+from dptr.trainer.ablation.grid import DataSet, load_grid
+from dptr.trainer.ablation.rows import read_rows
+from dptr.trainer.finetune import ImageBatch, ImageBatches
+
+WORDS = ["red", "oak", "tin", "sky", "map", "owl", "ice", "bun", "fog", "hut"]
+DIM = 16
+GRID = """
+seeds = [1, 2]
+base = "plain"
+[decoder]
+kind = "nrtr"
+dim = 16
+heads = 2
+feed_forward = 16
+memory_dim = 16
+[encoder]
+kind = "convolution"
+dim = 16
+channels = 4
+[fmu]
+queries = 4
+heads = 2
+[noise]
+ratio = 0.0
+[pretrain]
+steps = 3
+batch_size = 4
+[finetune]
+steps = 6
+batch_size = 4
+log_every = 2
+validate_every = 6
+checkpoint_every = 2
+[data.crops]
+path = "{place}/crops"
+[tests]
+same = "{place}/crops"
+other = "{place}/test"
+[arms.plain]
+[arms.pre-trained]
+start = "pretrain"
+"""
+
+
+def draw_crops(folder: Path, words: list[str]) -> None:
+    folder.mkdir()
+    for number, word in enumerate(words):
+        image = Image.new("RGB", (64, 20), "white")
+        ImageDraw.Draw(image).text((8, 4), word, fill="black")
+        image.save(folder / f"{number}.png")
+    lines = [f"{number}.png\t{word}\n" for number, word in enumerate(words)]
+    (folder / "labels.tsv").write_text("".join(lines), encoding="utf-8")
+
+
+def write_prompts(folder: Path) -> None:
+    """A prompt store of the words, a random vector each."""
+    drawn = np.random.default_rng(0).normal(size=(len(WORDS), DIM)).astype(np.float32)
+    catalogue = pa.table(
+        {
+            "label": WORDS,
+            "label_length": pa.array([3] * len(WORDS), pa.int16()),
+            "count": pa.array([1] * len(WORDS)),
+            "source": ["x"] * len(WORDS),
+        }
+    )
+    charset = "0123456789abcdefghijklmnopqrstuvwxyz"
+    manifest = Manifest("prompts", {"encoder": "t", "weights": "w", "charset": charset})
+    states = States(drawn, np.ones(len(WORDS), np.int64), drawn)
+    manifest.shards.append(write_shard(folder, 0, catalogue, states, "float32", {}))
+    write_states(folder / PREFIX_FILE, States(drawn[:1], np.array([1]), drawn[:1]), "float32")
+    manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
+    manifest.save(folder)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    draw_crops(tmp_path / "crops", WORDS)
+    draw_crops(tmp_path / "test", WORDS[:4])
+    return tmp_path
+
+
+def grid_file(place: Path, more: str = "", **changes: str) -> Path:
+    text = GRID.replace("{place}", str(place)) + more
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    path = place / "small.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def workspace(place: Path, name: str = "workspace") -> Workspace:
+    made = Workspace(place / name)
+    if not made.prompts.exists():
+        made.prompts.mkdir(parents=True)
+        write_prompts(made.prompts)
+    return made
+
+
+def run(place: Path, path: Path, name: str = "workspace", jobs: int = 1) -> AblationSummary:
+    return ablate(load_grid(path), path.stem, str(path), workspace(place, name), SERVICES, "cpu", jobs)
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without what a clock said."""
+    return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]
+
+
+def test_every_arm_seed_and_test_set_has_a_row_and_sql_sees_it(place: Path) -> None:
+    path = grid_file(place)
+    first = run(place, path)
+    assert (first.trials, first.computed, len(first.rows)) == (4, 4, 8)
+    assert [(row["arm"], row["seed"], row["test"]) for row in first.rows] == [
+        (arm, seed, test) for arm in ("plain", "pre-trained") for seed in (1, 2) for test in ("same", "other")
+    ]
+    for row in first.rows:
+        assert row["accuracy"] == np.mean(row["right"])
+        assert row["words"] == len(row["images"]) == (10 if row["test"] == "same" else 4)
+        assert (row["steps"], row["pretrain_steps"]) == (6, 3 if row["arm"] == "pre-trained" else 0)
+        assert row["seconds"] > 0
+        assert (row["pretrain_seconds"] > 0) == (row["arm"] == "pre-trained")
+    again = run(place, path)
+    assert (again.computed, again.rows) == (0, first.rows)
+    asked = "select ablation, count(*), sum(words) from ablations group by all"
+    assert connect(workspace(place)).execute(asked).fetchall() == [("small", 8, 56)]
+
+
+def test_a_renamed_arm_and_another_test_set_train_nothing_anew(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(place, grid_file(place))
+    draw_crops(place / "third", WORDS[4:6])
+    path = grid_file(place)
+    path.write_text(path.read_text().replace("pre-trained]", "text]").replace("place}/test", "place}/third"))
+
+    def trains(self: ImageBatches, number: int) -> ImageBatch:
+        raise AssertionError("trained anew")
+
+    monkeypatch.setattr(ImageBatches, "__call__", trains)
+    second = run(place, path)
+    assert [row["arm"] for row in second.rows[4:]] == ["text"] * 4
+    assert [row["run"] for row in second.rows] == [row["run"] for row in first.rows]
+
+
+@pytest.mark.parametrize("cut", [3, 15])
+def test_a_killed_ablation_goes_on_to_the_same_rows(place: Path, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
+    path = grid_file(place)
+    whole = run(place, path, "whole")
+    make, drawn = ImageBatches.__call__, 0
+
+    def dies(self: ImageBatches, number: int) -> ImageBatch:
+        nonlocal drawn
+        drawn += 1
+        if drawn == cut:
+            raise RuntimeError("killed")
+        return make(self, number)
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
+        patched.setattr(ImageBatches, "__call__", dies)
+        run(place, path, "cut")
+    kept = read_rows(workspace(place, "cut").ablations / "small" / ABLATION_ROWS)
+    assert len(kept) == 2 * ((cut - 1) // 6)
+    resumed = run(place, path, "cut")
+    assert resumed.computed == 4 - (cut - 1) // 6
+    assert timeless(resumed.rows) == timeless(whole.rows)
+    assert [row for row in resumed.rows if row in kept] == sorted(kept, key=lambda row: resumed.rows.index(row))
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_outright_is_resumed_by_the_same_command(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = grid_file(place)
+    whole = run(place, path, "whole")
+    target = workspace(place, "killed")
+    command = ["ablate", str(path), "--workspace", str(target.root), "--device", "cpu"]
+    process = subprocess.Popen([sys.executable, "-m", "dptr", *command], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    written = target.ablations / "small" / ABLATION_ROWS
+    deadline = time.monotonic() + 300
+    while not written.is_file() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert written.is_file()
+    capsys.readouterr()
+    assert run_command([*command, "--json", "--quiet"]) == 0
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (said["trials"], said["rows"]) == (4, 8)
+    assert timeless(read_rows(written)) == timeless(whole.rows)
+    assert "pre-trained" in (written.parent / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_side_by_side_gives_the_same_rows(place: Path) -> None:
+    path = grid_file(place)
+    assert timeless(run(place, path, "beside", jobs=2).rows) == timeless(run(place, path, "alone").rows)
+
+
+def test_arms_share_a_pre_training(place: Path) -> None:
+    few = '[arms.few]\nstart = "pretrain"\ndata.crops.crops = 8\n'
+    result = run(place, grid_file(place, few, **{"seeds = [1, 2]": "seeds = [1]"}))
+    assert {row["arm"]: row["crops"] for row in result.rows} == {"plain": 10, "pre-trained": 10, "few": 8}
+    assert len(list((workspace(place).ablations / "pretrained").iterdir())) == 1
+
+
+def test_fewer_crops_are_a_part_of_more_and_another_seed_draws_others(place: Path) -> None:
+    grid = load_grid(grid_file(place))
+
+    def drawn(crops: int, seed: int) -> set[str]:
+        recipe = grid.recipe_of("plain", "grid").replace("finetune", seed=seed)
+        data = {"crops": DataSet(path=str(place / "crops"), crops=crops)}
+        return {sample.label for sample in open_data(data, "36", recipe).samples}
+
+    assert len(drawn(3, 1)) == 3
+    assert drawn(3, 1) < drawn(6, 1) < drawn(10, 1) == set(WORDS)
+    assert len({frozenset(drawn(3, seed)) for seed in range(5)}) > 1
+
+
+def test_a_budget_of_seconds_becomes_steps_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed = '[arms.timed]\nseconds = 3.0\n[arms.timed-in-all]\nstart = "pretrain"\nseconds_in_all = 4.0\n'
+    monkeypatch.setattr(one_trial, "_seconds_a_step", lambda trial, place: 0.5)
+    assert load_grid(grid_file(place, timed)).choices("timed-in-all").seconds is None
+    monkeypatch.setattr(one_trial, "_start_seconds", lambda start: 0.0 if start is None else 1.6)
+    result = run(place, grid_file(place, timed))
+    steps = {row["arm"]: row["steps"] for row in result.rows}
+    assert steps == {"plain": 6, "pre-trained": 6, "timed": 6, "timed-in-all": 4}
+
+
+def test_an_arms_speed_is_measured_once_and_kept(place: Path) -> None:
+    path = grid_file(place, "[arms.timed]\nseconds = 0.3\n")
+    first = run(place, path)
+    speeds = list((workspace(place).ablations / "small" / "speeds").iterdir())
+    assert [speed.suffix for speed in speeds] == [".json"]
+    a_step = json.loads(speeds[0].read_text())["seconds_a_step"]
+    assert {row["steps"] for row in first.rows if row["arm"] == "timed"} == {int(0.3 / a_step)}
+    assert run(place, path).computed == 0
+
+
+def test_a_failing_arm_does_not_stop_the_others(place: Path) -> None:
+    path = grid_file(
+        place, "[arms.wild]\nfinetune.learning_rate = 90.0\nfinetune.clip_norm = 0.0\nfinetune.steps = 24\n"
+    )
+    with pytest.raises(UserError, match=r"2 runs of small failed: arm 'wild', seed 1: .*loss is nan"):
+        run(place, path)
+    kept = read_rows(workspace(place).ablations / "small" / ABLATION_ROWS)
+    assert {row["arm"] for row in kept} == {"plain", "pre-trained"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[arms.plain]", '[arms.plain]\ndata.crops.crops = 11', "has 10 usable crops, not 11"),
+        ("/crops\"\n[tests]", "/nowhere\"\nmade_by = 'dptr render-words'\n[tests]", "Make it first: dptr render-words"),
+        ("[arms.plain]", "[arms.plain]\n[arms.twin]", "arms 'plain' and 'twin' train the same"),
+        ('start = "pretrain"', 'start = "pretrain"\nprompts = "nowhere"', "Make it first: dptr embed-text"),
+        ('start = "pretrain"', 'start = "some-run"', "no run at some-run"),
+        ("ratio = 0.0", "ratio = 0.1", "Make it first: dptr build-orp-bank"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_named_before_anything_is_trained(place: Path, old: str, new: str, said: str) -> None:
+    path = grid_file(place)
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(UserError) as raised:
+        run(place, path)
+    assert said in str(raised.value)
+    assert not (workspace(place).ablations / "runs").exists()

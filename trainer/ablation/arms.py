@@ -1,0 +1,246 @@
+"""What a grid comes to: one trial for each arm and seed, and the pre-trainings that they start from.
+
+Both are plain values, so that another process can run them, and carry a key made of everything that fixes their result
+(recipe, data, stores, start). A folder is named by its key: whoever asks for the same again finds it, in this ablation
+or in another one of the workspace.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from dptr.cache.charset import Charset
+from dptr.cache.command_line import Services
+from dptr.cache.errors import UserError
+from dptr.cache.file_names import MANIFEST_FILE
+from dptr.cache.normalization import Normalization
+from dptr.cache.stores.orp import OrpBank
+from dptr.cache.stores.prompts import PromptStore
+from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.workspace import Workspace
+from dptr.trainer import finetune, pretrain
+from dptr.trainer.ablation.grid import NOTHING, PRETRAIN, Choices, DataSet, Grid
+from dptr.trainer.model.encoders import clip as clip_encoder
+from dptr.trainer.training.recipe import Recipe, parse_recipe, recipe_to_toml
+from dptr.trainer.training.runs import Run
+
+_STAGE_2_ALONE, _STAGE_3_ALONE = {"noise", "pretrain"}, {"encoder", "fmu", "finetune"}
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A decoder to pre-train: its recipe, its stores, where it goes."""
+
+    recipe: Recipe
+    prompts: Path
+    orp: Path | None
+    folder: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """One arm with one seed.
+
+    Attributes:
+        key: of everything that fixes the result. folder: of its run.
+        start: the pre-trained run's folder, which may have to be made first. start_kind: as the grid says it.
+        data: what it trains on. validation: what its best checkpoint is chosen by, or None.
+        tests: labelled crops by name. budget: seconds to train for instead of the recipe's steps, and whether
+            pre-training counts. clip: folder of the CLIP whose image tower it trains.
+    """
+
+    arm: str
+    seed: int
+    key: str
+    folder: Path
+    recipe: Recipe
+    start: Path | None
+    start_kind: str
+    charset: str
+    protocol: str
+    data: dict[str, DataSet]
+    validation: Path | None
+    tests: dict[str, Path]
+    budget: tuple[float, bool] | None = None
+    clip: Path | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All of an ablation, in the order in which it runs: every arm with the first seed, then with the second."""
+
+    pretrainings: list[Pretraining] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+
+
+def plan(grid: Grid, origin: str, workspace: Workspace, services: Services) -> Plan:
+    """Turn a grid into trials; everything that they need is opened once, so that mistakes show before the first hour.
+
+    Raises:
+        UserError, DamagedStore: data, a store or a run is missing or does not fit.
+    """
+    made = Plan()
+    for name, path in [*grid.tests.items(), ("validation", grid.validation)]:
+        if path is not None:
+            _require(Path(path), f"{name} crops", "")
+    for seed in grid.seeds:
+        for arm in grid.arms:
+            chosen, recipe = grid.choices(arm), _seeded(grid.recipe_of(arm, origin), seed)
+            start, recipe = _start(made, chosen, recipe, workspace, services)
+            trial = _trial(grid, arm, seed, chosen, recipe, start, workspace, services)
+            same = [known.arm for known in made.trials if known.key == trial.key]
+            if same:
+                raise UserError(f"{origin}: arms {same[0]!r} and {arm!r} train the same", "Leave one of them out")
+            made.trials.append(trial)
+    return made
+
+
+def open_data(trial_data: dict[str, DataSet], charset: str, recipe: Recipe) -> WordImages:
+    """Open the crops that a trial trains on; a smaller number of crops is a part of a larger one of the same seed.
+
+    Raises:
+        UserError: a data set is missing, has no usable label, or fewer crops than asked for.
+    """
+    paths = [_require(Path(str(data.path)), f"data {name!r}", data.made_by) for name, data in trial_data.items()]
+    images = _opened(tuple(paths), charset, recipe.decoder.max_label_length)
+    kept: list[int] = []
+    for number, (name, data) in enumerate(trial_data.items()):
+        rows = [row for row, sample in enumerate(images.samples) if sample.data_set == number]
+        if data.crops is not None and data.crops > len(rows):
+            raise UserError(f"data {name!r} has {len(rows):,} usable crops, not {data.crops:,}", "Ask for fewer")
+        ranked = sorted(rows, key=lambda row: _rank(images, row, recipe.finetune.seed))
+        kept += rows if data.crops is None else sorted(ranked[: data.crops])
+    return images.only(kept)
+
+
+def open_validation(path: Path, charset: str, recipe: Recipe) -> WordImages:
+    """Open the crops that checkpoints are chosen by."""
+    return _opened((path,), charset, recipe.decoder.max_label_length)
+
+
+def key_of(*parts: Any) -> str:
+    """Return a name for what the parts fix together."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def fingerprint(images: WordImages) -> str:
+    """Return the SHA-256 of names and labels, in order."""
+    listed = "\n".join(f"{sample.key}\t{sample.label}" for sample in images.samples)
+    return hashlib.sha256(listed.encode()).hexdigest()
+
+
+def _trial(
+    grid: Grid,
+    arm: str,
+    seed: int,
+    chosen: Choices,
+    recipe: Recipe,
+    start: Path | None,
+    workspace: Workspace,
+    services: Services,
+) -> Trial:
+    data = {name: each for name, each in chosen.data.items() if each.crops != 0}
+    if all(each.share is not None for each in data.values()):
+        recipe = recipe.replace("finetune", mix=",".join(f"{each.share:g}" for each in data.values()))
+    clip = None
+    if recipe.encoder.kind.startswith(clip_encoder.PREFIX):
+        clip = services.find_clip(recipe.encoder.kind.removeprefix(clip_encoder.PREFIX))
+        recipe = recipe.replace("encoder", config=clip_encoder.describe(clip))
+    recipe = _without(recipe, _STAGE_2_ALONE)
+    validation = None if grid.validation is None else Path(grid.validation)
+    budget = _budget(chosen)
+    fixed = recipe if budget is None else recipe.replace("finetune", steps=1)
+    key = key_of(
+        recipe_to_toml(fixed),
+        budget,
+        Charset.named(grid.charset).characters,
+        fingerprint(open_data(data, grid.charset, recipe)),
+        None if validation is None else fingerprint(open_validation(validation, grid.charset, recipe)),
+        None if start is None else start.name,
+    )
+    return Trial(
+        arm=arm,
+        seed=seed,
+        key=key,
+        folder=workspace.ablations / "runs" / key,
+        recipe=recipe,
+        start=start,
+        start_kind=chosen.start or NOTHING,
+        charset=grid.charset,
+        protocol=grid.protocol,
+        data=data,
+        validation=validation,
+        tests={name: Path(path) for name, path in grid.tests.items()},
+        budget=budget,
+        clip=clip,
+    )
+
+
+def _start(
+    made: Plan, chosen: Choices, recipe: Recipe, workspace: Workspace, services: Services
+) -> tuple[Path | None, Recipe]:
+    """Find out where an arm's decoder comes from; a pre-training that is asked for first joins the plan."""
+    start = chosen.start or NOTHING
+    if start == NOTHING:
+        return None, recipe
+    if start == PRETRAIN:
+        wanted = _pretraining(chosen, _without(recipe, _STAGE_3_ALONE), workspace, services)
+        if wanted.folder not in [known.folder for known in made.pretrainings]:
+            made.pretrainings.append(wanted)
+        return wanted.folder, recipe
+    run = Run.load(workspace.find_run(start))
+    run.weights()
+    for section, settings in finetune.parts_of(run).items():
+        recipe = recipe.replace(section, **settings.model_dump())
+    return run.folder, recipe
+
+
+def _pretraining(chosen: Choices, recipe: Recipe, workspace: Workspace, services: Services) -> Pretraining:
+    prompts = Path(chosen.prompts) if chosen.prompts else workspace.prompts
+    _require(prompts / MANIFEST_FILE, "prompt store", "dptr embed-text WORDS")
+    store, orp, bank = PromptStore(prompts), None, None
+    if recipe.noise.ratio > 0:
+        orp = Path(chosen.orp) if chosen.orp else workspace.orp
+        _require(orp / MANIFEST_FILE, "ORP bank", "dptr build-orp-bank PHOTOS")
+        bank = OrpBank(orp)
+        if recipe.noise.draw != "random":
+            services.mine_neighbours(prompts, orp, recipe.noise.neighbours)
+    key = key_of(recipe_to_toml(recipe), pretrain.data_identity(store, bank))
+    return Pretraining(recipe, prompts, orp, workspace.ablations / "pretrained" / key)
+
+
+def _seeded(recipe: Recipe, seed: int) -> Recipe:
+    return recipe.replace("pretrain", seed=seed).replace("finetune", seed=seed)
+
+
+def _without(recipe: Recipe, sections: set[str]) -> Recipe:
+    """Set the sections that a stage does not use to their defaults, so that they are no part of its identity."""
+    return parse_recipe(recipe.model_dump(exclude=sections | {"clip"}), "the recipe")
+
+
+def _budget(chosen: Choices) -> tuple[float, bool] | None:
+    if chosen.seconds is not None:
+        return chosen.seconds, False
+    return None if chosen.seconds_in_all is None else (chosen.seconds_in_all, True)
+
+
+def _require(path: Path, what: str, made_by: str) -> Path:
+    if not path.exists():
+        advice = f"Make it first: {made_by}" if made_by else "Paths are relative to the folder you are in"
+        raise UserError(f"no {what} at {path}", advice)
+    return path
+
+
+@cache
+def _opened(paths: tuple[Path, ...], charset: str, longest: int) -> WordImages:
+    return WordImages.open(paths, Charset.named(charset), Normalization(max_label_length=longest))
+
+
+def _rank(images: WordImages, row: int, seed: int) -> bytes:
+    sample = images.samples[row]
+    return hashlib.blake2b(f"{seed}\t{sample.key}\t{sample.label}".encode(), digest_size=8).digest()

@@ -1,0 +1,158 @@
+"""Run one trial: train a recogniser as its arm says, read the tests with it, and say what came of each image."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dptr.cache.charset import Charset
+from dptr.cache.errors import UserError
+from dptr.cache.file_names import TIMINGS_FILE
+from dptr.cache.stores.files import write_json
+from dptr.cache.stores.neighbours import Neighbours
+from dptr.cache.stores.orp import OrpBank
+from dptr.cache.stores.prompts import PromptStore
+from dptr.cache.word_images.dataset import WordImages
+from dptr.trainer.ablation.arms import Pretraining, Trial, fingerprint, key_of, open_data, open_validation
+from dptr.trainer.evaluate import read_word_images
+from dptr.trainer.finetune import finetune
+from dptr.trainer.metrics import field_score
+from dptr.trainer.model.recognizer import load_recognizer
+from dptr.trainer.pretrain import pretrain
+from dptr.trainer.training.recipe import Recipe, recipe_to_toml
+from dptr.trainer.training.runs import Run
+from dptr.trainer.training.settings import TrainingSettings
+
+#: Steps that are timed where a budget is given in seconds: the first third warms up.
+_TIMED_STEPS = 24
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where trials run: the ablation's own folder, and the device."""
+
+    folder: Path
+    device: str
+
+
+def run_pretraining(wanted: Pretraining, place: Place) -> None:
+    """Pre-train a decoder, or find it finished; goes on where it stopped."""
+    bank = None if wanted.orp is None else OrpBank(wanted.orp)
+    drawn = bank is not None and wanted.recipe.noise.draw != "random"
+    neighbours = Neighbours.open(wanted.prompts, bank) if drawn and bank is not None else None
+    pretrain(PromptStore(wanted.prompts), bank, neighbours, wanted.recipe, wanted.folder, place.device)
+
+
+def run_trial(trial: Trial, place: Place) -> list[dict[str, Any]]:
+    """Train and test; returns one row for each test set, with the columns of :mod:`~dptr.trainer.ablation.rows`.
+
+    Raises:
+        UserError: training fails, or there is no time left for it.
+    """
+    recipe = trial.recipe if trial.budget is None else _within(trial, place)
+    _train(trial, recipe, trial.folder, place)
+    run = Run.load(trial.folder)
+    recognizer = load_recognizer(run, place.device)
+    started_from = None if trial.start is None else Run.load(trial.start)
+    common = {
+        "arm": trial.arm,
+        "seed": trial.seed,
+        "run": trial.key,
+        "start": trial.start_kind,
+        "protocol": trial.protocol,
+        "steps": run.step(),
+        "seconds": training_seconds(trial.folder, recipe.finetune),
+        "pretrain_steps": 0 if started_from is None else started_from.step(),
+        "pretrain_seconds": _start_seconds(started_from),
+        "crops": len(open_data(trial.data, trial.charset, recipe)),
+        "parameters": sum(parameter.numel() for parameter in recognizer.parameters()),
+    }
+    rows = []
+    for name, path in trial.tests.items():
+        images = WordImages.open_as_written([path])
+        read = read_word_images(recognizer, images, torch.device(place.device))
+        texts = [reading.text for reading in read.readings]
+        rows.append({**common, "test": name, "test_sha256": fingerprint(images), **_judged(read, texts, trial)})
+    return rows
+
+
+def training_seconds(run: Path, settings: TrainingSettings) -> float:
+    """Return how long a run's steps took, without validation and without what a kill threw away."""
+    path, seconds, before = run / TIMINGS_FILE, 0.0, 0
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        timing = json.loads(line)
+        rows = (timing["step"] - before) * settings.batch_size * settings.accumulate
+        seconds += rows / timing["rows_per_second"]
+        before = timing["step"]
+    return seconds
+
+
+def _judged(read: Any, texts: list[str], trial: Trial) -> dict[str, Any]:
+    """Figures of a test set, and of each image that counts whether it was read right."""
+    charset = Charset.named(trial.protocol)
+    total = field_score(read.truths, texts, charset).score
+    if total is None:
+        raise UserError(f"no word of {', '.join(trial.tests)} counts with {trial.protocol} characters", "Name others")
+    single = [field_score([truth], [text], charset).score for truth, text in zip(read.truths, texts, strict=True)]
+    counted = [(key, score.accuracy == 1) for key, score in zip(read.keys, single, strict=True) if score is not None]
+    return {
+        "words": total.words,
+        "accuracy": total.accuracy,
+        "one_minus_ned": total.one_minus_ned,
+        "images": [key for key, _ in counted],
+        "right": [right for _, right in counted],
+    }
+
+
+def _train(trial: Trial, recipe: Recipe, folder: Path, place: Place) -> None:
+    images = open_data(trial.data, trial.charset, recipe)
+    validation = None if trial.validation is None else open_validation(trial.validation, trial.charset, recipe)
+    start = None if trial.start is None else Run.load(trial.start)
+    charset = Charset.named(trial.charset)
+    finetune(images, charset, start, recipe, folder, place.device, clip=trial.clip, validation=validation)
+
+
+def _start_seconds(run: Run | None) -> float:
+    return 0.0 if run is None else training_seconds(run.folder, getattr(run.recipe, run.kind))
+
+
+def _within(trial: Trial, place: Place) -> Recipe:
+    """Turn a budget of seconds into steps, so that the schedule fits and a killed run goes on to the same bits.
+
+    An arm's speed is measured once, with its first seed, and kept: all its seeds take the same number of steps.
+    """
+    if trial.budget is None:
+        raise ValueError("no budget")
+    seconds, in_all = trial.budget
+    left = seconds - (_start_seconds(Run.load(trial.start)) if in_all and trial.start else 0.0)
+    steps = int(left / _seconds_a_step(trial, place))
+    if steps < 1:
+        raise UserError(
+            f"arm {trial.arm!r} has no time left to train: pre-training took {seconds - left:.0f} of {seconds:.0f} s",
+            "Give more seconds, or fewer pretrain.steps",
+        )
+    return trial.recipe.replace("finetune", steps=steps)
+
+
+def _seconds_a_step(trial: Trial, place: Place) -> float:
+    fixed = trial.recipe.replace("finetune", seed=0, steps=1)
+    sizes = {name: data.crops for name, data in trial.data.items()}
+    key = key_of(recipe_to_toml(fixed), sizes, place.device)
+    path = place.folder / "speeds" / f"{key}.json"
+    if not path.is_file():
+        folder = place.folder / "speeds" / f"{key}-{trial.seed}"
+        third = _TIMED_STEPS // 3
+        often = {"log_every": third, "validate_every": _TIMED_STEPS, "checkpoint_every": _TIMED_STEPS}
+        recipe = trial.recipe.replace("finetune", steps=_TIMED_STEPS, **often)
+        shutil.rmtree(folder, ignore_errors=True)
+        _train(trial, recipe, folder, place)
+        lines = [json.loads(line) for line in (folder / TIMINGS_FILE).read_text(encoding="utf-8").splitlines()[1:]]
+        rate = sum(line["rows_per_second"] for line in lines) / len(lines)
+        write_json(path, {"seconds_a_step": recipe.finetune.batch_size * recipe.finetune.accumulate / rate})
+        shutil.rmtree(folder, ignore_errors=True)
+    return float(json.loads(path.read_text(encoding="utf-8"))["seconds_a_step"])
