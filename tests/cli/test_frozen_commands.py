@@ -12,6 +12,7 @@ from dptr.cli import app
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = "--debug --help --json --quiet --workspace"
 FROZEN = {
+    "ablate": "--device --jobs --name",
     "build-orp-bank": "--clip --crops-per-image --device --dtype --exclude-near --exclude-threshold --max-bad --out "
     "--precision --retry-quarantined --seed --tokens-per-crop --workers",
     "demo": "--out",

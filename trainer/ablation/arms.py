@@ -85,9 +85,6 @@ def plan(grid: Grid, origin: str, workspace: Workspace, services: Services) -> P
         UserError, DamagedStore: data, a store or a run is missing or does not fit.
     """
     made = Plan()
-    for name, path in [*grid.tests.items(), ("validation", grid.validation)]:
-        if path is not None:
-            _require(Path(path), f"{name} crops", "")
     for seed in grid.seeds:
         for arm in grid.arms:
             chosen, recipe = grid.choices(arm), _seeded(grid.recipe_of(arm, origin), seed)
@@ -97,6 +94,8 @@ def plan(grid: Grid, origin: str, workspace: Workspace, services: Services) -> P
             if same:
                 raise UserError(f"{origin}: arms {same[0]!r} and {arm!r} train the same", "Leave one of them out")
             made.trials.append(trial)
+    for name, path in grid.tests.items():
+        _require(Path(path), f"test crops {name!r}", "")
     return made
 
 

@@ -52,10 +52,10 @@ def _in_processes(
             while waiting and len(running) < jobs:
                 task = waiting.pop(0)
                 answer, ours = context.Pipe(duplex=False)
-                process = context.Process(target=_worker, args=(ours, work, task, threads))
-                process.start()
+                started = context.Process(target=_worker, args=(ours, work, task, threads))
+                started.start()
                 ours.close()
-                running[answer] = (task, process)
+                running[answer] = (task, started)
             for ready in wait(list(running)):
                 if isinstance(ready, Connection):
                     task, process = running.pop(ready)

@@ -8,6 +8,7 @@ import pytest
 
 from dptr.cache.errors import UserError
 from dptr.trainer.ablation.grid import load_grid
+from dptr.trainer.training.recipe import load_recipe
 
 GRID = """
 recipe = "tiny"
@@ -93,3 +94,14 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
 def test_a_grid_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no grid at"):
         load_grid(tmp_path / "none.toml")
+
+
+def test_the_grids_in_the_repository_are_sound() -> None:
+    found = sorted((Path(__file__).resolve().parents[3] / "recipes").glob("ablate-*.toml"))
+    assert found
+    assert [load_grid(path).base for path in found]
+
+
+def test_a_grid_is_not_offered_as_a_recipe() -> None:
+    with pytest.raises(UserError, match="no recipe 'ablate-tiny'"):
+        load_recipe("ablate-tiny")
