@@ -24,7 +24,11 @@ NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize("path", sorted(Path(__file__).parents[3].glob("recipes/*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(Path(__file__).parents[3].glob("recipes/*.toml")) if not path.stem.startswith("ablate-")],
+    ids=lambda path: path.stem,
+)
 def test_bundled_recipes_survive_a_round_trip(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path.stem)
     (tmp_path / "recipe.toml").write_text(recipe_to_toml(recipe), encoding="utf-8")
