@@ -80,10 +80,10 @@ def ablate(
 
 def _pretrain(wanted: Plan, missing: list[Trial], place: Place, jobs: int) -> dict[Path | None, str]:
     """Make the pre-trained runs that missing trials start from; return those that failed, and why."""
-    starts = {trial.start for trial in missing}
-    needed = [each for each in wanted.pretrainings if each.folder in starts]
+    askers = {trial.start: f"arm {trial.arm!r}, seed {trial.seed}" for trial in reversed(missing)}
+    needed = [each for each in wanted.pretrainings if each.folder in askers]
     return {
-        each.folder: f"pre-training {each.folder.name}: {result}"
+        each.folder: f"pre-training for {askers[each.folder]}: {result}"
         for each, result in run_all(partial(run_pretraining, place=place), needed, jobs)
         if isinstance(result, DptrError)
     }

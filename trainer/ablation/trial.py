@@ -129,13 +129,12 @@ def _within(trial: Trial, place: Place) -> Recipe:
     if trial.budget is None:
         raise ValueError("no budget")
     seconds, in_all = trial.budget
-    left = seconds - (_start_seconds(Run.load(trial.start)) if in_all and trial.start else 0.0)
-    steps = int(left / _seconds_a_step(trial, place))
+    before = _start_seconds(Run.load(trial.start)) if in_all and trial.start else 0.0
+    a_step = _seconds_a_step(trial, place)
+    steps = int((seconds - before) / a_step)
     if steps < 1:
-        raise UserError(
-            f"arm {trial.arm!r} has no time left to train: pre-training took {seconds - left:.0f} of {seconds:.0f} s",
-            "Give more seconds, or fewer pretrain.steps",
-        )
+        taken = f"a step takes {a_step:.2g} s" + (f", pre-training took {before:.0f} s" if before else "")
+        raise UserError(f"{seconds:g} seconds are too few: {taken}", "Give more, or make pre-training shorter")
     return trial.recipe.replace("finetune", steps=steps)
 
 

@@ -52,6 +52,7 @@ heads = 2
 ratio = 0.0
 [pretrain]
 steps = 3
+validation_share = 0.2
 batch_size = 4
 [finetune]
 steps = 6
@@ -251,13 +252,18 @@ def test_a_budget_of_seconds_becomes_steps_once(place: Path, monkeypatch: pytest
     assert steps == {"plain": 6, "pre-trained": 6, "timed": 6, "timed-in-all": 4}
 
 
+def test_a_budget_that_is_too_small_says_what_a_step_takes(place: Path) -> None:
+    with pytest.raises(UserError, match=r"arm 'timed', seed 2: 1e-09 seconds are too few: a step takes "):
+        run(place, grid_file(place, "[arms.timed]\nseconds = 1e-9\n"))
+
+
 def test_an_arms_speed_is_measured_once_and_kept(place: Path) -> None:
-    path = grid_file(place, "[arms.timed]\nseconds = 0.3\n")
+    path = grid_file(place, "[arms.timed]\nseconds = 3.0\n", **{"seeds = [1, 2]": "seeds = [1]"})
     first = run(place, path)
     speeds = list((workspace(place).ablations / "small" / "speeds").iterdir())
     assert [speed.suffix for speed in speeds] == [".json"]
     a_step = json.loads(speeds[0].read_text())["seconds_a_step"]
-    assert {row["steps"] for row in first.rows if row["arm"] == "timed"} == {int(0.3 / a_step)}
+    assert {row["steps"] for row in first.rows if row["arm"] == "timed"} == {int(3.0 / a_step)}
     assert run(place, path).computed == 0
 
 
