@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING
 
 import psutil
 
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from dptr.cache.terminal_bars import TerminalBars
+
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_DRAWINGS = 0.1
 _quiet = False
 
 
@@ -20,7 +29,7 @@ def set_quiet(quiet: bool) -> None:
 
 
 def note(message: str) -> None:
-    """Print one line for the user on stderr."""
+    """Print one line for the user on stderr; it stands above the bars where there are some."""
     if not _quiet:
         print(message, file=sys.stderr, flush=True)
 
@@ -41,7 +50,8 @@ class Progress:
         self.detail = ""
         self._done_before = done
         self._started = time.monotonic()
-        self._last_line = self._started
+        self._last_shown = self._started
+        self._bar: TaskID | None = None
 
     @property
     def seconds(self) -> float:
@@ -59,26 +69,33 @@ class Progress:
         if detail:
             self.detail = detail
         now = time.monotonic()
-        interval = 0.2 if sys.stderr.isatty() else _SECONDS_BETWEEN_LINES
-        if not _quiet and now - self._last_line >= interval:
-            self._last_line = now
-            self._show()
+        interval = _SECONDS_BETWEEN_LINES if self._bar is None else _SECONDS_BETWEEN_DRAWINGS
+        if not _quiet and now - self._last_shown >= interval:
+            self._last_shown = now
+            if self._bar is None:
+                print(self.line(), file=sys.stderr, flush=True)
+            else:
+                _terminal_bars().update(self._bar, self.done, self.detail)
 
     def line(self) -> str:
         """Return the present state as one line."""
         parts = [f"{self.done:,}" + (f"/{self.total:,}" if self.total else "") + f" {self.unit}", f"{self.rate:,.0f}/s"]
-        if self.total and self.rate > 0:
+        if self.total and self.rate > 0 and self.done < self.total:
             parts.append(f"{_clock((self.total - self.done) / self.rate)} left")
         parts.append(f"{resident_megabytes():,.0f} MB")
         return f"{self.description}: " + ", ".join(parts) + (f", {self.detail}" if self.detail else "")
 
-    def _show(self) -> None:
-        if not sys.stderr.isatty():
-            print(self.line(), file=sys.stderr, flush=True)
-            return
-        share = min(self.done / self.total, 1.0) if self.total else 0.0
-        bar = f"[{'#' * round(20 * share):<20}] " if self.total else ""
-        print(f"\r\x1b[K{bar}{self.line()}", end="", file=sys.stderr, flush=True)
+    def start(self) -> None:
+        """Show a bar where there is a terminal that can redraw its lines."""
+        if not _quiet and sys.stderr.isatty() and os.environ.get("TERM") not in (None, "", "dumb"):
+            self._bar = _terminal_bars().add(self.description, self.total, self.unit, self.done)
+
+    def end(self) -> None:
+        """Take the bar away and print the last state as a line."""
+        if self._bar is not None:
+            _terminal_bars().remove(self._bar)
+        if not _quiet:
+            print(f"{self.line()}, {self.seconds:.1f} s", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -93,12 +110,17 @@ def progress(description: str, total: int | None, unit: str, done: int = 0) -> I
     """
     state = Progress(description, total, unit, done)
     try:
+        state.start()
         yield state
     finally:
-        if not _quiet:
-            if sys.stderr.isatty():
-                print("\r\x1b[K", end="", file=sys.stderr)
-            print(f"{state.line()}, {state.seconds:.1f} s", file=sys.stderr, flush=True)
+        state.end()
+
+
+@cache
+def _terminal_bars() -> TerminalBars:
+    from dptr.cache.terminal_bars import TerminalBars
+
+    return TerminalBars(resident_megabytes)
 
 
 def _clock(seconds: float) -> str:
