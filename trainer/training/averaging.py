@@ -11,7 +11,8 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-Update = Callable[[list[Tensor], list[Tensor], Tensor | int], None]
+Tensors = tuple[Tensor, ...] | list[Tensor]
+Update = Callable[[Tensors, Tensors, Tensor | int], None]
 
 
 def moving_average(decay: float) -> Update:
@@ -20,7 +21,7 @@ def moving_average(decay: float) -> Update:
     Update n, counted from 1, keeps ``min(decay, (1 + n) / (10 + n))`` of the average.
     """
 
-    def update(averaged: list[Tensor], newest: list[Tensor], count: Tensor | int) -> None:
+    def update(averaged: Tensors, newest: Tensors, count: Tensor | int) -> None:
         grown = min(decay, (1 + int(count)) / (10 + int(count)))
         get_ema_multi_avg_fn(grown)(averaged, newest, count)  # type: ignore[no-untyped-call]
 

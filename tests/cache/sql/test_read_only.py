@@ -42,6 +42,7 @@ def workspace(tmp_path: Path) -> Workspace:
         quarantine.refuse("words.txt", 3, "x", "too long")
     columns: dict[str, Any] = {field.name: [1] * len(LABELS) for field in CATALOGUE_SCHEMA}
     columns |= {"label": LABELS, "prompt": LABELS, "source": LABELS, "token_ids": [[1]] * len(LABELS)}
+    columns["token_letters"] = [[1]] * len(LABELS)
     states = States(np.ones((3, 4), np.float32), np.ones(3, np.int64), np.eye(3, 4, dtype=np.float32))
     manifest = Manifest("prompts", {"encoder": "made up", "weights": "w", "charset": "abc"})
     manifest.shards.append(write_shard(folder, 0, pa.table(columns, CATALOGUE_SCHEMA), states, "float16", {}))
