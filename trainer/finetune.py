@@ -82,9 +82,8 @@ class ImageBatches:
 
     def __init__(self, images: WordImages, charset: Charset, recipe: Recipe, size: tuple[int, int]) -> None:
         settings = recipe.finetune
-        lengths = np.array([len(sample.label) for sample in images.samples])
         weights = mixing_weights(images, settings.mix)
-        self._order = BatchOrder(np.arange(len(images)), lengths, settings.batch_size, settings.seed, weights)
+        self._order = BatchOrder(np.arange(len(images)), None, settings.batch_size, settings.seed, weights)
         self._images = images
         self._charset = charset
         self._seed = settings.seed

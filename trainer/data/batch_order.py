@@ -1,7 +1,10 @@
 """Which rows make which batch: a pure function of the seed and the step, so that resuming needs no replay.
 
-Every epoch is a true shuffle. Within a window of the shuffled order rows are sorted by length before they are cut into
-batches, so that little is padding; then the window's batches are shuffled, so that lengths come in no order.
+Every epoch is a true shuffle. Where lengths are given, rows are sorted by length within a window of the shuffled order
+before they are cut into batches, so that little is padding; then the window's batches are shuffled, so that lengths
+come in no order. That is for text. Batches of images are not sorted: an image stretched to a fixed width shows how
+long its word is, and batch norm would gather statistics of one length at a time, which hold for no batch that it reads
+later.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ class BatchOrder:
     """Maps a step to row numbers.
 
     Args:
-        rows: candidate row numbers, shape (candidates,). lengths: what to sort by, same shape.
+        rows: candidate row numbers, shape (candidates,). lengths: what to sort by, same shape; None: not sorted.
         batch_size: rows of a batch; an epoch ends with one short batch at most.
         weights: relative chance of each candidate; None visits each exactly once an epoch.
     """
@@ -24,7 +27,7 @@ class BatchOrder:
     def __init__(
         self,
         rows: NDArray[np.int64],
-        lengths: NDArray[np.integer],
+        lengths: NDArray[np.integer] | None,
         batch_size: int,
         seed: int,
         weights: NDArray[np.float64] | None = None,
@@ -55,7 +58,8 @@ class BatchOrder:
             self._picks = self._shuffled(epoch)
             self._epoch = epoch
         picks = self._picks[window * span : (window + 1) * span]
-        picks = picks[np.argsort(self._lengths[picks], kind="stable")]
+        if self._lengths is not None:
+            picks = picks[np.argsort(self._lengths[picks], kind="stable")]
         starts = range(0, len(picks), self._batch_size)
         batches = [self._rows[picks[start : start + self._batch_size]] for start in starts]
         np.random.default_rng((self._seed, 2, epoch, window)).shuffle(batches)

@@ -53,9 +53,7 @@ class ClipBatches:
         columns: int,
         alphabet: str,
     ) -> None:
-        # Unlike a decoder's, these batches gain nothing from equal lengths, and contrast wants all kinds of words.
-        same = np.ones(len(images), dtype=np.int64)
-        self._order = BatchOrder(np.arange(len(images)), same, settings.batch_size, settings.seed)
+        self._order = BatchOrder(np.arange(len(images)), None, settings.batch_size, settings.seed)
         self._images = images
         self._photos = list(photos)
         self._prompts = prompts
