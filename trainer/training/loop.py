@@ -34,6 +34,8 @@ from dptr.trainer.training.trackers import Observer
 
 Batch = TypeVar("Batch")
 METRICS_FILE, TIMINGS_FILE = "metrics.jsonl", "timings.jsonl"
+#: In the timings: how long saving took, which also tells that a checkpoint was there.
+_CHECKPOINT = "checkpoint_seconds"
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: tor
 
 def _run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: torch.device) -> TrainState:
     state = _new_state(task, settings, device)
-    _resume(folder, state, settings)
+    _resume(folder, state)
     # The line of a step that an interrupt kept from being logged is written again.
     logged = state.step - (state.unlogged is not None)
     step_log.keep_up_to(folder / METRICS_FILE, logged)
@@ -115,7 +117,7 @@ def _run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: to
     return state
 
 
-def _resume(folder: Path, state: TrainState, settings: TrainingSettings) -> None:
+def _resume(folder: Path, state: TrainState) -> None:
     """Restore the last checkpoint, or the best one where the last is damaged; a new run stays as it is.
 
     Raises:
@@ -137,12 +139,14 @@ def _resume(folder: Path, state: TrainState, settings: TrainingSettings) -> None
         if problems:
             note(f"{'; '.join(problems)}: goes on from {found}, at step {state.step}")
         return
-    logged = step_log.last_step(folder / METRICS_FILE)
-    if logged > settings.checkpoint_every:
-        problems.append(f"{folder / METRICS_FILE} tells of step {logged} and {checkpoints} holds no checkpoint")
+    # Without a word of one saved, the run was killed before its first checkpoint.
+    if kept := step_log.last_step(folder / TIMINGS_FILE, having=_CHECKPOINT):
+        problems.append(f"{folder / TIMINGS_FILE} tells of a checkpoint at step {kept} and {checkpoints} holds none")
     if problems:
         advice = f"Restore it from a copy, or move {folder} away to train from the start"
         raise DamagedStore("; ".join(problems), advice)
+    if logged := step_log.last_step(folder / METRICS_FILE):
+        note(f"{folder} reached step {logged} and was cut off before its first checkpoint: it starts anew")
 
 
 def _is_done(state: TrainState, settings: TrainingSettings) -> bool:
@@ -269,8 +273,11 @@ def _after_step(
 
 
 def _save(folder: Path, state: TrainState) -> None:
+    started = time.perf_counter()
     with deferred():
         save_checkpoint(folder, state.tensors(), state.numbers())
+        line = {"step": state.step, _CHECKPOINT: time.perf_counter() - started}
+        step_log.append(folder.parent.parent / TIMINGS_FILE, line)
 
 
 class _Interval:

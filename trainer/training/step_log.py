@@ -40,9 +40,11 @@ def keep_up_to(path: Path, step: int) -> None:
         temporary.write_text("".join(kept), encoding="utf-8")
 
 
-def last_step(path: Path) -> int:
-    """Return the latest step of the log, 0 without one."""
-    return max((logged or 0 for _, logged in _lines(path)), default=0) if path.is_file() else 0
+def last_step(path: Path, having: str = "step") -> int:
+    """Return the latest step of the log's lines that have a key ``having``, 0 without one."""
+    if not path.is_file():
+        return 0
+    return max((step for line, step in _lines(path) if step is not None and having in json.loads(line)), default=0)
 
 
 def _lines(path: Path) -> list[tuple[str, int | None]]:

@@ -373,8 +373,24 @@ def test_a_run_without_any_checkpoint_never_silently_starts_anew(tmp_path: Path)
     with pytest.raises(DamagedStore, match=r"last/state\.json is missing"):
         train(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    with pytest.raises(DamagedStore, match=r"metrics\.jsonl tells of step 12"):
+    with pytest.raises(DamagedStore, match=r"timings\.jsonl tells of a checkpoint at step 12"):
         train(tmp_path / "run")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew_however_often_it_saves_now(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tmp_path / "whole")
+    with pytest.raises(RuntimeError):
+        train(
+            tmp_path / "cut",
+            changed(SETTINGS, validate_every=12, checkpoint_every=12),
+            made_task(cut_at(8, RuntimeError)),
+        )
+    assert step_log.last_step(tmp_path / "cut" / "metrics.jsonl") == 8
+    train(tmp_path / "cut")
+    assert "reached step 8 and was cut off before its first checkpoint" in capsys.readouterr().err
+    assert saved(tmp_path / "cut")[1] == saved(tmp_path / "whole")[1]
 
 
 def test_frozen_batch_norm_keeps_its_statistics(tmp_path: Path) -> None:

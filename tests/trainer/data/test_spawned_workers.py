@@ -1,0 +1,138 @@
+"""Batches of every kind are made by spawned workers, the only kind that macOS and Windows have."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import tarfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image
+
+from dptr.cache.charset import Charset
+from dptr.cache.file_names import NEIGHBOURS_ARRAY, PREFIX_FILE
+from dptr.cache.normalization import Normalization
+from dptr.cache.stores.manifest import FileRecord, Manifest
+from dptr.cache.stores.neighbours import Neighbours
+from dptr.cache.stores.orp import OrpBank
+from dptr.cache.stores.prompts import PromptStore
+from dptr.cache.stores.shards import States, write_shard, write_states
+from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.word_images.writer import write_word_images
+from dptr.pipeline.clip.bundled import BUNDLED
+from dptr.pipeline.services import prompt_of
+from dptr.trainer.data.clip_batches import ClipBatches, Prompts
+from dptr.trainer.data.noisy_memory import NoiseSource
+from dptr.trainer.finetune import ImageBatches
+from dptr.trainer.pretrain import PromptBatches
+from dptr.trainer.training.loader import load_batches
+from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.training.settings import ClipSettings
+
+DIM, ROWS = 4, 12
+CHARSET = Charset("ab")
+LABELS = [("ab" * 3)[: 1 + number % 4] for number in range(ROWS)]
+
+
+@pytest.fixture(name="crops", params=["crops", "crops.lmdb", "crops.parquet", "crops.tar"])
+def _crops(request: pytest.FixtureRequest, tmp_path: Path) -> WordImages:
+    return open_crops(tmp_path / request.param)
+
+
+def encoded(number: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 16), (20 * number, 9, 99)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def open_crops(out: Path) -> WordImages:
+    if out.suffix == ".tar":
+        with tarfile.open(out, "w") as archive:
+            for number, label in enumerate(LABELS):
+                for name, content in ((f"{number}.png", encoded(number)), (f"{number}.txt", label.encode())):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+    else:
+        with write_word_images(out) as writer:
+            for number, label in enumerate(LABELS):
+                writer.write(encoded(number), label)
+    return WordImages.open([out], CHARSET, Normalization())
+
+
+@pytest.fixture(name="_spawn")
+def _spawning() -> Iterator[None]:
+    before = torch.multiprocessing.get_start_method()
+    torch.multiprocessing.set_start_method("spawn", force=True)
+    yield
+    torch.multiprocessing.set_start_method(before, force=True)
+
+
+def numbers_of(batch: Any) -> list[Any]:
+    """Everything in a batch, as lists."""
+    if dataclasses.is_dataclass(batch):
+        return [numbers_of(getattr(batch, field.name)) for field in dataclasses.fields(batch)]
+    return batch.tolist() if isinstance(batch, torch.Tensor) else batch
+
+
+def assert_spawned_workers_make_the_same(batches: Callable[[int], Any]) -> None:
+    # Made here first: what is open in this process must not hinder the way to another.
+    expected = [numbers_of(batches(number)) for number in range(3)]
+    assert expected[0] != expected[1]
+    assert [numbers_of(batch) for batch in load_batches(batches, 0, 3, workers=1)] == expected
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_spawn")
+def test_prompts_with_noise_of_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "orp").mkdir()
+    generator = np.random.default_rng(0)
+
+    def made(rows: int, tokens: int) -> States:
+        values = generator.standard_normal((rows * tokens, DIM)).astype(np.float32)
+        return States(values, np.full(rows, tokens), values[:rows])
+
+    columns = {"label": LABELS, "label_length": pa.array(map(len, LABELS), pa.int16()), "count": np.arange(ROWS) + 1}
+    manifest = Manifest("prompts", {"encoder": "made up", "weights": "w", "charset": "ab"})
+    manifest.shards.append(write_shard(tmp_path / "prompts", 0, pa.table(columns), made(ROWS, 3), "float16", {}))
+    write_states(tmp_path / "prompts" / PREFIX_FILE, made(1, 2), "float16")
+    manifest.files[PREFIX_FILE] = FileRecord.of(tmp_path / "prompts" / PREFIX_FILE)
+    manifest.save(tmp_path / "prompts")
+    bank = Manifest("orp", {"encoder": "made up", "weights": "w", "tokens_per_crop": 8})
+    crops = pa.table({"id": np.arange(5)})
+    bank.shards.append(write_shard(tmp_path / "orp", 0, crops, made(5, 8), "float16", {}))
+    bank.save(tmp_path / "orp")
+    np.save(tmp_path / NEIGHBOURS_ARRAY, generator.integers(0, 5, (ROWS, 2)).astype(np.int32))
+
+    recipe = Recipe().replace("pretrain", batch_size=4, sampling="count").replace("noise", draw="mixed")
+    neighbours = Neighbours(tmp_path / NEIGHBOURS_ARRAY)
+    noise = NoiseSource(OrpBank(tmp_path / "orp"), recipe.noise, neighbours)
+    assert_spawned_workers_make_the_same(
+        PromptBatches(PromptStore(tmp_path / "prompts"), noise, np.arange(ROWS), recipe)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_spawn")
+def test_word_images_of_every_form(crops: WordImages) -> None:
+    recipe = Recipe().replace("finetune", batch_size=4, augmentation=1.0)
+    assert_spawned_workers_make_the_same(ImageBatches(crops, CHARSET, recipe, (32, 128)))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_spawn")
+def test_word_images_and_photos_with_their_prompts(tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    prompts = Prompts(AutoTokenizer.from_pretrained(BUNDLED), prompt_of("a photo of a '{label}'"))
+    Image.effect_noise((64, 48), 60).convert("RGB").save(tmp_path / "photo.png")
+    crops = open_crops(tmp_path / "crops.lmdb")
+    settings = ClipSettings(batch_size=4, photos=1)
+    assert_spawned_workers_make_the_same(ClipBatches(crops, [tmp_path / "photo.png"], prompts, settings, 32, 4, "ab"))
