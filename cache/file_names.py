@@ -1,4 +1,4 @@
-"""The names of files in stores and runs, each written here and nowhere else."""
+"""The names of files in stores, runs and models, each written here and nowhere else."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ TIMINGS_FILE = "timings.jsonl"
 
 # In an ablation.
 ABLATION_ROWS = "rows.parquet"
+
+# In the folder of a model, as transformers names them.
+MODEL_CONFIG_FILE = "config.json"
+IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
+WEIGHTS_FILE = "model.safetensors"

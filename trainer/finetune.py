@@ -23,7 +23,7 @@ from dptr.trainer.evaluate import read_word_images
 from dptr.trainer.metrics import score
 from dptr.trainer.model.coverage import Coverage, load_weights
 from dptr.trainer.model.decoders.base import Targets
-from dptr.trainer.model.encoders.clip import ClipEncoder
+from dptr.trainer.model.encoders.base import PretrainedEncoder
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.training import loop, runs
 from dptr.trainer.training.recipe import Recipe
@@ -129,13 +129,13 @@ def finetune(
     out: Path,
     device: str | torch.device = "cpu",
     track: Tracker | None = None,
-    clip: Path | None = None,
+    encoder_model: Path | None = None,
     validation: WordImages | None = None,
 ) -> FinetuneSummary:
     """Train a recogniser, from a pre-trained decoder, a recogniser or (None) from nothing; goes on where it stopped.
 
     ``validation`` is what checkpoints are chosen by; without it, that is ``finetune.validation_share`` of ``images``.
-    ``clip`` is the folder whose image tower a ``clip:`` encoder starts from.
+    ``encoder_model`` is the folder whose weights a ``clip:`` or ``hf:`` encoder starts from.
 
     Raises:
         UserError: too few images, or none could be read. DamagedStore: ``out`` holds another run.
@@ -148,8 +148,8 @@ def finetune(
     torch.manual_seed(recipe.finetune.seed)
     memory_dim = start.memory_dim if start else recipe.decoder.memory_dim or recipe.decoder.dim
     recognizer = Recognizer(recipe, charset, memory_dim)
-    if isinstance(recognizer.encoder, ClipEncoder) and clip is not None:
-        recognizer.encoder.load(clip)
+    if isinstance(recognizer.encoder, PretrainedEncoder) and encoder_model is not None:
+        recognizer.encoder.load(encoder_model)
     coverage = None
     if start is not None:
         part = recognizer.decoder if start.kind == "pretrain" else recognizer

@@ -218,7 +218,7 @@ def test_a_recognizer_on_clips_tower_trains_and_is_read_without_the_clip(tmp_pat
     shutil.copytree(bundled_clip.BUNDLED, folder)
     images = opened(draw_crops(tmp_path / "crops", WORDS))
     settings = recipe(steps=2, batch_size=2).replace("encoder", kind="clip:tiny", config=describe(folder))
-    finetune(images, Charset.named("94"), None, settings, tmp_path / "run", clip=folder)
+    finetune(images, Charset.named("94"), None, settings, tmp_path / "run", encoder_model=folder)
     shutil.rmtree(folder)
     reader = load(tmp_path / "run")
     assert len(reader.read([images.image(0), images.image(1)])) == 2

@@ -104,7 +104,7 @@ def finetune(
     out: RunFolder = None,
     steps: Steps = None,
     seed: Seed = None,
-    encoder: Annotated[str | None, typer.Option(help="vit, or clip:ID, a CLIP's own image tower.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="vit, convolution, clip:ID, hf:ID, or a registered one.")] = None,
     fmu: Annotated[FmuKind | None, typer.Option(help="With none the decoder reads all image tokens.")] = None,
     freeze: Annotated[str | None, typer.Option(help="Keep parts as they came, in epochs: decoder:5.")] = None,
     mix: Annotated[str | None, typer.Option(help="How often each of the data is drawn: 3,1.")] = None,
@@ -135,13 +135,13 @@ def finetune(
     }
     asked = recipe_changes("finetune", changes, steps, seed, flags)
     settings = load_recipe(recipe, asked, stage.parts_of(run))
-    clip, settings = _clip_encoder(services, settings)
+    model, settings = _encoder_model(services, settings)
     characters = Charset.named(charset) if charset else run.charset if run else Charset.named("94")
     normalization = training_normalization(settings)
     images = WordImages.open(named_data(data, more), characters, normalization)
     held_out = WordImages.open(validation, characters, normalization) if validation else None
     folder = out or workspace.runs / default_name("finetune", settings, stage.data_identity(images, run, held_out))
-    summary = stage.finetune(images, characters, run, settings, folder, services.device(device), track, clip, held_out)
+    summary = stage.finetune(images, characters, run, settings, folder, services.device(device), track, model, held_out)
     metrics = summary.metrics
     portrait = summary.portrait
     lines = [
@@ -260,11 +260,13 @@ def _start_run(workspace: Workspace, start: str) -> "Trained | None":
     return trained
 
 
-def _clip_encoder(services: Services, recipe: "Recipe") -> "tuple[Path | None, Recipe]":
-    """Find the CLIP whose image tower a recipe asks for, and let the recipe describe it."""
-    from dptr.trainer.model.encoders.clip import PREFIX, describe
+def _encoder_model(services: Services, recipe: "Recipe") -> "tuple[Path | None, Recipe]":
+    """Find the model that the recipe's encoder starts from, if any, and let the recipe describe it."""
+    from dptr.trainer.model.encoders import describe, model_of
 
-    if not recipe.encoder.kind.startswith(PREFIX):
+    kind = recipe.encoder.kind
+    name = model_of(kind)
+    if name is None:
         return None, recipe
-    folder = services.find_clip(recipe.encoder.kind.removeprefix(PREFIX))
-    return folder, recipe.replace("encoder", config=describe(folder))
+    folder = services.find_clip(name)
+    return folder, recipe.replace("encoder", config=describe(kind, folder))

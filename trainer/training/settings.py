@@ -37,10 +37,10 @@ class DecoderSettings(Settings):
 
 
 class EncoderSettings(Settings):
-    """The image encoder: ``vit`` (patches), ``convolution`` (columns; ``channels`` of its first stage) or ``clip:ID``.
+    """The image encoder: ``vit`` (patches), ``convolution`` (columns; ``channels`` of its first stage) or a model's.
 
-    ``clip:`` and a directory or hub id takes the image tower of that CLIP, sizes and all; ``config`` is its description
-    and filled in when the recipe is resolved.
+    ``clip:`` and a directory or hub id takes the image tower of that CLIP, ``hf:`` any vision model that transformers
+    knows, sizes and all; ``config`` is its description and filled in when the recipe is resolved.
     """
 
     kind: str = "vit"

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import IMAGE_PROCESSOR_FILE, MODEL_CONFIG_FILE, WEIGHTS_FILE
+from dptr.trainer.model.encoders.base import PretrainedEncoder
 from dptr.trainer.training.settings import EncoderSettings
 
 PREFIX = "clip:"
@@ -23,7 +25,7 @@ PREFIX = "clip:"
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
-class ClipEncoder(nn.Module):
+class ClipEncoder(PretrainedEncoder):
     """Word images to tokens; the class token is left out, as it stands nowhere.
 
     Attributes:
@@ -62,13 +64,13 @@ class ClipEncoder(nn.Module):
         """
         own = self.tower.state_dict()
         try:
-            found = load_file(folder / "model.safetensors")
+            found = load_file(folder / WEIGHTS_FILE)
             self.tower.load_state_dict({name: tensor for name, tensor in found.items() if name in own})
         except (OSError, SafetensorError, RuntimeError) as error:
             problem = str(error).strip().splitlines()[-1].strip()
             raise UserError(
                 f"cannot take the image tower of {folder}: {problem}",
-                "Give a CLIP whose weights are in model.safetensors",
+                f"Give a CLIP whose weights are in {WEIGHTS_FILE}",
             ) from error
 
 
@@ -78,10 +80,10 @@ def describe(folder: Path) -> str:
     Raises:
         UserError: the model is not a CLIP.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / MODEL_CONFIG_FILE).read_text(encoding="utf-8"))
     if config.get("model_type") != "clip":
         raise UserError(f"{folder} holds a {config.get('model_type')} model", "encoder.kind = clip:… takes a CLIP")
-    preparation = folder / "preprocessor_config.json"
+    preparation = folder / IMAGE_PROCESSOR_FILE
     pixels = json.loads(preparation.read_text(encoding="utf-8")) if preparation.is_file() else {}
     vision = {
         **config.get("vision_config", {}),

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dptr.cache.errors import UserError
+from dptr.trainer.model.encoders.base import Encoder
 from dptr.trainer.training.settings import EncoderSettings
 
 _STRIDES = ((2, 2), (2, 2), (2, 1), (2, 1))
@@ -36,7 +37,7 @@ class ResidualBlock(nn.Module):
         return F.relu(x + self.second(F.relu(self.first(x))))
 
 
-class ConvolutionalEncoder(nn.Module):
+class ConvolutionalEncoder(Encoder):
     """Word images to one token a column.
 
     Attributes:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from dptr.cache.errors import UserError
+from dptr.trainer.model.encoders.base import Encoder
 from dptr.trainer.model.layers import SelfAttentionLayer, initialize, sinusoids
 from dptr.trainer.training.settings import EncoderSettings
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Encoder):
     """Word images to tokens.
 
     Attributes:

@@ -1,0 +1,37 @@
+"""What all image encoders have in common; a package may register its own under the entry point ``dptr.encoders``."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from pathlib import Path
+
+from torch import Tensor, nn
+
+
+class Encoder(nn.Module):
+    """Word images to tokens. A registered encoder is made with the recipe's ``EncoderSettings`` alone.
+
+    Attributes:
+        dim: width of a token. size: (height, width) of the images it takes, in pixels.
+        grid: (rows, columns) of its tokens.
+    """
+
+    dim: int
+    size: tuple[int, int]
+    grid: tuple[int, int]
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode images (batch, 3, height, width) in [-1, 1] to tokens (batch, tokens, dim), row by row."""
+
+
+class PretrainedEncoder(Encoder):
+    """An encoder that starts from a model's own weights."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> None:
+        """Take the weights of the model in ``folder``.
+
+        Raises:
+            UserError: its weights are no safetensors, damaged, or of another shape than its configuration says.
+        """
