@@ -120,7 +120,7 @@ class Charset:
             ) from None
 
     def decode(self, ids: NDArray[np.int64]) -> str:
-        """Return the text of a row of ids, up to the first end."""
+        """Return the text of a row of ids, shape (length,), up to the first end."""
         characters: list[str] = []
         for index in ids.tolist():
             if index == self.end:

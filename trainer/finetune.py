@@ -210,7 +210,9 @@ def _fingerprint(images: WordImages) -> dict[str, Any]:
 
 
 def mixing_weights(images: WordImages, mix: str) -> NDArray[np.float64] | None:
-    """Return each sample's weight, so that data sets are drawn in the proportions of ``mix``; None without a mix.
+    """Return each sample's weight, shape (samples,), so that data sets are drawn in the proportions of ``mix``.
+
+    None without a mix: all are drawn alike.
 
     Raises:
         UserError: ``mix`` is not one number above zero for each data set that has samples.

@@ -145,7 +145,7 @@ def validate(
     recipe: Recipe,
     device: torch.device,
 ) -> dict[str, float]:
-    """Read validation labels from clean states and from states with the recipe's noise, case aside.
+    """Read the labels of ``rows`` (rows,) from clean states and from states with the recipe's noise, case aside.
 
     CLIP folds case, so that states cannot tell it; ``accuracy_with_case`` shows what that costs.
     """
@@ -175,7 +175,7 @@ def read_prompts(
     device: torch.device,
     batch_size: int = 256,
 ) -> list[str]:
-    """Read labels back out of their text states, in the order of ``rows``."""
+    """Read labels back out of their text states, in the order of ``rows``, shape (rows,)."""
     if not isinstance(model, Decoder):
         raise TypeError(f"{type(model).__name__} is not a decoder")
     model.eval()
@@ -194,6 +194,8 @@ def decode_texts(logits: Tensor, charset: Charset) -> list[str]:
 
 def split_rows(store: PromptStore, recipe: Recipe) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the rows to validate on, at most ``validation_rows`` of those that are for it, and the rows to train on.
+
+    Both are row numbers, int64 of shape (rows,), rising.
 
     A label's side depends on the label and the seed alone, case aside: variants of case are never on both sides, and
     growth of the store moves none.

@@ -102,12 +102,12 @@ class PromptStore:
         return [letters[start:stop] for start, stop in zip(own.tolist(), offsets[1:].tolist(), strict=True)]
 
     def labels_of(self, rows: NDArray[np.int64]) -> list[str]:
-        """Return the labels of ``rows`` in order."""
+        """Return the labels of ``rows``, shape (batch,), in order."""
         labels: list[str] = self.labels.take(pa.array(rows)).to_pylist()
         return labels
 
     def states(self, rows: NDArray[np.int64]) -> States:
-        """Return the own states (after the prefix) and pooled vectors of ``rows``."""
+        """Return the own states (after the prefix) and pooled vectors of ``rows``, shape (batch,)."""
         return self._reader.gather(rows)
 
     @cached_property

@@ -140,12 +140,12 @@ class StatesReader:
         return self._files[shard]
 
     def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Split global row numbers into shard numbers and rows within the shard."""
+        """Split global row numbers into shard numbers and rows within the shard, all of shape (batch,)."""
         shard = np.searchsorted(self._first_row, rows, side="right") - 1
         return shard, rows - self._first_row[shard]
 
     def lengths(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the number of tokens of each row."""
+        """Return the number of tokens of each row, shape (batch,)."""
         shards, local = self.locate(rows)
         lengths = np.empty(len(rows), np.int64)
         for shard in np.unique(shards):
@@ -155,7 +155,7 @@ class StatesReader:
         return lengths
 
     def gather(self, rows: NDArray[np.int64]) -> States:
-        """Copy the states of ``rows`` out of the maps, in the order asked for.
+        """Copy the states of ``rows``, shape (batch,), out of the maps, in the order asked for.
 
         Tokens and pooled vectors come back as float32: the copy has to be made anyway, and half precision is a storage
         format, not one to compute in on a CPU.

@@ -50,7 +50,7 @@ class Whole:
 
     @torch.inference_mode()
     def run(self, ids: torch.Tensor) -> torch.Tensor:
-        """See :class:`Forward`."""
+        """(batch, length) -> (batch, length, width), as :class:`Forward` says."""
         states: torch.Tensor = self._model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
         return states
 
@@ -69,7 +69,7 @@ class AfterPrefix:
 
     @torch.inference_mode()
     def run(self, ids: torch.Tensor) -> torch.Tensor:
-        """See :class:`Forward`."""
+        """(batch, length) -> (batch, length, width), as :class:`Forward` says."""
         return self._run(ids, len(self.prefix_ids))[0]
 
     def _run(

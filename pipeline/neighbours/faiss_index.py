@@ -92,7 +92,7 @@ def search(index: Any, queries: NDArray[np.float32], k: int, probes: int) -> tup
 
 
 def choose_probes(index: Any, bank: OrpBank, queries: NDArray[np.float32]) -> tuple[int, float]:
-    """Return how many lists must be visited for ``TARGET_RECALL`` on ``queries``, and the recall measured there."""
+    """Return how many lists must be visited for ``TARGET_RECALL`` on ``queries`` (queries, dim), and the recall."""
     if not hasattr(index, "nprobe"):
         return 1, 1.0
     k = min(RECALL_AT, len(bank))
@@ -123,7 +123,7 @@ def exact_neighbours(queries: NDArray[np.float32], blocks: Iterable[NDArray[np.f
 
 
 def normalized(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the rows of ``vectors`` scaled to length one, float32; a row of zeros stays."""
+    """Return the rows of ``vectors``, shape (rows, dim), at length one, float32; zeros stay."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.ascontiguousarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
 

@@ -95,7 +95,7 @@ class DistinctLabels:
         self._connection.execute("drop table if exists ordered")
 
     def batches(self, rows: int) -> Iterator[tuple[list[str], NDArray[np.int64], NDArray[np.int64]]]:
-        """Yield labels, counts and file numbers in order, ``rows`` at a time (fewer in the last)."""
+        """Yield labels, counts and file numbers, int64 of shape (rows,), in order; the last are fewer."""
         self._connection.execute(
             "create table if not exists ordered as select label, count, place from labels order by place, label"
         )

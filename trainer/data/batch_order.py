@@ -44,7 +44,7 @@ class BatchOrder:
         self._window: list[NDArray[np.int64]] = []
 
     def rows_of(self, step: int) -> NDArray[np.int64]:
-        """Return the row numbers of batch ``step``, counted from 0 through all epochs."""
+        """Return the row numbers of batch ``step``, shape (batch,), counted from 0 through all epochs."""
         epoch, batch = divmod(step, self.batches_per_epoch)
         window, index = divmod(batch, _BATCHES_PER_WINDOW)
         if self._window_at != (epoch, window):

@@ -32,7 +32,7 @@ _ATTENTIONS = {"self_attention": "self_attn", "cross_attention": "cross_attn"}
 
 
 def renamed(decoder: ParseqDecoder, family: Family) -> dict[str, Tensor]:
-    """Return the decoder's weights under another project's names.
+    """Return the decoder's weights, their shapes unchanged, under another project's names.
 
     Raises:
         UserError: the decoder is not as wide as the memory it reads, which those projects take for granted.

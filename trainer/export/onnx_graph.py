@@ -37,7 +37,7 @@ class ReadingGraph(nn.Module):
         self.recognizer = recognizer
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Read a batch of images."""
+        """Read images (batch, 3, height, width) uint8: ids int64 and confidences, both (batch, steps)."""
         logits = self.recognizer.decoder.decode(self.recognizer.memory(images))
         confidences, ids = logits.softmax(-1).max(-1)
         return ids, confidences

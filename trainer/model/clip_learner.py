@@ -47,7 +47,7 @@ class ClipLearner(nn.Module):
 
     Args:
         clip: a ``CLIPModel``.
-        mean, std: three numbers each, with which pixels in [0, 1] are normalised.
+        mean, std: three numbers each, kept as (3, 1, 1), with which pixels in [0, 1] are normalised.
         letters: how many letters to tell apart, besides any other character.
     """
 
@@ -96,7 +96,7 @@ class ClipLearner(nn.Module):
         return _unit(self.clip.text_projection(out.pooler_output)), out.last_hidden_state
 
     def loss(self, batch: ClipBatch, letters_weight: float, states_weight: float) -> Tensor:
-        """Contrastive loss of both directions, plus those of the letters and of the text states.
+        """Contrastive loss of both directions, plus those of the letters and of the text states; a scalar.
 
         Photos only ever count as wrong images.
         """

@@ -59,7 +59,7 @@ class ModelFile:
         return {"sha256": sha256_of(self.path)}
 
     def weights(self) -> dict[str, Tensor]:
-        """Return all tensors, in the precision in which they are stored."""
+        """Return all tensors by name, of the shape and in the precision in which they are stored."""
         return load_file(self.path)
 
 

@@ -74,7 +74,10 @@ class Recognizer(nn.Module):
         return Memory(self.fmu(self.tokens(images)))
 
     def loss(self, images: Tensor, targets: Targets) -> Tensor:
-        """Return the training loss on labelled images: the decoder's, and the weighted CTC loss where there is one."""
+        """Return the training loss, a scalar, on labelled images, shape as in :meth:`memory`.
+
+        It is the decoder's, and the weighted CTC loss where there is one.
+        """
         tokens = self.tokens(images)
         loss = self.decoder.loss(Memory(self.fmu(tokens)), targets)
         return loss if self.column_head is None else loss + self.ctc_weight * self._column_loss(tokens, targets)

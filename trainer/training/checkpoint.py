@@ -80,6 +80,6 @@ def load_state(folder: Path) -> dict[str, Any]:
 
 
 def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    """Read one group of tensors, on the CPU."""
+    """Read one group of tensors, on the CPU, in the shapes that were saved."""
     tensors: dict[str, Tensor] = load_file(folder / f"{name}.safetensors")
     return tensors

@@ -34,7 +34,7 @@ class AutoregressiveDecoder(Decoder):
         return torch.cat([embedded[:, :1], embedded[:, 1:] + self.positions[: ids.shape[1] - 1]], dim=1)
 
     def logits(self, x: Tensor) -> Tensor:
-        """(..., dim) -> (..., classes)."""
+        """(batch, length, dim) -> logits (batch, length, classes)."""
         out: Tensor = self.head(self.norm(x))
         return out
 
@@ -43,7 +43,7 @@ class AutoregressiveDecoder(Decoder):
         """Start to read a memory; the step that comes back keeps what it has computed between calls."""
 
     def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
-        """Read left to right, each time taking the likeliest character."""
+        """Read left to right, each time taking the likeliest character; logits (batch, positions, classes)."""
         step, length = self.reading(memory), self.steps(max_length)
         ids = torch.full((memory.tokens.shape[0], 1), self.begin, device=memory.tokens.device)
         finished = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)

@@ -57,7 +57,7 @@ class CtcDecoder(Decoder):
         )
 
     def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
-        """Read greedily: equal neighbours count once, blanks not at all; logits as for every decoder."""
+        """Read greedily: equal neighbours count once, blanks not at all; logits (batch, positions, classes)."""
         logits = self(memory).float()
         if memory.padding is not None:
             logits = logits.masked_fill(memory.padding[..., None], 0.0)

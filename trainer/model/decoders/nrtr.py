@@ -32,7 +32,7 @@ class NrtrDecoder(AutoregressiveDecoder):
         return cast(list[DecoderLayer], list(self.layers))
 
     def loss(self, memory: Memory, targets: Targets) -> Tensor:
-        """Cross-entropy of every character and of the end."""
+        """Cross-entropy of every character and of the end, a scalar."""
         length = targets.inputs.shape[1]
         # Padding stands behind the label, where no counted position looks.
         causal = torch.ones(length, length, dtype=torch.bool, device=targets.inputs.device).tril()

@@ -59,12 +59,12 @@ class ParallelDecoder(Decoder):
         nn.init.trunc_normal_(self.positions, std=0.02)
 
     def loss(self, memory: Memory, targets: Targets) -> Tensor:
-        """Cross-entropy of every character and of the first end."""
+        """Cross-entropy of every character and of the first end, a scalar."""
         logits = self._forward(memory, targets.outputs.shape[1]).flatten(0, 1).float()
         return F.cross_entropy(logits, targets.outputs.flatten(), ignore_index=targets.padding)
 
     def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
-        """Read every position in one pass; what stands behind the first end means nothing."""
+        """Read every position in one pass: logits (batch, positions, classes), nothing meant behind the first end."""
         logits = self._forward(memory, self.steps(max_length))
         if torch.compiler.is_exporting():  # a graph's shapes cannot hang on what was read
             return logits

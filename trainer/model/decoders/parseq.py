@@ -68,7 +68,7 @@ class ParseqDecoder(AutoregressiveDecoder):
         return cast(list[TwoStreamLayer], list(self.layers))
 
     def loss(self, memory: Memory, targets: Targets) -> Tensor:
-        """Cross-entropy over all orders; the end counts in the first two orders only, as in PARSeq."""
+        """Cross-entropy over all orders, a scalar; the end counts in the first two only, as in PARSeq."""
         characters = targets.inputs.shape[1] - 1  # inputs are the begin and the characters
         orders = draw_permutations(characters, self.shape.permutations).to(targets.inputs.device)
         return self.loss_over_orders(memory, targets, orders)
@@ -135,7 +135,7 @@ class ParseqDecoder(AutoregressiveDecoder):
         return self.logits(query.reshape(batch, -1, self.shape.dim))
 
     def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
-        """Read left to right with cached keys and values, then refine each character from all others."""
+        """Read left to right with cached keys and values, then refine: logits (batch, positions, classes)."""
         logits = super().decode(memory, max_length)
         for _ in range(self.shape.refinements):
             logits = self.refine(memory, logits)
@@ -163,7 +163,7 @@ class ParseqDecoder(AutoregressiveDecoder):
         return step
 
     def refine(self, memory: Memory, logits: Tensor) -> Tensor:
-        """Read every position again, given all the others.
+        """Read every position again, given all the others: (batch, positions, classes) -> the same.
 
         With more than one layer, content that has mixed with position i would whisper it to query i. So each position
         has an order of its own in which it comes last, exactly as training sees it.
