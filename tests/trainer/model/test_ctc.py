@@ -77,3 +77,16 @@ def test_learns_words_with_doubled_letters_by_heart() -> None:
     with torch.inference_mode():
         read = model.eval().decode(memory).argmax(-1).numpy()
     assert [CHARSET.decode(row) for row in read] == labels
+
+
+@pytest.mark.parametrize("path", [[1, 1, 0, 2, 0], [0, 0, 0, 0, 0]])
+def test_confidence_is_the_probability_of_the_alignment(monkeypatch: pytest.MonkeyPatch, path: list[int]) -> None:
+    model, logits = decoder(), torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(4))
+    for place, best in enumerate(path):
+        logits[0, place, best] = 4.0
+    monkeypatch.setattr(model, "forward", lambda memory: logits)
+    confidences, ids = model.decode(Memory(torch.zeros(1, 5, 8))).softmax(-1).max(-1)
+    text = CHARSET.decode(ids[0].numpy())
+    best = logits.softmax(-1).amax(-1)[0]
+    # Of equal neighbours only the first counts as the character; the other belongs to the end.
+    assert float(confidences[0, : len(text) + 1].prod()) == pytest.approx(float(best.prod()), rel=1e-4)

@@ -67,9 +67,23 @@ class CtcDecoder(Decoder):
         kept = (ids != self.end) & (ids != before)
         # What is kept moves to the front; the rest goes to one place behind it, which is cut off.
         place = torch.where(kept, kept.cumsum(1) - 1, ids.shape[1])
-        # Behind the last character nothing was asked: the end is certain.
-        certain = torch.zeros_like(logits[:, :1]).expand(-1, ids.shape[1] + 1, -1).clone()
-        certain[..., self.end] = _CERTAIN
-        read = certain.scatter(1, place[..., None].expand_as(logits), logits)
+        ends = self._ends(logits, kept)
+        read = ends.scatter(1, place[..., None].expand_as(logits), logits)
         length = min(self.steps(max_length), ids.shape[1])
         return read[:, :length]
+
+    def _ends(self, logits: Tensor, kept: Tensor) -> Tensor:
+        """Return logits (batch, tokens + 1, classes) of the end at every place.
+
+        At the first place behind the characters the end is as probable as all the tokens that name none of them, so
+        that a reading's confidence is the probability of its alignment; behind that nothing was asked.
+        """
+        certain = torch.zeros_like(logits[:, :1]).expand(-1, logits.shape[1] + 1, -1).clone()
+        certain[..., self.end] = _CERTAIN
+        unnamed = logits.log_softmax(-1).amax(-1).masked_fill(kept, 0.0).sum(1)
+        # The end stays the likeliest class of its place, however doubtful the alignment.
+        chance = unnamed.exp().clamp(2 / self.classes, 1 - 1e-6)[:, None, None]
+        is_end = torch.arange(self.classes, device=logits.device) == self.end
+        doubtful = torch.where(is_end, chance.log(), ((1 - chance) / (self.classes - 1)).log())
+        first = torch.arange(certain.shape[1], device=logits.device) == kept.sum(1, keepdim=True)
+        return torch.where(first[..., None], doubtful, certain)
