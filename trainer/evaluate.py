@@ -7,15 +7,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import note, progress
-from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
+from dptr.cache.word_images.dataset import UnreadableImage, WordImages
 from dptr.trainer.metrics import ProtocolScore, field_score, score_as_written
+from dptr.trainer.model.reading import read_pictures
 from dptr.trainer.model.recognizer import Reading, Recognizer
 
 #: The field's charsets, and the labels as they are written, in the order of tables.
@@ -106,18 +106,17 @@ def read_word_images(recognizer: Recognizer, images: WordImages, device: torch.d
     result = ReadImages()
     with progress("reading", len(images), "images") as shown:
         for start in range(0, len(images), _BATCH):
-            pixels = []
+            pictures = []
             for index in range(start, min(start + _BATCH, len(images))):
                 try:
-                    pixels.append(preprocess(images.image(index), *recognizer.image_size))
+                    pictures.append(images.image(index))
                 except UnreadableImage as error:
                     note(f"left out: {error}")
                     result.unreadable.append(images.samples[index].key)
                     continue
                 result.keys.append(images.samples[index].key)
                 result.truths.append(images.samples[index].label)
-            if pixels:
-                result.readings.extend(recognizer.read(torch.from_numpy(np.stack(pixels)).to(device)))
+            result.readings.extend(read_pictures(recognizer, pictures, device))
             shown.advance(min(_BATCH, len(images) - start))
     return result
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import IMAGE_SUFFIXES, UnusablePicture, read_picture, upright_rgb
-from dptr.cache.word_images.dataset import preprocess
 from dptr.trainer.model.model_file import BUNDLED, load_model
+from dptr.trainer.model.reading import read_pictures
 from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
 from dptr.trainer.training.runs import Run
 
@@ -44,10 +42,7 @@ class Reader:
             yield from (next(readings) if isinstance(found, Image.Image) else found for found in opened)
 
     def _read_batch(self, pictures: Sequence[Image.Image]) -> list[Reading]:
-        if not pictures:
-            return []
-        pixels = np.stack([preprocess(picture, *self.recognizer.image_size) for picture in pictures])
-        return self.recognizer.read(torch.from_numpy(pixels).to(self._device))
+        return read_pictures(self.recognizer, pictures, self._device)
 
 
 def load(run: str | Path = BUNDLED, device: str = "cpu") -> Reader:
