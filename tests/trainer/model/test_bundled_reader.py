@@ -1,0 +1,43 @@
+"""The recogniser that is installed with the package: small, at hand without a run, and it reads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dptr
+from dptr.pipeline.rendering.crop import render_one
+from dptr.pipeline.rendering.fonts import packaged_fonts
+from dptr.pipeline.rendering.style import RenderStyle
+from dptr.trainer.model.model_file import BUNDLED
+
+pytest.importorskip("font_roboto")
+WORDS = ["Exit", "OPEN", "Station", "SALE", "Hotel", "coffee", "2026", "Library", "STREET", "Museum", "$4.50", "Taxi"]
+
+
+def test_all_its_files_together_are_small() -> None:
+    assert sum(path.stat().st_size for path in BUNDLED.parent.iterdir()) < 12_000_000
+    assert (BUNDLED.parent / "README.md").is_file()
+
+
+def test_it_reads_words_in_fonts_of_the_demo() -> None:
+    fonts, generator = packaged_fonts(), np.random.default_rng(5)
+    style = RenderStyle.of_difficulty(0.3)
+    truths = [word for word in WORDS for _ in range(5)]
+    crops = [render_one(word, fonts.choose(word, generator), generator, style) for word in truths]
+    read = [reading.text for reading in dptr.load().read(crops)]
+    right = sum(text.lower() == truth.lower() for text, truth in zip(read, truths, strict=True))
+    assert right >= 0.9 * len(truths), list(zip(read, truths, strict=True))
+
+
+def test_no_run_has_to_be_named(tmp_path: Path) -> None:
+    fonts, generator = packaged_fonts(), np.random.default_rng(0)
+    word = render_one("Coffee", fonts.choose("Coffee", generator), generator, RenderStyle.of_difficulty(0.0))
+    word.save(tmp_path / "sign.png")
+    command = [sys.executable, "-m", "dptr", "read", "sign.png", "--quiet"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.split("\t")[:2] == ["sign.png", "Coffee"]
