@@ -16,9 +16,10 @@ from typer.exceptions import Abort, Exit, TyperException
 from typer.main import get_command
 
 from dptr.cache import commands as stored
-from dptr.cache.command_line import Report, Services, command, command_group, speak_utf8
-from dptr.cache.errors import OF_THE_DISK, DptrError, UserError, disk_problem
+from dptr.cache.command_line import Report, Services, command, command_group, require_no_empty_argument, speak_utf8
+from dptr.cache.errors import OF_THE_DISK, DptrError, UserError, disk_error, disk_problem
 from dptr.cache.interrupts import stop_once
+from dptr.cache.visible import visible
 from dptr.cache.workspace import Workspace
 from dptr.pipeline import commands as stage_one
 from dptr.pipeline.services import find_clip, mine_neighbours, photo_paths, prompt_of
@@ -106,6 +107,7 @@ def run_command(arguments: Sequence[str] | None = None) -> int:
     speak_utf8()
     try:
         given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+        require_no_empty_argument(given)
         # typer turns Ctrl-C and --help into exit codes of its own, and hands them back.
         with stop_once():
             code = get_command(app).main(args=given, standalone_mode=False, obj=SERVICES)
@@ -120,7 +122,7 @@ def _fail(error: BaseException) -> int:
     if os.environ.get("DPTR_DEBUG"):
         traceback.print_exc()
     code, message = _explained(error)
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    print("error: " + visible(" ".join(message.split())), file=sys.stderr)
     return code
 
 
@@ -135,7 +137,9 @@ def _explained(error: BaseException) -> tuple[int, str]:
             return _INTERRUPTED, "interrupted; what was finished is kept, and the same command goes on"
         case MemoryError():
             return 1, "out of memory. Use a smaller batch or shard"
-        case OSError(errno=number) if number in OF_THE_DISK:
-            return 2, f"{disk_problem(error)}. {OF_THE_DISK[number]}"
+        case UnicodeEncodeError(reason="surrogates not allowed"):
+            return 2, f"{error.object[max(error.start - 80, 0) : error.end + 80]!r} is not UTF-8. Use another name"
+        case Exception() if disk := disk_error(error):
+            return 2, f"{disk_problem(disk)}. {OF_THE_DISK[disk.errno]}"
     unexpected = f"unexpected {type(error).__name__}: {error}"
     return 1, f"{unexpected}. Please report it; --debug shows where it happened"

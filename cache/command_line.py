@@ -7,6 +7,7 @@ A command is a function ``(workspace, ...) -> Report`` beside its stage; :func:`
 import inspect
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 
 from dptr.cache import plain_json
-from dptr.cache.errors import TooManyRefused
+from dptr.cache.errors import TooManyRefused, UserError
 from dptr.cache.progress import set_quiet
+from dptr.cache.visible import visible
 from dptr.cache.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ _Parameters = ParamSpec("_Parameters")
 #: Seeds fit a signed 64-bit integer, which is what every file and library here can hold.
 LARGEST_SEED = 2**63 - 1
 MOST_WORKERS = 256
+#: In characters; no CLIP reads as many, and no decoder of ours writes more.
+LONGEST_LABEL = 1000
 
 Out = Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write to instead of the workspace's own.")]
 PromptsFolder = Annotated[
@@ -139,7 +143,7 @@ def figures_of(summary: Any) -> dict[str, Any]:
 def print_report(name: str, report: Report, as_json: bool) -> None:
     """Print what a command came to on stdout, and what it could not use on stderr."""
     for problem in report.problems:
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {visible(problem)}", file=sys.stderr)
     if report.answer is not None:
         _print_answer(name, report.answer, report.figures, as_json)
         return
@@ -165,6 +169,18 @@ def _print_answer(name: str, answer: "Answer", figures: dict[str, Any], as_json:
     for piece in json_pieces(answer, {"command": name, **figures}):
         print(piece, end="")
     print()
+
+
+def require_no_empty_argument(arguments: Sequence[str]) -> None:
+    """Check that no argument is empty: as a path it would be the current folder.
+
+    Raises:
+        UserError: one is.
+    """
+    for position, argument in enumerate(arguments):
+        if not argument or re.fullmatch(r"--[a-z-]+=", argument):
+            before = f" behind {arguments[position - 1]}" if not argument and position else f": {argument}"
+            raise UserError(f"an empty argument{before}", "Was a variable of the shell not set? Leave it out otherwise")
 
 
 def speak_utf8() -> None:

@@ -6,6 +6,8 @@ Anything else that escapes a command is a bug and leaves with exit code 1.
 from __future__ import annotations
 
 import errno
+import os
+import re
 
 _NOT_THERE = "Name a place where a file or folder can be written"
 #: What a disk can refuse, by its number, and what to do about it; the user's to mend, so exit code 2.
@@ -53,6 +55,17 @@ class TooManyRefused(DptrError):
     """More inputs were quarantined than the caller allowed."""
 
     exit_code = 4
+
+
+def disk_error(error: Exception) -> OSError | None:
+    """Return what a disk refused, also where a library written in Rust tells it in words alone; None for the rest."""
+    if isinstance(error, OSError):
+        return error if error.errno in OF_THE_DISK else None
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    if told is None or int(told[1]) not in OF_THE_DISK:
+        return None
+    path = re.search(r'at path "(.*)"', str(error))
+    return OSError(int(told[1]), os.strerror(int(told[1])), path[1] if path else "writing")
 
 
 def disk_problem(error: OSError) -> str:

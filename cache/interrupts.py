@@ -42,6 +42,19 @@ def deferred() -> Iterator[None]:
         signal.raise_signal(number)
 
 
+@contextmanager
+def unheard_by_children() -> Iterator[None]:
+    """Let processes that a block starts ignore Ctrl-C, which a terminal sends to them, too: their parent ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def interruptible(work: Callable[[], _Result], stop: Callable[[], None]) -> _Result:
     """Run what stays outside Python for long, where no signal is seen; at a signal call ``stop``, then pass it on."""
     with ThreadPoolExecutor(1) as thread:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dptr.cache.errors import UserError
-from dptr.cache.file_names import RUN_FILE
+from dptr.cache.file_names import MANIFEST_FILE, RUN_FILE
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,14 @@ class Workspace:
     other_orp: Path | None = None
 
     def with_stores(self, prompts: Path | None, orp: Path | None = None) -> Workspace:
-        """Return the same workspace, with stores that lie elsewhere; None keeps its own."""
+        """Return the same workspace, with stores that lie elsewhere; None keeps its own.
+
+        Raises:
+            UserError: a folder that is named holds no store.
+        """
+        for folder in (prompts, orp):
+            if folder is not None and not (folder / MANIFEST_FILE).is_file():
+                raise UserError(f"no store in {folder}", "Name a folder that embed-text or build-orp-bank made")
         return replace(self, other_prompts=prompts, other_orp=orp)
 
     @property

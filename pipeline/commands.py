@@ -8,6 +8,7 @@ import typer
 from dptr.cache.choices import StatesDtype, UnicodeForm
 from dptr.cache.command_line import (
     LARGEST_SEED,
+    LONGEST_LABEL,
     MOST_WORKERS,
     Device,
     OrpFolder,
@@ -47,7 +48,7 @@ def embed_text(
     case: Annotated[Case, typer.Option(help="What becomes of upper and lower case.")] = "keep",
     unicode: Annotated[UnicodeForm, typer.Option(help="Normal form.")] = "nfkc",
     ascii: Annotated[bool, typer.Option("--ascii", help="Fold to ASCII, as the authors do.")] = False,
-    max_label_length: Annotated[int, typer.Option(min=1, help="Longest label in characters.")] = 25,
+    max_label_length: Annotated[int, typer.Option(min=1, max=LONGEST_LABEL, help="Longest label in characters.")] = 25,
     template: Annotated[str, typer.Option(help="Sentence around {label}.")] = DEFAULT_TEMPLATE,
     states: Annotated[StatesKind | None, typer.Option(help="By default what fits the images.")] = None,
     context: Annotated[Context, typer.Option(help="States up to the end token, or all.")] = "content",

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dptr.cache.errors import UserError
+from dptr.cache.interrupts import unheard_by_children
 from dptr.cache.progress import note, progress
 from dptr.cache.ranges import require_at_least
 from dptr.cache.word_images.writer import write_word_images
@@ -126,7 +127,9 @@ def _render(job: _Job, total: int, workers: int) -> Iterator[list[tuple[bytes, s
         yield from ([job.crop(index) for index in task] for task in tasks)
         return
     # A fork would inherit whatever threads the caller's libraries run; a spawned process starts clean.
-    with multiprocessing.get_context("spawn").Pool(workers, _set_job, (job,)) as pool:
+    with unheard_by_children():
+        started = multiprocessing.get_context("spawn").Pool(workers, _set_job, (job,))
+    with started as pool:
         yield from pool.imap(_render_task, tasks)
 
 

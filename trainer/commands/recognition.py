@@ -84,6 +84,8 @@ def read(
     loaded = time.monotonic()
     named = [name for image in images for name in (sys.stdin.read().splitlines() if image == "-" else [image])]
     paths = list(find_images([Path(name) for name in named if name]))
+    if not paths:
+        raise UserError("no image named", "Name pictures of one word each, or folders of them")
     read, problems = [], []
     for path, reading in zip(paths, reader.read_files(paths), strict=True):
         if isinstance(reading, UserError):
@@ -117,7 +119,8 @@ def report(
 
     described = Run.load(workspace.find_run(run))
     crops = _crops(data, more, described)
-    candidates = [prompts or workspace.prompts, orp or workspace.orp]
+    workspace = workspace.with_stores(prompts, orp)
+    candidates = [workspace.prompts, workspace.orp]
     stores = stage.matching_stores(described, candidates) if described.kind == "pretrain" else None
     summary = stage.report(described, out or described.folder / stage.FILE_NAME, crops, stores)
     lines = [str(summary.out)]

@@ -1,0 +1,147 @@
+"""What a user can get wrong is one line with what to do; nothing is taken silently, nothing is "unexpected"."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from dptr.cache.errors import disk_error
+from dptr.cli import run_command
+
+ARCHIVE = Path(__file__).parents[1] / "fixtures" / "first_format.tar.xz"
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    path = tmp_path / "words.txt"
+    path.write_text("some\nwords\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("old")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter="data")
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
+    """Run a command that must be refused in one line and return that line."""
+    assert run_command([*arguments, "--quiet"]) == code
+    said = capsys.readouterr()
+    assert said.out == ""
+    (line,) = said.err.splitlines()
+    assert line.startswith("error: ")
+    assert "unexpected" not in line
+    return line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["embed-text", "{words}", "-o", ""],
+        ["embed-text", "{words}", "--workspace", ""],
+        ["embed-text", "{words}", "--out="],
+        ["render-words", "{words}", "-o", ""],
+        ["verify", ""],
+        ["demo", "-o", ""],
+    ],
+)
+def test_an_empty_argument_is_not_the_current_folder(
+    arguments: list[str],
+    words: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    said = refused(capsys, *(argument.format(words=words) for argument in arguments))
+    assert "an empty argument" in said
+    assert list(here.iterdir()) == []
+
+
+def test_a_label_length_past_all_bounds_is_bad_usage(words: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--max-label-length" in refused(capsys, "embed-text", str(words), "--max-label-length", "9" * 20)
+
+
+def test_a_folder_whose_name_is_not_utf8_is_named(
+    words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, "embed-text", str(words), "--workspace", str(tmp_path / "\udcff"))
+    assert r"\udcff" in said
+
+
+def test_a_setting_that_is_not_utf8_is_named(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "pretrain", "--workspace", str(old / "dptr_data"), "--set", "decoder.kind=\udcff")
+    assert r"\udcff" in said
+
+
+def test_a_recogniser_without_an_image_is_bad_usage(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no image named" in refused(capsys, "read", str(old / "finetuned.safetensors"))
+
+
+@pytest.mark.parametrize("option", ["--prompts", "--orp"])
+@pytest.mark.parametrize("command", [["sql", "select 1"], ["report", "pretrained"]])
+def test_a_store_that_is_named_must_be_one(
+    command: list[str], option: str, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, *command, option, str(tmp_path), "--workspace", str(old / "dptr_data"))
+    assert f"no store in {tmp_path}" in said
+
+
+def test_what_a_rust_library_could_not_write_is_a_refusal_of_the_disk() -> None:
+    told = 'Error while serializing: I/O error: Permission denied (os error 13) at path "/x/.tmp1"'
+    error = disk_error(SafetensorError(told))
+    assert error is not None
+    assert (error.errno, error.filename) == (13, "/x/.tmp1")
+    assert disk_error(SafetensorError("header too small")) is None
+
+
+def test_an_export_to_where_nothing_can_be_written_is_one_line(
+    old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise SafetensorError(f'I/O error: Read-only file system (os error 30) at path "{tmp_path}/.tmp1"')
+
+    monkeypatch.setattr("dptr.trainer.model.model_file.save_file", refuse)
+    asked = ["export", "pretrained", "--to", "safetensors", "-o", str(tmp_path / "x.safetensors")]
+    said = refused(capsys, *asked, "--workspace", str(old / "dptr_data"))
+    assert f"{tmp_path}/.tmp1: Read-only file system" in said
+
+
+def test_a_terminal_obeys_nothing_that_stands_in_a_bad_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"\xff\x1b]0;title\x07\x1b[2J\n")
+    said = refused(capsys, "embed-text", str(bad), "--workspace", str(tmp_path))
+    assert "invalid UTF-8" in said
+    assert said.isprintable(), said
+
+
+def test_ctrl_c_in_a_terminal_is_one_line_from_all_processes(tmp_path: Path) -> None:
+    """A terminal sends it to the workers, too."""
+    (tmp_path / "words.txt").write_text("word\n")
+    command = [sys.executable, "-m", "dptr", "render-words", "words.txt", "-o", "crops"]
+    started = subprocess.Popen(
+        [*command, "--workers", "2", "--count", "1000000", "--quiet"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not len(list((tmp_path / "crops").rglob("*.jpg"))) > 2:
+        assert started.poll() is None
+        time.sleep(0.1)
+    subprocess.run(["kill", "-s", signal.SIGINT.name.removeprefix("SIG"), "--", f"-{started.pid}"], check=True)
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 130
+    assert len(said.splitlines()) == 1, said
