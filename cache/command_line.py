@@ -160,7 +160,8 @@ def print_report(name: str, report: Report, as_json: bool) -> None:
 
 
 def _print_answer(name: str, answer: "Answer", figures: dict[str, Any], as_json: bool) -> None:
-    from dptr.cache.sql.table import json_pieces, table_lines
+    from dptr.cache.sql.answer_json import json_pieces
+    from dptr.cache.table import table_lines
 
     if not as_json:
         for line in table_lines(answer.columns, answer.blocks):

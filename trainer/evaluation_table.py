@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from dptr.cache.table import table as laid_out
 from dptr.trainer.evaluate import AS_WRITTEN, FIELD_PROTOCOLS, PROTOCOLS, Evaluation
 from dptr.trainer.metrics import LONGEST, ProtocolScore
 
 _TITLES = {**{name: f"{name} characters" for name in FIELD_PROTOCOLS}, AS_WRITTEN: "as written"}
-_CELL = "{:>6} {:>7} {:>6}"
 
 
 def table(result: Evaluation) -> str:
-    """Return words, accuracy and 1-NED per set and protocol, what was left out, and the most confident mistakes."""
-    totals = {"weighted by words": result.weighted, "averaged over sets": result.averaged}
-    width = max(len(name) for name in [*result.sets, *totals])
-    lines = [
-        _row("", [f"{_TITLES[p]:^21}" for p in PROTOCOLS], width),
-        _row("", [_CELL.format("words", "acc", "1-NED")] * len(PROTOCOLS), width),
-    ]
-    lines += [_row(name, [_cell(scores[p]) for p in PROTOCOLS], width) for name, scores in result.sets.items()]
-    for title, values in totals.items():
-        lines.append(_row(title, [_CELL.format("", _share(values[p]), "") for p in PROTOCOLS], width))
-    lines += ["", *_left_out(result)]
+    """Return words, accuracy and 1-NED per protocol and set, what was left out, and the most confident mistakes."""
+    rows = [row for protocol in PROTOCOLS for row in _rows(result, protocol)]
+    lines = [laid_out(["", "data", "words", "accuracy", "1-NED"], rows, numbers=(2, 3, 4)), "", *_left_out(result)]
     lengths = ", ".join(
         f"{length}: {part:.0%} of {words}" for length, (words, part) in result.accuracy_by_length.items()
     )
     lines += ["", f"accuracy by length, as written: {lengths}"]
     if result.mistakes:
-        lines += ["", "most confident mistakes (image, truth, reading, confidence):"]
-        lines += [f"  {m.key}  {m.truth}  {m.reading}  {m.confidence:.3f}" for m in result.mistakes[:10]]
+        mistakes = [(m.key, m.truth, m.reading, f"{m.confidence:.3f}") for m in result.mistakes[:10]]
+        lines += ["", "most confident mistakes:", laid_out(["image", "truth", "reading", "confidence"], mistakes, (3,))]
     return "\n".join(lines)
 
 
@@ -51,14 +44,16 @@ def figures(result: Evaluation) -> dict[str, Any]:
     }
 
 
-def _row(name: str, cells: list[str], width: int) -> str:
-    return f"{name:<{width}}  {'  '.join(cells)}".rstrip()
-
-
-def _cell(result: ProtocolScore) -> str:
-    if result.score is None:
-        return _CELL.format(0, "-", "-")
-    return _CELL.format(result.words, _share(result.score.accuracy), f"{result.score.one_minus_ned:.3f}")
+def _rows(result: Evaluation, protocol: str) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each set and for both totals; the first says which protocol they are of."""
+    title = _TITLES[protocol]
+    for name, scores in result.sets.items():
+        found = scores[protocol]
+        shares = (_share(found.score.accuracy), f"{found.score.one_minus_ned:.3f}") if found.score else ("-", "-")
+        yield title, name, f"{found.words:,}", *shares
+        title = ""
+    yield "", "weighted by words", "", _share(result.weighted[protocol]), ""
+    yield "", "averaged over sets", "", _share(result.averaged[protocol]), ""
 
 
 def _share(value: float | None) -> str:

@@ -8,8 +8,8 @@ import duckdb
 
 from dptr.cache.errors import UserError
 from dptr.cache.sql.query import ask
-from dptr.cache.sql.table import table_lines
 from dptr.cache.sql.views import tables
+from dptr.cache.table import table_lines
 
 
 def prompt(connection: duckdb.DuckDBPyConnection) -> None:

@@ -24,6 +24,7 @@ from dptr.cache.normalization import Normalization
 from dptr.cache.progress import Progress, note, progress
 from dptr.cache.ranges import require_at_least
 from dptr.cache.stores.quarantine import Quarantine
+from dptr.cache.table import table
 from dptr.pipeline.choices import Case, Unit
 from dptr.pipeline.text.corpus_files import read_rows, require_readable
 from dptr.pipeline.text.corpus_labels import count_labels
@@ -131,17 +132,17 @@ class Corpus:
         for labels, counts, sources in self._labels.batches(rows):
             yield LabelBatch(labels, counts, [self._paths[source] for source in sources.tolist()])
 
-    def summary(self, quarantine: Quarantine) -> str:
-        """Return a table of what was read, kept and refused, with examples."""
-        lines = [
-            f"{self.read:>14,}  {self._settings.unit}s read",
-            *([f"{self.folded:>14,}  had their case folded"] if self.folded else []),
-            f"{self.distinct:>14,}  distinct labels",
-            f"{self.kept:>14,}  kept, in a charset of {len(self.charset.characters)}",
+    def summary(self, quarantine: Quarantine, more: Sequence[tuple[str, str]] = ()) -> str:
+        """Return a table of what was read, kept and refused, with examples; ``more`` are further counts."""
+        rows = [
+            (f"{self.read:,}", f"{self._settings.unit}s read"),
+            *([(f"{self.folded:,}", "had their case folded")] if self.folded else []),
+            (f"{self.distinct:,}", "distinct labels"),
+            (f"{self.kept:,}", f"kept, in a charset of {len(self.charset.characters)}"),
         ]
         for reason, count in quarantine.counts.most_common():
-            lines.append(f"{count:>14,}  refused: {reason}{_such_as(quarantine, reason)}")
-        return "\n".join(lines)
+            rows.append((f"{count:,}", f"refused: {reason}{_such_as(quarantine, reason)}"))
+        return table([], [*rows, *more], numbers=(0,), fit=False)
 
     def close(self) -> None:
         """Delete the temporary files."""

@@ -124,8 +124,8 @@ def _embed(
         _embed_remaining(out, manifest, corpus, tower, settings, quarantine)
         if not manifest.rows:
             raise nothing_usable(paths, quarantine)
-        made_up = _embed_made_up(out, manifest, corpus, tower, settings, quarantine) if settings.cover_pieces else ""
-        table = corpus.summary(quarantine) + made_up
+        made_up = _embed_made_up(out, manifest, corpus, tower, settings, quarantine) if settings.cover_pieces else []
+        table = corpus.summary(quarantine, made_up)
     # Only now is the quarantine's file in its place, and the store as a whole finished.
     manifest.details |= {"finished": asked, "summary": table, "quarantined": quarantine.total}
     manifest.commit_files(out, QUARANTINE_FILE)
@@ -238,8 +238,8 @@ def _embed_made_up(
     tower: TextTower,
     settings: EmbedTextSettings,
     quarantine: Quarantine,
-) -> str:
-    """Make up words that complete the corpus, embed those that the store lacks, and return what was done."""
+) -> list[tuple[str, str]]:
+    """Make up words that complete the corpus, embed those that the store lacks, and return counts of both."""
     template, rules = Template(settings.template), settings.corpus
     goal = CoverageGoal(settings.cover_pieces, settings.seed)
     catalogues = _catalogues(out, manifest)
@@ -248,7 +248,7 @@ def _embed_made_up(
     groups = prompts_of([remaining], corpus.charset, rules, template, tower, quarantine, settings.shard_rows)
     with progress("embedding made-up words", len(remaining.labels), "labels") as shown:
         _embed_groups(out, manifest, groups, tower, settings, shown)
-    return "\n" + made_up.summary(settings.cover_pieces)
+    return made_up.summary(settings.cover_pieces)
 
 
 def _embed_groups(

@@ -62,15 +62,16 @@ class MadeUpWords:
             labels = _not_stored(connection, self.labels, catalogues)
         return LabelBatch(labels, np.ones(len(labels), np.int64), [MADE_UP] * len(labels))
 
-    def summary(self, least: int) -> str:
-        """Return lines for the command's table."""
-        line = (
-            f"{len(self.labels):>14,}  words made up, so that each of {self.pieces:,} pieces stands in {least} prompts"
-        )
-        if not self.not_covered:
-            return line
-        examples = ", ".join(map(repr, self.not_covered[:3]))
-        return f"{line}\n{len(self.not_covered):>14,}  pieces stand in fewer: no word holds them (such as {examples})"
+    def summary(self, least: int) -> list[tuple[str, str]]:
+        """Return counts for the command's table."""
+        made_up = f"words made up, so that each of {self.pieces:,} pieces stands in {least} prompts"
+        rows = [(f"{len(self.labels):,}", made_up)]
+        if self.not_covered:
+            examples = ", ".join(map(repr, self.not_covered[:3]))
+            rows.append(
+                (f"{len(self.not_covered):,}", f"pieces stand in fewer: no word holds them (such as {examples})")
+            )
+        return rows
 
 
 def make_up_words(

@@ -40,6 +40,8 @@ def on_a_terminal(*arguments: str, interrupt: bool = False, **environment: str) 
         stderr=theirs,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "120", **environment},
         start_new_session=True,
+        # Started in the background of a shell, tests ignore Ctrl-C, and so would this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     os.close(theirs)
     written = b""

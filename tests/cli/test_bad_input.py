@@ -137,6 +137,8 @@ def test_ctrl_c_in_a_terminal_is_one_line_from_all_processes(tmp_path: Path) -> 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Started in the background of a shell, tests ignore Ctrl-C, and so would this process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     while not len(list((tmp_path / "crops").rglob("*.jpg"))) > 2:
         assert started.poll() is None

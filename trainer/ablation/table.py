@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dptr.cache.sql.table import table
+from dptr.cache.table import table
 from dptr.trainer.ablation.comparison import Result
 from dptr.trainer.ablation.statistics import Interval
 from dptr.trainer.report.page import Section, Table, render, text_row

@@ -166,7 +166,7 @@ def _crops(data: list[Path] | None, more: list[Path] | None, run: "Run") -> "Wor
 
 def examples_table(run: Path, crops: Path) -> str:
     """Read the first crops of a folder with ``labels.tsv``; return image, truth and reading as a table."""
-    from dptr.cache.sql.table import table
+    from dptr.cache.table import table
     from dptr.trainer.read import load
 
     rows = [line.split("\t") for line in (crops / "labels.tsv").read_text(encoding="utf-8").splitlines()][:_EXAMPLES]

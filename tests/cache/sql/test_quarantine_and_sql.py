@@ -7,7 +7,6 @@ import pytest
 from dptr.cache.errors import TooManyRefused, UserError
 from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.sql.query import ask
-from dptr.cache.sql.table import table
 from dptr.cache.sql.views import connect
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.quarantine import Quarantine
@@ -50,11 +49,3 @@ def test_a_bad_query_names_the_tables(tmp_path: Path) -> None:
     Manifest("prompts", {}).save(workspace.prompts)
     with pytest.raises(UserError, match="refused_text"):
         ask(connect(workspace), "select * from nothing")
-
-
-def test_tables_are_aligned_and_cut(tmp_path: Path) -> None:
-    text = table(["a", "long name"], [(1, "x" * 100), (22, 0.123456789)])
-    lines = text.splitlines()
-    assert lines[0] == "a   long name"
-    assert lines[2].endswith("…")
-    assert lines[3] == "22  0.123457"

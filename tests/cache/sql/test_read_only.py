@@ -17,13 +17,14 @@ import pytest
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, QUARANTINE_FILE, RUN_FILE
 from dptr.cache.progress import set_quiet
+from dptr.cache.sql.answer_json import json_pieces
 from dptr.cache.sql.query import ask
-from dptr.cache.sql.table import json_pieces, table_lines
 from dptr.cache.sql.views import connect
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import States, write_shard
+from dptr.cache.table import table_lines
 from dptr.cache.workspace import Workspace
 
 LABELS = ["street", "straße", "東京"]
