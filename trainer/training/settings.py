@@ -6,6 +6,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from dptr.trainer.choices import FmuKind, NoiseDraw, Sampling
+
 #: Past these no computer has the memory; a slip of the hand is caught before it asks for it.
 _WIDEST, _DEEPEST, _LARGEST_IMAGE, _LARGEST_COUNT = 16_384, 256, 8_192, 1_000_000_000
 
@@ -65,7 +67,7 @@ class EncoderSettings(Settings):
 class FmuSettings(Settings):
     """The Feature Merge Unit; ``none`` hands the decoder all image tokens (the control)."""
 
-    kind: Literal["queries", "none"] = "queries"
+    kind: FmuKind = "queries"
     queries: int = Field(default=26, ge=1, le=1000)
     heads: int = Field(default=8, ge=1, le=_DEEPEST)
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -75,7 +77,7 @@ class NoiseSettings(Settings):
     """Offline randomised perturbation: how ORP states are added to text states in pre-training."""
 
     ratio: float = Field(default=0.1, ge=0, le=1000)
-    draw: Literal["random", "nearest", "mixed"] = "random"
+    draw: NoiseDraw = "random"
     neighbours: int = Field(default=32, ge=1, le=10_000)
     nearest_share: float = Field(default=0.5, ge=0, le=1)
 
@@ -117,7 +119,7 @@ class PretrainSettings(TrainingSettings):
 
     validation_share: float = Field(default=0.05, gt=0, lt=1)
     validation_rows: int = Field(default=1000, ge=1, le=_LARGEST_COUNT)
-    sampling: Literal["uniform", "count"] = "uniform"
+    sampling: Sampling = "uniform"
     count_power: float = Field(default=0.5, ge=0, le=10)
 
 
