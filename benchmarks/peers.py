@@ -47,6 +47,7 @@ from dptr.cache.pictures import UnusablePicture, decode
 from dptr.cache.word_images.form import Refused
 from dptr.cache.word_images.sources import find_sources
 from dptr.trainer.metrics import LONGEST, score, to_ascii
+from dptr.trainer.model.model_file import BUNDLED
 
 _CHARSET = Charset.named("36")
 #: Groups of label lengths, by their longest.
@@ -99,7 +100,9 @@ class Row:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="labelled crops, in any form dptr reads")
-    parser.add_argument("--model", type=Path, nargs="*", default=[], help="fine-tuning runs or exported models")
+    parser.add_argument(
+        "--model", type=Path, nargs="*", default=[BUNDLED], help="runs or exported models instead of the bundled one"
+    )
     parser.add_argument("--fold", type=fold_of, help="K/N: only images whose hashed file name leaves K divided by N")
     parser.add_argument("--limit", type=int, help="only the first so many crops of each data set")
     parser.add_argument("--tesseract", default="tesseract", help="its program")
