@@ -50,7 +50,7 @@ def crops(tmp_path: Path) -> Path:
 
 
 def run(crops: Path, *options: str, tesseract: str = "no-such-tesseract") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--data", str(crops), "--tesseract", tesseract]
+    command = [sys.executable, str(SCRIPT), "--data", str(crops), "--model", "--tesseract", tesseract]
     return subprocess.run(
         [*command, "--rapidocr-python", bare_python(crops.parent), *options], capture_output=True, text=True
     )
