@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from dptr.cache.choices import StatesDtype
@@ -11,19 +11,13 @@ from dptr.pipeline.choices import Precision
 from dptr.pipeline.photos.crops import CropSettings
 
 
-@dataclass(frozen=True)
-class OrpBankSettings:
-    """How a bank is made.
+@dataclass(frozen=True, kw_only=True)
+class OrpBankSettings(CropSettings):
+    """How a bank is made: which rectangles are cut, as :class:`CropSettings` says, and what becomes of them.
 
     Attributes:
         clip: ``tiny``, a directory in transformers' format, or a hub id.
         precision: arithmetic of the image tower.
-        crops_per_image: this and the five after it are told in :class:`CropSettings`.
-        min_area: see there.
-        max_area: see there.
-        min_aspect: see there.
-        max_aspect: see there.
-        smallest_side: see there.
         tokens_per_crop: tokens kept of each crop, drawn at random; None keeps all.
         seed: of crops and tokens.
         dtype: how states are stored.
@@ -39,12 +33,6 @@ class OrpBankSettings:
 
     clip: str = "tiny"
     precision: Precision = "fp32"
-    crops_per_image: int = 8
-    min_area: float = 0.05
-    max_area: float = 0.5
-    min_aspect: float = 0.5
-    max_aspect: float = 2.0
-    smallest_side: int = 32
     tokens_per_crop: int | None = None
     seed: int = 0
     dtype: StatesDtype = "float16"
@@ -58,16 +46,11 @@ class OrpBankSettings:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # Drawing would fail photo by photo, and each would be remembered as a bad one.
         if not 0 <= self.seed < 1 << 64:
             raise UserError(f"seed {self.seed} is impossible", "Use 0 or any whole number below 2**64")
 
     def crops(self) -> CropSettings:
-        """Return the part that says which rectangles are cut.
-
-        Raises:
-            UserError: the ranges are impossible.
-        """
-        return CropSettings(
-            self.crops_per_image, self.min_area, self.max_area, self.min_aspect, self.max_aspect, self.smallest_side
-        )
+        """Return the part that says which rectangles are cut."""
+        return CropSettings(**{part.name: getattr(self, part.name) for part in fields(CropSettings)})

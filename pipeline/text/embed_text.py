@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,55 +19,24 @@ import numpy as np
 from dptr.cache.choices import StatesDtype
 from dptr.cache.file_names import MANIFEST_FILE, QUARANTINE_FILE
 from dptr.cache.progress import Progress, note, progress
-from dptr.cache.ranges import require_at_least
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest, Shard
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import States
-from dptr.pipeline.choices import Context, Precision, StatesKind
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.clip.text_tower import TextTower
-from dptr.pipeline.text.corpus import Corpus, CorpusSettings, corpus_fingerprint, nothing_usable, read_corpus
+from dptr.pipeline.text.corpus import Corpus, corpus_fingerprint, nothing_usable, read_corpus
+from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.made_up_words import CoverageGoal, make_up_words
 from dptr.pipeline.text.prompt_shard import write_prompt_shard
 from dptr.pipeline.text.prompt_store import open_prompt_store, settle_charset, write_prefix
 from dptr.pipeline.text.prompts import Prompt, prompts_of
-from dptr.pipeline.text.templates import DEFAULT_TEMPLATE, Template
+from dptr.pipeline.text.templates import Template
+
+__all__ = ["EmbedTextSettings", "EmbedTextSummary", "Estimate", "embed_text", "estimate"]
 
 _PROMPTS_CHECKED = 16
 _PROMPTS_TIMED = 512
-
-
-@dataclass(frozen=True)
-class EmbedTextSettings:
-    """How a corpus is embedded.
-
-    Attributes:
-        clip: ``tiny``, a directory or a hub id. states: None picks by width (see TextTower).
-        dtype: how states are stored. shard_rows: prompts of a shard; peak memory grows with it.
-        tokens_per_batch: tokens encoded at once; few enough to stay in the processor's cache.
-        cover_pieces: in how many prompts each piece of the tokenizer that the charset can spell is to stand at least;
-            words are made up for those that the corpus lacks. seed: of the made-up words.
-        max_bad: most refused inputs before the command fails; None for no limit.
-    """
-
-    corpus: CorpusSettings = field(default_factory=CorpusSettings)
-    clip: str = "tiny"
-    template: str = DEFAULT_TEMPLATE
-    states: StatesKind | None = None
-    context: Context = "content"
-    precision: Precision = "fp32"
-    dtype: StatesDtype = "float16"
-    shard_rows: int = 16384
-    tokens_per_batch: int = 1024
-    cover_pieces: int = 0
-    seed: int = 0
-    max_bad: int | None = None
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        require_at_least(1, shard_rows=self.shard_rows, tokens_per_batch=self.tokens_per_batch)
-        require_at_least(0, max_bad=self.max_bad, cover_pieces=self.cover_pieces, seed=self.seed)
 
 
 @dataclass(frozen=True)
