@@ -24,12 +24,17 @@ from dptr.cache.file_names import (
 from dptr.cache.stores.files import sha256_of, write_json
 
 FORMAT_VERSION = 1
+_LONGEST_SHOWN = 40
 
 #: What can be derived again, or only tells of past runs: damage to it does not keep a store from being used.
 DISPENSABLE = frozenset({INDEX_FILE, NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE, PHOTOS_FILE, QUARANTINE_FILE})
 
-StoreKind = Literal["prompts", "orp"]
-_COMMAND_THAT_MAKES = {"prompts": "dptr embed-text", "orp": "dptr build-orp-bank"}
+StoreKind = Literal["prompts", "orp", "word_crops"]
+_COMMAND_THAT_MAKES = {
+    "prompts": "dptr embed-text",
+    "orp": "dptr build-orp-bank",
+    "word_crops": "dptr embed-crops",
+}
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,37 @@ class Manifest:
         manifest._check_files(folder)
         return manifest
 
+    @classmethod
+    def begin_or_go_on(cls, folder: Path, kind: StoreKind, identity: dict[str, Any]) -> Manifest:
+        """Return the manifest of the store in ``folder``, which must have been made in the same way, or a new one.
+
+        Raises:
+            DamagedStore: there is a store of another identity; the message names what differs.
+        """
+        if not (folder / MANIFEST_FILE).is_file():
+            return cls(kind, dict(identity))
+        manifest = cls.load(folder, kind)
+        manifest.require_equal(folder, identity)
+        return manifest
+
+    def require_equal(self, folder: Path, identity: dict[str, Any]) -> None:
+        """Check parts of the identity.
+
+        Raises:
+            DamagedStore: they differ.
+        """
+        differing = [
+            f"{name}: {_shown(self.identity.get(name))} there, {_shown(value)} now"
+            for name, value in identity.items()
+            # The same weights may go by several names (two paths, a hub id): their hash tells.
+            if name != "encoder" and self.identity.get(name) != value
+        ]
+        if differing:
+            raise DamagedStore(
+                f"{folder} holds a store with other settings ({'; '.join(differing)})",
+                "Use the same settings, another folder with -o, or move the old store away",
+            )
+
     def _check_files(self, folder: Path) -> None:
         """Compare presence and size of every file that is needed: cheap, and catches what is cut short or missing."""
         listed = {name: record for name, record in self.files.items() if name not in DISPENSABLE}
@@ -174,6 +210,15 @@ class Manifest:
 _REPAIR = "Move the store away and make it again; the inputs are still there"
 
 
+def kind_of(folder: Path) -> str | None:
+    """Return which kind of store is in ``folder``; None where there is none, or its manifest cannot be read."""
+    try:
+        value = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value.get("kind") if isinstance(value, dict) else None
+
+
 def require_same_encoder(one: Manifest, other: Manifest) -> None:
     """Check that two stores' states come from one CLIP model.
 
@@ -186,6 +231,11 @@ def require_same_encoder(one: Manifest, other: Manifest) -> None:
             f"and the {other.kind} store with {other.identity['encoder']}, whose weights differ",
             f"Make both with the same --clip (`{_COMMAND_THAT_MAKES[one.kind]}`, `{_COMMAND_THAT_MAKES[other.kind]}`)",
         )
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
 
 
 def _records(files: dict[str, dict[str, Any]]) -> dict[str, FileRecord]:

@@ -12,9 +12,6 @@ from dptr.cache.errors import DamagedStore
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.shards import StatesReader
 
-#: A token touches a page at least, and the kernel maps its neighbours with it.
-_TOKENS_BETWEEN_RELEASES = 1 << 14
-
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(
     [
@@ -31,11 +28,7 @@ CATALOGUE_SCHEMA = pa.schema(
 
 
 class OrpBank:
-    """A committed ORP bank, opened read-only; every crop has the same number of tokens.
-
-    Mapped pages that random reads gather count as this process's memory, though the kernel could take them back. They
-    are dropped now and then, so that memory stays flat however long a training runs.
-    """
+    """A committed ORP bank, opened read-only; every crop has the same number of tokens."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -43,7 +36,6 @@ class OrpBank:
         if not self.manifest.shards:
             raise DamagedStore(f"{folder} holds no finished shard", "Run `dptr build-orp-bank` again; it goes on")
         self._reader = StatesReader(folder, self.manifest.shards)
-        self._tokens_since_release = 0
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -68,9 +60,6 @@ class OrpBank:
         Returns:
             shape (batch, count, dim).
         """
-        self._tokens_since_release += positions.size
-        if self._tokens_since_release > _TOKENS_BETWEEN_RELEASES:
-            self.release()
         return self._reader.gather_tokens(crops, positions)
 
     def pooled(self, shard: int) -> NDArray[np.float32]:
@@ -80,4 +69,3 @@ class OrpBank:
     def release(self) -> None:
         """Drop mapped pages from the process; the next batch reads them again from the page cache."""
         self._reader.release()
-        self._tokens_since_release = 0

@@ -24,6 +24,9 @@ from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import FileRecord, Shard
 from dptr.cache.stores.mapped_file import MappedFile
 
+#: A token touches a page at least, and the kernel maps its neighbours with it.
+_TOKENS_BETWEEN_RELEASES = 1 << 14
+
 _STORED: dict[StatesDtype, type[np.generic]] = {"float16": np.float16, "float32": np.float32, "int8": np.int8}
 
 
@@ -121,13 +124,18 @@ class StatesFile:
 
 
 class StatesReader:
-    """All shards' states as one table of rows; files are mapped on first use and stay mapped."""
+    """All shards' states as one table of rows; files are mapped on first use and stay mapped.
+
+    Mapped pages that random reads of tokens gather count as this process's memory, though the kernel could take them
+    back. They are dropped now and then, so that memory stays flat however long a training runs.
+    """
 
     def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
         self._folder = folder
         self._shards = list(shards)
         self._first_row = np.cumsum([0] + [shard.rows for shard in shards])
         self._files: dict[int, StatesFile] = {}
+        self._tokens_since_release = 0
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process maps files itself, those that it reads.
@@ -189,6 +197,9 @@ class StatesReader:
         """
         if not len(rows):
             raise ValueError("no rows were asked for")
+        self._tokens_since_release += tokens.size
+        if self._tokens_since_release > _TOKENS_BETWEEN_RELEASES:
+            self.release()
         shards, local = self.locate(rows)
         files = [self.file(shard) for shard in shards.tolist()]
         starts = [int(file.offsets[row]) for file, row in zip(files, local.tolist(), strict=True)]
@@ -204,6 +215,7 @@ class StatesReader:
         """Drop every mapped page from the process (see :meth:`StatesFile.release`)."""
         for file in self._files.values():
             file.release()
+        self._tokens_since_release = 0
 
 
 def _fixed_lists(matrix: NDArray[Any]) -> pa.Array:

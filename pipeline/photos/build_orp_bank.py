@@ -17,22 +17,23 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.file_names import INDEX_FILE, MANIFEST_FILE, PHOTOS_FILE, QUARANTINE_FILE
+from dptr.cache.errors import UserError
+from dptr.cache.file_names import INDEX_FILE, PHOTOS_FILE, QUARANTINE_FILE
 from dptr.cache.progress import progress
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest
-from dptr.cache.stores.orp import OrpBank
+from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.quarantine import Quarantine
+from dptr.pipeline.clip.image_shard import ShardInMaking
 from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
 from dptr.pipeline.neighbours import faiss_index
 from dptr.pipeline.photos.near_images import NearImages
 from dptr.pipeline.photos.orp_settings import OrpBankSettings
-from dptr.pipeline.photos.orp_shard import ShardInMaking
 from dptr.pipeline.photos.photo import Photo, Refusal
 from dptr.pipeline.photos.photo_files import count_photos, find_photos
-from dptr.pipeline.photos.reader import CutPhoto, PhotoReader, read_ahead
+from dptr.pipeline.photos.reader import CutPhoto, PhotoReader
 from dptr.pipeline.photos.seen_photos import SeenPhotos
+from dptr.pipeline.read_ahead import read_ahead
 
 __all__ = ["OrpBankSettings", "OrpBankSummary", "build_orp_bank"]
 
@@ -127,7 +128,7 @@ class _Build:
         self.kept_out = (
             NearImages(settings.exclude_near, settings.exclude_threshold, self.tower) if settings.exclude_near else None
         )
-        self.manifest = _begin_or_go_on(out, _identity(clip, self.tower, settings, self.kept_out))
+        self.manifest = Manifest.begin_or_go_on(out, "orp", _identity(clip, self.tower, settings, self.kept_out))
         self.in_bank = _hashes(out, self.manifest)
         self.rows_before = self.manifest.rows
         self.duplicates = 0
@@ -194,21 +195,28 @@ class _Build:
             per_photo = self.settings.crops_per_image
             self.shard = ShardInMaking(
                 self.tower,
-                len(self.manifest.shards),
-                self.manifest.rows,
+                self.manifest,
+                CATALOGUE_SCHEMA,
                 max(1, self.settings.shard_rows // per_photo) * per_photo,
                 self.manifest.identity["tokens_per_crop"],
                 self.settings.dtype,
                 self.settings.batch,
             )
-        self.shard.add(photo)
+        for crop in photo.crops:
+            row = {
+                "image": photo.photo.place,
+                "image_sha256": photo.sha256,
+                **vars(crop.box),
+                "thumbnail": crop.thumbnail,
+            }
+            self.shard.add(row, crop.pixels, crop.tokens)
         if self.shard.full:
             self._commit()
 
     def _commit(self) -> None:
         if self.shard is None:
             return
-        self.manifest.shards.append(self.shard.write(self.out))
+        self.manifest.shards.append(self.shard.write(self.out, {"photos": self.shard.distinct("image_sha256")}))
         # The index no longer describes the bank; leaving it listed would let a kill while it is rewritten damage it.
         self.manifest.files.pop(INDEX_FILE, None)
         self.manifest.save(self.out)
@@ -226,19 +234,6 @@ def _identity(clip: Clip, tower: ImageTower, settings: OrpBankSettings, kept_out
         "dtype": settings.dtype,
         "kept_out": kept_out.identity() if kept_out else None,
     }
-
-
-def _begin_or_go_on(out: Path, identity: dict[str, Any]) -> Manifest:
-    """Return the manifest of the bank in ``out``, which must have been made in the same way, or a new one."""
-    if not (out / MANIFEST_FILE).is_file():
-        return Manifest("orp", identity)
-    manifest = Manifest.load(out, "orp")
-    # The same weights may go by several names (a directory, a hub id).
-    differing = [key for key in identity if key != "encoder" and manifest.identity.get(key) != identity[key]]
-    if differing:
-        told = ", ".join(f"{key}: {manifest.identity.get(key)} there, {identity[key]} now" for key in differing)
-        raise DamagedStore(f"{out} holds a bank made with other settings ({told})", "Use them again, or another --out")
-    return manifest
 
 
 def _hashes(out: Path, manifest: Manifest) -> set[str]:

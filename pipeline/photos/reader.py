@@ -1,16 +1,10 @@
-"""Photos read, hashed and cut by workers ahead of the model, delivered in the order in which they were found.
-
-Workers are threads: Pillow, hashing and reading let other threads run, and nothing has to be copied between processes.
-"""
+"""One photo read, hashed and cut, ready for the model."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Container
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +17,6 @@ from dptr.pipeline.photos import crops as photo_crops
 from dptr.pipeline.photos.crops import Box, CropSettings
 from dptr.pipeline.photos.photo import Photo, Refusal
 from dptr.pipeline.photos.seen_photos import SeenPhotos
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -119,21 +110,3 @@ class PhotoReader:
 
     def _whole(self, image: Image.Image) -> NDArray[np.float32] | None:
         return self.tower.preprocess(photo_crops.central_square(image)) if self.keep_whole else None
-
-
-def read_ahead(items: Iterable[Item], read: Callable[[Item], Result], workers: int) -> Iterator[tuple[Item, Result]]:
-    """Yield every item with ``read`` of it, in order; ``workers`` threads are a few items ahead."""
-    with ThreadPoolExecutor(workers, thread_name_prefix="photos") as pool:
-        waiting: deque[tuple[Item, Future[Result]]] = deque()
-        try:
-            for item in items:
-                waiting.append((item, pool.submit(read, item)))
-                if len(waiting) > 4 * workers:
-                    done, result = waiting.popleft()
-                    yield done, result.result()
-            while waiting:
-                done, result = waiting.popleft()
-                yield done, result.result()
-        finally:
-            for _, result in waiting:
-                result.cancel()

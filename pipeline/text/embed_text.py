@@ -29,7 +29,7 @@ from dptr.pipeline.text.corpus import Corpus, corpus_fingerprint, nothing_usable
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.made_up_words import CoverageGoal, make_up_words
 from dptr.pipeline.text.prompt_shard import write_prompt_shard
-from dptr.pipeline.text.prompt_store import open_prompt_store, settle_charset, write_prefix
+from dptr.pipeline.text.prompt_store import settle_charset, write_prefix
 from dptr.pipeline.text.prompts import Prompt, prompts_of
 from dptr.pipeline.text.templates import Template
 
@@ -81,7 +81,7 @@ def _embed(
     paths: Sequence[str], out: Path, settings: EmbedTextSettings, asked: dict[str, Any] | None, started: float
 ) -> EmbedTextSummary:
     tower, identity, load_seconds = _load(settings)
-    manifest = open_prompt_store(out, identity)
+    manifest = Manifest.begin_or_go_on(out, "prompts", identity)
     rows_before = manifest.rows
     manifest.withdraw_files(out, QUARANTINE_FILE)
     with (

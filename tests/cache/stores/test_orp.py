@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from dptr.cache.choices import StatesDtype
-from dptr.cache.stores import orp
+from dptr.cache.stores import shards
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.shards import States, write_shard
@@ -49,9 +49,9 @@ def test_tokens_of_any_shards_in_the_order_asked_for(tmp_path: Path, dtype: Stat
 def test_mapped_pages_are_dropped_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bank = make_bank(tmp_path, "float16")
     releases: list[int] = []
-    release = bank.release
-    monkeypatch.setattr(bank, "release", lambda: releases.append(1) or release())
-    monkeypatch.setattr(orp, "_TOKENS_BETWEEN_RELEASES", 25)
+    release = shards.StatesReader.release
+    monkeypatch.setattr(shards.StatesReader, "release", lambda reader: releases.append(1) or release(reader))
+    monkeypatch.setattr(shards, "_TOKENS_BETWEEN_RELEASES", 25)
     for _ in range(10):
         bank.tokens(np.arange(10), np.zeros((10, 1), np.int64))
     assert len(releases) == 3

@@ -102,10 +102,10 @@ def test_workers_and_a_kill_change_no_byte(photos: Path, tmp_path: Path, monkeyp
 
     write = module.ShardInMaking.write
 
-    def die_at_second(shard: module.ShardInMaking, folder: Path) -> object:
+    def die_at_second(shard: module.ShardInMaking, folder: Path, details: dict[str, object]) -> object:
         if shard._number == 1:
             raise KeyboardInterrupt
-        return write(shard, folder)
+        return write(shard, folder, details)
 
     with monkeypatch.context() as patched:
         patched.setattr(module.ShardInMaking, "write", die_at_second)
