@@ -19,7 +19,7 @@ def sql(
     prompts: PromptsFolder = None,
     orp: OrpFolder = None,
 ) -> Report:
-    """DuckDB over everything in the workspace: prompts, crops, neighbours, refused_text, refused_photos, runs, metrics.
+    """DuckDB over everything in the workspace: prompts, crops, word_crops, neighbours, refused_…, runs, metrics.
 
     Example: dptr sql "select label, n_tokens from prompts order by n_tokens desc limit 10"
     """
@@ -51,7 +51,8 @@ def verify(
     from dptr.cache.file_names import MANIFEST_FILE
     from dptr.cache.stores import verify as check
 
-    stores = folders or [store for store in (workspace.prompts, workspace.orp) if (store / MANIFEST_FILE).is_file()]
+    own = (workspace.prompts, workspace.orp, workspace.word_crops)
+    stores = folders or [store for store in own if (store / MANIFEST_FILE).is_file()]
     if not stores:
         raise UserError(f"no store in {workspace.root}", "Name a store's folder")
     damages = [damage for store in stores for damage in check.verify(store)]

@@ -11,7 +11,7 @@ from dptr.cache.file_names import MANIFEST_FILE, RUN_FILE
 
 @dataclass(frozen=True)
 class Workspace:
-    """One folder with ``prompts/``, ``orp/`` and ``runs/``; the ``other`` ones are stores that lie elsewhere."""
+    """One folder with stores and ``runs/``; the ``other`` ones are stores that lie elsewhere."""
 
     root: Path
     other_prompts: Path | None = None
@@ -37,6 +37,11 @@ class Workspace:
     def orp(self) -> Path:
         """The ORP bank's folder."""
         return self.other_orp or self.root / "orp"
+
+    @property
+    def word_crops(self) -> Path:
+        """The word-crop store's folder."""
+        return self.root / "word_crops"
 
     @property
     def runs(self) -> Path:

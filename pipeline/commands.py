@@ -30,6 +30,7 @@ Dtype = Annotated[StatesDtype, typer.Option("--dtype", help="How states are stor
 Arithmetic = Annotated[Precision, typer.Option("--precision", help="Arithmetic of CLIP.")]
 #: More would only be nearly the same rectangles again, and a bank that never ends.
 _MOST_CROPS_PER_IMAGE = 10_000
+_MOST_VIEWS = 10_000
 
 commands = command_group()
 
@@ -142,6 +143,51 @@ def build_orp_bank(
     )
     summary = stage.build_orp_bank(paths, out or workspace.orp, settings)
     return Report(figures_of(summary), f"{summary.rows:,} crops in {summary.out}, {summary.quarantined} photos refused")
+
+
+@command(commands, "embed-crops")
+def embed_crops(
+    workspace: Workspace,
+    services: Services,
+    paths: Annotated[list[Path], typer.Argument(help="Labelled crops in any accepted form.")],
+    out: Out = None,
+    clip: ClipName = "tiny",
+    charset: Annotated[str, typer.Option(help="36, 62, 94, or a file of characters.")] = "94",
+    max_label_length: Annotated[int, typer.Option(min=1, help="Longest label in characters.")] = 25,
+    views: Annotated[int, typer.Option(min=1, max=_MOST_VIEWS, help="Views of each crop, the first undistorted.")] = 8,
+    augmentation: Annotated[
+        float, typer.Option(min=0.0, max=10.0, help="How strongly the other views are distorted.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the views.")] = 0,
+    precision: Arithmetic = "fp32",
+    dtype: Dtype = "float16",
+    workers: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Threads that read and distort crops.")] = 1,
+    max_bad: MaxBad = None,
+    device: Device = "auto",
+) -> Report:
+    """Labelled crops to a word-crop store, from which finetune trains without running CLIP's image tower.
+
+    Example: dptr embed-crops crops/ --clip openai/clip-vit-base-patch16 --views 8
+    """
+    from dptr.cache.normalization import Normalization
+    from dptr.pipeline.word_crops import embed_crops as stage
+
+    settings = stage.EmbedCropsSettings(
+        clip=clip,
+        charset=charset,
+        normalization=Normalization(max_label_length=max_label_length),
+        views=views,
+        augmentation=augmentation,
+        seed=seed,
+        precision=precision,
+        dtype=dtype,
+        workers=workers,
+        max_bad=max_bad,
+        device=services.device(device),
+    )
+    summary = stage.embed_crops(paths, out or workspace.word_crops, settings)
+    text = f"{summary.crops:,} crops in {views} views each in {summary.out}, {summary.quarantined} crops refused"
+    return Report(figures_of(summary), text)
 
 
 @command(commands, "mine-neighbours")

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from dptr.cache.charset import Charset
@@ -14,6 +15,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import note, progress
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages
+from dptr.trainer.data.stored_crops import StoredCrops
 from dptr.trainer.metrics import ProtocolScore, field_score, score_as_written
 from dptr.trainer.model.reading import read_pictures
 from dptr.trainer.model.recognizer import Reading, Recognizer
@@ -98,6 +100,18 @@ def evaluate(recognizer: Recognizer, sets: dict[str, WordImages], device: str = 
         quarantined=refused + sum(len(result.unreadable) for result in read.values()),
         seconds=time.monotonic() - started,
     )
+
+
+def read_stored_crops(recognizer: Recognizer, crops: StoredCrops, device: torch.device) -> ReadImages:
+    """Read the crops of a store in order, in batches; ``recognizer`` takes tokens for images."""
+    recognizer.eval()
+    result = ReadImages([sample.key for sample in crops.samples], [sample.label for sample in crops.samples])
+    with progress("reading", len(crops), "crops") as shown:
+        for start in range(0, len(crops), _BATCH):
+            rows = np.arange(start, min(start + _BATCH, len(crops)))
+            result.readings.extend(recognizer.read(torch.from_numpy(crops.plain(rows)).to(device)))
+            shown.advance(len(rows))
+    return result
 
 
 def read_word_images(recognizer: Recognizer, images: WordImages, device: torch.device) -> ReadImages:

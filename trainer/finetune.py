@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
-from dptr.cache.word_images.augmentation import augment
-from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess, split
-from dptr.trainer.data.batch_order import BatchOrder
-from dptr.trainer.evaluate import read_word_images
+from dptr.cache.word_images.dataset import WordImages, split
+from dptr.trainer.data.image_batches import ImageBatch, ImageBatches, Oddities
+from dptr.trainer.data.stored_batches import StoredBatches
+from dptr.trainer.data.stored_crops import StoredCrops, require_one_kind
+from dptr.trainer.evaluate import read_stored_crops, read_word_images
 from dptr.trainer.metrics import score
 from dptr.trainer.model.coverage import Coverage, load_weights
-from dptr.trainer.model.decoders.base import Targets
-from dptr.trainer.model.encoders.base import PretrainedEncoder
+from dptr.trainer.model.encoders import build_encoder
+from dptr.trainer.model.encoders.base import Encoder, PretrainedEncoder
+from dptr.trainer.model.encoders.clip import weights_hash
+from dptr.trainer.model.encoders.given import GivenTokens
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.training import loop, runs
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.settings import Settings
 from dptr.trainer.training.trackers import Tracker, observer
+
+#: What the names of a recogniser's encoder's weights begin with.
+_ENCODER = "encoder."
 
 
 @dataclass(frozen=True)
@@ -49,78 +53,6 @@ class FinetuneSummary:
     portrait: list[str]
 
 
-@dataclass(frozen=True)
-class ImageBatch:
-    """Preprocessed word images (batch, 3, height, width) uint8, with their labels.
-
-    ``unreadable`` says what had to be left out and why, ``portrait`` names images taller than wide.
-    """
-
-    images: Tensor
-    targets: Targets
-    unreadable: tuple[str, ...] = ()
-    portrait: tuple[str, ...] = ()
-
-
-@dataclass
-class Oddities:
-    """What was odd about the images that training met, each named once however often it is drawn."""
-
-    unreadable: set[str] = field(default_factory=set)
-    portrait: set[str] = field(default_factory=set)
-
-    def take(self, batch: ImageBatch) -> None:
-        """Count a batch's oddities and name those that are new."""
-        for line in sorted(set(batch.unreadable) - self.unreadable):
-            note(f"left out: {line}")
-        self.unreadable.update(batch.unreadable)
-        self.portrait.update(batch.portrait)
-
-
-class ImageBatches:
-    """Batch number -> :class:`ImageBatch`; a pure function of the recipe's seed and the number."""
-
-    def __init__(self, images: WordImages, charset: Charset, recipe: Recipe, size: tuple[int, int]) -> None:
-        settings = recipe.finetune
-        weights = mixing_weights(images, settings.mix)
-        self._order = BatchOrder(np.arange(len(images)), None, settings.batch_size, settings.seed, weights)
-        self._images = images
-        self._charset = charset
-        self._seed = settings.seed
-        self._strength = settings.augmentation
-        self._size = size
-
-    @property
-    def per_epoch(self) -> int:
-        """Batches of an epoch."""
-        return self._order.batches_per_epoch
-
-    def __call__(self, number: int) -> ImageBatch:
-        """Return batch ``number``, counted from 0 through all epochs."""
-        pixels: list[NDArray[np.uint8]] = []
-        labels: list[str] = []
-        unreadable: list[str] = []
-        portrait: list[str] = []
-        for row in self._order.rows_of(number).tolist():
-            try:
-                image = self._images.image(row)
-            except UnreadableImage as error:
-                unreadable.append(str(error))
-                continue
-            if image.height > image.width:
-                portrait.append(self._images.samples[row].key)
-            if self._strength > 0:
-                image = augment(image, np.random.default_rng((self._seed, 5, number, row)), self._strength)
-            pixels.append(preprocess(image, *self._size))
-            labels.append(self._images.samples[row].label)
-        if not pixels:
-            raise UserError(
-                f"batch {number} has no readable image: {unreadable[0]}", "Check the data with `dptr evaluate`"
-            )
-        targets = Targets.of(labels, self._charset)
-        return ImageBatch(torch.from_numpy(np.stack(pixels)), targets, tuple(unreadable), tuple(portrait))
-
-
 def finetune(
     images: WordImages,
     charset: Charset,
@@ -135,29 +67,37 @@ def finetune(
     """Train a recogniser, from a pre-trained decoder, a recogniser or (None) from nothing; goes on where it stopped.
 
     ``validation`` is what checkpoints are chosen by; without it, that is ``finetune.validation_share`` of ``images``.
-    ``encoder_model`` is the folder whose weights a ``clip:`` or ``hf:`` encoder starts from.
+    ``encoder_model`` is the folder whose weights a ``clip:`` or ``hf:`` encoder starts from. With ``images`` from a
+    store that tower does not run: FMU and decoder learn from what it gave, and its weights are saved with the run.
 
     Raises:
-        UserError: too few images, or none could be read. DamagedStore: ``out`` holds another run.
+        UserError: too few images, or none could be read.
+        DamagedStore: ``out`` holds another run, or a store is of another tower.
     """
     started = time.monotonic()
     training, given = images, validation
-    if validation is None:
+    if validation is not None:
+        require_one_kind(images, validation)
+    else:
         training, validation = split(images, recipe.finetune.validation_share, recipe.finetune.seed)
     device = torch.device(device)
     torch.manual_seed(recipe.finetune.seed)
     memory_dim = start.memory_dim if start else recipe.decoder.memory_dim or recipe.decoder.dim
-    recognizer = Recognizer(recipe, charset, memory_dim)
-    if isinstance(recognizer.encoder, PretrainedEncoder) and encoder_model is not None:
-        recognizer.encoder.load(encoder_model)
+    encoder, untrained = _encoder(images, recipe, encoder_model)
+    recognizer = Recognizer(recipe, charset, memory_dim, encoder)
     coverage = None
     if start is not None:
         part = recognizer.decoder if start.kind == "pretrain" else recognizer
-        coverage = load_weights(part, start.weights(), start.charset, charset)
+        coverage = load_weights(part, _weights_of(start, images), start.charset, charset)
         note(f"{'decoder' if start.kind == 'pretrain' else 'all'} from {start.name}: " + "; ".join(coverage.lines()))
     recognizer.to(device)
     run = runs.start_or_continue(out, "finetune", recipe, charset, memory_dim, data_identity(images, start, given))
-    batches = ImageBatches(training, charset, recipe, recognizer.image_size)
+    run.keep_untrained(untrained)
+    batches: ImageBatches | StoredBatches
+    if isinstance(training, StoredCrops):
+        batches = StoredBatches(training, charset, recipe)
+    else:
+        batches = ImageBatches(training, charset, recipe, recognizer.image_size)
     oddities = Oddities()
 
     def loss(batch: ImageBatch) -> Tensor:
@@ -188,6 +128,29 @@ def finetune(
     )
 
 
+def _encoder(images: WordImages, recipe: Recipe, model: Path | None) -> tuple[Encoder, dict[str, Tensor]]:
+    """Return the encoder to train with, and the weights of the recogniser that are not trained."""
+    encoder = build_encoder(recipe.encoder)
+    if isinstance(encoder, PretrainedEncoder) and model is not None:
+        encoder.load(model)
+    if not isinstance(images, StoredCrops):
+        return encoder, {}
+    weights = encoder.state_dict()
+    images.require_tower(weights_hash(weights), recipe.encoder.kind)
+    given = GivenTokens(encoder.dim, encoder.size, encoder.grid)
+    return given, {f"{_ENCODER}{name}": tensor for name, tensor in weights.items()}
+
+
+def _weights_of(start: runs.Trained, images: WordImages) -> dict[str, Tensor]:
+    """Return the weights to start from; for a store those behind the encoder, which must be its own tower."""
+    weights = start.weights()
+    if start.kind == "pretrain" or not isinstance(images, StoredCrops):
+        return weights
+    encoder = {name.removeprefix(_ENCODER): tensor for name, tensor in weights.items() if name.startswith(_ENCODER)}
+    images.require_tower(weights_hash(encoder), start.name)
+    return {name: tensor for name, tensor in weights.items() if not name.startswith(_ENCODER)}
+
+
 def data_identity(
     images: WordImages, start: runs.Trained | None, validation: WordImages | None = None
 ) -> dict[str, Any]:
@@ -206,31 +169,8 @@ def parts_of(start: runs.Trained | None) -> dict[str, Settings]:
 
 def _fingerprint(images: WordImages) -> dict[str, Any]:
     digest = hashlib.sha256("\n".join(f"{sample.key}\t{sample.label}" for sample in images.samples).encode())
-    return {"rows": len(images), "sha256": digest.hexdigest()}
-
-
-def mixing_weights(images: WordImages, mix: str) -> NDArray[np.float64] | None:
-    """Return each sample's weight, shape (samples,), so that data sets are drawn in the proportions of ``mix``.
-
-    None without a mix: all are drawn alike.
-
-    Raises:
-        UserError: ``mix`` is not one number above zero for each data set that has samples.
-    """
-    if not mix:
-        return None
-    sets = np.array([sample.data_set for sample in images.samples])
-    sizes = np.bincount(sets)
-    try:
-        shares = np.array([float(part) for part in mix.split(",")])
-    except ValueError as error:
-        raise UserError(f"finetune.mix = {mix!r} is not numbers between commas", 'For example: "3,1"') from error
-    if len(shares) != len(sizes) or not (shares > 0).all():
-        raise UserError(
-            f"finetune.mix = {mix!r} does not fit {len(sizes)} data sets", "Give each one number above zero"
-        )
-    weights: NDArray[np.float64] = (shares / np.maximum(sizes, 1))[sets]
-    return weights
+    told = {"rows": len(images), "sha256": digest.hexdigest()}
+    return {**told, "store": images.store.manifest.fingerprint()} if isinstance(images, StoredCrops) else told
 
 
 def parameter_groups(recognizer: Recognizer, recipe: Recipe, batches_per_epoch: int) -> list[loop.ParameterGroup]:
@@ -267,7 +207,10 @@ def _validate(model: torch.nn.Module, images: WordImages, device: torch.device) 
     """Read the validation images, compared as they stand and, like the field's 36-character protocol, case aside."""
     if not isinstance(model, Recognizer):
         raise TypeError(f"{type(model).__name__} is not a recogniser")
-    read = read_word_images(model, images, device)
+    if isinstance(images, StoredCrops):
+        read = read_stored_crops(model, images, device)
+    else:
+        read = read_word_images(model, images, device)
     texts = [reading.text for reading in read.readings]
     exact, folded = score(read.truths, texts), score(read.truths, texts, Charset.named("36"))
     return {

@@ -34,8 +34,8 @@ from dptr.cache.workspace import Workspace
 def connect(workspace: Workspace, prompts: Path | None = None, orp: Path | None = None) -> duckdb.DuckDBPyConnection:
     """Open an in-memory DuckDB with one view per table that exists; it can neither write nor read anything else.
 
-    Views: ``prompts``, ``crops``, ``neighbours``, ``refused_text``, ``refused_photos``, ``metrics``, ``runs`` and
-    ``ablations``. What is damaged is named and left out.
+    Views: ``prompts``, ``crops``, ``word_crops``, ``neighbours``, ``refused_text``, ``refused_photos``,
+    ``refused_crops``, ``metrics``, ``runs`` and ``ablations``. What is damaged is named and left out.
 
     Args:
         workspace: where stores and runs are.
@@ -51,6 +51,7 @@ def connect(workspace: Workspace, prompts: Path | None = None, orp: Path | None 
     stores: tuple[tuple[Path, StoreKind, str, str], ...] = (
         (prompts or workspace.prompts, "prompts", "prompts", "refused_text"),
         (orp or workspace.orp, "orp", "crops", "refused_photos"),
+        (workspace.word_crops, "word_crops", "word_crops", "refused_crops"),
     )
     for folder, kind, rows_view, refused_view in stores:
         _add_store(connection, folder, kind, rows_view, refused_view)

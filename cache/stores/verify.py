@@ -48,7 +48,7 @@ _MENDED_BY = {
     NEIGHBOURS_TABLE: "`dptr mine-neighbours` searches them again",
     NEIGHBOURS_ARRAY: "`dptr mine-neighbours` searches them again",
     PHOTOS_FILE: "`dptr build-orp-bank` with the same photos writes it again",
-    QUARANTINE_FILE: "The same `dptr embed-text` or `dptr build-orp-bank` writes it again",
+    QUARANTINE_FILE: "The command that made the store writes it again",
 }
 
 
@@ -60,7 +60,7 @@ def verify(folder: Path) -> list[Damage]:
     """
     path = folder / MANIFEST_FILE
     if not path.is_file():
-        raise UserError(f"{folder} is no store (it has no {MANIFEST_FILE})", "Name a prompt store or an ORP bank")
+        raise UserError(f"{folder} is no store (it has no {MANIFEST_FILE})", "Name a store's folder")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         listed = [(name, None, record) for name, record in manifest["files"].items()]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,10 +102,9 @@ class WordImages:
     def _usable(self, place: str, raw: str, charset: Charset, normalization: Normalization) -> str | None:
         """Return the label of ``raw``, counting what was changed, or None after counting why it cannot be used."""
         normalized = normalization.apply(raw)
-        label = charset.fold_case(normalized)
-        refusal = normalization.refuse(label, charset)
-        if refusal is not None:
-            self._count(self.refused, refusal.split(":", 1)[0], place, raw)
+        label = usable_label(raw, charset, normalization)
+        if isinstance(label, Refused):
+            self._count(self.refused, label.reason.split(":", 1)[0], place, raw)
             return None
         if label != normalized:
             self._count(self.changed, "case folded, as the charset has one case only", place, raw)
@@ -135,12 +135,24 @@ class WordImages:
             raise UnreadableImage(f"image {sample.key} of {sample.source} cannot be read ({error})") from error
         return image
 
-    def only(self, indices: Sequence[int]) -> WordImages:
+    def only(self, indices: Sequence[int]) -> Self:
         """Return the samples at ``indices``; what was refused stays with the whole."""
-        return WordImages([self.samples[index] for index in indices], sources=self.sources)
+        return replace(
+            self, samples=[self.samples[index] for index in indices], refused=Counter(), changed=Counter(), examples={}
+        )
 
 
-def split(images: WordImages, share: float, seed: int) -> tuple[WordImages, WordImages]:
+Images = TypeVar("Images", bound=WordImages)
+
+
+def usable_label(raw: str, charset: Charset, normalization: Normalization) -> str | Refused:
+    """Return what a recogniser is to read where ``raw`` stands, or why it cannot be used."""
+    label = charset.fold_case(normalization.apply(raw))
+    refusal = normalization.refuse(label, charset)
+    return label if refusal is None else Refused(refusal)
+
+
+def split(images: Images, share: float, seed: int) -> tuple[Images, Images]:
     """Choose about ``share`` of the images for validation, each by its own key and label: more data moves none.
 
     Returns:

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import MANIFEST_FILE
 from dptr.cache.word_images import label_files, lmdb_form, parquet_form, tar_form
 from dptr.cache.word_images.form import Form, Source
 
@@ -23,6 +24,8 @@ def find_sources(path: Path) -> list[Source]:
         raise UserError(f"there is no {path}", "Name a folder or file with labelled word images")
     if not path.is_dir() and not path.is_file():
         raise UserError(f"{path} is not a regular file", "Name a folder or file with labelled word images")
+    if (path / MANIFEST_FILE).is_file():
+        raise UserError(f"{path} is a store, which holds no pictures of words", "Name the labelled word images")
     sources = _in_folder(path) if path.is_dir() else _in_file(path)
     if not sources:
         accepted = ", ".join(form.description for form in FORMS)

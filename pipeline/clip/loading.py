@@ -23,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
+from dptr.cache.tensor_hash import hash_tensors
+from dptr.cache.word_images.dataset import preprocess
 from dptr.pipeline.choices import Precision
 from dptr.pipeline.clip.clip_files import find_clip, require_safetensors
 
@@ -54,6 +56,7 @@ _FAMILIES = {
 }
 #: Every tokenizer has several tokens for these together; one without a vocabulary has its unknown token only.
 _PROBES = ["street", "Q", "7"]
+_IMAGE_SIDE = ("vision_model.", "visual_projection.")
 _REASON_CHARACTERS = 300
 
 
@@ -69,6 +72,7 @@ class Clip:
         tokenizer: transformers tokenizer; a call gives ``input_ids`` with begin and end tokens.
         image_processor: transformers' PIL image processor.
         weights: SHA-256 over all weights as loaded in float32, whatever file they came from.
+        image_weights: the same of the image tower alone.
         tokenizer_hash: SHA-256 over the tokenizer's vocabulary, merges and rules.
         load_seconds: how long loading took.
     """
@@ -80,6 +84,7 @@ class Clip:
     tokenizer: Any
     image_processor: Any
     weights: str
+    image_weights: str
     tokenizer_hash: str
     load_seconds: float
 
@@ -109,7 +114,7 @@ def load_clip(name: str, precision: Precision = "fp32", device: str = "cpu") -> 
 
     folder = find_clip(name)
     family, model, tokenizer, image_processor = _parts(name, folder)
-    weights = weights_hash(model)
+    weights, image_weights = weights_hash(model), weights_hash(model, _IMAGE_SIDE)
     model.train(False).requires_grad_(False)
     torch.nn.Module.to(model, device, torch.bfloat16 if precision == "bf16" else torch.float32)
     return Clip(
@@ -120,6 +125,7 @@ def load_clip(name: str, precision: Precision = "fp32", device: str = "cpu") -> 
         tokenizer=tokenizer,
         image_processor=image_processor,
         weights=weights,
+        image_weights=image_weights,
         tokenizer_hash=_tokenizer_hash(tokenizer),
         load_seconds=time.monotonic() - started,
     )
@@ -202,13 +208,10 @@ def _family(name: str, model_type: str) -> _Family:
     return _FAMILIES[model_type]
 
 
-def weights_hash(model: torch.nn.Module) -> str:
-    """Return the SHA-256 over the names, shapes and values of a model's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def weights_hash(model: torch.nn.Module, prefixes: tuple[str, ...] = ("",)) -> str:
+    """Return the SHA-256 over the names, shapes and values of a model's weights whose names begin so."""
+    tensors = model.state_dict().items()
+    return hash_tensors((name, tensor.contiguous().numpy()) for name, tensor in tensors if name.startswith(prefixes))
 
 
 class ImageTower:
@@ -220,11 +223,21 @@ class ImageTower:
         config = clip.model.config.vision_config
         self.tokens = (config.image_size // config.patch_size) ** 2 + 1
         self.dim = int(clip.model.config.projection_dim)
+        self._side = int(config.image_size)
 
     def preprocess(self, image: Image.Image) -> NDArray[np.float32]:
         """Resize, crop and normalise one picture as its CLIP expects, shape (3, height, width)."""
         pixels = self._clip.image_processor(images=image.convert("RGB"), return_tensors="np")["pixel_values"][0]
         return np.asarray(pixels, dtype=np.float32)
+
+    def preprocess_word(self, image: Image.Image) -> NDArray[np.float32]:
+        """Stretch a word image to the tower's square, as fine-tuning does: cut to a square it would lose its ends."""
+        processor = self._clip.image_processor
+        pixels = preprocess(image, self._side, self._side).astype(np.float32) / 255
+        mean, std = (
+            np.array(values, np.float32)[:, None, None] for values in (processor.image_mean, processor.image_std)
+        )
+        return np.asarray((pixels - mean) / std, np.float32)
 
     def encode(self, pixels: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Encode pictures.

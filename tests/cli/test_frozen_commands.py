@@ -16,6 +16,8 @@ FROZEN = {
     "build-orp-bank": "--clip --crops-per-image --device --dtype --exclude-near --exclude-threshold --max-bad --out "
     "--precision --retry-quarantined --seed --tokens-per-crop --workers",
     "demo": "--out",
+    "embed-crops": "--augmentation --charset --clip --device --dtype --max-bad --max-label-length --out --precision "
+    "--seed --views --workers",
     "embed-text": "--ascii --case --charset --clip --column --context --cover-pieces --device --dry-run "
     "--dtype --max-bad --max-label-length --min-count --out --precision --seed --shard-rows --states --template "
     "--unicode --unit",

@@ -22,8 +22,8 @@ from dptr.cache.progress import set_quiet
 from dptr.cache.word_images.dataset import WordImages
 from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.loading import ImageTower, load_clip
-from dptr.trainer import finetune as stage
-from dptr.trainer.finetune import ImageBatches, finetune, mixing_weights, parameter_groups
+from dptr.trainer.data.image_batches import ImageBatch, ImageBatches, mixing_weights
+from dptr.trainer.finetune import finetune, parameter_groups
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe
@@ -116,7 +116,7 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch
     finetune(*arguments, tmp_path / "whole")
     make = ImageBatches.__call__
 
-    def dies(self: ImageBatches, number: int) -> stage.ImageBatch:
+    def dies(self: ImageBatches, number: int) -> ImageBatch:
         if number == cut:
             raise RuntimeError("killed")
         return make(self, number)

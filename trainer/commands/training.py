@@ -116,17 +116,19 @@ def finetune(
     changes: Changes = None,
     device: Device = "auto",
 ) -> Report:
-    """Labelled crops to a recogniser, from a pre-trained decoder or another recogniser.
+    """Labelled crops, or a store of them (embed-crops), to a recogniser, from a pre-trained decoder or another one.
 
     Example: dptr finetune --data crops/
     """
     from dptr.cache.charset import Charset
-    from dptr.cache.word_images.dataset import WordImages
     from dptr.trainer import finetune as stage
+    from dptr.trainer.data.stored_crops import fixed_by, open_crops, store_among
     from dptr.trainer.training.recipe import load_recipe
     from dptr.trainer.training.runs import default_name
 
     run = _start_run(workspace, start)
+    paths = named_data(data, more)
+    store = store_among(paths)
     flags: dict[str, str | None] = {
         "encoder.kind": encoder,
         "fmu.kind": fmu,
@@ -134,12 +136,14 @@ def finetune(
         "finetune.mix": mix,
     }
     asked = recipe_changes("finetune", changes, steps, seed, flags)
-    settings = load_recipe(recipe, asked, stage.parts_of(run))
+    settings = load_recipe(recipe, [*asked, *fixed_by(store, encoder, changes or [])], stage.parts_of(run))
     model, settings = _encoder_model(services, settings)
-    characters = Charset.named(charset) if charset else run.charset if run else Charset.named("94")
+    characters = (
+        Charset.named(charset) if charset else run.charset if run else store.charset if store else Charset.named("94")
+    )
     normalization = training_normalization(settings)
-    images = WordImages.open(named_data(data, more), characters, normalization)
-    held_out = WordImages.open(validation, characters, normalization) if validation else None
+    images = open_crops(paths, characters, normalization)
+    held_out = open_crops(validation, characters, normalization) if validation else None
     folder = out or workspace.runs / default_name("finetune", settings, stage.data_identity(images, run, held_out))
     summary = stage.finetune(images, characters, run, settings, folder, services.device(device), track, model, held_out)
     metrics = summary.metrics

@@ -40,12 +40,13 @@ class Recognizer(nn.Module):
     Args:
         recipe: sizes of all parts. charset: what it can read.
         memory_dim: width of the memory its decoder reads, that of the text states it was pre-trained on.
+        encoder: in place of the recipe's.
     """
 
-    def __init__(self, recipe: Recipe, charset: Charset, memory_dim: int) -> None:
+    def __init__(self, recipe: Recipe, charset: Charset, memory_dim: int, encoder: Encoder | None = None) -> None:
         super().__init__()
         self.charset = charset
-        self.encoder: Encoder = build_encoder(recipe.encoder)
+        self.encoder: Encoder = encoder if encoder is not None else build_encoder(recipe.encoder)
         fmu = recipe.fmu
         self.fmu: nn.Module
         if fmu.kind == "none":

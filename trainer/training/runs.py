@@ -19,10 +19,11 @@ from dptr.cache.file_names import RECIPE_FILE, RUN_FILE
 from dptr.cache.progress import note
 from dptr.cache.stores.files import atomic_path, write_json
 from dptr.cache.stores.lock import locked
-from dptr.trainer.training.checkpoint import MODEL, find_checkpoint, load_state, load_tensors
+from dptr.trainer.training.checkpoint import MODEL, find_checkpoint, load_state, load_tensors, save_checkpoint
 from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
 
 RunKind = Literal["pretrain", "finetune", "clip"]
+_UNTRAINED = Path("checkpoints") / "untrained"
 
 #: 1 let the side of a row depend on how much data there was; 2 is :mod:`dptr.cache.validation`.
 _SPLIT = 2
@@ -114,8 +115,25 @@ class Run:
             if found is not None:
                 load_state(found)
                 averaged = (found / "average.safetensors").is_file()
-                return load_tensors(found, "average" if averaged else MODEL)
+                return {**self.untrained(), **load_tensors(found, "average" if averaged else MODEL)}
         raise UserError(f"{self.folder} has no checkpoint yet", "Let it train further")
+
+    def keep_untrained(self, tensors: dict[str, Tensor]) -> None:
+        """Save, once, weights that belong to the model and that training does not touch, if there are any."""
+        if tensors and find_checkpoint(self.folder / _UNTRAINED) is None:
+            save_checkpoint(self.folder / _UNTRAINED, {MODEL: tensors}, {})
+
+    def untrained(self) -> dict[str, Tensor]:
+        """Return what :meth:`keep_untrained` saved; nothing where all of the model is trained.
+
+        Raises:
+            DamagedStore: the file is damaged.
+        """
+        found = find_checkpoint(self.folder / _UNTRAINED)
+        if found is None:
+            return {}
+        load_state(found)
+        return load_tensors(found, MODEL)
 
     def require_recogniser(self) -> None:
         """Raise :class:`UserError` unless this run made something that reads images."""

@@ -28,7 +28,7 @@ from dptr.trainer.ablation.ablate import AblationSummary, ablate
 from dptr.trainer.ablation.arms import open_data
 from dptr.trainer.ablation.grid import DataSet, load_grid
 from dptr.trainer.ablation.rows import read_rows
-from dptr.trainer.finetune import ImageBatch, ImageBatches
+from dptr.trainer.data.image_batches import ImageBatch, ImageBatches
 
 WORDS = ["red", "oak", "tin", "sky", "map", "owl", "ice", "bun", "fog", "hut"]
 DIM = 16

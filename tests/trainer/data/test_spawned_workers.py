@@ -28,8 +28,8 @@ from dptr.cache.word_images.writer import write_word_images
 from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.services import prompt_of
 from dptr.trainer.data.clip_batches import ClipBatches, Prompts
+from dptr.trainer.data.image_batches import ImageBatches
 from dptr.trainer.data.noisy_memory import NoiseSource
-from dptr.trainer.finetune import ImageBatches
 from dptr.trainer.pretrain import PromptBatches
 from dptr.trainer.training.loader import load_batches
 from dptr.trainer.training.recipe import Recipe

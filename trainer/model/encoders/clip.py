@@ -7,6 +7,7 @@ configuration once it is resolved, so that a run can be read where the CLIP it s
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import IMAGE_PROCESSOR_FILE, MODEL_CONFIG_FILE, WEIGHTS_FILE
+from dptr.cache.tensor_hash import hash_tensors
 from dptr.trainer.model.encoders.base import PretrainedEncoder
 from dptr.trainer.training.settings import EncoderSettings
 
@@ -72,6 +74,20 @@ class ClipEncoder(PretrainedEncoder):
                 f"cannot take the image tower of {folder}: {problem}",
                 f"Give a CLIP whose weights are in {WEIGHTS_FILE}",
             ) from error
+
+
+def weights_hash(tensors: Mapping[str, Tensor]) -> str:
+    """Return the hash by which a word-crop store knows its image tower.
+
+    Args:
+        tensors: of a :class:`ClipEncoder`, by name; others may stand among them.
+    """
+    own = "tower."
+    return hash_tensors(
+        (name.removeprefix(own), tensor.float().cpu().contiguous().numpy())
+        for name, tensor in tensors.items()
+        if name.startswith(own)
+    )
 
 
 def describe(folder: Path) -> str:

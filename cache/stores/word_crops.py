@@ -1,0 +1,82 @@
+"""The word-crop store: labelled crops, and augmented views of them, as the tokens of a CLIP's image tower.
+
+A crop's views stand behind each other, as many of each crop, so that crop ``c`` in view ``v`` is row ``c * views + v``.
+View 0 is the crop as it is.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dptr.cache.charset import Charset
+from dptr.cache.errors import DamagedStore
+from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.shards import StatesReader
+
+#: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
+CATALOGUE_SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("label", pa.string()),
+        ("view", pa.int16()),
+        ("source", pa.string()),  # the data set
+        ("key", pa.string()),  # which crop of the data set
+        ("image_sha256", pa.string()),
+    ]
+)
+
+
+class WordCropStore:
+    """A committed word-crop store, opened read-only. Its unit is the crop, not the row."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = Manifest.load(folder, "word_crops")
+        if not self.manifest.shards:
+            raise DamagedStore(f"{folder} holds no finished shard", "Run `dptr embed-crops` again; it goes on")
+        self._reader = StatesReader(folder, self.manifest.shards)
+
+    def __len__(self) -> int:
+        return self.manifest.rows // self.views
+
+    @property
+    def views(self) -> int:
+        """Views of each crop."""
+        return int(self.manifest.identity["views"])
+
+    @property
+    def tokens_per_crop(self) -> int:
+        """Tokens of each view."""
+        return int(self.manifest.identity["tokens_per_crop"])
+
+    @property
+    def charset(self) -> Charset:
+        """The charset that every label was checked against."""
+        return Charset(self.manifest.identity["charset"])
+
+    @cached_property
+    def crops(self) -> list[dict[str, Any]]:
+        """Label, source and key of each crop."""
+        columns = ["label", "source", "key"]
+        parts = [
+            pq.read_table(self.folder / f"{shard.name}.parquet", columns=columns) for shard in self.manifest.shards
+        ]
+        whole = pa.concat_tables(parts)
+        rows: list[dict[str, Any]] = whole.take(pa.array(np.arange(len(self)) * self.views)).to_pylist()
+        return rows
+
+    def tokens(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.floating]:
+        """Return crops in chosen views, each of shape (batch,), as tokens in the precision that is stored.
+
+        Returns:
+            shape (batch, tokens, dim); int8 comes as float32.
+        """
+        positions = np.broadcast_to(np.arange(self.tokens_per_crop), (len(crops), self.tokens_per_crop))
+        return self._reader.gather_tokens(crops * self.views + views, positions)

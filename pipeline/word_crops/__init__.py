@@ -1,0 +1,1 @@
+"""Labelled crops and augmented views of them to a word-crop store."""

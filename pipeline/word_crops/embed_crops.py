@@ -1,0 +1,234 @@
+"""Labelled crops to a word-crop store: find, distort, encode, commit shard by shard.
+
+What the workers bring is taken in the crops' own order, a crop's views are never parted, and a batch never reaches
+across shards. So the bytes of a shard depend on the crops and the settings alone, not on the number of workers, and not
+on whether an earlier run was killed between two shards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from dptr.cache.charset import Charset
+from dptr.cache.choices import StatesDtype
+from dptr.cache.errors import UserError
+from dptr.cache.file_names import QUARANTINE_FILE
+from dptr.cache.normalization import Normalization
+from dptr.cache.progress import progress
+from dptr.cache.ranges import require_at_least
+from dptr.cache.stores.lock import locked
+from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.quarantine import Quarantine
+from dptr.cache.stores.word_crops import CATALOGUE_SCHEMA
+from dptr.cache.word_images.form import Refused
+from dptr.pipeline.choices import Precision
+from dptr.pipeline.clip.image_shard import ShardInMaking
+from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
+from dptr.pipeline.read_ahead import read_ahead
+from dptr.pipeline.word_crops.crop_reader import CropReader, FoundCrop, ReadCrop, find_crops
+
+#: What a recipe takes for ``finetune.augmentation``, too.
+STRONGEST = 10
+
+
+@dataclass(frozen=True)
+class EmbedCropsSettings:
+    """How crops are embedded.
+
+    Attributes:
+        clip: ``tiny``, a directory or a hub id.
+        charset: ``36``, ``62``, ``94`` or a file of characters, which labels must fit. normalization: of labels.
+        views: of each crop, the first of them the crop as it is. augmentation: strength of the others; 1 is PARSeq's.
+        seed: of the views.
+        precision: arithmetic of the image tower. dtype: how states are stored.
+        shard_rows: views of a shard; a killed run loses at most these.
+        batch: views per forward pass. Another batch may change the last bits of the states.
+        workers: threads that read and distort crops ahead of the model. Never changes a byte.
+        max_bad: refused crops allowed; None allows any number.
+    """
+
+    clip: str = "tiny"
+    charset: str = "94"
+    normalization: Normalization = field(default_factory=Normalization)
+    views: int = 8
+    augmentation: float = 1.0
+    seed: int = 0
+    precision: Precision = "fp32"
+    dtype: StatesDtype = "float16"
+    shard_rows: int = 1024
+    batch: int = 32
+    workers: int = 1
+    max_bad: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        require_at_least(1, views=self.views, shard_rows=self.shard_rows, batch=self.batch, workers=self.workers)
+        require_at_least(0, seed=self.seed)
+        if not 0 <= self.augmentation <= STRONGEST:
+            raise UserError(f"--augmentation is {self.augmentation}", f"Give 0 to {STRONGEST}")
+
+
+@dataclass(frozen=True)
+class EmbedCropsSummary:
+    """What a run did.
+
+    Attributes:
+        out: the store's folder.
+        rows: views in the store. crops: crops in it.
+        computed: views encoded by this run.
+        duplicates: crops of this run that are the same bytes with the same label as another one.
+        quarantined: crops refused.
+        seconds: the whole run without loading CLIP. load_seconds: loading CLIP.
+    """
+
+    out: Path
+    rows: int
+    crops: int
+    computed: int
+    duplicates: int
+    quarantined: int
+    seconds: float
+    load_seconds: float
+
+
+def embed_crops(paths: Sequence[Path], out: Path, settings: EmbedCropsSettings) -> EmbedCropsSummary:
+    """Embed labelled crops into the word-crop store ``out``, adding those that it lacks.
+
+    Raises:
+        UserError: no crop that can be used, or impossible settings.
+        DamagedStore: ``out`` holds a store made with other settings, or a damaged one.
+        TooManyRefused: more than ``settings.max_bad`` crops were refused; what was computed is kept.
+    """
+    started = time.monotonic()
+    charset = Charset.named(settings.charset)
+    total = sum(1 for _ in find_crops(paths))
+    with locked(out):
+        clip = load_clip(settings.clip, settings.precision, settings.device)
+        build = _Build(out, clip, charset, settings)
+        before = build.manifest.rows
+        build.run(paths, total)
+    rows = build.manifest.rows
+    if not rows:
+        raise UserError(f"none of {total} crops can be used", f"See why in {out / QUARANTINE_FILE}")
+    seconds = time.monotonic() - started - clip.load_seconds
+    return EmbedCropsSummary(
+        out,
+        rows,
+        rows // settings.views,
+        rows - before,
+        build.duplicates,
+        build.quarantined,
+        seconds,
+        clip.load_seconds,
+    )
+
+
+class _Build:
+    """The state of one run."""
+
+    def __init__(self, out: Path, clip: Clip, charset: Charset, settings: EmbedCropsSettings) -> None:
+        self.out = out
+        self.settings = settings
+        self.charset = charset
+        self.tower = ImageTower(clip)
+        # All but the class token, which stands nowhere in the picture.
+        self.kept = np.arange(1, self.tower.tokens)
+        self.manifest = Manifest.begin_or_go_on(out, "word_crops", self._identity(clip))
+        self.in_store = _in_store(out, self.manifest)
+        self.manifest.withdraw_files(out, QUARANTINE_FILE)
+        self.shard: ShardInMaking | None = None
+        self.duplicates = 0
+        self.quarantined = 0
+
+    def _identity(self, clip: Clip) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            **clip.identity(),
+            "image_weights": clip.image_weights,
+            "precision": settings.precision,
+            "states": "projected",
+            "tokens_per_crop": len(self.kept),
+            "charset": self.charset.characters,
+            "normalization": asdict(settings.normalization),
+            "views": settings.views,
+            "augmentation": settings.augmentation,
+            "seed": settings.seed,
+            "dtype": settings.dtype,
+        }
+
+    def run(self, paths: Sequence[Path], total: int) -> None:
+        earlier = frozenset(self.in_store)
+        settings = self.settings
+        reader = CropReader(
+            self.tower,
+            self.charset,
+            settings.normalization,
+            settings.views,
+            settings.augmentation,
+            settings.seed,
+            earlier,
+        )
+        with (
+            Quarantine(self.out / QUARANTINE_FILE) as quarantine,
+            progress("crops into the store", total, "crops") as bar,
+        ):
+            for found, crop in read_ahead(find_crops(paths), reader.read, settings.workers):
+                quarantine.reads(found.source.name)
+                if isinstance(crop, Refused):
+                    quarantine.refuse(found.source.name, None, found.item, crop.reason)
+                    quarantine.check(settings.max_bad)
+                elif (identity := (crop.image_sha256, crop.label)) not in self.in_store:
+                    self.in_store.add(identity)
+                    self._add(found, crop)
+                else:
+                    self.duplicates += identity not in earlier
+                bar.advance(1, f"{quarantine.total} quarantined" if quarantine.total else "")
+            self._commit()
+            self.quarantined = quarantine.total
+        if self.manifest.shards:
+            self.manifest.commit_files(self.out, QUARANTINE_FILE)
+
+    def _add(self, found: FoundCrop, crop: ReadCrop) -> None:
+        views = self.settings.views
+        if self.shard is None:
+            rows = max(1, self.settings.shard_rows // views) * views
+            self.shard = ShardInMaking(
+                self.tower,
+                self.manifest,
+                CATALOGUE_SCHEMA,
+                rows,
+                len(self.kept),
+                self.settings.dtype,
+                self.settings.batch,
+            )
+        row = {
+            "label": crop.label,
+            "source": found.source.name,
+            "key": found.key,
+            "image_sha256": crop.image_sha256,
+        }
+        for view, pixels in enumerate(crop.views):
+            self.shard.add({**row, "view": view}, pixels, self.kept)
+        if self.shard.full:
+            self._commit()
+
+    def _commit(self) -> None:
+        if self.shard is not None:
+            self.manifest.shards.append(self.shard.write(self.out, {}))
+            self.manifest.save(self.out)
+            self.shard = None
+
+
+def _in_store(out: Path, manifest: Manifest) -> set[tuple[str, str]]:
+    found: set[tuple[str, str]] = set()
+    for shard in manifest.shards:
+        table = pq.read_table(out / f"{shard.name}.parquet", columns=["image_sha256", "label"])
+        found.update(zip(table["image_sha256"].to_pylist(), table["label"].to_pylist(), strict=True))
+    return found

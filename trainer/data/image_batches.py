@@ -1,0 +1,115 @@
+"""Batches of labelled crops by their number, from pictures: read, distorted and resized as they are asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dptr.cache.charset import Charset
+from dptr.cache.errors import UserError
+from dptr.cache.progress import note
+from dptr.cache.word_images.augmentation import augment
+from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
+from dptr.trainer.data.batch_order import BatchOrder
+from dptr.trainer.model.decoders.base import Targets
+from dptr.trainer.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Preprocessed word images (batch, 3, height, width) uint8, or stored tokens of some, with their labels.
+
+    ``unreadable`` says what had to be left out and why, ``portrait`` names images taller than wide.
+    """
+
+    images: Tensor
+    targets: Targets
+    unreadable: tuple[str, ...] = ()
+    portrait: tuple[str, ...] = ()
+
+
+@dataclass
+class Oddities:
+    """What was odd about the images that training met, each named once however often it is drawn."""
+
+    unreadable: set[str] = field(default_factory=set)
+    portrait: set[str] = field(default_factory=set)
+
+    def take(self, batch: ImageBatch) -> None:
+        """Count a batch's oddities and name those that are new."""
+        for line in sorted(set(batch.unreadable) - self.unreadable):
+            note(f"left out: {line}")
+        self.unreadable.update(batch.unreadable)
+        self.portrait.update(batch.portrait)
+
+
+class ImageBatches:
+    """Batch number -> :class:`ImageBatch`; a pure function of the recipe's seed and the number."""
+
+    def __init__(self, images: WordImages, charset: Charset, recipe: Recipe, size: tuple[int, int]) -> None:
+        settings = recipe.finetune
+        weights = mixing_weights(images, settings.mix)
+        self._order = BatchOrder(np.arange(len(images)), None, settings.batch_size, settings.seed, weights)
+        self._images = images
+        self._charset = charset
+        self._seed = settings.seed
+        self._strength = settings.augmentation
+        self._size = size
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return self._order.batches_per_epoch
+
+    def __call__(self, number: int) -> ImageBatch:
+        """Return batch ``number``, counted from 0 through all epochs."""
+        pixels: list[NDArray[np.uint8]] = []
+        labels: list[str] = []
+        unreadable: list[str] = []
+        portrait: list[str] = []
+        for row in self._order.rows_of(number).tolist():
+            try:
+                image = self._images.image(row)
+            except UnreadableImage as error:
+                unreadable.append(str(error))
+                continue
+            if image.height > image.width:
+                portrait.append(self._images.samples[row].key)
+            if self._strength > 0:
+                image = augment(image, np.random.default_rng((self._seed, 5, number, row)), self._strength)
+            pixels.append(preprocess(image, *self._size))
+            labels.append(self._images.samples[row].label)
+        if not pixels:
+            raise UserError(
+                f"batch {number} has no readable image: {unreadable[0]}", "Check the data with `dptr evaluate`"
+            )
+        targets = Targets.of(labels, self._charset)
+        return ImageBatch(torch.from_numpy(np.stack(pixels)), targets, tuple(unreadable), tuple(portrait))
+
+
+def mixing_weights(images: WordImages, mix: str) -> NDArray[np.float64] | None:
+    """Return each sample's weight, shape (samples,), so that data sets are drawn in the proportions of ``mix``.
+
+    None without a mix: all are drawn alike.
+
+    Raises:
+        UserError: ``mix`` is not one number above zero for each data set that has samples.
+    """
+    if not mix:
+        return None
+    sets = np.array([sample.data_set for sample in images.samples])
+    sizes = np.bincount(sets)
+    try:
+        shares = np.array([float(part) for part in mix.split(",")])
+    except ValueError as error:
+        raise UserError(f"finetune.mix = {mix!r} is not numbers between commas", 'For example: "3,1"') from error
+    if len(shares) != len(sizes) or not (shares > 0).all():
+        raise UserError(
+            f"finetune.mix = {mix!r} does not fit {len(sizes)} data sets", "Give each one number above zero"
+        )
+    weights: NDArray[np.float64] = (shares / np.maximum(sizes, 1))[sets]
+    return weights

@@ -1,0 +1,41 @@
+"""Batches of labelled crops by their number, from a word-crop store: each epoch shows another view of a crop."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from dptr.cache.charset import Charset
+from dptr.trainer.data.batch_order import BatchOrder
+from dptr.trainer.data.image_batches import ImageBatch, mixing_weights
+from dptr.trainer.data.stored_crops import StoredCrops
+from dptr.trainer.model.decoders.base import Targets
+from dptr.trainer.training.recipe import Recipe
+
+
+class StoredBatches:
+    """Batch number -> :class:`ImageBatch` of tokens; a pure function of the recipe's seed and the number.
+
+    Which crops make a batch is what training on their pictures would take. A crop begins with a view of its own and
+    goes round all of them, so that as many epochs pass before one is met again.
+    """
+
+    def __init__(self, crops: StoredCrops, charset: Charset, recipe: Recipe) -> None:
+        settings = recipe.finetune
+        weights = mixing_weights(crops, settings.mix)
+        self._order = BatchOrder(np.arange(len(crops)), None, settings.batch_size, settings.seed, weights)
+        self._crops = crops
+        self._charset = charset
+        self._first_view = np.random.default_rng((settings.seed, 6)).integers(0, crops.store.views, len(crops))
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return self._order.batches_per_epoch
+
+    def __call__(self, number: int) -> ImageBatch:
+        """Return batch ``number``, counted from 0 through all epochs."""
+        rows = self._order.rows_of(number)
+        views = (self._first_view[rows] + number // self.per_epoch) % self._crops.store.views
+        labels = [self._crops.samples[row].label for row in rows.tolist()]
+        return ImageBatch(torch.from_numpy(self._crops.views(rows, views)), Targets.of(labels, self._charset))
