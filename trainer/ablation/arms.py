@@ -25,7 +25,7 @@ from dptr.cache.word_images.dataset import WordImages
 from dptr.cache.workspace import Workspace
 from dptr.trainer import finetune, pretrain
 from dptr.trainer.ablation.grid import NOTHING, PRETRAIN, Choices, DataSet, Grid
-from dptr.trainer.model.encoders import clip as clip_encoder
+from dptr.trainer.model.encoders import describe, model_of
 from dptr.trainer.training.recipe import Recipe, parse_recipe, recipe_to_toml
 from dptr.trainer.training.runs import Run
 
@@ -51,7 +51,8 @@ class Trial:
         start: the pre-trained run's folder, which may have to be made first. start_kind: as the grid says it.
         data: what it trains on. validation: what its best checkpoint is chosen by, or None.
         tests: labelled crops by name. budget: seconds to train for instead of the recipe's steps, and whether
-            pre-training counts. clip: folder of the CLIP whose image tower it trains.
+            pre-training counts. encoder_model: folder of the model whose weights its encoder starts
+            from.
     """
 
     arm: str
@@ -67,7 +68,7 @@ class Trial:
     validation: Path | None
     tests: dict[str, Path]
     budget: tuple[float, bool] | None = None
-    clip: Path | None = None
+    encoder_model: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,10 @@ def _trial(
     data = {name: each for name, each in chosen.data.items() if each.crops != 0}
     if all(each.share is not None for each in data.values()):
         recipe = recipe.replace("finetune", mix=",".join(f"{each.share:g}" for each in data.values()))
-    clip = None
-    if recipe.encoder.kind.startswith(clip_encoder.PREFIX):
-        clip = services.find_clip(recipe.encoder.kind.removeprefix(clip_encoder.PREFIX))
-        recipe = recipe.replace("encoder", config=clip_encoder.describe(clip))
+    encoder_model, name = None, model_of(recipe.encoder.kind)
+    if name is not None:
+        encoder_model = services.find_clip(name)
+        recipe = recipe.replace("encoder", config=describe(recipe.encoder.kind, encoder_model))
     recipe = _without(recipe, _STAGE_2_ALONE)
     validation = None if grid.validation is None else Path(grid.validation)
     budget = _budget(chosen)
@@ -176,7 +177,7 @@ def _trial(
         validation=validation,
         tests={name: Path(path) for name, path in grid.tests.items()},
         budget=budget,
-        clip=clip,
+        encoder_model=encoder_model,
     )
 
 

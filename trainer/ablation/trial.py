@@ -114,7 +114,8 @@ def _train(trial: Trial, recipe: Recipe, folder: Path, place: Place) -> None:
     validation = None if trial.validation is None else open_validation(trial.validation, trial.charset, recipe)
     start = None if trial.start is None else Run.load(trial.start)
     charset = Charset.named(trial.charset)
-    finetune(images, charset, start, recipe, folder, place.device, clip=trial.clip, validation=validation)
+    model = trial.encoder_model
+    finetune(images, charset, start, recipe, folder, place.device, encoder_model=model, validation=validation)
 
 
 def _start_seconds(run: Run | None) -> float:

@@ -14,7 +14,8 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
-from dptr.trainer.model.encoders import Encoder, build_encoder
+from dptr.trainer.model.encoders import build_encoder
+from dptr.trainer.model.encoders.base import Encoder
 from dptr.trainer.model.fmu import FeatureMergeUnit
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.runs import Run

@@ -48,8 +48,7 @@ def build_encoder(settings: EncoderSettings) -> Encoder:
     else:
         known = ", ".join([*sorted([*_BUNDLED, *registered]), *(f"{prefix}ID" for prefix in _OF_A_MODEL)])
         raise UserError(f"no encoder {settings.kind!r}", f"Known: {known}; ID is a folder or hub id, as in clip:tiny")
-    encoder: Encoder = kind(settings)  # type: ignore[call-arg]
-    return encoder
+    return kind(settings)
 
 
 def model_of(kind: str) -> str | None:

@@ -156,9 +156,9 @@ def _build(kind: str, described: dict[str, Any]) -> Any:
     try:
         config = transformers.AutoConfig.for_model(**described)
         try:
-            return transformers.AutoBackbone.from_config(config)
+            return transformers.AutoBackbone.from_config(config)  # type: ignore[no-untyped-call]
         except ValueError:  # what transformers has no backbone for
-            return transformers.AutoModel.from_config(config)
+            return transformers.AutoModel.from_config(config)  # type: ignore[no-untyped-call]
     except Exception as error:
         raise UserError(f"{kind} cannot be built: {_last_line(error)}", _KINDS) from error
 
