@@ -45,8 +45,12 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         del sys.modules[loaded]
 
 
-def test_it_is_short() -> None:
-    assert len(example("python").splitlines()) + len(example("toml").splitlines()) < 60
+def test_it_is_short_and_counts_its_lines() -> None:
+    code, metadata = (len(example(language).splitlines()) for language in ("python", "toml"))
+    assert code + metadata < 60
+    said = " ".join(PAGE.read_text(encoding="utf-8").split())
+    assert "touches 2 files of a package of yours and none of dptr" in said
+    assert f"a new one of {code} lines, and {metadata} lines" in said
 
 
 def test_a_registered_decoder_learns_and_reads(installed: str) -> None:
