@@ -84,12 +84,17 @@ def run_trial(trial: Trial, place: Place) -> list[dict[str, Any]]:
 def training_seconds(run: Path, settings: TrainingSettings) -> float:
     """Return how long a run's steps took, without validation and without what a kill threw away."""
     path, seconds, before = run / TIMINGS_FILE, 0.0, 0
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-        timing = json.loads(line)
+    for timing in _speeds(path) if path.is_file() else ():
         rows = (timing["step"] - before) * settings.batch_size * settings.accumulate
         seconds += rows / timing["rows_per_second"]
         before = timing["step"]
     return seconds
+
+
+def _speeds(timings: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's log that say how fast its steps were; others time its checkpoints."""
+    lines = [json.loads(line) for line in timings.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if "rows_per_second" in line]
 
 
 def _judged(read: Any, texts: list[str], trial: Trial) -> dict[str, Any]:
@@ -151,7 +156,7 @@ def _seconds_a_step(trial: Trial, place: Place) -> float:
         recipe = trial.recipe.replace("finetune", steps=_TIMED_STEPS, **often)
         shutil.rmtree(folder, ignore_errors=True)
         _train(trial, recipe, folder, place)
-        lines = [json.loads(line) for line in (folder / TIMINGS_FILE).read_text(encoding="utf-8").splitlines()[1:]]
+        lines = _speeds(folder / TIMINGS_FILE)[1:]
         rate = sum(line["rows_per_second"] for line in lines) / len(lines)
         write_json(path, {"seconds_a_step": recipe.finetune.batch_size * recipe.finetune.accumulate / rate})
         shutil.rmtree(folder, ignore_errors=True)
