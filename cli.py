@@ -142,7 +142,7 @@ def _explained(error: BaseException) -> tuple[int, str]:
             return 1, "out of memory. Use a smaller batch or shard"
         case UnicodeEncodeError(reason="surrogates not allowed"):
             return 2, f"{error.object[max(error.start - 80, 0) : error.end + 80]!r} is not UTF-8. Use another name"
-        case Exception() if disk := disk_error(error):
+        case Exception() if (disk := disk_error(error)) and disk.errno:
             return 2, f"{disk_problem(disk)}. {OF_THE_DISK[disk.errno]}"
     unexpected = f"unexpected {type(error).__name__}: {error}"
     return 1, f"{unexpected}. Please report it; --debug shows where it happened"
