@@ -15,8 +15,9 @@ TESTS_ARE_LOOSER := --allow-untyped-defs --allow-incomplete-defs --allow-untyped
 demo: $(READY)
 	$(BIN)/dptr demo
 
+# Two at a time, each on one thread: the tensors are tiny, and more threads would only wait for each other.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(READY)
 	$(BIN)/ruff check .

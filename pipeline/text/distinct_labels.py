@@ -10,12 +10,15 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from dptr.cache.errors import UserError
 
 _MEMORY = "256MB"
 #: Each thread needs its share of the memory; more threads than this and an aggregation no longer fits.
@@ -38,8 +41,9 @@ class DistinctLabels:
             "threads": min(_MOST_THREADS, os.cpu_count() or 1),
             "temp_directory": str(folder / "spilled"),
         }
-        self._connection = duckdb.connect(str(folder / "labels.duckdb"), config=settings)
-        self._connection.execute("create table seen (label varchar, count bigint, place bigint)")
+        with _disk_told():
+            self._connection = duckdb.connect(str(folder / "labels.duckdb"), config=settings)
+        self._execute("create table seen (label varchar, count bigint, place bigint)")
         self._waiting: list[pa.Table] = []
 
     def add(self, labels: pa.Array, counts: NDArray[np.int64], source: int, lines: NDArray[np.int64]) -> None:
@@ -52,11 +56,11 @@ class DistinctLabels:
     def count_up(self) -> int:
         """Aggregate what was added; return the number of distinct labels."""
         self._insert()
-        self._connection.execute(
+        self._execute(
             "create table labels as select label, sum(count)::bigint as count, min(place) as place "
             "from seen group by label"
         )
-        self._connection.execute("drop table seen")
+        self._execute("drop table seen")
         return len(self)
 
     def __len__(self) -> int:
@@ -69,21 +73,21 @@ class DistinctLabels:
             "select unnest(string_split(label, '')) as character, count from labels where length(label) <= ?"
             ") group by character"
         )
-        return dict(self._connection.execute(query, [max_label_length]).fetchall())
+        return dict(self._execute(query, [max_label_length]).fetchall())
 
     def refuse(self, characters: str, max_label_length: int) -> Iterator[tuple[str, int, int]]:
         """Take out the labels that are empty, too long, or have other characters; yield (label, file number, line)."""
         allowed = "[" + "".join(f"\\x{{{ord(character):x}}}" for character in characters) + "]+"
         unusable = "length(label) > ? or not regexp_full_match(label, ?)"
-        self._connection.execute(
+        self._execute(
             f"create table refused as select label, place from labels where {unusable} order by place, label",
             [max_label_length, allowed],
         )
-        self._connection.execute(f"delete from labels where {unusable}", [max_label_length, allowed])
+        self._execute(f"delete from labels where {unusable}", [max_label_length, allowed])
         for table in self._windows("refused", _ROWS_REFUSED_AT_ONCE):
             for label, place in zip(table["label"].to_pylist(), table["place"].to_pylist(), strict=True):
                 yield label, *_split_place(place)
-        self._connection.execute("drop table refused")
+        self._execute("drop table refused")
 
     def remove(self, catalogues: Sequence[Path], lower: bool) -> None:
         """Take out the labels in the column ``label`` of Parquet files, with ``lower`` also their lower-case forms."""
@@ -91,12 +95,12 @@ class DistinctLabels:
         if lower:
             known += " union select lower(label) from read_parquet($files)"
         files = {"files": [str(path) for path in catalogues]}
-        self._connection.execute(f"delete from labels where label in ({known})", files)
-        self._connection.execute("drop table if exists ordered")
+        self._execute(f"delete from labels where label in ({known})", files)
+        self._execute("drop table if exists ordered")
 
     def batches(self, rows: int) -> Iterator[tuple[list[str], NDArray[np.int64], NDArray[np.int64]]]:
         """Yield labels, counts and file numbers, int64 of shape (rows,), in order; the last are fewer."""
-        self._connection.execute(
+        self._execute(
             "create table if not exists ordered as select label, count, place from labels order by place, label"
         )
         for table in self._windows("ordered", rows):
@@ -111,18 +115,35 @@ class DistinctLabels:
         """Yield a table in the order of its creation; each window is a query, so nothing is held between them."""
         for first in range(0, self._rows_in(table), rows):
             query = f"select * from {table} where rowid between {first} and {first + rows - 1} order by rowid"
-            yield self._connection.sql(query).to_arrow_table()
+            yield self._execute(query).to_arrow_table()
+
+    def _execute(self, query: str, parameters: object = None) -> duckdb.DuckDBPyConnection:
+        with _disk_told():
+            return self._connection.execute(query, parameters)
 
     def _insert(self) -> None:
         if not self._waiting:
             return
         self._connection.register("waiting", pa.concat_tables(self._waiting))
-        self._connection.execute("insert into seen select label, count, place from waiting")
+        self._execute("insert into seen select label, count, place from waiting")
         self._connection.unregister("waiting")
         self._waiting.clear()
 
     def _rows_in(self, table: str) -> int:
-        return int(self._connection.execute(f"select count(*) from {table}").fetchall()[0][0])
+        return int(self._execute(f"select count(*) from {table}").fetchall()[0][0])
+
+
+@contextmanager
+def _disk_told() -> Iterator[None]:
+    """Say in one line that the disk for temporary files is full or cannot be written, and how to name another."""
+    try:
+        yield
+    except (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"counting the corpus needs room in {tempfile.gettempdir()}: {reason}",
+            "Make room there, or name a folder on another disk: TMPDIR=FOLDER dptr embed-text ...",
+        ) from error
 
 
 def _split_place(place: int) -> tuple[int, int]:

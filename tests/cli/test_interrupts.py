@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
 
 from dptr.cache.interrupts import deferred, interruptible, stop_once
+from dptr.trainer.training.checkpoint import load_state
 
 LONG_QUERY = "select count(*) from range(10000000000) a, range(100000) b"
 
@@ -74,3 +77,31 @@ def test_a_query_that_takes_for_ever_ends_at_a_signal(tmp_path: Path, number: si
         _, said = process.communicate(timeout=20)
     assert process.returncode == 130, said
     assert said.startswith("error: interrupted")
+
+
+ARCHIVE = Path(__file__).parents[1] / "fixtures" / "first_format.tar.xz"
+SMALL = ["decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1", "pretrain.batch_size=4"]
+SELDOM = ["pretrain.log_every=1", "pretrain.validate_every=100000", "pretrain.checkpoint_every=100000"]
+
+
+@pytest.mark.slow
+def test_two_signals_close_to_each_other_leave_a_training_its_last_step(tmp_path: Path) -> None:
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    run = tmp_path / "run"
+    changes = [f"--set={change}" for change in SMALL + SELDOM]
+    command = [sys.executable, "-m", "dptr", "pretrain", "--steps", "100000", *changes, "-o", str(run)]
+    command += ["--workspace", str(tmp_path / "dptr_data"), "--device", "cpu", "--quiet"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        waited_until = time.monotonic() + 120
+        while not (run / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < waited_until:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.03)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1].startswith("error: interrupted; what was finished is kept")
+    logged = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    kept = load_state(run / "checkpoints" / "last")["step"]
+    assert 0 < logged <= kept <= logged + 1, "nothing is lost"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pytest
 
 from dptr.pipeline.clip.bundled import BUNDLED, is_held_out
 from dptr.pipeline.clip.loading import ImageTower, load_clip
@@ -24,6 +25,12 @@ def test_all_its_files_together_are_small_and_described() -> None:
     card = (BUNDLED / "README.md").read_text(encoding="utf-8")
     assert "license: apache-2.0" in card
     assert re.search(r"benchmarks/bundled_clip\.py", card)
+
+
+def test_nothing_is_shown_while_it_is_loaded(capfd: pytest.CaptureFixture[str]) -> None:
+    load_clip("tiny")
+    said = capfd.readouterr()
+    assert (said.out, said.err) == ("", "")
 
 
 def test_its_tokenizer_makes_pieces_of_words() -> None:

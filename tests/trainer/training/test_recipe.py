@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -161,3 +162,29 @@ def test_fmu_heads_that_do_not_divide_the_memory_are_one_line() -> None:
     recipe = Recipe().replace("fmu", heads=7)
     with pytest.raises(UserError, match=r"192 wide, not a multiple of fmu\.heads = 7"):
         Recognizer(recipe, Charset("ab"), 192)
+
+
+def test_the_papers_recipe_has_what_the_authors_code_has() -> None:
+    """Facts of their code and settings, written down apart from the recipe."""
+    recipe = load_recipe("paper")
+    with torch.device("meta"):
+        recognizer = Recognizer(recipe, Charset.named("94"), 512)
+    parameters = sum(parameter.numel() for parameter in recognizer.parameters())
+    assert round(parameters / 1e6, 1) == 66.5
+    assert recognizer.image_size == (32, 128)
+    assert recognizer.encoder.positions.shape == (128, 512)
+    assert recognizer.fmu.queries.shape == (26, 512)
+    facts = {
+        "decoder": {"kind": "parseq", "dim": 512, "heads": 8, "feed_forward": 2048, "layers": 6, "dropout": 0.1}
+        | {"permutations": 6, "max_label_length": 25},
+        "encoder": {"kind": "vit", "dim": 512, "heads": 8, "layers": 12, "patch_height": 4, "patch_width": 8},
+        "fmu": {"kind": "queries", "queries": 26, "dropout": 0.1},
+        "noise": {"ratio": 0.1, "draw": "random"},
+        "pretrain": {"learning_rate": 1.485e-3, "batch_size": 768, "accumulate": 1, "weight_decay": 0.0}
+        | {"schedule": "one-cycle", "warmup_share": 0.075, "clip_norm": 20.0},
+    }
+    for section, expected in facts.items():
+        ours = getattr(recipe, section).model_dump()
+        assert {key: ours[key] for key in expected} == expected, section
+    # Twenty epochs over the labels of 15 million words.
+    assert recipe.pretrain.steps * recipe.pretrain.batch_size == pytest.approx(20 * 15e6, rel=0.01)
