@@ -115,7 +115,9 @@ class DistinctLabels:
         """Yield a table in the order of its creation; each window is a query, so nothing is held between them."""
         for first in range(0, self._rows_in(table), rows):
             query = f"select * from {table} where rowid between {first} and {first + rows - 1} order by rowid"
-            yield self._execute(query).to_arrow_table()
+            with _disk_told():
+                window = self._connection.sql(query).to_arrow_table()
+            yield window
 
     def _execute(self, query: str, parameters: object = None) -> duckdb.DuckDBPyConnection:
         with _disk_told():
