@@ -29,14 +29,14 @@ def main() -> None:
     print(f"{'run':28}{'trained at':>11}" + "".join(f"{f'noise {ratio:g}':>12}" for ratio in arguments.ratios))
     for folder in arguments.runs:
         run = Run.load(folder)
-        decoder = build_decoder(run.recipe.decoder, len(run.charset.characters), run.memory_dim)
+        decoder = build_decoder(run.recipe.decoder, len(run.charset.characters), run.memory_dim, run.recipe.memory)
         decoder.load_state_dict(run.weights())
         rows, _ = split_rows(store, run.recipe)
         truths = [label.lower() for label in store.labels_of(rows)]
         noise = NoiseSource(bank, run.recipe.noise, None)
         line = f"{folder.name:28}{run.recipe.noise.ratio:11g}"
         for ratio in arguments.ratios:
-            texts = read_prompts(decoder, store, rows, noise, ratio, torch.device("cpu"))
+            texts = read_prompts(decoder, store, rows, noise, ratio, run.recipe.memory, torch.device("cpu"))
             line += f"{score(truths, [text.lower() for text in texts]).accuracy:12.1%}"
         print(line, flush=True)
 

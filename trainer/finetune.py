@@ -23,12 +23,12 @@ from dptr.trainer.metrics import score
 from dptr.trainer.model.coverage import Coverage, load_weights
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.base import Encoder, PretrainedEncoder
-from dptr.trainer.model.encoders.clip import weights_hash
+from dptr.trainer.model.encoders.clip import PREFIX, weights_hash
 from dptr.trainer.model.encoders.given import GivenTokens
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.training import loop, runs
 from dptr.trainer.training.recipe import Recipe
-from dptr.trainer.training.settings import Settings
+from dptr.trainer.training.settings import EncoderSettings, FmuSettings, Settings
 from dptr.trainer.training.trackers import Tracker, observer
 
 #: What the names of a recogniser's encoder's weights begin with.
@@ -159,12 +159,22 @@ def data_identity(
     return identity if validation is None else {**identity, "validation": _fingerprint(validation)}
 
 
-def parts_of(start: runs.Trained | None) -> dict[str, Settings]:
-    """Return the recipe's sections that weights to start from fix: the decoder's, and those of a recogniser's parts."""
+def parts_of(start: runs.Trained | None, encoder_is_named: bool = False) -> dict[str, Settings]:
+    """Return the recipe's sections that weights to start from fix: the decoder's, and those of a recogniser's parts.
+
+    A decoder of pooled vectors starts behind its CLIP's image tower unless another encoder is named: what it reads of
+    images then starts where zero labels left it. One of columns reads columns, without an FMU.
+    """
     if start is None:
         return {}
-    names = ("decoder",) if start.kind == "pretrain" else ("decoder", "encoder", "fmu")
-    return {name: getattr(start.recipe, name) for name in names}
+    if start.kind != "pretrain":
+        return {name: getattr(start.recipe, name) for name in ("decoder", "memory", "encoder", "fmu")}
+    parts: dict[str, Settings] = {"decoder": start.recipe.decoder, "memory": start.recipe.memory}
+    if start.recipe.memory.kind == "pooled" and start.clip and not encoder_is_named:
+        parts["encoder"] = EncoderSettings(kind=PREFIX + start.clip)
+    if start.recipe.memory.kind == "columns":
+        parts["fmu"] = FmuSettings(kind="none")
+    return parts
 
 
 def _fingerprint(images: WordImages) -> dict[str, Any]:

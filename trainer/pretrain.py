@@ -24,8 +24,10 @@ from dptr.trainer.data.noisy_memory import NoiseSource, noisy_memory
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
+from dptr.trainer.model.decoders.pooled import PooledDecoder
 from dptr.trainer.training import loop, runs
 from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.training.settings import MemorySettings
 from dptr.trainer.training.trackers import Tracker, observer
 
 if TYPE_CHECKING:
@@ -65,13 +67,14 @@ class PromptBatches:
         self._store = store
         self._noise = noise
         self._ratio = recipe.noise.ratio
+        self._memory = recipe.memory
         self._seed = settings.seed
 
     def __call__(self, number: int) -> PromptBatch:
         """Return batch ``number``, counted from 0 through all epochs."""
         rows = self._order.rows_of(number)
         generator = np.random.default_rng((self._seed, 3, number))
-        memory = noisy_memory(self._store, rows, self._noise, self._ratio, generator)
+        memory = noisy_memory(self._store, rows, self._noise, self._ratio, generator, self._memory)
         return PromptBatch(memory, Targets.of(self._store.labels_of(rows), self._store.charset))
 
 
@@ -110,10 +113,11 @@ def pretrain(
         _require_same_width(store, bank)
     _require_room(store, recipe)
     data, former_data = data_identity(store, bank), _former_data_identity(store, bank)
-    runs.start_or_continue(out, "pretrain", recipe, store.charset, store.dim, data, former_data)
+    clip = store.manifest.identity["encoder"]
+    runs.start_or_continue(out, "pretrain", recipe, store.charset, store.dim, data, former_data, clip)
     device = torch.device(device)
     torch.manual_seed(recipe.pretrain.seed)
-    decoder = build_decoder(recipe.decoder, len(store.charset.characters), store.dim).to(device)
+    decoder = _new_decoder(store, bank, recipe).to(device)
     noise = None if bank is None else NoiseSource(bank, recipe.noise, neighbours)
     validation, training = split_rows(store, recipe)
     task = loop.Task(
@@ -150,7 +154,7 @@ def validate(
     CLIP folds case, so that states cannot tell it; ``accuracy_with_case`` shows what that costs.
     """
     labels = store.labels_of(rows)
-    clean = read_prompts(model, store, rows, None, 0.0, device)
+    clean = read_prompts(model, store, rows, None, 0.0, recipe.memory, device)
     folded = [label.lower() for label in labels]
     result = score(folded, [text.lower() for text in clean])
     metrics = {
@@ -160,7 +164,7 @@ def validate(
         "accuracy_with_case": score(labels, clean).accuracy,
     }
     if noise is not None:
-        noisy = read_prompts(model, store, rows, noise, recipe.noise.ratio, device)
+        noisy = read_prompts(model, store, rows, noise, recipe.noise.ratio, recipe.memory, device)
         metrics["accuracy_with_noise"] = score(folded, [text.lower() for text in noisy]).accuracy
     return metrics
 
@@ -172,17 +176,18 @@ def read_prompts(
     rows: NDArray[np.int64],
     noise: NoiseSource | None,
     ratio: float,
+    kind: MemorySettings,
     device: torch.device,
     batch_size: int = 256,
 ) -> list[str]:
-    """Read labels back out of their text states, in the order of ``rows``, shape (rows,)."""
+    """Read labels, shape (rows,), back out of their text states, as memories of ``kind``, in the order of ``rows``."""
     if not isinstance(model, Decoder):
         raise TypeError(f"{type(model).__name__} is not a decoder")
     model.eval()
     texts: list[str] = []
     for number, start in enumerate(range(0, len(rows), batch_size)):
         generator = np.random.default_rng((4, number))
-        memory = noisy_memory(store, rows[start : start + batch_size], noise, ratio, generator).to(device)
+        memory = noisy_memory(store, rows[start : start + batch_size], noise, ratio, generator, kind).to(device)
         texts += decode_texts(model.decode(memory), store.charset)
     return texts
 
@@ -217,6 +222,19 @@ def split_rows(store: PromptStore, recipe: Recipe) -> tuple[NDArray[np.int64], N
     return np.sort(first), training
 
 
+def _new_decoder(store: PromptStore, bank: OrpBank | None, recipe: Recipe) -> Decoder:
+    """Return an untrained decoder; one of pooled vectors learns here how images are to be centred."""
+    decoder = build_decoder(recipe.decoder, len(store.charset.characters), store.dim, recipe.memory)
+    if isinstance(decoder, PooledDecoder) and recipe.memory.centred:
+        if bank is None:
+            raise UserError(
+                "pooled vectors of images are centred by the ORP bank's mean, and there is no bank",
+                "Run `dptr build-orp-bank PHOTOS`, or go without: --set memory.centred=false",
+            )
+        decoder.image_mean.copy_(torch.from_numpy(bank.pooled_mean))
+    return decoder
+
+
 def _require_same_width(store: PromptStore, bank: OrpBank) -> None:
     if store.dim != bank.dim:
         raise UserError(
@@ -234,4 +252,9 @@ def _require_room(store: PromptStore, recipe: Recipe) -> None:
         raise UserError(
             f"the store has labels of {longest} characters, the recipe reads {recipe.decoder.max_label_length}",
             f"Use --set decoder.max_label_length={longest}",
+        )
+    if recipe.memory.kind == "columns" and longest > recipe.memory.columns:
+        raise UserError(
+            f"the store has labels of {longest} characters, the memory {recipe.memory.columns} columns",
+            f"Use --set memory.columns={2 * longest}",
         )

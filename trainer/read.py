@@ -13,6 +13,7 @@ from dptr.trainer.model.model_file import BUNDLED, load_model
 from dptr.trainer.model.reading import read_pictures
 from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
 from dptr.trainer.training.runs import Run
+from dptr.trainer.zero_label import FindClip, zero_label_recognizer
 
 
 class Reader:
@@ -45,15 +46,19 @@ class Reader:
         return read_pictures(self.recognizer, pictures, self._device)
 
 
-def load(run: str | Path = BUNDLED, device: str = "cpu") -> Reader:
+def load(run: str | Path = BUNDLED, device: str = "cpu", find_clip: FindClip | None = None) -> Reader:
     """Load the recogniser of a fine-tuning run, of a file that ``--to safetensors`` wrote, or the bundled one.
 
+    With ``find_clip`` (a CLIP's name -> its folder), a pre-training run reads, too, through its CLIP's image tower.
+
     Raises:
-        UserError: not a fine-tuning run, or it has no checkpoint yet.
+        UserError: not such a run, or it has no checkpoint yet.
     """
     if Path(run).is_file():
         return Reader(load_model(Path(run), device), device)
     description = Run.load(Path(run))
+    if description.kind == "pretrain" and find_clip is not None:
+        return Reader(zero_label_recognizer(description, find_clip, device), device)
     description.require_recogniser()
     return Reader(load_recognizer(description, device), device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,15 @@ class OrpBank:
     def pooled(self, shard: int) -> NDArray[np.float32]:
         """Return the pooled vectors of one shard's crops, shape (rows, dim)."""
         return self._reader.file(shard).pooled.astype(np.float32)
+
+    def pooled_of(self, crops: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the pooled vectors of chosen crops, shape (batch, dim)."""
+        return self._reader.gather_pooled(crops)
+
+    @cached_property
+    def pooled_mean(self) -> NDArray[np.float32]:
+        """Mean of the pooled vectors, each of length one: (dim,)."""
+        return self._reader.mean_direction()
 
     def release(self) -> None:
         """Drop mapped pages from the process; the next batch reads them again from the page cache."""

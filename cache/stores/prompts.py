@@ -120,6 +120,15 @@ class PromptStore:
                 )
         return self._column("token_letters", pa.list_(pa.int16()))
 
+    def pooled(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the pooled vectors of ``rows``, shape (rows, pooled_dim)."""
+        return self._reader.gather_pooled(rows)
+
+    @cached_property
+    def pooled_mean(self) -> NDArray[np.float32]:
+        """Mean of the pooled vectors, each of length one: (pooled_dim,)."""
+        return self._reader.mean_direction()
+
     def _column(self, name: str, kind: pa.DataType) -> pa.Array:
         parts = [
             pq.read_table(self.folder / f"{shard.name}.parquet", columns=[name], memory_map=True).column(0)

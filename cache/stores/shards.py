@@ -26,7 +26,7 @@ from dptr.cache.stores.mapped_file import MappedFile
 
 #: A token touches a page at least, and the kernel maps its neighbours with it.
 _TOKENS_BETWEEN_RELEASES = 1 << 14
-
+_ENOUGH_FOR_A_MEAN = 100_000
 _STORED: dict[StatesDtype, type[np.generic]] = {"float16": np.float16, "float32": np.float32, "int8": np.int8}
 
 
@@ -210,6 +210,24 @@ class StatesReader:
             np.take(file.tokens, positions[index], axis=0, out=stored[index], mode="clip")
         scales = [file.scale[chosen] for file, chosen in zip(files, positions, strict=True) if file.scale is not None]
         return stored if not scales else stored * np.stack(scales)[..., None]
+
+    def gather_pooled(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Copy the pooled vectors of ``rows``, shape (rows, pooled_dim)."""
+        shards, local = self.locate(rows)
+        vectors = [self.file(shard).pooled[row] for shard, row in zip(shards.tolist(), local.tolist(), strict=True)]
+        return np.stack(vectors).astype(np.float32)
+
+    def mean_direction(self) -> NDArray[np.float32]:
+        """Return the mean of the pooled vectors, each scaled to length one: (pooled_dim,).
+
+        Of very many rows, an even sample is enough.
+        """
+        step = -(-int(self._first_row[-1]) // _ENOUGH_FOR_A_MEAN)
+        sample = [self.file(shard).pooled[::step].astype(np.float32) for shard in range(len(self._shards))]
+        vectors = np.concatenate(sample)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        mean: NDArray[np.float32] = (vectors / np.maximum(lengths, 1e-12)).mean(axis=0)
+        return mean
 
     def release(self) -> None:
         """Drop every mapped page from the process (see :meth:`StatesFile.release`)."""

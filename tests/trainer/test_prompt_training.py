@@ -19,7 +19,7 @@ from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.trainer.data.batch_order import BatchOrder
-from dptr.trainer.data.noisy_memory import NoiseSource, noisy_memory, text_memory
+from dptr.trainer.data.noisy_memory import NoiseSource, text_memory, token_memory
 from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.pretrain import split_rows
@@ -81,15 +81,15 @@ def test_memory_is_pooled_then_prefix_then_own_states(store: PromptStore) -> Non
 def test_noise_is_drawn_per_row_scaled_and_reproducible(store: PromptStore, bank: OrpBank) -> None:
     rows = np.arange(20)
     noise = NoiseSource(bank, NoiseSettings(), None)
-    clean = noisy_memory(store, rows, None, 0.0, np.random.default_rng(0)).tokens
-    noisy = noisy_memory(store, rows, noise, 0.5, np.random.default_rng(0)).tokens
+    clean = token_memory(store, rows, None, 0.0, np.random.default_rng(0)).tokens
+    noisy = token_memory(store, rows, noise, 0.5, np.random.default_rng(0)).tokens
     drawn = ((noisy - clean) / 0.5)[:, :, 0].round().long()
     crops, positions = drawn // 1000, drawn % 1000
     assert (crops == crops[:, :1]).all(), "a row draws from one crop"
     assert len(crops[:, 0].unique()) == 3
     assert all(len(row.unique()) == len(row) for row in positions), "no token twice while there are enough"
     assert len({tuple(row.tolist()) for row in positions}) > 10, "rows draw apart"
-    again = noisy_memory(store, rows, noise, 0.5, np.random.default_rng(0)).tokens
+    again = token_memory(store, rows, noise, 0.5, np.random.default_rng(0)).tokens
     assert torch.equal(noisy, again)
 
 

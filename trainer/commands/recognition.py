@@ -50,7 +50,7 @@ def evaluate(
 
     place = services.device(device)
     run, more = recogniser_first(workspace, names or [])
-    reader = load(run, place)
+    reader = load(run, place, services.find_clip)
     sets = {str(path): WordImages.open_as_written([path]) for path in named_data(data, [Path(name) for name in more])}
     result = stage.evaluate(reader.recognizer, sets, place)
     left_out = [line for images in sets.values() for line in labels_left_out(images)]
@@ -80,7 +80,7 @@ def read(
 
     started = time.monotonic()
     run, images = recogniser_first(workspace, names)
-    reader = load(run, services.device(device))
+    reader = load(run, services.device(device), services.find_clip)
     loaded = time.monotonic()
     named = [name for image in images for name in (sys.stdin.read().splitlines() if image == "-" else [image])]
     paths = list(find_images([Path(name) for name in named if name]))

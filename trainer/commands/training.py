@@ -136,7 +136,14 @@ def finetune(
         "finetune.mix": mix,
     }
     asked = recipe_changes("finetune", changes, steps, seed, flags)
-    settings = load_recipe(recipe, [*asked, *fixed_by(store, encoder, changes or [])], stage.parts_of(run))
+    asked += fixed_by(store, encoder, changes or [])
+    encoder_is_named = any(key.startswith("encoder.kind") for key in asked)
+    settings = load_recipe(recipe, asked, stage.parts_of(run, encoder_is_named))
+    if store is not None and settings.memory.kind == "pooled":
+        raise UserError(
+            f"{store.folder} keeps tokens of crops, and the decoder reads pooled vectors",
+            "Train on the crops themselves",
+        )
     model, settings = _encoder_model(services, settings)
     characters = (
         Charset.named(charset) if charset else run.charset if run else store.charset if store else Charset.named("94")

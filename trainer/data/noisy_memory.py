@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
 from dptr.cache.stores.prompts import PromptStore
+from dptr.trainer.data.column_memory import column_memory
+from dptr.trainer.data.pooled_memory import pooled_memory
 from dptr.trainer.model.decoders.base import Memory
-from dptr.trainer.training.settings import NoiseSettings
+from dptr.trainer.training.settings import MemorySettings, NoiseSettings
 
 if TYPE_CHECKING:
     from dptr.cache.stores.neighbours import Neighbours
@@ -77,6 +79,13 @@ class NoiseSource:
             positions = generator.integers(0, available, (len(rows), tokens))
         return self._bank.tokens(crops, positions)
 
+    def draw_pooled(self, rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.float32]:
+        """Draw for each row where one crop's pooled vector points from the bank's mean: (rows, dim), of length one."""
+        vectors = self._bank.pooled_of(self._crops(rows, generator))
+        centred = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) - self._bank.pooled_mean
+        scaled: NDArray[np.float32] = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+        return scaled
+
     def _crops(self, rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
         anywhere = generator.integers(0, len(self._bank), len(rows))
         if self._neighbours is None or self._settings.draw == "random":
@@ -90,6 +99,22 @@ class NoiseSource:
 
 
 def noisy_memory(
+    store: PromptStore,
+    rows: NDArray[np.int64],
+    noise: NoiseSource | None,
+    ratio: float,
+    generator: np.random.Generator,
+    settings: MemorySettings,
+) -> Memory:
+    """Return a memory of the kind that the settings say, with noise of size ``ratio``."""
+    if settings.kind == "pooled":
+        return pooled_memory(store, rows, noise, ratio, settings.centred, generator)
+    if settings.kind == "columns":
+        return column_memory(store, rows, noise, ratio, settings.columns, generator)
+    return token_memory(store, rows, noise, ratio, generator)
+
+
+def token_memory(
     store: PromptStore,
     rows: NDArray[np.int64],
     noise: NoiseSource | None,

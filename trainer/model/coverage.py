@@ -79,7 +79,8 @@ def load_weights(
 
 
 def _is_per_character(name: str) -> bool:
-    part = name.removeprefix("decoder.")
+    # A recogniser's decoder, or the one within a decoder of pooled vectors.
+    part = name.rpartition("decoder.")[2]
     return part in ("head.weight", "head.bias", "embedding.weight")
 
 

@@ -54,6 +54,11 @@ class ModelFile:
         return self.path.name
 
     @property
+    def clip(self) -> str:
+        """It is not known."""
+        return ""
+
+    @property
     def data(self) -> dict[str, Any]:
         """The file's hash stands for what it was trained on."""
         return {"sha256": sha256_of(self.path)}

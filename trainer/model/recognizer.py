@@ -14,8 +14,10 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
+from dptr.trainer.model.decoders.pooled import PooledDecoder, directions
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.base import Encoder
+from dptr.trainer.model.encoders.clip import ClipEncoder
 from dptr.trainer.model.fmu import FeatureMergeUnit
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.runs import Run
@@ -48,21 +50,8 @@ class Recognizer(nn.Module):
         super().__init__()
         self.charset = charset
         self.encoder: Encoder = encoder if encoder is not None else build_encoder(recipe.encoder)
-        fmu = recipe.fmu
-        self.fmu: nn.Module
-        if fmu.kind == "none":
-            # Without merging, all image tokens are the memory; only their width has to fit.
-            same = self.encoder.dim == memory_dim
-            self.fmu = nn.Identity() if same else nn.Linear(self.encoder.dim, memory_dim)
-        else:
-            if memory_dim % fmu.heads:
-                raise UserError(
-                    f"the memory is {memory_dim} wide, not a multiple of fmu.heads = {fmu.heads}", "Change fmu.heads"
-                )
-            self.fmu = FeatureMergeUnit(
-                self.encoder.dim, memory_dim, fmu.queries, self.encoder.grid[1], fmu.heads, fmu.dropout
-            )
-        self.decoder: Decoder = build_decoder(recipe.decoder, len(charset.characters), memory_dim)
+        self.fmu = _merging(recipe, self.encoder, memory_dim)
+        self.decoder: Decoder = build_decoder(recipe.decoder, len(charset.characters), memory_dim, recipe.memory)
         self.ctc_weight = recipe.finetune.ctc_weight
         self.column_head = nn.Linear(self.encoder.dim, self.decoder.classes) if self.ctc_weight > 0 else None
 
@@ -73,23 +62,32 @@ class Recognizer(nn.Module):
 
     def memory(self, images: Tensor) -> Memory:
         """Encode images (batch, 3, height, width), uint8 or already in [-1, 1]."""
-        return Memory(self.fmu(self.tokens(images)))
+        return self._encoded(images)[1]
 
     def loss(self, images: Tensor, targets: Targets) -> Tensor:
         """Return the training loss, a scalar, on labelled images, shape as in :meth:`memory`.
 
         It is the decoder's, and the weighted CTC loss where there is one.
         """
-        tokens = self.tokens(images)
-        loss = self.decoder.loss(Memory(self.fmu(tokens)), targets)
+        tokens, memory = self._encoded(images)
+        loss = self.decoder.loss(memory, targets)
         return loss if self.column_head is None else loss + self.ctc_weight * self._column_loss(tokens, targets)
 
     def tokens(self, images: Tensor) -> Tensor:
         """Encode images, shape as in :meth:`memory`, to the encoder's tokens (batch, tokens, dim)."""
-        if images.dtype == torch.uint8:
-            images = images.float() / 127.5 - 1
-        tokens: Tensor = self.encoder(images)
+        tokens: Tensor = self.encoder(_scaled(images))
         return tokens
+
+    def _encoded(self, images: Tensor) -> tuple[Tensor, Memory]:
+        """Return the encoder's tokens, and the memory for the decoder."""
+        if not isinstance(self.decoder, PooledDecoder):
+            tokens = self.tokens(images)
+            return tokens, Memory(self.fmu(tokens))
+        if isinstance(self.encoder, ClipEncoder):
+            tokens, pooled = self.encoder.tokens_and_pooled(_scaled(images))
+            return tokens, Memory(directions(pooled, self.decoder.image_mean)[:, None])
+        tokens = self.tokens(images)
+        return tokens, Memory(directions(self.fmu(tokens), None))
 
     def _column_loss(self, tokens: Tensor, targets: Targets) -> Tensor:
         """CTC over the columns of the token grid, averaged over its rows; the end's class serves as the blank."""
@@ -114,6 +112,32 @@ class Recognizer(nn.Module):
             _reading(row, certain, self.charset)
             for row, certain in zip(ids.cpu().numpy(), confidences.cpu().numpy(), strict=True)
         ]
+
+
+def _merging(recipe: Recipe, encoder: Encoder, memory_dim: int) -> nn.Module:
+    """Return what turns the encoder's tokens into the memory."""
+    fmu, pooled = recipe.fmu, recipe.memory.kind == "pooled"
+    if pooled and isinstance(encoder, ClipEncoder):
+        # The tower has merged its tokens itself; there is nothing left to do.
+        if encoder.dim != memory_dim:
+            raise UserError(
+                f"the image tower's vectors are {encoder.dim} wide, the decoder reads {memory_dim}",
+                "Use the CLIP that the text was embedded with",
+            )
+        return nn.Identity()
+    if fmu.kind == "none" and not pooled:
+        # Without merging, all image tokens are the memory; only their width has to fit.
+        return nn.Identity() if encoder.dim == memory_dim else nn.Linear(encoder.dim, memory_dim)
+    if memory_dim % fmu.heads:
+        raise UserError(
+            f"the memory is {memory_dim} wide, not a multiple of fmu.heads = {fmu.heads}", "Change fmu.heads"
+        )
+    queries = 1 if pooled else fmu.queries
+    return FeatureMergeUnit(encoder.dim, memory_dim, queries, encoder.grid[1], fmu.heads, fmu.dropout)
+
+
+def _scaled(images: Tensor) -> Tensor:
+    return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 
 def load_recognizer(run: Run, device: str = "cpu") -> Recognizer:

@@ -22,12 +22,13 @@ _TOKENS_SHOWN = 400
 
 def prompt_sections(run: Run, store: PromptStore, bank: OrpBank | None) -> list[Section]:
     """Read the held-out prompts, clean and with noise, and draw the noise."""
-    decoder = build_decoder(run.recipe.decoder, len(run.charset.characters), run.memory_dim)
+    decoder = build_decoder(run.recipe.decoder, len(run.charset.characters), run.memory_dim, run.recipe.memory)
     decoder.load_state_dict(run.weights())
     rows = np.random.default_rng(0).permutation(split_rows(store, run.recipe)[0])
     noise = None if bank is None else NoiseSource(bank, run.recipe.replace("noise", draw="random").noise, None)
     ratios = [0.0] if noise is None else [0.0, run.recipe.noise.ratio, 1.0]
-    readings = [read_prompts(decoder, store, rows, noise, ratio, torch.device("cpu")) for ratio in ratios]
+    kind, cpu = run.recipe.memory, torch.device("cpu")
+    readings = [read_prompts(decoder, store, rows, noise, ratio, kind, cpu) for ratio in ratios]
     labels = store.labels_of(rows)
     folded, clean = [label.lower() for label in labels], [text.lower() for text in readings[0]]
     examples = [
@@ -43,7 +44,7 @@ def prompt_sections(run: Run, store: PromptStore, bank: OrpBank | None) -> list[
             [Table(["label", *(f"noise {ratio:g}" for ratio in ratios)], examples), confusions(folded, clean)],
         )
     ]
-    if noise is not None:
+    if noise is not None and run.recipe.memory.kind != "pooled":
         sections.append(_noise(store, rows[:_EXAMPLES], noise, run.recipe.noise.ratio))
     return sections
 

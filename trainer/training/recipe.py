@@ -25,6 +25,7 @@ from dptr.trainer.training.settings import (
     EncoderSettings,
     FinetuneSettings,
     FmuSettings,
+    MemorySettings,
     NoiseSettings,
     PretrainSettings,
     Settings,
@@ -50,6 +51,7 @@ class Recipe(Settings):
     decoder: DecoderSettings = DecoderSettings()
     encoder: EncoderSettings = EncoderSettings()
     fmu: FmuSettings = FmuSettings()
+    memory: MemorySettings = MemorySettings()
     noise: NoiseSettings = NoiseSettings()
     pretrain: PretrainSettings = PretrainSettings()
     finetune: FinetuneSettings = FinetuneSettings()
@@ -67,7 +69,7 @@ class Recipe(Settings):
     def defining(self, kind: Literal["pretrain", "finetune", "clip"], without_defaults: bool = False) -> dict[str, Any]:
         """Return the keys that decide what a run of this kind comes to: not how it is run, nor other stages' keys."""
         others = {"pretrain": {"encoder", "fmu", "finetune", "clip"}, "finetune": {"noise", "pretrain", "clip"}}
-        unread = others.get(kind, {"encoder", "fmu", "noise", "pretrain", "finetune"})
+        unread = others.get(kind, {"encoder", "fmu", "memory", "noise", "pretrain", "finetune"})
         all_values = self.model_dump(exclude=unread, exclude_defaults=without_defaults)
         all_values[kind] = {
             key: value for key, value in all_values.get(kind, {}).items() if key not in PretrainSettings.HOW
@@ -180,6 +182,8 @@ def _wanted(field: FieldInfo) -> str:
         for limit in field.metadata
         if hasattr(limit, name)
     ]
+    if field.annotation is bool:
+        return "true or false"
     kind = "a whole number" if field.annotation is int else "a number"
     return f"{kind} {' '.join(limits)}"
 

@@ -35,6 +35,7 @@ class Trained(Protocol):
     Attributes:
         name: for people. kind: the stage that made it. recipe: as resolved. charset: of its decoder.
         memory_dim: width of the memory its decoder reads. data: identities of what it was trained on.
+        clip: name of the CLIP that embedded its text; empty where that is not known.
     """
 
     @property
@@ -49,6 +50,8 @@ class Trained(Protocol):
     def memory_dim(self) -> int: ...  # noqa: D102
     @property
     def data(self) -> dict[str, Any]: ...  # noqa: D102
+    @property
+    def clip(self) -> str: ...  # noqa: D102
 
     def weights(self) -> dict[str, Tensor]:
         """Return the weights to use, by name."""
@@ -63,6 +66,7 @@ class Run:
         folder: where it is. kind: which stage made it. recipe: as resolved. charset: of its decoder.
         memory_dim: width of the memory its decoder reads.
         data: identities of what it was trained on. split: version of the rule that says which data is for validation.
+        clip: name of the CLIP that embedded its text; empty where that is not known.
     """
 
     folder: Path
@@ -72,6 +76,7 @@ class Run:
     memory_dim: int
     data: dict[str, Any]
     split: int = _SPLIT
+    clip: str = ""
 
     @classmethod
     def load(cls, folder: Path) -> Run:
@@ -94,6 +99,7 @@ class Run:
                 info["memory_dim"],
                 info["data"],
                 info.get("split", 1),
+                info.get("clip") or _clip_of_former(info["data"]),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DamagedStore(f"{path} cannot be read ({error})", "Train again into another folder") from error
@@ -181,17 +187,18 @@ def start_or_continue(
     memory_dim: int,
     data: dict[str, Any],
     former_data: dict[str, Any] | None = None,
+    clip: str = "",
 ) -> Run:
     """Describe a new run, or check that an old one in ``folder`` is the same.
 
-    ``former_data`` is the same data as runs of an earlier version remember it.
+    ``former_data`` is the same data as runs of an earlier version remember it; ``clip`` is remembered, not compared.
 
     Raises:
         DamagedStore: the folder holds a run of another recipe or of other data.
         UserError: another process trains into it.
     """
     with locked(folder):
-        return _start_or_continue(folder, kind, recipe, charset, memory_dim, data, former_data)
+        return _start_or_continue(folder, kind, recipe, charset, memory_dim, data, former_data, clip)
 
 
 def _start_or_continue(
@@ -202,6 +209,7 @@ def _start_or_continue(
     memory_dim: int,
     data: dict[str, Any],
     former_data: dict[str, Any] | None,
+    clip: str,
 ) -> Run:
     if (folder / RUN_FILE).is_file():
         known = Run.load(folder)
@@ -234,11 +242,18 @@ def _start_or_continue(
         "charset": charset.characters,
         "memory_dim": memory_dim,
         "data": data,
+        "clip": clip,
         "split": _SPLIT,
         "versions": {"dptr": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     write_json(folder / RUN_FILE, info)
-    return Run(folder, kind, recipe, charset, memory_dim, data)
+    return Run(folder, kind, recipe, charset, memory_dim, data, clip=clip)
+
+
+def _clip_of_former(data: dict[str, Any]) -> str:
+    """Return the CLIP's name where the first version kept it: with the prompt store's identity."""
+    prompts = data.get("prompts")
+    return str(prompts.get("encoder", "")) if isinstance(prompts, dict) else ""
 
 
 def _write_recipe(folder: Path, recipe: Recipe) -> None:

@@ -73,8 +73,28 @@ class FmuSettings(Settings):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
+class MemorySettings(Settings):
+    """What the decoder is given.
+
+    Attributes:
+        kind: ``tokens`` (a prompt's pooled vector and states, as in the paper), ``pooled`` (its pooled vector alone,
+            which an image's may replace) or ``columns`` (its states laid out as an image's columns).
+        tokens: memory tokens that a pooled vector is unfolded into.
+        centred: whether pooled vectors are centred by their side's mean, text by the store's and images by the bank's.
+        columns: columns of a text memory.
+    """
+
+    kind: Literal["tokens", "pooled", "columns"] = "tokens"
+    tokens: int = Field(default=8, ge=1, le=1000)
+    centred: bool = False
+    columns: int = Field(default=32, ge=1, le=1000)
+
+
 class NoiseSettings(Settings):
-    """Offline randomised perturbation: how ORP states are added to text states in pre-training."""
+    """Offline randomised perturbation: how ORP states are added to text states in pre-training.
+
+    ``ratio`` is what token states are multiplied by; for pooled vectors, the most that noise is as long as the vector.
+    """
 
     ratio: float = Field(default=0.1, ge=0, le=1000)
     draw: NoiseDraw = "random"

@@ -40,6 +40,8 @@ def values_of(field: Any) -> st.SearchStrategy[Any]:
     """Draw what a key may be; text of every kind, with quotes, backslashes, line ends and beyond ASCII."""
     if get_origin(field.annotation) is Literal:
         return st.sampled_from(get_args(field.annotation))
+    if field.annotation is bool:
+        return st.booleans()
     if field.annotation is str:
         return st.text(st.characters(exclude_categories=["Cs"]))
     limits = {

@@ -14,7 +14,8 @@ from dptr.trainer.model.decoders.ctc import CtcDecoder
 from dptr.trainer.model.decoders.nrtr import NrtrDecoder
 from dptr.trainer.model.decoders.parallel import ParallelDecoder
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
-from dptr.trainer.training.settings import DecoderSettings
+from dptr.trainer.model.decoders.pooled import PooledDecoder
+from dptr.trainer.training.settings import DecoderSettings, MemorySettings
 
 _BUNDLED: dict[str, type[Decoder]] = {
     "parseq": ParseqDecoder,
@@ -24,8 +25,10 @@ _BUNDLED: dict[str, type[Decoder]] = {
 }
 
 
-def build_decoder(settings: DecoderSettings, characters: int, memory_dim: int) -> Decoder:
-    """Make an untrained decoder.
+def build_decoder(
+    settings: DecoderSettings, characters: int, memory_dim: int, memory: MemorySettings | None = None
+) -> Decoder:
+    """Make an untrained decoder for memories of tokens, or of the kind that ``memory`` says.
 
     Raises:
         UserError: no decoder of that kind is bundled or registered.
@@ -50,4 +53,5 @@ def build_decoder(settings: DecoderSettings, characters: int, memory_dim: int) -
         permutations=settings.permutations,
         refinements=settings.refinements,
     )
-    return kind(shape)
+    decoder = kind(shape)
+    return PooledDecoder(decoder, memory.tokens) if memory is not None and memory.kind == "pooled" else decoder

@@ -53,10 +53,14 @@ class ClipEncoder(PretrainedEncoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images (batch, 3, height, width) in [-1, 1] to tokens (batch, tokens, dim), row by row."""
+        return self.tokens_and_pooled(images)[0]
+
+    def tokens_and_pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode images as above to tokens, and to the vectors (batch, dim) that CLIP compares with a text's."""
         pixels = ((images + 1) / 2 - self.get_buffer("mean")) / self.get_buffer("std")
-        hidden = self.tower.vision_model(pixel_values=pixels).last_hidden_state[:, 1:]
-        tokens: Tensor = self.tower.visual_projection(self.tower.vision_model.post_layernorm(hidden))
-        return tokens
+        hidden = self.tower.vision_model(pixel_values=pixels).last_hidden_state
+        states: Tensor = self.tower.visual_projection(self.tower.vision_model.post_layernorm(hidden))
+        return states[:, 1:], states[:, 0]
 
     def load(self, folder: Path) -> None:
         """Take the weights of the CLIP in ``folder``.

@@ -1,0 +1,269 @@
+"""Decoders pre-trained on pooled vectors and on columns, and reading images with them before any labelled crop."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from dptr.cache.charset import Charset
+from dptr.cache.errors import UserError
+from dptr.cache.file_names import PREFIX_FILE
+from dptr.cache.progress import set_quiet
+from dptr.cache.stores.manifest import FileRecord, Manifest
+from dptr.cache.stores.orp import OrpBank
+from dptr.cache.stores.prompts import PromptStore
+from dptr.cache.stores.shards import States, write_shard, write_states
+from dptr.cli import run_command
+from dptr.trainer.data.column_memory import column_memory, place_letters
+from dptr.trainer.data.noisy_memory import NoiseSource
+from dptr.trainer.data.pooled_memory import pooled_memory
+from dptr.trainer.model.coverage import load_weights
+from dptr.trainer.model.decoders import build_decoder
+from dptr.trainer.model.decoders.base import Memory
+from dptr.trainer.model.decoders.pooled import PooledDecoder
+from dptr.trainer.training.recipe import Recipe, load_saved_recipe
+from dptr.trainer.training.runs import Run
+from dptr.trainer.training.settings import DecoderSettings, MemorySettings, NoiseSettings
+
+DIM = 8
+SMALL = ["--set", "decoder.kind=nrtr", "--set", "decoder.dim=32", "--set", "decoder.heads=2"]
+SMALL += ["--set", "decoder.layers=1", "--set", "decoder.feed_forward=32", "--set", "pretrain.batch_size=16"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    set_quiet(True)
+    yield
+    set_quiet(False)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> PromptStore:
+    """Labels abc and de: tokens ab, c, the end, and d, e, the end; token t of row r is 10 r + t + 1."""
+    folder = tmp_path_factory.mktemp("prompts")
+    values = np.array([1, 2, 3, 11, 12, 13], np.float32)[:, None].repeat(DIM, 1)
+    pooled = np.eye(DIM, dtype=np.float32)[:2] * 5
+    catalogue = pa.table(
+        {
+            "label": ["abc", "de"],
+            "label_length": pa.array([3, 2], pa.int16()),
+            "token_letters": pa.array([[0, 0, 2, 1, 0], [0, 0, 1, 1, 0]], pa.list_(pa.int16())),
+            "source": ["x"] * 2,
+        }
+    )
+    manifest = Manifest("prompts", {"encoder": "t", "weights": "w", "charset": "abcde"})
+    manifest.shards.append(write_shard(folder, 0, catalogue, States(values, np.array([3, 3]), pooled), "float32", {}))
+    prefix = np.full((2, DIM), -1, np.float32)
+    write_states(folder / PREFIX_FILE, States(prefix, np.array([2]), prefix[:1]), "float32")
+    manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
+    manifest.save(folder)
+    return PromptStore(folder)
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> OrpBank:
+    """Four crops whose pooled vectors lie to both sides of (1, 1, 1, …): their mean is far from zero."""
+    folder = tmp_path_factory.mktemp("orp")
+    pooled = np.ones((4, DIM), np.float32)
+    pooled[:, 0] += [1, -1, 0, 0]
+    pooled[:, 1] += [0, 0, 1, -1]
+    states = States(np.full((16, DIM), 7, np.float32), np.full(4, 4), pooled)
+    manifest = Manifest("orp", {"encoder": "t", "weights": "w", "tokens_per_crop": 4})
+    catalogue = pa.table({"id": np.arange(4), "source": ["x"] * 4})
+    manifest.shards.append(write_shard(folder, 0, catalogue, states, "float32", {}))
+    manifest.save(folder)
+    return OrpBank(folder)
+
+
+def test_a_pooled_memory_is_one_vector_of_length_one_with_noise_up_to_the_ratio(
+    store: PromptStore, bank: OrpBank
+) -> None:
+    rows = np.array([0, 1] * 200)
+    clean = pooled_memory(store, rows, None, 0.0, False, np.random.default_rng(0)).tokens
+    assert clean.shape == (400, 1, DIM)
+    assert torch.equal(clean[:2, 0], torch.eye(DIM)[:2])
+    noise = NoiseSource(bank, NoiseSettings(), None)
+    noisy = pooled_memory(store, rows, noise, 1.2, False, np.random.default_rng(0)).tokens
+    added = (noisy - clean)[:, 0]
+    lengths = added.norm(dim=1)
+    assert 1.15 < float(lengths.max()) <= 1.2
+    assert float(lengths.min()) < 0.05
+    assert float(lengths.mean()) == pytest.approx(0.6, abs=0.05)
+    # Noise points away from the bank's mean, to all sides: it adds no constant direction.
+    directions = torch.nn.functional.normalize(added, dim=1)
+    assert float(directions.mean(0).norm()) < 0.3
+
+
+def test_centred_vectors_have_their_sides_mean_taken_away(store: PromptStore) -> None:
+    centred = pooled_memory(store, np.array([0, 1]), None, 0.0, True, np.random.default_rng(0)).tokens[:, 0]
+    assert torch.allclose(centred[0], -centred[1], atol=1e-6), "two vectors lie opposite, seen from their mean"
+    torch.testing.assert_close(centred.norm(dim=1), torch.ones(2))
+
+
+def test_columns_show_each_letters_state_in_order_and_nothing_of_template_and_end(store: PromptStore) -> None:
+    seen = set()
+    for seed in range(50):
+        memory = column_memory(store, np.array([0, 1]), None, 0.0, 16, np.random.default_rng(seed))
+        assert memory.tokens.shape == (2, 16, DIM)
+        for row, own in enumerate(([1, 2], [11, 12])):
+            values = memory.tokens[row, :, 0].tolist()
+            shown = [value for value in values if value]
+            assert shown == sorted(shown)
+            assert sorted(set(shown)) == own
+            seen.add(tuple(values))
+    assert len(seen) > 30, "widths and margins are drawn anew"
+    shares = []
+    for seed in range(200):
+        values = column_memory(store, np.array([0]), None, 0, 16, np.random.default_rng(seed)).tokens[0, :, 0]
+        shares.append(float((values == 1).sum() / (values == 2).sum()))
+    assert 1.6 < np.median(shares) < 2.4, "two letters take up about twice one's room"
+
+
+def test_every_letter_has_a_column_however_many_there_are() -> None:
+    for letters in (1, 2, 15, 31, 32):
+        for seed in range(20):
+            shown = place_letters(letters, 32, np.random.default_rng(seed))
+            assert len(shown) == 32
+            assert sorted(set(shown[shown >= 0].tolist())) == list(range(letters))
+    with pytest.raises(UserError, match="33 letters"):
+        place_letters(33, 32, np.random.default_rng(0))
+
+
+def test_noise_lies_on_columns_beside_the_word_too(store: PromptStore, bank: OrpBank) -> None:
+    noise = NoiseSource(bank, NoiseSettings(), None)
+    clean = column_memory(store, np.array([0]), None, 0.5, 16, np.random.default_rng(1)).tokens
+    noisy = column_memory(store, np.array([0]), noise, 0.5, 16, np.random.default_rng(1)).tokens
+    torch.testing.assert_close(noisy - clean, torch.full_like(clean, 3.5))
+
+
+def test_a_pooled_decoder_reads_only_the_vector_and_keeps_the_images_mean() -> None:
+    settings = DecoderSettings(kind="nrtr", dim=16, heads=2, feed_forward=16)
+    decoder = build_decoder(settings, 5, DIM, MemorySettings(kind="pooled", tokens=3)).eval()
+    assert isinstance(decoder, PooledDecoder)
+    vectors = torch.randn(2, 1, DIM)
+    assert decoder.unfold(Memory(vectors)).tokens.shape == (2, 3, DIM)
+    assert "image_mean" in decoder.state_dict()
+    assert not torch.allclose(*decoder.decode(Memory(vectors)).unbind(0))
+
+
+def test_a_changed_charset_carries_characters_over_within_a_pooled_decoder() -> None:
+    settings = DecoderSettings(kind="nrtr", dim=16, heads=2, feed_forward=16)
+    source, target = (build_decoder(settings, 3, DIM, MemorySettings(kind="pooled")) for _ in range(2))
+    # As many characters in another order: every shape fits, so only names tell that rows have to move.
+    coverage = load_weights(target, source.state_dict(), Charset("abc"), Charset("cab"))
+    assert set(coverage.partial) == {"decoder.head.weight", "decoder.head.bias", "decoder.embedding.weight"}
+    head = "decoder.head.weight"
+    assert torch.equal(target.state_dict()[head][1], source.state_dict()[head][3])  # c
+
+
+def test_a_recipe_of_before_gives_the_decoder_tokens() -> None:
+    recipe = load_saved_recipe('[decoder]\nkind = "nrtr"\n', "an old run")
+    assert recipe.memory.kind == "tokens"
+    assert recipe.defining("pretrain", without_defaults=True) == {"decoder": {"kind": "nrtr"}, "pretrain": {}}
+    assert "memory" in Recipe().defining("finetune")
+
+
+# The whole way with the bundled CLIP.
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stores of 125 words and two photos, and twenty crops of words."""
+    folder = tmp_path_factory.mktemp("zero")
+    syllables = [("ba", "ce", "di", "fo", "re"), ("gu", "ha", "je", "so", "ti"), ("ki", "lo", "mu", "na", "o")]
+    words = ["".join(word) for word in itertools.product(*syllables)]
+    (folder / "words.txt").write_text("\n".join(words))
+    (folder / "photos").mkdir()
+    (folder / "crops").mkdir()
+    for number in range(2):
+        picture = Image.effect_mandelbrot((160, 120), (-2 + number * 0.3, -1.5, 1, 1.5), 50).convert("RGB")
+        picture.save(folder / "photos" / f"{number}.png")
+    lines = []
+    for word in words[:20]:
+        crop = Image.new("RGB", (80, 24), "white")
+        ImageDraw.Draw(crop).text((10, 6), word, fill="black")
+        crop.save(folder / "crops" / f"{word}.png")
+        lines.append(f"{word}.png\t{word}\n")
+    (folder / "crops" / "labels.tsv").write_text("".join(lines))
+    for arguments in (["embed-text", folder / "words.txt", "--charset", "36"], ["build-orp-bank", folder / "photos"]):
+        assert run_command([*map(str, arguments), "--workspace", str(folder / "ws"), "--quiet"]) == 0
+    return folder
+
+
+def command(capsys: pytest.CaptureFixture[str], workspace: Path, *arguments: str | Path) -> dict[str, Any]:
+    code = run_command([*map(str, arguments), "--workspace", str(workspace / "ws"), "--json", "--quiet"])
+    captured = capsys.readouterr()
+    assert code == 0, captured.err
+    result: dict[str, Any] = json.loads(captured.out.splitlines()[-1])
+    return result
+
+
+def pretrained(capsys: pytest.CaptureFixture[str], workspace: Path, kind: str, *more: str) -> Path:
+    out = workspace / "_".join(["run", kind, *more]).replace(" ", "").replace("=", "")
+    command(capsys, workspace, "pretrain", "-o", out, "--steps", "3", "--set", f"memory.kind={kind}", *SMALL, *more)
+    return out
+
+
+@pytest.mark.parametrize("kind", ["pooled", "tokens"])
+def test_a_pre_trained_run_reads_and_is_measured_without_one_label(
+    workspace: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    run = pretrained(capsys, workspace, kind)
+    evaluated = command(capsys, workspace, "evaluate", run, "--data", workspace / "crops")
+    assert evaluated["rows"] == 20
+    assert 0 <= evaluated["metrics"]["accuracy_36_weighted"] <= 1
+    read = command(capsys, workspace, "read", run, workspace / "crops")
+    assert (read["rows"], read["quarantined"]) == (20, 0)
+
+
+def test_fine_tuning_from_pooled_starts_where_zero_labels_left_it(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dptr.pipeline.services import find_clip
+    from dptr.trainer.read import load
+
+    run = pretrained(capsys, workspace, "pooled", "--set", "memory.centred=true")
+    tuned = workspace / "tuned"
+    unmoved = ["--set", "finetune.learning_rate=1e-12", "--set", "finetune.ctc_weight=0"]
+    made = command(capsys, workspace, "finetune", "--data", workspace / "crops", "--from", run, "-o", tuned,
+                   "--steps", "1", *unmoved)  # fmt: skip
+    assert not made.get("quarantined")
+    assert Run.load(tuned).recipe.memory.kind == "pooled"
+    assert Run.load(tuned).recipe.encoder.kind == "clip:tiny"
+    crops = sorted((workspace / "crops").glob("*.png"))
+    zero, after = load(run, find_clip=find_clip), load(tuned)
+    pixels = torch.randint(0, 256, (2, 3, *zero.recognizer.image_size), dtype=torch.uint8)
+    with torch.inference_mode():
+        torch.testing.assert_close(zero.recognizer.memory(pixels).tokens, after.recognizer.memory(pixels).tokens)
+    assert float(zero.recognizer.decoder.image_mean.norm()) > 0.1, "images are centred by the bank's mean"
+    assert [reading.text for reading in zero.read(crops)] == [reading.text for reading in after.read(crops)]
+
+
+def test_columns_pre_train_ctc_and_are_fine_tuned_without_fmu_but_read_nothing_before(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = pretrained(capsys, workspace, "columns", "--set", "decoder.kind=ctc")
+    assert run_command(["read", str(run), str(workspace / "crops"), "--quiet"]) == 2
+    assert "columns" in capsys.readouterr().err
+    tuned = workspace / "tuned_columns"
+    command(capsys, workspace, "finetune", "--data", workspace / "crops", "--from", run, "-o", tuned, "--steps", "1",
+            "--set", "encoder.kind=convolution")  # fmt: skip
+    assert Run.load(tuned).recipe.fmu.kind == "none"
+
+
+def test_centring_images_without_a_bank_is_refused_with_what_to_do(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["pretrain", "--steps", "1", "--set", "memory.kind=pooled", *SMALL]
+    arguments += ["--set", "memory.centred=true", "--set", "noise.ratio=0"]
+    assert run_command([*arguments, "--workspace", str(workspace / "ws"), "-o", str(workspace / "x"), "--quiet"]) == 2
+    assert "memory.centred=false" in capsys.readouterr().err

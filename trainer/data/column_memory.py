@@ -1,0 +1,76 @@
+"""Memory of kind ``columns``: text states laid out as an image's columns show a word, letter beside letter.
+
+Each piece's state stands over as many columns as its letters would take up. Letters differ in width and words in where
+they stand in a crop, so both are drawn anew each time; now and then a crop cuts into a word's first or last letter.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dptr.cache.errors import UserError
+from dptr.cache.stores.prompts import PromptStore
+from dptr.trainer.model.decoders.base import Memory
+
+if TYPE_CHECKING:
+    from dptr.trainer.data.noisy_memory import NoiseSource
+
+#: Standard deviation of the logarithm of a letter's width: an i against an m.
+_WIDTHS = 0.3
+#: Most of a word's outer letter that is cut away, and most of the columns beside the word, as a share of all.
+_MOST_CUT, _MOST_MARGIN = 0.3, 0.15
+
+
+def column_memory(
+    store: PromptStore,
+    rows: NDArray[np.int64],
+    noise: NoiseSource | None,
+    ratio: float,
+    columns: int,
+    generator: np.random.Generator,
+) -> Memory:
+    """Return the states of ``rows`` as columns of a crop plus ``ratio`` times ORP states: (batch, columns, dim).
+
+    Columns beside the word are zero but for the noise. What stands for no letter (the pooled vector, the template and
+    the end) is left out.
+
+    Raises:
+        UserError: the store does not know its tokens' letters, or a label has more letters than there are columns.
+    """
+    letters = store.token_letters(rows)
+    states = store.states(rows)
+    tokens = np.zeros((len(rows), columns, states.tokens.shape[1]), np.float32)
+    starts = np.cumsum(states.lengths) - states.lengths
+    for row, (start, counts) in enumerate(zip(starts.tolist(), letters, strict=True)):
+        shown = place_letters(int(counts.sum()), columns, generator)
+        of_letter = np.repeat(np.arange(len(counts)), counts)
+        inside = shown >= 0
+        tokens[row, inside] = states.tokens[start + of_letter[shown[inside]]]
+    memory = torch.from_numpy(tokens)
+    if noise is not None and ratio > 0:
+        memory.add_(torch.from_numpy(noise.draw(rows, columns, generator)), alpha=ratio)
+    return Memory(memory)
+
+
+def place_letters(letters: int, columns: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    """Return which letter each column shows, -1 beside the word, shape (columns,): in order, each letter at least once.
+
+    Raises:
+        UserError: more letters than columns.
+    """
+    if letters > columns:
+        raise UserError(f"a label of {letters} letters does not fit into {columns} columns", "Raise memory.columns")
+    widths = np.exp(generator.normal(0, _WIDTHS, letters))
+    for end in (0, -1):
+        widths[end] *= 1 - generator.uniform(0, _MOST_CUT)
+    free = columns - letters
+    left, right = (generator.uniform(0, _MOST_MARGIN, 2) * free).astype(int)
+    # One column each, and what is left of the word's width in proportion to the letters' widths.
+    edges = np.round(np.cumsum(widths) / widths.sum() * (free - left - right)).astype(int)
+    counts = 1 + np.diff(edges, prepend=0)
+    shown = np.repeat(np.arange(letters), counts)
+    return np.concatenate([np.full(left, -1), shown, np.full(right, -1)])

@@ -1,0 +1,49 @@
+"""A recogniser that has seen no labelled image: a pre-trained decoder behind the image tower of its own CLIP.
+
+The decoder learnt to read what CLIP says of a text; CLIP says of an image of that text something alike. What was
+``pooled`` reads the image's pooled vector, what was ``tokens`` the image's projected tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dptr.cache.errors import UserError
+from dptr.trainer.model.encoders.clip import PREFIX, ClipEncoder, describe
+from dptr.trainer.model.recognizer import Recognizer
+from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.training.runs import Run
+
+FindClip = Callable[[str], Path]
+
+
+def zero_label_recognizer(run: Run, find_clip: FindClip, device: str = "cpu") -> Recognizer:
+    """Put a pre-training run's decoder behind the image tower of the CLIP that embedded its text, in evaluation mode.
+
+    Args:
+        run: a pre-training run. find_clip: the name of a CLIP -> its folder. device: where to read.
+
+    Raises:
+        UserError: the decoder learnt from columns, which no image tower shows; or the CLIP is not to be found.
+    """
+    if run.recipe.memory.kind == "columns":
+        raise UserError(
+            f"{run.folder} learnt to read text laid out in columns, which CLIP's image tower does not show",
+            "Fine-tune it (`dptr finetune`), or pre-train with --set memory.kind=pooled",
+        )
+    if not run.clip:
+        raise UserError(f"{run.folder} does not say which CLIP embedded its text", "Pre-train again")
+    folder = find_clip(run.clip)
+    recipe = _seen_by_clip(run.recipe, run.clip, folder)
+    recognizer = Recognizer(recipe, run.charset, run.memory_dim)
+    recognizer.decoder.load_state_dict(run.weights())
+    if isinstance(recognizer.encoder, ClipEncoder):
+        recognizer.encoder.load(folder)
+    return recognizer.to(device).eval()
+
+
+def _seen_by_clip(recipe: Recipe, clip: str, folder: Path) -> Recipe:
+    """Return the recipe with a CLIP's image tower as its encoder, and nothing between that and the decoder."""
+    seen = recipe.replace("encoder", kind=PREFIX + clip, config=describe(folder))
+    return seen.replace("fmu", kind="none").replace("finetune", ctc_weight=0.0)
