@@ -187,7 +187,7 @@ def test_a_table_and_a_json_object_of_many_blocks(workspace: Workspace) -> None:
     connection = connect(workspace)
     query = "select i, case when i = 1 then 'nan'::double else 0.5 end as x from range(2500) t(i)"
     lines = list(table_lines(["i", "x"], ask(connection, query).blocks))
-    assert lines[:4] == ["i    x", "---  ---", "0    0.5", "1    nan"]
+    assert lines[:4] == ["  i    x", "---  ---", "  0  0.5", "  1  nan"]
     assert lines[-1] == "2499  0.5"
     value = json.loads("".join(json_pieces(ask(connection, query), {"command": "sql"})))
     assert (value["command"], value["rows"], value["columns"]) == ("sql", 2500, ["i", "x"])

@@ -29,11 +29,11 @@ def write_store(folder: Path, kind: StoreKind, shards: int) -> Path:
     """Write a store whose row i has one token, filled with i."""
     folder.mkdir()
     manifest = Manifest(kind, {"encoder": "made up", "weights": "w", "charset": "abc", "tokens_per_crop": 1})
-    empty: dict[str, Any] = {"string": "a", "binary": b"", "list<element: int32>": [], "list<item: int32>": []}
+    empty: dict[str, Any] = {"string": "a", "binary": b""}
     schema = PROMPTS if kind == "prompts" else CROPS
     for number in range(shards):
         values = np.full((1, DIM), number, np.float32)
-        columns = {field.name: [empty.get(str(field.type), 1)] for field in schema}
+        columns = {f.name: [[] if pa.types.is_list(f.type) else empty.get(str(f.type), 1)] for f in schema}
         states = States(values, np.ones(1, np.int64), values)
         manifest.shards.append(write_shard(folder, number, pa.table(columns, schema), states, "float32", {}))
     write_states(folder / PREFIX_FILE, States(values, np.ones(1, np.int64), values), "float32")
