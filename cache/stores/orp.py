@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dptr.cache.errors import DamagedStore
-from dptr.cache.stores.manifest import Manifest
-from dptr.cache.stores.shards import StatesReader
+from dptr.cache.stores.states_store import StatesStore
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(
@@ -28,23 +23,11 @@ CATALOGUE_SCHEMA = pa.schema(
 )
 
 
-class OrpBank:
+class OrpBank(StatesStore):
     """A committed ORP bank, opened read-only; every crop has the same number of tokens."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = Manifest.load(folder, "orp")
-        if not self.manifest.shards:
-            raise DamagedStore(f"{folder} holds no finished shard", "Run `dptr build-orp-bank` again; it goes on")
-        self._reader = StatesReader(folder, self.manifest.shards)
-
-    def __len__(self) -> int:
-        return self.manifest.rows
-
-    @property
-    def dim(self) -> int:
-        """Width of one token state."""
-        return int(self._reader.file(0).tokens.shape[1])
+    KIND = "orp"
+    MADE_BY = "dptr build-orp-bank"
 
     @property
     def tokens_per_crop(self) -> int:
@@ -70,12 +53,3 @@ class OrpBank:
     def pooled_of(self, crops: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the pooled vectors of chosen crops, shape (batch, dim)."""
         return self._reader.gather_pooled(crops)
-
-    @cached_property
-    def pooled_mean(self) -> NDArray[np.float32]:
-        """Mean of the pooled vectors, each of length one: (dim,)."""
-        return self._reader.mean_direction()
-
-    def release(self) -> None:
-        """Drop mapped pages from the process; the next batch reads them again from the page cache."""
-        self._reader.release()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +10,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.charset import Charset
-from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.errors import UserError
 from dptr.cache.file_names import PREFIX_FILE
-from dptr.cache.stores.manifest import Manifest
-from dptr.cache.stores.shards import States, StatesFile, StatesReader
+from dptr.cache.stores.shards import States, StatesFile
+from dptr.cache.stores.states_store import StatesStore
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(
@@ -34,32 +32,15 @@ CATALOGUE_SCHEMA = pa.schema(
 )
 
 
-class PromptStore:
+class PromptStore(StatesStore):
     """A committed prompt store, opened read-only.
 
     A row's states are those after the shared prefix, up to and including the end token (``--context content``).
     Opening reads the manifest only; label texts load on first use and states are memory-mapped.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = Manifest.load(folder, "prompts")
-        if not self.manifest.shards:
-            raise DamagedStore(f"{folder} holds no finished shard", "Run `dptr embed-text` again; it goes on")
-        self._reader = StatesReader(folder, self.manifest.shards)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Another process reads again what is kept here for quick use.
-        kept = {name for name, value in vars(type(self)).items() if isinstance(value, cached_property)}
-        return {name: value for name, value in self.__dict__.items() if name not in kept}
-
-    def __len__(self) -> int:
-        return self.manifest.rows
-
-    @property
-    def dim(self) -> int:
-        """Width of one token state."""
-        return int(self._reader.file(0).tokens.shape[1])
+    KIND = "prompts"
+    MADE_BY = "dptr embed-text"
 
     @property
     def charset(self) -> Charset:
@@ -123,11 +104,6 @@ class PromptStore:
     def pooled(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the pooled vectors of ``rows``, shape (rows, pooled_dim)."""
         return self._reader.gather_pooled(rows)
-
-    @cached_property
-    def pooled_mean(self) -> NDArray[np.float32]:
-        """Mean of the pooled vectors, each of length one: (pooled_dim,)."""
-        return self._reader.mean_direction()
 
     def _column(self, name: str, kind: pa.DataType) -> pa.Array:
         parts = [

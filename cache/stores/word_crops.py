@@ -7,7 +7,6 @@ View 0 is the crop as it is.
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.charset import Charset
-from dptr.cache.errors import DamagedStore
-from dptr.cache.stores.manifest import Manifest
-from dptr.cache.stores.shards import StatesReader
+from dptr.cache.stores.states_store import StatesStore
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(
@@ -33,15 +30,11 @@ CATALOGUE_SCHEMA = pa.schema(
 )
 
 
-class WordCropStore:
+class WordCropStore(StatesStore):
     """A committed word-crop store, opened read-only. Its unit is the crop, not the row."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = Manifest.load(folder, "word_crops")
-        if not self.manifest.shards:
-            raise DamagedStore(f"{folder} holds no finished shard", "Run `dptr embed-crops` again; it goes on")
-        self._reader = StatesReader(folder, self.manifest.shards)
+    KIND = "word_crops"
+    MADE_BY = "dptr embed-crops"
 
     def __len__(self) -> int:
         return self.manifest.rows // self.views
