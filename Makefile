@@ -29,6 +29,7 @@ types: $(READY)
 	$(BIN)/mypy -m dptr -m dptr.cli -p dptr.cache -p dptr.pipeline -p dptr.trainer
 	$(BIN)/mypy benchmarks/*.py
 	$(BIN)/mypy examples/*.py
+	$(BIN)/mypy examples/reader/*.py
 	$(BIN)/mypy $(TESTS_ARE_LOOSER) tests
 
 check: lint types test

@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from plain_parseq import made_up_words
@@ -234,7 +235,8 @@ def write_large_clip(folder: Path, layers: int, dim: int) -> Path:
         setattr(config.vision_config, key, value)
     config.projection_dim = config.text_config.projection_dim = 512
     torch.manual_seed(0)
-    AutoModel.from_config(config).save_pretrained(folder)
+    made: Any = AutoModel
+    made.from_config(config).save_pretrained(folder)
     prepared = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
     prepared["size"] = {"height": 224, "width": 224}
     (folder / "preprocessor_config.json").write_text(json.dumps(prepared), encoding="utf-8")

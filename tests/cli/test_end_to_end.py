@@ -155,7 +155,7 @@ def test_stores_that_lie_elsewhere_can_be_named(
     # A workspace with nothing in it: all that is read here was named.
     bare = tmp_path / "bare"
     bare.mkdir()
-    named = ["--prompts", prompts, "--orp", orp]
+    named = ["--prompts", str(prompts), "--orp", str(orp)]
     assert run(capsys, bare, "mine-neighbours", "-k", "2", *named)["rows"] == len(WORDS)
     assert run(capsys, bare, "sql", "select count(*) from neighbours, crops", *named)["result"] == [[len(WORDS) * 9]]
     trained = run(capsys, bare, "pretrain", "--steps", "2", *SMALL, *named)

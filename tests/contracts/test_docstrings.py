@@ -15,7 +15,7 @@ _BY_NAME = re.compile(r"dict\[str, [^\]]*(Tensor|NDArray|ndarray)[^\]]*\]*")
 _SHAPE = re.compile(r"\([a-z_0-9. ]+,[^()]*\)|\bscalar\b|\bshapes?\b")
 
 
-def annotations(function: ast.FunctionDef) -> list[str]:
+def annotations_of(function: ast.FunctionDef) -> list[str]:
     arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
     given = [argument.annotation for argument in arguments] + [function.returns]
     return [ast.unparse(annotation) for annotation in given if annotation is not None]
@@ -28,11 +28,11 @@ def public(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, list[s
             continue
         said = ast.get_docstring(node) or ""
         if isinstance(node, ast.FunctionDef):
-            yield prefix + node.name, annotations(node), said
+            yield prefix + node.name, annotations_of(node), said
             continue
         fields = [ast.unparse(field.annotation) for field in node.body if isinstance(field, ast.AnnAssign)]
         made_with = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"]
-        yield prefix + node.name, fields + [text for made in made_with for text in annotations(made)], said
+        yield prefix + node.name, fields + [text for made in made_with for text in annotations_of(made)], said
         yield from public(node.body, f"{prefix}{node.name}.")
 
 

@@ -123,8 +123,8 @@ def test_columns_show_each_letters_state_in_order_and_nothing_of_template_and_en
     assert len(seen) > 30, "widths and margins are drawn anew"
     shares = []
     for seed in range(200):
-        values = column_memory(store, np.array([0]), None, 0, 16, np.random.default_rng(seed)).tokens[0, :, 0]
-        shares.append(float((values == 1).sum() / (values == 2).sum()))
+        columns = column_memory(store, np.array([0]), None, 0, 16, np.random.default_rng(seed)).tokens[0, :, 0]
+        shares.append(float((columns == 1).sum() / (columns == 2).sum()))
     assert 1.6 < np.median(shares) < 2.4, "two letters take up about twice one's room"
 
 
@@ -152,7 +152,8 @@ def test_a_pooled_decoder_reads_only_the_vector_and_keeps_the_images_mean() -> N
     vectors = torch.randn(2, 1, DIM)
     assert decoder.unfold(Memory(vectors)).tokens.shape == (2, 3, DIM)
     assert "image_mean" in decoder.state_dict()
-    assert not torch.allclose(*decoder.decode(Memory(vectors)).unbind(0))
+    first, second = decoder.decode(Memory(vectors))
+    assert not torch.allclose(first, second)
 
 
 def test_a_changed_charset_carries_characters_over_within_a_pooled_decoder() -> None:

@@ -30,4 +30,5 @@ def real_tokenizer(published_merges: list[tuple[str, str]]) -> Any:
     pieces = ["".join(pair) for pair in published_merges]
     tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *pieces, "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=published_merges, model_max_length=77)
+    merges: Any = published_merges
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)

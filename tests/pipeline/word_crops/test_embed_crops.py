@@ -126,7 +126,8 @@ def test_workers_a_kill_and_another_order_of_folders_change_no_view(
 
 def test_another_seed_or_strength_draws_other_views_of_the_same_plain_one(crops: Path, tmp_path: Path) -> None:
     stores = []
-    for number, changed in enumerate(({}, {"seed": 1}, {"augmentation": 0.0})):
+    changes: list[dict[str, Any]] = [{}, {"seed": 1}, {"augmentation": 0.0}]
+    for number, changed in enumerate(changes):
         embed_crops([crops], tmp_path / str(number), dataclasses.replace(SETTINGS, **changed))
         stores.append(WordCropStore(tmp_path / str(number)))
     every = np.arange(5)

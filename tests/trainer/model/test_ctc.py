@@ -87,6 +87,6 @@ def test_confidence_is_the_probability_of_the_alignment(monkeypatch: pytest.Monk
     monkeypatch.setattr(model, "forward", lambda memory: logits)
     confidences, ids = model.decode(Memory(torch.zeros(1, 5, 8))).softmax(-1).max(-1)
     text = CHARSET.decode(ids[0].numpy())
-    best = logits.softmax(-1).amax(-1)[0]
+    chances = logits.softmax(-1).amax(-1)[0]
     # Of equal neighbours only the first counts as the character; the other belongs to the end.
-    assert float(confidences[0, : len(text) + 1].prod()) == pytest.approx(float(best.prod()), rel=1e-4)
+    assert float(confidences[0, : len(text) + 1].prod()) == pytest.approx(float(chances.prod()), rel=1e-4)
