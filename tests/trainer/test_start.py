@@ -49,7 +49,7 @@ def images(crops: Path) -> WordImages:
 def test_a_recogniser_is_trained_further_with_all_its_parts(tmp_path: Path, crops: Path) -> None:
     first = finetune(images(crops), CHARSET, None, recipe(), tmp_path / "first")
     run = Run.load(first.out)
-    assert set(parts_of(run)) == {"decoder", "encoder", "fmu"}
+    assert set(parts_of(run)) == {"decoder", "encoder", "fmu", "memory"}
     again = finetune(images(crops), CHARSET, run, recipe("finetune.learning_rate=1e-12"), tmp_path / "second")
     assert again.coverage is not None
     assert again.coverage.complete

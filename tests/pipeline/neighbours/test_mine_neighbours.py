@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -30,8 +31,8 @@ def vectors(rows: int, seed: int) -> NDArray[np.float32]:
 
 def add_shard(manifest: Manifest, folder: Path, pooled: NDArray[np.float32], schema: pa.Schema) -> None:
     rows, first = len(pooled), manifest.rows
-    empty = {"string": "", "binary": b"", "list<element: int32>": [], "list<item: int32>": []}
-    columns = {field.name: [empty.get(str(field.type), 1)] * rows for field in schema}
+    empty: dict[str, Any] = {"string": "", "binary": b""}
+    columns = {f.name: [[] if pa.types.is_list(f.type) else empty.get(str(f.type), 1)] * rows for f in schema}
     columns["id"] = list(range(first, first + rows))
     states = States(pooled, np.ones(rows, np.int64), pooled)
     table = pa.table(columns, schema)
