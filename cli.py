@@ -18,7 +18,7 @@ from typer.main import get_command
 from dptr.cache import commands as stored
 from dptr.cache.command_line import Report, Services, command, command_group, require_no_empty_argument, speak_utf8
 from dptr.cache.errors import OF_THE_DISK, DptrError, UserError, disk_error, disk_problem
-from dptr.cache.interrupts import stop_once
+from dptr.cache.interrupts import ignore_from_now_on, stop_once
 from dptr.cache.visible import visible
 from dptr.cache.workspace import Workspace
 from dptr.pipeline import commands as stage_one
@@ -92,7 +92,6 @@ def demo(
         f"prompt store  {workspace.prompts}",
         f"ORP bank      {workspace.orp}",
         f"recogniser    {run}",
-        f"test crops    {data.test_crops}",
         f'Ask the store:  dptr sql --workspace {workspace.root} "select label, n_tokens from prompts limit 5"',
         f"Read a crop:    dptr read {run} {data.test_crops}",
         f"{seconds:.0f} seconds in all",
@@ -102,17 +101,19 @@ def demo(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with the exit code that the error class fixes."""
-    sys.exit(run_command(arguments))
+    code = run_command(arguments, ending=True)
+    ignore_from_now_on()
+    sys.exit(code)
 
 
-def run_command(arguments: Sequence[str] | None = None) -> int:
+def run_command(arguments: Sequence[str] | None = None, ending: bool = False) -> int:
     """Run one command and return its exit code; what went wrong is printed on stderr as one line."""
     speak_utf8()
     try:
         given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
         require_no_empty_argument(given)
         # typer turns Ctrl-C and --help into exit codes of its own, and hands them back.
-        with stop_once():
+        with stop_once(ending):
             code = get_command(app).main(args=given, standalone_mode=False, obj=SERVICES)
         return _fail(KeyboardInterrupt()) if code == _INTERRUPTED else int(code or 0)
     except Exit as error:

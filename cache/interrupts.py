@@ -18,8 +18,11 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 
 
 @contextmanager
-def stop_once() -> Iterator[None]:
-    """Raise :class:`KeyboardInterrupt` at the first signal; later ones change nothing, so that its saving is done."""
+def stop_once(ending: bool = False) -> Iterator[None]:
+    """Raise :class:`KeyboardInterrupt` at the first signal; later ones change nothing, so that its saving is done.
+
+    ``ending`` says that the process ends behind the block: later signals then change nothing there, either.
+    """
     stopping = False
 
     def stop(*_: Any) -> None:
@@ -28,8 +31,14 @@ def stop_once() -> Iterator[None]:
             stopping = True
             raise KeyboardInterrupt
 
-    with _handled_by(stop):
+    with _handled_by(stop, keep=lambda: ending and stopping):
         yield
+
+
+def ignore_from_now_on() -> None:
+    """Ignore signals while the process ends: Python would hand them to the system, whose exit code is another."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
@@ -67,7 +76,7 @@ def interruptible(work: Callable[[], _Result], stop: Callable[[], None]) -> _Res
 
 
 @contextmanager
-def _handled_by(handler: _Handler) -> Iterator[None]:
+def _handled_by(handler: _Handler, keep: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """Give the signals to ``handler``, but for those that this process was started to ignore (``nohup``)."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -79,5 +88,5 @@ def _handled_by(handler: _Handler) -> Iterator[None]:
     try:
         yield
     finally:
-        for number, known in before.items():
+        for number, known in before.items() if not keep() else ():
             signal.signal(number, known)
