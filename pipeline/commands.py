@@ -215,7 +215,7 @@ def render_words(
     count: Annotated[int | None, typer.Option(min=1, help="Crops in all; by default one a word.")] = None,
     fonts: Annotated[Path | None, typer.Option(help="Folder of fonts; otherwise those that are installed.")] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder of photos for backgrounds.")] = None,
-    style: Annotated[str, typer.Option(help="clean, natural, hard, or a number from 0 to 1.")] = "natural",
+    style: Annotated[str, typer.Option(help="clean, natural, hard, street, or a number from 0 to 1.")] = "natural",
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of everything random.")] = 0,
     workers: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Processes that render.")] = 1,
 ) -> Report:

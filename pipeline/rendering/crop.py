@@ -68,15 +68,30 @@ def _cut_from_photo(path: Path, size: tuple[int, int], rng: np.random.Generator)
 
 
 def _paint(masks: Image.Image, background: Image.Image, rng: np.random.Generator, style: RenderStyle) -> Image.Image:
-    fill, outline, shadow = masks.split()
+    fill, outline, shadow, _ = masks.split()
     ink = _contrasting(_mean(background), rng, style.contrast)
     if shadow.getbbox():
         dark = ImageChops.multiply(background, Image.new("RGB", background.size, (90, 90, 90)))
         background = Image.composite(dark, background, shadow)
     if outline.getbbox():
         background.paste(_contrasting(ink, rng, style.contrast), mask=outline)
-    background.paste(ink, mask=fill)
+    fading = amount(rng, style.gradient) if style.gradient else 0.0
+    if fading:
+        background.paste(
+            _gradient(ink, _contrasting(_mean(background), rng, style.contrast), fading, fill.size, rng), mask=fill
+        )
+    else:
+        background.paste(ink, mask=fill)
     return background
+
+
+def _gradient(
+    first: Colour, second: Colour, share: float, size: tuple[int, int], rng: np.random.Generator
+) -> Image.Image:
+    """Fade from one colour towards another by ``share``, in any direction."""
+    corners = rng.random((2, 2, 1)) * share
+    colours = np.array(first) + (np.array(second) - np.array(first)) * corners
+    return Image.fromarray(colours.astype(np.uint8)).resize(size, Image.Resampling.BILINEAR)
 
 
 def _contrasting(colour: Colour, rng: np.random.Generator, least: float) -> Colour:
@@ -123,6 +138,9 @@ def _damage(image: Image.Image, rng: np.random.Generator, style: RenderStyle) ->
     if blur:
         along, across = rng.uniform(0.4, 1, 2)
         image = image.filter(ImageFilter.BoxBlur((blur * float(along), blur * float(across))))
+    exposure = amount(rng, style.exposure) if style.exposure else 0.0
+    if exposure:
+        image = _expose(image, exposure, rng)
     noise = amount(rng, style.noise) * 24
     if noise:
         pixels = np.asarray(image, np.float32)
@@ -130,6 +148,18 @@ def _damage(image: Image.Image, rng: np.random.Generator, style: RenderStyle) ->
         image = Image.fromarray(np.clip(pixels + noise * grain, 0, 255).astype(np.uint8))
     jpeg = amount(rng, style.jpeg)
     return _through_jpeg(image, round(90 - 75 * jpeg)) if jpeg else image
+
+
+def _expose(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    """Take the picture with too little light, with too much, so that bright parts run into each other, or in haze."""
+    kind = int(rng.integers(3))
+    if kind == 0:
+        return image.point(lambda level: level * (1 - 0.8 * strength))
+    if kind == 1:
+        middle = sum(_mean(image)) / 3
+        return image.point(lambda level: middle + 60 * strength + (level - middle) * (1 + 2 * strength))
+    haze = Image.new("RGB", image.size, tuple(int(level) for level in _colours(rng, 1)[0]))
+    return Image.blend(image, haze, 0.7 * strength)
 
 
 def _through_jpeg(image: Image.Image, quality: int) -> Image.Image:

@@ -1,6 +1,7 @@
 """The letters of a word as masks: drawn, warped, cut out; no colour yet.
 
-Fill, outline and cast shadow travel as the three channels of one RGB image, so that one warp bends all of them.
+Fill, outline and cast shadow, and the word's own letters without what stands beside them, travel as the four channels
+of one image, so that one warp bends all of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ _STRIPS = 8
 
 
 def letter_masks(word: str, font: Font, rng: np.random.Generator, style: RenderStyle) -> Image.Image:
-    """Return the masks of fill, outline and cast shadow as the channels of an RGB image, cut round the letters.
+    """Return the masks of fill, outline, cast shadow and the word alone as channels, cut round the word.
+
+    The image's mode is CMYK, Pillow's one of four equal channels.
 
     Raises:
         UserError: the word leaves no ink.
@@ -25,7 +28,7 @@ def letter_masks(word: str, font: Font, rng: np.random.Generator, style: RenderS
     size = int(rng.integers(style.height[0] // 2, style.height[1] // 2 + 1)) * 2
     margin = size // 3
     drawn = _draw(word, font.at(size, shaped=not word.isascii()), margin, rng, style)
-    return _cut_out(_warp(drawn, margin, rng, style), rng, word)
+    return _cut_out(_warp(drawn, margin, rng, style), rng, style, word)
 
 
 def _draw(
@@ -42,7 +45,34 @@ def _draw(
         ImageDraw.Draw(fill).text(place, text, 255, font)
         if stroke:
             ImageDraw.Draw(outline).text(place, text, 255, font, stroke_width=stroke)
-    return Image.merge("RGB", (fill, outline, _cast_shadow(fill, size, rng, style)))
+    word_alone = fill
+    if style.clutter and rng.random() < style.clutter:
+        fill = _with_other_text(fill, word, font, margin, rng)
+    return Image.merge("CMYK", (fill, outline, _cast_shadow(fill, size, rng, style), word_alone))
+
+
+def _with_other_text(
+    fill: Image.Image, word: str, font: ImageFont.FreeTypeFont, margin: int, rng: np.random.Generator
+) -> Image.Image:
+    """Add what else a sign says, where it reaches into the margin: lines above and below, words on either side."""
+    fill = fill.copy()
+    draw = ImageDraw.Draw(fill)
+    width, height = fill.size
+    # Letters of the word itself are the ones the font is known to have.
+    others = ["".join(rng.choice(list(word), 2 + len(word)).tolist()) for _ in range(4)]
+    gaps = (margin * rng.uniform(0.15, 0.9, 4)).tolist()
+    shown = (rng.random(4) < (0.5, 0.5, 0.3, 0.3)).tolist()
+    aside = float(rng.uniform(-0.5, 0.5)) * width / 2
+    places = (
+        ((width / 2 + aside, margin - gaps[0]), "mb"),
+        ((width / 2 - aside, height - margin + gaps[1]), "mt"),
+        ((margin - gaps[2], height / 2), "rm"),
+        ((width - margin + gaps[3], height / 2), "lm"),
+    )
+    for other, (place, anchor), drawn in zip(others, places, shown, strict=True):
+        if drawn:
+            draw.text(place, other, 255, font, anchor=anchor)
+    return fill
 
 
 def _pieces(word: str, font: ImageFont.FreeTypeFont, tracking: int) -> list[tuple[str, float]]:
@@ -112,12 +142,12 @@ def _keep_inside(source: NDArray[np.float64], size: tuple[int, int], margin: int
     source[:, 1, 1] += max(0.0, height - margin - source[:, 1, 1].min())
 
 
-def _cut_out(masks: Image.Image, rng: np.random.Generator, word: str) -> Image.Image:
-    """Cut round the letters as an annotator would: seldom tight, never alike on the four sides."""
-    box = masks.getchannel(0).getbbox()
+def _cut_out(masks: Image.Image, rng: np.random.Generator, style: RenderStyle, word: str) -> Image.Image:
+    """Cut round the word as an annotator would: seldom tight, never alike on the four sides."""
+    box = masks.getchannel(3).getbbox()
     if box is None:
         raise UserError(f"the word {word!r} leaves no ink", "Leave it out")
-    margins = rng.uniform(0, 0.2, 4) * (box[3] - box[1]) + 1
+    margins = rng.uniform(-0.07 * style.cut, 0.2 + 0.1 * style.cut, 4) * (box[3] - box[1]) + 1
     outwards = np.array([-1, -1, 1, 1])
     left, top, right, bottom = (np.array(box) + outwards * margins.astype(int)).tolist()
     return masks.crop((left, top, right, bottom))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +20,9 @@ class RenderStyle:
         shadow: cast by the letters. light: how unevenly the crop is lit.
         shrink: of the height, lost to distance. blur, noise, jpeg: damage by camera and file.
         height: least and greatest font size, in pixels per em.
+        clutter: share of crops at whose borders other text of the same sign shows.
+        cut: how carelessly the box was drawn: into the letters or far from them.
+        gradient: how much the colour changes over the letters. exposure: too dark, too bright, or washed out.
     """
 
     contrast: float
@@ -36,6 +39,10 @@ class RenderStyle:
     noise: float
     jpeg: float
     height: tuple[int, int] = (24, 44)
+    clutter: float = 0.0
+    cut: float = 0.0
+    gradient: float = 0.0
+    exposure: float = 0.0
 
     @classmethod
     def of_difficulty(cls, difficulty: float) -> RenderStyle:
@@ -64,7 +71,7 @@ class RenderStyle:
 
     @classmethod
     def named(cls, name: str) -> RenderStyle:
-        """Return ``clean``, ``natural`` or ``hard``, or the style of a difficulty given as a number.
+        """Return the style of one of the names in ``STYLES``, or of a difficulty given as a number.
 
         Raises:
             UserError: it is neither.
@@ -80,7 +87,13 @@ class RenderStyle:
 CLEAN = RenderStyle.of_difficulty(0.15)
 NATURAL = RenderStyle.of_difficulty(0.6)
 HARD = RenderStyle.of_difficulty(1.0)
-STYLES = {"clean": CLEAN, "natural": NATURAL, "hard": HARD}
+#: Words cut by hand or by a detector from photos that were not taken for their sake: signs mostly, so plain behind the
+#: letters more often than not, but small, dim, blurred, and never alone.
+STREET = replace(
+    HARD, contrast=50, rotation=16, perspective=0.8, curve=0.5, tracking=0.6, outline=0.5, photos=0.35, shadow=0.7,
+    noise=0.35, clutter=0.5, cut=1.0, gradient=0.7, exposure=1.0,
+)  # fmt: skip
+STYLES = {"clean": CLEAN, "natural": NATURAL, "hard": HARD, "street": STREET}
 
 
 def amount(rng: np.random.Generator, strength: float) -> float:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import lmdb
@@ -14,7 +15,7 @@ from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.fonts import Font, FontCollection, find_fonts
 from dptr.pipeline.rendering.letters import letter_masks
 from dptr.pipeline.rendering.render_words import render_words
-from dptr.pipeline.rendering.style import CLEAN, HARD, RenderStyle
+from dptr.pipeline.rendering.style import CLEAN, HARD, STREET, RenderStyle
 
 WORDS = ["Open", "24/7", "Exit", "hôtel", "transcontinental"]
 
@@ -103,6 +104,41 @@ def test_no_letter_leaves_the_canvas_however_hard_the_style(roboto, monkeypatch)
         assert not fill[:, -1].any()
 
 
+def test_other_text_shows_at_the_borders_of_street_crops_and_the_word_stays_whole(roboto):
+    alone, among = replace(STREET, clutter=0.0), replace(STREET, clutter=1.0)
+    surrounded = 0
+    for index in range(40):
+        masks = np.asarray(letter_masks("Exit", roboto, rng(index), among))
+        fill, word = masks[..., 0], masks[..., 3]
+        assert (fill >= word).all()
+        surrounded += bool((fill.astype(int) - word).max() > 128)
+        quiet = np.asarray(letter_masks("Exit", roboto, rng(index), alone))
+        assert (quiet[..., 0] == quiet[..., 3]).all()
+    assert surrounded > 30
+
+
+def test_carelessly_cut_boxes_lose_an_edge_of_the_letters_and_no_more(roboto):
+    """What is cut off is a few hundredths of the height; the letters stay readable."""
+    cut = []
+    for index in range(60):
+        mask = np.asarray(letter_masks("HHH", roboto, rng(index), replace(CLEAN, cut=1.0)))[..., 3]
+        whole = np.asarray(letter_masks("HHH", roboto, rng(index), CLEAN))[..., 3]
+        cut.append(1 - mask.sum() / whole.sum())
+    assert 0 < max(cut) < 0.3
+    assert sorted(cut)[30] < 0.05
+
+
+def test_exposure_leaves_ink_that_can_be_told_from_its_ground(roboto):
+    style = replace(CLEAN, exposure=1.0)
+    spreads = []
+    for index in range(60):
+        grey = np.asarray(render_one("HHH", roboto, rng(index), style).convert("L"), np.float64)
+        low, high = np.percentile(grey, [5, 95])
+        spreads.append(high - low)
+    assert min(spreads) > 8
+    assert min(spreads) < 40  # some are dim, or the effect does nothing
+
+
 def test_ink_stands_out_in_clean_crops(roboto):
     for index in range(30):
         grey = np.asarray(render_one("HHH", roboto, rng(index), CLEAN).convert("L"), np.float64)
@@ -132,6 +168,7 @@ def test_harder_styles_look_less_alike(roboto):
 
 def test_styles_by_name_and_number():
     assert RenderStyle.named("hard") == RenderStyle.named("1")
+    assert RenderStyle.named("street") == STREET
     for wrong in ("harder", "1.5", "-1"):
         with pytest.raises(UserError):
             RenderStyle.named(wrong)
