@@ -19,6 +19,7 @@ from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.base import Encoder
 from dptr.trainer.model.encoders.clip import ClipEncoder
 from dptr.trainer.model.fmu import FeatureMergeUnit
+from dptr.trainer.model.folding import fold_batch_norms
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.runs import Run
 
@@ -141,14 +142,16 @@ def _scaled(images: Tensor) -> Tensor:
 
 
 def load_recognizer(run: Run, device: str = "cpu") -> Recognizer:
-    """Load the recogniser of a fine-tuning run, in evaluation mode.
+    """Load the recogniser of a fine-tuning run, for reading: it cannot be trained any further.
 
     Raises:
         UserError: the run has no checkpoint yet. DamagedStore: its checkpoint is damaged.
     """
     recognizer = Recognizer(run.recipe, run.charset, run.memory_dim)
     recognizer.load_state_dict(run.weights())
-    return recognizer.to(device).eval()
+    recognizer.eval()
+    fold_batch_norms(recognizer)
+    return recognizer.to(device)
 
 
 def _reading(ids: NDArray[np.int64], confidences: NDArray[np.float32], charset: Charset) -> Reading:

@@ -1,0 +1,33 @@
+"""Folding batch norm into convolutions changes no reading."""
+
+import pytest
+import torch
+from torch import nn
+
+from dptr.trainer.model.encoders.convolution import ConvolutionalEncoder
+from dptr.trainer.model.folding import FoldedConvolution, fold_batch_norms
+from dptr.trainer.training.settings import EncoderSettings
+
+
+def encoder_with_statistics() -> ConvolutionalEncoder:
+    torch.manual_seed(0)
+    encoder = ConvolutionalEncoder(EncoderSettings(kind="convolution", channels=8, dim=24))
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            nn.init.normal_(module.bias)
+    return encoder.eval()
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_folded_convolutions_give_what_convolution_and_batch_norm_gave(images: int) -> None:
+    encoder = encoder_with_statistics()
+    pixels = torch.rand(images, 3, *encoder.size) * 2 - 1
+    with torch.inference_mode():
+        before = encoder(pixels)
+        fold_batch_norms(encoder)
+        after = encoder(pixels)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules())
+    assert any(isinstance(module, FoldedConvolution) for module in encoder.modules())
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)

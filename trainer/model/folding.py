@@ -1,0 +1,44 @@
+"""Convolutions as reading wants them: batch norm folded in, and oneDNN for a single image, too; twice as quick there.
+
+In evaluation mode a batch norm multiplies and shifts each channel by constants, which the convolution's weights can do.
+And for one small image on one thread torch passes oneDNN by: its own convolution then takes twice as long.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+class FoldedConvolution(nn.Module):
+    """A convolution without gradients that was joined with its batch norm."""
+
+    def __init__(self, convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        folded = fuse_conv_bn_eval(convolution, norm)
+        self.weight, self.bias = folded.weight, folded.bias
+        self.geometry = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
+        self.by_onednn = torch.backends.mkldnn.is_available() and not isinstance(convolution.padding, str)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels before, height, width) -> (batch, channels after, height, width by the stride)."""
+        stride, padding, dilation, groups = self.geometry
+        small = len(x) == 1 and x.dtype == torch.float32 and x.device.type == "cpu"
+        if small and self.by_onednn and not torch.compiler.is_compiling() and not torch.onnx.is_in_onnx_export():
+            return torch.mkldnn_convolution(x, self.weight, self.bias, padding, stride, dilation, groups)
+        return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+
+
+def fold_batch_norms(module: nn.Module) -> None:
+    """Replace, in place, every sequence (convolution, batch norm) within ``module`` by one :class:`FoldedConvolution`.
+
+    The module has to be in evaluation mode; it cannot be trained any further, and its weights have other names.
+    """
+    for name, child in module.named_children():
+        match list(child.children()) if isinstance(child, nn.Sequential) else []:
+            case [nn.Conv2d() as convolution, nn.BatchNorm2d() as norm]:
+                setattr(module, name, FoldedConvolution(convolution, norm))
+            case _:
+                fold_batch_norms(child)
