@@ -94,7 +94,9 @@ def _add_store(
         return
     _add_view(connection, rows_view, [folder / f"{shard.name}.parquet" for shard in manifest.shards])
     for name, view in ((QUARANTINE_FILE, refused_view), (NEIGHBOURS_TABLE, "neighbours")):
-        if (folder / name).is_file():
+        if name in manifest.files and not manifest.is_intact(folder, name):
+            note(f"left out: {view}, because {folder / name} is not what was written. See `dptr verify {folder}`")
+        elif (folder / name).is_file():
             _add_view(connection, view, [folder / name])
 
 

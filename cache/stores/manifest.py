@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +23,7 @@ from dptr.cache.file_names import (
     PHOTOS_FILE,
     QUARANTINE_FILE,
 )
+from dptr.cache.progress import note
 from dptr.cache.stores.files import sha256_of, write_json
 
 FORMAT_VERSION = 1
@@ -115,6 +118,28 @@ class Manifest:
         if any(self.files.pop(name, None) for name in names):
             self.save(folder)
 
+    @contextmanager
+    def rewriting(self, folder: Path, *names: str) -> Iterator[None]:
+        """Let a run write files anew that tell of earlier runs; whatever comes of it, they are listed again after it.
+
+        What is not what was committed is removed first and said so: it may well be readable, and wrong. Removed rather
+        than passed over, since a kill leaves files unlisted, and with no hash nobody could tell any more.
+        """
+        for name in names:
+            if name in self.files and not self.is_intact(folder, name):
+                note(begun_anew(folder / name))
+                (folder / name).unlink(missing_ok=True)
+        self.withdraw_files(folder, *names)
+        try:
+            yield
+        except BaseException:
+            if (folder / MANIFEST_FILE).is_file():
+                # What was committed, and no more: the rest of this manifest may be half changed.
+                Manifest.load(folder, self.kind).commit_files(folder, *names)
+            raise
+        if self.shards:
+            self.commit_files(folder, *names)
+
     def save(self, folder: Path) -> None:
         """Write ``manifest.json`` atomically; what it lists is committed from then on."""
         value = {
@@ -208,6 +233,14 @@ class Manifest:
 
 
 _REPAIR = "Move the store away and make it again; the inputs are still there"
+
+
+def begun_anew(path: Path) -> str:
+    """Say what the loss of a file that tells of earlier runs means."""
+    return (
+        f"{path} is damaged or missing and begun anew: what this run reads is judged again, "
+        "what only earlier runs read is no longer known"
+    )
 
 
 def kind_of(folder: Path) -> str | None:

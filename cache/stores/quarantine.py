@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from dptr.cache.errors import TooManyRefused
 from dptr.cache.progress import note
 from dptr.cache.stores.files import atomic_path
+from dptr.cache.stores.manifest import begun_anew
 
 SCHEMA = pa.schema(
     [
@@ -30,6 +31,7 @@ class Quarantine:
     """Collects refusals and writes them to ``path`` when closed; memory does not grow with their number.
 
     What an earlier run refused stays, but for the sources that this run reads (:meth:`reads`): they are judged anew.
+    Whether the file is still what that run wrote is for the manifest to tell (``Manifest.rewriting``).
     """
 
     def __init__(self, path: Path) -> None:
@@ -82,13 +84,16 @@ class Quarantine:
         read = pa.array(sorted(self._sources), pa.string())
         try:
             with pq.ParquetFile(self.path) as earlier:
+                # All or nothing: of a file that breaks off, the rows before are no better.
+                for _ in earlier.iter_batches(_ROWS_BUFFERED):
+                    pass
                 for batch in earlier.iter_batches(_ROWS_BUFFERED):
                     rows = pa.Table.from_batches([batch])
                     kept = rows.filter(pc.invert(pc.is_in(rows["source"], read)))
                     if len(kept):
                         self._writer.write_table(kept)
-        except (pa.ArrowException, OSError, KeyError) as error:
-            note(f"{self.path} is damaged and begun anew; what earlier runs refused is no longer known ({error})")
+        except (pa.ArrowException, OSError, KeyError):
+            note(begun_anew(self.path))
 
     def __enter__(self) -> Quarantine:
         return self

@@ -133,8 +133,6 @@ class _Build:
         self.rows_before = self.manifest.rows
         self.duplicates = 0
         self.quarantined = 0
-        self.seen = SeenPhotos(out, self.manifest)
-        self.manifest.withdraw_files(out, PHOTOS_FILE, QUARANTINE_FILE)
         self.shard: ShardInMaking | None = None
 
     @property
@@ -142,6 +140,11 @@ class _Build:
         return self.manifest.rows - self.rows_before
 
     def run(self, paths: Sequence[Path], total: int) -> None:
+        with self.manifest.rewriting(self.out, PHOTOS_FILE, QUARANTINE_FILE):
+            self.seen = SeenPhotos(self.out)
+            self._read(paths, total)
+
+    def _read(self, paths: Sequence[Path], total: int) -> None:
         earlier = frozenset(self.in_bank)
         reader = PhotoReader(
             self.tower,
@@ -172,8 +175,6 @@ class _Build:
             finally:
                 self.seen.save()
                 self.quarantined = quarantine.total
-        if self.manifest.shards:
-            self.manifest.commit_files(self.out, PHOTOS_FILE, QUARANTINE_FILE)
 
     def _refuse(self, quarantine: Quarantine, found: Photo | Refusal, reason: str) -> None:
         quarantine.refuse(found.file, None, found.member or found.file, reason)

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from dptr.cache.file_names import PHOTOS_FILE
 from dptr.cache.progress import note
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.manifest import begun_anew
 from dptr.pipeline.photos.photo import Photo
 
 SCHEMA = pa.schema(
@@ -40,22 +40,23 @@ class Seen:
 
 
 class SeenPhotos:
-    """The photos that this bank's runs have looked at, by place."""
+    """The photos that this bank's runs have looked at, by place.
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    Whether the file is still what they wrote is for the manifest to tell (``Manifest.rewriting``).
+    """
+
+    def __init__(self, folder: Path) -> None:
         self._path = folder / PHOTOS_FILE
         self._seen: dict[str, Seen] = {}
         if not self._path.is_file():
             return
         try:
-            if PHOTOS_FILE in manifest.files and not manifest.is_intact(folder, PHOTOS_FILE):
-                raise ValueError("its contents have changed")
             for row in pq.read_table(self._path, schema=SCHEMA).to_pylist():
                 place = row.pop("place")
                 self._seen[place] = Seen(**row)
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, OSError, ValueError):
             self._seen.clear()
-            note(f"{self._path} is damaged and begun anew; every photo is looked at again ({error})")
+            note(begun_anew(self._path))
 
     def recall(self, photo: Photo) -> Seen | None:
         """Return what came of ``photo``, or None when it is new or its file has changed."""

@@ -83,21 +83,20 @@ def _embed(
     tower, identity, load_seconds = _load(settings)
     manifest = Manifest.begin_or_go_on(out, "prompts", identity)
     rows_before = manifest.rows
-    manifest.withdraw_files(out, QUARANTINE_FILE)
-    with (
-        Quarantine(out / QUARANTINE_FILE) as quarantine,
-        read_corpus(paths, settings.corpus, quarantine) as corpus,
-    ):
-        settle_charset(out, manifest, corpus.charset, settings.corpus.charset == "auto")
-        write_prefix(out, manifest, tower)
-        _embed_remaining(out, manifest, corpus, tower, settings, quarantine)
-        if not manifest.rows:
-            raise nothing_usable(paths, quarantine)
-        made_up = _embed_made_up(out, manifest, corpus, tower, settings, quarantine) if settings.cover_pieces else []
-        table = corpus.summary(quarantine, made_up)
-    # Only now is the quarantine's file in its place, and the store as a whole finished.
-    manifest.details |= {"finished": asked, "summary": table, "quarantined": quarantine.total}
-    manifest.commit_files(out, QUARANTINE_FILE)
+    with manifest.rewriting(out, QUARANTINE_FILE):
+        with (
+            Quarantine(out / QUARANTINE_FILE) as quarantine,
+            read_corpus(paths, settings.corpus, quarantine) as corpus,
+        ):
+            settle_charset(out, manifest, corpus.charset, settings.corpus.charset == "auto")
+            write_prefix(out, manifest, tower)
+            _embed_remaining(out, manifest, corpus, tower, settings, quarantine)
+            if not manifest.rows:
+                raise nothing_usable(paths, quarantine)
+            more = _embed_made_up(out, manifest, corpus, tower, settings, quarantine) if settings.cover_pieces else []
+            table = corpus.summary(quarantine, more)
+        # Only now is the quarantine's file in its place, and the store as a whole finished.
+        manifest.details |= {"finished": asked, "summary": table, "quarantined": quarantine.total}
     quarantine.check(settings.max_bad)
     seconds, computed = time.monotonic() - started - load_seconds, manifest.rows - rows_before
     return EmbedTextSummary(out, manifest.rows, computed, quarantine.total, seconds, load_seconds, table)

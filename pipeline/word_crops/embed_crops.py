@@ -142,7 +142,6 @@ class _Build:
         self.kept = np.arange(1, self.tower.tokens)
         self.manifest = Manifest.begin_or_go_on(out, "word_crops", self._identity(clip))
         self.in_store = _in_store(out, self.manifest)
-        self.manifest.withdraw_files(out, QUARANTINE_FILE)
         self.shard: ShardInMaking | None = None
         self.duplicates = 0
         self.quarantined = 0
@@ -176,6 +175,7 @@ class _Build:
             earlier,
         )
         with (
+            self.manifest.rewriting(self.out, QUARANTINE_FILE),
             Quarantine(self.out / QUARANTINE_FILE) as quarantine,
             progress("crops into the store", total, "crops") as bar,
         ):
@@ -192,8 +192,6 @@ class _Build:
                 bar.advance(1, f"{quarantine.total} quarantined" if quarantine.total else "")
             self._commit()
             self.quarantined = quarantine.total
-        if self.manifest.shards:
-            self.manifest.commit_files(self.out, QUARANTINE_FILE)
 
     def _add(self, found: FoundCrop, crop: ReadCrop) -> None:
         views = self.settings.views

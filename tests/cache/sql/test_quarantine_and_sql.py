@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dptr.cache.errors import TooManyRefused, UserError
 from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.sql.query import ask
 from dptr.cache.sql.views import connect
-from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.manifest import Manifest, Shard
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.workspace import Workspace
 
@@ -49,3 +52,63 @@ def test_a_bad_query_names_the_tables(tmp_path: Path) -> None:
     Manifest("prompts", {}).save(workspace.prompts)
     with pytest.raises(UserError, match="refused_text"):
         ask(connect(workspace), "select * from nothing")
+
+
+def committed(folder: Path) -> bytes:
+    """Write a store whose quarantine is listed and holds rows of two sources; return the quarantine's bytes."""
+    manifest = Manifest("prompts", {}, [Shard("part-00000", 0, {})])
+    with manifest.rewriting(folder, QUARANTINE_FILE), Quarantine(folder / QUARANTINE_FILE) as quarantine:
+        quarantine.refuse("first.txt", 1, "äää", "not in the charset: ä")
+        quarantine.refuse("second.txt", 1, "ööö", "not in the charset: ö")
+    return (folder / QUARANTINE_FILE).read_bytes()
+
+
+def still_reads(table: bytes) -> bool:
+    try:
+        return len(pq.read_table(pa.BufferReader(table))) > 0
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+
+
+def test_whichever_bit_is_flipped_no_row_of_a_damaged_quarantine_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Workspace(tmp_path).prompts
+    whole = committed(folder)
+    path, manifest = folder / QUARANTINE_FILE, Manifest.load(folder, "prompts")
+    flipped = [
+        whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :] for place in range(len(whole))
+    ]
+    readable = [table for table in flipped if still_reads(table)]
+    assert len(readable) > 50, "many flipped bits go unseen without the manifest's hash"
+    tried = [*readable[:: len(readable) // 20], *flipped[:: len(flipped) // 5]]
+    for table in tried:
+        path.write_bytes(table)
+        going_on = dataclasses.replace(manifest, files=dict(manifest.files))
+        with going_on.rewriting(folder, QUARANTINE_FILE), Quarantine(path) as quarantine:
+            quarantine.refuse("first.txt", 1, "äää", "not in the charset: ä")
+        assert pq.read_table(path)["source"].to_pylist() == ["first.txt"]
+        assert going_on.is_intact(folder, QUARANTINE_FILE)
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == len(tried)
+    assert all(QUARANTINE_FILE in line and "no longer known" in line for line in told)
+
+
+def test_an_intact_quarantine_keeps_what_this_run_does_not_read(tmp_path: Path) -> None:
+    folder = Workspace(tmp_path).prompts
+    committed(folder)
+    manifest = Manifest.load(folder, "prompts")
+    with manifest.rewriting(folder, QUARANTINE_FILE), Quarantine(folder / QUARANTINE_FILE) as quarantine:
+        quarantine.reads("first.txt")
+    assert pq.read_table(folder / QUARANTINE_FILE)["source"].to_pylist() == ["second.txt"]
+
+
+def test_a_damaged_quarantine_is_named_and_left_out_of_queries(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace = Workspace(tmp_path)
+    committed(workspace.prompts)
+    pq.write_table(pa.table({"source": ["elsewhere"]}), workspace.prompts / QUARANTINE_FILE)
+    with pytest.raises(UserError, match="nothing to query"):
+        connect(workspace)
+    assert "left out: refused_text" in capsys.readouterr().err

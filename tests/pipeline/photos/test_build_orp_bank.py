@@ -304,3 +304,30 @@ def test_a_flipped_bit_in_what_tells_of_past_runs_is_found_and_mended(photos: Pa
         assert build_orp_bank([photos], bank, SETTINGS).rows == before.rows
         assert verify(bank) == []
         assert set(refused(bank)) == {"bad.png"}
+
+
+def test_what_is_damaged_but_still_readable_tells_of_nothing(photos: Path, tmp_path: Path) -> None:
+    """Where a flipped bit falls depends on lengths and compression: some leave a table that reads well and is wrong."""
+    bank = tmp_path / "bank"
+    (photos / "bad.png").write_bytes(b"no picture")
+    rows = build_orp_bank([photos], bank, SETTINGS).rows
+    for name, changed in ((QUARANTINE_FILE, "source"), (PHOTOS_FILE, "reason")):
+        table = pq.read_table(bank / name)
+        wrong = pa.array([str(value).replace("png", "npg") for value in table[changed].to_pylist()])
+        pq.write_table(table.set_column(table.column_names.index(changed), changed, wrong), bank / name)
+        assert build_orp_bank([photos], bank, SETTINGS).rows == rows
+        assert verify(bank) == []
+        assert set(refused(bank)) == {"bad.png"}
+        assert "npg" not in str(pq.read_table(bank / PHOTOS_FILE).to_pylist())
+
+
+def test_a_run_that_is_cut_short_leaves_what_it_tells_under_the_manifests_hashes(photos: Path, tmp_path: Path) -> None:
+    bank = tmp_path / "bank"
+    build_orp_bank([photos], bank, SETTINGS)
+    for number in range(3):
+        (photos / f"bad{number}.png").write_bytes(b"no picture")
+    with pytest.raises(TooManyRefused):
+        build_orp_bank([photos], bank, dataclasses.replace(SETTINGS, max_bad=1))
+    assert set(refused(bank)) == {"bad0.png", "bad1.png"}
+    (bank / QUARANTINE_FILE).write_bytes((bank / QUARANTINE_FILE).read_bytes()[:-9])
+    assert [found.file for found in verify(bank)] == [QUARANTINE_FILE]

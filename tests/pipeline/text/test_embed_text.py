@@ -422,6 +422,17 @@ def test_a_flipped_bit_in_the_quarantine_is_found_and_mended_by_the_same_command
     assert refused_from(run.out) == {"corpus.txt": ["äää"]}
 
 
+def test_a_quarantine_that_is_damaged_but_still_readable_tells_of_nothing(run: Run) -> None:
+    run.write(["stop", "äää"])
+    run()
+    path = run.out / QUARANTINE_FILE
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(0, "source", pa.array(["somewhere.txt"])), path)
+    run()
+    assert verify(run.out) == []
+    assert refused_from(run.out) == {"corpus.txt": ["äää"]}
+
+
 def test_the_catalogue_says_how_many_letters_of_the_label_each_token_stands_for(run: Run) -> None:
     run()
     table = pq.read_table([run.out / f"part-0000{number}.parquet" for number in range(4)])

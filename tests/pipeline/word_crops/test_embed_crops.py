@@ -173,3 +173,16 @@ def test_other_settings_need_another_folder_and_damage_is_found(crops: Path, tmp
     assert [damage.file for damage in verify(out)] == ["part-00001.arrow"]
     with pytest.raises(UserError, match="--augmentation"):
         dataclasses.replace(SETTINGS, augmentation=-1.0)
+
+
+def test_a_quarantine_that_is_damaged_but_still_readable_tells_of_nothing(crops: Path, tmp_path: Path) -> None:
+    (crops / "0.png").write_bytes(b"no picture")
+    store = tmp_path / "store"
+    embed_crops([crops], store, SETTINGS)
+    path = store / "quarantine.parquet"
+    told = pq.read_table(path)
+    pq.write_table(told.set_column(0, "source", pa.array(["elsewhere"] * len(told))), path)
+    assert [found.file for found in verify(store)] == ["quarantine.parquet"]
+    embed_crops([crops], store, SETTINGS)
+    assert verify(store) == []
+    assert pq.read_table(path).equals(told)
