@@ -18,6 +18,7 @@ import typer
 
 from dptr.cache import plain_json
 from dptr.cache.errors import TooManyRefused, UserError
+from dptr.cache.path_lists import PathListCommand
 from dptr.cache.progress import set_quiet
 from dptr.cache.visible import visible
 from dptr.cache.workspace import Workspace
@@ -129,7 +130,7 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[_Parameters, Re
         run.__signature__ = inspect.Signature([calling, *options])  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in [calling, *options]}
         run.__doc__ = function.__doc__
-        group.command(name)(run)
+        group.command(name, cls=PathListCommand)(run)
         return function
 
     return register

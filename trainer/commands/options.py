@@ -23,8 +23,10 @@ Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps in all."
 Seed = Annotated[int | None, typer.Option(min=0, max=LARGEST_SEED, help="Seed of everything random.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, for any recipe key.")]
 Track = Annotated[Tracker | None, typer.Option("--track", help="Show metrics there, too.")]
-Data = Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops; more may follow.")]
-MoreData = Annotated[list[Path] | None, typer.Argument(help="Further data.", hidden=True)]
+Data = Annotated[
+    list[Path] | None,
+    typer.Option("--data", help="Labelled crops, one or more; what a command reads besides stands before."),
+]
 CharsetName = Annotated[str | None, typer.Option("--charset", help="36, 62, 94, or a file of characters.")]
 RunFolder = Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run.")]
 RunName = Annotated[str, typer.Argument(help="A run: its folder or name.")]
@@ -45,16 +47,15 @@ def recipe_changes(
     return [*(changes or []), *(f"{key}={json.dumps(value)}" for key, value in short.items() if value is not None)]
 
 
-def named_data(data: list[Path] | None, more: list[Path] | None) -> list[Path]:
-    """Return the paths given with ``--data`` and behind it.
+def named_data(data: list[Path] | None) -> list[Path]:
+    """Return the paths given with ``--data``.
 
     Raises:
         UserError: there are none.
     """
-    paths = [*(data or []), *(more or [])]
-    if not paths:
+    if not data:
         raise UserError("no data named", "Give labelled crops: --data FOLDER")
-    return paths
+    return data
 
 
 def recogniser_first(workspace: Workspace, names: list[str]) -> tuple[Path, list[str]]:

@@ -12,7 +12,6 @@ from dptr.cache.workspace import Workspace
 from dptr.trainer.choices import ExportTarget
 from dptr.trainer.commands.options import (
     Data,
-    MoreData,
     RecogniserFirst,
     RunName,
     labels_left_out,
@@ -51,7 +50,7 @@ def evaluate(
     place = services.device(device)
     run, more = recogniser_first(workspace, names or [])
     reader = load(run, place, services.find_clip)
-    sets = {str(path): WordImages.open_as_written([path]) for path in named_data(data, [Path(name) for name in more])}
+    sets = {str(path): WordImages.open_as_written([path]) for path in named_data([*(data or []), *map(Path, more)])}
     result = stage.evaluate(reader.recognizer, sets, place)
     left_out = [line for images in sets.values() for line in labels_left_out(images)]
     return Report({"out": str(run), **figures(result)}, "\n".join([table(result), *left_out]))
@@ -104,7 +103,6 @@ def read(
 def report(
     workspace: Workspace,
     run: RunName,
-    more: MoreData = None,
     out: OutFile = None,
     data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to show readings of.")] = None,
     prompts: PromptsFolder = None,
@@ -118,7 +116,7 @@ def report(
     from dptr.trainer.training.runs import Run
 
     described = Run.load(workspace.find_run(run))
-    crops = _crops(data, more, described)
+    crops = _crops(data, described)
     workspace = workspace.with_stores(prompts, orp)
     candidates = [workspace.prompts, workspace.orp]
     stores = stage.matching_stores(described, candidates) if described.kind == "pretrain" else None
@@ -137,7 +135,6 @@ def export(
     workspace: Workspace,
     run: RunName,
     to: Annotated[ExportTarget, typer.Option(help="parseq and openocr: the decoder under their names.")],
-    more: MoreData = None,
     out: OutFile = None,
     data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to check ONNX with.")] = None,
     half: Annotated[bool, typer.Option("--half", help="safetensors: floats in 16 bits, half the size.")] = False,
@@ -150,7 +147,7 @@ def export(
     from dptr.trainer.training.runs import Run
 
     described = Run.load(workspace.find_run(run))
-    crops = _crops(data, more, described)
+    crops = _crops(data, described)
     summary = stage.export(described, to, out or stage.default_path(described, to), crops, half)
     checked = f", as torch reads on {summary.checked} images (scores {summary.largest_difference:.0e} apart)"
     text = f"{summary.out}, {summary.out.stat().st_size / 1e6:.1f} MB" + (checked if summary.checked else "")
@@ -158,10 +155,10 @@ def export(
     return Report({**figures, "checked": summary.checked, "largest_difference": summary.largest_difference}, text)
 
 
-def _crops(data: list[Path] | None, more: list[Path] | None, run: "Run") -> "WordImages | None":
+def _crops(data: list[Path] | None, run: "Run") -> "WordImages | None":
     from dptr.cache.word_images.dataset import WordImages
 
-    return WordImages.open(named_data(data, more), run.charset, measuring_normalization()) if data else None
+    return WordImages.open(data, run.charset, measuring_normalization()) if data else None
 
 
 def examples_table(run: Path, crops: Path) -> str:

@@ -22,7 +22,6 @@ from dptr.trainer.commands.options import (
     Changes,
     CharsetName,
     Data,
-    MoreData,
     RecipeName,
     RunFolder,
     Seed,
@@ -90,7 +89,6 @@ def finetune(
     workspace: Workspace,
     services: Services,
     data: Data = None,
-    more: MoreData = None,
     start: Annotated[
         str,
         typer.Option(
@@ -110,7 +108,9 @@ def finetune(
     mix: Annotated[str | None, typer.Option(help="How often each of the data is drawn: 3,1.")] = None,
     validation: Annotated[
         list[Path] | None,
-        typer.Option(help="Labelled crops that checkpoints are chosen by; else a share of the data is kept for that."),
+        typer.Option(
+            help="Labelled crops, one or more, that checkpoints are chosen by; else a share of the data is kept back."
+        ),
     ] = None,
     track: Track = None,
     changes: Changes = None,
@@ -127,7 +127,7 @@ def finetune(
     from dptr.trainer.training.runs import default_name
 
     run = _start_run(workspace, start)
-    paths = named_data(data, more)
+    paths = named_data(data)
     store = store_among(paths)
     flags: dict[str, str | None] = {
         "encoder.kind": encoder,
@@ -170,7 +170,6 @@ def train_clip(
     workspace: Workspace,
     services: Services,
     data: Data = None,
-    more: MoreData = None,
     held_out: Annotated[Path | None, typer.Option(help="Labelled crops of other words, for validation.")] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder of photos without text.")] = None,
     charset: CharsetName = None,
@@ -199,7 +198,7 @@ def train_clip(
     if held_out is None:
         raise UserError("nothing to validate on", "Give labelled crops of words that training never sees: --held-out")
     characters = Charset.named(charset or "94")
-    images = WordImages.open(named_data(data, more), characters, training_normalization(settings))
+    images = WordImages.open(named_data(data), characters, training_normalization(settings))
     summary = stage.train_clip(
         images,
         WordImages.open([held_out], characters, training_normalization(settings)),
