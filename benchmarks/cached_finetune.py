@@ -106,7 +106,7 @@ def embed(crops: Path, clip: Path, out: Path, views: int, strength: float, devic
 
 
 def stored(folder: Path) -> StoredCrops:
-    return StoredCrops.of(WordCropStore(folder), CHARSET, Normalization())
+    return StoredCrops.of([WordCropStore(folder)], CHARSET, Normalization())
 
 
 def compare_accuracy(crops: Path, scratch: Path, arguments: argparse.Namespace) -> None:
@@ -167,7 +167,7 @@ def compare_speed(name: str, clip: Path, crops: WordImages, scratch: Path, argum
     rates = {way: 1 / statistics.median(each) for way, each in seconds.items()}
     work = {way: statistics.median(each) for way, each in of_processor.items()}
     print(
-        f"speed: {name}, {arguments.batch} crops a step, {cached.store.tokens_per_crop} tokens of "
+        f"speed: {name}, {arguments.batch} crops a step, {cached.stores[0].tokens_per_crop} tokens of "
         f"{WordCropStore(folder).manifest.identity['dtype']}\n"
         f"  loop {rates['loop']:.3g} steps/s, cached {rates['cached']:.3g} steps/s: "
         f"{rates['cached'] / rates['loop']:.1f} times as fast\n"

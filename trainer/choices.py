@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-#: Which crops a prompt's noise comes from.
-NoiseDraw = Literal["random", "nearest", "mixed"]
+#: Which crops a prompt's noise comes from; ``gaussian``: from none, normal numbers of the same size (the control).
+NoiseDraw = Literal["random", "nearest", "mixed", "gaussian"]
 
 #: Whether labels are drawn evenly, or more often the more the corpus has them.
 Sampling = Literal["uniform", "count"]

@@ -169,18 +169,24 @@ def parts_of(start: runs.Trained | None, encoder_is_named: bool = False) -> dict
         return {}
     if start.kind != "pretrain":
         return {name: getattr(start.recipe, name) for name in ("decoder", "memory", "encoder", "fmu")}
-    parts: dict[str, Settings] = {"decoder": start.recipe.decoder, "memory": start.recipe.memory}
-    if start.recipe.memory.kind == "pooled" and start.clip and not encoder_is_named:
-        parts["encoder"] = EncoderSettings(kind=PREFIX + start.clip)
-    if start.recipe.memory.kind == "columns":
-        parts["fmu"] = FmuSettings(kind="none")
-    return parts
+    seen = seen_through(start.recipe.memory.kind, start.clip, encoder_is_named)
+    return {"decoder": start.recipe.decoder, "memory": start.recipe.memory, **seen}
+
+
+def seen_through(memory: str, clip: str, encoder_is_named: bool = False) -> dict[str, Settings]:
+    """Return the sections of a recipe that follow from what a decoder learnt to read: see :func:`parts_of`."""
+    if memory == "pooled" and clip and not encoder_is_named:
+        return {"encoder": EncoderSettings(kind=PREFIX + clip)}
+    return {"fmu": FmuSettings(kind="none")} if memory == "columns" else {}
 
 
 def _fingerprint(images: WordImages) -> dict[str, Any]:
     digest = hashlib.sha256("\n".join(f"{sample.key}\t{sample.label}" for sample in images.samples).encode())
     told = {"rows": len(images), "sha256": digest.hexdigest()}
-    return {**told, "store": images.store.manifest.fingerprint()} if isinstance(images, StoredCrops) else told
+    if not isinstance(images, StoredCrops):
+        return told
+    stores = [store.manifest.fingerprint() for store in images.stores]
+    return {**told, "store": stores[0] if len(stores) == 1 else stores}
 
 
 def parameter_groups(recognizer: Recognizer, recipe: Recipe, batches_per_epoch: int) -> list[loop.ParameterGroup]:

@@ -47,7 +47,7 @@ def test_rows_become_the_table_and_replace_an_older_one(tmp_path: Path) -> None:
     ]
     write_rows(tmp_path / "small.parquet", rows)
     filled = module.filled_in(empty, tmp_path)
-    assert "| better | 100.00 | 0.500 | +50.00 | one seed |" in filled
+    assert "| better | 100.00 | 0.500 | plain | +50.00 | one seed |" in filled
     assert "older" not in filled
     assert module.NOT_MEASURED not in filled
     assert filled.startswith("before\n")

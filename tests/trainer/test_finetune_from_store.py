@@ -23,7 +23,7 @@ from dptr.cache.word_images.dataset import WordImages
 from dptr.pipeline.clip import bundled
 from dptr.pipeline.word_crops.embed_crops import EmbedCropsSettings, embed_crops
 from dptr.trainer.data.stored_batches import StoredBatches
-from dptr.trainer.data.stored_crops import StoredCrops, fixed_by, open_crops, store_among
+from dptr.trainer.data.stored_crops import StoredCrops, fixed_by, open_crops, stores_among
 from dptr.trainer.finetune import finetune
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe
 from dptr.trainer.read import load
@@ -70,7 +70,7 @@ def recipe(**changes: Any) -> Recipe:
 
 
 def stored(folder: Path) -> StoredCrops:
-    return StoredCrops.of(WordCropStore(folder), CHARSET, Normalization())
+    return StoredCrops.of([WordCropStore(folder)], CHARSET, Normalization())
 
 
 def train(folder: Path, out: Path, start: runs.Run | None = None, clip: Path = bundled.BUNDLED, **changes: Any) -> Any:
@@ -176,10 +176,10 @@ def test_a_recogniser_is_trained_further_when_its_tower_is_the_stores_own(
 
 
 def test_a_store_beside_other_data_is_refused_in_one_line(crops: Path, store: Path, tmp_path: Path) -> None:
-    for paths in ([store, crops], [crops, store], [store, store]):
+    for paths in ([store, crops], [crops, store]):
         with pytest.raises(UserError, match="cannot be mixed"):
-            store_among(paths)
-    assert store_among([crops]) is None
+            stores_among(paths)
+    assert stores_among([crops]) == []
     pictures, clip = WordImages.open([crops], CHARSET, Normalization()), bundled.BUNDLED
     for images, validation in ((stored(store), pictures), (pictures, stored(store))):
         with pytest.raises(UserError, match="one is a word-crop store"):
@@ -188,11 +188,39 @@ def test_a_store_beside_other_data_is_refused_in_one_line(crops: Path, store: Pa
         WordImages.open([store], CHARSET, Normalization())
 
 
+def test_two_stores_of_one_tower_are_trained_from_in_the_proportions_asked_for(
+    crops: Path, store: Path, tmp_path: Path
+) -> None:
+    embed_crops([crops], tmp_path / "single", dataclasses.replace(SETTINGS, views=1))
+    both = open_crops([store, tmp_path / "single"], CHARSET, Normalization())
+    assert isinstance(both, StoredCrops)
+    assert [sample.data_set for sample in both.samples] == [0] * 10 + [1] * 10
+    first, second = WordCropStore(store), WordCropStore(tmp_path / "single")
+    rows = np.array([13, 2, 9, 10])
+    expected = [second.tokens(np.array([3]), np.array([0])), first.tokens(np.array([2]), np.array([1]))]
+    expected += [first.tokens(np.array([9]), np.array([2])), second.tokens(np.array([0]), np.array([0]))]
+    assert np.array_equal(both.views(rows, np.array([0, 1, 2, 0])), np.concatenate(expected))
+    batches = StoredBatches(both, CHARSET, recipe(mix="3,1", batch_size=10))
+    drawn = [batches._order.rows_of(number) for number in range(200)]
+    assert np.mean(np.concatenate(drawn) < 10) == pytest.approx(0.75, abs=0.03)
+    result = finetune(both, CHARSET, None, recipe(), tmp_path / "run", encoder_model=bundled.BUNDLED)
+    assert result.steps == 6
+
+
+def test_stores_of_different_towers_are_not_mixed(store: Path, tmp_path: Path) -> None:
+    shutil.copytree(store, tmp_path / "other")
+    manifest = json.loads((tmp_path / "other" / "manifest.json").read_text())
+    manifest["identity"]["image_weights"] = "of another CLIP"
+    (tmp_path / "other" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DamagedStore, match="other differs"):
+        open_crops([store, tmp_path / "other"], CHARSET, Normalization())
+
+
 def test_a_store_fixes_encoder_and_augmentation(store: Path) -> None:
-    opened = WordCropStore(store)
+    opened = [WordCropStore(store)]
     assert fixed_by(opened, None, []) == ["encoder.kind=clip:tiny", "finetune.augmentation=1.0"]
     assert fixed_by(opened, "clip:elsewhere", ["finetune.steps=3"])[0] == "encoder.kind=clip:elsewhere"
-    assert fixed_by(None, "vit", ["encoder.dim=8"]) == []
+    assert fixed_by([], "vit", ["encoder.dim=8"]) == []
     for encoder, changes in (("vit", []), (None, ["encoder.dim=8"]), (None, ["finetune.augmentation=0"])):
         with pytest.raises(UserError, match="fixes encoder and augmentation"):
             fixed_by(opened, encoder, changes)

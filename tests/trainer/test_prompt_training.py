@@ -118,6 +118,21 @@ def test_nearest_and_mixed_noise_come_from_the_neighbours(bank: OrpBank) -> None
     assert 0.55 < share < 0.8  # a half from the neighbours, and a third of the rest by chance
 
 
+def test_gaussian_noise_is_as_large_as_the_banks_states_and_shows_none_of_them(bank: OrpBank) -> None:
+    rows = np.arange(400)
+    noise = NoiseSource(bank, NoiseSettings(draw="gaussian"), None)
+    drawn = noise.draw(rows, 3, np.random.default_rng(0))
+    assert drawn.shape == (400, 3, DIM)
+    states = bank.tokens(np.arange(len(bank)), np.tile(np.arange(bank.tokens_per_crop), (len(bank), 1)))
+    size = np.sqrt(np.mean(states.astype(np.float64) ** 2))
+    assert np.sqrt(np.mean(drawn.astype(np.float64) ** 2)) == pytest.approx(size, rel=0.05)
+    assert abs(drawn.mean()) < 0.05 * size, "round zero, wherever the states lie"
+    assert np.array_equal(drawn, noise.draw(rows, 3, np.random.default_rng(0)))
+    pooled = noise.draw_pooled(rows, np.random.default_rng(0))
+    assert np.allclose(np.linalg.norm(pooled, axis=1), 1, atol=1e-5)
+    assert np.abs(pooled.mean(0)).max() < 0.1, "in every direction alike"
+
+
 def test_every_row_once_an_epoch_in_another_order_each() -> None:
     rows, lengths = np.arange(100, 1100), np.random.default_rng(0).integers(1, 9, 1000)
     order = BatchOrder(rows, lengths, 7, seed=3)

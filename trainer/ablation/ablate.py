@@ -14,7 +14,8 @@ from dptr.cache.progress import note
 from dptr.cache.stores.lock import locked
 from dptr.cache.word_images.dataset import WordImages
 from dptr.cache.workspace import Workspace
-from dptr.trainer.ablation.arms import Plan, Trial, fingerprint, plan
+from dptr.trainer.ablation.arms import Plan, Trial, plan
+from dptr.trainer.ablation.crops import fingerprint
 from dptr.trainer.ablation.grid import Grid
 from dptr.trainer.ablation.rows import Row, read_rows, write_rows
 from dptr.trainer.ablation.side_by_side import run_all
@@ -108,7 +109,14 @@ def _in_order(done: dict[Trial, list[Row]], wanted: Plan, grid: Grid, name: str)
         (trial for trial in wanted.trials if trial in done), key=lambda trial: (order.index(trial.arm), trial.seed)
     )
     return [
-        {**row, "ablation": name, "arm": trial.arm, "seed": trial.seed, "base": trial.arm == grid.base}
+        {
+            **row,
+            "ablation": name,
+            "arm": trial.arm,
+            "seed": trial.seed,
+            "base": trial.arm == grid.base,
+            "against": grid.compared_with(trial.arm),
+        }
         for trial in trials
         for row in done[trial]
     ]

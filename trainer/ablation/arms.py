@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,16 @@ from dptr.cache.charset import Charset
 from dptr.cache.command_line import Services
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE
-from dptr.cache.normalization import Normalization
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.word_images.dataset import WordImages
 from dptr.cache.workspace import Workspace
 from dptr.trainer import finetune, pretrain
+from dptr.trainer.ablation.crops import fingerprint, fixed_by_stores, open_data, open_validation, require
 from dptr.trainer.ablation.grid import NOTHING, PRETRAIN, Choices, DataSet, Grid
 from dptr.trainer.model.encoders import describe, model_of
 from dptr.trainer.training.recipe import Recipe, parse_recipe, recipe_to_toml
 from dptr.trainer.training.runs import Run
+from dptr.trainer.training.settings import Settings
 
 _STAGE_2_ALONE, _STAGE_3_ALONE = {"noise", "pretrain"}, {"encoder", "fmu", "finetune"}
 
@@ -49,6 +48,7 @@ class Trial:
     Attributes:
         key: of everything that fixes the result. folder: of its run.
         start: the pre-trained run's folder, which may have to be made first. start_kind: as the grid says it.
+        zero_label: nothing is trained, the start reads as it is.
         data: what it trains on. validation: what its best checkpoint is chosen by, or None.
         tests: labelled crops by name. budget: seconds to train for instead of the recipe's steps, and whether
             pre-training counts. encoder_model: folder of the model whose weights its encoder starts
@@ -69,6 +69,21 @@ class Trial:
     tests: dict[str, Path]
     budget: tuple[float, bool] | None = None
     encoder_model: Path | None = None
+    zero_label: bool = False
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where an arm's weights come from.
+
+    Attributes:
+        folder: of the run, which may have to be made first; None for none. recipe: the arm's, with what the run fixes.
+        clip: name of the CLIP that embedded its text.
+    """
+
+    folder: Path | None
+    recipe: Recipe
+    clip: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,38 +104,16 @@ def plan(grid: Grid, origin: str, workspace: Workspace, services: Services) -> P
     for seed in grid.seeds:
         for arm in grid.arms:
             chosen, recipe = grid.choices(arm), _seeded(grid.recipe_of(arm, origin), seed)
-            start, recipe = _start(made, chosen, recipe, workspace, services)
-            trial = _trial(grid, arm, seed, chosen, recipe, start, workspace, services)
+            start = _start(made, chosen, recipe, workspace, services)
+            make = _zero_label_trial if chosen.zero_label else _trial
+            trial = make(grid, arm, seed, chosen, start, workspace, services)
             same = [known.arm for known in made.trials if known.key == trial.key]
             if same:
                 raise UserError(f"{origin}: arms {same[0]!r} and {arm!r} train the same", "Leave one of them out")
             made.trials.append(trial)
     for name, path in grid.tests.items():
-        _require(Path(path), f"test crops {name!r}", "")
+        require(Path(path), f"test crops {name!r}", "")
     return made
-
-
-def open_data(trial_data: dict[str, DataSet], charset: str, recipe: Recipe) -> WordImages:
-    """Open the crops that a trial trains on; a smaller number of crops is a part of a larger one of the same seed.
-
-    Raises:
-        UserError: a data set is missing, has no usable label, or fewer crops than asked for.
-    """
-    paths = [_require(Path(str(data.path)), f"data {name!r}", data.made_by) for name, data in trial_data.items()]
-    images = _opened(tuple(paths), charset, recipe.decoder.max_label_length)
-    kept: list[int] = []
-    for number, (name, data) in enumerate(trial_data.items()):
-        rows = [row for row, sample in enumerate(images.samples) if sample.data_set == number]
-        if data.crops is not None and data.crops > len(rows):
-            raise UserError(f"data {name!r} has {len(rows):,} usable crops, not {data.crops:,}", "Ask for fewer")
-        ranked = sorted(rows, key=lambda row: _rank(images, row, recipe.finetune.seed))
-        kept += rows if data.crops is None else sorted(ranked[: data.crops])
-    return images.only(kept)
-
-
-def open_validation(path: Path, charset: str, recipe: Recipe) -> WordImages:
-    """Open the crops that checkpoints are chosen by."""
-    return _opened((path,), charset, recipe.decoder.max_label_length)
 
 
 def key_of(*parts: Any) -> str:
@@ -128,25 +121,14 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def fingerprint(images: WordImages) -> str:
-    """Return the SHA-256 of names and labels, in order."""
-    listed = "\n".join(f"{sample.key}\t{sample.label}" for sample in images.samples)
-    return hashlib.sha256(listed.encode()).hexdigest()
-
-
 def _trial(
-    grid: Grid,
-    arm: str,
-    seed: int,
-    chosen: Choices,
-    recipe: Recipe,
-    start: Path | None,
-    workspace: Workspace,
-    services: Services,
+    grid: Grid, arm: str, seed: int, chosen: Choices, start: Start, workspace: Workspace, services: Services
 ) -> Trial:
-    data = {name: each for name, each in chosen.data.items() if each.crops != 0}
+    data, recipe = {name: each for name, each in chosen.data.items() if each.crops != 0}, start.recipe
     if all(each.share is not None for each in data.values()):
         recipe = recipe.replace("finetune", mix=",".join(f"{each.share:g}" for each in data.values()))
+    for section, values in fixed_by_stores(data).items():
+        recipe = recipe.replace(section, **values)
     encoder_model, name = None, model_of(recipe.encoder.kind)
     if name is not None:
         encoder_model = services.find_clip(name)
@@ -161,7 +143,7 @@ def _trial(
         Charset.named(grid.charset).characters,
         fingerprint(open_data(data, grid.charset, recipe)),
         None if validation is None else fingerprint(open_validation(validation, grid.charset, recipe)),
-        None if start is None else start.name,
+        None if start.folder is None else start.folder.name,
     )
     return Trial(
         arm=arm,
@@ -169,7 +151,7 @@ def _trial(
         key=key,
         folder=workspace.ablations / "runs" / key,
         recipe=recipe,
-        start=start,
+        start=start.folder,
         start_kind=chosen.start or NOTHING,
         charset=grid.charset,
         protocol=grid.protocol,
@@ -181,37 +163,67 @@ def _trial(
     )
 
 
-def _start(
-    made: Plan, chosen: Choices, recipe: Recipe, workspace: Workspace, services: Services
-) -> tuple[Path | None, Recipe]:
+def _zero_label_trial(
+    grid: Grid, arm: str, seed: int, chosen: Choices, start: Start, workspace: Workspace, services: Services
+) -> Trial:
+    if start.folder is None:
+        raise ValueError("a grid is checked for this")
+    key = key_of("zero label", start.folder.name)
+    return Trial(
+        arm=arm,
+        seed=seed,
+        key=key,
+        folder=workspace.ablations / "runs" / key,
+        recipe=start.recipe,
+        start=start.folder,
+        start_kind=chosen.start or NOTHING,
+        charset=grid.charset,
+        protocol=grid.protocol,
+        data={},
+        validation=None,
+        tests={name: Path(path) for name, path in grid.tests.items()},
+        encoder_model=services.find_clip(start.clip),
+        zero_label=True,
+    )
+
+
+def _start(made: Plan, chosen: Choices, recipe: Recipe, workspace: Workspace, services: Services) -> Start:
     """Find out where an arm's decoder comes from; a pre-training that is asked for first joins the plan."""
     start = chosen.start or NOTHING
     if start == NOTHING:
-        return None, recipe
+        return Start(None, recipe)
+    encoder_is_named = "kind" in chosen.encoder
     if start == PRETRAIN:
-        wanted = _pretraining(chosen, _without(recipe, _STAGE_3_ALONE), workspace, services)
+        wanted, clip = _pretraining(chosen, _without(recipe, _STAGE_3_ALONE), workspace, services)
         if wanted.folder not in [known.folder for known in made.pretrainings]:
             made.pretrainings.append(wanted)
-        return wanted.folder, recipe
+        parts = finetune.seen_through(recipe.memory.kind, clip, encoder_is_named)
+        return Start(wanted.folder, _with_parts(recipe, parts), clip)
     run = Run.load(workspace.find_run(start))
     run.weights()
-    for section, settings in finetune.parts_of(run).items():
+    return Start(run.folder, _with_parts(recipe, finetune.parts_of(run, encoder_is_named)), run.clip)
+
+
+def _with_parts(recipe: Recipe, parts: dict[str, Settings]) -> Recipe:
+    for section, settings in parts.items():
         recipe = recipe.replace(section, **settings.model_dump())
-    return run.folder, recipe
+    return recipe
 
 
-def _pretraining(chosen: Choices, recipe: Recipe, workspace: Workspace, services: Services) -> Pretraining:
+def _pretraining(chosen: Choices, recipe: Recipe, workspace: Workspace, services: Services) -> tuple[Pretraining, str]:
+    """Return what is to be pre-trained, and the name of the CLIP that embedded its text."""
     prompts = Path(chosen.prompts) if chosen.prompts else workspace.prompts
-    _require(prompts / MANIFEST_FILE, "prompt store", "dptr embed-text WORDS")
+    require(prompts / MANIFEST_FILE, "prompt store", "dptr embed-text WORDS")
     store, orp, bank = PromptStore(prompts), None, None
     if recipe.noise.ratio > 0:
         orp = Path(chosen.orp) if chosen.orp else workspace.orp
-        _require(orp / MANIFEST_FILE, "ORP bank", "dptr build-orp-bank PHOTOS")
+        require(orp / MANIFEST_FILE, "ORP bank", "dptr build-orp-bank PHOTOS")
         bank = OrpBank(orp)
-        if recipe.noise.draw != "random":
+        if recipe.noise.needs_neighbours:
             services.mine_neighbours(prompts, orp, recipe.noise.neighbours)
     key = key_of(recipe_to_toml(recipe), pretrain.data_identity(store, bank))
-    return Pretraining(recipe, prompts, orp, workspace.ablations / "pretrained" / key)
+    folder = workspace.ablations / "pretrained" / key
+    return Pretraining(recipe, prompts, orp, folder), store.manifest.identity["encoder"]
 
 
 def _seeded(recipe: Recipe, seed: int) -> Recipe:
@@ -227,20 +239,3 @@ def _budget(chosen: Choices) -> tuple[float, bool] | None:
     if chosen.seconds is not None:
         return chosen.seconds, False
     return None if chosen.seconds_in_all is None else (chosen.seconds_in_all, True)
-
-
-def _require(path: Path, what: str, made_by: str) -> Path:
-    if not path.exists():
-        advice = f"Make it first: {made_by}" if made_by else "Paths are relative to the folder you are in"
-        raise UserError(f"no {what} at {path}", advice)
-    return path
-
-
-@cache
-def _opened(paths: tuple[Path, ...], charset: str, longest: int) -> WordImages:
-    return WordImages.open(paths, Charset.named(charset), Normalization(max_label_length=longest))
-
-
-def _rank(images: WordImages, row: int, seed: int) -> bytes:
-    sample = images.samples[row]
-    return hashlib.blake2b(f"{seed}\t{sample.key}\t{sample.label}".encode(), digest_size=8).digest()

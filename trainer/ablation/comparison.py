@@ -1,4 +1,4 @@
-"""What the rows say: each arm's mean and spread over seeds, and its paired differences to the base arm."""
+"""What the rows say: each arm's mean and spread over seeds, and its paired difference to another."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Difference:
-    """An arm less the base arm, in shares of words, over the ``seeds`` that both have.
+    """An arm less another, in shares of words, over the ``seeds`` that both have.
 
     Attributes:
-        mean: of the differences. over_seeds: 95 % interval by the paired t; None for one seed.
+        against: the other arm. mean: of the differences. over_seeds: 95 % interval by the paired t; None for one seed.
         over_images: 95 % interval by the paired bootstrap over test images, the seeds' readings averaged.
     """
 
+    against: str
     seeds: int
     mean: float
     over_seeds: Interval | None
@@ -38,8 +39,8 @@ class Result:
 
     Attributes:
         accuracy, one_minus_ned, steps, seconds, pretrain_seconds: means over seeds. spread: of the accuracy, the
-            sample standard deviation over seeds; None for one seed. difference: None for the base arm, and where it
-            has no seed in common.
+            sample standard deviation over seeds; None for one seed. difference: None for an arm that is compared with
+            none, and where the two have no seed in common.
     """
 
     arm: str
@@ -64,9 +65,10 @@ def compare(rows: Sequence[Row], resamples: int = 10_000) -> list[Result]:
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     tests = list(dict.fromkeys(row["test"] for row in rows))
     base = next((row["arm"] for row in rows if row["base"]), None)
+    others = {row["arm"]: _against(row, base) for row in rows}
     groups = [(test, [test]) for test in tests] + ([(ALL, tests)] if len(tests) > 1 else [])
     return [
-        _result(name, arm, base, _by_seed(rows, arm, chosen), _by_seed(rows, base, chosen), resamples)
+        _result(name, arm, others[arm], _by_seed(rows, arm, chosen), _by_seed(rows, others[arm], chosen), resamples)
         for name, chosen in groups
         for arm in arms
     ]
@@ -75,6 +77,12 @@ def compare(rows: Sequence[Row], resamples: int = 10_000) -> list[Result]:
 def figures(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return results as plain values."""
     return [asdict(result) for result in results]
+
+
+def _against(row: Row, base: str | None) -> str | None:
+    """Name of the arm that a row's arm is compared with."""
+    named: str | None = base if row.get("against") is None else row["against"] or None
+    return None if named == row["arm"] else named
 
 
 def _by_seed(rows: Sequence[Row], arm: str | None, tests: list[str]) -> dict[int, list[Row]]:
@@ -90,7 +98,7 @@ def _by_seed(rows: Sequence[Row], arm: str | None, tests: list[str]) -> dict[int
 def _result(
     name: str,
     arm: str,
-    base: str | None,
+    against: str | None,
     ours: dict[int, list[Row]],
     theirs: dict[int, list[Row]],
     resamples: int,
@@ -109,11 +117,13 @@ def _result(
         steps=mean_and_spread([own[0]["steps"] for own in ours.values()])[0],
         seconds=mean_and_spread([own[0]["seconds"] for own in ours.values()])[0],
         pretrain_seconds=mean_and_spread([own[0]["pretrain_seconds"] for own in ours.values()])[0],
-        difference=None if arm == base else _difference(ours, theirs, resamples),
+        difference=None if against is None else _difference(against, ours, theirs, resamples),
     )
 
 
-def _difference(ours: dict[int, list[Row]], theirs: dict[int, list[Row]], resamples: int) -> Difference | None:
+def _difference(
+    against: str, ours: dict[int, list[Row]], theirs: dict[int, list[Row]], resamples: int
+) -> Difference | None:
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
         return None
@@ -123,6 +133,7 @@ def _difference(ours: dict[int, list[Row]], theirs: dict[int, list[Row]], resamp
         for test in range(len(ours[seeds[0]]))
     ]
     return Difference(
+        against=against,
         seeds=len(seeds),
         mean=mean_and_spread(over_seeds)[0],
         over_seeds=paired_t(over_seeds),

@@ -20,7 +20,7 @@ from dptr.trainer.training.recipe import Recipe, load_recipe, parse_recipe
 
 #: Values of ``start`` that name no run: no pre-trained decoder; one that is pre-trained with the arm's own settings.
 NOTHING, PRETRAIN = "none", "pretrain"
-_SECTIONS = ("decoder", "encoder", "fmu", "noise", "pretrain", "finetune")
+_SECTIONS = ("decoder", "encoder", "fmu", "memory", "noise", "pretrain", "finetune")
 
 
 class _Checked(BaseModel):
@@ -31,7 +31,8 @@ class DataSet(_Checked):
     """Labelled crops to train on.
 
     Attributes:
-        path: in any accepted form. crops: how many of them, drawn by the seed; all without it, and 0 leaves them out.
+        path: in any accepted form, or a word-crop store; of an arm's data sets all are stores, of one CLIP, or none is.
+        crops: how many of them, drawn by the seed; all without it, and 0 leaves them out.
         share: how often they are drawn, relative to the other data sets; give one to all of them or to none.
         made_by: the command that makes them, for the line that a missing path gets.
     """
@@ -49,6 +50,8 @@ class Choices(_Checked):
         start: where the decoder comes from: ``none``, ``pretrain`` (a run made with the arm's own ``[pretrain]``,
             ``[noise]`` and ``[decoder]``; arms that agree on these share it), or a run by folder or name: a
             pre-trained decoder, or a recogniser to train further.
+        zero_label: read with the pre-trained start through the image tower of its CLIP; nothing is fine-tuned.
+        against: the arm that this one is compared with, where it is not the grid's base; its own name for none.
         prompts, orp: stores to pre-train on; those of the workspace without.
         data: data sets by name. An arm names those that it changes.
         seconds: train for as long instead of for ``finetune.steps``; seconds_in_all: the same, with the time that
@@ -56,6 +59,8 @@ class Choices(_Checked):
     """
 
     start: str | None = None
+    zero_label: bool = False
+    against: str | None = None
     prompts: str | None = None
     orp: str | None = None
     data: dict[str, DataSet] = {}
@@ -64,6 +69,7 @@ class Choices(_Checked):
     decoder: dict[str, Any] = {}
     encoder: dict[str, Any] = {}
     fmu: dict[str, Any] = {}
+    memory: dict[str, Any] = {}
     noise: dict[str, Any] = {}
     pretrain: dict[str, Any] = {}
     finetune: dict[str, Any] = {}
@@ -102,9 +108,17 @@ class Grid(Choices):
             raise ValueError("seeds must be whole numbers, at least one, none twice")
         if not all(0 <= seed <= LARGEST_SEED for seed in self.seeds):
             raise ValueError(f"seeds lie between 0 and {LARGEST_SEED}")
-        if self.base not in self.arms:
-            raise ValueError(f"base = {self.base!r} is no arm, did you mean {_nearest(self.base, list(self.arms))!r}?")
+        named = {"base": self.base, **{f"{arm}.against": chosen.against for arm, chosen in self.arms.items()}}
+        for place, name in named.items():
+            if name is not None and name not in self.arms:
+                near = _nearest(name, list(self.arms))
+                raise ValueError(f"{place} = {name!r} is no arm, did you mean {near!r}?")
         return self
+
+    def compared_with(self, arm: str) -> str:
+        """Return the arm that another is compared with; empty for one that others are compared with."""
+        chosen = self.arms[arm].against or self.base
+        return "" if chosen == arm else chosen
 
     def choices(self, arm: str) -> Choices:
         """Return what holds for an arm: its own choices over those of the whole file."""
@@ -157,7 +171,12 @@ def _mistakes_of(grid: Grid, arm: str, origin: str) -> list[str]:
         grid.recipe_of(arm, origin)
     except UserError as error:
         found.append(str(error))
-    used = {name: data for name, data in grid.choices(arm).data.items() if data.crops != 0}
+    chosen = grid.choices(arm)
+    if chosen.zero_label:
+        if chosen.start in (None, NOTHING):
+            found.append(f"arm {arm!r} has zero_label and no pre-trained start")
+        return found
+    used = {name: data for name, data in chosen.data.items() if data.crops != 0}
     found += [f"data {name!r} of arm {arm!r} has no path" for name, data in used.items() if data.path is None]
     if not used:
         found.append(f"arm {arm!r} has no data to train on")

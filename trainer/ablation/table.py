@@ -9,9 +9,10 @@ from dptr.trainer.ablation.comparison import Result
 from dptr.trainer.ablation.statistics import Interval
 from dptr.trainer.report.page import Section, Table, render, text_row
 
-COLUMNS = ["arm", "accuracy, %", "1-NED", "less base, points", "over seeds", "over images", "seeds", "steps", "seconds"]
+COLUMNS = ["arm", "accuracy, %", "1-NED", "compared with", "points", "over seeds", "over images"]
+COLUMNS += ["seeds", "steps", "seconds"]
 HOW_TO_READ = (
-    "Accuracy in per cent of words, mean ± sample standard deviation over seeds. Differences to the base arm in "
+    "Accuracy in per cent of words, mean ± sample standard deviation over seeds. Differences between two arms in "
     "points, paired by seed: 95 % intervals over seeds (paired t) and over test images (paired bootstrap). Seconds are "
     "those of fine-tuning steps, behind the + those of the pre-training it started from."
 )
@@ -59,9 +60,10 @@ def _row(result: Result) -> list[str]:
     spread = "" if result.spread is None else f" ± {100 * result.spread:.2f}"
     pretraining = f" + {result.pretrain_seconds:,.0f}" if result.pretrain_seconds else ""
     difference = result.difference
-    compared = ["base", "", ""]
+    compared = [""] * 4
     if difference is not None:
         compared = [
+            difference.against,
             f"{100 * difference.mean:+.2f}",
             _interval(difference.over_seeds),
             _interval(difference.over_images),

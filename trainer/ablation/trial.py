@@ -18,15 +18,17 @@ from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.word_images.dataset import WordImages
-from dptr.trainer.ablation.arms import Pretraining, Trial, fingerprint, key_of, open_data, open_validation
+from dptr.trainer.ablation.arms import Pretraining, Trial, key_of
+from dptr.trainer.ablation.crops import fingerprint, open_data, open_validation
 from dptr.trainer.evaluate import read_word_images
 from dptr.trainer.finetune import finetune
 from dptr.trainer.metrics import field_score
-from dptr.trainer.model.recognizer import load_recognizer
+from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 from dptr.trainer.pretrain import pretrain
 from dptr.trainer.training.recipe import Recipe, recipe_to_toml
 from dptr.trainer.training.runs import Run
 from dptr.trainer.training.settings import TrainingSettings
+from dptr.trainer.zero_label import zero_label_recognizer
 
 #: Steps that are timed where a budget is given in seconds: the first third warms up.
 _TIMED_STEPS = 24
@@ -43,8 +45,8 @@ class Place:
 def run_pretraining(wanted: Pretraining, place: Place) -> None:
     """Pre-train a decoder, or find it finished; goes on where it stopped."""
     bank = None if wanted.orp is None else OrpBank(wanted.orp)
-    drawn = bank is not None and wanted.recipe.noise.draw != "random"
-    neighbours = Neighbours.open(wanted.prompts, bank) if drawn and bank is not None else None
+    needed = wanted.recipe.noise.needs_neighbours
+    neighbours = Neighbours.open(wanted.prompts, bank) if needed and bank is not None else None
     pretrain(PromptStore(wanted.prompts), bank, neighbours, wanted.recipe, wanted.folder, place.device)
 
 
@@ -54,22 +56,20 @@ def run_trial(trial: Trial, place: Place) -> list[dict[str, Any]]:
     Raises:
         UserError: training fails, or there is no time left for it.
     """
-    recipe = trial.recipe if trial.budget is None else _within(trial, place)
-    _train(trial, recipe, trial.folder, place)
-    run = Run.load(trial.folder)
-    recognizer = load_recognizer(run, place.device)
     started_from = None if trial.start is None else Run.load(trial.start)
+    if trial.zero_label:
+        recognizer, trained = _as_it_started(trial, started_from, place), {"steps": 0, "seconds": 0.0, "crops": 0}
+    else:
+        recognizer, trained = _fine_tuned(trial, place)
     common = {
         "arm": trial.arm,
         "seed": trial.seed,
         "run": trial.key,
         "start": trial.start_kind,
         "protocol": trial.protocol,
-        "steps": run.step(),
-        "seconds": training_seconds(trial.folder, recipe.finetune),
+        **trained,
         "pretrain_steps": 0 if started_from is None else started_from.step(),
         "pretrain_seconds": _start_seconds(started_from),
-        "crops": len(open_data(trial.data, trial.charset, recipe)),
         "parameters": sum(parameter.numel() for parameter in recognizer.parameters()),
     }
     rows = []
@@ -79,6 +79,23 @@ def run_trial(trial: Trial, place: Place) -> list[dict[str, Any]]:
         texts = [reading.text for reading in read.readings]
         rows.append({**common, "test": name, "test_sha256": fingerprint(images), **_judged(read, texts, trial)})
     return rows
+
+
+def _fine_tuned(trial: Trial, place: Place) -> tuple[Recognizer, dict[str, Any]]:
+    """Train as the arm says; return the recogniser, and what its training took."""
+    recipe = trial.recipe if trial.budget is None else _within(trial, place)
+    _train(trial, recipe, trial.folder, place)
+    run = Run.load(trial.folder)
+    crops, seconds = len(open_data(trial.data, trial.charset, recipe)), training_seconds(trial.folder, recipe.finetune)
+    return load_recognizer(run, place.device), {"steps": run.step(), "seconds": seconds, "crops": crops}
+
+
+def _as_it_started(trial: Trial, start: Run | None, place: Place) -> Recognizer:
+    """Return the start behind the image tower of its CLIP: it has seen no labelled crop."""
+    folder = trial.encoder_model
+    if start is None or folder is None:
+        raise ValueError("an arm without labels has a start and a CLIP")
+    return zero_label_recognizer(start, lambda _: folder, place.device)
 
 
 def training_seconds(run: Path, settings: TrainingSettings) -> float:

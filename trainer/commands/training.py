@@ -54,7 +54,7 @@ def pretrain(
     steps: Steps = None,
     seed: Seed = None,
     decoder: Annotated[str | None, typer.Option(help="parseq, nrtr, parallel, or a registered one.")] = None,
-    noise: Annotated[NoiseDraw | None, typer.Option(help="Crops for noise.")] = None,
+    noise: Annotated[NoiseDraw | None, typer.Option(help="Whose states are noise.")] = None,
     sampling: Annotated[Sampling | None, typer.Option(help="Draw labels evenly, or by their corpus count.")] = None,
     track: Track = None,
     changes: Changes = None,
@@ -122,13 +122,13 @@ def finetune(
     """
     from dptr.cache.charset import Charset
     from dptr.trainer import finetune as stage
-    from dptr.trainer.data.stored_crops import fixed_by, open_crops, store_among
+    from dptr.trainer.data.stored_crops import fixed_by, open_crops, stores_among
     from dptr.trainer.training.recipe import load_recipe
     from dptr.trainer.training.runs import default_name
 
     run = _start_run(workspace, start)
     paths = named_data(data)
-    store = store_among(paths)
+    stores = stores_among(paths)
     flags: dict[str, str | None] = {
         "encoder.kind": encoder,
         "fmu.kind": fmu,
@@ -136,18 +136,17 @@ def finetune(
         "finetune.mix": mix,
     }
     asked = recipe_changes("finetune", changes, steps, seed, flags)
-    asked += fixed_by(store, encoder, changes or [])
+    asked += fixed_by(stores, encoder, changes or [])
     encoder_is_named = any(key.startswith("encoder.kind") for key in asked)
     settings = load_recipe(recipe, asked, stage.parts_of(run, encoder_is_named))
-    if store is not None and settings.memory.kind == "pooled":
+    if stores and settings.memory.kind == "pooled":
         raise UserError(
-            f"{store.folder} keeps tokens of crops, and the decoder reads pooled vectors",
+            f"{stores[0].folder} keeps tokens of crops, and the decoder reads pooled vectors",
             "Train on the crops themselves",
         )
     model, settings = _encoder_model(services, settings)
-    characters = (
-        Charset.named(charset) if charset else run.charset if run else store.charset if store else Charset.named("94")
-    )
+    known = run.charset if run else stores[0].charset if stores else Charset.named("94")
+    characters = Charset.named(charset) if charset else known
     normalization = training_normalization(settings)
     images = open_crops(paths, characters, normalization)
     held_out = open_crops(validation, characters, normalization) if validation else None
@@ -242,7 +241,7 @@ def _open_neighbours(
     from dptr.cache.stores.neighbours import Neighbours
     from dptr.cache.stores.orp import OrpBank
 
-    if bank is None or recipe.noise.draw == "random":
+    if bank is None or not recipe.noise.needs_neighbours:
         return None
     services.mine_neighbours(workspace.prompts, workspace.orp, recipe.noise.neighbours)
     # Opened anew: mining may have built the bank's index again.

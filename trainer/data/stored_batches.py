@@ -1,4 +1,4 @@
-"""Batches of labelled crops by their number, from a word-crop store: each epoch shows another view of a crop."""
+"""Batches of labelled crops by their number, from word-crop stores: each epoch shows another view of a crop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class StoredBatches:
         self._order = BatchOrder(np.arange(len(crops)), None, settings.batch_size, settings.seed, weights)
         self._crops = crops
         self._charset = charset
-        self._first_view = np.random.default_rng((settings.seed, 6)).integers(0, crops.store.views, len(crops))
+        self._view_counts = crops.view_counts
+        self._first_view = np.random.default_rng((settings.seed, 6)).integers(0, self._view_counts)
 
     @property
     def per_epoch(self) -> int:
@@ -36,6 +37,6 @@ class StoredBatches:
     def __call__(self, number: int) -> ImageBatch:
         """Return batch ``number``, counted from 0 through all epochs."""
         rows = self._order.rows_of(number)
-        views = (self._first_view[rows] + number // self.per_epoch) % self._crops.store.views
+        views = (self._first_view[rows] + number // self.per_epoch) % self._view_counts[rows]
         labels = [self._crops.samples[row].label for row in rows.tolist()]
         return ImageBatch(torch.from_numpy(self._crops.views(rows, views)), Targets.of(labels, self._charset))

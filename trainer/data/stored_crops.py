@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,38 +23,47 @@ _PLAIN_VIEW = 0
 
 @dataclass
 class StoredCrops(WordImages):
-    """Word images whose pictures are not at hand, in several views.
+    """Word images whose pictures are not at hand, in several views, from stores of one image tower.
 
-    ``rows`` says which crop of ``store`` each is, shape (samples,).
+    A sample's ``data_set`` says which of ``stores`` it is in, ``rows`` which crop of that store it is: (samples,).
     """
 
-    store: WordCropStore = field(kw_only=True)
+    stores: list[WordCropStore] = field(kw_only=True)
     rows: NDArray[np.int64] = field(kw_only=True)
 
     @classmethod
-    def of(cls, store: WordCropStore, charset: Charset, normalization: Normalization) -> Self:
-        """List the crops of ``store`` whose labels can be used.
+    def of(cls, stores: Sequence[WordCropStore], charset: Charset, normalization: Normalization) -> Self:
+        """List the crops of ``stores`` whose labels can be used.
 
         Raises:
-            UserError: there are none.
+            UserError: there are none. DamagedStore: the stores are of different image towers.
         """
-        crops = cls(store=store, rows=np.arange(len(store)))
+        crops = cls(stores=list(stores), rows=np.empty(0, np.int64))
         usable: list[int] = []
-        for number, crop in enumerate(store.crops):
-            label = crops._usable(f"{crop['source']} {crop['key']}", crop["label"], charset, normalization)
-            if label is not None:
-                crops.samples.append(Sample(crop["source"], crop["key"], label))
-                usable.append(number)
+        for number, store in enumerate(stores):
+            crops.require_tower(store.manifest.identity["image_weights"], str(store.folder))
+            for row, crop in enumerate(store.crops):
+                label = crops._usable(f"{crop['source']} {crop['key']}", crop["label"], charset, normalization)
+                if label is not None:
+                    crops.samples.append(Sample(crop["source"], crop["key"], label, number))
+                    usable.append(row)
         if not usable:
             raise UserError(
-                f"no usable label in {store.folder}", "Choose a charset and a longest label that fit the store"
+                f"no usable label in {', '.join(str(store.folder) for store in stores)}",
+                "Choose a charset and a longest label that fit the store",
             )
         crops.rows = np.array(usable)
         return crops
 
+    @property
+    def view_counts(self) -> NDArray[np.int64]:
+        """How many views there are of each sample, shape (samples,)."""
+        return np.array([store.views for store in self.stores])[self._store_numbers()]
+
     def image(self, index: int) -> Image.Image:
         """Refuse: the pictures are not in the store."""
-        raise UnreadableImage(f"the picture of {self.samples[index].key} is not in {self.store.folder}")
+        sample = self.samples[index]
+        raise UnreadableImage(f"the picture of {sample.key} is not in {self.stores[sample.data_set].folder}")
 
     def plain(self, indices: NDArray[np.int64]) -> NDArray[np.floating]:
         """Return the tokens of crops as they are, shape (batch, tokens, dim), in the precision that is stored."""
@@ -62,7 +71,19 @@ class StoredCrops(WordImages):
 
     def views(self, indices: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.floating]:
         """Return the tokens of crops in chosen views, shape (batch, tokens, dim), in the precision that is stored."""
-        return self.store.tokens(self.rows[indices], views)
+        numbers = self._store_numbers()[indices]
+        of_each = [np.flatnonzero(numbers == number) for number in range(len(self.stores))]
+        parts = [
+            (places, store.tokens(self.rows[indices[places]], views[places]))
+            for places, store in zip(of_each, self.stores, strict=True)
+            if len(places)
+        ]
+        if len(parts) == 1:
+            return parts[0][1]
+        tokens = np.empty((len(indices), *parts[0][1].shape[1:]), np.result_type(*(part for _, part in parts)))
+        for places, part in parts:
+            tokens[places] = part
+        return tokens
 
     def require_tower(self, image_weights: str, name: str) -> None:
         """Check that an image tower is the one that the tokens come from; ``name`` is for people.
@@ -70,10 +91,10 @@ class StoredCrops(WordImages):
         Raises:
             DamagedStore: it is another one.
         """
-        identity = self.store.manifest.identity
+        identity = self.stores[0].manifest.identity
         if identity["image_weights"] != image_weights:
             raise DamagedStore(
-                f"{self.store.folder} is of the image tower of {identity['encoder']}, and that of {name} differs",
+                f"{self.stores[0].folder} is of the image tower of {identity['encoder']}, and that of {name} differs",
                 "Use that one (`--encoder clip:` and where it is now), or embed the crops again",
             )
 
@@ -81,22 +102,23 @@ class StoredCrops(WordImages):
         """Return the samples at ``indices``; what was refused stays with the whole."""
         return replace(super().only(indices), rows=self.rows[np.asarray(indices, np.int64)])
 
+    def _store_numbers(self) -> NDArray[np.int64]:
+        return np.array([sample.data_set for sample in self.samples], np.int64)
 
-def store_among(paths: Sequence[Path]) -> WordCropStore | None:
-    """Return the word-crop store that ``paths`` names, or None where all are labelled crops of other forms.
+
+def stores_among(paths: Sequence[Path]) -> list[WordCropStore]:
+    """Return the word-crop stores that ``paths`` name; none where all are labelled crops of other forms.
 
     Raises:
         UserError: a store stands beside other data. DamagedStore: it is damaged.
     """
     stores = [path for path in paths if kind_of(path) == "word_crops"]
-    if not stores:
-        return None
-    if len(paths) > 1:
+    if 0 < len(stores) < len(paths):
         raise UserError(
             f"{stores[0]} is a word-crop store, which cannot be mixed with other data",
-            "Embed all crops into one store (`dptr embed-crops`), or name the crops themselves",
+            "Embed all crops (`dptr embed-crops`), or name the crops themselves",
         )
-    return WordCropStore(stores[0])
+    return [WordCropStore(path) for path in stores]
 
 
 def require_one_kind(images: WordImages, validation: WordImages) -> None:
@@ -111,39 +133,52 @@ def require_one_kind(images: WordImages, validation: WordImages) -> None:
             "Embed both with the same --clip (`dptr embed-crops`), or name the crops themselves for both",
         )
     if isinstance(images, StoredCrops) and isinstance(validation, StoredCrops):
-        theirs = validation.store.manifest.identity
+        theirs = validation.stores[0].manifest.identity
         images.require_tower(theirs["image_weights"], theirs["encoder"])
 
 
 def open_crops(paths: Sequence[Path], charset: Charset, normalization: Normalization) -> WordImages:
-    """Open labelled crops of any form, or a word-crop store.
+    """Open labelled crops of any form, or word-crop stores.
 
     Raises:
-        UserError: no label can be used, or a store stands beside other data. DamagedStore: a store is damaged.
+        UserError: no label can be used, or a store stands beside other data.
+        DamagedStore: a store is damaged, or they are of different image towers.
     """
-    store = store_among(paths)
-    if store is None:
+    stores = stores_among(paths)
+    if not stores:
         return WordImages.open(paths, charset, normalization)
-    return StoredCrops.of(store, charset, normalization)
+    return StoredCrops.of(stores, charset, normalization)
 
 
-def fixed_by(store: WordCropStore | None, encoder: str | None, changes: Sequence[str]) -> list[str]:
-    """Return what a store fixes of a recipe, as changes to it: its tower is the encoder, its views the augmentation.
+def fixed_by(stores: Sequence[WordCropStore], encoder: str | None, changes: Sequence[str]) -> list[str]:
+    """Return what stores fix of a recipe, as changes to it: their tower is the encoder, their views the augmentation.
 
     ``encoder`` may name where the same tower lies now, as ``clip:`` and a directory or hub id.
 
     Raises:
         UserError: something else is asked for.
     """
-    if store is None:
+    if not stores:
         return []
-    identity = store.manifest.identity
-    kind = encoder or f"clip:{identity['encoder']}"
+    fixed = fixed_settings(stores)
+    kind = encoder or fixed["encoder"]["kind"]
     asked = [change for change in changes if change.startswith(("encoder.", "finetune.augmentation"))]
     if asked or not kind.startswith("clip:"):
         what = asked[0] if asked else f"--encoder {kind}"
         raise UserError(
-            f"{store.folder} fixes encoder and augmentation, so {what} cannot be had",
+            f"{stores[0].folder} fixes encoder and augmentation, so {what} cannot be had",
             "Leave it out, or train on the crops themselves",
         )
-    return [f"encoder.kind={kind}", f"finetune.augmentation={identity['augmentation']}"]
+    return [f"encoder.kind={kind}", f"finetune.augmentation={fixed['finetune']['augmentation']}"]
+
+
+def fixed_settings(stores: Sequence[WordCropStore]) -> dict[str, dict[str, Any]]:
+    """Return what stores fix of a recipe, by section: the tower they come from, and how strongly views are distorted.
+
+    Of stores that were distorted differently the first is named.
+    """
+    if not stores:
+        return {}
+    identity = stores[0].manifest.identity
+    tower, strength = f"clip:{identity['encoder']}", float(identity["augmentation"])
+    return {"encoder": {"kind": tower}, "finetune": {"augmentation": strength}}

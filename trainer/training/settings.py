@@ -94,12 +94,18 @@ class NoiseSettings(Settings):
     """Offline randomised perturbation: how ORP states are added to text states in pre-training.
 
     ``ratio`` is what token states are multiplied by; for pooled vectors, the most that noise is as long as the vector.
+    ``draw`` says whose states: of any crop, of the prompt's nearest, of either, or (``gaussian``) of none.
     """
 
     ratio: float = Field(default=0.1, ge=0, le=1000)
     draw: NoiseDraw = "random"
     neighbours: int = Field(default=32, ge=1, le=10_000)
     nearest_share: float = Field(default=0.5, ge=0, le=1)
+
+    @property
+    def needs_neighbours(self) -> bool:
+        """Whether each prompt's nearest crops have to be known."""
+        return self.draw in ("nearest", "mixed")
 
 
 class TrainingSettings(Settings):

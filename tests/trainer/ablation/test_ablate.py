@@ -25,7 +25,7 @@ from dptr.cache.workspace import Workspace
 from dptr.cli import SERVICES, run_command
 from dptr.trainer.ablation import trial as one_trial
 from dptr.trainer.ablation.ablate import AblationSummary, ablate
-from dptr.trainer.ablation.arms import open_data
+from dptr.trainer.ablation.crops import open_data
 from dptr.trainer.ablation.grid import DataSet, load_grid
 from dptr.trainer.ablation.rows import read_rows
 from dptr.trainer.data.image_batches import ImageBatch, ImageBatches

@@ -72,6 +72,8 @@ def test_an_arm_changes_what_it_names_and_nothing_else(tmp_path: Path) -> None:
         ("data.real.crops = 100", "data.other.crops = 100", "data 'other' of arm 'few crops' has no path"),
         ("data.rendered.crops = 0", 'data.other.path = "x"', "arm 'few crops' gives a share to some of its data only"),
         ("data.real.crops = 100", "data.real.crops = 0", "arm 'few crops' has no data to train on"),
+        ("noise.ratio = 1.0", 'against = "plane"', "few crops.against = 'plane' is no arm, did you mean 'plain'?"),
+        ("[arms.plain]", "[arms.plain]\nzero_label = true", "arm 'plain' has zero_label and no pre-trained start"),
         ("start =", "seconds = 1.0\nstart =", "exclude each other"),
         ("[tests]", "[tests", "is not valid TOML"),
     ],

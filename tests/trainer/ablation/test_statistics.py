@@ -90,6 +90,22 @@ def test_a_comparison_as_worked_by_hand() -> None:
     assert "+37.50" in shown
 
 
+def test_an_arm_is_compared_with_the_one_it_names() -> None:
+    rows = [
+        row("plain", 1, [False, False], against=""),
+        row("few", 1, [True, False], against=""),
+        row("few, pre-trained", 1, [True, True], against="few"),
+        row("more", 1, [True, True], against="plain"),
+    ]
+    found = {result.arm: result.difference for result in compare(rows)}
+    assert [found[arm] for arm in ("plain", "few")] == [None, None]
+    paired, more = found["few, pre-trained"], found["more"]
+    assert paired is not None
+    assert more is not None
+    assert (paired.against, paired.mean) == ("few", 0.5)
+    assert (more.against, more.mean) == ("plain", 1.0)
+
+
 def test_all_sets_together_are_weighted_by_words() -> None:
     rows = [
         *(row("plain", 1, [True], "one"), row("plain", 1, [False] * 3, "two")),

@@ -109,7 +109,7 @@ def test_numbers_out_of_range_are_one_line(section: str, key: str) -> None:
         ("pretrain.seed=-1", "pretrain.seed = -1"),
         ("decoder.heads=5", "decoder.dim = 192 is not a multiple of decoder.heads = 5"),
         ("encoder.heads=7", "encoder.dim = 128 is not a multiple of encoder.heads = 7"),
-        ("noise.draw=near", "one of: random, nearest, mixed"),
+        ("noise.draw=near", "one of: random, nearest, mixed, gaussian"),
         ("pretrain.steps=1.5", "pretrain.steps = 1.5 .*whole number"),
         ("finetune.freeze=3", "finetune.freeze = 3 .*Give text"),
         ("finetune.validation_rows=5", r"unknown key 'finetune\.validation_rows'.*Remove the line"),

@@ -1,0 +1,135 @@
+"""Arms that need a CLIP: trained from word-crop stores, started from pooled vectors, or read without any label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from dptr.cache.errors import UserError
+from dptr.cache.progress import set_quiet
+from dptr.cache.workspace import Workspace
+from dptr.cli import SERVICES, run_command
+from dptr.pipeline.word_crops.embed_crops import EmbedCropsSettings, embed_crops
+from dptr.trainer.ablation.ablate import AblationSummary, ablate
+from dptr.trainer.ablation.grid import load_grid
+from dptr.trainer.model.encoders.clip import ClipEncoder
+from dptr.trainer.model.recognizer import load_recognizer
+from dptr.trainer.training.runs import Run
+
+WORDS = ["red", "oak", "tin", "sky", "map", "owl", "ice", "bun", "fog", "hut"]
+GRID = """
+seeds = [1]
+base = "plain"
+[decoder]
+kind = "nrtr"
+dim = 32
+heads = 2
+layers = 1
+feed_forward = 32
+memory_dim = 128
+[fmu]
+queries = 4
+heads = 2
+[noise]
+ratio = 0.0
+[pretrain]
+steps = 2
+validation_share = 0.2
+batch_size = 4
+[finetune]
+steps = 2
+batch_size = 4
+validate_every = 2
+checkpoint_every = 2
+[data.crops]
+path = "{place}/crops"
+[tests]
+signs = "{place}/crops"
+[arms.plain]
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quiet() -> Iterator[None]:
+    set_quiet(True)
+    yield
+    set_quiet(False)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten crops, two stores of them with one and two views, and their words embedded with the bundled CLIP."""
+    place = tmp_path_factory.mktemp("place")
+    (place / "crops").mkdir()
+    for number, word in enumerate(WORDS):
+        image = Image.new("RGB", (64, 20), "white")
+        ImageDraw.Draw(image).text((8, 4), word, fill="black")
+        image.save(place / "crops" / f"{number}.png")
+    lines = [f"{number}.png\t{word}\n" for number, word in enumerate(WORDS)]
+    (place / "crops" / "labels.tsv").write_text("".join(lines), encoding="utf-8")
+    (place / "words.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    for views in (1, 2):
+        embed_crops([place / "crops"], place / f"store{views}", EmbedCropsSettings(views=views))
+    arguments = ["embed-text", str(place / "words.txt"), "--charset", "36", "--case", "lower"]
+    assert run_command([*arguments, "--workspace", str(place / "workspace"), "--quiet"]) == 0
+    return place
+
+
+def run(place: Path, folder: Path, more: str, **changes: str) -> AblationSummary:
+    text = GRID.replace("{place}", str(place)) + more
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    path = folder / "grid.toml"
+    path.write_text(text, encoding="utf-8")
+    return ablate(load_grid(path), "grid", str(path), Workspace(place / "workspace"), SERVICES, "cpu")
+
+
+def trained(place: Path, summary: AblationSummary, arm: str) -> Run:
+    (row,) = [row for row in summary.rows if row["arm"] == arm]
+    return Run.load(Workspace(place / "workspace").ablations / "runs" / row["run"])
+
+
+def test_arms_train_from_word_crop_stores_and_read_pictures(place: Path, tmp_path: Path) -> None:
+    stores = f'''
+data.crops.path = "{place}/store2"
+data.crops.crops = 6
+data.crops.share = 3.0
+data.rendered.path = "{place}/store1"
+data.rendered.share = 1.0
+'''
+    result = run(place, tmp_path, f"[arms.stored]{stores}[arms.pre-trained]{stores}start = 'pretrain'\n")
+    assert {row["arm"]: row["crops"] for row in result.rows} == {"plain": 10, "stored": 16, "pre-trained": 16}
+    stored = trained(place, result, "stored")
+    assert (stored.recipe.encoder.kind, stored.recipe.finetune.mix) == ("clip:tiny", "3,1")
+    assert isinstance(load_recognizer(stored).encoder, ClipEncoder)
+    again = run(place, tmp_path, f"[arms.stored]{stores}[arms.pre-trained]{stores}start = 'pretrain'\n")
+    assert (again.computed, again.rows) == (0, result.rows)
+
+
+def test_a_store_and_pictures_are_not_one_arms_data(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be mixed with other data"):
+        run(place, tmp_path, f'[arms.both]\ndata.other.path = "{place}/store1"\n')
+
+
+def test_an_arm_that_starts_from_pooled_vectors_sees_through_its_clip(place: Path, tmp_path: Path) -> None:
+    pooled = 'start = "pretrain"\nmemory.kind = "pooled"\n'
+    result = run(place, tmp_path, f'[arms.pooled]\n{pooled}[arms.named]\n{pooled}encoder.kind = "vit"\n')
+    run_of_pooled = trained(place, result, "pooled")
+    assert run_of_pooled.recipe.encoder.kind == "clip:tiny"
+    assert '"projection_dim": 128' in run_of_pooled.recipe.encoder.config
+    assert trained(place, result, "named").recipe.encoder.kind == "vit"
+    assert {row["pretrain_steps"] for row in result.rows if row["arm"] != "plain"} == {2}
+
+
+def test_a_zero_label_arm_reads_with_what_was_pre_trained_and_trains_nothing(place: Path, tmp_path: Path) -> None:
+    arm = '[arms.none]\nstart = "pretrain"\nzero_label = true\nmemory.kind = "pooled"\n'
+    result = run(place, tmp_path, arm)
+    (row,) = [row for row in result.rows if row["arm"] == "none"]
+    assert (row["steps"], row["crops"], row["seconds"], row["pretrain_steps"]) == (0, 0, 0, 2)
+    assert row["words"] == 10
+    runs = Workspace(place / "workspace").ablations / "runs"
+    assert not (runs / row["run"]).exists()
+    assert run(place, tmp_path, arm).computed == 0
