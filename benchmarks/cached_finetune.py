@@ -184,7 +184,7 @@ def looped_step(
     assert isinstance(encoder, ClipEncoder)
     encoder.load(clip)
     encoder.requires_grad_(False)
-    batches = ImageBatches(images, CHARSET, recipe, encoder.size)
+    batches = ImageBatches(images, CHARSET, recipe, encoder.size[0], encoder.widths)
     return step_of(Recognizer(recipe, CHARSET, recipe.decoder.dim, encoder), batches, arguments)
 
 

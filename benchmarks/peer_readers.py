@@ -35,6 +35,7 @@ from PIL import Image, ImageOps
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.word_images.dataset import preprocess
+from dptr.trainer.model.reading import width_for
 
 #: Must be in the environment before any of the libraries is loaded.
 ONE_THREAD = {"OMP_THREAD_LIMIT": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -161,10 +162,12 @@ def onnx_reader(path: Path) -> tuple[Callable[[Image.Image], str], float]:
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     described = session.get_modelmeta().custom_metadata_map
     charset = Charset(json.loads(described["charset"]))
-    height, width = int(described["image_height"]), int(described["image_width"])
+    height = int(described["image_height"])
+    widths = [int(width) for width in described.get("image_widths", described["image_width"]).split(",")]
 
     def read(image: Image.Image) -> str:
-        ids, _ = session.run(None, {"images": preprocess(image, height, width)[None]})
+        pixels = preprocess(image, height, width_for(image, height, widths))
+        ids, _ = session.run(None, {"images": pixels[None]})
         return charset.decode(ids[0])
 
     return read, path.stat().st_size / 1e6

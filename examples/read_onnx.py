@@ -19,11 +19,15 @@ def main(model: str, *paths: str) -> None:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     described = session.get_modelmeta().custom_metadata_map
     characters = json.loads(described["charset"])
-    size = (int(described["image_width"]), int(described["image_height"]))
-    pictures = [Image.open(path).convert("RGB").resize(size, Image.Resampling.BICUBIC) for path in paths]
-    images = np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in pictures])
-    ids, confidences = session.run(None, {"images": images})
-    for path, row, scores in zip(paths, ids, confidences, strict=True):
+    height = int(described["image_height"])
+    widths = [int(width) for width in described["image_widths"].split(",")]
+    for path in paths:
+        picture = Image.open(path).convert("RGB")
+        # The wider a word is, the less it is stretched: its letters need columns either way.
+        wanted = height * (2.25 + 0.75 * picture.width / picture.height)
+        width = min(widths, key=lambda width: abs(width - wanted))
+        pixels = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+        (row,), (scores,) = session.run(None, {"images": pixels[None]})
         ends = np.flatnonzero(row == 0)
         length = int(ends[0]) if len(ends) else len(row)
         text = "".join(characters[index - 1] for index in row[:length])

@@ -97,7 +97,7 @@ def finetune(
     if isinstance(training, StoredCrops):
         batches = StoredBatches(training, charset, recipe)
     else:
-        batches = ImageBatches(training, charset, recipe, recognizer.image_size)
+        batches = ImageBatches(training, charset, recipe, recognizer.image_size[0], recognizer.encoder.widths)
     oddities = Oddities()
 
     def loss(batch: ImageBatch) -> Tensor:

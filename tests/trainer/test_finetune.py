@@ -59,10 +59,18 @@ def draw_crops(folder: Path, words: list[str]) -> Path:
 def test_a_batch_of_images_holds_words_of_all_lengths(tmp_path: Path) -> None:
     """Sorted by length, batch norm saw one word length at a time, and read 61 % where mixed batches read 85 %."""
     words = [character * length for character in "abcdefgh" for length in (1, 4, 9)]
-    batches = ImageBatches(opened(draw_crops(tmp_path / "crops", words)), Charset.named("94"), recipe(), (32, 64))
+    batches = ImageBatches(opened(draw_crops(tmp_path / "crops", words)), Charset.named("94"), recipe(), 32, [64])
     targets = [batches(number).targets for number in range(6)]
     lengths = [set((batch.outputs != batch.padding).sum(1).tolist()) for batch in targets]
     assert sum(len(found) > 1 for found in lengths) >= 4
+
+
+def test_all_images_of_a_batch_have_one_of_the_widths_and_each_width_has_its_turn(tmp_path: Path) -> None:
+    crops = opened(draw_crops(tmp_path / "crops", ["one", "two", "three", "four"]))
+    batches = ImageBatches(crops, Charset.named("94"), recipe(), 32, [64, 96])
+    widths = [batches(number).images.shape[3] for number in range(20)]
+    assert set(widths) == {64, 96}
+    assert widths == [batches(number).images.shape[3] for number in range(20)]
 
 
 def opened(*paths: Path, charset: Charset | None = None, **normalization: Any) -> WordImages:
@@ -163,7 +171,7 @@ def test_data_sets_are_drawn_in_the_proportions_asked_for(tmp_path: Path) -> Non
     assert weights is not None
     sets = np.array([sample.data_set for sample in images.samples])
     assert weights[sets == 0].sum() / weights[sets == 1].sum() == pytest.approx(3)
-    batches = ImageBatches(images, Charset.named("94"), recipe(mix="3,1"), (32, 128))
+    batches = ImageBatches(images, Charset.named("94"), recipe(mix="3,1"), 32, [128])
     drawn = [label for number in range(200) for label in batches(number).targets.outputs[:, 0].tolist()]
     first = {int(Charset.named("94").encode(word)[0]) for word in WORDS[:2]}
     assert np.mean([label in first for label in drawn]) == pytest.approx(0.75, abs=0.06)

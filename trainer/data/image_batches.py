@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,7 +51,10 @@ class Oddities:
 class ImageBatches:
     """Batch number -> :class:`ImageBatch`; a pure function of the recipe's seed and the number."""
 
-    def __init__(self, images: WordImages, charset: Charset, recipe: Recipe, size: tuple[int, int]) -> None:
+    def __init__(
+        self, images: WordImages, charset: Charset, recipe: Recipe, height: int, widths: Sequence[int]
+    ) -> None:
+        """Images become ``height`` pixels high; all those of a batch become as wide as one of ``widths``."""
         settings = recipe.finetune
         weights = mixing_weights(images, settings.mix)
         self._order = BatchOrder(np.arange(len(images)), None, settings.batch_size, settings.seed, weights)
@@ -58,7 +62,7 @@ class ImageBatches:
         self._charset = charset
         self._seed = settings.seed
         self._strength = settings.augmentation
-        self._size = size
+        self._height, self._widths = height, widths
 
     @property
     def per_epoch(self) -> int:
@@ -67,6 +71,7 @@ class ImageBatches:
 
     def __call__(self, number: int) -> ImageBatch:
         """Return batch ``number``, counted from 0 through all epochs."""
+        width = int(np.random.default_rng((self._seed, 6, number)).choice(self._widths))
         pixels: list[NDArray[np.uint8]] = []
         labels: list[str] = []
         unreadable: list[str] = []
@@ -81,7 +86,7 @@ class ImageBatches:
                 portrait.append(self._images.samples[row].key)
             if self._strength > 0:
                 image = augment(image, np.random.default_rng((self._seed, 5, number, row)), self._strength)
-            pixels.append(preprocess(image, *self._size))
+            pixels.append(preprocess(image, self._height, width))
             labels.append(self._images.samples[row].label)
         if not pixels:
             raise UserError(

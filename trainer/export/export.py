@@ -19,6 +19,7 @@ from dptr.trainer.export.names import Family, renamed
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.model.model_file import save_model
+from dptr.trainer.model.reading import width_for
 from dptr.trainer.model.recognizer import load_recognizer
 from dptr.trainer.training.runs import Run
 
@@ -75,13 +76,16 @@ def default_path(run: Run, target: ExportTarget) -> Path:
 def _onnx(run: Run, out: Path, crops: WordImages | None) -> tuple[int, float]:
     run.require_recogniser()
     recognizer = load_recognizer(run)
-    images = _made_up(*recognizer.image_size)
-    if crops is not None:
-        real = [preprocess(crops.image(row), *recognizer.image_size) for row in range(len(crops))]
-        images = np.concatenate([images, np.stack(real)])
+    height, widths = recognizer.image_size[0], recognizer.encoder.widths
+    images = {width: [*_made_up(height, width)] for width in widths}
+    for row in range(0 if crops is None else len(crops)):
+        picture = crops.image(row)  # type: ignore[union-attr]
+        width = width_for(picture, height, widths)
+        images[width].append(preprocess(picture, height, width))
     export_onnx.export_onnx(recognizer, out)
     try:
-        return len(images), export_onnx.largest_difference(recognizer, out, images)
+        apart = [export_onnx.largest_difference(recognizer, out, np.stack(found)) for found in images.values()]
+        return sum(map(len, images.values())), max(apart)
     except Exception:
         out.unlink(missing_ok=True)
         raise

@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,12 +47,18 @@ class ReadingGraph(nn.Module):
 def export_onnx(recognizer: Recognizer, path: Path) -> None:
     """Write a recogniser as ONNX with a dynamic batch; its metadata names the charset and the image size.
 
+    Where the encoder takes several widths the graph does, too, and the metadata lists them.
+
     Raises:
         UserError: the packages for it are missing.
     """
     _require_packages()
     height, width = recognizer.image_size
+    widths = recognizer.encoder.widths
     example = torch.zeros((2, 3, height, width), dtype=torch.uint8)
+    dynamic: dict[int, Any] = {0: torch.export.Dim("batch", min=1)}
+    if len(widths) > 1:
+        dynamic[3] = torch.export.Dim.AUTO(min=min(widths), max=max(widths))
     with _silenced(), torch.inference_mode():
         program = torch.onnx.export(
             ReadingGraph(recognizer).eval(),
@@ -59,7 +66,7 @@ def export_onnx(recognizer: Recognizer, path: Path) -> None:
             dynamo=True,
             input_names=["images"],
             output_names=["ids", "confidences"],
-            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamic_shapes=(dynamic,),
             verbose=False,
         )
     if program is None:
@@ -69,6 +76,7 @@ def export_onnx(recognizer: Recognizer, path: Path) -> None:
             "charset": json.dumps(recognizer.charset.characters),
             "image_height": str(height),
             "image_width": str(width),
+            "image_widths": ",".join(map(str, widths)),
             "resize": "bicubic, aspect ratio not kept",
         }
     )

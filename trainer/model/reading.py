@@ -27,9 +27,29 @@ def read_pictures(
     if not pictures:
         return []
     views = [_views(picture) for picture in pictures]
-    pixels = np.stack([preprocess(view, *recognizer.image_size) for seen in views for view in seen])
-    readings = iter(recognizer.read(torch.from_numpy(pixels).to(device)))
+    readings = iter(_read_views(recognizer, [view for seen in views for view in seen], device))
     return [max((next(readings) for _ in seen), key=lambda reading: reading.confidence) for seen in views]
+
+
+def _read_views(recognizer: Recognizer, views: Sequence[Image.Image], device: str | torch.device) -> list[Reading]:
+    """Read views, those of one width at once."""
+    height = recognizer.image_size[0]
+    widths = [width_for(view, height, recognizer.encoder.widths) for view in views]
+    readings: dict[int, Reading] = {}
+    for width in sorted(set(widths)):
+        chosen = [index for index, wanted in enumerate(widths) if wanted == width]
+        pixels = np.stack([preprocess(views[index], height, width) for index in chosen])
+        readings |= zip(chosen, recognizer.read(torch.from_numpy(pixels).to(device)), strict=True)
+    return [readings[index] for index in range(len(views))]
+
+
+def width_for(picture: Image.Image, height: int, widths: Sequence[int]) -> int:
+    """Return the one of ``widths`` in pixels that suits a picture's shape: the wider it is, the less it is stretched.
+
+    A word as wide as high is stretched threefold, since its letters need columns; one five times as wide hardly at all.
+    """
+    wanted = height * (2.25 + 0.75 * picture.width / picture.height)
+    return min(widths, key=lambda width: abs(width - wanted))
 
 
 def _views(picture: Image.Image) -> list[Image.Image]:

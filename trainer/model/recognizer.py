@@ -92,13 +92,12 @@ class Recognizer(nn.Module):
 
     def _column_loss(self, tokens: Tensor, targets: Targets) -> Tensor:
         """CTC over the columns of the token grid, averaged over its rows; the end's class serves as the blank."""
-        rows, columns = self.encoder.grid
-        logits = self.column_head(tokens.view(len(tokens), rows, columns, -1).mean(1))  # type: ignore[misc]
+        logits = self.column_head(tokens.unflatten(1, (self.encoder.grid[0], -1)).mean(1))  # type: ignore[misc]
         lengths = (targets.outputs != targets.padding).sum(1) - 1
         return F.ctc_loss(
             logits.float().log_softmax(-1).transpose(0, 1),
             targets.outputs[:, :-1],
-            torch.full_like(lengths, columns),
+            torch.full_like(lengths, logits.shape[1]),
             lengths,
             blank=targets.end,
             zero_infinity=True,
@@ -132,6 +131,11 @@ def _merging(recipe: Recipe, encoder: Encoder, memory_dim: int) -> nn.Module:
     if memory_dim % fmu.heads:
         raise UserError(
             f"the memory is {memory_dim} wide, not a multiple of fmu.heads = {fmu.heads}", "Change fmu.heads"
+        )
+    if len(encoder.widths) > 1:
+        raise UserError(
+            "queries of the Feature Merge Unit start at the columns of one width, encoder.image_widths gives several",
+            "Leave image_widths empty, or set fmu.kind = none",
         )
     queries = 1 if pooled else fmu.queries
     return FeatureMergeUnit(encoder.dim, memory_dim, queries, encoder.grid[1], fmu.heads, fmu.dropout)

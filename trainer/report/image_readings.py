@@ -9,6 +9,7 @@ from PIL import Image
 from dptr.cache.errors import UserError
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
 from dptr.trainer.model.fmu import FeatureMergeUnit
+from dptr.trainer.model.reading import read_pictures
 from dptr.trainer.model.recognizer import Reading, Recognizer
 from dptr.trainer.report.mistakes import accuracy_by_length, confusions
 from dptr.trainer.report.page import Cell, Section, Table, picture_address
@@ -52,15 +53,14 @@ def _readings(recognizer: Recognizer, crops: WordImages, chosen: list[int]) -> l
     """Read the chosen crops; those that cannot be decoded are left out."""
     read: list[Read] = []
     for start in range(0, len(chosen), _BATCH):
-        pixels, readable = [], []
+        pictures, readable = [], []
         for index in chosen[start : start + _BATCH]:
             try:
-                pixels.append(preprocess(crops.image(index), *recognizer.image_size))
+                pictures.append(crops.image(index))
             except UnreadableImage:
                 continue
             readable.append(index)
-        if readable:
-            read += zip(readable, recognizer.read(torch.from_numpy(np.stack(pixels))), strict=True)
+        read += zip(readable, read_pictures(recognizer, pictures), strict=True)
     return read
 
 

@@ -43,6 +43,8 @@ class EncoderSettings(Settings):
 
     ``clip:`` and a directory or hub id takes the image tower of that CLIP, ``hf:`` any vision model that transformers
     knows, sizes and all; ``config`` is its description and filled in when the recipe is resolved.
+    ``image_widths`` are further widths, between commas, that ``convolution`` takes: training draws one of all for each
+    batch, reading chooses by the shape of each picture.
     """
 
     kind: str = "vit"
@@ -54,6 +56,7 @@ class EncoderSettings(Settings):
     channels: int = Field(default=32, ge=1, le=_WIDEST)
     image_height: int = Field(default=32, ge=2, le=_LARGEST_IMAGE)
     image_width: int = Field(default=128, ge=2, le=_LARGEST_IMAGE)
+    image_widths: str = ""
     patch_height: int = Field(default=4, ge=1, le=_LARGEST_IMAGE)
     patch_width: int = Field(default=8, ge=1, le=_LARGEST_IMAGE)
 

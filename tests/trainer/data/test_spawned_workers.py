@@ -123,7 +123,7 @@ def test_prompts_with_noise_of_neighbours(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_spawn")
 def test_word_images_of_every_form(crops: WordImages) -> None:
     recipe = Recipe().replace("finetune", batch_size=4, augmentation=1.0)
-    assert_spawned_workers_make_the_same(ImageBatches(crops, CHARSET, recipe, (32, 128)))
+    assert_spawned_workers_make_the_same(ImageBatches(crops, CHARSET, recipe, 32, [128]))
 
 
 @pytest.mark.slow

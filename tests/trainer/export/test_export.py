@@ -60,13 +60,19 @@ def pictures(folder: Path, count: int) -> list[Path]:
     generator = np.random.default_rng(1)
     paths = [folder / f"{number}.png" for number in range(count)]
     for path in paths:
-        Image.fromarray(generator.integers(0, 256, (2, 6, 3), np.uint8)).resize((140, 40), 0).save(path)
+        width = int(generator.choice([40, 80, 140]))
+        Image.fromarray(generator.integers(0, 256, (2, 6, 3), np.uint8)).resize((width, 40), 0).save(path)
     return paths
 
 
-@pytest.mark.parametrize("kind", ["parseq", "nrtr", "parallel", "ctc"])
+def columns_of_several_widths() -> Recipe:
+    made = recipe("ctc", layers=1).replace("fmu", kind="none")
+    return made.replace("encoder", kind="convolution", channels=8, image_widths="64,96")
+
+
+@pytest.mark.parametrize("kind", ["parseq", "nrtr", "parallel", "ctc", "several widths"])
 def test_onnx_reads_as_torch_does_with_onnxruntime_alone(tmp_path: Path, kind: str) -> None:
-    run = trained(tmp_path / "run", recipe(kind, layers=1))
+    run = trained(tmp_path / "run", columns_of_several_widths() if kind == "several widths" else recipe(kind, layers=1))
     summary = export(run, "onnx", tmp_path / "model.onnx")
     assert summary.checked > 0
     assert summary.largest_difference < 1e-3

@@ -27,6 +27,19 @@ def test_a_column_sees_its_own_part_of_the_image() -> None:
     assert not changed[:6].any()
 
 
+def test_every_width_it_was_given_comes_out_as_columns() -> None:
+    encoder = build_encoder(SETTINGS.model_copy(update={"image_widths": "96, 48"})).eval()
+    assert encoder.widths == (48, 64, 96)
+    with torch.inference_mode():
+        assert [encoder(torch.zeros(1, 3, 32, width)).shape[1] for width in encoder.widths] == [12, 16, 24]
+
+
+@pytest.mark.parametrize("widths", ["96;128", "96,-4", "95", "wide"])
+def test_widths_that_cannot_be_are_told(widths: str) -> None:
+    with pytest.raises(UserError, match="image_width"):
+        build_encoder(SETTINGS.model_copy(update={"image_widths": widths}))
+
+
 def test_refuses_sizes_that_do_not_halve() -> None:
     with pytest.raises(UserError, match="30x64"):
         build_encoder(EncoderSettings(kind="convolution", image_height=30, image_width=64))

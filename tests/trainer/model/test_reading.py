@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 from PIL import Image
 from torch import Tensor
 
-from dptr.trainer.model.reading import read_pictures
+from dptr.trainer.model.reading import read_pictures, width_for
 from dptr.trainer.model.recognizer import Reading
 
 
@@ -17,9 +18,12 @@ class DarkLeft:
 
     image_size: tuple[int, int] = (8, 16)
     seen: list[int] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
+    encoder: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(widths=(16,)))
 
     def read(self, images: Tensor) -> list[Reading]:
         self.seen.append(len(images))
+        self.widths.append(images.shape[3])
         dark = 1 - images[..., :8].float().mean((1, 2, 3)) / 255
         return [Reading(f"{float(share):.1f}", float(share), []) for share in dark]
 
@@ -44,3 +48,19 @@ def test_a_narrow_letter_is_not_turned() -> None:
     read_pictures(recogniser, [Image.new("RGB", (20, 23))])  # type: ignore[arg-type]
     assert recogniser.seen == [1]
     assert read_pictures(recogniser, []) == []  # type: ignore[arg-type]
+
+
+def test_wide_pictures_are_stretched_less_and_readings_stay_in_order() -> None:
+    recogniser = DarkLeft(encoder=SimpleNamespace(widths=(16, 32, 48)))
+    wide, narrow = half((100, 10), (0, 0, 50, 10)), Image.new("RGB", (10, 10), "white")
+    readings = read_pictures(recogniser, [wide, narrow, wide])  # type: ignore[arg-type]
+    assert recogniser.widths == [16, 48]
+    assert recogniser.seen == [1, 2]
+    assert [reading.text for reading in readings] == ["1.0", "0.0", "1.0"]
+
+
+def test_the_width_grows_with_the_shape_and_is_one_of_those_the_encoder_takes() -> None:
+    shapes = [Image.new("RGB", (width, 20)) for width in (10, 20, 40, 70, 100, 400)]
+    widths = [width_for(shape, 32, (96, 128, 160, 192)) for shape in shapes]
+    assert widths == [96, 96, 128, 160, 192, 192]
+    assert width_for(shapes[0], 32, (128,)) == 128

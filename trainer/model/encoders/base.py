@@ -20,6 +20,11 @@ class Encoder(nn.Module):
     size: tuple[int, int]
     grid: tuple[int, int]
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """All widths of images that it takes, in pixels, ascending."""
+        return (self.size[1],)
+
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Encode images (batch, 3, height, width) in [-1, 1] to tokens (batch, tokens, dim), row by row."""

@@ -47,10 +47,12 @@ class ConvolutionalEncoder(Encoder):
     def __init__(self, settings: EncoderSettings) -> None:
         super().__init__()
         height, width = settings.image_height, settings.image_width
-        if height % 16 or width % 4:
+        self._widths = tuple(sorted({width, *_numbers(settings.image_widths)}))
+        if height % 16 or any(each % 4 for each in self._widths):
             raise UserError(
-                f"encoder {settings.kind!r} halves the height four times and the width twice: {height}x{width}",
-                "Give an image_height in whole sixteens and an image_width in whole fours",
+                f"encoder {settings.kind!r} halves the height four times and the width twice: "
+                f"{height}x{', '.join(map(str, self._widths))}",
+                "Give an image_height in whole sixteens, image_width and image_widths in whole fours",
             )
         self.dim = settings.dim
         self.size = (height, width)
@@ -67,11 +69,24 @@ class ConvolutionalEncoder(Encoder):
         self.merge = _convolution(before, settings.dim, (height // 16, 1), 1, 0)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """All widths of images that it takes, in pixels, ascending."""
+        return self._widths
+
     def forward(self, images: Tensor) -> Tensor:
-        """Encode images (batch, 3, height, width) in [-1, 1] to tokens (batch, columns, dim), from left to right."""
+        """Encode images (batch, 3, height, width) in [-1, 1] to tokens (batch, width / 4, dim), from left to right."""
         x = self.stages(images.contiguous(memory_format=torch.channels_last))
         columns: Tensor = self.merge(x).squeeze(2)
         return columns.transpose(1, 2)
+
+
+def _numbers(text: str) -> list[int]:
+    """Parse ``encoder.image_widths``."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"encoder.image_widths = {text!r} is not whole numbers between commas", 'For example: "96,160"')
+    return [int(part) for part in parts]
 
 
 def _convolution(
