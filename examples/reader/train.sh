@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The bundled recogniser, from nothing: words, fonts, photos and a few thousand real crops. One evening of two cores.
+# The bundled recogniser, from nothing: words, fonts, photos and a few thousand real crops. A night of two cores.
 #
 #   bash examples/reader/train.sh OUT PHOTOS REAL...
 #
@@ -18,7 +18,7 @@ mkdir -p "$out"
 [ -e "$out/fonts" ] || python "$here/fonts.py" "$out/fonts"
 [ -e "$out/real" ] || python "$here/crops.py" "$@" -o "$out/real"
 
-# 440,000 rendered crops: a quarter of an hour.
+# 770,000 rendered crops: half an hour.
 render() { # name, words, crops, style, fonts, seed
   [ -e "$out/$1.lmdb" ] || dptr render-words "$out/words/$2.txt" -o "$out/$1.lmdb" --count "$3" --style "$4" \
     --fonts "$out/fonts/$5" --photos "$photos" --seed "$6" --workers 2
@@ -31,18 +31,30 @@ render dictionary dictionary 60000 0.7 plain 3
 render dictionary_hard dictionary 80000 0.9 plain 8
 render other miscellaneous 60000 0.5 plain 2
 render other_hard miscellaneous 60000 0.9 plain 6
+render street_dictionary dictionary 160000 street plain 21
+render street_common common 60000 street plain 22
+render street_other miscellaneous 80000 street plain 23
+render street_ornamental common 30000 street ornamental 24
 
-# Training: two hours and a half. Real crops are a quarter of what it sees.
-rendered=(common common_hard common_more ornamental dictionary dictionary_hard other other_hard)
-mix=5,3,3,2,3,2,4,2
-data=() validation=()
+# Training, first from rendered crops with a fifth of real ones, two hours and a half; then further, with parts of real
+# crops, which the first finds, as long again.
+rendered=(common common_hard common_more ornamental dictionary dictionary_hard other other_hard
+  street_dictionary street_common street_other street_ornamental)
+mix=2,1,1,1,1,1,2,1,6,4,4,2
+data=() real=() validation=()
 for name in "${rendered[@]}"; do data+=("$out/$name.lmdb"); done
 for crops in "$out"/real/*-train.lmdb; do
-  data+=("$crops")
-  mix=$mix,4
+  real+=("$crops")
+  mix=$mix,3
 done
-for crops in "$out"/real/*-validation.lmdb; do validation+=(--validation "$crops"); done
-dptr finetune --recipe reader --from none --mix "$mix" -o "$out/run" "${validation[@]}" --data "${data[@]}"
+for crops in "$out"/real/*-validation.lmdb; do validation+=("$crops"); done
+train() { # from, run, mix, data
+  dptr finetune --recipe reader --from "$1" -o "$out/$2" --mix "$3" --validation "${validation[@]}" --data "${@:4}"
+}
+train none first "$mix" "${data[@]}" "${real[@]}"
+dptr export "$out/first" --to safetensors -o "$out/first.safetensors"
+[ -e "$out/parts.lmdb" ] || python "$here/parts.py" "${real[@]}" -o "$out/parts.lmdb" --model "$out/first.safetensors"
+train "$out/first" run "$mix,3" "${data[@]}" "${real[@]}" "$out/parts.lmdb"
 
 dptr export "$out/run" --to safetensors --half -o "$out/english.safetensors"
 for crops in "$out"/real/*-validation.lmdb; do dptr evaluate "$out/english.safetensors" --data "$crops"; done

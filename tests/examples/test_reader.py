@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -34,6 +35,36 @@ def test_plain_fonts_are_legible_and_symbols_are_not() -> None:
     fonts = runpy.run_path(str(FOLDER / "fonts.py"))
     plain = packaged_fonts().fonts[:12]
     assert (fonts["legibility"](plain) > fonts["PLAIN"]).all()
+
+
+def test_letters_are_found_where_ctc_says_they_are() -> None:
+    align = runpy.run_path(str(FOLDER / "parts.py"))["align"]
+    # Columns:  -  a  a  -  b  b  -  b  ; the two b are told apart by the blank between them.
+    told = [0, 1, 1, 0, 2, 2, 0, 2]
+    scores = np.full((8, 3), np.log(0.05))
+    scores[np.arange(8), told] = np.log(0.9)
+    middles, score = align(scores, np.array([1, 2, 2]), 0)
+    assert middles.tolist() == [1.5, 4.5, 7.0]
+    assert score == pytest.approx(np.log(0.9))
+    # A label that is not there has no likely path, and letters that follow each other need no blank between.
+    assert align(scores, np.array([2, 1, 1]), 0)[1] < -1
+    assert align(scores[[1, 4]], np.array([1, 2]), 0)[0].tolist() == [0.0, 1.0]
+
+
+def test_parts_of_a_crop_hold_the_letters_of_their_labels() -> None:
+    parts = runpy.run_path(str(FOLDER / "parts.py"))
+    pixels = np.repeat(np.array([10, 90, 170, 250], np.uint8), 10)
+    image = Image.fromarray(np.broadcast_to(pixels, (12, 40)).copy()).convert("RGB")
+    crop = parts["Cuttable"](image, "abcd", [0.0, 10.0, 20.0, 30.0, 40.0])
+    level = dict(zip("abcd", (10, 90, 170, 250), strict=True))
+    rng = np.random.default_rng(0)
+    labels = set()
+    for _ in range(40):
+        picture, label = parts["draw"]([crop], rng)
+        labels.add(label)
+        assert picture.width == 10 * len(label)
+        assert np.asarray(picture)[0, 5::10, 0].tolist() == [level[letter] for letter in label]
+    assert len(labels) > 10
 
 
 def test_real_crops_are_parted_by_their_names_alone(tmp_path: Path) -> None:
