@@ -9,3 +9,6 @@ StatesDtype = Literal["float16", "float32", "int8"]
 
 #: Unicode normal form of labels.
 UnicodeForm = Literal["nfc", "nfkc", "none"]
+
+#: Forms of an answer of ``dptr sql``.
+AnswerForm = Literal["table", "csv", "json", "parquet"]

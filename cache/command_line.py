@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 
 from dptr.cache import plain_json
+from dptr.cache.choices import AnswerForm
 from dptr.cache.errors import TooManyRefused, UserError
 from dptr.cache.path_lists import PathListCommand
 from dptr.cache.progress import set_quiet
@@ -81,6 +82,7 @@ class Report:
         lines: objects that ``--json`` prints before it, one a line.
         problems: inputs that could not be used, one line each; with any, the command ends with exit code 4.
         answer: a query's result, printed as it comes, so that it need not fit into memory.
+        form: of the answer where it is no ``--json``.
     """
 
     figures: dict[str, Any]
@@ -88,6 +90,7 @@ class Report:
     lines: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     answer: "Answer | None" = None
+    form: AnswerForm = "table"
 
 
 def command_group(help: str | None = None) -> typer.Typer:
@@ -146,7 +149,7 @@ def print_report(name: str, report: Report, as_json: bool) -> None:
     for problem in report.problems:
         print(f"error: {visible(problem)}", file=sys.stderr)
     if report.answer is not None:
-        _print_answer(name, report.answer, report.figures, as_json)
+        _print_answer(name, report.answer, report, as_json)
         return
     if not as_json:
         if report.text:
@@ -160,15 +163,14 @@ def print_report(name: str, report: Report, as_json: bool) -> None:
     print(plain_json.dumps({"command": name, **figures}))
 
 
-def _print_answer(name: str, answer: "Answer", figures: dict[str, Any], as_json: bool) -> None:
-    from dptr.cache.sql.answer_json import json_pieces
-    from dptr.cache.table import table_lines
+def _print_answer(name: str, answer: "Answer", report: Report, as_json: bool) -> None:
+    from dptr.cache.sql.answer_text import json_pieces, text_pieces
 
     if not as_json:
-        for line in table_lines(answer.columns, answer.blocks):
-            print(line)
+        for piece in text_pieces(answer, report.form):
+            print(piece, end="")
         return
-    for piece in json_pieces(answer, {"command": name, **figures}):
+    for piece in json_pieces(answer, {"command": name, **report.figures}):
         print(piece, end="")
     print()
 

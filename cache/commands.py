@@ -1,10 +1,12 @@
 """Commands on what is on disk: questions, checks, and labelled crops in another form."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dptr.cache.choices import AnswerForm
 from dptr.cache.command_line import OrpFolder, PromptsFolder, Report, command, command_group
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.workspace import Workspace
@@ -16,27 +18,48 @@ commands = command_group()
 def sql(
     workspace: Workspace,
     query: Annotated[str | None, typer.Argument(help="SQL; without it, an interactive prompt.")] = None,
+    form: Annotated[
+        AnswerForm | None, typer.Option("--format", help="Of the answer; by default as the file of -o ends, or table.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write the answer to.")] = None,
+    view_file: Annotated[
+        Path | None, typer.Option("--open", help="Write a DuckDB file of these views, for other programs.")
+    ] = None,
     prompts: PromptsFolder = None,
     orp: OrpFolder = None,
 ) -> Report:
-    """DuckDB over everything in the workspace: prompts, crops, word_crops, neighbours, refused_…, runs, metrics.
+    """DuckDB over everything in the workspace: prompts, crops, neighbours, refused_…, runs, metrics, predictions.
 
     Example: dptr sql "select label, n_tokens from prompts order by n_tokens desc limit 10"
     """
-    import time
-
-    from dptr.cache.sql import views
+    from dptr.cache.sql import out_file, views
     from dptr.cache.sql.prompt import prompt
     from dptr.cache.sql.query import ask
 
     started = time.monotonic()
-    connection = views.connect(workspace.with_stores(prompts, orp))
-    figures = {"out": str(workspace.root)}
+    workspace = workspace.with_stores(prompts, orp)
+    for written in (out, view_file):
+        if written is not None:
+            out_file.require_no_store(written, workspace)
+    if view_file is not None:
+        if query is not None or out is not None:
+            raise UserError("--open writes views and answers nothing", "Give a query, or --open, each by itself")
+        names = out_file.write_views(workspace, view_file)
+        figures = {"out": str(view_file), "views": names, "rows": len(names)}
+        return Report({**figures, "seconds": time.monotonic() - started}, f"{view_file}: {', '.join(names)}")
+    form = form or (out_file.form_of(out) if out else "table")
+    if out is not None and query is None:
+        raise UserError("no query whose answer could be written", 'Give one: dptr sql "from prompts" -o FILE')
+    connection = views.connect(workspace)
+    figures = {"out": str(out or workspace.root)}
     if query is None:
         prompt(connection)
         return Report({**figures, "rows": 0, "seconds": time.monotonic() - started})
-    answer = ask(connection, query)
-    return Report({**figures, "seconds": time.monotonic() - started}, answer=answer)
+    if out is None:
+        answer = ask(connection, query)
+        return Report({**figures, "seconds": time.monotonic() - started}, answer=answer, form=form)
+    rows = out_file.write_answer(connection, query, form, out)
+    return Report({**figures, "rows": rows, "seconds": time.monotonic() - started}, f"{rows:,} rows in {out}")
 
 
 @command(commands, "verify")

@@ -20,6 +20,7 @@ RUN_FILE = "run.json"
 RECIPE_FILE = "recipe.toml"
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
+PREDICTIONS_FOLDER = "predictions"
 
 # In an ablation.
 ABLATION_ROWS = "rows.parquet"

@@ -49,6 +49,11 @@ class Workspace:
         return self.root / "runs"
 
     @property
+    def models(self) -> Path:
+        """The folder that holds, per model file, what it read: a file has no folder of its own as runs have."""
+        return self.root / "models"
+
+    @property
     def ablations(self) -> Path:
         """The folder that holds one folder per ablation, and the runs that they share."""
         return self.root / "ablations"

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -13,7 +14,10 @@ from dptr.cache.errors import UserError
 from dptr.cache.interrupts import interruptible
 from dptr.cache.sql.views import tables
 
+_Piece = TypeVar("_Piece")
+
 _ROWS_A_BLOCK = 1000
+_ROWS_A_BATCH = 16_384
 #: What only reads; ``pivot`` is several statements in one.
 _QUESTIONS = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI)
 
@@ -41,24 +45,54 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> Answer:
     Raises:
         UserError: DuckDB refuses it, or it is none, several, or a statement that changes something.
     """
+    cursor = _executed(connection, query)
+    return Answer([str(column[0]) for column in cursor.description or []], _blocks(connection, cursor))
+
+
+def ask_typed(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Run one query as :func:`ask` does; the answer comes as Arrow's types and batches.
+
+    Raises:
+        UserError: as :func:`ask`, or two columns have one name.
+    """
+    cursor = _executed(connection, query)
+    require_distinct([str(column[0]) for column in cursor.description or []])
+    with _explained(connection):
+        reader = cursor.to_arrow_reader(_ROWS_A_BATCH)
+    return reader.schema, _pieces(connection, lambda: next(reader, None))
+
+
+def require_distinct(columns: Sequence[str]) -> None:
+    """Raise :class:`UserError` where two columns have one name: an object, or a Parquet file, has one of a kind."""
+    twice = [name for name in dict.fromkeys(columns) if columns.count(name) > 1]
+    if twice:
+        raise UserError(f"two columns are called {twice[0]}", "Give each a name of its own: select a.id as first, …")
+
+
+def _executed(connection: duckdb.DuckDBPyConnection, query: str) -> duckdb.DuckDBPyConnection:
     # Outside UTF-8 locales Python hands over bytes that it could not decode as half surrogate pairs.
     query = query.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    try:
+    with _explained(connection):
         _require_question(connection, query)
-        cursor = interruptible(lambda: connection.execute(query), connection.interrupt)
-    except duckdb.InterruptException as error:
-        raise KeyboardInterrupt from error
-    except (duckdb.Error, pa.ArrowException, OSError) as error:
-        raise _refusal(connection, error) from error
-    return Answer([str(column[0]) for column in cursor.description or []], _blocks(connection, cursor))
+        return interruptible(lambda: connection.execute(query), connection.interrupt)
 
 
 def _blocks(
     connection: duckdb.DuckDBPyConnection, cursor: duckdb.DuckDBPyConnection
 ) -> Iterator[list[tuple[Any, ...]]]:
+    return _pieces(connection, lambda: cursor.fetchmany(_ROWS_A_BLOCK) or None)
+
+
+def _pieces(connection: duckdb.DuckDBPyConnection, fetch: Callable[[], _Piece | None]) -> Iterator[_Piece]:
+    with _explained(connection):
+        while (piece := interruptible(fetch, connection.interrupt)) is not None:
+            yield piece
+
+
+@contextmanager
+def _explained(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     try:
-        while block := interruptible(lambda: cursor.fetchmany(_ROWS_A_BLOCK), connection.interrupt):
-            yield block
+        yield
     except duckdb.InterruptException as error:
         raise KeyboardInterrupt from error
     except (duckdb.Error, pa.ArrowException, OSError) as error:

@@ -31,7 +31,7 @@ FROZEN = {
     "read": "--device",
     "render-words": "--count --fonts --out --photos --seed --style --workers",
     "report": "--data --orp --out --prompts",
-    "sql": "--orp --prompts",
+    "sql": "--format --open --orp --out --prompts",
     "train-clip": "--charset --clip --data --device --from --held-out --out --photos --recipe --seed --set --steps "
     "--track",
     "verify": "",

@@ -17,7 +17,7 @@ import pytest
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, QUARANTINE_FILE, RUN_FILE
 from dptr.cache.progress import set_quiet
-from dptr.cache.sql.answer_json import json_pieces
+from dptr.cache.sql.answer_text import json_pieces
 from dptr.cache.sql.query import ask
 from dptr.cache.sql.views import connect
 from dptr.cache.stores.manifest import Manifest

@@ -1,0 +1,40 @@
+"""What is like what: ``similarity(a, b)``, ``nearest('street', 10)`` and ``nearest_crops('street', 10)``.
+
+``a`` and ``b`` are vectors, such as two rows' ``pooled``; the others are tables, to be asked with ``from``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import duckdb
+
+_SIMILARITY = "create macro similarity(a, b) as list_cosine_similarity(a::float[], b::float[])"
+_GIVEN = """given as (
+    select coalesce(
+        (select any_value(pooled) from prompts where label = word),
+        error('no prompt has the label ' || word || '; dptr embed-text adds labels')
+    ) as vector
+)"""
+_NEAREST = f"""create macro nearest(word, k := 10) as table
+with {_GIVEN}
+select id, label, similarity(pooled, vector) as similarity from prompts, given
+where label <> word order by similarity desc, id limit k"""
+_NEAREST_CROPS = f"""create macro nearest_crops(word, k := 10) as table
+with {_GIVEN}
+select id, image, x, y, width, height, similarity(pooled, vector) as similarity from crops, given
+order by similarity desc, id limit k"""
+#: Name -> views that it asks, and how it is made.
+_MACROS = {
+    "similarity": (set[str](), _SIMILARITY),
+    "nearest": ({"prompts"}, _NEAREST),
+    "nearest_crops": ({"prompts", "crops"}, _NEAREST_CROPS),
+}
+
+
+def add_macros(connection: duckdb.DuckDBPyConnection, views: Collection[str]) -> list[str]:
+    """Make the macros whose views are there; return their names."""
+    added = [name for name, (needed, _) in _MACROS.items() if needed <= set(views)]
+    for name in added:
+        connection.execute(_MACROS[name][1])
+    return added

@@ -1,0 +1,215 @@
+"""Answers and views in files: what was asked for and nothing else, in four forms, in memory that does not grow."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, PREDICTIONS_FOLDER, RECIPE_FILE, RUN_FILE
+from dptr.cache.sql.prompt import history_file, words
+from dptr.cache.sql.query import ask
+from dptr.cache.sql.views import connect
+from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.orp import CATALOGUE_SCHEMA as CROPS_SCHEMA
+from dptr.cache.stores.prompts import CATALOGUE_SCHEMA
+from dptr.cache.stores.shards import States, write_shard
+from dptr.cache.workspace import Workspace
+from dptr.cli import run_command
+
+LABELS = ["street", "straße", "東京"]
+QUERY = "select label, id, pooled from prompts order by label"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    workspace = Workspace(tmp_path / "it's a [workspace]")
+    rows = len(LABELS)
+    states = States(np.ones((rows, 4), np.float32), np.ones(rows, np.int64), np.eye(rows, 4, dtype=np.float32))
+    columns: dict[str, Any] = {field.name: range(rows) for field in CATALOGUE_SCHEMA}
+    columns |= {"label": LABELS, "prompt": LABELS, "source": LABELS, "token_ids": [[1]] * rows}
+    columns["token_letters"] = [[1]] * rows
+    prompts = Manifest("prompts", {"encoder": "made up", "weights": "w", "charset": "abc"})
+    table = pa.table(columns, CATALOGUE_SCHEMA)
+    prompts.shards.append(write_shard(workspace.prompts, 0, table, states, "float16", {}))
+    prompts.save(workspace.prompts)
+    columns = {field.name: range(rows) for field in CROPS_SCHEMA}
+    columns |= {"image": LABELS, "image_sha256": LABELS, "thumbnail": [b""] * rows}
+    bank = Manifest("orp", {"encoder": "made up", "weights": "w"})
+    bank.shards.append(write_shard(workspace.orp, 0, pa.table(columns, CROPS_SCHEMA), states, "float16", {}))
+    bank.save(workspace.orp)
+    for name in ("one", "two"):
+        run = workspace.runs / name
+        (run / PREDICTIONS_FOLDER).mkdir(parents=True)
+        (run / RUN_FILE).write_text(json.dumps({"kind": "finetune"}))
+        (run / RECIPE_FILE).write_text("")
+        (run / METRICS_FILE).write_text('{"step": 1, "loss": 2.5}\n')
+        read = pa.table({"truth": ["street"], "reading": [name]})
+        pq.write_table(read, run / PREDICTIONS_FOLDER / "a.parquet")
+    return workspace
+
+
+def sql(workspace: Workspace, *arguments: str | Path) -> int:
+    return run_command(["sql", *map(str, arguments), "--workspace", str(workspace.root)])
+
+
+def test_an_answer_in_each_form(workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for ending in ("csv", "json", "parquet", "txt"):
+        assert sql(workspace, QUERY, "-o", tmp_path / f"answer.{ending}") == 0
+        assert capsys.readouterr().out == f"3 rows in {tmp_path / f'answer.{ending}'}\n"
+    lines = (tmp_path / "answer.csv").read_text(encoding="utf-8").splitlines()
+    assert lines[:2] == ["label,id,pooled", 'straße,1,"[0.0, 1.0, 0.0, 0.0]"']
+    rows = json.loads((tmp_path / "answer.json").read_text(encoding="utf-8"))
+    assert rows == pq.read_table(tmp_path / "answer.parquet").to_pylist()
+    assert rows[2] == {"label": "東京", "id": 2, "pooled": [0, 0, 1, 0]}
+    assert len((tmp_path / "answer.txt").read_text(encoding="utf-8").splitlines()) == 5
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(f"answer.{ending}" for ending in ("csv", "json", "parquet", "txt")),
+        workspace.root.name,
+    }
+
+
+def test_a_form_on_stdout(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sql(workspace, "select 1 as a, 'x,y' as b, null as c", "--format", "csv") == 0
+    assert capsys.readouterr().out == 'a,b,c\n1,"x,y",\n'
+    assert sql(workspace, "select 1 as a, 'nan'::double as b", "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out) == [{"a": 1, "b": None}]
+    assert sql(workspace, "select 1 where false", "--format", "json") == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["select 1", "--format", "parquet"], "-o FILE.parquet"),
+        (["select 1", "-o", "answer"], "--format"),
+        (["-o", "answer.csv"], "no query"),
+        (["select 1", "--open", "views.duckdb"], "by itself"),
+        (["select 1 as a, 2 as a", "-o", "answer.json"], "two columns are called a"),
+        (["select 1 as a, 2 as a", "-o", "answer.parquet"], "two columns are called a"),
+        (["select nothing", "-o", "answer.csv"], "DuckDB"),
+    ],
+)
+def test_what_cannot_be_written_leaves_no_file(
+    workspace: Workspace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert sql(workspace, *arguments) == 2
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [workspace.root.name]
+
+
+@pytest.mark.parametrize("option", ["-o", "--open"])
+def test_nothing_in_a_store_or_a_run_is_replaced(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    (tmp_path / "way round").symlink_to(workspace.prompts)
+    (tmp_path / "linked.csv").symlink_to(workspace.prompts / MANIFEST_FILE)
+    elsewhere = tmp_path / "elsewhere"
+    workspace.orp.rename(elsewhere)  # a store is one wherever it lies
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for place in (
+        workspace.prompts / MANIFEST_FILE,
+        workspace.prompts / "new.csv",
+        workspace.runs / "one" / RUN_FILE,
+        workspace.runs / "one" / "checkpoints" / "new.csv",
+        workspace.runs / "new.csv",
+        elsewhere / "new.csv",
+        tmp_path / "way round" / "new.csv",
+        tmp_path / "linked.csv",
+    ):
+        query = ["select 1", "--format", "csv"] if option == "-o" else []
+        assert sql(workspace, *query, option, place) == 2, place
+        assert "only dptr's own files" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("query", ["copy (select 1) to 'x'", "with x as (copy (select 1) to 'x') select 1"])
+def test_a_query_that_writes_is_refused_with_a_file_named_too(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for ending in ("csv", "parquet"):
+        assert sql(workspace, query, "-o", f"answer.{ending}") == 2
+    assert [path.name for path in tmp_path.iterdir()] == [workspace.root.name]
+
+
+def test_a_file_of_views_answers_other_programs(workspace: Workspace, tmp_path: Path) -> None:
+    out = tmp_path / "views.duckdb"
+    assert sql(workspace, "--open", out) == 0
+    here = connect(workspace)
+    with duckdb.connect(str(out), read_only=True) as there:
+        for query in (
+            "select label from prompts order by id",
+            "select run, kind from runs order by run",
+            "select run, step, loss from metrics order by run",
+            "select run, truth, reading from predictions order by run",
+            "from nearest('street', 2)",
+            "from nearest_crops('street', 1)",
+        ):
+            assert there.execute(query).fetchall() == ask(here, query).rows(), query
+        assert there.execute("select run, reading from predictions order by run").fetchall() == [
+            ("one", "one"),
+            ("two", "two"),
+        ]
+
+
+def test_a_file_that_is_there_is_not_taken_for_views(
+    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with duckdb.connect(str(tmp_path / "mine.duckdb")) as mine:
+        mine.execute("create table precious as select 42 as answer")
+    assert sql(workspace, "--open", tmp_path / "mine.duckdb") == 2
+    assert "exists" in capsys.readouterr().err
+    with duckdb.connect(str(tmp_path / "mine.duckdb"), read_only=True) as mine:
+        assert mine.execute("from precious").fetchall() == [(42,)]
+
+
+def test_likeness(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    connection = connect(workspace)
+    pairs = "select similarity(a.pooled, b.pooled) from prompts a, prompts b where a.id = 0 order by b.id"
+    assert ask(connection, pairs).rows() == [(1.0,), (0.0,), (0.0,)]
+    assert [row[1] for row in ask(connection, "from nearest('street', 10)").rows()] == ["straße", "東京"]
+    assert ask(connection, "select image, similarity from nearest_crops('東京', 1)").rows() == [("東京", 1.0)]
+    assert sql(workspace, "from nearest('streat')") == 2
+    assert "no prompt has the label streat" in capsys.readouterr().err
+
+
+def test_what_tab_completes(workspace: Workspace) -> None:
+    assert {"prompts", "predictions", "label", "truth", "nearest_crops", "select"} <= set(words(connect(workspace)))
+
+
+def test_the_history_lies_where_the_system_wants_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert history_file() == tmp_path / "dptr" / "sql_history"
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_large_answer_is_never_held_in_memory(workspace: Workspace, tmp_path: Path, ending: str) -> None:
+    code = (
+        "import resource, sys; from dptr.cli import run_command; code = run_command(sys.argv[1:]); "
+        "print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    peaks = []
+    for rows in (1000, 400_000):
+        query = f"select i, repeat(i::varchar, 100) as t from range({rows}) t(i)"
+        arguments = ["sql", query, "-o", str(tmp_path / f"x.{ending}"), "--workspace", str(workspace.root)]
+        ended = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+        exit_code, peak = ended.stderr.split()[-2:]
+        assert exit_code == "0"
+        peaks.append(int(peak) / 1024)
+    # These rows take 240 MB, in Arrow and as Python objects alike.
+    assert peaks[1] - peaks[0] < 120
