@@ -60,6 +60,7 @@ class Evaluation:
         accuracy_by_length: characters of the truth -> (words, accuracy), as written.
         mistakes: the most confident wrong readings, as written.
         words: images read. quarantined: images that are missing or cannot be read.
+        read: data set -> every reading, beside the truth.
     """
 
     sets: dict[str, dict[str, ProtocolScore]]
@@ -70,6 +71,7 @@ class Evaluation:
     words: int
     quarantined: int
     seconds: float
+    read: dict[str, ReadImages] = field(repr=False)
 
 
 def evaluate(recognizer: Recognizer, sets: dict[str, WordImages], device: str = "cpu") -> Evaluation:
@@ -99,6 +101,7 @@ def evaluate(recognizer: Recognizer, sets: dict[str, WordImages], device: str = 
         words=sum(len(result.truths) for result in read.values()),
         quarantined=refused + sum(len(result.unreadable) for result in read.values()),
         seconds=time.monotonic() - started,
+        read=read,
     )
 
 

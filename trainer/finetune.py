@@ -26,6 +26,7 @@ from dptr.trainer.model.encoders.base import Encoder, PretrainedEncoder
 from dptr.trainer.model.encoders.clip import PREFIX, weights_hash
 from dptr.trainer.model.encoders.given import GivenTokens
 from dptr.trainer.model.recognizer import Recognizer
+from dptr.trainer.predictions import keep_refusals
 from dptr.trainer.training import loop, runs
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.settings import EncoderSettings, FmuSettings, Settings
@@ -93,6 +94,7 @@ def finetune(
     recognizer.to(device)
     run = runs.start_or_continue(out, "finetune", recipe, charset, memory_dim, data_identity(images, start, given))
     run.keep_untrained(untrained)
+    keep_refusals(out, images)
     batches: ImageBatches | StoredBatches
     if isinstance(training, StoredCrops):
         batches = StoredBatches(training, charset, recipe)

@@ -25,6 +25,7 @@ from dptr.cache.word_images.form import Refused, Source
 from dptr.cache.word_images.sources import find_sources
 
 _EXAMPLES = 3
+_MOST_REFUSALS = 100_000
 _LEAST_SIDE = 2
 
 
@@ -42,6 +43,16 @@ class Sample:
     data_set: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One word image that cannot be used: where it is, what its label says, and why."""
+
+    source: str
+    key: str
+    label: str
+    reason: str
+
+
 @dataclass
 class WordImages:
     """A map from position to labelled word image; picklable, also to spawned workers.
@@ -50,6 +61,7 @@ class WordImages:
         samples: what can be used, in the order of the data.
         refused: how many labels were left out, by reason. changed: how many were kept but altered, by what was done.
         examples: some raw labels for each reason, behind the place they come from.
+        refusals: each that was left out, but for what would be more than 100,000.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -57,6 +69,7 @@ class WordImages:
     changed: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
     sources: dict[str, Source] = field(default_factory=dict, repr=False)
+    refusals: list[Refusal] = field(default_factory=list, repr=False)
 
     @classmethod
     def open(cls, paths: Sequence[Path], charset: Charset, normalization: Normalization) -> WordImages:
@@ -66,7 +79,7 @@ class WordImages:
             UserError: a path holds no labelled images in an accepted form, or no label can be used.
         """
         images = cls()
-        images._list(paths, lambda place, raw: images._usable(place, raw, charset, normalization))
+        images._list(paths, lambda *label: images._usable(*label, charset, normalization))
         if not images.samples:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in images.refused.most_common(3))
             raise UserError(
@@ -83,35 +96,40 @@ class WordImages:
             UserError: a path holds no labelled images in an accepted form, or not one label.
         """
         images = cls()
-        images._list(paths, lambda place, raw: raw)
+        images._list(paths, lambda source, key, raw: raw)
         if not images.samples:
             raise UserError(f"no label in {', '.join(map(str, paths))}", "Name data with labels and images")
         return images
 
-    def _list(self, paths: Sequence[Path], usable: Callable[[str, str], str | None]) -> None:
+    def _list(self, paths: Sequence[Path], usable: Callable[[str, str, str], str | None]) -> None:
         for number, path in enumerate(paths):
             for source in find_sources(path):
                 self.sources[source.name] = source
                 for key, raw in source.labels():
-                    place = f"{source.name} {key}"
                     if isinstance(raw, Refused):
-                        self._count(self.refused, raw.reason, place, "")
-                    elif (label := usable(place, raw)) is not None:
+                        self._refuse(source.name, key, "", raw.reason)
+                    elif (label := usable(source.name, key, raw)) is not None:
                         self.samples.append(Sample(source.name, key, label, number))
 
-    def _usable(self, place: str, raw: str, charset: Charset, normalization: Normalization) -> str | None:
+    def _usable(self, source: str, key: str, raw: str, charset: Charset, normalization: Normalization) -> str | None:
         """Return the label of ``raw``, counting what was changed, or None after counting why it cannot be used."""
         normalized = normalization.apply(raw)
         label = usable_label(raw, charset, normalization)
         if isinstance(label, Refused):
-            self._count(self.refused, label.reason.split(":", 1)[0], place, raw)
+            self._refuse(source, key, raw, label.reason)
             return None
+        place = f"{source} {key}"
         if label != normalized:
             self._count(self.changed, "case folded, as the charset has one case only", place, raw)
         if normalized != raw:
             only_spaces = normalized == "".join(raw.split())
             self._count(self.changed, "spaces removed" if only_spaces else "normalised", place, raw)
         return label
+
+    def _refuse(self, source: str, key: str, raw: str, reason: str) -> None:
+        self._count(self.refused, reason.split(":", 1)[0], f"{source} {key}", raw)
+        if len(self.refusals) < _MOST_REFUSALS:
+            self.refusals.append(Refusal(source, key, raw, reason))
 
     def _count(self, counts: Counter[str], reason: str, place: str, raw: str) -> None:
         counts[reason] += 1
@@ -138,7 +156,12 @@ class WordImages:
     def only(self, indices: Sequence[int]) -> Self:
         """Return the samples at ``indices``; what was refused stays with the whole."""
         return replace(
-            self, samples=[self.samples[index] for index in indices], refused=Counter(), changed=Counter(), examples={}
+            self,
+            samples=[self.samples[index] for index in indices],
+            refused=Counter(),
+            changed=Counter(),
+            examples={},
+            refusals=[],
         )
 
 

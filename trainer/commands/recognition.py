@@ -8,6 +8,7 @@ import typer
 
 from dptr.cache.command_line import Device, OrpFolder, PromptsFolder, Report, Services, command, command_group
 from dptr.cache.errors import UserError
+from dptr.cache.progress import note
 from dptr.cache.workspace import Workspace
 from dptr.trainer.choices import ExportTarget
 from dptr.trainer.commands.options import (
@@ -22,6 +23,7 @@ from dptr.trainer.commands.options import (
 
 if TYPE_CHECKING:
     from dptr.cache.word_images.dataset import WordImages
+    from dptr.trainer.evaluate import Evaluation
     from dptr.trainer.training.runs import Run
 
 OutFile = Annotated[Path | None, typer.Option("-o", "--out", help="File to write; by default in the run.")]
@@ -53,7 +55,21 @@ def evaluate(
     sets = {str(path): WordImages.open_as_written([path]) for path in named_data([*(data or []), *map(Path, more)])}
     result = stage.evaluate(reader.recognizer, sets, place)
     left_out = [line for images in sets.values() for line in labels_left_out(images)]
+    _keep(workspace, run, result)
     return Report({"out": str(run), **figures(result)}, "\n".join([table(result), *left_out]))
+
+
+def _keep(workspace: Workspace, run: Path, result: "Evaluation") -> None:
+    """Keep what was read with the run, for ``dptr sql``; where nothing can be written, it is said."""
+    from dptr.trainer.predictions import keep_predictions
+    from dptr.trainer.training.runs import Run
+
+    folder, step = (workspace.models / run.stem, None) if run.is_file() else (run, Run.load(run).step())
+    try:
+        for name, read in result.read.items():
+            keep_predictions(folder, name, read, step)
+    except OSError as error:
+        note(f"what was read is not kept for `dptr sql`: {error}")
 
 
 @command(commands, "read")

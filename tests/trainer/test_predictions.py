@@ -1,0 +1,73 @@
+"""What was read, and what was left out, stays with the run and answers questions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dptr.cache.charset import Charset
+from dptr.cache.file_names import RUN_FILE
+from dptr.cache.normalization import Normalization
+from dptr.cache.sql.query import ask
+from dptr.cache.sql.views import connect
+from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.workspace import Workspace
+from dptr.cli import run_command
+from dptr.trainer.evaluate import ReadImages
+from dptr.trainer.model.recognizer import Reading
+from dptr.trainer.predictions import keep_predictions, keep_refusals
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = Workspace(tmp_path).runs / "one"
+    folder.mkdir(parents=True)
+    (folder / RUN_FILE).write_text(json.dumps({"kind": "finetune"}))
+    return folder
+
+
+def crops(folder: Path, labels: list[str]) -> Path:
+    folder.mkdir()
+    for number in range(len(labels)):
+        Image.new("RGB", (64, 16), "white").save(folder / f"{number}.png")
+    lines = [f"{number}.png\t{label}\n" for number, label in enumerate(labels)]
+    (folder / "labels.tsv").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+def test_what_was_read_last_of_a_data_set_is_kept_with_the_run(run: Path, tmp_path: Path) -> None:
+    for text, step in (("bar", 1), ("foo", 2)):
+        readings = [Reading(text, 0.5, [0.25, 0.5, 1.0]), Reading("", 0.1, [])]
+        keep_predictions(run, "crops", ReadImages(["a.png", "b.png"], ["foo", "café"], readings, ["c.png"]), step)
+    keep_predictions(run, "others", ReadImages(["a.png"], ["x"], [Reading("x", 1.0, [1.0])], []), 2)
+    connection = connect(Workspace(tmp_path))
+    query = "select run, key, truth, reading, correct, length, step from predictions where data = 'crops' order by key"
+    assert ask(connection, query).rows() == [
+        ("one", "a.png", "foo", "foo", True, 3, 2),
+        ("one", "b.png", "café", "", False, 4, 2),
+        ("one", "c.png", None, None, None, None, 2),
+    ]
+    assert ask(connection, "select avg(correct::int) from predictions join runs using (run)").rows() == [(2 / 3,)]
+
+
+def test_labels_that_training_left_out_are_kept_with_the_run(run: Path, tmp_path: Path) -> None:
+    folder = crops(tmp_path / "crops", ["street", "straße", "x" * 30])
+    images = WordImages.open([folder], Charset.named("62"), Normalization())
+    for _ in range(2):  # going on with a run does not tell it twice
+        keep_refusals(run, images)
+    connection = connect(Workspace(tmp_path))
+    rows = ask(connection, "select item, reason from refused_words order by item").rows()
+    assert [row[0].split()[0] for row in rows] == ["1.png", "2.png"]
+    assert rows[0][1].startswith("not in the charset: ß")
+
+
+def test_evaluate_keeps_what_it_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, workspace = crops(tmp_path / "crops", ["one", "two"]), tmp_path / "work"
+    assert run_command(["evaluate", "--data", str(folder), "--workspace", str(workspace), "--quiet"]) == 0
+    capsys.readouterr()
+    query = "select run, truth, reading is not null as read from predictions order by key"
+    assert run_command(["sql", query, "--json", "--workspace", str(workspace)]) == 0
+    assert json.loads(capsys.readouterr().out)["result"] == [["english", "one", True], ["english", "two", True]]

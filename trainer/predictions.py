@@ -1,0 +1,73 @@
+"""What was read of labelled images, kept in Parquet beside the run that read it: ``predictions`` of ``dptr sql``."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dptr.cache.file_names import PREDICTIONS_FOLDER, QUARANTINE_FILE
+from dptr.cache.normalization import Normalization
+from dptr.cache.stores.files import atomic_path
+from dptr.cache.stores.quarantine import Quarantine
+from dptr.cache.word_images.dataset import WordImages
+from dptr.trainer.evaluate import ReadImages
+
+#: ``correct`` compares as written; an image that could not be read has neither ``reading`` nor ``correct``.
+SCHEMA = pa.schema(
+    [
+        ("data", pa.string()),  # the data set, as it was named
+        ("key", pa.string()),  # which image of it
+        ("truth", pa.string()),
+        ("reading", pa.string()),
+        ("correct", pa.bool_()),
+        ("length", pa.int32()),  # characters of the truth
+        ("confidence", pa.float64()),
+        ("character_confidences", pa.list_(pa.float64())),
+        ("step", pa.int64()),  # of the training; null for a model file
+    ]
+)
+
+
+def keep_predictions(folder: Path, data: str, read: ReadImages, step: int | None = None) -> Path:
+    """Write what was read of one data set into a run's folder, in place of what was read of it before."""
+    name = hashlib.sha256(str(Path(data).absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    out = folder / PREDICTIONS_FOLDER / f"{name}.parquet"
+    form = Normalization().apply
+    truths = [form(truth) for truth in read.truths]
+    texts = [reading.text for reading in read.readings]
+    nothing = [None] * len(read.unreadable)
+    rows = len(truths) + len(nothing)
+    columns = [
+        [_written(data)] * rows,
+        [_written(key) for key in (*read.keys, *read.unreadable)],
+        [*truths, *nothing],
+        [*texts, *nothing],
+        [*(truth == text for truth, text in zip(truths, texts, strict=True)), *nothing],
+        [*map(len, truths), *nothing],
+        [*(reading.confidence for reading in read.readings), *nothing],
+        [*(reading.character_confidences for reading in read.readings), *nothing],
+        [step] * rows,
+    ]
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
+    with atomic_path(out) as temporary:
+        pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), temporary, compression="zstd")
+    return out
+
+
+def keep_refusals(folder: Path, images: WordImages) -> None:
+    """Write which labelled images training left out, and why, into a run's folder: in ``refused_words``."""
+    if not images.refusals and not (folder / QUARANTINE_FILE).is_file():
+        return
+    with Quarantine(folder / QUARANTINE_FILE) as quarantine:
+        for source in images.sources:
+            quarantine.reads(_written(source))
+        for refusal in images.refusals:
+            quarantine.refuse(_written(refusal.source), None, f"{refusal.key} {refusal.label!r}", refusal.reason)
+
+
+def _written(name: str) -> str:
+    """Return a name as Unicode: names of files need not be."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
