@@ -15,6 +15,7 @@ from dptr.cache.interrupts import interruptible
 from dptr.cache.sql.views import tables
 
 _Piece = TypeVar("_Piece")
+_Result = TypeVar("_Result")
 
 _ROWS_A_BLOCK = 1000
 _ROWS_A_BATCH = 16_384
@@ -45,7 +46,7 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> Answer:
     Raises:
         UserError: DuckDB refuses it, or it is none, several, or a statement that changes something.
     """
-    cursor = _executed(connection, query)
+    cursor = _run(connection, query, connection.execute)
     return Answer([str(column[0]) for column in cursor.description or []], _blocks(connection, cursor))
 
 
@@ -55,10 +56,11 @@ def ask_typed(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[pa.Sch
     Raises:
         UserError: as :func:`ask`, or two columns have one name.
     """
-    cursor = _executed(connection, query)
-    require_distinct([str(column[0]) for column in cursor.description or []])
+    # A relation hands over batches as they are made; what was executed is first copied as a whole.
+    relation = _run(connection, query, connection.sql)
+    require_distinct(relation.columns)
     with _explained(connection):
-        reader = cursor.to_arrow_reader(_ROWS_A_BATCH)
+        reader = interruptible(lambda: relation.to_arrow_reader(_ROWS_A_BATCH), connection.interrupt)
     return reader.schema, _pieces(connection, lambda: next(reader, None))
 
 
@@ -69,12 +71,12 @@ def require_distinct(columns: Sequence[str]) -> None:
         raise UserError(f"two columns are called {twice[0]}", "Give each a name of its own: select a.id as first, …")
 
 
-def _executed(connection: duckdb.DuckDBPyConnection, query: str) -> duckdb.DuckDBPyConnection:
+def _run(connection: duckdb.DuckDBPyConnection, query: str, how: Callable[[str], _Result]) -> _Result:
     # Outside UTF-8 locales Python hands over bytes that it could not decode as half surrogate pairs.
     query = query.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     with _explained(connection):
         _require_question(connection, query)
-        return interruptible(lambda: connection.execute(query), connection.interrupt)
+        return interruptible(lambda: how(query), connection.interrupt)
 
 
 def _blocks(
