@@ -65,24 +65,25 @@ def sql(
 @command(commands, "verify")
 def verify(
     workspace: Workspace,
-    folders: Annotated[list[Path] | None, typer.Argument(help="Stores; by default those of the workspace.")] = None,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Stores, runs, exported models; by default all stores and runs of the workspace."),
+    ] = None,
 ) -> Report:
-    """Check every hash of every store; exit 3 when something is damaged.
+    """Check every hash of stores, runs and models, and that their files agree; exit 3 when something is damaged.
 
     Example: dptr verify
     """
-    from dptr.cache.file_names import MANIFEST_FILE
     from dptr.cache.stores import verify as check
 
-    own = (workspace.prompts, workspace.orp, workspace.word_crops)
-    stores = folders or [store for store in own if (store / MANIFEST_FILE).is_file()]
-    if not stores:
-        raise UserError(f"no store in {workspace.root}", "Name a store's folder")
-    damages = [damage for store in stores for damage in check.verify(store)]
+    chosen = paths or check.all_in(workspace)
+    if not chosen:
+        raise UserError(f"no store and no run in {workspace.root}", "Name the folder of one")
+    damages = [damage for path in chosen for damage in check.verify(path)]
     if damages:
-        listed = "; ".join(f"{damage.folder / damage.file}: {damage.problem}" for damage in damages)
+        listed = "; ".join(f"{damage.path} {damage.problem}" for damage in damages)
         raise DamagedStore(listed, "; ".join(dict.fromkeys(damage.advice for damage in damages)))
-    return Report({"out": [str(store) for store in stores], "rows": len(stores)}, f"{len(stores)} stores are whole")
+    return Report({"out": [str(path) for path in chosen], "rows": len(chosen)}, f"{len(chosen)} whole")
 
 
 @command(commands, "pack-crops")

@@ -21,6 +21,8 @@ RECIPE_FILE = "recipe.toml"
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
 PREDICTIONS_FOLDER = "predictions"
+CHECKPOINTS_FOLDER = "checkpoints"
+STATE_FILE = "state.json"
 
 # In an ablation.
 ABLATION_ROWS = "rows.parquet"

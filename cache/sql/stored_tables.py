@@ -16,6 +16,7 @@ from dptr.cache.file_names import (
     RUN_FILE,
 )
 from dptr.cache.progress import note
+from dptr.cache.stores import sealed
 from dptr.cache.stores.manifest import Manifest, StoreKind
 from dptr.cache.workspace import Workspace
 
@@ -52,7 +53,8 @@ def json_query(name: str, files: list[Path]) -> str:
         "metrics": ("format = 'newline_delimited', ignore_errors = true", " where step is not null"),
     }[name]
     return (
-        "select parse_filename(parse_path(filename)[-2]) as run, * exclude filename from read_json("
+        "select parse_filename(parse_path(filename)[-2]) as run, "
+        "columns(lambda name: name not in ('filename', 'seal')) from read_json("
         f"{listed(files)}, {options}, filename = true, union_by_name = true, sample_size = -1){chosen}"
     )
 
@@ -95,12 +97,12 @@ def _store_tables(folder: Path, kind: StoreKind, rows: str, refused: str) -> dic
 
 def _is_described(path: Path) -> bool:
     try:
-        if isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-            return True
-        problem = "it is no JSON object"
-    except (OSError, ValueError, RecursionError) as error:
-        problem = str(error)
-    note(f"left out of runs: {path} cannot be read ({problem})")
+        sealed.read_json(path)
+        return True
+    except OSError as error:
+        note(f"left out of runs: {path} cannot be read ({error.strerror})")
+    except DptrError as error:
+        note(f"left out of runs: {error.problem}")
     return False
 
 

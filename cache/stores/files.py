@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 #: Ends the names of what is not finished yet.
 TEMPORARY_SUFFIX = ".writing"
 
@@ -67,3 +69,9 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, as hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def xxh3_of(path: Path) -> str:
+    """Return the 128-bit XXH3 of a file's bytes, as hexadecimal: it finds damage as fast as memory is read."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()

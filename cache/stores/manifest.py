@@ -24,9 +24,9 @@ from dptr.cache.file_names import (
     QUARANTINE_FILE,
 )
 from dptr.cache.progress import note
-from dptr.cache.stores.files import sha256_of, write_json
+from dptr.cache.stores import sealed
+from dptr.cache.stores.files import sha256_of, xxh3_of
 
-FORMAT_VERSION = 1
 _LONGEST_SHOWN = 40
 
 #: What can be derived again, or only tells of past runs: damage to it does not keep a store from being used.
@@ -42,15 +42,33 @@ _COMMAND_THAT_MAKES = {
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a committed file must look like."""
+    """What a committed file must look like; stores of format version 1 do not know the fast hash."""
 
     bytes: int
     sha256: str
+    xxh3: str = ""
 
     @classmethod
     def of(cls, path: Path) -> FileRecord:
         """Measure a finished file."""
-        return cls(path.stat().st_size, sha256_of(path))
+        return cls(path.stat().st_size, sha256_of(path), xxh3_of(path))
+
+    def problem(self, path: Path, fast: bool = False) -> str | None:
+        """Return what is wrong with the file at ``path``, None when it is as it was committed.
+
+        Args:
+            path: the file. fast: compare the fast hash where it is known, which finds damage, not forgery.
+        """
+        try:
+            size = path.stat().st_size
+            if size != self.bytes:
+                return f"has {size} bytes, not {self.bytes}"
+            same = xxh3_of(path) == self.xxh3 if fast and self.xxh3 else sha256_of(path) == self.sha256
+            return None if same else "is damaged: its contents have changed"
+        except FileNotFoundError:
+            return "is missing"
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
 
 
 @dataclass(frozen=True)
@@ -106,7 +124,7 @@ class Manifest:
     def is_intact(self, folder: Path, name: str) -> bool:
         """Return whether a store-wide file is listed and is, to the last bit, what was committed."""
         path, record = folder / name, self.files.get(name)
-        return record is not None and path.is_file() and FileRecord.of(path) == record
+        return record is not None and record.problem(path) is None
 
     def commit_files(self, folder: Path, *names: str) -> None:
         """List finished store-wide files, those of them that exist, and save."""
@@ -143,7 +161,6 @@ class Manifest:
     def save(self, folder: Path) -> None:
         """Write ``manifest.json`` atomically; what it lists is committed from then on."""
         value = {
-            "format_version": FORMAT_VERSION,
             "kind": self.kind,
             "rows": self.rows,
             "identity": self.identity,
@@ -159,33 +176,44 @@ class Manifest:
                 for shard in self.shards
             ],
         }
-        write_json(folder / MANIFEST_FILE, value)
+        sealed.write_json(folder / MANIFEST_FILE, value)
 
     @classmethod
     def load(cls, folder: Path, kind: StoreKind) -> Manifest:
-        """Read and check a store's manifest.
+        """Read a store's manifest and compare the sizes of its files with it.
 
         Raises:
             UserError: there is no such store, or it is of another kind or a newer format.
-            DamagedStore: the manifest cannot be read or contradicts itself.
+            DamagedStore: the manifest cannot be read or contradicts itself, or a file is missing or cut short.
+        """
+        if not (folder / MANIFEST_FILE).is_file():
+            raise UserError(f"no {kind} store in {folder}", f"Make one with `{_COMMAND_THAT_MAKES[kind]}`")
+        manifest = cls.read(folder)
+        if manifest.kind != kind:
+            raise UserError(f"{folder} is a store of kind {manifest.kind!r}, not {kind!r}", "Name the right folder")
+        manifest._check_files(folder)
+        return manifest
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Read the manifest of a store of any kind, and look at no other file.
+
+        Raises:
+            UserError: it is of a newer format. DamagedStore: it cannot be read or contradicts itself.
         """
         path = folder / MANIFEST_FILE
-        if not path.is_file():
-            raise UserError(f"no {kind} store in {folder}", f"Make one with `{_COMMAND_THAT_MAKES[kind]}`")
+        value = sealed.read_json(path)
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            version = value["format_version"]
-            if version > FORMAT_VERSION:
-                raise UserError(f"{path} has format version {version}, this dptr reads {FORMAT_VERSION}", "Update dptr")
-            if value["kind"] != kind:
-                raise UserError(f"{folder} is a store of kind {value['kind']!r}, not {kind!r}", "Name the right folder")
             shards = [Shard(s["name"], s["rows"], _records(s["files"]), s.get("details", {})) for s in value["shards"]]
-            manifest = cls(kind, value["identity"], shards, _records(value["files"]), value["details"])
-            if manifest.rows != value["rows"]:
-                raise DamagedStore(f"{path} says {value['rows']} rows but its shards have {manifest.rows}", _REPAIR)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+            files, details = _records(value["files"]), dict(value["details"])
+            manifest = cls(value["kind"], dict(value["identity"]), shards, files, details)
+            told = value["rows"]
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DamagedStore(f"{path} cannot be read ({error})", _REPAIR) from error
-        manifest._check_files(folder)
+        if manifest.kind not in _COMMAND_THAT_MAKES:
+            raise DamagedStore(f"{path} is of no known kind: {manifest.kind!r}", _REPAIR)
+        if manifest.rows != told:
+            raise DamagedStore(f"{path} says {told} rows but its shards have {manifest.rows}", _REPAIR)
         return manifest
 
     @classmethod
@@ -232,7 +260,7 @@ class Manifest:
                 raise DamagedStore(f"{path} {found}", _REPAIR)
 
 
-_REPAIR = "Move the store away and make it again; the inputs are still there"
+_REPAIR = "`dptr verify --repair` computes it again where the inputs are still there"
 
 
 def begun_anew(path: Path) -> str:
@@ -244,12 +272,13 @@ def begun_anew(path: Path) -> str:
 
 
 def kind_of(folder: Path) -> str | None:
-    """Return which kind of store is in ``folder``; None where there is none, or its manifest cannot be read."""
-    try:
-        value = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value.get("kind") if isinstance(value, dict) else None
+    """Return which kind of store is in ``folder``; None where there is none.
+
+    Raises:
+        DamagedStore: its manifest cannot be read. UserError: it is of a newer format.
+    """
+    path = folder / MANIFEST_FILE
+    return sealed.read_json(path).get("kind") if path.is_file() else None
 
 
 def require_same_encoder(one: Manifest, other: Manifest) -> None:

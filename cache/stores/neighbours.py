@@ -34,7 +34,7 @@ _ADVICE = "Run `dptr mine-neighbours`"
 
 
 class Neighbours:
-    """The nearest crops of every prompt, memory-mapped."""
+    """The nearest crops of every prompt, memory-mapped: ``crops``, shape (prompts, k), int32."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -45,7 +45,7 @@ class Neighbours:
             self._path = path
             self._map = MappedFile(path)
             numbers = np.frombuffer(self._map.buffer, dtype, offset=offset)
-            self._crops: NDArray[np.int32] = numbers.reshape(shape)
+            self.crops: NDArray[np.int32] = numbers.reshape(shape)
         except (OSError, ValueError, pa.ArrowException) as error:
             raise DamagedStore(f"{path} cannot be read ({error})", _ADVICE) from error
 
@@ -66,16 +66,16 @@ class Neighbours:
         return cls(prompts / NEIGHBOURS_ARRAY)
 
     def __len__(self) -> int:
-        return len(self._crops)
+        return len(self.crops)
 
     @property
     def k(self) -> int:
         """Neighbours per prompt."""
-        return int(self._crops.shape[1])
+        return int(self.crops.shape[1])
 
     def of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the crop row numbers of some prompts' neighbours, nearest first, shape (batch, k)."""
-        return self._crops[rows].astype(np.int64)
+        return self.crops[rows].astype(np.int64)
 
     def release(self) -> None:
         """Drop mapped pages from the process; they are read again when touched."""

@@ -1,23 +1,34 @@
-"""Finds damage in a store: every committed file is read and compared with the hash in the manifest."""
+"""Finds damage in stores, runs and exported models: every file is read and compared with its hash, or its own seal."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from dptr.cache.errors import UserError
+from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import (
+    CHECKPOINTS_FOLDER,
     INDEX_FILE,
     MANIFEST_FILE,
     NEIGHBOURS_ARRAY,
     NEIGHBOURS_TABLE,
     PHOTOS_FILE,
+    PREFIX_FILE,
     QUARANTINE_FILE,
+    RECIPE_FILE,
+    RUN_FILE,
+    STATE_FILE,
 )
-from dptr.cache.progress import progress
+from dptr.cache.progress import note, progress
+from dptr.cache.stores import sealed
 from dptr.cache.stores.files import sha256_of
+from dptr.cache.stores.invariants import contradictions
+from dptr.cache.stores.manifest import FileRecord, Manifest
+from dptr.cache.workspace import Workspace
+
+_FIRST_SHARD = "part-00000"
+_SEALED_SUFFIXES = (".safetensors", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -25,24 +36,26 @@ class Damage:
     """One file that is not what was committed.
 
     Attributes:
-        folder: the store.
+        folder: the store, the run, or where the model lies.
         file: the file's name in it.
-        shard: the shard it belongs to, or None for the manifest and store-wide files.
+        shard: the shard it belongs to, or None for the manifest, store-wide files, and files of runs.
         problem: what is wrong.
+        advice: what to do about it.
     """
 
     folder: Path
     file: str
     shard: str | None
     problem: str
+    advice: str = "Restore it from a copy, or make it again"
 
     @property
-    def advice(self) -> str:
-        """What to do about it."""
-        return _MENDED_BY.get(self.file, _ADVICE)
+    def path(self) -> Path:
+        """Where the file is, or ought to be."""
+        return self.folder / self.file
 
 
-_ADVICE = "Move the store away and make it again, or restore the named files from a copy"
+_REPAIRABLE = "`dptr verify --repair` computes it again where the inputs are still there"
 _MENDED_BY = {
     INDEX_FILE: "`dptr mine-neighbours` and `dptr build-orp-bank` build it again",
     NEIGHBOURS_TABLE: "`dptr mine-neighbours` searches them again",
@@ -50,42 +63,127 @@ _MENDED_BY = {
     PHOTOS_FILE: "`dptr build-orp-bank` with the same photos writes it again",
     QUARANTINE_FILE: "The command that made the store writes it again",
 }
+_TRAIN_ON = "Train again into another folder, or restore it from a copy"
 
 
-def verify(folder: Path) -> list[Damage]:
-    """Check every committed file of a store of any kind; an empty list means that all are as written.
+def all_in(workspace: Workspace) -> list[Path]:
+    """Return the stores and the runs of a workspace, those of its ablations among them."""
+    stores = [store for store in (workspace.prompts, workspace.orp, workspace.word_crops) if is_store(store)]
+    folders = [folder for runs in (workspace.runs, workspace.ablations / "runs") for folder in sorted(runs.glob("*"))]
+    return stores + [folder for folder in folders if is_run(folder)]
+
+
+def is_store(folder: Path) -> bool:
+    """Return whether something of a store lies in ``folder``, be it without its manifest."""
+    marks = (MANIFEST_FILE, PREFIX_FILE, f"{_FIRST_SHARD}.arrow", f"{_FIRST_SHARD}.parquet")
+    return any((folder / name).is_file() for name in marks)
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether something of a run lies in ``folder``, be it without its description."""
+    return (folder / RUN_FILE).is_file() or (folder / RECIPE_FILE).is_file() or (folder / CHECKPOINTS_FOLDER).is_dir()
+
+
+def verify(path: Path) -> list[Damage]:
+    """Check a store, a run or an exported model; an empty list means that every file is as it was written.
 
     Raises:
-        UserError: ``folder`` is no store.
+        UserError: ``path`` is none of them, or of a newer format.
     """
-    path = folder / MANIFEST_FILE
-    if not path.is_file():
-        raise UserError(f"{folder} is no store (it has no {MANIFEST_FILE})", "Name a store's folder")
+    if path.is_file():
+        return _of_model(path)
+    if is_store(path):
+        return _of_store(path)
+    if is_run(path):
+        return list(_of_run(path))
+    raise UserError(f"{path} is no store, no run and no exported model", "Name the folder or the file of one")
+
+
+def _of_store(folder: Path) -> list[Damage]:
+    if not (folder / MANIFEST_FILE).is_file():
+        advice = "Restore it from a copy, or run the command that made the store again, which begins anew"
+        return [Damage(folder, MANIFEST_FILE, None, "is missing", advice)]
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        listed = [(name, None, record) for name, record in manifest["files"].items()]
-        for shard in manifest["shards"]:
-            listed += [(name, shard["name"], record) for name, record in shard["files"].items()]
-        total = sum(record["bytes"] for _, _, record in listed)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return [Damage(folder, MANIFEST_FILE, None, f"cannot be read: {error}")]
+        manifest = Manifest.read(folder)
+    except DamagedStore as error:
+        return [Damage(folder, MANIFEST_FILE, None, error.problem.removeprefix(f"{folder / MANIFEST_FILE} "))]
+    listed: list[tuple[str, str | None, FileRecord]] = [(name, None, known) for name, known in manifest.files.items()]
+    for shard in manifest.shards:
+        listed += [(name, shard.name, known) for name, known in shard.files.items()]
     found: list[Damage] = []
-    with progress(f"checking {folder}", total, "bytes") as bar:
-        for name, shard_name, record in listed:
-            problem = _problem(folder / name, record)
-            if problem:
-                found.append(Damage(folder, name, shard_name, problem))
-            bar.advance(record["bytes"])
-    return found
+    with progress(f"checking {folder}", sum(known.bytes for _, _, known in listed), "bytes") as bar:
+        for name, shard_name, known in listed:
+            if problem := known.problem(folder / name):
+                found.append(Damage(folder, name, shard_name, problem, _MENDED_BY.get(name, _REPAIRABLE)))
+            bar.advance(known.bytes)
+    # Between whole files alone: what is damaged contradicts everything.
+    broken = {damage.file for damage in found}
+    return found + [Damage(folder, *told) for told in contradictions(folder, manifest, broken)]
 
 
-def _problem(path: Path, record: dict[str, Any]) -> str | None:
+def _of_run(folder: Path) -> Iterator[Damage]:
+    """Check a run's description, its checkpoints and the models exported into it; logs only ever grow and have none."""
+    needed = False
     try:
-        size = path.stat().st_size
-        if size != record["bytes"]:
-            return f"has {size} bytes, not {record['bytes']}"
-        return None if sha256_of(path) == record["sha256"] else "its contents have changed"
+        needed = sealed.read_json(folder / RUN_FILE).get("format_version", 1) > 1
     except FileNotFoundError:
-        return "is missing"
+        yield Damage(folder, RUN_FILE, None, "is missing", _TRAIN_ON)
+    except DamagedStore as error:
+        yield Damage(folder, RUN_FILE, None, error.problem.removeprefix(f"{folder / RUN_FILE} "), _TRAIN_ON)
+    if not (folder / RECIPE_FILE).is_file():
+        yield Damage(folder, RECIPE_FILE, None, "is missing", _TRAIN_ON)
+    elif problem := _seal_problem(folder / RECIPE_FILE, needed):
+        yield Damage(folder, RECIPE_FILE, None, problem, _TRAIN_ON)
+    checkpoints = folder / CHECKPOINTS_FOLDER
+    for checkpoint in sorted(path for path in checkpoints.glob("*") if path.is_dir() and path.name[0] != "."):
+        yield from _of_checkpoint(folder, checkpoint)
+    for model in sorted(path for path in folder.iterdir() if path.suffix in _SEALED_SUFFIXES):
+        yield from _of_model(model)
+
+
+def _of_checkpoint(folder: Path, checkpoint: Path) -> Iterator[Damage]:
+    state = f"{CHECKPOINTS_FOLDER}/{checkpoint.name}/{STATE_FILE}"
+    advice = "The run's other checkpoint is used in its place where there is one; the same command trains on from it"
+    try:
+        files = dict(sealed.read_json(folder / state)["files"])
+    except FileNotFoundError:
+        yield Damage(folder, state, None, "is missing", advice)
+        return
+    except (DamagedStore, KeyError, TypeError, ValueError) as error:
+        problem = error.problem if isinstance(error, DamagedStore) else f"cannot be read ({error})"
+        yield Damage(folder, state, None, problem.removeprefix(f"{folder / state} "), advice)
+        return
+    for name, digest in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            yield Damage(folder, str(path.relative_to(folder)), None, "is missing", advice)
+        elif sha256_of(path) != digest:
+            yield Damage(folder, str(path.relative_to(folder)), None, "is damaged: its contents have changed", advice)
+
+
+def _of_model(path: Path) -> list[Damage]:
+    if path.suffix not in _SEALED_SUFFIXES:
+        raise UserError(f"{path} is no exported model", f"Name a store, a run, or a {' or '.join(_SEALED_SUFFIXES)}")
+    # What names its format version has a seal; what does not was written by an earlier dptr.
+    problem = _seal_problem(path, needed=b"dptr_format_version" in _ends_of(path))
+    if problem is None and sealed.is_sealed(path) is None:
+        note(f"{path} has no hash in it: an earlier dptr, or another program, wrote it")
+    return [Damage(path.parent, path.name, None, problem, "Export it again")] if problem else []
+
+
+def _ends_of(path: Path, size: int = 1 << 16) -> bytes:
+    """Return the first and the last bytes of a file, where its header and its metadata are."""
+    with path.open("rb") as stream:
+        first = stream.read(size)
+        stream.seek(max(0, path.stat().st_size - size))
+        return first + stream.read(size)
+
+
+def _seal_problem(path: Path, needed: bool) -> str | None:
+    try:
+        sealed.require_sealed(path, needed)
+        return None
+    except DamagedStore as error:
+        return error.problem.removeprefix(f"{path} ")
     except OSError as error:
         return f"cannot be read: {error.strerror}"

@@ -47,7 +47,7 @@ def test_stores_open_and_are_whole(old: Path, capsys: pytest.CaptureFixture[str]
     store, bank = PromptStore(old / "dptr_data" / "prompts"), OrpBank(old / "dptr_data" / "orp")
     assert (len(store), len(bank), bank.tokens_per_crop) == (120, 4, 20)
     assert Neighbours.open(store.folder, bank).k == 2
-    assert run(capsys, old, "verify")["rows"] == 2
+    assert run(capsys, old, "verify")["rows"] == 4, "two stores, two runs"
     assert run(capsys, old, "mine-neighbours", "-k", "2")["computed"] == 0
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from dptr.cache.errors import UserError
+from dptr.cache.stores import sealed
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.word_images.dataset import WordImages, preprocess
 from dptr.trainer.choices import ExportTarget
@@ -18,7 +19,7 @@ from dptr.trainer.export import onnx_graph as export_onnx
 from dptr.trainer.export.names import Family, renamed
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
-from dptr.trainer.model.model_file import save_model
+from dptr.trainer.model.model_file import SEAL, save_model
 from dptr.trainer.model.reading import width_for
 from dptr.trainer.model.recognizer import load_recognizer
 from dptr.trainer.training.runs import Run
@@ -111,7 +112,8 @@ def _other_names(run: Run, family: Family, out: Path) -> int:
     weights = {name.removeprefix(prefix): value for name, value in run.weights().items() if name.startswith(prefix)}
     decoder.load_state_dict(weights)
     tensors = renamed(decoder, family)
-    header = {"format": "pt", "charset": run.charset.characters, "heads": str(decoder.shape.heads)}
+    header = {"format": "pt", "charset": run.charset.characters, "heads": str(decoder.shape.heads), **SEAL}
     with atomic_path(out) as temporary:
         save_file(tensors, temporary, header)
+        sealed.seal(temporary)
     return len(tensors)

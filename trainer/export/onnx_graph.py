@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dptr.cache.errors import DptrError, UserError
+from dptr.cache.stores import sealed
 from dptr.cache.stores.files import atomic_path
 from dptr.trainer.model.recognizer import Recognizer
 
@@ -78,10 +79,13 @@ def export_onnx(recognizer: Recognizer, path: Path) -> None:
             "image_width": str(width),
             "image_widths": ",".join(map(str, widths)),
             "resize": "bicubic, aspect ratio not kept",
+            "dptr_format_version": str(sealed.FORMAT_VERSION),
+            "dptr_seal": sealed.UNSEALED,
         }
     )
     with atomic_path(path) as temporary:
         program.save(temporary, external_data=False)
+        sealed.seal(temporary)
 
 
 def largest_difference(recognizer: Recognizer, path: Path, images: NDArray[np.uint8], batch_size: int = 32) -> float:

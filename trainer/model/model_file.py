@@ -13,12 +13,15 @@ from torch import Tensor
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.stores import sealed
 from dptr.cache.stores.files import atomic_path, sha256_of
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
 from dptr.trainer.training.runs import Run, RunKind
 
 SUFFIX = ".safetensors"
+#: In the header of every safetensors file that dptr exports.
+SEAL = {"dptr_format_version": str(sealed.FORMAT_VERSION), "dptr_seal": sealed.UNSEALED}
 #: The recogniser that is installed with the package; its model card lies beside it.
 BUNDLED = Path(__file__).parent / "bundled" / "english.safetensors"
 
@@ -35,7 +38,7 @@ class ModelFile:
 
     @classmethod
     def open(cls, path: Path) -> ModelFile:
-        """Read the header of what :func:`save_model` wrote.
+        """Check the seal of what :func:`save_model` wrote and read its header.
 
         Raises:
             UserError: the file holds something else. DamagedStore: it cannot be read.
@@ -81,6 +84,7 @@ def save_model(run: Run, path: Path, half: bool = False) -> None:
         "dptr_recipe": recipe_to_toml(run.recipe),
         "dptr_charset": run.charset.characters,
         "dptr_memory_dim": str(run.memory_dim),
+        **SEAL,
     }
     weights = {
         name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
@@ -91,6 +95,7 @@ def save_model(run: Run, path: Path, half: bool = False) -> None:
         raise UserError(f"{unfit[0]} of {run.folder} does not fit into 16 bits", "Export without --half")
     with atomic_path(path) as temporary:
         save_file(weights, temporary, header)
+        sealed.seal(temporary)
 
 
 def load_model(path: Path, device: str = "cpu") -> Recognizer:
@@ -108,8 +113,14 @@ def load_model(path: Path, device: str = "cpu") -> Recognizer:
 
 
 def _header(path: Path) -> dict[str, str]:
+    sealed.require_sealed(path)
     try:
         with safe_open(path, "pt") as file:
-            return file.metadata() or {}
+            header = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise DamagedStore(f"{path} cannot be read ({error})", "Export it again") from error
+    version = header.get("dptr_format_version", "1")
+    if version not in ("1", str(sealed.FORMAT_VERSION)):
+        raise UserError(f"{path} has format version {version}, this dptr reads {sealed.FORMAT_VERSION}", "Update dptr")
+    sealed.require_sealed(path, needed=version != "1")
+    return header

@@ -6,9 +6,9 @@ stands under its old name, and loading knows where to look.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.stores.files import flush, sha256_of, write_json
+from dptr.cache.file_names import STATE_FILE
+from dptr.cache.stores import sealed
+from dptr.cache.stores.files import flush, sha256_of
 
 MODEL = "model"
 
@@ -33,11 +35,11 @@ def save_checkpoint(folder: Path, tensors: dict[str, dict[str, Tensor]], state: 
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         for name, group in tensors.items():
-            path = new / f"{name}.safetensors"
+            path = new / file_of(name)
             save_file({key: value.detach().contiguous() for key, value in group.items()}, path)
             flush(path)
         hashes = {path.name: sha256_of(path) for path in sorted(new.iterdir())}
-        write_json(new / "state.json", {**state, "files": hashes})
+        sealed.write_json(new / STATE_FILE, {**state, "files": hashes})
         flush(new)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
@@ -56,30 +58,36 @@ def save_checkpoint(folder: Path, tensors: dict[str, dict[str, Tensor]], state: 
 def find_checkpoint(folder: Path) -> Path | None:
     """Return the folder that holds the newest whole checkpoint of this name, or None."""
     for candidate in (folder, folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")):
-        if (candidate / "state.json").is_file():
+        if (candidate / STATE_FILE).is_file():
             return candidate
     return None
 
 
-def load_state(folder: Path) -> dict[str, Any]:
-    """Read ``state.json`` and check every file's hash.
+def load_state(folder: Path, only: Collection[str] | None = None) -> dict[str, Any]:
+    """Read ``state.json`` and check the hashes of the groups of tensors in ``only``; None checks every file.
 
     Raises:
-        DamagedStore: a file is missing or changed.
+        DamagedStore: a file is missing or changed. UserError: it is of a newer format.
     """
     advice = "Use the other checkpoint of the run, or train again"
+    state = sealed.read_json(folder / STATE_FILE)
     try:
-        state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         files = dict(state["files"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedStore(f"{folder / 'state.json'} cannot be read ({error})", advice) from error
-    for name, digest in files.items():
+        needed = files if only is None else {name: files[name] for name in map(file_of, only)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DamagedStore(f"{folder / STATE_FILE} cannot be read ({error})", advice) from error
+    for name, digest in needed.items():
         if not (folder / name).is_file() or sha256_of(folder / name) != digest:
             raise DamagedStore(f"{folder / name} is missing or damaged", advice)
     return state
 
 
+def file_of(group: str) -> str:
+    """Return the name of the file that holds a group of tensors."""
+    return f"{group}.safetensors"
+
+
 def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     """Read one group of tensors, on the CPU, in the shapes that were saved."""
-    tensors: dict[str, Tensor] = load_file(folder / f"{name}.safetensors")
+    tensors: dict[str, Tensor] = load_file(folder / file_of(name))
     return tensors

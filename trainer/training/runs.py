@@ -17,9 +17,9 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, DptrError, UserError
 from dptr.cache.file_names import RECIPE_FILE, RUN_FILE
 from dptr.cache.progress import note
-from dptr.cache.stores.files import atomic_path, write_json
+from dptr.cache.stores import sealed
 from dptr.cache.stores.lock import locked
-from dptr.trainer.training.checkpoint import MODEL, find_checkpoint, load_state, load_tensors, save_checkpoint
+from dptr.trainer.training.checkpoint import MODEL, file_of, find_checkpoint, load_state, load_tensors, save_checkpoint
 from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
 
 RunKind = Literal["pretrain", "finetune", "clip"]
@@ -89,7 +89,8 @@ class Run:
         if not path.is_file():
             raise UserError(f"{folder} is not a run (no {RUN_FILE})", "Name a folder that pretrain or finetune made")
         try:
-            info = json.loads(path.read_text(encoding="utf-8"))
+            info = sealed.read_json(path)
+            sealed.require_sealed(folder / RECIPE_FILE, needed=info.get("format_version", 1) > 1)
             recipe = load_saved_recipe((folder / RECIPE_FILE).read_text(encoding="utf-8"), str(folder / RECIPE_FILE))
             return cls(
                 folder,
@@ -119,9 +120,10 @@ class Run:
         for name in names:
             found = find_checkpoint(self.folder / "checkpoints" / name)
             if found is not None:
-                load_state(found)
-                averaged = (found / "average.safetensors").is_file()
-                return {**self.untrained(), **load_tensors(found, "average" if averaged else MODEL)}
+                averaged = file_of("average") in load_state(found, only=())["files"]
+                group = "average" if averaged else MODEL
+                load_state(found, only=(group,))
+                return {**self.untrained(), **load_tensors(found, group)}
         raise UserError(f"{self.folder} has no checkpoint yet", "Let it train further")
 
     def keep_untrained(self, tensors: dict[str, Tensor]) -> None:
@@ -153,7 +155,7 @@ class Run:
     def step(self) -> int:
         """Optimiser steps done so far."""
         found = find_checkpoint(self.folder / "checkpoints" / "last")
-        return 0 if found is None else int(load_state(found)["step"])
+        return 0 if found is None else int(load_state(found, only=())["step"])
 
 
 def newest(folders: Sequence[Path], kind: RunKind) -> Run | None:
@@ -246,7 +248,7 @@ def _start_or_continue(
         "split": _SPLIT,
         "versions": {"dptr": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-    write_json(folder / RUN_FILE, info)
+    sealed.write_json(folder / RUN_FILE, info)
     return Run(folder, kind, recipe, charset, memory_dim, data, clip=clip)
 
 
@@ -257,5 +259,4 @@ def _clip_of_former(data: dict[str, Any]) -> str:
 
 
 def _write_recipe(folder: Path, recipe: Recipe) -> None:
-    with atomic_path(folder / RECIPE_FILE) as temporary:
-        temporary.write_text(recipe_to_toml(recipe), encoding="utf-8")
+    sealed.write_text(folder / RECIPE_FILE, f"{recipe_to_toml(recipe)}# {sealed.UNSEALED}\n")

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.stores import sealed
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import FileRecord, Manifest, Shard, require_same_encoder
 
@@ -21,7 +21,7 @@ def saved(folder: Path) -> Manifest:
 
 def edit(folder: Path, **changes: object) -> None:
     path = folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    sealed.write_json(path, {**sealed.read_json(path), **changes})
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -1,28 +1,100 @@
+"""Damage of any kind, in any file of a store, a run or a model, is found and named."""
+
 from __future__ import annotations
 
+import hashlib
+import random
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from dptr.cache.errors import UserError
-from dptr.cache.file_names import MANIFEST_FILE
-from dptr.cache.stores.manifest import FileRecord, Manifest, Shard
+from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE, RECIPE_FILE, RUN_FILE
+from dptr.cache.progress import set_quiet
+from dptr.cache.stores import sealed
+from dptr.cache.stores.manifest import FileRecord, Manifest
+from dptr.cache.stores.prompts import CATALOGUE_SCHEMA
+from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.cache.stores.verify import verify
+
+IDENTITY = {
+    "encoder": "tiny",
+    "weights": "w",
+    "template": "{label}",
+    "dtype": "float16",
+    "context": "content",
+    "charset": "abc",
+}
+LENGTHS = np.array([2, 3, 1])
+
+
+def catalogue(first: int) -> pa.Table:
+    rows = [
+        {"id": first + row, "label": "abc"[: length + 1], "n_tokens": int(length) + 2}
+        for row, length in enumerate(LENGTHS)
+    ]
+    return pa.Table.from_pylist(rows, CATALOGUE_SCHEMA)
+
+
+def states(lengths: np.ndarray, dim: int = 4) -> States:
+    return States(
+        np.random.default_rng(0).random((lengths.sum(), dim), np.float32), lengths, np.ones((len(lengths), 2), "f4")
+    )
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    for name in ("part-00000.arrow", "part-00000.parquet", "prefix.arrow"):
-        (tmp_path / name).write_bytes(name.encode() * 100)
-    shard_files = {name: FileRecord.of(tmp_path / name) for name in ("part-00000.arrow", "part-00000.parquet")}
-    manifest = Manifest("prompts", {"weights": "w"}, [Shard("part-00000", 3, shard_files)])
-    manifest.files["prefix.arrow"] = FileRecord.of(tmp_path / "prefix.arrow")
+    manifest = Manifest("prompts", dict(IDENTITY))
+    for number in range(2):
+        manifest.shards.append(write_shard(tmp_path, number, catalogue(3 * number), states(LENGTHS), "float16", {}))
+    write_states(tmp_path / PREFIX_FILE, states(np.array([2])), "float32")
+    manifest.files[PREFIX_FILE] = FileRecord.of(tmp_path / PREFIX_FILE)
     manifest.save(tmp_path)
     return tmp_path
 
 
-def found(store: Path) -> list[tuple[str, str | None, str]]:
-    return [(damage.file, damage.shard, damage.problem) for damage in verify(store)]
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    best = tmp_path / "run" / "checkpoints" / "best"
+    best.mkdir(parents=True)
+    (best / "model.safetensors").write_bytes(b"weights")
+    sealed.write_json(best / "state.json", {"files": {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}})
+    sealed.write_json(tmp_path / "run" / RUN_FILE, {"kind": "pretrain", "charset": "abc"})
+    sealed.write_text(tmp_path / "run" / RECIPE_FILE, f"[noise]\nratio = 0.1\n# {sealed.UNSEALED}\n")
+    return tmp_path / "run"
+
+
+def found(folder: Path) -> list[tuple[str, str | None, str]]:
+    return [(damage.file, damage.shard, damage.problem) for damage in verify(folder)]
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    set_quiet(True)
+    yield
+    set_quiet(False)
+
+
+def flip(path: Path, byte: int, bit: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[byte] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def flip_somewhere(path: Path, times: int) -> list[list[str]]:
+    """Flip one random bit, see what is found, put it back; so many times."""
+    generator, whole, seen = random.Random(path.name), path.read_bytes(), []
+    folder = next(
+        parent for parent in path.parents if (parent / MANIFEST_FILE).exists() or (parent / RUN_FILE).exists()
+    )
+    for _ in range(times):
+        flip(path, generator.randrange(len(whole)), generator.randrange(8))
+        seen.append([str(damage.path) for damage in verify(folder)])
+        path.write_bytes(whole)
+    return seen
 
 
 def test_a_whole_store_has_no_damage(store: Path) -> None:
@@ -30,29 +102,111 @@ def test_a_whole_store_has_no_damage(store: Path) -> None:
     assert verify(store) == []
 
 
-def test_one_flipped_bit_is_found(store: Path) -> None:
-    data = bytearray((store / "part-00000.arrow").read_bytes())
-    data[700] ^= 1
-    (store / "part-00000.arrow").write_bytes(data)
-    assert found(store) == [("part-00000.arrow", "part-00000", "its contents have changed")]
+@pytest.mark.parametrize("name", ["part-00000.arrow", "part-00001.parquet", PREFIX_FILE, MANIFEST_FILE])
+def test_one_flipped_bit_anywhere_is_found(store: Path, name: str) -> None:
+    assert flip_somewhere(store / name, 60) == [[str(store / name)]] * 60
+
+
+@pytest.mark.parametrize(
+    "name", [RUN_FILE, RECIPE_FILE, "checkpoints/best/state.json", "checkpoints/best/model.safetensors"]
+)
+def test_one_flipped_bit_anywhere_in_a_run_is_found(run: Path, name: str) -> None:
+    assert verify(run) == []
+    assert flip_somewhere(run / name, 60) == [[str(run / name)]] * 60
 
 
 def test_every_damage_is_named_not_only_the_first(store: Path) -> None:
     (store / "part-00000.parquet").write_bytes(b"short")
-    (store / "prefix.arrow").unlink()
-    assert found(store) == [
-        ("prefix.arrow", None, "is missing"),
-        ("part-00000.parquet", "part-00000", "has 5 bytes, not 1800"),
-    ]
+    (store / PREFIX_FILE).unlink()
+    names = [(file, shard, problem[:11]) for file, shard, problem in found(store)]
+    assert names == [(PREFIX_FILE, None, "is missing"), ("part-00000.parquet", "part-00000", "has 5 bytes")]
 
 
 def test_a_manifest_that_cannot_be_read(store: Path) -> None:
-    for contents in ("{", "[]", '{"files": {}}', '{"files": {"a": 1}, "shards": []}'):
+    for contents in ("", "{", "[]", '{"files": {}}', '{"files": {"a": 1}, "shards": []}', "[" * 100_000):
         (store / MANIFEST_FILE).write_text(contents)
         (damage,) = verify(store)
         assert damage.file == MANIFEST_FILE
 
 
-def test_a_folder_that_is_no_store(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no store"):
+def test_a_missing_manifest_is_damage(store: Path) -> None:
+    (store / MANIFEST_FILE).unlink()
+    assert found(store) == [(MANIFEST_FILE, None, "is missing")]
+
+
+@pytest.mark.parametrize("name", [RUN_FILE, RECIPE_FILE, "checkpoints/best/state.json"])
+def test_a_missing_file_of_a_run_is_damage(run: Path, name: str) -> None:
+    (run / name).unlink()
+    assert found(run) == [(name, None, "is missing")]
+
+
+def test_what_is_nothing_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no store, no run"):
         verify(tmp_path)
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(UserError, match="no exported model"):
+        verify(tmp_path / "photo.jpg")
+
+
+def test_a_newer_store_or_run_is_refused_in_one_line(store: Path, run: Path) -> None:
+    for folder, name in ((store, MANIFEST_FILE), (run, RUN_FILE)):
+        value = sealed.read_json(folder / name)
+        sealed.write_json(folder / name, value | {"format_version": 99})
+        with pytest.raises(UserError, match="format version 99"):
+            verify(folder)
+
+
+def test_wrong_numbers_under_right_hashes_are_found(store: Path) -> None:
+    def edited(name: str, **changes: object) -> list[str]:
+        value = sealed.read_json(store / MANIFEST_FILE)
+        before = (store / MANIFEST_FILE).read_bytes()
+        part = value["shards"][0] if name == "shard" else value["identity"] if name == "identity" else value
+        part |= changes
+        sealed.write_json(store / MANIFEST_FILE, value)
+        told = [damage.problem for damage in verify(store)]
+        (store / MANIFEST_FILE).write_bytes(before)
+        return told
+
+    assert edited("identity", charset="") == ["says nothing of charset"]
+    assert "says 6 rows but its shards have 7" in edited("shard", rows=4)[0]
+    assert edited("manifest", rows=5)[0].startswith("says 5 rows")
+    assert edited("manifest", files={}) != []
+    assert edited("manifest", format_version="two")[0].startswith("cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "told"),
+    [
+        ("id", [0, 1, 3], "ids that do not follow"),
+        ("n_tokens", [4, 5, 4], "other numbers of tokens"),
+    ],
+)
+def test_a_catalogue_and_states_that_do_not_agree_are_found(
+    store: Path, column: str, values: list[int], told: str
+) -> None:
+    wrong = catalogue(0)
+    place = wrong.schema.get_field_index(column)
+    wrong = wrong.set_column(
+        place, CATALOGUE_SCHEMA.field(column), pa.array(values, CATALOGUE_SCHEMA.field(column).type)
+    )
+    manifest = Manifest.load(store, "prompts")
+    manifest.shards[0] = write_shard(store, 0, wrong, states(LENGTHS), "float16", {})
+    manifest.save(store)
+    (damage,) = verify(store)
+    assert (damage.shard, told in damage.problem) == ("part-00000", True)
+
+
+def test_shards_of_different_widths_are_found(store: Path) -> None:
+    manifest = Manifest.load(store, "prompts")
+    manifest.shards[1] = write_shard(store, 1, catalogue(3), states(LENGTHS, dim=8), "float16", {})
+    manifest.save(store)
+    assert [damage.problem[:34] for damage in verify(store)] == ["lists shards of different widths: "]
+
+
+def test_what_is_not_sealed_though_its_version_says_so_is_damaged(tmp_path: Path) -> None:
+    sealed.write_json(tmp_path / "a.json", {"x": 1})
+    (tmp_path / "a.json").write_text('{"format_version": 2, "x": 1}')
+    with pytest.raises(DamagedStore, match="damaged"):
+        sealed.read_json(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text('{"format_version": 1, "x": 1}')
+    assert sealed.read_json(tmp_path / "a.json")["x"] == 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,11 @@ import torch
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.stores import sealed
 from dptr.trainer.finetune import parameter_groups
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.training import runs
-from dptr.trainer.training.checkpoint import save_checkpoint
+from dptr.trainer.training.checkpoint import load_state, save_checkpoint
 from dptr.trainer.training.recipe import Recipe
 
 CHARSET = Charset("abc")
@@ -79,10 +79,32 @@ def test_freezing_every_part_is_one_line() -> None:
 
 def test_a_run_with_another_choice_of_validation_data_is_not_gone_on_with_unless_it_is_finished(tmp_path: Path) -> None:
     start(tmp_path / "run")
-    description = json.loads((tmp_path / "run" / "run.json").read_text())
+    description = sealed.read_json(tmp_path / "run" / "run.json")
     del description["split"]  # as the first version wrote it
-    (tmp_path / "run" / "run.json").write_text(json.dumps(description))
+    sealed.write_json(tmp_path / "run" / "run.json", description)
     with pytest.raises(DamagedStore, match="way of choosing validation data"):
         start(tmp_path / "run")
     save_checkpoint(tmp_path / "run" / "checkpoints" / "last", {"model": {"w": torch.ones(1)}}, {"step": 1000})
     assert start(tmp_path / "run").split == 1
+
+
+def test_a_damaged_optimizer_does_not_keep_a_model_from_being_used(tmp_path: Path) -> None:
+    start(tmp_path / "run")
+    best = tmp_path / "run" / "checkpoints" / "best"
+    save_checkpoint(best, {"model": {"w": torch.ones(1)}, "optimizer": {"w": torch.zeros(1)}}, {"step": 1})
+    (best / "optimizer.safetensors").write_bytes(b"damaged")
+    assert runs.Run.load(tmp_path / "run").weights()["w"].item() == 1
+    with pytest.raises(DamagedStore, match=r"optimizer\.safetensors"):
+        load_state(best)
+    (best / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(DamagedStore, match=r"model\.safetensors"):
+        runs.Run.load(tmp_path / "run").weights()
+
+
+@pytest.mark.parametrize("name", ["run.json", "recipe.toml"])
+def test_a_changed_letter_in_a_runs_description_is_found(tmp_path: Path, name: str) -> None:
+    start(tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.write_bytes(path.read_bytes().replace(b"a", b"b", 1))
+    with pytest.raises(DamagedStore, match="contents have changed"):
+        runs.Run.load(tmp_path / "run")
