@@ -25,7 +25,7 @@ from dptr.cache.file_names import (
 )
 from dptr.cache.progress import note
 from dptr.cache.stores import sealed
-from dptr.cache.stores.files import sha256_of, xxh3_of
+from dptr.cache.stores.file_record import FileRecord
 
 _LONGEST_SHOWN = 40
 
@@ -38,37 +38,6 @@ _COMMAND_THAT_MAKES = {
     "orp": "dptr build-orp-bank",
     "word_crops": "dptr embed-crops",
 }
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """What a committed file must look like; stores of format version 1 do not know the fast hash."""
-
-    bytes: int
-    sha256: str
-    xxh3: str = ""
-
-    @classmethod
-    def of(cls, path: Path) -> FileRecord:
-        """Measure a finished file."""
-        return cls(path.stat().st_size, sha256_of(path), xxh3_of(path))
-
-    def problem(self, path: Path, fast: bool = False) -> str | None:
-        """Return what is wrong with the file at ``path``, None when it is as it was committed.
-
-        Args:
-            path: the file. fast: compare the fast hash where it is known, which finds damage, not forgery.
-        """
-        try:
-            size = path.stat().st_size
-            if size != self.bytes:
-                return f"has {size} bytes, not {self.bytes}"
-            same = xxh3_of(path) == self.xxh3 if fast and self.xxh3 else sha256_of(path) == self.sha256
-            return None if same else "is damaged: its contents have changed"
-        except FileNotFoundError:
-            return "is missing"
-        except OSError as error:
-            return f"cannot be read: {error.strerror}"
 
 
 @dataclass(frozen=True)

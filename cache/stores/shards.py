@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import DamagedStore
+from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.stores.manifest import FileRecord, Shard
+from dptr.cache.stores.manifest import Shard
 from dptr.cache.stores.mapped_file import MappedFile
 
 #: A token touches a page at least, and the kernel maps its neighbours with it.

@@ -22,9 +22,10 @@ from dptr.cache.file_names import (
 )
 from dptr.cache.progress import note, progress
 from dptr.cache.stores import sealed
+from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import sha256_of
 from dptr.cache.stores.invariants import contradictions
-from dptr.cache.stores.manifest import FileRecord, Manifest
+from dptr.cache.stores.manifest import Manifest
 from dptr.cache.workspace import Workspace
 
 _FIRST_SHARD = "part-00000"

@@ -8,8 +8,9 @@ import numpy as np
 
 from dptr.cache.charset import Charset
 from dptr.cache.file_names import PREFIX_FILE
+from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.stores.manifest import FileRecord, Manifest
+from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.shards import States, write_states
 from dptr.pipeline.clip.text_tower import TextTower
 

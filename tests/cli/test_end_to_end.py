@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from dptr.cache.stores import sealed
 from dptr.cli import run_command
 
 SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ha", "je", "ki", "lo", "mu", "na", "pe", "ri", "so", "tu"]
@@ -211,9 +212,9 @@ def test_store_of_another_encoder(stores: Path, tmp_path: Path, capsys: pytest.C
     shutil.copytree(stores / "prompts", tmp_path / "prompts")
     shutil.copytree(stores / "orp", tmp_path / "orp")
     manifest = tmp_path / "orp" / "manifest.json"
-    value = json.loads(manifest.read_text())
+    value = sealed.read_json(manifest)
     value["identity"]["weights"] = "0" * 64
-    manifest.write_text(json.dumps(value))
+    sealed.write_json(manifest, value)
     code, line = fail(capsys, "pretrain", "--steps", "2", "--workspace", tmp_path)
     assert code == 3
     assert "weights differ" in line

@@ -18,6 +18,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import set_quiet
+from dptr.cache.stores import sealed
 from dptr.cache.stores.word_crops import WordCropStore
 from dptr.cache.word_images.dataset import WordImages
 from dptr.pipeline.clip import bundled
@@ -209,9 +210,9 @@ def test_two_stores_of_one_tower_are_trained_from_in_the_proportions_asked_for(
 
 def test_stores_of_different_towers_are_not_mixed(store: Path, tmp_path: Path) -> None:
     shutil.copytree(store, tmp_path / "other")
-    manifest = json.loads((tmp_path / "other" / "manifest.json").read_text())
+    manifest = sealed.read_json(tmp_path / "other" / "manifest.json")
     manifest["identity"]["image_weights"] = "of another CLIP"
-    (tmp_path / "other" / "manifest.json").write_text(json.dumps(manifest))
+    sealed.write_json(tmp_path / "other" / "manifest.json", manifest)
     with pytest.raises(DamagedStore, match="other differs"):
         open_crops([store, tmp_path / "other"], CHARSET, Normalization())
 

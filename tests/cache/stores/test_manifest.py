@@ -6,8 +6,9 @@ import pytest
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.stores import sealed
+from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.stores.manifest import FileRecord, Manifest, Shard, require_same_encoder
+from dptr.cache.stores.manifest import Manifest, Shard, require_same_encoder
 
 
 def saved(folder: Path) -> Manifest:

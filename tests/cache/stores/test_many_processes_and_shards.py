@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from dptr.cache.file_names import INDEX_FILE, NEIGHBOURS_ARRAY, PREFIX_FILE
-from dptr.cache.stores.manifest import FileRecord, Manifest, StoreKind
+from dptr.cache.stores.file_record import FileRecord
+from dptr.cache.stores.manifest import Manifest, StoreKind
 from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA as CROPS
 from dptr.cache.stores.orp import OrpBank

@@ -15,7 +15,8 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE, RECIPE_FILE, RUN_FILE
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores import sealed
-from dptr.cache.stores.manifest import FileRecord, Manifest
+from dptr.cache.stores.file_record import FileRecord
+from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA
 from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.cache.stores.verify import verify

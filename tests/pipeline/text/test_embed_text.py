@@ -19,6 +19,7 @@ from dptr.cache.errors import DamagedStore, TooManyRefused, UserError
 from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import set_quiet
+from dptr.cache.stores import sealed
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.verify import verify
@@ -455,9 +456,9 @@ def test_a_store_without_letters_is_refused_with_what_to_do(run: Run) -> None:
     run()
     path = run.out / "part-00002.parquet"
     pq.write_table(pq.read_table(path).drop(["token_letters"]), path)
-    manifest = json.loads((run.out / "manifest.json").read_text())
+    manifest = sealed.read_json(run.out / "manifest.json")
     manifest["shards"][2]["files"][path.name]["bytes"] = path.stat().st_size
-    (run.out / "manifest.json").write_text(json.dumps(manifest))
+    sealed.write_json(run.out / "manifest.json", manifest)
     with pytest.raises(UserError, match="how many letters") as error:
         PromptStore(run.out).token_letters(np.array([0]))
     assert "embed-text" in str(error.value)

@@ -19,7 +19,8 @@ from PIL import Image, ImageDraw
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import ABLATION_ROWS, PREFIX_FILE
 from dptr.cache.sql.views import connect
-from dptr.cache.stores.manifest import FileRecord, Manifest
+from dptr.cache.stores.file_record import FileRecord
+from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.cache.workspace import Workspace
 from dptr.cli import SERVICES, run_command

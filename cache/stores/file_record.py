@@ -1,0 +1,39 @@
+"""What a manifest knows of a file: enough to find that it is not the one that was committed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dptr.cache.stores.files import sha256_of, xxh3_of
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a committed file must look like; stores of format version 1 do not know the fast hash."""
+
+    bytes: int
+    sha256: str
+    xxh3: str = ""
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Measure a finished file."""
+        return cls(path.stat().st_size, sha256_of(path), xxh3_of(path))
+
+    def problem(self, path: Path, fast: bool = False) -> str | None:
+        """Return what is wrong with the file at ``path``, None when it is as it was committed.
+
+        Args:
+            path: the file. fast: compare the fast hash where it is known, which finds damage, not forgery.
+        """
+        try:
+            size = path.stat().st_size
+            if size != self.bytes:
+                return f"has {size} bytes, not {self.bytes}"
+            same = xxh3_of(path) == self.xxh3 if fast and self.xxh3 else sha256_of(path) == self.sha256
+            return None if same else "is damaged: its contents have changed"
+        except FileNotFoundError:
+            return "is missing"
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
