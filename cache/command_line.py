@@ -21,6 +21,7 @@ from dptr.cache.choices import AnswerForm
 from dptr.cache.errors import TooManyRefused, UserError
 from dptr.cache.path_lists import PathListCommand
 from dptr.cache.progress import set_quiet
+from dptr.cache.stores import checks
 from dptr.cache.visible import visible
 from dptr.cache.workspace import Workspace
 
@@ -49,8 +50,11 @@ _COMMON = {
     "as_json": Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")],
     "quiet": Annotated[bool, typer.Option("--quiet", help="No progress, no notes.")],
     "debug": Annotated[bool, typer.Option("--debug", help="Show tracebacks.")],
+    "no_check": Annotated[
+        bool, typer.Option("--no-check", envvar="DPTR_NO_CHECK", help="Do not compare stored files with their hashes.")
+    ],
 }
-_DEFAULTS = {"workspace": Path("dptr_data"), "as_json": False, "quiet": False, "debug": False}
+_DEFAULTS = {"workspace": Path("dptr_data"), "as_json": False, "quiet": False, "debug": False, "no_check": False}
 _FILLED_IN = ("workspace", "services")
 
 
@@ -115,13 +119,21 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[_Parameters, Re
         parameters = inspect.signature(function).parameters
 
         def run(
-            calling: typer.Context, workspace: Path, as_json: bool, quiet: bool, debug: bool, **arguments: Any
+            calling: typer.Context,
+            workspace: Path,
+            as_json: bool,
+            quiet: bool,
+            debug: bool,
+            no_check: bool,
+            **arguments: Any,
         ) -> None:
             set_quiet(quiet)
             os.environ["DPTR_DEBUG"] = "1" if debug else ""
             given = {"workspace": Workspace(workspace), "services": calling.obj}
             filled_in = {name: given[name] for name in _FILLED_IN if name in parameters}
-            report = function(**filled_in, **arguments)  # type: ignore[call-arg]
+            checks.turn_off(no_check)
+            with checks.before_ending():
+                report = function(**filled_in, **arguments)  # type: ignore[call-arg]
             print_report(name, report, as_json)
             if report.problems:
                 raise typer.Exit(TooManyRefused.exit_code)

@@ -112,6 +112,8 @@ def pretrain(
         require_same_encoder(store.manifest, bank.manifest)
         _require_same_width(store, bank)
     _require_room(store, recipe)
+    for states in [store] if bank is None else [store, bank]:
+        states.check_states()
     data, former_data = data_identity(store, bank), _former_data_identity(store, bank)
     clip = store.manifest.identity["encoder"]
     runs.start_or_continue(out, "pretrain", recipe, store.charset, store.dim, data, former_data, clip)

@@ -83,10 +83,10 @@ def _store_tables(folder: Path, kind: StoreKind, rows: str, refused: str) -> dic
         return {}
     try:
         manifest = Manifest.load(folder, kind)
+        found = {rows: manifest.catalogues(folder)}
     except DptrError as error:
         note(f"left out: {error}")
         return {}
-    found = {rows: [folder / f"{shard.name}.parquet" for shard in manifest.shards]}
     for name, view in ((QUARANTINE_FILE, refused), (NEIGHBOURS_TABLE, "neighbours")):
         if name in manifest.files and not manifest.is_intact(folder, name):
             note(f"left out: {view}, because {folder / name} is not what was written. See `dptr verify {folder}`")

@@ -45,7 +45,7 @@ def contradictions(folder: Path, manifest: Manifest, damaged: Collection[str]) -
             try:
                 widths.add(_require_consistent(folder, manifest, shard, first))
             except (_Contradicts, DptrError, pa.ArrowException, OSError, KeyError, ValueError) as error:
-                yield f"{shard.name}.arrow", shard.name, str(error)
+                yield shard.states, shard.name, str(error)
         first += shard.rows
     if len(widths) > 1:
         yield MANIFEST_FILE, None, f"lists shards of different widths: {sorted(widths)}"
@@ -61,8 +61,8 @@ class _Contradicts(Exception):
 def _require_consistent(folder: Path, manifest: Manifest, shard: Shard, first: int) -> tuple[int, int]:
     """Compare a shard's catalogue and states; return the widths of its states and of its pooled vectors."""
     columns = ["id", "shard", "row"] + (["n_tokens"] if manifest.kind == "prompts" else [])
-    catalogue = pq.read_table(folder / f"{shard.name}.parquet", columns=columns)
-    states = StatesFile(folder / f"{shard.name}.arrow")
+    catalogue = pq.read_table(folder / shard.catalogue, columns=columns)
+    states = StatesFile(folder / shard.states)
     offsets = states.offsets.astype(np.int64)
     lengths = np.diff(offsets)
     _require(len(catalogue) == shard.rows, f"{len(catalogue)} rows in its catalogue, {shard.rows} in the manifest")

@@ -24,7 +24,7 @@ from dptr.cache.file_names import (
     QUARANTINE_FILE,
 )
 from dptr.cache.progress import note
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checks, sealed
 from dptr.cache.stores.file_record import FileRecord
 
 _LONGEST_SHOWN = 40
@@ -48,6 +48,16 @@ class Shard:
     rows: int
     files: dict[str, FileRecord]
     details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def catalogue(self) -> str:
+        """Name of the file that describes its rows."""
+        return f"{self.name}.parquet"
+
+    @property
+    def states(self) -> str:
+        """Name of the file that holds its states."""
+        return f"{self.name}.arrow"
 
 
 @dataclass
@@ -94,6 +104,27 @@ class Manifest:
         """Return whether a store-wide file is listed and is, to the last bit, what was committed."""
         path, record = folder / name, self.files.get(name)
         return record is not None and record.problem(path) is None
+
+    def checked(self, folder: Path, name: str) -> Path:
+        """Return the path of a committed file whose hash was compared in this process.
+
+        Raises:
+            DamagedStore: the file is not listed, or not what was committed.
+        """
+        found = self.files.get(name)
+        for shard in self.shards:
+            found = shard.files.get(name, found)
+        if found is None:
+            raise DamagedStore(f"{folder / MANIFEST_FILE} does not list {name}", _REPAIR)
+        return checks.now(folder / name, found)
+
+    def catalogues(self, folder: Path) -> list[Path]:
+        """Return the paths of all shards' catalogues, whose hashes were compared.
+
+        Raises:
+            DamagedStore: one is not what was committed.
+        """
+        return [checks.now(folder / shard.catalogue, shard.files[shard.catalogue]) for shard in self.shards]
 
     def commit_files(self, folder: Path, *names: str) -> None:
         """List finished store-wide files, those of them that exist, and save."""

@@ -63,7 +63,7 @@ class Neighbours:
         outdated = why_outdated(manifest, bank.manifest)
         if outdated:
             raise DamagedStore(f"the neighbours in {prompts} are out of date: {outdated}", _ADVICE)
-        return cls(prompts / NEIGHBOURS_ARRAY)
+        return cls(manifest.checked(prompts, NEIGHBOURS_ARRAY))
 
     def __len__(self) -> int:
         return len(self.crops)

@@ -50,7 +50,7 @@ class PromptStore(StatesStore):
     @cached_property
     def prefix(self) -> NDArray[np.float32]:
         """States that all prompts share, shape (prefix tokens, dim)."""
-        return StatesFile(self.folder / PREFIX_FILE).tokens.astype(np.float32)
+        return StatesFile(self.manifest.checked(self.folder, PREFIX_FILE)).tokens.astype(np.float32)
 
     @cached_property
     def labels(self) -> pa.StringArray:
@@ -94,7 +94,7 @@ class PromptStore(StatesStore):
     @cached_property
     def _token_letters(self) -> pa.ListArray:
         for shard in self.manifest.shards:
-            if "token_letters" not in pq.read_schema(self.folder / f"{shard.name}.parquet").names:
+            if "token_letters" not in pq.read_schema(self.folder / shard.catalogue).names:
                 raise UserError(
                     f"{self.folder} does not say how many letters each token has: an earlier dptr made it",
                     "Embed the text again: `dptr embed-text FILE -o FOLDER`, then --prompts FOLDER",
@@ -107,8 +107,8 @@ class PromptStore(StatesStore):
 
     def _column(self, name: str, kind: pa.DataType) -> pa.Array:
         parts = [
-            pq.read_table(self.folder / f"{shard.name}.parquet", columns=[name], memory_map=True).column(0)
-            for shard in self.manifest.shards
+            pq.read_table(catalogue, columns=[name], memory_map=True).column(0)
+            for catalogue in self.manifest.catalogues(self.folder)
         ]
         chunks = [chunk.cast(kind) for part in parts for chunk in part.chunks]
         return pa.concat_arrays(chunks)

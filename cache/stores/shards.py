@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import DamagedStore
+from dptr.cache.stores import checks
 from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import Shard
@@ -145,8 +146,15 @@ class StatesReader:
     def file(self, shard: int) -> StatesFile:
         """Return the mapped file of shard number ``shard``."""
         if shard not in self._files:
-            self._files[shard] = StatesFile(self._folder / f"{self._shards[shard].name}.arrow")
+            found = self._shards[shard]
+            checks.soon(self._folder / found.states, found.files[found.states])
+            self._files[shard] = StatesFile(self._folder / found.states)
         return self._files[shard]
+
+    def check_all(self) -> None:
+        """Begin to compare every shard with its hash: for whoever hands the reader to workers, which check nothing."""
+        for shard in self._shards:
+            checks.soon(self._folder / shard.states, shard.files[shard.states])
 
     def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Split global row numbers into shard numbers and rows within the shard, all of shape (batch,)."""

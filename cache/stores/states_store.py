@@ -51,6 +51,10 @@ class StatesStore:
         """Mean of the pooled vectors, each of length one: (pooled_dim,)."""
         return self._reader.mean_direction()
 
+    def check_states(self) -> None:
+        """Begin to compare all states with their hashes, in the background: :mod:`dptr.cache.stores.checks`."""
+        self._reader.check_all()
+
     def release(self) -> None:
         """Drop mapped pages from the process; the next batch reads them again from the page cache."""
         self._reader.release()

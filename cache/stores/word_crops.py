@@ -58,9 +58,7 @@ class WordCropStore(StatesStore):
     def crops(self) -> list[dict[str, Any]]:
         """Label, source and key of each crop."""
         columns = ["label", "source", "key"]
-        parts = [
-            pq.read_table(self.folder / f"{shard.name}.parquet", columns=columns) for shard in self.manifest.shards
-        ]
+        parts = [pq.read_table(path, columns=columns) for path in self.manifest.catalogues(self.folder)]
         whole = pa.concat_tables(parts)
         rows: list[dict[str, Any]] = whole.take(pa.array(np.arange(len(self)) * self.views)).to_pylist()
         return rows

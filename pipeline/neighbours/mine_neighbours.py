@@ -164,7 +164,9 @@ def _parts(manifest: Manifest, work: Path) -> Iterator[tuple[NDArray[np.int32], 
 def _write_table(path: Path, manifest: Manifest, work: Path) -> None:
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, TABLE_SCHEMA, compression="zstd") as writer:
         for shard, (crops, cosines) in zip(manifest.shards, _parts(manifest, work), strict=True):
-            ids = pq.read_table(path.parent / f"{shard.name}.parquet", columns=["id"]).column(0).combine_chunks()
+            ids = (
+                pq.read_table(manifest.checked(path.parent, shard.catalogue), columns=["id"]).column(0).combine_chunks()
+            )
             columns = [ids, _lists(crops.astype(np.int64)), _lists(cosines)]
             writer.write_table(pa.table(columns, TABLE_SCHEMA))
 

@@ -239,6 +239,6 @@ def _identity(clip: Clip, tower: ImageTower, settings: OrpBankSettings, kept_out
 
 def _hashes(out: Path, manifest: Manifest) -> set[str]:
     hashes: set[str] = set()
-    for shard in manifest.shards:
-        hashes.update(pq.read_table(out / f"{shard.name}.parquet", columns=["image_sha256"]).column(0).to_pylist())
+    for catalogue in manifest.catalogues(out):
+        hashes.update(pq.read_table(catalogue, columns=["image_sha256"]).column(0).to_pylist())
     return hashes

@@ -113,7 +113,7 @@ def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Es
         read_corpus(paths, settings.corpus, quarantine) as corpus,
     ):
         if (out / MANIFEST_FILE).is_file():
-            corpus.without(_catalogues(out, Manifest.load(out, "prompts")))
+            corpus.without(Manifest.load(out, "prompts").catalogues(out))
         if corpus.remaining == 0:
             return Estimate(0, 0, 0.0)
         tower, _, _ = _load(settings)
@@ -193,7 +193,7 @@ def _embed_remaining(
 ) -> None:
     """Embed the labels that the store lacks."""
     total = corpus.kept
-    corpus.without(_catalogues(out, manifest))
+    corpus.without(manifest.catalogues(out))
     with progress("embedding", total, "labels", total - corpus.remaining) as shown:
         groups = _groups(corpus, tower, settings, quarantine, settings.shard_rows)
         _embed_groups(out, manifest, groups, tower, settings, shown)
@@ -210,7 +210,7 @@ def _embed_made_up(
     """Make up words that complete the corpus, embed those that the store lacks, and return counts of both."""
     template, rules = Template(settings.template), settings.corpus
     goal = CoverageGoal(settings.cover_pieces, settings.seed)
-    catalogues = _catalogues(out, manifest)
+    catalogues = manifest.catalogues(out)
     made_up = make_up_words(catalogues, tower, template, corpus.charset, rules.normalization, goal)
     remaining = made_up.without(catalogues)
     groups = prompts_of([remaining], corpus.charset, rules, template, tower, quarantine, settings.shard_rows)
@@ -262,7 +262,3 @@ def _encode(tower: TextTower, prompts: list[Prompt], settings: EmbedTextSettings
 def _check(tower: TextTower, prompts: list[Prompt]) -> None:
     spread = np.linspace(0, len(prompts) - 1, min(_PROMPTS_CHECKED, len(prompts))).astype(int)
     note(f"text states agree with transformers' own to {tower.check([prompts[i].token_ids for i in spread]):.1e}")
-
-
-def _catalogues(out: Path, manifest: Manifest) -> list[Path]:
-    return [out / f"{shard.name}.parquet" for shard in manifest.shards]

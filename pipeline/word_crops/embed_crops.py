@@ -226,7 +226,7 @@ class _Build:
 
 def _in_store(out: Path, manifest: Manifest) -> set[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
-    for shard in manifest.shards:
-        table = pq.read_table(out / f"{shard.name}.parquet", columns=["image_sha256", "label"])
+    for catalogue in manifest.catalogues(out):
+        table = pq.read_table(catalogue, columns=["image_sha256", "label"])
         found.update(zip(table["image_sha256"].to_pylist(), table["label"].to_pylist(), strict=True))
     return found

@@ -10,7 +10,7 @@ from typer.main import get_command
 from dptr.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMON = "--debug --help --json --quiet --workspace"
+COMMON = "--debug --help --json --no-check --quiet --workspace"
 FROZEN = {
     "ablate": "--device --jobs --name",
     "build-orp-bank": "--clip --crops-per-image --device --dtype --exclude-near --exclude-threshold --max-bad --out "

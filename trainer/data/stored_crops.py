@@ -41,6 +41,7 @@ class StoredCrops(WordImages):
         crops = cls(stores=list(stores), rows=np.empty(0, np.int64))
         usable: list[int] = []
         for number, store in enumerate(stores):
+            store.check_states()
             crops.require_tower(store.manifest.identity["image_weights"], str(store.folder))
             for row, crop in enumerate(store.crops):
                 label = crops._usable(f"{crop['source']} {crop['key']}", crop["label"], charset, normalization)

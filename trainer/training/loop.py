@@ -22,6 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.interrupts import deferred
 from dptr.cache.progress import note, progress
+from dptr.cache.stores import checks
 from dptr.cache.stores.lock import locked
 from dptr.trainer.training import step_log
 from dptr.trainer.training.averaging import moving_average
@@ -113,6 +114,7 @@ def _run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: to
                 _save(last, state)
             raise
     if settings.steps % settings.checkpoint_every or state.step < settings.steps:
+        checks.finish()
         _save(last, state)
     return state
 
@@ -234,6 +236,7 @@ def _after_step(
     """Log, validate and checkpoint where their turn has come; done over when an interrupt cut it off."""
     if state.unlogged is None:
         return
+    checks.raise_found()
     final = state.step == settings.steps
     to_log = state.step % settings.log_every == 0 or final
     to_save = state.step % settings.checkpoint_every == 0
@@ -264,6 +267,8 @@ def _after_step(
         step_log.append(folder / METRICS_FILE, line)
         for show in task.observers:
             show(line)
+    if improved or to_save:
+        checks.finish()  # nothing is saved that damaged data may have gone into
     # The best comes first: once the last one names a best step, that checkpoint is there.
     if improved:
         _save(folder / "checkpoints" / "best", state)
