@@ -1,7 +1,7 @@
 """The command line: the commands of all stages as one, what they need of each other, and the exit codes.
 
-Each command lives beside its stage, in its ``commands``. Only this file knows both sides of the house; what went wrong
-becomes one line and an exit code here. ``dptr --help`` answers at once: commands import what is heavy when they run.
+Each command lives beside its stage, in its ``commands``. Only this file imports stage 1 and training both; errors end
+as one line and an exit code here. ``dptr --help`` is quick: commands import heavy libraries when they run.
 """
 
 import os
@@ -84,7 +84,7 @@ def demo(
         "",
         f"word accuracy on {counts['rows']} rendered crops, none seen in training (their words were): "
         f"{metrics['accuracy_36_weighted']:.1%}",
-        f"held-out words read from their text states after pre-training: {metrics['accuracy']:.1%}",
+        f"validation words read from their text states after pre-training: {metrics['accuracy']:.1%}",
         "The bundled CLIP is small and the crops are rendered: this shows that every stage works, not how far it goes.",
         f"The bundled recogniser, trained for hours, on {page['rows']} words of a photographed page: "
         f"{page['metrics']['accuracy_36_weighted']:.1%}",

@@ -87,7 +87,7 @@ def step_seconds(
 
 
 def now(device: torch.device) -> float:
-    """Seconds, once the device has done what was asked of it."""
+    """Seconds, once the device has finished its queue."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()

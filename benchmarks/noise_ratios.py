@@ -1,4 +1,4 @@
-"""Held-out labels read from their text states by finished pre-training runs, clean and under ever more ORP noise.
+"""Validation labels read from their text states by finished pre-training runs, clean and under ever more ORP noise.
 
 Smallest size: PRETRAINED --workspace WORKSPACE
 """

@@ -135,7 +135,7 @@ def fold_of(text: str) -> tuple[int, int]:
 
 
 def in_fold(name: str, fold: tuple[int, int]) -> bool:
-    """Tell whether the image called ``name``, of which its bare file name counts, belongs to fold (K, N)."""
+    """Return whether the image called ``name``, of which its bare file name counts, belongs to fold (K, N)."""
     first = hashlib.sha256(Path(name).name.encode()).digest()[:8]
     return int.from_bytes(first, "big") % fold[1] == fold[0]
 

@@ -77,8 +77,8 @@ def stream(
 ) -> Tensor:
     """One stream through one layer; keys and values are made anew for each, as PARSeq's attention modules do."""
     if same_kernels:
-        x = layer.look(x, normed, layer.self_attention.keys_values(content), mask)
-        return layer.read(x, layer.cross_attention.keys_values(memory), None)
+        x = layer.self_attend(x, normed, layer.self_attention.keys_values(content), mask)
+        return layer.cross_attend(x, layer.cross_attention.keys_values(memory), None)
     x = x + layer.dropout(weighted_attention(layer.self_attention, normed, content, mask))
     x = x + layer.dropout(weighted_attention(layer.cross_attention, layer.norm_cross(x), memory, None))
     thought: Tensor = layer.dropout(layer.feed_forward(layer.norm_feed_forward(x)))
@@ -103,10 +103,10 @@ def decode_without_cache(decoder: ParseqDecoder, memory: Memory) -> Tensor:
     """Read left to right, at every step running over all that was read so far; then refine as the decoder does."""
     tokens, begin = memory.tokens, torch.full((len(memory.tokens), 1), decoder.begin)
     inputs, logits = begin, []
-    for place in range(decoder.steps(None)):
-        causal = torch.ones(place + 1, place + 1, dtype=torch.bool).tril().expand(len(tokens), 1, -1, -1)
+    for position in range(decoder.steps(None)):
+        causal = torch.ones(position + 1, position + 1, dtype=torch.bool).tril().expand(len(tokens), 1, -1, -1)
         content = decoder.embed(inputs)
-        query = decoder.positions[place].expand(len(tokens), 1, -1)
+        query = decoder.positions[position].expand(len(tokens), 1, -1)
         for depth, layer in enumerate(layers_of(decoder)):
             normed = layer.norm_content(content)
             query = stream(layer, query, layer.norm_query(query), normed, tokens, None, same_kernels=True)

@@ -139,10 +139,10 @@ class Bench:
         return {way: statistics.median(values) for way, values in measured.items()}
 
     def rows(self) -> NDArray[np.int64]:
-        """The next rows in an order that knows nothing of lengths."""
+        """The next rows in an order independent of lengths."""
         self.number += 1
-        places = np.arange(self.number * self.arguments.batch, (self.number + 1) * self.arguments.batch)
-        chosen: NDArray[np.int64] = self.order[places % len(self.order)]
+        positions = np.arange(self.number * self.arguments.batch, (self.number + 1) * self.arguments.batch)
+        chosen: NDArray[np.int64] = self.order[positions % len(self.order)]
         return chosen
 
     def timed(
@@ -220,7 +220,7 @@ class Bench:
         return float(counter.get_total_flops())
 
     def now(self) -> float:
-        """Seconds, once the device has done what was asked of it."""
+        """Seconds, once the device has finished its queue."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()

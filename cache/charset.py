@@ -65,7 +65,7 @@ class Charset:
         if not path.is_file():
             raise UserError(f"no charset called {name!r}", "Use 36, 62, 94 or a UTF-8 file with the characters")
         try:
-            # Some editors put a byte-order mark in front, which nobody means as a character.
+            # Some editors put a byte-order mark in front, which is no character of the charset.
             text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise UserError(f"the charset {path} is not UTF-8 (byte {error.start + 1})", "Save it as UTF-8") from error

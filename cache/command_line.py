@@ -30,19 +30,6 @@ if TYPE_CHECKING:
 
 _Parameters = ParamSpec("_Parameters")
 
-#: Seeds fit a signed 64-bit integer, which is what every file and library here can hold.
-LARGEST_SEED = 2**63 - 1
-MOST_WORKERS = 256
-#: In characters; no CLIP reads as many, and no decoder of ours writes more.
-LONGEST_LABEL = 1000
-
-Out = Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write to instead of the workspace's own.")]
-PromptsFolder = Annotated[
-    Path | None, typer.Option("--prompts", help="Prompt store to read instead of the workspace's own.")
-]
-OrpFolder = Annotated[Path | None, typer.Option("--orp", help="ORP bank to read instead of the workspace's own.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
-
 _COMMON = {
     "workspace": Annotated[
         Path, typer.Option(envvar="DPTR_WORKSPACE", help="Folder that holds stores and runs.", show_default=True)
@@ -60,7 +47,7 @@ _FILLED_IN = ("workspace", "services")
 
 @dataclass(frozen=True)
 class Services:
-    """What commands need from a side that they may not import; ``cli.py``, which knows both sides, fills it in.
+    """What commands need from a side that they may not import; ``cli.py``, which imports both sides, fills it in.
 
     Attributes:
         device: checks a device's name and resolves ``auto``.

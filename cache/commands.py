@@ -7,8 +7,9 @@ from typing import Annotated
 import typer
 
 from dptr.cache.choices import AnswerForm
-from dptr.cache.command_line import OrpFolder, PromptsFolder, Report, command, command_group
+from dptr.cache.command_line import Report, command, command_group
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.options import OrpFolder, PromptsFolder
 from dptr.cache.workspace import Workspace
 
 commands = command_group()

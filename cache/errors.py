@@ -58,7 +58,7 @@ class TooManyRefused(DptrError):
 
 
 def disk_error(error: Exception) -> OSError | None:
-    """Return what a disk refused, also where a library written in Rust tells it in words alone; None for the rest."""
+    """Return the error of a disk, also where a library written in Rust gives only its text; None for other errors."""
     if isinstance(error, OSError):
         return error if error.errno in OF_THE_DISK else None
     told = re.search(r"\(os error (\d+)\)", str(error))

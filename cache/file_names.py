@@ -21,6 +21,7 @@ RECIPE_FILE = "recipe.toml"
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
 PREDICTIONS_FOLDER = "predictions"
+REPORT_FILE = "report.html"
 CHECKPOINTS_FOLDER = "checkpoints"
 STATE_FILE = "state.json"
 
@@ -31,3 +32,8 @@ ABLATION_ROWS = "rows.parquet"
 MODEL_CONFIG_FILE = "config.json"
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"
 WEIGHTS_FILE = "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+SAFETENSORS = ".safetensors"
+
+# In a folder of labelled crops, as written; more names are read.
+LABELS_FILE = "labels.tsv"

@@ -65,7 +65,7 @@ def unheard_by_children() -> Iterator[None]:
 
 
 def interruptible(work: Callable[[], _Result], stop: Callable[[], None]) -> _Result:
-    """Run what stays outside Python for long, where no signal is seen; at a signal call ``stop``, then pass it on."""
+    """Run what stays outside Python for long, where Python handles no signal; at one call ``stop``, then pass it on."""
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(work)
         try:

@@ -30,7 +30,7 @@ class Normalization:
         require_at_least(1, max_label_length=self.max_label_length)
 
     def apply(self, raw: str) -> str:
-        """Return the label of ``raw``; it may be empty or too long, which :meth:`refuse` tells."""
+        """Return the label of ``raw``; it may be empty or too long, which :meth:`refuse` checks."""
         text = raw
         if self.ascii:
             text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")

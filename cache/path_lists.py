@@ -1,7 +1,7 @@
 """Options that take several paths: ``--data A B --validation C D`` names two of each.
 
 Left to itself, the parser gives an option one word and hands the others to the command's arguments, whatever option
-they stand behind: what was meant to validate on, or to keep out, would be trained on and nobody told.
+they stand behind: paths behind ``--validation`` or ``--exclude-near`` would be trained on without a word.
 """
 
 from __future__ import annotations

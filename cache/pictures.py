@@ -1,7 +1,7 @@
 """Pictures of any kind to upright RGB: the one place where a picture is decoded, for photos and for word images alike.
 
-A picture may lie: its header may promise more pixels than memory holds, its name may be a pipe that never ends. What
-is refused says why, in words that do not change from one try to the next, so that refusals can be counted.
+A header may claim more pixels than memory holds, and a name may be a pipe that never ends: both are refused. A reason
+is the same text each time, so that refusals can be counted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".d
 #: No picture's file is larger, in bytes; what claims to be is not read.
 LARGEST_FILE = 1 << 29
 
-#: A header can promise more pixels than memory holds; nothing above this is decoded.
+#: A header can claim more pixels than memory holds; nothing above this is decoded.
 MOST_PIXELS = 100_000_000
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")

@@ -1,4 +1,4 @@
-"""JSON for other programs: what it has no word for, NaN and infinity, becomes null."""
+"""JSON for other programs: NaN and infinity, which it cannot express, become null."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def dumps(value: Any) -> str:
-    """Return ``value`` as JSON in one line; what JSON does not know, such as paths, as its text."""
+    """Return ``value`` as JSON in one line; other types, such as paths, as their text."""
     return json.dumps(_plain(value), ensure_ascii=False, default=str, allow_nan=False)
 
 

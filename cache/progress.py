@@ -103,7 +103,7 @@ def progress(description: str, total: int | None, unit: str, done: int = 0) -> I
     """Show the progress of a block of work.
 
     Args:
-        description: what is being done, as a newcomer would say it.
+        description: what is being done, in plain words.
         total: units in all, or None when unknown.
         unit: what is counted, in the plural ("rows", "photos", "steps").
         done: units finished by an earlier run; they count for the share but not for the rate.

@@ -1,4 +1,4 @@
-"""Settings that are numbers say at once when one of them is out of its range."""
+"""Checks that settings lie in their ranges, before any work."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def _line(cells: Sequence[str], widths: Sequence[int], to_the_right: Collection[
 
 
 def _cell(value: Any, room: int | None) -> str:
-    # Six digits are for eyes; a file or a pipe gets the number as it is.
+    # Six digits are enough to read; a file or a pipe gets the number as it is.
     return f"{value:.6g}" if isinstance(value, float) and room is not None else visible(str(value))
 
 

@@ -30,7 +30,7 @@ class TerminalBars:
             self._display.start()
             task = self._display.add_task(description, total=total, completed=done, unit=unit, detail="")
             self._display.refresh()
-        except BaseException:  # stopped here, nobody knows the bar yet
+        except BaseException:  # interrupted before the caller has the bar to remove
             self._stop()
             raise
         return task

@@ -1,4 +1,4 @@
-"""Text from files, shown so that a terminal prints it and obeys nothing in it."""
+"""Text from files with control characters escaped, so that a terminal prints it and runs none of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where stores and runs live, so that commands find each other's results without being told."""
+"""Where stores and runs are, so that each command finds what the one before it made."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dptr.cache.file_names import MANIFEST_FILE, RUN_FILE
 
 @dataclass(frozen=True)
 class Workspace:
-    """One folder with stores and ``runs/``; the ``other`` ones are stores that lie elsewhere."""
+    """One folder with stores and ``runs/``; the ``other`` ones are stores in other folders."""
 
     root: Path
     other_prompts: Path | None = None
     other_orp: Path | None = None
 
     def with_stores(self, prompts: Path | None, orp: Path | None = None) -> Workspace:
-        """Return the same workspace, with stores that lie elsewhere; None keeps its own.
+        """Return the same workspace, with stores in other folders; None keeps its own.
 
         Raises:
             UserError: a folder that is named holds no store.

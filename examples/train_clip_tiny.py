@@ -72,10 +72,12 @@ def main() -> None:
         "clip.warmup_share=0.18",
     ]
     train = ["train-clip", "--photos", photos, "--set", "clip.workers=1"]
-    dptr(*train, "--data", out / "easy.parquet", "--held-out", out / "unseen_easy.parquet", *first, "-o", out / "first")
+    dptr(
+        *train, "--data", out / "easy.parquet", "--validation", out / "unseen_easy.parquet", *first, "-o", out / "first"
+    )
     both = ["--data", out / "natural.parquet", out / "easy.parquet"]
     second = ["--from", out / "first", "--steps", scaled(_SECOND_STEPS, arguments.scale), "-o", out / "second"]
-    dptr(*train, *both, "--held-out", out / "unseen.parquet", *second)
+    dptr(*train, *both, "--validation", out / "unseen.parquet", *second)
     print(f"the CLIP: {out / 'second' / 'clip'}")
 
 

@@ -6,23 +6,13 @@ from typing import Annotated
 import typer
 
 from dptr.cache.choices import StatesDtype, UnicodeForm
-from dptr.cache.command_line import (
-    LARGEST_SEED,
-    LONGEST_LABEL,
-    MOST_WORKERS,
-    Device,
-    OrpFolder,
-    Out,
-    PromptsFolder,
-    Report,
-    Services,
-    command,
-    command_group,
-    figures_of,
-)
+from dptr.cache.command_line import Report, Services, command, command_group, figures_of
+from dptr.cache.options import LARGEST_SEED, LONGEST_LABEL, MOST_WORKERS, Device, OrpFolder, Out, PromptsFolder
 from dptr.cache.workspace import Workspace
 from dptr.pipeline.choices import Case, Context, Precision, StatesKind, Unit
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE
+
+commands = command_group()
 
 ClipName = Annotated[str, typer.Option("--clip", help="`tiny` (bundled), a directory, or a hub id.")]
 MaxBad = Annotated[int | None, typer.Option(min=0, help="Fail (exit 4) when more inputs than this are refused.")]
@@ -31,8 +21,6 @@ Arithmetic = Annotated[Precision, typer.Option("--precision", help="Arithmetic o
 #: More would only be nearly the same rectangles again, and a bank that never ends.
 _MOST_CROPS_PER_IMAGE = 10_000
 _MOST_VIEWS = 10_000
-
-commands = command_group()
 
 
 @command(commands, "embed-text")

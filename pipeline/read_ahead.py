@@ -1,4 +1,4 @@
-"""Reading by threads ahead of whoever takes the results, in order.
+"""Reading by threads ahead of the caller, results in order.
 
 Threads, not processes: Pillow, hashing and reading let other threads run, and nothing has to be copied.
 """

@@ -10,7 +10,7 @@ NoiseDraw = Literal["random", "nearest", "mixed", "gaussian"]
 #: Whether labels are drawn evenly, or more often the more the corpus has them.
 Sampling = Literal["uniform", "count"]
 
-#: The Feature Merge Unit with its queries, or all image tokens handed on (the control).
+#: The Feature Merge Unit with its queries, or all image tokens as they are (the control).
 FmuKind = Literal["queries", "none"]
 
 #: Where else metrics are shown.

@@ -61,7 +61,7 @@ def _share(value: float | None) -> str:
 
 
 def _left_out(result: Evaluation) -> list[str]:
-    """Say by which rule words do not count, so that figures can be compared with those of other programs."""
+    """Return the rule by which words do not count, so that figures can be compared with those of other programs."""
     lines = [f"36, 62, 94: as PARSeq's loader has it: folded to ASCII, without words longer than {LONGEST} or emptied"]
     for protocol in PROTOCOLS:
         empty = sum(scores[protocol].empty for scores in result.sets.values())

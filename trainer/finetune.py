@@ -15,7 +15,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.word_images.dataset import WordImages, split
-from dptr.trainer.data.image_batches import ImageBatch, ImageBatches, Oddities
+from dptr.trainer.data.image_batches import CropBatches, ImageBatch, ImageBatches, Oddities
 from dptr.trainer.data.stored_batches import StoredBatches
 from dptr.trainer.data.stored_crops import StoredCrops, require_one_kind
 from dptr.trainer.evaluate import read_stored_crops, read_word_images
@@ -25,11 +25,12 @@ from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.base import Encoder, PretrainedEncoder
 from dptr.trainer.model.encoders.clip import PREFIX, weights_hash
 from dptr.trainer.model.encoders.given import GivenTokens
-from dptr.trainer.model.recognizer import Recognizer
+from dptr.trainer.model.recognizer import Recognizer, with_present_names
 from dptr.trainer.predictions import keep_refusals
 from dptr.trainer.training import loop, runs
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.settings import EncoderSettings, FmuSettings, Settings
+from dptr.trainer.training.summary import TrainingSummary
 from dptr.trainer.training.trackers import Tracker, observer
 
 #: What the names of a recogniser's encoder's weights begin with.
@@ -37,19 +38,12 @@ _ENCODER = "encoder."
 
 
 @dataclass(frozen=True)
-class FinetuneSummary:
+class FinetuneSummary(TrainingSummary):
     """What a fine-tuning run came to; ``coverage`` is None for a decoder that starts from nothing.
 
-    ``portrait`` names the images taller than wide that training met; they are read like any other.
+    ``portrait`` names the images taller than wide; they are read like any other.
     """
 
-    out: Path
-    rows: int
-    computed: int
-    quarantined: int
-    steps: int
-    seconds: float
-    metrics: dict[str, float]
     coverage: Coverage | None
     portrait: list[str]
 
@@ -95,7 +89,7 @@ def finetune(
     run = runs.start_or_continue(out, "finetune", recipe, charset, memory_dim, data_identity(images, start, given))
     run.keep_untrained(untrained)
     keep_refusals(out, images)
-    batches: ImageBatches | StoredBatches
+    batches: CropBatches
     if isinstance(training, StoredCrops):
         batches = StoredBatches(training, charset, recipe)
     else:
@@ -145,7 +139,7 @@ def _encoder(images: WordImages, recipe: Recipe, model: Path | None) -> tuple[En
 
 def _weights_of(start: runs.Trained, images: WordImages) -> dict[str, Tensor]:
     """Return the weights to start from; for a store those behind the encoder, which must be its own tower."""
-    weights = start.weights()
+    weights = with_present_names(start.weights())
     if start.kind == "pretrain" or not isinstance(images, StoredCrops):
         return weights
     encoder = {name.removeprefix(_ENCODER): tensor for name, tensor in weights.items() if name.startswith(_ENCODER)}
@@ -156,7 +150,7 @@ def _weights_of(start: runs.Trained, images: WordImages) -> dict[str, Tensor]:
 def data_identity(
     images: WordImages, start: runs.Trained | None, validation: WordImages | None = None
 ) -> dict[str, Any]:
-    """What a run remembers of its data: fingerprints of the images, and where its weights came from."""
+    """What a run saves about its data: fingerprints of the images, and where its weights came from."""
     identity: dict[str, Any] = {"images": _fingerprint(images), "from": start and [start.name, start.data]}
     return identity if validation is None else {**identity, "validation": _fingerprint(validation)}
 
@@ -199,8 +193,8 @@ def parameter_groups(recognizer: Recognizer, recipe: Recipe, batches_per_epoch: 
         "fmu": (list(recognizer.fmu.parameters()), settings.fmu_lr_scale),
         "decoder": (list(recognizer.decoder.parameters()), settings.decoder_lr_scale),
     }
-    if recognizer.column_head is not None:
-        parts["encoder"][0].extend(recognizer.column_head.parameters())
+    if recognizer.ctc_head is not None:
+        parts["encoder"][0].extend(recognizer.ctc_head.parameters())
     epochs = _frozen_epochs(settings.freeze, list(parts))
     steps = {part: round(epochs[part] * batches_per_epoch / settings.accumulate) for part in parts}
     if all(steps[part] for part, (tensors, _) in parts.items() if tensors):

@@ -38,7 +38,7 @@ class Score:
 
 @dataclass(frozen=True)
 class ProtocolScore:
-    """What a protocol says of some words.
+    """Figures of some words by one protocol.
 
     Attributes:
         score: figures of the words that count; None when there is none.

@@ -1,4 +1,4 @@
-"""Stage 2: teach a decoder to spell what text states say, without one image."""
+"""Stage 2: train a decoder to read labels from their text states, without one image."""
 
 from __future__ import annotations
 
@@ -28,22 +28,11 @@ from dptr.trainer.model.decoders.pooled import PooledDecoder
 from dptr.trainer.training import loop, runs
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.settings import MemorySettings
+from dptr.trainer.training.summary import TrainingSummary
 from dptr.trainer.training.trackers import Tracker, observer
 
 if TYPE_CHECKING:
     from dptr.cache.stores.neighbours import Neighbours
-
-
-@dataclass(frozen=True)
-class PretrainSummary:
-    """What a pre-training run came to."""
-
-    out: Path
-    rows: int
-    computed: int
-    steps: int
-    seconds: float
-    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -79,12 +68,12 @@ class PromptBatches:
 
 
 def data_identity(store: PromptStore, bank: OrpBank | None) -> dict[str, Any]:
-    """What a run remembers of its stores: enough to notice that they changed."""
+    """What a run saves about its stores, so that it notices when they change."""
     return {name: manifest.fingerprint() for name, manifest in _manifests(store, bank).items()}
 
 
 def _former_data_identity(store: PromptStore, bank: OrpBank | None) -> dict[str, Any]:
-    """What runs of the first version remember of the same stores."""
+    """What runs of the first version saved about the same stores."""
     return {name: manifest.former_fingerprint() for name, manifest in _manifests(store, bank).items()}
 
 
@@ -100,7 +89,7 @@ def pretrain(
     out: Path,
     device: str | torch.device = "cpu",
     track: Tracker | None = None,
-) -> PretrainSummary:
+) -> TrainingSummary:
     """Train a decoder on a prompt store, with noise from a bank when there is one; goes on where it stopped.
 
     Raises:
@@ -133,10 +122,11 @@ def pretrain(
     )
     steps_before = runs.Run.load(out).step()
     state = loop.run(out, task, recipe.pretrain, device)
-    return PretrainSummary(
+    return TrainingSummary(
         out=out,
         rows=len(training),
         computed=(state.step - steps_before) * recipe.pretrain.batch_size * recipe.pretrain.accumulate,
+        quarantined=0,
         steps=state.step,
         seconds=time.monotonic() - started,
         metrics=state.metrics,
@@ -153,7 +143,7 @@ def validate(
 ) -> dict[str, float]:
     """Read the labels of ``rows`` (rows,) from clean states and from states with the recipe's noise, case aside.
 
-    CLIP folds case, so that states cannot tell it; ``accuracy_with_case`` shows what that costs.
+    CLIP folds case, so states do not encode it; ``accuracy_with_case`` is that of labels as they are.
     """
     labels = store.labels_of(rows)
     clean = read_prompts(model, store, rows, None, 0.0, recipe.memory, device)

@@ -17,38 +17,33 @@ from torch import Tensor
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import IMAGE_PROCESSOR_FILE, MODEL_CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from dptr.cache.progress import note
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
 from dptr.trainer.data.clip_batches import ClipBatches, Prompts
-from dptr.trainer.data.letter_places import alphabet_of
+from dptr.trainer.data.letter_positions import alphabet_of
 from dptr.trainer.model.clip_learner import ClipLearner
 from dptr.trainer.training import loop, runs
 from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.training.summary import TrainingSummary
 from dptr.trainer.training.trackers import Tracker, observer
 
 #: What a CLIP's folder holds besides its weights.
-_DESCRIPTIONS = ("config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")
+_DESCRIPTIONS = (MODEL_CONFIG_FILE, IMAGE_PROCESSOR_FILE, *TOKENIZER_FILES)
 _BATCH = 100
 
 
 @dataclass(frozen=True)
-class TrainClipSummary:
+class TrainClipSummary(TrainingSummary):
     """What training came to; ``model`` is the folder that ``--clip`` takes."""
 
-    out: Path
     model: Path
-    rows: int
-    computed: int
-    quarantined: int
-    steps: int
-    seconds: float
-    metrics: dict[str, float]
 
 
 def train_clip(
     images: WordImages,
-    held_out: WordImages,
+    validation: WordImages,
     charset: Charset,
     photos: Sequence[Path],
     like: Path,
@@ -62,8 +57,8 @@ def train_clip(
     """Train a CLIP, or go on where an earlier call stopped; write it to ``out/clip`` as transformers saves models.
 
     Args:
-        images: word images to learn from. held_out: those that are read for validation, of other words.
-        charset: of both; its letters are told apart, case aside.
+        images: word images to learn from. validation: those to validate with, of other words.
+        charset: of both; its letters are classified, case aside.
         photos: image files without text; empty for none.
         like: folder with the configuration, tokenizer and preprocessing to use.
         prompt: label to sentence.
@@ -74,7 +69,7 @@ def train_clip(
             for and not given. DamagedStore: ``out`` holds another run.
     """
     started = time.monotonic()
-    _require_apart(images, held_out)
+    _require_apart(images, validation)
     if bool(photos) != bool(recipe.clip.photos):
         raise UserError(
             f"{len(photos)} photos are given, and clip.photos = {recipe.clip.photos} of them join each batch",
@@ -89,9 +84,8 @@ def train_clip(
     device = torch.device(device)
     learner.to(device)
     dim = int(learner.clip.config.projection_dim)
-    run = runs.start_or_continue(
-        out, "clip", recipe, charset, dim, _data_identity(images, held_out, photos, like, start)
-    )
+    data = _data_identity(images, validation, photos, like, start)
+    run = runs.start_or_continue(out, "clip", recipe, charset, dim, data, _former_identity(data))
     batches = ClipBatches(images, photos, prompts, recipe.clip, learner.size, learner.columns, alphabet)
     rows = recipe.clip.validation_rows
     unreadable: set[str] = set()
@@ -109,7 +103,7 @@ def train_clip(
         model=learner,
         batch=batches,
         loss=loss,
-        validate=lambda model: retrieval(model, held_out, prompts, rows, device, leave_out),
+        validate=lambda model: retrieval(model, validation, prompts, rows, device, leave_out),
         rows=lambda batch: len(batch.images),
         groups=[loop.ParameterGroup(list(learner.parameters()))],
         observers=[observer(track, out)] if track else [],
@@ -118,7 +112,7 @@ def train_clip(
     state = loop.run(out, task, recipe.clip, device)
     learner.load_state_dict(run.weights("best"))
     # Of what is written: the last step need not have been the best.
-    metrics = retrieval(learner, held_out, prompts, rows, device, leave_out)
+    metrics = retrieval(learner, validation, prompts, rows, device, leave_out)
     _save(learner, like, out / "clip")
     return TrainClipSummary(
         out=out,
@@ -141,9 +135,9 @@ def retrieval(
     device: torch.device,
     leave_out: Callable[[Sequence[str]], None],
 ) -> dict[str, float]:
-    """Tell how often the prompt nearest to an image is its own, among the prompts of ``rows`` different words.
+    """Return how often the prompt nearest to an image is its own, among the prompts of ``rows`` different words.
 
-    Words whose image cannot be read do not count; ``leave_out`` is told why.
+    Words whose image cannot be read do not count; ``leave_out`` gets the reasons.
 
     Raises:
         UserError: not one image can be read.
@@ -164,7 +158,7 @@ def retrieval(
         seen.append(model.encode_images(pixels.to(device))[0])
         texts.append(model.encode_texts(prompts([images.samples[i].label for i in readable]).to(device))[0])
     if not chosen:
-        raise UserError("not one held-out image can be read", "Check the folder given with --held-out")
+        raise UserError("not one validation image can be read", "Check the folder given with --validation")
     similarities = torch.cat(seen) @ torch.cat(texts).T
     right = torch.arange(len(chosen), device=device)
     top1 = (similarities.argmax(1) == right).float().mean().item()
@@ -189,7 +183,7 @@ def _pixels(
 def open_learner(folder: Path, letters: int) -> tuple[ClipLearner, Any]:
     """Return a learner with new weights of the shape that ``folder`` describes, and the tokenizer there.
 
-    ``letters`` is how many of them it is to tell apart.
+    ``letters`` is how many of them it classifies.
 
     Raises:
         UserError: it is no CLIP, or one that cuts images to a square.
@@ -202,12 +196,12 @@ def open_learner(folder: Path, letters: int) -> tuple[ClipLearner, Any]:
     config: Any = CLIPConfig.from_pretrained(folder)
     if config.model_type != "clip":
         raise UserError(f"{folder} holds a {config.model_type} model", "Give a CLIP to train one like it")
-    pixels = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+    pixels = json.loads((folder / IMAGE_PROCESSOR_FILE).read_text(encoding="utf-8"))
     side = config.vision_config.image_size
     if pixels.get("do_center_crop") or pixels.get("size") != {"height": side, "width": side}:
         raise UserError(
             f"{folder} cuts images to a square, and words lose letters",
-            f'In preprocessor_config.json: "do_center_crop": false, "size": {{"height": {side}, "width": {side}}}',
+            f'In {IMAGE_PROCESSOR_FILE}: "do_center_crop": false, "size": {{"height": {side}, "width": {side}}}',
         )
     # On short sequences the fused kernel's backward pass takes as long as all else together.
     config._attn_implementation = "eager"
@@ -232,29 +226,36 @@ def _take_weights(learner: ClipLearner, start: runs.Run) -> None:
         note(f"new: {', '.join(found.missing_keys)}")
 
 
-def _require_apart(images: WordImages, held_out: WordImages) -> None:
-    shared = {sample.label.lower() for sample in images.samples} & {sample.label.lower() for sample in held_out.samples}
+def _require_apart(images: WordImages, validation: WordImages) -> None:
+    shared = {sample.label.lower() for sample in images.samples} & {
+        sample.label.lower() for sample in validation.samples
+    }
     if shared:
         raise UserError(
-            f"{len(shared)} words are among those to learn and those held out, such as {min(shared)!r}",
-            "Hold out words that training never sees",
+            f"{len(shared)} words are among those to learn and those to validate with, such as {min(shared)!r}",
+            "Validate with words that training never sees",
         )
 
 
 def _data_identity(
-    images: WordImages, held_out: WordImages, photos: Sequence[Path], like: Path, start: runs.Run | None
+    images: WordImages, validation: WordImages, photos: Sequence[Path], like: Path, start: runs.Run | None
 ) -> dict[str, Any]:
     def fingerprint(lines: list[str]) -> str:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    keys = [[f"{sample.key}\t{sample.label}" for sample in side.samples] for side in (images, held_out)]
+    keys = [[f"{sample.key}\t{sample.label}" for sample in side.samples] for side in (images, validation)]
     return {
         "images": {"rows": len(images), "sha256": fingerprint(keys[0])},
-        "held_out": {"rows": len(held_out), "sha256": fingerprint(keys[1])},
+        "validation": {"rows": len(validation), "sha256": fingerprint(keys[1])},
         "photos": {"files": len(photos), "sha256": fingerprint([path.name for path in photos])},
         "from": None if start is None else [start.folder.name, start.data],
         "like": fingerprint([(like / name).read_text(encoding="utf-8") for name in _DESCRIPTIONS]),
     }
+
+
+def _former_identity(data: dict[str, Any]) -> dict[str, Any]:
+    """Return the identity as earlier versions saved it: validation images stood under another key."""
+    return {"held_out" if key == "validation" else key: value for key, value in data.items()}
 
 
 def _save(learner: ClipLearner, like: Path, folder: Path) -> None:
@@ -263,5 +264,5 @@ def _save(learner: ClipLearner, like: Path, folder: Path) -> None:
     for name in _DESCRIPTIONS:
         shutil.copyfile(like / name, folder / name)
     tensors = {name: tensor.half().contiguous().cpu() for name, tensor in learner.clip.state_dict().items()}
-    with atomic_path(folder / "model.safetensors") as temporary:
+    with atomic_path(folder / WEIGHTS_FILE) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})

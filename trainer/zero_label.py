@@ -1,7 +1,7 @@
-"""A recogniser that has seen no labelled image: a pre-trained decoder behind the image tower of its own CLIP.
+"""A recogniser trained on no labelled image: a pre-trained decoder behind the image tower of its own CLIP.
 
-The decoder learnt to read what CLIP says of a text; CLIP says of an image of that text something alike. What was
-``pooled`` reads the image's pooled vector, what was ``tokens`` the image's projected tokens.
+The decoder was trained on CLIP's text states; CLIP's states of an image of that text are near to them. With memory of
+kind ``pooled`` it reads the image's pooled vector, with ``tokens`` the image's projected tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def zero_label_recognizer(run: Run, find_clip: FindClip, device: str = "cpu") ->
         run: a pre-training run. find_clip: the name of a CLIP -> its folder. device: where to read.
 
     Raises:
-        UserError: the decoder learnt from columns, which no image tower shows; or the CLIP is not to be found.
+        UserError: the decoder was trained on columns, which no image tower gives; or the CLIP is not to be found.
     """
     if run.recipe.memory.kind == "columns":
         raise UserError(

@@ -21,7 +21,7 @@ _DELIMITERS = " \t\n,;()=<>+-*/'\"."
 
 
 def prompt(connection: duckdb.DuckDBPyConnection) -> None:
-    """Answer queries typed on standard input until it ends; a bad query does not end it."""
+    """Run queries typed on standard input until it ends; a bad query does not end it."""
     print(f"tables: {', '.join(tables(connection))}; end with Ctrl-D", file=sys.stderr)
     if not sys.stdin.isatty():
         _answer_lines(connection, "")

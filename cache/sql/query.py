@@ -1,4 +1,4 @@
-"""One question to DuckDB; the answer comes in blocks, so that it need not fit into memory."""
+"""One query to DuckDB; its result comes in blocks, so that it need not fit into memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Result = TypeVar("_Result")
 
 _ROWS_A_BLOCK = 1000
 _ROWS_A_BATCH = 16_384
-#: What only reads; ``pivot`` is several statements in one.
+#: Kinds of statement that only read; ``pivot`` is several statements in one.
 _QUESTIONS = (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN, duckdb.StatementType.MULTI)
 
 

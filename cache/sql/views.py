@@ -1,8 +1,8 @@
 """DuckDB over everything in a workspace: stores, refusals, neighbours, runs, their metrics and what they read.
 
 DuckDB itself may touch no file. A statement that writes can hide in one that reads (``with x as (copy …) select``), and
-whoever may read a folder may write it, too. So catalogues come in as Arrow datasets, which only read, what runs say is
-read beforehand, and then DuckDB's access to files is closed for good.
+access to a folder is for reading and writing alike. So catalogues come in as Arrow datasets, which only read; the logs
+of runs are read beforehand, and then DuckDB's access to files is closed for good.
 """
 
 from __future__ import annotations

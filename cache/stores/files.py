@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written beside their place, flushed to disk, then renamed."""
+"""Files that are either whole or absent: written under another name, flushed to disk, then renamed."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class Owner:
 
     @classmethod
     def this_process(cls) -> Owner:
-        """Describe the process that asks."""
+        """Describe this process."""
         program = Path(sys.argv[0]).name
         words = ["dptr" if program == "__main__.py" else program, *sys.argv[1:]]
         # What came from a terminal in another encoding must not fail here.
@@ -116,7 +116,7 @@ def _hold(path: Path, target: Path) -> Iterator[None]:
         yield
     finally:
         described.unlink(missing_ok=True)
-        # Removed while it is still held: whoever has opened it meanwhile sees that it is gone, and makes a new one.
+        # Removed while it is still held: a process that has opened it meanwhile finds it gone, and makes a new one.
         with suppress(OSError):
             path.unlink(missing_ok=True)
         lock.release()

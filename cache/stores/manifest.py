@@ -29,7 +29,7 @@ from dptr.cache.stores.file_record import FileRecord
 
 _LONGEST_SHOWN = 40
 
-#: What can be derived again, or only tells of past runs: damage to it does not keep a store from being used.
+#: Files that can be derived again, or only record past runs: damage to them does not keep a store from being used.
 DISPENSABLE = frozenset({INDEX_FILE, NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE, PHOTOS_FILE, QUARANTINE_FILE})
 
 StoreKind = Literal["prompts", "orp", "word_crops"]
@@ -89,11 +89,11 @@ class Manifest:
         return {"rows": self.rows, "sha256": self._digest(identity)}
 
     def former_fingerprint(self) -> dict[str, Any]:
-        """Return the description that runs of the first version remember, which changes with the encoder's name."""
+        """Return the description that runs of the first version saved, which changes with the encoder's name."""
         return {"encoder": self.identity["encoder"], "rows": self.rows, "sha256": self._digest(self.identity)}
 
     def is_described_by(self, known: object) -> bool:
-        """Return whether ``known``, which a run remembers, is this store's fingerprint, of today or of earlier."""
+        """Return whether ``known``, which a run saved, is this store's fingerprint, of today or of earlier."""
         return known in (self.fingerprint(), self.former_fingerprint())
 
     def _digest(self, identity: dict[str, Any]) -> str:
@@ -138,10 +138,10 @@ class Manifest:
 
     @contextmanager
     def rewriting(self, folder: Path, *names: str) -> Iterator[None]:
-        """Let a run write files anew that tell of earlier runs; whatever comes of it, they are listed again after it.
+        """Let a run rewrite files that record earlier runs; they are listed again after it, even if it fails.
 
         What is not what was committed is removed first and said so: it may well be readable, and wrong. Removed rather
-        than passed over, since a kill leaves files unlisted, and with no hash nobody could tell any more.
+        than passed over, since a kill leaves files unlisted, and without a hash damage could not be found any more.
         """
         for name in names:
             if name in self.files and not self.is_intact(folder, name):
@@ -238,7 +238,7 @@ class Manifest:
         differing = [
             f"{name}: {_shown(self.identity.get(name))} there, {_shown(value)} now"
             for name, value in identity.items()
-            # The same weights may go by several names (two paths, a hub id): their hash tells.
+            # The same weights may go by several names (two paths, a hub id): their hashes are compared.
             if name != "encoder" and self.identity.get(name) != value
         ]
         if differing:
@@ -264,7 +264,7 @@ _REPAIR = "`dptr verify --repair` computes it again where the inputs are still t
 
 
 def begun_anew(path: Path) -> str:
-    """Say what the loss of a file that tells of earlier runs means."""
+    """Say what the loss of a file that records earlier runs means."""
     return (
         f"{path} is damaged or missing and begun anew: what this run reads is judged again, "
         "what only earlier runs read is no longer known"

@@ -1,4 +1,4 @@
-"""Refused inputs, with the place and the reason, in a Parquet file that SQL can ask: nothing vanishes silently."""
+"""Refused inputs, each with its place and reason, in a Parquet file that ``dptr sql`` shows."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Quarantine:
     """Collects refusals and writes them to ``path`` when closed; memory does not grow with their number.
 
     What an earlier run refused stays, but for the sources that this run reads (:meth:`reads`): they are judged anew.
-    Whether the file is still what that run wrote is for the manifest to tell (``Manifest.rewriting``).
+    Whether the file is still what that run wrote is checked by the manifest (``Manifest.rewriting``).
     """
 
     def __init__(self, path: Path) -> None:

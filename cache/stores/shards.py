@@ -1,4 +1,4 @@
-"""States on disk: uncompressed Arrow IPC files, written once, memory-mapped for ever after.
+"""States on disk: uncompressed Arrow IPC files, written once and read by memory map.
 
 A shard is a Parquet catalogue for questions and an IPC file for the hot path. The IPC file holds one record batch:
 ``states`` is list<fixed_size_list<dim>>, a list per row; ``pooled`` repeats the row's pooled vector in half precision,
@@ -172,7 +172,7 @@ class StatesReader:
         return lengths
 
     def gather(self, rows: NDArray[np.int64]) -> States:
-        """Copy the states of ``rows``, shape (batch,), out of the maps, in the order asked for.
+        """Copy the states of ``rows``, shape (batch,), out of the maps, in the order given.
 
         Tokens and pooled vectors come back as float32: the copy has to be made anyway, and half precision is a storage
         format, not one to compute in on a CPU.
@@ -201,7 +201,7 @@ class StatesReader:
             tokens: shape (batch, count), each below that row's length.
 
         Returns:
-            shape (batch, count, dim), in the precision that is stored: whoever adds them to something widens them on
+            shape (batch, count, dim), in the precision that is stored: the caller widens them on
             the way, which is cheaper than to write them out wide. What is stored as int8 comes scaled, as float32.
         """
         if not len(rows):

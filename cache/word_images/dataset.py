@@ -1,7 +1,7 @@
 """Labelled word images for training and evaluation: which there are, which were left out and why, and their pixels.
 
-Labels are normalised and checked once, when the data is opened. Images are read when they are asked for, in whatever
-process asks.
+Labels are normalised and checked once, when the data is opened. Images are read on demand, in whichever
+process needs them.
 """
 
 from __future__ import annotations

@@ -21,13 +21,13 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """Where it lies, for people."""
+        """Where it is, for people."""
 
     def labels(self) -> Iterator[tuple[str, str | Refused]]:
         """Yield key and raw label of each sample in order.
 
         Raises:
-            UserError: the data set is damaged; what can be told of single samples is a :class:`Refused`.
+            UserError: the data set is damaged; what is wrong with single samples is a :class:`Refused`.
         """
 
     def read(self, key: str) -> bytes:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import IO
 
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import LABELS_FILE
 from dptr.cache.pictures import read_encoded
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.word_images.form import MISSING, Form, Refused
 
 #: Names of label files in a folder, the most telling first; several PaddleOCR files in one folder are all read.
-WRITTEN = "labels.tsv"
-PATTERNS = (WRITTEN, "gt.txt", "labels.jsonl", "rec_gt_*.txt", "label.txt", "labels.txt", "*.txt")
+PATTERNS = (LABELS_FILE, "gt.txt", "labels.jsonl", "rec_gt_*.txt", "label.txt", "labels.txt", "*.txt")
 
 _IMAGE_KEYS = ("image", "file", "file_name", "filename", "path")
 _LABEL_KEYS = ("label", "text")
@@ -32,7 +32,7 @@ OUTSIDE = Refused("image lies outside the folder of the label file")
 
 @dataclass(frozen=True)
 class LabelFile:
-    """A text file that names images, relative to ``folder``, and what they say."""
+    """A text file with names of images, relative to ``folder``, and their labels."""
 
     path: Path
     folder: Path
@@ -89,7 +89,7 @@ def find(folder: Path) -> list[Path]:
 
 
 def _inside(folder: Path, name: str) -> bool:
-    """Tell whether ``name`` stays in ``folder``: a label file that came with data may not point at other files."""
+    """Return whether ``name`` stays in ``folder``: a label file that came with data may not point at other files."""
     return Path(os.path.abspath(folder / name)).is_relative_to(os.path.abspath(folder))
 
 
@@ -160,5 +160,5 @@ class FolderWriter:
 def write(out: Path) -> Iterator[FolderWriter]:
     """Open a new folder for labelled images; its label file appears when all is written."""
     (out / "images").mkdir(parents=True, exist_ok=True)
-    with atomic_path(out / WRITTEN) as path, path.open("w", encoding="utf-8", newline="\n") as labels:
+    with atomic_path(out / LABELS_FILE) as path, path.open("w", encoding="utf-8", newline="\n") as labels:
         yield FolderWriter(out, labels)

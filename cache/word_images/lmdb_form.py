@@ -48,10 +48,10 @@ class LmdbSource:
         return str(self.path)
 
     def labels(self) -> Iterator[tuple[str, str | Refused]]:
-        """Yield key and label of each sample that ``num-samples`` promises.
+        """Yield key and label of each sample that ``num-samples`` counts.
 
         Raises:
-            UserError: the environment is damaged or has no believable number of samples.
+            UserError: the environment is damaged or has no plausible number of samples.
         """
         for number, label in stored_labels(self.path, with_image=True):
             yield f"image-{number:09d}", MISSING if label is None else label.decode("utf-8", "replace")
@@ -72,7 +72,7 @@ def stored_labels(path: Path, with_image: bool = False) -> Iterator[tuple[int, b
     """Yield number and label of each sample; None where the label, or ``with_image`` its image, is missing.
 
     Raises:
-        UserError: the environment is damaged or has no believable number of samples.
+        UserError: the environment is damaged or has no plausible number of samples.
     """
     environment = _environment(str(path))
     try:

@@ -1,4 +1,4 @@
-"""Where labelled word images lie: several forms behind one interface, told apart by looking, never by a flag."""
+"""Labelled word images of several forms behind one interface; which form a path has is found from the files."""
 
 from __future__ import annotations
 

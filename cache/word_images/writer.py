@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import LABELS_FILE
 from dptr.cache.stores.lock import locked, locked_file
 from dptr.cache.word_images import label_files, lmdb_form, parquet_form
 
@@ -31,13 +32,13 @@ _FILES: dict[str, Callable[[Path], AbstractContextManager[WordImageWriter]]] = {
 
 @contextmanager
 def write_word_images(out: Path) -> Iterator[WordImageWriter]:
-    """Open ``out`` for labelled images; its name tells the form: ``.lmdb``, ``.parquet``, anything else is a folder.
+    """Open ``out`` for labelled images; the form by its name: ``.lmdb``, ``.parquet``, anything else is a folder.
 
     Raises:
         UserError: ``out`` holds labelled images already, or another process writes it.
     """
     is_file = out.suffix in _FILES
-    finished = out if is_file else out / label_files.WRITTEN
+    finished = out if is_file else out / LABELS_FILE
     with (locked_file if is_file else locked)(out):
         if finished.exists():
             raise UserError(f"{finished} is there already", "Name another place, or remove it first")

@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def is_validation(name: str) -> bool:
-    """Tell whether the crop of that file name is in the fifth that training never sees."""
+    """Return whether the crop of that file name is in the fifth that training never sees."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 5 == 0
 
 

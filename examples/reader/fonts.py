@@ -1,4 +1,4 @@
-"""Part the fonts of this machine into plain and ornamental ones, and leave out those that nobody can read.
+"""Part the fonts of this machine into plain and ornamental ones, and leave out those that cannot be read.
 
     python examples/reader/fonts.py fonts/
 

@@ -75,8 +75,8 @@ def miscellaneous(dictionary: list[str], common: list[str], rng: random.Random) 
 
     def with_mark() -> str:
         text = word()
-        place = rng.randint(0, len(text))
-        return text[:place] + rng.choice(string.punctuation) + text[place:]
+        position = rng.randint(0, len(text))
+        return text[:position] + rng.choice(string.punctuation) + text[position:]
 
     return [
         (10, lambda: digits(1, 3)),

@@ -1,6 +1,6 @@
 """The bundled CLIP: small enough to ship with the package, trained on rendered words by ``dptr train-clip``.
 
-Its model card, ``tiny/README.md``, says what it saw, how good it is and what it is not.
+Its model card, ``tiny/README.md``, says what it was trained on and how well it does.
 """
 
 from __future__ import annotations
@@ -14,5 +14,5 @@ _HELD_OUT_ONE_IN = 10
 
 
 def is_held_out(word: str) -> bool:
-    """Tell whether training was kept from seeing ``word``, in any case: one in ten, by a hash of its letters."""
+    """Return whether ``word``, in any case, is never trained on: one in ten, by a hash of its letters."""
     return zlib.crc32(word.lower().encode()) % _HELD_OUT_ONE_IN == 0

@@ -1,6 +1,6 @@
 """Where a CLIP's files come from: the bundled model, a directory, or the hub.
 
-Everything ends as a directory, so that the network is met in one place only. One request with a short limit decides
+Each ends as a directory, so that only this file uses the network. One request with a short limit decides
 whether the hub can be reached: the clients retry for half a minute, and a machine without network is an ordinary one.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import MODEL_CONFIG_FILE, SAFETENSORS, WEIGHTS_FILE
 from dptr.cache.progress import note
 from dptr.pipeline.clip import bundled as bundled_clip
 
@@ -34,9 +35,10 @@ def find_clip(name: str) -> Path:
     if name == bundled_clip.NAME:
         return bundled_clip.BUNDLED
     if Path(name).exists() or not _looks_like_hub_id(name):
-        if not (Path(name) / "config.json").is_file():
+        if not (Path(name) / MODEL_CONFIG_FILE).is_file():
             raise UserError(
-                f"{name} holds no CLIP (no config.json)", "Give a directory saved by transformers, a hub id, or `tiny`"
+                f"{name} holds no CLIP (no {MODEL_CONFIG_FILE})",
+                "Give a directory saved by transformers, a hub id, or `tiny`",
             )
         return Path(name)
     return _from_hub(name)
@@ -48,12 +50,12 @@ def require_safetensors(folder: Path) -> None:
     Raises:
         UserError: the weights are missing or pickled.
     """
-    if any(folder.glob("*.safetensors")):
+    if any(folder.glob(f"*{SAFETENSORS}")):
         return
     pickles = sorted(path.name for suffix in _PICKLES for path in folder.glob(suffix))
     if pickles:
         raise UserError(f"{folder} holds pickled weights only ({pickles[0]}), which are never loaded", _CONVERT)
-    raise UserError(f"{folder} holds no weights (no model.safetensors)", "Give a directory saved by transformers")
+    raise UserError(f"{folder} holds no weights (no {WEIGHTS_FILE})", "Give a directory saved by transformers")
 
 
 def _looks_like_hub_id(name: str) -> bool:
@@ -61,7 +63,7 @@ def _looks_like_hub_id(name: str) -> bool:
 
 
 def _from_hub(name_and_revision: str) -> Path:
-    """Return the downloaded files of a hub id, as the hub has them now, or as they were when it cannot be asked."""
+    """Return the files of a hub id: as the hub has them now, or as downloaded before when it cannot be reached."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -79,7 +81,7 @@ def _from_hub(name_and_revision: str) -> Path:
     if not any(_is_safetensors(file.rfilename) for file in answer.siblings or []):
         raise UserError(f"the hub has {name_and_revision} in pickled weights only, which are never loaded", _CONVERT)
     try:
-        return Path(snapshot_download(name, revision=answer.sha, allow_patterns=[*_DESCRIPTIONS, "*.safetensors"]))
+        return Path(snapshot_download(name, revision=answer.sha, allow_patterns=[*_DESCRIPTIONS, f"*{SAFETENSORS}"]))
     except OSError as error:
         raise UserError(
             f"downloading {name} broke off: {_first_line(error)}", "Run the same command again; it goes on"
@@ -101,7 +103,7 @@ def _downloaded_before(name: str, revision: str | None, reason: Exception) -> Pa
 
 
 def _is_safetensors(name: str) -> bool:
-    return name.endswith(".safetensors") and "/" not in name
+    return name.endswith(SAFETENSORS) and "/" not in name
 
 
 def _first_line(error: Exception) -> str:

@@ -65,7 +65,7 @@ class Clip:
     """A frozen CLIP with its tokenizer and image processor.
 
     Attributes:
-        name: what the user asked for (``tiny``, a path or a hub id).
+        name: as given (``tiny``, a path or a hub id).
         model: in evaluation mode, in the precision asked for.
         pooled_token: the token whose state, projected, is a prompt's pooled vector.
         padding: the token id that fills prompts up as the model's authors do.
@@ -94,7 +94,7 @@ class Clip:
         return self.model.device
 
     def identity(self) -> dict[str, str]:
-        """What a store has to remember of its encoder."""
+        """The part of a store's identity that its encoder fixes."""
         return {"encoder": self.name, "weights": self.weights}
 
 
@@ -139,7 +139,7 @@ def _parts(name: str, folder: Path) -> tuple[_Family, Any, Any, Any]:
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    # Code that came with a model is never run, nor asked about on a terminal that may not be there.
+    # Code that came with a model is never run, and transformers does not ask on a terminal whether to run it.
     safely = {"trust_remote_code": False}
     with _loading(name, "configuration"):
         family = _family(name, transformers.AutoConfig.from_pretrained(folder, **safely).model_type)
@@ -166,7 +166,7 @@ def _parts(name: str, folder: Path) -> tuple[_Family, Any, Any, Any]:
 
 @contextlib.contextmanager
 def _loading(name: str, part: str) -> Iterator[None]:
-    """Keep the library quiet, and tell in one line which part of a model it could not load."""
+    """Keep the library quiet, and say in one line which part of a model it could not load."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             yield
@@ -179,7 +179,7 @@ def _loading(name: str, part: str) -> Iterator[None]:
 
 
 def _weights_problem(loading: dict[str, Any]) -> str | None:
-    """Tell what of the weights does not fit; transformers draws such tensors at random, or leaves them out."""
+    """Say which weights do not fit; transformers draws such tensors at random, or leaves them out."""
     if loading["mismatched_keys"]:
         key, stored, expected = min(loading["mismatched_keys"])
         return f"its weights have {key} of shape {tuple(stored)}, its config.json says {tuple(expected)}"

@@ -2,7 +2,7 @@
 
 In a causal tower nothing after a token can change its state. Hence the template's tokens before the label have the
 same states, keys and values in every prompt: :class:`AfterPrefix` runs them once, and every prompt runs only its own
-tokens against these. A tower that looks both ways shares nothing between prompts: :class:`Whole` runs them as they are.
+tokens against these. A bidirectional tower shares nothing between prompts: :class:`Whole` runs them as they are.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Forward(Protocol):
 
 
 def is_causal(text_model: Any, vocabulary: int) -> bool:
-    """Tell whether a tower's states ignore later tokens, by changing the last one."""
+    """Return whether a tower's states ignore later tokens, by changing the last one."""
     ids = torch.arange(1, 9, device=text_model.device)[None] % vocabulary
     changed = ids.clone()
     changed[0, -1] = (ids[0, -1] + 1) % vocabulary
     with torch.inference_mode():
         one, other = (text_model(input_ids=row).last_hidden_state[:, :-1] for row in (ids, changed))
-    # A broken tower's nan is told where its states are looked at; it says nothing about which way the tower looks.
+    # nan of a broken tower is reported where its states are used; it does not mean that the tower is bidirectional.
     return torch.equal(one.nan_to_num(), other.nan_to_num())
 
 

@@ -72,14 +72,14 @@ class TextTower:
             prompts, padding=False, truncation=False, verbose=False, return_offsets_mapping=True
         )
         return [
-            (list(ids), [(int(start), int(stop)) for start, stop in places])
-            for ids, places in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            (list(ids), [(int(start), int(stop)) for start, stop in offsets])
+            for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ]
 
     def pieces(self) -> dict[int, str]:
         """Return the characters of every piece of the tokenizer by its id, in order; special tokens are no pieces.
 
-        A piece that begins or ends a word looks like one that does not.
+        A piece that begins or ends a word is spelt like one that does not.
         """
         tokenizer = self._clip.tokenizer
         ids = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))

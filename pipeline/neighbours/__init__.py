@@ -1,1 +1,1 @@
-"""The FAISS index of a bank and each prompt's nearest crops."""
+"""A bank's pooled vectors to a FAISS index (faiss_index), and each prompt's nearest crops (mine_neighbours)."""

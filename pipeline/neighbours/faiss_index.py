@@ -2,7 +2,7 @@
 
 Vectors are normalised, so the inner product is the cosine. The whole index is built again when a bank has grown: that
 takes seconds where the states took hours, and the same bank always has the same index. How many lists a search visits
-is not guessed: it is doubled until the measured recall is good enough.
+is doubled until the measured recall is good enough.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import OrpBank
 
-#: Below this many crops an exact search is as fast as anybody needs.
+#: Below this many crops an exact search takes seconds for a whole prompt store.
 FLAT_BELOW = 50_000
 
 TARGET_RECALL = 0.99

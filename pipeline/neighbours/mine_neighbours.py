@@ -1,6 +1,6 @@
 """Each prompt's nearest crops, searched once and kept beside the prompt store.
 
-Prompts lie elsewhere in CLIP's space than photos do, so recall is measured on prompts, and the number of lists to visit
+Prompts are elsewhere in CLIP's space than photos, so recall is measured on prompts, and the number of lists to visit
 is chosen for them. Every prompt shard's result is a file of its own until all are there: a killed run goes on.
 """
 
@@ -41,7 +41,7 @@ class NeighboursSummary:
     """What a run did.
 
     Attributes:
-        out: the prompt store's folder, where the neighbours lie.
+        out: the prompt store's folder, where the neighbours are written.
         rows: prompts with neighbours.
         computed: prompts searched by this run.
         k: neighbours of each.

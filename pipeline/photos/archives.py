@@ -22,7 +22,7 @@ _row_group_lock = Lock()
 
 
 def archive_kind(path: Path) -> str | None:
-    """Return which kind of archive ``path`` is, told by its suffix and for LMDB by its file, or None."""
+    """Return which kind of archive ``path`` is, by its suffix and for LMDB by its file, or None."""
     if (path / lmdb_form.DATA_FILE).is_file():
         return ".lmdb"
     suffix = path.suffix.lower()

@@ -73,7 +73,7 @@ def build_orp_bank(paths: Sequence[Path], out: Path, settings: OrpBankSettings) 
     Args:
         paths: folders, pictures and archives (tar, zip, Parquet, LMDB).
         out: the bank's folder.
-        settings: see there.
+        settings: see :class:`~dptr.pipeline.photos.orp_settings.OrpBankSettings`.
 
     Raises:
         UserError: no photos, or impossible settings.

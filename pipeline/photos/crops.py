@@ -109,7 +109,7 @@ def cut(image: Image.Image, box: Box) -> Image.Image:
 
 
 def central_square(image: Image.Image) -> Image.Image:
-    """Return the middle of a photo, which is what CLIP sees of it; a long strip would first be enlarged as a whole."""
+    """Return the middle of a photo, as CLIP's preparation cuts it; a long strip would first be enlarged as a whole."""
     side = min(image.size)
     return cut(image, Box((image.width - side) // 2, (image.height - side) // 2, side, side))
 

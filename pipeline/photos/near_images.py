@@ -1,4 +1,4 @@
-"""Images that a bank must stay clear of, such as a benchmark's, and how near a photo comes to them.
+"""Images that a bank must not hold, such as a benchmark's, and how near a photo is to them.
 
 Nearness is the cosine of the pooled vectors of whole pictures, so that a resized or re-encoded copy is found as well.
 """

@@ -13,9 +13,9 @@ class Photo:
     """One photo that can be read.
 
     Attributes:
-        file: the file it lies in, printable.
+        file: the file it is in, printable.
         member: its name inside an archive; empty for a file of its own.
-        size: bytes of ``file``. With ``modified_ns`` it tells whether the file has changed since an earlier run.
+        size: bytes of ``file``. With ``modified_ns`` it shows whether the file has changed since an earlier run.
         modified_ns: when ``file`` was last written.
         read: returns the encoded picture; raises what reading may raise.
     """
@@ -28,13 +28,13 @@ class Photo:
 
     @property
     def place(self) -> str:
-        """Where the photo lies, in one string."""
+        """Where the photo is, in one string."""
         return f"{self.file}::{self.member}" if self.member else self.file
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Something that lies among the photos and cannot be used."""
+    """A file or member among the photos that cannot be used."""
 
     file: str
     member: str

@@ -1,7 +1,7 @@
-"""Photos as they lie about: folders, single files and archives, found in one fixed order.
+"""Photos as given: folders, single files and archives, found in one fixed order.
 
 Finding never opens a picture. Whatever is in the way (a dangling link, a loop of links, a folder that may not be
-listed, a broken archive) comes out as a :class:`Refusal` in its place, so that nothing vanishes and nothing stops.
+listed, a broken archive) comes out as a :class:`Refusal` in its place, so that it is counted and the work goes on.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _folder(
     elif identity not in visited:
         visited.add(identity)
         if (folder / MANIFEST_FILE).is_file() and (folder / FIRST_SHARD).is_file():
-            return  # one of our own stores: a bank's thumbnails are no photos, and it may lie beside them
+            return  # one of our own stores: a bank's thumbnails are no photos, and it may be beside them
         for name in sorted(os.listdir(folder), key=os.fsencode):
             yield from _entry(folder / name, visited, above | {identity})
 

@@ -41,10 +41,10 @@ class CutPhoto:
     """A readable photo.
 
     Attributes:
-        photo: where it lies.
+        photo: where it is.
         sha256: of its encoded bytes.
         crops: its crops; empty when it is in the bank already.
-        whole: pixels of the whole photo, where somebody asked for them.
+        whole: pixels of the whole photo, where they are needed.
     """
 
     photo: Photo

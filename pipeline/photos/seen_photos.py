@@ -1,4 +1,4 @@
-"""Which photos earlier runs have looked at: what has not changed since is neither read nor refused twice.
+"""Which photos earlier runs have read: what has not changed since is neither read nor refused twice.
 
 It only saves work. A store without this file, or with an old one, gives the same bank: whether a photo is in it is told
 by the committed catalogues alone.
@@ -40,9 +40,9 @@ class Seen:
 
 
 class SeenPhotos:
-    """The photos that this bank's runs have looked at, by place.
+    """The photos that this bank's runs have read, by place.
 
-    Whether the file is still what they wrote is for the manifest to tell (``Manifest.rewriting``).
+    Whether the file is still what they wrote is checked by the manifest (``Manifest.rewriting``).
     """
 
     def __init__(self, folder: Path) -> None:

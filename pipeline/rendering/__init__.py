@@ -1,1 +1,5 @@
-"""Words to labelled crops: fonts, letters, styles."""
+"""Words to labelled synthetic crops.
+
+Start at render_words. word_lists and fonts choose word and font, crop draws one picture by the strengths in style, with
+letters as masks. demo_data prepares what ``dptr demo`` works on.
+"""

@@ -1,4 +1,4 @@
-"""One word, one picture: letters, colours, light, damage; all chance comes from the generator that is handed in."""
+"""One word, one picture: letters, colours, light, damage; all randomness comes from the caller's generator."""
 
 from __future__ import annotations
 

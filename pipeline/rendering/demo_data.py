@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import LABELS_FILE
 from dptr.cache.word_images.writer import write_word_images
 from dptr.pipeline.rendering.render_words import render_words
 from dptr.pipeline.rendering.style import RenderStyle
@@ -57,7 +58,7 @@ def prepare_demo_data(out: Path) -> DemoData:
     out.mkdir(parents=True, exist_ok=True)
     data.corpus.write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
     for folder, count, seed in ((data.crops, _CROPS, 0), (data.test_crops, _TEST_CROPS, 1)):
-        if not (folder / "labels.tsv").is_file():
+        if not (folder / LABELS_FILE).is_file():
             render_words(words, folder, count=count, seed=seed, style=RenderStyle.of_difficulty(0.0))
     if not data.page.exists():
         _cut_page(data.page)

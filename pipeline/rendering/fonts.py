@@ -1,6 +1,6 @@
 """Fonts to render words with, and which words each of them can draw.
 
-Whether a font has a character is asked of the rasteriser itself: a character it lacks is drawn as the font's "missing"
+Whether a font has a character is found by drawing it: a character it lacks is drawn as the font's "missing"
 box, one with an empty glyph as nothing. That needs no reader of font tables, and finds blank glyphs that tables list.
 """
 
@@ -66,7 +66,7 @@ class Font:
         return _ink(self, _NO_CHARACTER)
 
     def covers(self, word: str) -> bool:
-        """Tell whether every character of ``word`` can be drawn; a space always can."""
+        """Return whether every character of ``word`` can be drawn; a space always can."""
         return all(self._covers(character) for character in word)
 
     def _covers(self, character: str) -> bool:
@@ -79,7 +79,7 @@ class Font:
 
 
 class FontCollection:
-    """Fonts by family, so that a family with twenty styles is not met twenty times as often as one with a single."""
+    """Fonts by family, so that a family with twenty styles is not drawn twenty times as often as one with one."""
 
     def __init__(self, fonts: Iterable[Font]) -> None:
         families: dict[str, dict[str, Font]] = {}
@@ -95,7 +95,7 @@ class FontCollection:
         return [font for family in self._families for font in family]
 
     def covers(self, word: str) -> bool:
-        """Tell whether at least one font can draw ``word``."""
+        """Return whether at least one font can draw ``word``."""
         return any(font.covers(word) for font in self.fonts)
 
     def choose(self, word: str, rng: np.random.Generator) -> Font:

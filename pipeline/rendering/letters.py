@@ -54,11 +54,11 @@ def _draw(
 def _with_other_text(
     fill: Image.Image, word: str, font: ImageFont.FreeTypeFont, margin: int, rng: np.random.Generator
 ) -> Image.Image:
-    """Add what else a sign says, where it reaches into the margin: lines above and below, words on either side."""
+    """Add other text of the sign where it reaches into the margin: lines above and below, words on either side."""
     fill = fill.copy()
     draw = ImageDraw.Draw(fill)
     width, height = fill.size
-    # Letters of the word itself are the ones the font is known to have.
+    # Only letters of the word itself: the font is checked to have those.
     others = ["".join(rng.choice(list(word), 2 + len(word)).tolist()) for _ in range(4)]
     gaps = (margin * rng.uniform(0.15, 0.9, 4)).tolist()
     shown = (rng.random(4) < (0.5, 0.5, 0.3, 0.3)).tolist()
@@ -135,7 +135,7 @@ def _source_of(
 def _keep_inside(source: NDArray[np.float64], size: tuple[int, int], margin: int) -> None:
     """Move the edges of the warped canvas outwards until all letters, ``margin`` from its border, are within."""
     width, height = size
-    margin -= 2  # the outermost pixels see a little further in
+    margin -= 2  # the outermost pixels are taken from a little further in
     source[0, :, 0] -= max(0.0, source[0, :, 0].max() - margin)
     source[-1, :, 0] += max(0.0, width - margin - source[-1, :, 0].min())
     source[:, 0, 1] -= max(0.0, source[:, 0, 1].max() - margin)

@@ -1,6 +1,6 @@
 """Words to labelled synthetic word images: a folder, LMDB or Parquet, the same whatever the number of workers.
 
-Crop number i depends on the seed and i alone. Words come in turn from a shuffled list, so all are met equally often.
+Crop number i depends on the seed and i alone. Words come in turn from a shuffled list, so all are drawn equally often.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import note
 from dptr.cache.stores.quarantine import Quarantine
@@ -26,7 +27,7 @@ def read_words(files: Sequence[str]) -> list[str]:
     settings = CorpusSettings(normalization=Normalization(unicode="nfc"), charset="auto")
     with (
         tempfile.TemporaryDirectory(prefix="dptr-") as scratch,
-        Quarantine(Path(scratch) / "quarantine.parquet") as quarantine,
+        Quarantine(Path(scratch) / QUARANTINE_FILE) as quarantine,
         read_corpus(files, settings, quarantine) as corpus,
     ):
         for reason, count in quarantine.counts.most_common():

@@ -1,6 +1,6 @@
 """A corpus: raw text in any number of files -> distinct labels with counts, in an order that can be relied on.
 
-The whole corpus is read and counted before the first label is handed out, because a count is known at the end only.
+The whole corpus is read and counted before the first label is returned, because counts are final at the end only.
 That takes minutes for a hundred million words, where embedding them takes hours, so a run that was killed simply reads
 again and goes on with the labels that its store lacks. The order is that of :mod:`dptr.pipeline.text.distinct_labels`.
 """
@@ -84,7 +84,7 @@ def case_variants(label: str, case: Case) -> list[str]:
 def corpus_fingerprint(paths: Sequence[str], settings: CorpusSettings) -> str | None:
     """Return a hash of the files' names, sizes and times and of the settings, to know an unchanged corpus at once.
 
-    None for standard input, which cannot be known before it is read.
+    None for standard input, whose content cannot be compared before it is read.
     """
     if "-" in paths:
         return None
@@ -160,13 +160,13 @@ class Corpus:
 def read_corpus(paths: Sequence[str], settings: CorpusSettings, quarantine: Quarantine) -> Corpus:
     """Read all files (``-``: standard input) and count their distinct labels.
 
-    What cannot be used goes to ``quarantine``: broken items at each place where they are met, labels once each.
+    What cannot be used goes to ``quarantine``: broken items at each place where they occur, labels once each.
 
     Raises:
         UserError: an input that does not exist, or a corpus without one usable label.
     """
     require_readable(paths)
-    charset = None if settings.charset == "auto" else _charset(settings)  # a wrong name is told before any work
+    charset = None if settings.charset == "auto" else _charset(settings)  # a wrong name is an error before any work
     # A charset of one case folds case, as the field's evaluation does; refusing capitals would lose most names.
     case: LetterCase | None = "lower" if settings.case != "keep" else charset.one_case if charset else None
     if charset and settings.normalization.keep_spaces and charset.missing(" "):

@@ -1,6 +1,6 @@
 """The kinds of file that a corpus may be in, read as rows of text with their line numbers.
 
-Rows are Arrow arrays of bytes, not yet known to be UTF-8: whoever makes labels of them judges each by itself, so that
+Rows are Arrow arrays of bytes, not yet known to be UTF-8: labels are made of each by itself, so that
 one bad byte costs one word and not the file. Whatever cannot be read is refused with its place, and reading goes on.
 """
 
@@ -63,7 +63,7 @@ def require_readable(paths: Sequence[str]) -> None:
 def read_rows(source: str, unit: Unit, column: str, refuse: Refuse) -> Iterator[Rows]:
     """Yield the rows of a file in order: text lines (``word``: pieces of lines), or the values of a column or LMDB.
 
-    The kind is told by the suffix: .jsonl and .ndjson, .parquet, .lmdb and .mdb or a folder with ``data.mdb``; all
+    The kind follows from the suffix: .jsonl and .ndjson, .parquet, .lmdb and .mdb or a folder with ``data.mdb``; all
     else is text. Text and JSONL may be compressed (.gz, .zst, .xz, .bz2).
     """
     suffixes = [suffix.lower() for suffix in Path(source).suffixes]

@@ -82,7 +82,7 @@ def _folded(labels: pa.Array, case: LetterCase | None) -> pa.Array:
 
 def _items(rows: Rows, unit: Unit) -> tuple[pa.Array, NDArray[np.int64]]:
     """Split at ASCII white space, or trim it; empty items are none. Returns binary items and their lines."""
-    # The kernels want the string type but look at single bytes only, so invalid UTF-8 does them no harm.
+    # The kernels want the string type but work on single bytes, so invalid UTF-8 does them no harm.
     texts = rows.texts.view(pa.string())
     lines = rows.lines
     if unit == "word":

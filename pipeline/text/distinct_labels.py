@@ -2,7 +2,7 @@
 
 Labels are ordered by first occurrence: file by file, line by line, those new in one line by code point. The order
 depends on the corpus alone, not on blocks or threads; what is added at the end leaves it as it was; and the words that
-are met first, mostly the frequent ones, are done first, so that a store cut short holds the most useful part.
+occur first, mostly the frequent ones, are done first, so that a store cut short holds the most useful part.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Stage 1 for text: a corpus to a prompt store, once, whatever happens on the way.
+"""Stage 1 for text: a corpus to a prompt store, computed once, also where it is killed on the way.
 
 Labels come in an order that the corpus fixes; a shard is written, then committed in the manifest, and everything that a
 killed run left uncommitted is simply computed again. One shard is written while the next is being encoded.
@@ -61,6 +61,16 @@ class Estimate:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Filling:
+    """A prompt store in the making, and what encodes its prompts."""
+
+    out: Path
+    manifest: Manifest
+    tower: TextTower
+    settings: EmbedTextSettings
+
+
 def embed_text(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> EmbedTextSummary:
     """Embed the distinct labels of a corpus into the prompt store ``out``, adding what it lacks.
 
@@ -82,7 +92,7 @@ def _embed(
 ) -> EmbedTextSummary:
     tower, identity, load_seconds = _load(settings)
     manifest = Manifest.begin_or_go_on(out, "prompts", identity)
-    rows_before = manifest.rows
+    filling, rows_before = _Filling(out, manifest, tower, settings), manifest.rows
     with manifest.rewriting(out, QUARANTINE_FILE):
         with (
             Quarantine(out / QUARANTINE_FILE) as quarantine,
@@ -90,10 +100,10 @@ def _embed(
         ):
             settle_charset(out, manifest, corpus.charset, settings.corpus.charset == "auto")
             write_prefix(out, manifest, tower)
-            _embed_remaining(out, manifest, corpus, tower, settings, quarantine)
+            _embed_remaining(filling, corpus, quarantine)
             if not manifest.rows:
                 raise nothing_usable(paths, quarantine)
-            more = _embed_made_up(out, manifest, corpus, tower, settings, quarantine) if settings.cover_pieces else []
+            more = _embed_made_up(filling, corpus, quarantine) if settings.cover_pieces else []
             table = corpus.summary(quarantine, more)
         # Only now is the quarantine's file in its place, and the store as a whole finished.
         manifest.details |= {"finished": asked, "summary": table, "quarantined": quarantine.total}
@@ -103,7 +113,7 @@ def _embed(
 
 
 def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Estimate:
-    """Read the corpus and embed a few prompts to tell what :func:`embed_text` would cost; writes no store.
+    """Read the corpus and embed a few prompts to estimate what :func:`embed_text` would cost; writes no store.
 
     Words that would be made up are not counted, as which ones depends on the whole store.
     """
@@ -137,7 +147,7 @@ def _bytes_of_a_row(states: States, dtype: StatesDtype) -> float:
 
 
 def _what_is_asked(paths: Sequence[str], settings: EmbedTextSettings) -> dict[str, Any] | None:
-    """Return what must be equal for a finished store to need no work; None when that cannot be known."""
+    """Return what must be equal for a finished store to need no work; None when the corpus is standard input."""
     fingerprint = corpus_fingerprint(paths, settings.corpus)
     if fingerprint is None:
         return None
@@ -148,7 +158,7 @@ def _what_is_asked(paths: Sequence[str], settings: EmbedTextSettings) -> dict[st
 
 
 def _finished(out: Path, asked: dict[str, Any] | None, max_bad: int | None, started: float) -> EmbedTextSummary | None:
-    """Return the summary of a store that already is what is asked for."""
+    """Return the summary of a store that is finished already."""
     if asked is None or not (out / MANIFEST_FILE).is_file():
         return None
     manifest = Manifest.load(out, "prompts")
@@ -183,51 +193,32 @@ def _load(settings: EmbedTextSettings) -> tuple[TextTower, dict[str, Any], float
     return tower, identity, clip.load_seconds
 
 
-def _embed_remaining(
-    out: Path,
-    manifest: Manifest,
-    corpus: Corpus,
-    tower: TextTower,
-    settings: EmbedTextSettings,
-    quarantine: Quarantine,
-) -> None:
+def _embed_remaining(filling: _Filling, corpus: Corpus, quarantine: Quarantine) -> None:
     """Embed the labels that the store lacks."""
     total = corpus.kept
-    corpus.without(manifest.catalogues(out))
+    corpus.without(filling.manifest.catalogues(filling.out))
     with progress("embedding", total, "labels", total - corpus.remaining) as shown:
-        groups = _groups(corpus, tower, settings, quarantine, settings.shard_rows)
-        _embed_groups(out, manifest, groups, tower, settings, shown)
+        groups = _groups(corpus, filling.tower, filling.settings, quarantine, filling.settings.shard_rows)
+        _embed_groups(filling, groups, shown)
 
 
-def _embed_made_up(
-    out: Path,
-    manifest: Manifest,
-    corpus: Corpus,
-    tower: TextTower,
-    settings: EmbedTextSettings,
-    quarantine: Quarantine,
-) -> list[tuple[str, str]]:
+def _embed_made_up(filling: _Filling, corpus: Corpus, quarantine: Quarantine) -> list[tuple[str, str]]:
     """Make up words that complete the corpus, embed those that the store lacks, and return counts of both."""
+    tower, settings = filling.tower, filling.settings
     template, rules = Template(settings.template), settings.corpus
     goal = CoverageGoal(settings.cover_pieces, settings.seed)
-    catalogues = manifest.catalogues(out)
+    catalogues = filling.manifest.catalogues(filling.out)
     made_up = make_up_words(catalogues, tower, template, corpus.charset, rules.normalization, goal)
     remaining = made_up.without(catalogues)
     groups = prompts_of([remaining], corpus.charset, rules, template, tower, quarantine, settings.shard_rows)
     with progress("embedding made-up words", len(remaining.labels), "labels") as shown:
-        _embed_groups(out, manifest, groups, tower, settings, shown)
+        _embed_groups(filling, groups, shown)
     return made_up.summary(settings.cover_pieces)
 
 
-def _embed_groups(
-    out: Path,
-    manifest: Manifest,
-    groups: Iterable[list[Prompt]],
-    tower: TextTower,
-    settings: EmbedTextSettings,
-    shown: Progress,
-) -> None:
+def _embed_groups(filling: _Filling, groups: Iterable[list[Prompt]], shown: Progress) -> None:
     """Embed prompts shard by shard and commit each in its turn."""
+    out, manifest, tower, settings = filling.out, filling.manifest, filling.tower, filling.settings
     first_id = manifest.rows
     with ThreadPoolExecutor(max_workers=1) as writer:
         writing: Future[Shard] | None = None

@@ -1,8 +1,8 @@
-"""Made-up words, so that a decoder meets every piece of the tokenizer that its charset can spell.
+"""Made-up words, so that every piece of the tokenizer that the charset can spell is in some prompt.
 
 A decoder has to learn how each piece is spelt, and a piece that no word of the corpus holds is never learnt. A made-up
-word is a piece that is met too seldom between pieces drawn at random. Whether the tokenizer really cuts it so is asked
-of the tokenizer, and only words that hold what they were made for are kept.
+word is a piece that occurs too seldom between pieces drawn at random. The tokenizer may cut it
+otherwise, so each word is tokenized, and only those that hold the piece they were made for are kept.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class MadeUpWords:
     not_covered: list[str]
 
     def without(self, catalogues: Sequence[Path]) -> LabelBatch:
-        """Return the words that are not stored yet; counted as met once, so that drawing by count draws them, too."""
+        """Return the words that are not stored yet; counted once, so that drawing by count draws them, too."""
         with duckdb.connect() as connection:
             labels = _not_stored(connection, self.labels, catalogues)
         return LabelBatch(labels, np.ones(len(labels), np.int64), [MADE_UP] * len(labels))
@@ -137,7 +137,7 @@ def _spellable_pieces(tower: TextTower, charset: Charset, normalization: Normali
     """Return the pieces that labels of this charset can hold, by token id, with their characters.
 
     Tokenizers that fold case fold it down, so a charset of capitals spells lower-case pieces, and not the other way
-    round. Pieces of half a character, which byte-level tokenizers have, are none: they are met with their characters.
+    round. Pieces of half a character, which byte-level tokenizers have, are none: they occur with their characters.
     """
     pieces = tower.pieces()
     if charset.one_case == "upper":

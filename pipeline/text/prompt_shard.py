@@ -21,7 +21,7 @@ def write_prompt_shard(
 ) -> Shard:
     """Write shard ``number`` with a row for every label of ``prompts``; the caller commits it.
 
-    Labels of one prompt repeat its states, so that a row can be read without looking elsewhere; ``states_of`` is the
+    Labels of one prompt repeat its states, so that a row can be read by itself; ``states_of`` is the
     id of the first of them.
 
     Raises:

@@ -47,7 +47,7 @@ def prompts_of(
     group: list[Prompt] = []
     for batch in batches:
         texts = [template.prompt(label) for label in batch.labels]
-        for label, text, (token_ids, places), count, source in zip(
+        for label, text, (token_ids, offsets), count, source in zip(
             batch.labels, texts, tower.tokenize_with_places(texts), batch.counts.tolist(), batch.sources, strict=True
         ):
             labels = _variants(label, settings, charset)
@@ -55,7 +55,7 @@ def prompts_of(
             if reason is not None:
                 quarantine.refuse(source, None, label, reason)
                 continue
-            letters = template.letters_of(label, places)
+            letters = template.letters_of(label, offsets)
             group.append(Prompt(labels, text, token_ids, letters, count, source))
             if len(group) == size:
                 yield group

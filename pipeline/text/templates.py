@@ -11,7 +11,7 @@ from dptr.cache.errors import UserError
 #: The authors' template. CLIP's tokenizer may fuse the quote with the label ('street' becomes 's + tre + et).
 DEFAULT_TEMPLATE = "a photo of a '{label}'"
 
-#: Of unlike beginnings, for tokenizers that look beyond white space.
+#: Of unlike beginnings, for tokenizers whose pieces cross white space.
 _PROBES = ["street", "Q", "7", "'", "-", "é", "中"]
 
 
@@ -36,17 +36,17 @@ class Template:
         """Put a label into the sentence."""
         return self.text.replace("{label}", label)
 
-    def letters_of(self, label: str, places: Sequence[tuple[int, int]]) -> list[int]:
+    def letters_of(self, label: str, offsets: Sequence[tuple[int, int]]) -> list[int]:
         """Return how many of the label's characters each token of its prompt stands for.
 
         A character that several tokens spell (in bytes) counts for the first of them.
 
         Args:
-            label: what stands in the sentence. places: the characters (from, to) of each token, in order.
+            label: what stands in the sentence. offsets: the characters (from, to) of each token, in order.
         """
         counted, last = len(self.before), len(self.before) + len(label)
         letters = []
-        for start, stop in places:
+        for start, stop in offsets:
             new = max(0, min(stop, last) - max(start, counted))
             letters.append(new)
             counted = max(start, counted) + new
@@ -55,8 +55,8 @@ class Template:
     def shared_tokens(self, tokenize: Callable[[list[str]], list[list[int]]]) -> list[int]:
         """Return the token ids that start every prompt, whatever the label.
 
-        Tokenizers of the CLIP family split at white space before all else, so the words that stand before the label's
-        own are safe, and what touches the label is not: it may fuse with it. No list of examples could show that.
+        Tokenizers of the CLIP family split at white space first, so all prompts share the words before the label's own.
+        What touches the label is not shared: it may fuse with some label, such as one that starts with a contraction.
 
         Args:
             tokenize: prompts to token ids, with begin and end.

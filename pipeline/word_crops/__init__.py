@@ -1,1 +1,1 @@
-"""Labelled crops and augmented views of them to a word-crop store."""
+"""Labelled crops to a store of their image tokens, in augmented views (embed_crops; crop_reader reads one crop)."""

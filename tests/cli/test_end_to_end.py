@@ -25,9 +25,9 @@ SMALL = [
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a word list and photos; ``test_the_whole_way`` works in its ``ws``, nobody else needs that."""
-    folder = tmp_path_factory.mktemp("place")
+    folder = tmp_path_factory.mktemp("inputs")
     (folder / "words.txt").write_text("\n".join(WORDS) + "\n")
     (folder / "photos").mkdir()
     for number in range(3):
@@ -37,17 +37,17 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def stores(place: Path) -> Path:
+def stores(inputs: Path) -> Path:
     """A workspace with a prompt store and a bank."""
-    folder = place / "stores"
-    for command in (["embed-text", place / "words.txt", "--charset", "36"], ["build-orp-bank", place / "photos"]):
+    folder = inputs / "stores"
+    for command in (["embed-text", inputs / "words.txt", "--charset", "36"], ["build-orp-bank", inputs / "photos"]):
         assert run_command([*map(str, command), "--workspace", str(folder), "--quiet"]) == 0
     return folder
 
 
-def run(capsys: pytest.CaptureFixture[str], place: Path, *arguments: str | Path) -> dict[str, Any]:
+def run(capsys: pytest.CaptureFixture[str], inputs: Path, *arguments: str | Path) -> dict[str, Any]:
     """Run a command that must succeed and return its JSON."""
-    command = [*map(str, arguments), "--workspace", str(place / "ws"), "--json", "--quiet"]
+    command = [*map(str, arguments), "--workspace", str(inputs / "ws"), "--json", "--quiet"]
     code = run_command(command)
     captured = capsys.readouterr()
     assert code == 0, captured.err
@@ -81,78 +81,80 @@ def check_that_an_unreadable_image_does_not_keep_others_from_being_read(
     assert "bad.jpg" in line
 
 
-def test_the_whole_way(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    embedded = run(capsys, place, "embed-text", place / "words.txt", "--charset", "36")
+def test_the_whole_way(inputs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded = run(capsys, inputs, "embed-text", inputs / "words.txt", "--charset", "36")
     assert embedded["rows"] == embedded["computed"] == len(WORDS)
-    again = run(capsys, place, "embed-text", place / "words.txt", "--charset", "36")
+    again = run(capsys, inputs, "embed-text", inputs / "words.txt", "--charset", "36")
     assert (again["rows"], again["computed"]) == (len(WORDS), 0)
 
-    bank = run(capsys, place, "build-orp-bank", place / "photos", "--crops-per-image", "4")
+    bank = run(capsys, inputs, "build-orp-bank", inputs / "photos", "--crops-per-image", "4")
     assert (bank["rows"], bank["quarantined"]) == (12, 0)
 
-    pretrained = run(capsys, place, "pretrain", "--steps", "12", *SMALL)
+    pretrained = run(capsys, inputs, "pretrain", "--steps", "12", *SMALL)
     assert pretrained["steps"] == 12
     assert 0 <= pretrained["metrics"]["accuracy_with_noise"] <= 1
-    assert run(capsys, place, "pretrain", "--steps", "12", *SMALL)["computed"] == 0
+    assert run(capsys, inputs, "pretrain", "--steps", "12", *SMALL)["computed"] == 0
 
-    crops = place / "crops"
-    rendered = run(capsys, place, "render-words", place / "words.txt", "-o", crops, "--count", "60", "--style", "clean")
+    crops = inputs / "crops"
+    rendered = run(
+        capsys, inputs, "render-words", inputs / "words.txt", "-o", crops, "--count", "60", "--style", "clean"
+    )
     assert rendered["rows"] == 60
 
-    tuned = run(capsys, place, "finetune", "--data", crops, "--steps", "6", *SMALL[6:])
+    tuned = run(capsys, inputs, "finetune", "--data", crops, "--steps", "6", *SMALL[6:])
     assert tuned["steps"] == 6
-    control = run(capsys, place, "finetune", "--data", crops, "--from", "none", "--steps", "3", *SMALL)
+    control = run(capsys, inputs, "finetune", "--data", crops, "--from", "none", "--steps", "3", *SMALL)
     assert control["out"] != tuned["out"]
 
-    evaluated = run(capsys, place, "evaluate", tuned["out"], "--data", crops)
+    evaluated = run(capsys, inputs, "evaluate", tuned["out"], "--data", crops)
     assert evaluated["rows"] == 60
     assert set(evaluated["sets"][str(crops)]) == {"36", "62", "94", "as_written"}
 
     picture = next(crops.rglob("*.jpg"))
-    read = run(capsys, place, "read", tuned["out"], picture)
+    read = run(capsys, inputs, "read", tuned["out"], picture)
     assert read["rows"] == 1
-    check_that_an_unreadable_image_does_not_keep_others_from_being_read(capsys, tuned["out"], picture, place / "mixed")
+    check_that_an_unreadable_image_does_not_keep_others_from_being_read(capsys, tuned["out"], picture, inputs / "mixed")
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{picture}\n\n{picture}\n"))
-    assert run(capsys, place, "read", tuned["out"], "-")["rows"] == 2
+    assert run(capsys, inputs, "read", tuned["out"], "-")["rows"] == 2
 
     readings: tuple[tuple[str, list[str | Path]], ...] = ((pretrained["out"], []), (tuned["out"], ["--data", crops]))
     for name, more in readings:
-        page = Path(run(capsys, place, "report", name, *more)["out"]).read_text(encoding="utf-8")
+        page = Path(run(capsys, inputs, "report", name, *more)["out"]).read_text(encoding="utf-8")
         assert "<svg" in page
         assert ("The noise" in page, "looks" in page) == ((not more), bool(more))
         assert (page.count("data:image/png;base64,") >= 2 * 24) == bool(more)
 
-    counted = run(capsys, place, "sql", "select count(*) n, avg(n_tokens) from prompts")
+    counted = run(capsys, inputs, "sql", "select count(*) n, avg(n_tokens) from prompts")
     assert counted["result"][0][0] == len(WORDS)
-    steps = run(capsys, place, "sql", "select max(step) from metrics where run like 'pretrain%'")
+    steps = run(capsys, inputs, "sql", "select max(step) from metrics where run like 'pretrain%'")
     assert steps["result"] == [[12]]
 
 
-def test_a_clip_of_ones_own(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_clip_of_ones_own(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "seen.txt").write_text("\n".join(WORDS[:20]))
     (tmp_path / "unseen.txt").write_text("\n".join(WORDS[20:30]))
     for name in ("seen", "unseen"):
-        run(capsys, place, "render-words", tmp_path / f"{name}.txt", "-o", tmp_path / f"{name}.parquet")
-    data: list[str | Path] = ["--data", tmp_path / "seen.parquet", "--held-out", tmp_path / "unseen.parquet"]
-    asked = [*data, "--photos", place / "photos", "--set", "clip.batch_size=4", "-o", tmp_path / "run"]
-    trained = run(capsys, place, "train-clip", *asked, "--steps", "2")
+        run(capsys, inputs, "render-words", tmp_path / f"{name}.txt", "-o", tmp_path / f"{name}.parquet")
+    data: list[str | Path] = ["--data", tmp_path / "seen.parquet", "--validation", tmp_path / "unseen.parquet"]
+    asked = [*data, "--photos", inputs / "photos", "--set", "clip.batch_size=4", "-o", tmp_path / "run"]
+    trained = run(capsys, inputs, "train-clip", *asked, "--steps", "2")
     assert (trained["steps"], trained["metrics"]["prompts"]) == (2, 10)
     own = ["--clip", trained["model"], "-o", tmp_path / "prompts"]
-    assert run(capsys, place, "embed-text", tmp_path / "seen.txt", *own)["rows"] == 20
+    assert run(capsys, inputs, "embed-text", tmp_path / "seen.txt", *own)["rows"] == 20
     code, line = fail(capsys, "train-clip", "--data", tmp_path / "seen.parquet")
     assert code == 2
-    assert "--held-out" in line
-    code, line = fail(capsys, "train-clip", *data, "--from", place / "crops")
+    assert "--validation" in line
+    code, line = fail(capsys, "train-clip", *data, "--from", inputs / "crops")
     assert code == 2
     assert "no run at" in line
 
 
 def test_stores_that_lie_elsewhere_can_be_named(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts, orp = tmp_path / "elsewhere" / "prompts", tmp_path / "elsewhere" / "orp"
-    run(capsys, place, "embed-text", place / "words.txt", "--charset", "36", "-o", prompts)
-    run(capsys, place, "build-orp-bank", place / "photos", "--crops-per-image", "3", "-o", orp)
+    run(capsys, inputs, "embed-text", inputs / "words.txt", "--charset", "36", "-o", prompts)
+    run(capsys, inputs, "build-orp-bank", inputs / "photos", "--crops-per-image", "3", "-o", orp)
     # A workspace with nothing in it: all that is read here was named.
     bare = tmp_path / "bare"
     bare.mkdir()
@@ -165,28 +167,28 @@ def test_stores_that_lie_elsewhere_can_be_named(
     assert "The noise" in page
 
 
-def test_missing_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, line = fail(capsys, "embed-text", place / "nothing.txt", "--workspace", place / "other")
+def test_missing_file(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, line = fail(capsys, "embed-text", inputs / "nothing.txt", "--workspace", inputs / "other")
     assert code == 2
     assert "nothing.txt" in line
 
 
-def test_empty_corpus(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (place / "empty.txt").write_text("")
-    code, line = fail(capsys, "embed-text", place / "empty.txt", "--workspace", place / "other")
+def test_empty_corpus(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (inputs / "empty.txt").write_text("")
+    code, line = fail(capsys, "embed-text", inputs / "empty.txt", "--workspace", inputs / "other")
     assert code == 2
     assert "no usable label" in line
 
 
-def test_folder_without_images(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (place / "bare").mkdir(exist_ok=True)
-    code, line = fail(capsys, "build-orp-bank", place / "bare", "--workspace", place / "other")
+def test_folder_without_images(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (inputs / "bare").mkdir(exist_ok=True)
+    code, line = fail(capsys, "build-orp-bank", inputs / "bare", "--workspace", inputs / "other")
     assert code == 2
     assert "bare" in line
 
 
-def test_unknown_recipe_key_names_the_nearest(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, line = fail(capsys, "pretrain", "--set", "pretrain.step=3", "--workspace", place / "other")
+def test_unknown_recipe_key_names_the_nearest(inputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, line = fail(capsys, "pretrain", "--set", "pretrain.step=3", "--workspace", inputs / "other")
     assert code == 2
     assert "'pretrain.steps'" in line
 

@@ -32,8 +32,8 @@ FROZEN = {
     "render-words": "--count --fonts --out --photos --seed --style --workers",
     "report": "--data --orp --out --prompts",
     "sql": "--format --open --orp --out --prompts",
-    "train-clip": "--charset --clip --data --device --from --held-out --out --photos --recipe --seed --set --steps "
-    "--track",
+    "train-clip": "--charset --clip --data --device --from --out --photos --recipe --seed --set --steps --track "
+    "--validation",
     "verify": "",
 }
 

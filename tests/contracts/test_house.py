@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import graphlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import grimp
 import pytest
+
+from dptr.cache import file_names
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,6 +57,21 @@ def test_no_module_imports_itself_on_a_way_round() -> None:
         graphlib.TopologicalSorter(imported).prepare()
     except graphlib.CycleError as error:
         pytest.fail(" <- ".join(error.args[1]))
+
+
+def test_a_files_name_is_written_in_one_place() -> None:
+    names = {
+        value for value in vars(file_names).values() if isinstance(value, str) and re.fullmatch(r"\w+\.\w+", value)
+    }
+    assert len(names) > 10
+    twice = [
+        f"{path.relative_to(ROOT)}: {node.value}"
+        for top in ("cache", "pipeline", "trainer")
+        for path in (ROOT / top).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in names and path.name != "file_names.py"
+    ]
+    assert twice == []
 
 
 def test_no_stray_modules_at_the_root() -> None:

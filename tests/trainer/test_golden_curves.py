@@ -63,8 +63,12 @@ def make_store(folder: Path) -> PromptStore:
     """Each token of a row is its letter's own vector, moved by where the letter stands."""
     folder.mkdir()
     labels, generator = words(), np.random.default_rng(1)
-    vectors, places = generator.standard_normal((len(LETTERS), DIM)), generator.standard_normal((6, DIM))
-    tokens = [vectors[LETTERS.index(letter)] + places[place] for label in labels for place, letter in enumerate(label)]
+    vectors, positions = generator.standard_normal((len(LETTERS), DIM)), generator.standard_normal((6, DIM))
+    tokens = [
+        vectors[LETTERS.index(letter)] + positions[position]
+        for label in labels
+        for position, letter in enumerate(label)
+    ]
     lengths = np.array([len(label) for label in labels])
     pooled = np.array([vectors[[LETTERS.index(letter) for letter in label]].mean(0) for label in labels])
     states = States(np.array(tokens, np.float32), lengths, pooled.astype(np.float32))
@@ -93,9 +97,9 @@ def make_crops(path: Path) -> WordImages:
     with write_word_images(path) as writer:
         for label in words():
             pixels = np.full((32, 128, 3), 255, np.uint8)
-            for place, letter in enumerate(label):
+            for position, letter in enumerate(label):
                 number = LETTERS.index(letter)
-                pixels[4 : 10 + 4 * number, 8 + 20 * place : 18 + 20 * place] = 30 * number
+                pixels[4 : 10 + 4 * number, 8 + 20 * position : 18 + 20 * position] = 30 * number
             stream = io.BytesIO()
             Image.fromarray(pixels).save(stream, "PNG")
             writer.write(stream.getvalue(), label)

@@ -9,6 +9,7 @@ from PIL import Image
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.file_names import RUN_FILE
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import set_quiet
 from dptr.cache.word_images.dataset import WordImages
@@ -142,7 +143,7 @@ def test_it_can_start_from_weights(crops: Path, like: Path, tmp_path: Path) -> N
 
 
 def test_words_on_both_sides(crops: Path, like: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="are among those to learn and those held out"):
+    with pytest.raises(UserError, match="are among those to learn and those to validate with"):
         seen = opened(crops / "train")
         train_clip(seen, seen, CHARSET, [], like, Template().prompt, None, recipe(), tmp_path / "run")
 
@@ -176,6 +177,17 @@ def test_a_run_of_other_data(crops: Path, like: Path, tmp_path: Path) -> None:
     train(crops, like, tmp_path / "run", recipe(steps=1))
     with pytest.raises(DamagedStore, match="recipe differ"):
         train(crops, like, tmp_path / "run", recipe(steps=2))
+
+
+def test_a_run_that_remembers_its_validation_images_as_held_out_goes_on(
+    crops: Path, like: Path, tmp_path: Path
+) -> None:
+    train(crops, like, tmp_path / "run", recipe(steps=1))
+    path = tmp_path / "run" / RUN_FILE
+    described = json.loads(path.read_text())
+    described["data"]["held_out"] = described["data"].pop("validation")
+    path.write_text(json.dumps(described))
+    assert train(crops, like, tmp_path / "run", recipe(steps=1)).computed == 0
 
 
 def test_a_word_that_is_twice_in_a_batch_is_no_wrong_answer() -> None:
@@ -214,7 +226,7 @@ def test_states_behind_the_end_of_a_prompt_are_asked_nothing(like: Path) -> None
     torch.testing.assert_close(loss, learner._states_loss(states[:, :3], torch.tensor([[993, 7, end]])))
 
 
-def test_an_unreadable_held_out_image_is_left_out_of_validation_and_named(
+def test_an_unreadable_validation_image_is_left_out_of_validation_and_named(
     crops: Path, like: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_quiet(False)
@@ -227,5 +239,5 @@ def test_an_unreadable_held_out_image_is_left_out_of_validation_and_named(
     assert capsys.readouterr().err.count(f"left out: image images/{broken.name}") == 1
     for image in (tmp_path / "crops" / "unseen" / "images").iterdir():
         image.write_bytes(b"no picture")
-    with pytest.raises(UserError, match="not one held-out image can be read"):
+    with pytest.raises(UserError, match="not one validation image can be read"):
         train(tmp_path / "crops", like, tmp_path / "other", recipe(steps=2))

@@ -1,1 +1,5 @@
-"""Ablations: arms x seeds from one file, run one after another or side by side, and compared in pairs."""
+"""Ablations: arms x seeds from one file, compared in pairs.
+
+grid is the file, arms makes trials of it, ablate runs them (trial, side_by_side) and keeps rows; comparison and
+statistics compare arms, table prints them.
+"""

@@ -19,7 +19,7 @@ from dptr.trainer.ablation.crops import fingerprint
 from dptr.trainer.ablation.grid import Grid
 from dptr.trainer.ablation.rows import Row, read_rows, write_rows
 from dptr.trainer.ablation.side_by_side import run_all
-from dptr.trainer.ablation.trial import Place, run_pretraining, run_trial
+from dptr.trainer.ablation.trial import run_pretraining, run_trial
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,9 @@ def ablate(
         done = _known(read_rows(folder / ABLATION_ROWS), wanted, tests)
         missing = [trial for trial in wanted.trials if trial not in done]
         note(f"{name}: {len(wanted.trials)} trials, {len(done)} of them done before")
-        place = Place(folder, device)
-        failed = _pretrain(wanted, missing, place, jobs)
+        failed = _pretrain(wanted, missing, device, jobs)
         runnable = [trial for trial in missing if trial.start not in failed]
-        for trial, result in run_all(partial(run_trial, place=place), runnable, jobs):
+        for trial, result in run_all(partial(run_trial, speeds=folder / "speeds", device=device), runnable, jobs):
             if isinstance(result, DptrError):
                 failed[trial.folder] = f"arm {trial.arm!r}, seed {trial.seed}: {result}"
                 continue
@@ -79,13 +78,13 @@ def ablate(
     return AblationSummary(folder, len(wanted.trials), computed, time.monotonic() - started, rows)
 
 
-def _pretrain(wanted: Plan, missing: list[Trial], place: Place, jobs: int) -> dict[Path | None, str]:
+def _pretrain(wanted: Plan, missing: list[Trial], device: str, jobs: int) -> dict[Path | None, str]:
     """Make the pre-trained runs that missing trials start from; return those that failed, and why."""
     askers = {trial.start: f"arm {trial.arm!r}, seed {trial.seed}" for trial in reversed(missing)}
     needed = [each for each in wanted.pretrainings if each.folder in askers]
     return {
         each.folder: f"pre-training for {askers[each.folder]}: {result}"
-        for each, result in run_all(partial(run_pretraining, place=place), needed, jobs)
+        for each, result in run_all(partial(run_pretraining, device=device), needed, jobs)
         if isinstance(result, DptrError)
     }
 

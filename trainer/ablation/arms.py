@@ -1,7 +1,7 @@
 """What a grid comes to: one trial for each arm and seed, and the pre-trainings that they start from.
 
 Both are plain values, so that another process can run them, and carry a key made of everything that fixes their result
-(recipe, data, stores, start). A folder is named by its key: whoever asks for the same again finds it, in this ablation
+(recipe, data, stores, start). A folder is named by its key: the same trial finds it again, in this ablation
 or in another one of the workspace.
 """
 
@@ -47,7 +47,7 @@ class Trial:
 
     Attributes:
         key: of everything that fixes the result. folder: of its run.
-        start: the pre-trained run's folder, which may have to be made first. start_kind: as the grid says it.
+        start: the pre-trained run's folder, which may have to be made first. start_kind: as in the grid.
         zero_label: nothing is trained, the start reads as it is.
         data: what it trains on. validation: what its best checkpoint is chosen by, or None.
         tests: labelled crops by name. budget: seconds to train for instead of the recipe's steps, and whether
@@ -95,7 +95,7 @@ class Plan:
 
 
 def plan(grid: Grid, origin: str, workspace: Workspace, services: Services) -> Plan:
-    """Turn a grid into trials; everything that they need is opened once, so that mistakes show before the first hour.
+    """Turn a grid into trials; all data is opened, so that mistakes are found before any training.
 
     Raises:
         UserError, DamagedStore: data, a store or a run is missing or does not fit.
@@ -188,7 +188,7 @@ def _zero_label_trial(
 
 
 def _start(made: Plan, chosen: Choices, recipe: Recipe, workspace: Workspace, services: Services) -> Start:
-    """Find out where an arm's decoder comes from; a pre-training that is asked for first joins the plan."""
+    """Resolve where an arm's decoder comes from; a pre-training that it needs joins the plan."""
     start = chosen.start or NOTHING
     if start == NOTHING:
         return Start(None, recipe)

@@ -1,4 +1,4 @@
-"""What the rows say: each arm's mean and spread over seeds, and its paired difference to another."""
+"""Rows to results: each arm's mean and spread over seeds, and its paired difference to another."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def compare(rows: Sequence[Row], resamples: int = 10_000) -> list[Result]:
     """Return a result for each test set and arm, in the order of the rows; ``all`` last where there are several sets.
 
     Raises:
-        DamagedStore: two rows of the same test set do not speak of the same images.
+        DamagedStore: two rows of the same test set are not of the same images.
     """
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     tests = list(dict.fromkeys(row["test"] for row in rows))

@@ -14,8 +14,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dptr.cache.command_line import LARGEST_SEED
 from dptr.cache.errors import UserError
+from dptr.cache.options import LARGEST_SEED
 from dptr.trainer.training.recipe import Recipe, load_recipe, parse_recipe
 
 #: Values of ``start`` that name no run: no pre-trained decoder; one that is pre-trained with the arm's own settings.
@@ -191,19 +191,19 @@ def _mistakes(path: Path, lines: list[str]) -> UserError:
 
 def _complaint(error: Any) -> str:
     """One of pydantic's complaints: where, what, and what was meant."""
-    place = ".".join(map(str, error["loc"]))
+    key = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        return f"unknown key {place!r}, did you mean {_nearest(str(error['loc'][-1]), _known_keys(error['loc']))!r}?"
+        return f"unknown key {key!r}, did you mean {_nearest(str(error['loc'][-1]), _known_keys(error['loc']))!r}?"
     if error["type"] == "missing":
-        return f"{place!r} is missing"
+        return f"{key!r} is missing"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{place} = {error['input']!r}: {message}" if place and error["type"] != "value_error" else message
+    return f"{key} = {error['input']!r}: {message}" if key and error["type"] != "value_error" else message
 
 
-def _known_keys(place: tuple[str | int, ...]) -> list[str]:
-    if len(place) >= 3 and place[-3] == "data":
+def _known_keys(key: tuple[str | int, ...]) -> list[str]:
+    if len(key) >= 3 and key[-3] == "data":
         return list(DataSet.model_fields)
-    return list((Choices if len(place) >= 3 else Grid).model_fields)
+    return list((Choices if len(key) >= 3 else Grid).model_fields)
 
 
 def _nearest(name: str, known: list[str]) -> str:

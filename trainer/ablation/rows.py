@@ -14,7 +14,7 @@ from dptr.cache.stores.files import atomic_path
 
 Row = dict[str, Any]
 
-#: ``run`` is the key of what was trained, ``test_sha256`` of what was read; ``right`` says of each of ``images``
+#: ``run`` is the key of what was trained, ``test_sha256`` of what was read; ``right`` holds for each of ``images``
 #: whether it was read exactly. ``against`` is the arm that this one is compared with: empty for none, null in files of
 #: earlier versions, which knew the base alone. ``seconds`` are those of training steps alone.
 SCHEMA = pa.schema(

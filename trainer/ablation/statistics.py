@@ -1,6 +1,6 @@
 """How sure a difference between two arms is: over seeds by Student's t, over test images by the bootstrap.
 
-The two answer different questions. Over seeds: would training again come out the same way? Over images: would other
+The two measure different things. Over seeds: would training again come out the same way? Over images: would other
 crops of the same kind? Both are paired: the same seed drew the same data, the same image was read by both arms, and
 what is common to the pair falls out of the difference.
 """

@@ -1,10 +1,9 @@
-"""Run one trial: train a recogniser as its arm says, read the tests with it, and say what came of each image."""
+"""Run one trial: train a recogniser as its arm says, read the test sets, and return which images were read right."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,33 +33,27 @@ from dptr.trainer.zero_label import zero_label_recognizer
 _TIMED_STEPS = 24
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where trials run: the ablation's own folder, and the device."""
-
-    folder: Path
-    device: str
-
-
-def run_pretraining(wanted: Pretraining, place: Place) -> None:
+def run_pretraining(wanted: Pretraining, device: str) -> None:
     """Pre-train a decoder, or find it finished; goes on where it stopped."""
     bank = None if wanted.orp is None else OrpBank(wanted.orp)
     needed = wanted.recipe.noise.needs_neighbours
     neighbours = Neighbours.open(wanted.prompts, bank) if needed and bank is not None else None
-    pretrain(PromptStore(wanted.prompts), bank, neighbours, wanted.recipe, wanted.folder, place.device)
+    pretrain(PromptStore(wanted.prompts), bank, neighbours, wanted.recipe, wanted.folder, device)
 
 
-def run_trial(trial: Trial, place: Place) -> list[dict[str, Any]]:
+def run_trial(trial: Trial, speeds: Path, device: str) -> list[dict[str, Any]]:
     """Train and test; returns one row for each test set, with the columns of :mod:`~dptr.trainer.ablation.rows`.
+
+    ``speeds`` is the folder in which what a step takes is kept.
 
     Raises:
         UserError: training fails, or there is no time left for it.
     """
     started_from = None if trial.start is None else Run.load(trial.start)
     if trial.zero_label:
-        recognizer, trained = _as_it_started(trial, started_from, place), {"steps": 0, "seconds": 0.0, "crops": 0}
+        recognizer, trained = _as_it_started(trial, started_from, device), {"steps": 0, "seconds": 0.0, "crops": 0}
     else:
-        recognizer, trained = _fine_tuned(trial, place)
+        recognizer, trained = _fine_tuned(trial, speeds, device)
     common = {
         "arm": trial.arm,
         "seed": trial.seed,
@@ -75,27 +68,27 @@ def run_trial(trial: Trial, place: Place) -> list[dict[str, Any]]:
     rows = []
     for name, path in trial.tests.items():
         images = WordImages.open_as_written([path])
-        read = read_word_images(recognizer, images, torch.device(place.device))
+        read = read_word_images(recognizer, images, torch.device(device))
         texts = [reading.text for reading in read.readings]
         rows.append({**common, "test": name, "test_sha256": fingerprint(images), **_judged(read, texts, trial)})
     return rows
 
 
-def _fine_tuned(trial: Trial, place: Place) -> tuple[Recognizer, dict[str, Any]]:
+def _fine_tuned(trial: Trial, speeds: Path, device: str) -> tuple[Recognizer, dict[str, Any]]:
     """Train as the arm says; return the recogniser, and what its training took."""
-    recipe = trial.recipe if trial.budget is None else _within(trial, place)
-    _train(trial, recipe, trial.folder, place)
+    recipe = trial.recipe if trial.budget is None else _within(trial, speeds, device)
+    _train(trial, recipe, trial.folder, device)
     run = Run.load(trial.folder)
     crops, seconds = len(open_data(trial.data, trial.charset, recipe)), training_seconds(trial.folder, recipe.finetune)
-    return load_recognizer(run, place.device), {"steps": run.step(), "seconds": seconds, "crops": crops}
+    return load_recognizer(run, device), {"steps": run.step(), "seconds": seconds, "crops": crops}
 
 
-def _as_it_started(trial: Trial, start: Run | None, place: Place) -> Recognizer:
+def _as_it_started(trial: Trial, start: Run | None, device: str) -> Recognizer:
     """Return the start behind the image tower of its CLIP: it has seen no labelled crop."""
     folder = trial.encoder_model
     if start is None or folder is None:
         raise ValueError("an arm without labels has a start and a CLIP")
-    return zero_label_recognizer(start, lambda _: folder, place.device)
+    return zero_label_recognizer(start, lambda _: folder, device)
 
 
 def training_seconds(run: Path, settings: TrainingSettings) -> float:
@@ -131,20 +124,20 @@ def _judged(read: Any, texts: list[str], trial: Trial) -> dict[str, Any]:
     }
 
 
-def _train(trial: Trial, recipe: Recipe, folder: Path, place: Place) -> None:
+def _train(trial: Trial, recipe: Recipe, folder: Path, device: str) -> None:
     images = open_data(trial.data, trial.charset, recipe)
     validation = None if trial.validation is None else open_validation(trial.validation, trial.charset, recipe)
     start = None if trial.start is None else Run.load(trial.start)
     charset = Charset.named(trial.charset)
     model = trial.encoder_model
-    finetune(images, charset, start, recipe, folder, place.device, encoder_model=model, validation=validation)
+    finetune(images, charset, start, recipe, folder, device, encoder_model=model, validation=validation)
 
 
 def _start_seconds(run: Run | None) -> float:
     return 0.0 if run is None else training_seconds(run.folder, getattr(run.recipe, run.kind))
 
 
-def _within(trial: Trial, place: Place) -> Recipe:
+def _within(trial: Trial, speeds: Path, device: str) -> Recipe:
     """Turn a budget of seconds into steps, so that the schedule fits and a killed run goes on to the same bits.
 
     An arm's speed is measured once, with its first seed, and kept: all its seeds take the same number of steps.
@@ -153,7 +146,7 @@ def _within(trial: Trial, place: Place) -> Recipe:
         raise ValueError("no budget")
     seconds, in_all = trial.budget
     before = _start_seconds(Run.load(trial.start)) if in_all and trial.start else 0.0
-    a_step = _seconds_a_step(trial, place)
+    a_step = _seconds_a_step(trial, speeds, device)
     steps = int((seconds - before) / a_step)
     if steps < 1:
         taken = f"a step takes {a_step:.2g} s" + (f", pre-training took {before:.0f} s" if before else "")
@@ -161,18 +154,18 @@ def _within(trial: Trial, place: Place) -> Recipe:
     return trial.recipe.replace("finetune", steps=steps)
 
 
-def _seconds_a_step(trial: Trial, place: Place) -> float:
+def _seconds_a_step(trial: Trial, speeds: Path, device: str) -> float:
     fixed = trial.recipe.replace("finetune", seed=0, steps=1)
     sizes = {name: data.crops for name, data in trial.data.items()}
-    key = key_of(recipe_to_toml(fixed), sizes, place.device)
-    path = place.folder / "speeds" / f"{key}.json"
+    key = key_of(recipe_to_toml(fixed), sizes, device)
+    path = speeds / f"{key}.json"
     if not path.is_file():
-        folder = place.folder / "speeds" / f"{key}-{trial.seed}"
+        folder = speeds / f"{key}-{trial.seed}"
         third = _TIMED_STEPS // 3
         often = {"log_every": third, "validate_every": _TIMED_STEPS, "checkpoint_every": _TIMED_STEPS}
         recipe = trial.recipe.replace("finetune", steps=_TIMED_STEPS, **often)
         shutil.rmtree(folder, ignore_errors=True)
-        _train(trial, recipe, folder, place)
+        _train(trial, recipe, folder, device)
         lines = _speeds(folder / TIMINGS_FILE)[1:]
         rate = sum(line["rows_per_second"] for line in lines) / len(lines)
         write_json(path, {"seconds_a_step": recipe.finetune.batch_size * recipe.finetune.accumulate / rate})

@@ -1,1 +1,1 @@
-"""Commands of stages 2 and 3."""
+"""Commands of stages 2 and 3: training, recognition and ablation; options are what they share."""

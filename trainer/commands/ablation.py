@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-from dptr.cache.command_line import Device, Report, Services, command, command_group
+from dptr.cache.command_line import Report, Services, command, command_group
+from dptr.cache.file_names import REPORT_FILE
+from dptr.cache.options import Device
 from dptr.cache.workspace import Workspace
 
 commands = command_group()
@@ -36,7 +38,7 @@ def ablate(
     called = name or grid.stem
     summary = stage.ablate(asked, called, str(grid), workspace, services, services.device(device), jobs)
     results = compare(summary.rows, asked.resamples)
-    page = summary.out / "report.html"
+    page = summary.out / REPORT_FILE
     write_text(page, table.as_page(called, results))
     counts = {"rows": len(summary.rows), "trials": summary.trials, "computed": summary.computed, "quarantined": 0}
     return Report(

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dptr.cache.command_line import LARGEST_SEED
 from dptr.cache.errors import UserError
-from dptr.cache.file_names import RUN_FILE
+from dptr.cache.file_names import RUN_FILE, SAFETENSORS
+from dptr.cache.options import LARGEST_SEED
 from dptr.cache.workspace import Workspace
 from dptr.trainer.choices import Tracker
 
@@ -60,10 +60,10 @@ def named_data(data: list[Path] | None) -> list[Path]:
 
 def recogniser_first(workspace: Workspace, names: list[str]) -> tuple[Path, list[str]]:
     """Part arguments into the recogniser that the first may name, the bundled one if it does not, and the rest."""
-    from dptr.trainer.model.model_file import BUNDLED, SUFFIX
+    from dptr.trainer.model.model_file import BUNDLED
 
     first = Path(names[0]) if names else None
-    if first is None or (first.exists() and first.suffix != SUFFIX and not (first / RUN_FILE).is_file()):
+    if first is None or (first.exists() and first.suffix != SAFETENSORS and not (first / RUN_FILE).is_file()):
         return BUNDLED, names
     if names[0] == "-":
         return BUNDLED, names

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dptr.cache.command_line import Device, OrpFolder, PromptsFolder, Report, Services, command, command_group
+from dptr.cache.command_line import Report, Services, command, command_group
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import LABELS_FILE, REPORT_FILE
+from dptr.cache.options import Device, OrpFolder, PromptsFolder
 from dptr.cache.progress import note
 from dptr.cache.workspace import Workspace
 from dptr.trainer.choices import ExportTarget
@@ -49,11 +51,11 @@ def evaluate(
     from dptr.trainer.evaluation_table import figures, table
     from dptr.trainer.read import load
 
-    place = services.device(device)
     run, more = recogniser_first(workspace, names or [])
-    reader = load(run, place, services.find_clip)
+    chosen = services.device(device)
+    reader = load(run, chosen, services.find_clip)
     sets = {str(path): WordImages.open_as_written([path]) for path in named_data([*(data or []), *map(Path, more)])}
-    result = stage.evaluate(reader.recognizer, sets, place)
+    result = stage.evaluate(reader.recognizer, sets, chosen)
     left_out = [line for images in sets.values() for line in labels_left_out(images)]
     _keep(workspace, run, result)
     return Report({"out": str(run), **figures(result)}, "\n".join([table(result), *left_out]))
@@ -136,7 +138,7 @@ def report(
     workspace = workspace.with_stores(prompts, orp)
     candidates = [workspace.prompts, workspace.orp]
     stores = stage.matching_stores(described, candidates) if described.kind == "pretrain" else None
-    summary = stage.report(described, out or described.folder / stage.FILE_NAME, crops, stores)
+    summary = stage.report(described, out or described.folder / REPORT_FILE, crops, stores)
     lines = [str(summary.out)]
     if described.kind == "finetune" and crops is None:
         lines.append("no readings on it: give --data CROPS")
@@ -178,11 +180,11 @@ def _crops(data: list[Path] | None, run: "Run") -> "WordImages | None":
 
 
 def examples_table(run: Path, crops: Path) -> str:
-    """Read the first crops of a folder with ``labels.tsv``; return image, truth and reading as a table."""
+    """Read the first crops of a folder with a list of labels; return image, truth and reading as a table."""
     from dptr.cache.table import table
     from dptr.trainer.read import load
 
-    rows = [line.split("\t") for line in (crops / "labels.tsv").read_text(encoding="utf-8").splitlines()][:_EXAMPLES]
+    rows = [line.split("\t") for line in (crops / LABELS_FILE).read_text(encoding="utf-8").splitlines()][:_EXAMPLES]
     readings = load(run).read([crops / name for name, _ in rows])
     shown = [
         (*row, found.text, "" if row[1] == found.text else "differs") for row, found in zip(rows, readings, strict=True)

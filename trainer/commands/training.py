@@ -5,17 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dptr.cache.command_line import (
-    Device,
-    OrpFolder,
-    PromptsFolder,
-    Report,
-    Services,
-    command,
-    command_group,
-    figures_of,
-)
+from dptr.cache.command_line import Report, Services, command, command_group, figures_of
 from dptr.cache.errors import UserError
+from dptr.cache.options import Device, OrpFolder, PromptsFolder
 from dptr.cache.workspace import Workspace
 from dptr.trainer.choices import FmuKind, NoiseDraw, Sampling
 from dptr.trainer.commands.options import (
@@ -109,7 +101,7 @@ def finetune(
     validation: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Labelled crops, one or more, that checkpoints are chosen by; else a share of the data is kept back."
+            help="Labelled crops, one or more, that checkpoints are chosen by; else a share of the data is taken."
         ),
     ] = None,
     track: Track = None,
@@ -149,9 +141,11 @@ def finetune(
     characters = Charset.named(charset) if charset else known
     normalization = training_normalization(settings)
     images = open_crops(paths, characters, normalization)
-    held_out = open_crops(validation, characters, normalization) if validation else None
-    folder = out or workspace.runs / default_name("finetune", settings, stage.data_identity(images, run, held_out))
-    summary = stage.finetune(images, characters, run, settings, folder, services.device(device), track, model, held_out)
+    to_validate = open_crops(validation, characters, normalization) if validation else None
+    folder = out or workspace.runs / default_name("finetune", settings, stage.data_identity(images, run, to_validate))
+    summary = stage.finetune(
+        images, characters, run, settings, folder, services.device(device), track, model, to_validate
+    )
     metrics = summary.metrics
     portrait = summary.portrait
     lines = [
@@ -169,7 +163,12 @@ def train_clip(
     workspace: Workspace,
     services: Services,
     data: Data = None,
-    held_out: Annotated[Path | None, typer.Option(help="Labelled crops of other words, for validation.")] = None,
+    validation: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--validation", "--held-out", help="Labelled crops of other words that checkpoints are chosen by."
+        ),
+    ] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder of photos without text.")] = None,
     charset: CharsetName = None,
     clip: Annotated[
@@ -186,7 +185,7 @@ def train_clip(
 ) -> Report:
     """Labelled crops to a small CLIP of your own; the same command goes on where it stopped.
 
-    Example: dptr train-clip --data crops/ --held-out other_crops/ --photos photos/ -o my_clip/
+    Example: dptr train-clip --data crops/ --validation other_crops/ --photos photos/ -o my_clip/
     """
     from dptr.cache.charset import Charset
     from dptr.cache.word_images.dataset import WordImages
@@ -194,13 +193,13 @@ def train_clip(
     from dptr.trainer.training.recipe import load_recipe
 
     settings = load_recipe(recipe, recipe_changes("clip", changes, steps, seed, {}))
-    if held_out is None:
-        raise UserError("nothing to validate on", "Give labelled crops of words that training never sees: --held-out")
+    if not validation:
+        raise UserError("nothing to validate on", "Give labelled crops of words that training never sees: --validation")
     characters = Charset.named(charset or "94")
     images = WordImages.open(named_data(data), characters, training_normalization(settings))
     summary = stage.train_clip(
         images,
-        WordImages.open([held_out], characters, training_normalization(settings)),
+        WordImages.open(validation, characters, training_normalization(settings)),
         characters,
         services.photo_paths(photos) if photos else (),
         services.find_clip(clip),

@@ -38,7 +38,7 @@ class BatchOrder:
         self._seed = seed
         self._cumulative = None if weights is None else np.cumsum(weights / weights.sum())
         self.batches_per_epoch = -(-len(rows) // batch_size)
-        # Only the window in use is kept; asking for another costs one shuffle of the epoch.
+        # Only the window in use is kept; another one costs a shuffle of the epoch.
         self._epoch, self._picks = -1, rows
         self._window_at: tuple[int, int] = (-1, -1)
         self._window: list[NDArray[np.int64]] = []

@@ -39,7 +39,7 @@ def column_memory(
     the end) is left out.
 
     Raises:
-        UserError: the store does not know its tokens' letters, or a label has more letters than there are columns.
+        UserError: the store does not hold its tokens' letters, or a label has more letters than there are columns.
     """
     letters = store.token_letters(rows)
     states = store.states(rows)
@@ -57,7 +57,7 @@ def column_memory(
 
 
 def place_letters(letters: int, columns: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    """Return which letter each column shows, -1 beside the word, shape (columns,): in order, each letter at least once.
+    """Return each column's letter by index, shape (columns,), -1 beside the word: in order, each letter at least once.
 
     Raises:
         UserError: more letters than columns.

@@ -1,7 +1,8 @@
-"""Batches of labelled crops by their number, from pictures: read, distorted and resized as they are asked for."""
+"""Batches of labelled crops by their number, from pictures: read, distorted and resized when a batch is made."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -35,7 +36,7 @@ class ImageBatch:
 
 @dataclass
 class Oddities:
-    """What was odd about the images that training met, each named once however often it is drawn."""
+    """Images of training that were unreadable or portrait, each named once however often it is drawn."""
 
     unreadable: set[str] = field(default_factory=set)
     portrait: set[str] = field(default_factory=set)
@@ -48,26 +49,37 @@ class Oddities:
         self.portrait.update(batch.portrait)
 
 
-class ImageBatches:
+class CropBatches(ABC):
     """Batch number -> :class:`ImageBatch`; a pure function of the recipe's seed and the number."""
 
-    def __init__(
-        self, images: WordImages, charset: Charset, recipe: Recipe, height: int, widths: Sequence[int]
-    ) -> None:
-        """Images become ``height`` pixels high; all those of a batch become as wide as one of ``widths``."""
+    def __init__(self, images: WordImages, charset: Charset, recipe: Recipe) -> None:
         settings = recipe.finetune
         weights = mixing_weights(images, settings.mix)
         self._order = BatchOrder(np.arange(len(images)), None, settings.batch_size, settings.seed, weights)
-        self._images = images
         self._charset = charset
         self._seed = settings.seed
-        self._strength = settings.augmentation
-        self._height, self._widths = height, widths
 
     @property
     def per_epoch(self) -> int:
         """Batches of an epoch."""
         return self._order.batches_per_epoch
+
+    @abstractmethod
+    def __call__(self, number: int) -> ImageBatch:
+        """Return batch ``number``, counted from 0 through all epochs."""
+
+
+class ImageBatches(CropBatches):
+    """Batches of pictures."""
+
+    def __init__(
+        self, images: WordImages, charset: Charset, recipe: Recipe, height: int, widths: Sequence[int]
+    ) -> None:
+        """Images become ``height`` pixels high; all those of a batch become as wide as one of ``widths``."""
+        super().__init__(images, charset, recipe)
+        self._images = images
+        self._strength = recipe.finetune.augmentation
+        self._height, self._widths = height, widths
 
     def __call__(self, number: int) -> ImageBatch:
         """Return batch ``number``, counted from 0 through all epochs."""

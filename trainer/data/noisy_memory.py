@@ -124,7 +124,7 @@ def noisy_memory(
     generator: np.random.Generator,
     settings: MemorySettings,
 ) -> Memory:
-    """Return a memory of the kind that the settings say, with noise of size ``ratio``."""
+    """Return a memory of the recipe's kind, with noise of size ``ratio``."""
     if settings.kind == "pooled":
         return pooled_memory(store, rows, noise, ratio, settings.centred, generator)
     if settings.kind == "columns":

@@ -1,7 +1,7 @@
 """Memory of kind ``pooled``: the one vector of a prompt in CLIP's joint space, where an image's may take its place.
 
 Text and images lie in two cones of that space, each round its own mean (the modality gap, Liang et al. 2022). Centred
-by its own side's mean, a vector keeps what both sides can say.
+by its own side's mean, a vector keeps what texts and images share.
 """
 
 from __future__ import annotations

@@ -6,33 +6,24 @@ import numpy as np
 import torch
 
 from dptr.cache.charset import Charset
-from dptr.trainer.data.batch_order import BatchOrder
-from dptr.trainer.data.image_batches import ImageBatch, mixing_weights
+from dptr.trainer.data.image_batches import CropBatches, ImageBatch
 from dptr.trainer.data.stored_crops import StoredCrops
 from dptr.trainer.model.decoders.base import Targets
 from dptr.trainer.training.recipe import Recipe
 
 
-class StoredBatches:
-    """Batch number -> :class:`ImageBatch` of tokens; a pure function of the recipe's seed and the number.
+class StoredBatches(CropBatches):
+    """Batches of stored image tokens.
 
     Which crops make a batch is what training on their pictures would take. A crop begins with a view of its own and
-    goes round all of them, so that as many epochs pass before one is met again.
+    goes round all of them, so that as many epochs pass before one is drawn again.
     """
 
     def __init__(self, crops: StoredCrops, charset: Charset, recipe: Recipe) -> None:
-        settings = recipe.finetune
-        weights = mixing_weights(crops, settings.mix)
-        self._order = BatchOrder(np.arange(len(crops)), None, settings.batch_size, settings.seed, weights)
+        super().__init__(crops, charset, recipe)
         self._crops = crops
-        self._charset = charset
         self._view_counts = crops.view_counts
-        self._first_view = np.random.default_rng((settings.seed, 6)).integers(0, self._view_counts)
-
-    @property
-    def per_epoch(self) -> int:
-        """Batches of an epoch."""
-        return self._order.batches_per_epoch
+        self._first_view = np.random.default_rng((self._seed, 6)).integers(0, self._view_counts)
 
     def __call__(self, number: int) -> ImageBatch:
         """Return batch ``number``, counted from 0 through all epochs."""

@@ -1,4 +1,4 @@
-"""Labelled crops that an image tower has seen already: what a recogniser takes of them are tokens, by memory map."""
+"""Labelled crops from a word-crop store: a recogniser takes their image tokens, by memory map."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class StoredCrops(WordImages):
             store.check_states()
             crops.require_tower(store.manifest.identity["image_weights"], str(store.folder))
             for row, crop in enumerate(store.crops):
-                label = crops._usable(f"{crop['source']} {crop['key']}", crop["label"], charset, normalization)
+                label = crops._usable(crop["source"], crop["key"], crop["label"], charset, normalization)
                 if label is not None:
                     crops.samples.append(Sample(crop["source"], crop["key"], label, number))
                     usable.append(row)
@@ -154,10 +154,10 @@ def open_crops(paths: Sequence[Path], charset: Charset, normalization: Normaliza
 def fixed_by(stores: Sequence[WordCropStore], encoder: str | None, changes: Sequence[str]) -> list[str]:
     """Return what stores fix of a recipe, as changes to it: their tower is the encoder, their views the augmentation.
 
-    ``encoder`` may name where the same tower lies now, as ``clip:`` and a directory or hub id.
+    ``encoder`` may name where the same tower is now, as ``clip:`` and a directory or hub id.
 
     Raises:
-        UserError: something else is asked for.
+        UserError: a change gives another encoder or augmentation.
     """
     if not stores:
         return []

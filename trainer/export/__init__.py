@@ -1,1 +1,1 @@
-"""Trained weights for other programs."""
+"""Trained weights for other programs: export chooses, onnx_graph writes a graph, names other programs' names."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import SAFETENSORS, WEIGHTS_FILE
 from dptr.cache.stores import sealed
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.word_images.dataset import WordImages, preprocess
@@ -71,7 +72,7 @@ def export(
 
 def default_path(run: Run, target: ExportTarget) -> Path:
     """Where an export goes without ``-o``: into the run's folder."""
-    return run.folder / {"onnx": "model.onnx", "safetensors": "model.safetensors"}.get(target, f"{target}.safetensors")
+    return run.folder / {"onnx": "model.onnx", "safetensors": WEIGHTS_FILE}.get(target, f"{target}{SAFETENSORS}")
 
 
 def _onnx(run: Run, out: Path, crops: WordImages | None) -> tuple[int, float]:

@@ -1,8 +1,8 @@
-"""A small CLIP as it learns: images and prompts of the same word are drawn together, all others pushed apart.
+"""A small CLIP in training: a contrastive loss between images and prompts, and auxiliary losses on letters.
 
-A contrastive loss alone has to learn spelling from whole words, of which few fit into a batch. So both towers are
-also asked, in training only, which letter stands where: the image tower for every column of its patches, and both from
-the one vector that they are compared by. The same question of both makes them answer in the same terms.
+A contrastive loss alone has to learn spelling from whole words, of which few fit into a batch. So heads that only
+training has classify which letter stands where: one from every column of the image tower's patches, and one, shared by
+both towers, from the pooled vector. Sharing that head makes both vectors encode letters alike.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-#: Letters asked for within the width of one patch.
+#: Letters classified within the width of one patch.
 _LETTERS_A_PATCH = 4
 #: As in CLIP: beyond a hundredfold, similarities make training unstable.
 _MOST_LOG_SCALE = 4.6052
@@ -27,7 +27,7 @@ class ClipBatch:
     Attributes:
         images: (words + photos, 3, size, size) uint8, the words first.
         token_ids: (words, tokens) int64, padded with the end token.
-        letters: (words, columns) int64, classes of :mod:`dptr.trainer.data.letter_places`.
+        letters: (words, columns) int64, classes of :mod:`dptr.trainer.data.letter_positions`.
         unreadable: what had to be left out and why.
     """
 
@@ -48,7 +48,7 @@ class ClipLearner(nn.Module):
     Args:
         clip: a ``CLIPModel``.
         mean, std: three numbers each, kept as (3, 1, 1), with which pixels in [0, 1] are normalised.
-        letters: how many letters to tell apart, besides any other character.
+        letters: how many letters to classify, besides any other character.
     """
 
     mean: Tensor
@@ -98,7 +98,7 @@ class ClipLearner(nn.Module):
     def loss(self, batch: ClipBatch, letters_weight: float, states_weight: float) -> Tensor:
         """Contrastive loss of both directions, plus those of the letters and of the text states; a scalar.
 
-        Photos only ever count as wrong images.
+        Photos are negatives of every prompt and have none of their own.
         """
         words = len(batch.token_ids)
         images, by_column = self.encode_images(batch.images)
@@ -112,13 +112,13 @@ class ClipLearner(nn.Module):
         return matching + letters_weight * letters + states_weight * self._states_loss(states, batch.token_ids)
 
     def _states_loss(self, states: Tensor, token_ids: Tensor) -> Tensor:
-        """Cross-entropy of each state's token and place, up to the first end token."""
+        """Cross-entropy of each state's token and position, up to the first end token."""
         end = self.clip.config.text_config.eos_token_id
         real = (token_ids == end).cumsum(1) - (token_ids == end).long() == 0
-        places = torch.arange(token_ids.shape[1], device=states.device).expand_as(token_ids)
+        positions = torch.arange(token_ids.shape[1], device=states.device).expand_as(token_ids)
         told = states[real]
         tokens = functional.cross_entropy(self.token_head(told).float(), token_ids[real])
-        return tokens + functional.cross_entropy(self.place_head(told).float(), places[real])
+        return tokens + functional.cross_entropy(self.place_head(told).float(), positions[real])
 
     def _letters(self, vectors: Tensor) -> Tensor:
         scaled = vectors * vectors.shape[-1] ** 0.5
@@ -130,7 +130,7 @@ def contrastive_loss(similarities: Tensor, token_ids: Tensor) -> Tensor:
 
     Args:
         similarities: (words, words + photos), scaled; the right pairs stand on the diagonal.
-        token_ids: (words, tokens). A word that is in the batch twice is no wrong answer to itself.
+        token_ids: (words, tokens). A word that is in the batch twice is no negative of itself.
     """
     words = len(similarities)
     right = torch.arange(words, device=similarities.device)

@@ -1,7 +1,7 @@
 """Loading weights that do not fit exactly, and saying so: what matched, what was missing, what was extra.
 
 A changed charset keeps every character that both sides have; a longer label keeps the positions that both have. All
-else must fit or is reported, because a decoder that silently starts from noise looks like a bad recipe.
+else must fit or is reported, because a decoder that starts from random weights unnoticed is taken for a bad recipe.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The Feature Merge Unit: learned queries that look at all image tokens and hand the decoder a short memory.
+"""The Feature Merge Unit: learned queries cross-attend to all image tokens; what they gather is the decoder's memory.
 
 Its queries learn to attend to character foreground, so that what the decoder reads resembles the text states it was
 pre-trained on. Source: DPTR (ACM MM 2024), section 3.4. In the authors' code the queries start as uninitialised memory;
-here query i starts at the place of the i-th part of the image, in the code that the encoder's positions start with, and
-keys start as the queries' projection where the widths allow it: from the first step each query looks about where it
-stands, so that reading order need not be discovered.
+here query i starts as the sinusoids of the i-th part of the image, those that the encoder's positions start with, and
+keys start as the queries' projection where the widths are equal: from the first step each query attends mostly to its
+own part of the image, and reading order need not be learnt.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class FeatureMergeUnit(nn.Module):
         self.feed_forward = FeedForward(memory_dim, 4 * memory_dim, dropout)
         self.norm = nn.LayerNorm(memory_dim)
         self.apply(initialize)
-        places = (torch.arange(queries) + 0.5) * columns / queries - 0.5
+        positions = (torch.arange(queries) + 0.5) * columns / queries - 0.5
         self.queries.data.zero_()
-        self.queries.data[:, : memory_dim - memory_dim // 2] = sinusoids(places, memory_dim - memory_dim // 2)
+        self.queries.data[:, : memory_dim - memory_dim // 2] = sinusoids(positions, memory_dim - memory_dim // 2)
         if image_dim == memory_dim:
             nn.init.orthogonal_(self.attention.query.weight)
             self.attention.key_value.weight.data[:memory_dim].copy_(self.attention.query.weight)
@@ -45,7 +45,7 @@ class FeatureMergeUnit(nn.Module):
         return normed
 
     def attention_map(self, image_tokens: Tensor) -> Tensor:
-        """Return where each query looks, averaged over heads: (batch, queries, tokens), rows sum to one."""
+        """Return attention weights averaged over heads: (batch, queries, tokens), rows sum to one."""
         queries = self.attention.queries(self.queries.expand(image_tokens.shape[0], -1, -1))
         keys, _ = self.attention.keys_values(image_tokens)
         weights: Tensor = (queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5).softmax(-1)

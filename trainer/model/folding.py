@@ -1,4 +1,4 @@
-"""Convolutions as reading wants them: batch norm folded in, and oneDNN for a single image, too; twice as quick there.
+"""Convolutions for inference: batch norm folded in, and oneDNN for a single image, too; twice as quick there.
 
 In evaluation mode a batch norm multiplies and shifts each channel by constants, which the convolution's weights can do.
 And for one small image on one thread torch passes oneDNN by: its own convolution then takes twice as long.

@@ -36,7 +36,7 @@ class Attention(nn.Module):
 
         Args:
             queries: (batch, heads, length, head_dim). keys, values: (batch, heads, tokens, head_dim).
-            mask: boolean, broadcastable to (batch, heads, length, tokens), True where a query may look.
+            mask: boolean, broadcastable to (batch, heads, length, tokens), True where a query may attend.
 
         Returns:
             (batch, length, dim).
@@ -85,7 +85,7 @@ class SelfAttentionLayer(nn.Module):
         self.feed_forward = FeedForward(dim, feed_forward, dropout)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(batch, tokens, dim) -> the same; ``mask`` is boolean, (batch, 1, 1, tokens), True where one may look."""
+        """(batch, tokens, dim) -> the same; ``mask`` is boolean, (batch, 1, 1, tokens), True where it may attend."""
         normed = self.norm_attention(x)
         keys, values = self.attention.keys_values(normed)
         x = x + self.attention.attend(self.attention.queries(normed), keys, values, mask)
@@ -93,10 +93,10 @@ class SelfAttentionLayer(nn.Module):
         return out
 
 
-def sinusoids(places: Tensor, dim: int) -> Tensor:
-    """Return sines and cosines of places (count,) at geometric frequencies, (count, dim), as in the Transformer."""
+def sinusoids(positions: Tensor, dim: int) -> Tensor:
+    """Return sines and cosines of positions (count,) at geometric frequencies, (count, dim), as in the Transformer."""
     frequencies = 1e4 ** -torch.linspace(0, 1, -(-dim // 2))
-    angles = places[:, None] * frequencies
+    angles = positions[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :dim]
 
 

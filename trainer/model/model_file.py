@@ -19,7 +19,6 @@ from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
 from dptr.trainer.training.runs import Run, RunKind
 
-SUFFIX = ".safetensors"
 #: In the header of every safetensors file that dptr exports.
 SEAL = {"dptr_format_version": str(sealed.FORMAT_VERSION), "dptr_seal": sealed.UNSEALED}
 #: The recogniser that is installed with the package; its model card lies beside it.
@@ -58,7 +57,7 @@ class ModelFile:
 
     @property
     def clip(self) -> str:
-        """It is not known."""
+        """Not kept in the file."""
         return ""
 
     @property

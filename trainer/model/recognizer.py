@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,8 @@ from dptr.trainer.model.fmu import FeatureMergeUnit
 from dptr.trainer.model.folding import fold_batch_norms
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.runs import Run
+
+_FORMER_CTC_HEAD = "column_head."
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Recognizer(nn.Module):
         self.fmu = _merging(recipe, self.encoder, memory_dim)
         self.decoder: Decoder = build_decoder(recipe.decoder, len(charset.characters), memory_dim, recipe.memory)
         self.ctc_weight = recipe.finetune.ctc_weight
-        self.column_head = nn.Linear(self.encoder.dim, self.decoder.classes) if self.ctc_weight > 0 else None
+        self.ctc_head = nn.Linear(self.encoder.dim, self.decoder.classes) if self.ctc_weight > 0 else None
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -72,7 +76,7 @@ class Recognizer(nn.Module):
         """
         tokens, memory = self._encoded(images)
         loss = self.decoder.loss(memory, targets)
-        return loss if self.column_head is None else loss + self.ctc_weight * self._column_loss(tokens, targets)
+        return loss if self.ctc_head is None else loss + self.ctc_weight * self._ctc_loss(tokens, targets)
 
     def tokens(self, images: Tensor) -> Tensor:
         """Encode images, shape as in :meth:`memory`, to the encoder's tokens (batch, tokens, dim)."""
@@ -90,9 +94,10 @@ class Recognizer(nn.Module):
         tokens = self.tokens(images)
         return tokens, Memory(directions(self.fmu(tokens), None))
 
-    def _column_loss(self, tokens: Tensor, targets: Targets) -> Tensor:
+    def _ctc_loss(self, tokens: Tensor, targets: Targets) -> Tensor:
         """CTC over the columns of the token grid, averaged over its rows; the end's class serves as the blank."""
-        logits = self.column_head(tokens.unflatten(1, (self.encoder.grid[0], -1)).mean(1))  # type: ignore[misc]
+        by_row = tokens.view(len(tokens), self.encoder.grid[0], -1, tokens.shape[2])
+        logits = self.ctc_head(by_row.mean(1))  # type: ignore[misc]
         lengths = (targets.outputs != targets.padding).sum(1) - 1
         return F.ctc_loss(
             logits.float().log_softmax(-1).transpose(0, 1),
@@ -102,6 +107,10 @@ class Recognizer(nn.Module):
             blank=targets.end,
             zero_infinity=True,
         )
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take weights by name, those of earlier versions, too; see :func:`with_present_names`."""
+        return super().load_state_dict(with_present_names(state_dict), strict, assign)
 
     @torch.inference_mode()
     def read(self, images: Tensor) -> list[Reading]:
@@ -139,6 +148,11 @@ def _merging(recipe: Recipe, encoder: Encoder, memory_dim: int) -> nn.Module:
         )
     queries = 1 if pooled else fmu.queries
     return FeatureMergeUnit(encoder.dim, memory_dim, queries, encoder.grid[1], fmu.heads, fmu.dropout)
+
+
+def with_present_names(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a recogniser's weights under the names they have now; ``ctc_head`` had another."""
+    return {name.replace(_FORMER_CTC_HEAD, "ctc_head.", 1): value for name, value in weights.items()}
 
 
 def _scaled(images: Tensor) -> Tensor:

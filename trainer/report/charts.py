@@ -72,7 +72,7 @@ def line_chart(
 
     def draw(axes: Axes) -> None:
         for number, (name, points) in enumerate(lines.items()):
-            # Lines that lie upon each other are told apart by their dashes, and all of them without colours.
+            # Dashes distinguish lines that cover each other, and all of them without colours.
             colour, dashes = _SERIES[number % len(_SERIES)], _DASHES[number % len(_DASHES)]
             marker = "o" if len(points) < 2 else None  # one point alone makes no line
             axes.plot(

@@ -1,4 +1,4 @@
-"""What a report says of a recogniser: how well it reads labelled crops, its best and worst, and where it looks."""
+"""What a report says of a recogniser: accuracy on labelled crops, best and worst ones, and what its FMU attends to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Read = tuple[int, Reading]
 
 
 def image_sections(recognizer: Recognizer, crops: WordImages) -> list[Section]:
-    """Read crops (2,000 of them where there are more, drawn once and for all) and show what came of it.
+    """Read crops (2,000 of them where there are more, always the same) and show the readings.
 
     Raises:
         UserError: none of them can be decoded.

@@ -57,7 +57,7 @@ class Section:
 
 
 def render(title: str, sections: Sequence[Section]) -> str:
-    """Return the whole page. Every text in it is escaped; it asks for nothing beside itself."""
+    """Return the whole page. Every text in it is escaped; it loads no other file."""
     environment = Environment(
         loader=PackageLoader("dptr.trainer.report", "."),
         autoescape=True,

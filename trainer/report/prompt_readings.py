@@ -1,4 +1,4 @@
-"""What a report says of a pre-trained decoder: what it reads from text states, and the noise in them."""
+"""Sections of a report on a pre-trained decoder: what it reads from text states, and the noise in them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TOKENS_SHOWN = 400
 
 
 def prompt_sections(run: Run, store: PromptStore, bank: OrpBank | None) -> list[Section]:
-    """Read the held-out prompts, clean and with noise, and draw the noise."""
+    """Read the validation prompts, clean and with noise, and draw the noise."""
     decoder = build_decoder(run.recipe.decoder, len(run.charset.characters), run.memory_dim, run.recipe.memory)
     decoder.load_state_dict(run.weights())
     rows = np.random.default_rng(0).permutation(split_rows(store, run.recipe)[0])
@@ -38,7 +38,7 @@ def prompt_sections(run: Run, store: PromptStore, bank: OrpBank | None) -> list[
     sections = [
         Section(
             "What the decoder reads",
-            f"{len(labels):,} held-out labels, read from their text states; case aside, which CLIP does not see. "
+            f"{len(labels):,} validation labels, read from their text states; case aside, which CLIP does not see. "
             "Mistakes are marked in the table.",
             [accuracy_by_length(folded, clean)],
             [Table(["label", *(f"noise {ratio:g}" for ratio in ratios)], examples), confusions(folded, clean)],
@@ -54,7 +54,7 @@ def _noise(store: PromptStore, rows: NDArray[np.int64], noise: NoiseSource, rati
     tokens, padding = text_memory(store, rows)
     drawn = noise.draw(rows, tokens.shape[1], np.random.default_rng(0)).astype(np.float32)
     kept = ~padding
-    kept[:, : 1 + len(store.prefix)] = False  # what all prompts share says nothing
+    kept[:, : 1 + len(store.prefix)] = False  # what all prompts share does not differ
     text, perturbation = tokens[kept][:_TOKENS_SHOWN], drawn[kept][:_TOKENS_SHOWN]
     groups = {"text states": text, f"with {ratio:g} × noise": text + ratio * perturbation, "image states": perturbation}
     everything = np.concatenate(list(groups.values()))

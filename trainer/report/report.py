@@ -1,4 +1,4 @@
-"""A run as one self-contained HTML page: its curves, what it reads, and, by stage, the noise or where it looks."""
+"""A run as one self-contained HTML page: its curves, what it reads, and, by stage, the noise or the FMU's attention."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from dptr.trainer.report.page import Chart, Section, Table, render, text_row
 from dptr.trainer.report.prompt_readings import prompt_sections
 from dptr.trainer.training.runs import Run
 
-FILE_NAME = "report.html"
 _RECIPE_SECTIONS = {
     "pretrain": ("decoder", "noise", "pretrain"),
     "finetune": ("encoder", "fmu", "decoder", "finetune"),
@@ -53,7 +52,7 @@ def report(
         stores: what a pre-training run was trained on; without it the page has no readings and no noise.
 
     Raises:
-        UserError: the run has not trained far enough, or crops are given for a decoder that cannot see.
+        UserError: the run has not trained far enough, or crops are given for a decoder without an encoder.
     """
     started = time.monotonic()
     if crops is not None:

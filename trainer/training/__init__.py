@@ -1,1 +1,6 @@
-"""One loop for every stage, and what it keeps on disk."""
+"""The one training loop and what a run keeps on disk.
+
+settings and recipe are what a run is asked for, runs its folder, summary what it came to. loop takes batches (loader)
+and steps (schedule, averaging, state), writes checkpoints (checkpoint) and log lines (step_log), and shows them
+elsewhere (trackers).
+"""

@@ -1,7 +1,7 @@
-"""An exponential moving average of weights that forgets where training started.
+"""An exponential moving average of weights, short while training is young.
 
 With a decay of 0.999, a thousand steps in a third of the average would still be random weights. So the decay grows with
-the steps taken, up to the one asked for (as in TensorFlow's ``ExponentialMovingAverage``).
+the steps taken, up to the recipe's (as in TensorFlow's ``ExponentialMovingAverage``).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or not there: weights as safetensors, everything else as JSON, every file hashed.
 
-A checkpoint folder is written beside its place and takes it by two renames; between the two the previous one still
-stands under its old name, and loading knows where to look.
+A checkpoint folder is written under another name and takes its own by two renames; between the two the previous one
+still stands under a third name, and loading tries all three.
 """
 
 from __future__ import annotations
@@ -10,22 +10,29 @@ import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.file_names import STATE_FILE
+from dptr.cache.file_names import CHECKPOINTS_FOLDER, SAFETENSORS, STATE_FILE
 from dptr.cache.stores import sealed
 from dptr.cache.stores.files import flush, sha256_of
 
-MODEL = "model"
+#: Groups of tensors, a file each.
+MODEL, OPTIMIZER, AVERAGE = "model", "optimizer", "average"
+CheckpointName = Literal["last", "best", "untrained"]
+
+
+def checkpoint_folder(run: Path, name: CheckpointName) -> Path:
+    """Return where a run's folder holds a checkpoint."""
+    return run / CHECKPOINTS_FOLDER / name
 
 
 def save_checkpoint(folder: Path, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
-    """Write ``<name>.safetensors`` for each group of tensors and ``state.json``, then swap the folder into place.
+    """Write a file for each group of tensors and :data:`STATE_FILE`, then swap the folder into place.
 
     Raises:
         UserError: the disk is full or not writable; the checkpoint that was there before is untouched.
@@ -64,7 +71,7 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 
 def load_state(folder: Path, only: Collection[str] | None = None) -> dict[str, Any]:
-    """Read ``state.json`` and check the hashes of the groups of tensors in ``only``; None checks every file.
+    """Read :data:`STATE_FILE` and check the hashes of the groups of tensors in ``only``; None checks every file.
 
     Raises:
         DamagedStore: a file is missing or changed. UserError: it is of a newer format.
@@ -84,7 +91,7 @@ def load_state(folder: Path, only: Collection[str] | None = None) -> dict[str, A
 
 def file_of(group: str) -> str:
     """Return the name of the file that holds a group of tensors."""
-    return f"{group}.safetensors"
+    return f"{group}{SAFETENSORS}"
 
 
 def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:

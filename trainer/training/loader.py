@@ -19,7 +19,7 @@ def load_batches(batch: Callable[[int], Batch], start: int, stop: int, workers: 
     """Return batches ``start`` to ``stop - 1``, made by ``batch`` in ``workers`` processes (0: in this one).
 
     Torch's loader draws from the global generator when it starts, which is at once, not when the first batch is asked
-    for: whoever seeds the generator after this call gets the same numbers with and without workers.
+    for: a caller that seeds the generator after this call gets the same numbers with and without workers.
 
     Raises:
         DptrError: what ``batch`` raised, in whatever process.
@@ -28,7 +28,7 @@ def load_batches(batch: Callable[[int], Batch], start: int, stop: int, workers: 
     if workers > cores:
         note(f"{workers} workers on {cores} cores: more than {cores} only wait for each other")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create")  # said above, in one line
+        warnings.filterwarnings("ignore", message="This DataLoader will create")  # reported by the error itself
         loader = DataLoader(
             _NumberedBatches(batch),
             sampler=range(start, stop),

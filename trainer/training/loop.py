@@ -1,4 +1,4 @@
-"""The one training loop. It takes batches and a step function, and knows neither prompts nor images.
+"""The one training loop. It takes batches and a loss, of prompts and images alike.
 
 A run is a pure function of its recipe, data and seed: batch ``i`` depends on ``i`` alone, the global generator is
 seeded anew at every step, and the learning rate is computed from the step. So the whole state is the weights, the
@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.file_names import METRICS_FILE, STATE_FILE, TIMINGS_FILE
 from dptr.cache.interrupts import deferred
 from dptr.cache.progress import note, progress
 from dptr.cache.stores import checks
 from dptr.cache.stores.lock import locked
 from dptr.trainer.training import step_log
 from dptr.trainer.training.averaging import moving_average
-from dptr.trainer.training.checkpoint import find_checkpoint, save_checkpoint
+from dptr.trainer.training.checkpoint import CheckpointName, checkpoint_folder, find_checkpoint, save_checkpoint
 from dptr.trainer.training.loader import load_batches
 from dptr.trainer.training.schedule import rate_factor
 from dptr.trainer.training.settings import TrainingSettings
@@ -34,8 +35,7 @@ from dptr.trainer.training.state import TrainState
 from dptr.trainer.training.trackers import Observer
 
 Batch = TypeVar("Batch")
-METRICS_FILE, TIMINGS_FILE = "metrics.jsonl", "timings.jsonl"
-#: In the timings: how long saving took, which also tells that a checkpoint was there.
+#: In the timings: how long saving took; such a line also shows that a checkpoint was written.
 _CHECKPOINT = "checkpoint_seconds"
 
 
@@ -94,7 +94,7 @@ def _run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: to
     step_log.keep_up_to(folder / TIMINGS_FILE, logged)
     if _is_done(state, settings):
         return state
-    last, interval = folder / "checkpoints" / "last", _Interval()
+    last, interval = checkpoint_folder(folder, "last"), _Interval()
     first, after = state.step * settings.accumulate, settings.steps * settings.accumulate
     batches = load_batches(task.batch, first, after, settings.workers)
     with progress("training", settings.steps, "steps", state.step) as shown:
@@ -125,13 +125,14 @@ def _resume(folder: Path, state: TrainState) -> None:
     Raises:
         DamagedStore: the run has taken steps, and no checkpoint of it can be used.
     """
-    checkpoints = folder / "checkpoints"
     problems: list[str] = []
-    for name in ("last", "best"):
-        found = find_checkpoint(checkpoints / name)
+    names: tuple[CheckpointName, ...] = ("last", "best")
+    for name in names:
+        checkpoint = checkpoint_folder(folder, name)
+        found = find_checkpoint(checkpoint)
         if found is None:
-            if (checkpoints / name).exists():
-                problems.append(f"{checkpoints / name / 'state.json'} is missing")
+            if checkpoint.exists():
+                problems.append(f"{checkpoint / STATE_FILE} is missing")
             continue
         try:
             state.restore(found)
@@ -141,9 +142,9 @@ def _resume(folder: Path, state: TrainState) -> None:
         if problems:
             note(f"{'; '.join(problems)}: goes on from {found}, at step {state.step}")
         return
-    # Without a word of one saved, the run was killed before its first checkpoint.
+    # Where no line says that one was saved, the run was killed before its first checkpoint.
     if kept := step_log.last_step(folder / TIMINGS_FILE, having=_CHECKPOINT):
-        problems.append(f"{folder / TIMINGS_FILE} tells of a checkpoint at step {kept} and {checkpoints} holds none")
+        problems.append(f"{folder / TIMINGS_FILE} names a checkpoint of step {kept}, and there is none")
     if problems:
         advice = f"Restore it from a copy, or move {folder} away to train from the start"
         raise DamagedStore("; ".join(problems), advice)
@@ -271,10 +272,10 @@ def _after_step(
         checks.finish()  # nothing is saved that damaged data may have gone into
     # The best comes first: once the last one names a best step, that checkpoint is there.
     if improved:
-        _save(folder / "checkpoints" / "best", state)
+        _save(checkpoint_folder(folder, "best"), state)
     state.unlogged = None
     if to_save:
-        _save(folder / "checkpoints" / "last", state)
+        _save(checkpoint_folder(folder, "last"), state)
 
 
 def _save(folder: Path, state: TrainState) -> None:

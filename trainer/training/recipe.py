@@ -1,8 +1,8 @@
 """A recipe fixes a training run: strict TOML to typed sections, resolved once and saved with the run.
 
 Settings come from the defaults in :mod:`~dptr.trainer.training.settings`, then the recipe file, then ``--set
-section.key=value``. An unknown key is an error that names the nearest known one: a misspelt setting must not train for
-a night with the default.
+section.key=value``. An unknown key is an error that names the nearest known one: a misspelt key would otherwise
+train for a night with the default.
 """
 
 from __future__ import annotations

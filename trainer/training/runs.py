@@ -19,11 +19,20 @@ from dptr.cache.file_names import RECIPE_FILE, RUN_FILE
 from dptr.cache.progress import note
 from dptr.cache.stores import sealed
 from dptr.cache.stores.lock import locked
-from dptr.trainer.training.checkpoint import MODEL, file_of, find_checkpoint, load_state, load_tensors, save_checkpoint
+from dptr.trainer.training.checkpoint import (
+    AVERAGE,
+    MODEL,
+    CheckpointName,
+    checkpoint_folder,
+    file_of,
+    find_checkpoint,
+    load_state,
+    load_tensors,
+    save_checkpoint,
+)
 from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
 
 RunKind = Literal["pretrain", "finetune", "clip"]
-_UNTRAINED = Path("checkpoints") / "untrained"
 
 #: 1 let the side of a row depend on how much data there was; 2 is :mod:`dptr.cache.validation`.
 _SPLIT = 2
@@ -116,20 +125,20 @@ class Run:
         Raises:
             UserError: the run has no checkpoint yet. DamagedStore: a checkpoint file is damaged.
         """
-        names = ("best", "last") if which == "best" else ("last",)
+        names: tuple[CheckpointName, ...] = ("best", "last") if which == "best" else ("last",)
         for name in names:
-            found = find_checkpoint(self.folder / "checkpoints" / name)
+            found = find_checkpoint(checkpoint_folder(self.folder, name))
             if found is not None:
-                averaged = file_of("average") in load_state(found, only=())["files"]
-                group = "average" if averaged else MODEL
+                group = AVERAGE if file_of(AVERAGE) in load_state(found, only=())["files"] else MODEL
                 load_state(found, only=(group,))
                 return {**self.untrained(), **load_tensors(found, group)}
         raise UserError(f"{self.folder} has no checkpoint yet", "Let it train further")
 
     def keep_untrained(self, tensors: dict[str, Tensor]) -> None:
         """Save, once, weights that belong to the model and that training does not touch, if there are any."""
-        if tensors and find_checkpoint(self.folder / _UNTRAINED) is None:
-            save_checkpoint(self.folder / _UNTRAINED, {MODEL: tensors}, {})
+        folder = checkpoint_folder(self.folder, "untrained")
+        if tensors and find_checkpoint(folder) is None:
+            save_checkpoint(folder, {MODEL: tensors}, {})
 
     def untrained(self) -> dict[str, Tensor]:
         """Return what :meth:`keep_untrained` saved; nothing where all of the model is trained.
@@ -137,7 +146,7 @@ class Run:
         Raises:
             DamagedStore: the file is damaged.
         """
-        found = find_checkpoint(self.folder / _UNTRAINED)
+        found = find_checkpoint(checkpoint_folder(self.folder, "untrained"))
         if found is None:
             return {}
         load_state(found)
@@ -154,7 +163,7 @@ class Run:
 
     def step(self) -> int:
         """Optimiser steps done so far."""
-        found = find_checkpoint(self.folder / "checkpoints" / "last")
+        found = find_checkpoint(checkpoint_folder(self.folder, "last"))
         return 0 if found is None else int(load_state(found, only=())["step"])
 
 
@@ -193,63 +202,57 @@ def start_or_continue(
 ) -> Run:
     """Describe a new run, or check that an old one in ``folder`` is the same.
 
-    ``former_data`` is the same data as runs of an earlier version remember it; ``clip`` is remembered, not compared.
+    ``former_data`` is the same data as earlier versions saved it; ``clip`` is saved, not compared.
 
     Raises:
         DamagedStore: the folder holds a run of another recipe or of other data.
         UserError: another process trains into it.
     """
+    wanted = Run(folder, kind, recipe, charset, memory_dim, data, clip=clip)
     with locked(folder):
-        return _start_or_continue(folder, kind, recipe, charset, memory_dim, data, former_data, clip)
-
-
-def _start_or_continue(
-    folder: Path,
-    kind: RunKind,
-    recipe: Recipe,
-    charset: Charset,
-    memory_dim: int,
-    data: dict[str, Any],
-    former_data: dict[str, Any] | None,
-    clip: str,
-) -> Run:
-    if (folder / RUN_FILE).is_file():
+        if not (folder / RUN_FILE).is_file():
+            _describe(wanted)
+            return wanted
         known = Run.load(folder)
-        # Steps of both ways in one run would train on what it was validated with.
-        is_finished = known.step() >= getattr(recipe, kind).steps
-        differing = [
-            name
-            for name, old, new in (
-                ("kind", known.kind, kind),
-                ("recipe", known.recipe.defining(kind), recipe.defining(kind)),
-                ("way of choosing validation data", is_finished or known.split, is_finished or _SPLIT),
-                ("charset", known.charset, charset),
-                ("data", known.data == former_data or known.data, known.data == former_data or data),
-            )
-            if old != new
-        ]
-        if differing:
-            raise DamagedStore(
-                f"{folder} holds a run whose {' and '.join(differing)} differ from what is asked for now",
-                "Choose another folder with -o, or go back to the old settings and stores",
-            )
+        _require_same(known, wanted, former_data)
         if known.recipe != recipe:
             _write_recipe(folder, recipe)
         return replace(known, recipe=recipe)
-    _write_recipe(folder, recipe)
+
+
+def _require_same(known: Run, wanted: Run, former_data: dict[str, Any] | None) -> None:
+    kind = wanted.kind
+    # Steps of both ways in one run would train on what it was validated with.
+    is_finished = known.step() >= getattr(wanted.recipe, kind).steps
+    same = {
+        "kind": known.kind == kind,
+        "recipe": known.recipe.defining(kind) == wanted.recipe.defining(kind),
+        "way of choosing validation data": is_finished or known.split == wanted.split,
+        "charset": known.charset == wanted.charset,
+        "data": known.data in (wanted.data, former_data),
+    }
+    differing = [name for name, is_same in same.items() if not is_same]
+    if differing:
+        raise DamagedStore(
+            f"{known.folder} holds a run whose {' and '.join(differing)} differ from what is asked for now",
+            "Choose another folder with -o, or go back to the old settings and stores",
+        )
+
+
+def _describe(run: Run) -> None:
+    _write_recipe(run.folder, run.recipe)
     from dptr import __version__
 
     info = {
-        "kind": kind,
-        "charset": charset.characters,
-        "memory_dim": memory_dim,
-        "data": data,
-        "clip": clip,
-        "split": _SPLIT,
+        "kind": run.kind,
+        "charset": run.charset.characters,
+        "memory_dim": run.memory_dim,
+        "data": run.data,
+        "clip": run.clip,
+        "split": run.split,
         "versions": {"dptr": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-    sealed.write_json(folder / RUN_FILE, info)
-    return Run(folder, kind, recipe, charset, memory_dim, data, clip=clip)
+    sealed.write_json(run.folder / RUN_FILE, info)
 
 
 def _clip_of_former(data: dict[str, Any]) -> str:

@@ -8,12 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dptr.trainer.choices import FmuKind, NoiseDraw, Sampling
 
-#: Past these no computer has the memory; a slip of the hand is caught before it asks for it.
+#: Beyond these no computer has the memory; a typing mistake is refused before memory is allocated.
 _WIDEST, _DEEPEST, _LARGEST_IMAGE, _LARGEST_COUNT = 16_384, 256, 8_192, 1_000_000_000
 
 
 class Settings(BaseModel):
-    """A section of a recipe: never changed, no key that it does not know, no number that is not finite."""
+    """A section of a recipe: immutable, without unknown keys, all numbers finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -175,8 +175,8 @@ class FinetuneSettings(TrainingSettings):
 class ClipSettings(TrainingSettings):
     """Training of a CLIP.
 
-    ``photos`` without text join each batch as wrong answers. ``letters_weight`` is that of the question which letter
-    stands where, beside the contrastive loss; ``states_weight`` that of the question which token a text state is of.
+    ``photos`` without text join each batch as negatives. Beside the contrastive loss, ``letters_weight`` weighs the
+    classification of which letter stands where, ``states_weight`` that of which token a text state is of.
     """
 
     validation_rows: int = Field(default=1000, ge=1, le=_LARGEST_COUNT)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from dptr.trainer.training.checkpoint import MODEL, load_state, load_tensors
+from dptr.trainer.training.checkpoint import AVERAGE, MODEL, OPTIMIZER, load_state, load_tensors
 
 
 @dataclass
@@ -45,7 +45,7 @@ class TrainState:
         return averaged
 
     def is_finite(self) -> bool:
-        """Tell whether the newest step's loss and gradient were, as far as that is still known."""
+        """Return whether the newest step's loss and gradient were finite; True once they are logged."""
         return all(math.isfinite(float(value)) for value in (self.unlogged or {}).values())
 
     def forget_unfinished_step(self) -> None:
@@ -55,11 +55,11 @@ class TrainState:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Group all tensors by file name."""
-        groups = {MODEL: self.model.state_dict(), "optimizer": {}}
+        groups = {MODEL: self.model.state_dict(), OPTIMIZER: {}}
         for index, moments in self.optimizer.state_dict()["state"].items():
-            groups["optimizer"] |= {f"{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+            groups[OPTIMIZER] |= {f"{index}.{name}": torch.as_tensor(value) for name, value in moments.items()}
         if self.average is not None:
-            groups["average"] = self.trained.state_dict()
+            groups[AVERAGE] = self.trained.state_dict()
         return groups
 
     def numbers(self) -> dict[str, Any]:
@@ -81,10 +81,10 @@ class TrainState:
         numbers = load_state(folder)
         self.model.load_state_dict(load_tensors(folder, MODEL))
         if self.average is not None:
-            self.trained.load_state_dict(load_tensors(folder, "average"))
+            self.trained.load_state_dict(load_tensors(folder, AVERAGE))
             self.average.n_averaged.fill_(numbers["step"])
         moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in load_tensors(folder, "optimizer").items():
+        for key, value in load_tensors(folder, OPTIMIZER).items():
             index, name = key.split(".", 1)
             moments.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})

@@ -1,4 +1,4 @@
-"""Copies of a run's log lines for TensorBoard or Weights & Biases, where somebody asks for them.
+"""Copies of a run's log lines for TensorBoard or Weights & Biases, with ``--track``.
 
 The files in the run's folder stay the record; a tracker only shows them elsewhere while the run goes on.
 """

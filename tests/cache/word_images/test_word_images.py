@@ -221,16 +221,16 @@ def many(tmp_path: Path, count: int) -> WordImages:
 
 def test_split_depends_on_seed_and_keys_and_nothing_is_lost(tmp_path):
     images = many(tmp_path, 200)
-    train, kept_back = split(images, 0.1, seed=1)
-    assert len(kept_back) == pytest.approx(20, abs=10)
-    assert {*train.samples, *kept_back.samples} == set(images.samples)
-    assert kept_back.samples == split(images, 0.1, seed=1)[1].samples
-    assert kept_back.samples != split(images, 0.1, seed=2)[1].samples
+    train, validation = split(images, 0.1, seed=1)
+    assert len(validation) == pytest.approx(20, abs=10)
+    assert {*train.samples, *validation.samples} == set(images.samples)
+    assert validation.samples == split(images, 0.1, seed=1)[1].samples
+    assert validation.samples != split(images, 0.1, seed=2)[1].samples
     reordered = images.only(range(199, -1, -1))
-    assert set(split(reordered, 0.1, seed=1)[1].samples) == set(kept_back.samples)
+    assert set(split(reordered, 0.1, seed=1)[1].samples) == set(validation.samples)
     fewer = images.only(range(100))
-    assert set(split(fewer, 0.1, seed=1)[1].samples) == {*kept_back.samples} & {*fewer.samples}, "growth moves none"
-    assert kept_back.image(0).getpixel((0, 0))[0] == int(kept_back.samples[0].label[1:])
+    assert set(split(fewer, 0.1, seed=1)[1].samples) == {*validation.samples} & {*fewer.samples}, "growth moves none"
+    assert validation.image(0).getpixel((0, 0))[0] == int(validation.samples[0].label[1:])
 
 
 def test_of_few_images_at_least_one_is_for_validation(tmp_path):

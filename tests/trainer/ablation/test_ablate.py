@@ -62,10 +62,10 @@ log_every = 2
 validate_every = 6
 checkpoint_every = 2
 [data.crops]
-path = "{place}/crops"
+path = "{folder}/crops"
 [tests]
-same = "{place}/crops"
-other = "{place}/test"
+same = "{folder}/crops"
+other = "{folder}/test"
 [arms.plain]
 [arms.pre-trained]
 start = "pretrain"
@@ -103,31 +103,31 @@ def write_prompts(folder: Path) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def folder(tmp_path: Path) -> Path:
     draw_crops(tmp_path / "crops", WORDS)
     draw_crops(tmp_path / "test", WORDS[:4])
     return tmp_path
 
 
-def grid_file(place: Path, more: str = "", **changes: str) -> Path:
-    text = GRID.replace("{place}", str(place)) + more
+def grid_file(folder: Path, more: str = "", **changes: str) -> Path:
+    text = GRID.replace("{folder}", str(folder)) + more
     for old, new in changes.items():
         text = text.replace(old, new)
-    path = place / "small.toml"
+    path = folder / "small.toml"
     path.write_text(text, encoding="utf-8")
     return path
 
 
-def workspace(place: Path, name: str = "workspace") -> Workspace:
-    made = Workspace(place / name)
+def workspace(folder: Path, name: str = "workspace") -> Workspace:
+    made = Workspace(folder / name)
     if not made.prompts.exists():
         made.prompts.mkdir(parents=True)
         write_prompts(made.prompts)
     return made
 
 
-def run(place: Path, path: Path, name: str = "workspace", jobs: int = 1) -> AblationSummary:
-    return ablate(load_grid(path), path.stem, str(path), workspace(place, name), SERVICES, "cpu", jobs)
+def run(folder: Path, path: Path, name: str = "workspace", jobs: int = 1) -> AblationSummary:
+    return ablate(load_grid(path), path.stem, str(path), workspace(folder, name), SERVICES, "cpu", jobs)
 
 
 def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -135,9 +135,9 @@ def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if "seconds" not in key} for row in rows]
 
 
-def test_every_arm_seed_and_test_set_has_a_row_and_sql_sees_it(place: Path) -> None:
-    path = grid_file(place)
-    first = run(place, path)
+def test_every_arm_seed_and_test_set_has_a_row_and_sql_sees_it(folder: Path) -> None:
+    path = grid_file(folder)
+    first = run(folder, path)
     assert (first.trials, first.computed, len(first.rows)) == (4, 4, 8)
     assert [(row["arm"], row["seed"], row["test"]) for row in first.rows] == [
         (arm, seed, test) for arm in ("plain", "pre-trained") for seed in (1, 2) for test in ("same", "other")
@@ -148,31 +148,31 @@ def test_every_arm_seed_and_test_set_has_a_row_and_sql_sees_it(place: Path) -> N
         assert (row["steps"], row["pretrain_steps"]) == (6, 3 if row["arm"] == "pre-trained" else 0)
         assert row["seconds"] > 0
         assert (row["pretrain_seconds"] > 0) == (row["arm"] == "pre-trained")
-    again = run(place, path)
+    again = run(folder, path)
     assert (again.computed, again.rows) == (0, first.rows)
     asked = "select ablation, count(*), sum(words) from ablations group by all"
-    assert connect(workspace(place)).execute(asked).fetchall() == [("small", 8, 56)]
+    assert connect(workspace(folder)).execute(asked).fetchall() == [("small", 8, 56)]
 
 
-def test_a_renamed_arm_and_another_test_set_train_nothing_anew(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = run(place, grid_file(place))
-    draw_crops(place / "third", WORDS[4:6])
-    path = grid_file(place)
-    path.write_text(path.read_text().replace("pre-trained]", "text]").replace("place}/test", "place}/third"))
+def test_a_renamed_arm_and_another_test_set_train_nothing_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(folder, grid_file(folder))
+    draw_crops(folder / "third", WORDS[4:6])
+    path = grid_file(folder)
+    path.write_text(path.read_text().replace("pre-trained]", "text]").replace(f"{folder}/test", f"{folder}/third"))
 
     def trains(self: ImageBatches, number: int) -> ImageBatch:
         raise AssertionError("trained anew")
 
     monkeypatch.setattr(ImageBatches, "__call__", trains)
-    second = run(place, path)
+    second = run(folder, path)
     assert [row["arm"] for row in second.rows[4:]] == ["text"] * 4
     assert [row["run"] for row in second.rows] == [row["run"] for row in first.rows]
 
 
 @pytest.mark.parametrize("cut", [3, 15])
-def test_a_killed_ablation_goes_on_to_the_same_rows(place: Path, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
-    path = grid_file(place)
-    whole = run(place, path, "whole")
+def test_a_killed_ablation_goes_on_to_the_same_rows(folder: Path, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
+    path = grid_file(folder)
+    whole = run(folder, path, "whole")
     make, drawn = ImageBatches.__call__, 0
 
     def dies(self: ImageBatches, number: int) -> ImageBatch:
@@ -184,10 +184,10 @@ def test_a_killed_ablation_goes_on_to_the_same_rows(place: Path, monkeypatch: py
 
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
         patched.setattr(ImageBatches, "__call__", dies)
-        run(place, path, "cut")
-    kept = read_rows(workspace(place, "cut").ablations / "small" / ABLATION_ROWS)
+        run(folder, path, "cut")
+    kept = read_rows(workspace(folder, "cut").ablations / "small" / ABLATION_ROWS)
     assert len(kept) == 2 * ((cut - 1) // 6)
-    resumed = run(place, path, "cut")
+    resumed = run(folder, path, "cut")
     assert resumed.computed == 4 - (cut - 1) // 6
     assert timeless(resumed.rows) == timeless(whole.rows)
     assert [row for row in resumed.rows if row in kept] == sorted(kept, key=lambda row: resumed.rows.index(row))
@@ -195,11 +195,11 @@ def test_a_killed_ablation_goes_on_to_the_same_rows(place: Path, monkeypatch: py
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_outright_is_resumed_by_the_same_command(
-    place: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = grid_file(place)
-    whole = run(place, path, "whole")
-    target = workspace(place, "killed")
+    path = grid_file(folder)
+    whole = run(folder, path, "whole")
+    target = workspace(folder, "killed")
     command = ["ablate", str(path), "--workspace", str(target.root), "--device", "cpu"]
     process = subprocess.Popen([sys.executable, "-m", "dptr", *command], env={**os.environ, "OMP_NUM_THREADS": "1"})
     written = target.ablations / "small" / ABLATION_ROWS
@@ -218,24 +218,24 @@ def test_a_process_that_is_killed_outright_is_resumed_by_the_same_command(
 
 
 @pytest.mark.slow
-def test_side_by_side_gives_the_same_rows(place: Path) -> None:
-    path = grid_file(place)
-    assert timeless(run(place, path, "beside", jobs=2).rows) == timeless(run(place, path, "alone").rows)
+def test_side_by_side_gives_the_same_rows(folder: Path) -> None:
+    path = grid_file(folder)
+    assert timeless(run(folder, path, "beside", jobs=2).rows) == timeless(run(folder, path, "alone").rows)
 
 
-def test_arms_share_a_pre_training(place: Path) -> None:
+def test_arms_share_a_pre_training(folder: Path) -> None:
     few = '[arms.few]\nstart = "pretrain"\ndata.crops.crops = 8\n'
-    result = run(place, grid_file(place, few, **{"seeds = [1, 2]": "seeds = [1]"}))
+    result = run(folder, grid_file(folder, few, **{"seeds = [1, 2]": "seeds = [1]"}))
     assert {row["arm"]: row["crops"] for row in result.rows} == {"plain": 10, "pre-trained": 10, "few": 8}
-    assert len(list((workspace(place).ablations / "pretrained").iterdir())) == 1
+    assert len(list((workspace(folder).ablations / "pretrained").iterdir())) == 1
 
 
-def test_fewer_crops_are_a_part_of_more_and_another_seed_draws_others(place: Path) -> None:
-    grid = load_grid(grid_file(place))
+def test_fewer_crops_are_a_part_of_more_and_another_seed_draws_others(folder: Path) -> None:
+    grid = load_grid(grid_file(folder))
 
     def drawn(crops: int, seed: int) -> set[str]:
         recipe = grid.recipe_of("plain", "grid").replace("finetune", seed=seed)
-        data = {"crops": DataSet(path=str(place / "crops"), crops=crops)}
+        data = {"crops": DataSet(path=str(folder / "crops"), crops=crops)}
         return {sample.label for sample in open_data(data, "36", recipe).samples}
 
     assert len(drawn(3, 1)) == 3
@@ -243,38 +243,38 @@ def test_fewer_crops_are_a_part_of_more_and_another_seed_draws_others(place: Pat
     assert len({frozenset(drawn(3, seed)) for seed in range(5)}) > 1
 
 
-def test_a_budget_of_seconds_becomes_steps_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_budget_of_seconds_becomes_steps_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timed = '[arms.timed]\nseconds = 3.0\n[arms.timed-in-all]\nstart = "pretrain"\nseconds_in_all = 4.0\n'
-    monkeypatch.setattr(one_trial, "_seconds_a_step", lambda trial, place: 0.5)
-    assert load_grid(grid_file(place, timed)).choices("timed-in-all").seconds is None
+    monkeypatch.setattr(one_trial, "_seconds_a_step", lambda *_: 0.5)
+    assert load_grid(grid_file(folder, timed)).choices("timed-in-all").seconds is None
     monkeypatch.setattr(one_trial, "_start_seconds", lambda start: 0.0 if start is None else 1.6)
-    result = run(place, grid_file(place, timed))
+    result = run(folder, grid_file(folder, timed))
     steps = {row["arm"]: row["steps"] for row in result.rows}
     assert steps == {"plain": 6, "pre-trained": 6, "timed": 6, "timed-in-all": 4}
 
 
-def test_a_budget_that_is_too_small_says_what_a_step_takes(place: Path) -> None:
+def test_a_budget_that_is_too_small_says_what_a_step_takes(folder: Path) -> None:
     with pytest.raises(UserError, match=r"arm 'timed', seed 2: 1e-09 seconds are too few: a step takes "):
-        run(place, grid_file(place, "[arms.timed]\nseconds = 1e-9\n"))
+        run(folder, grid_file(folder, "[arms.timed]\nseconds = 1e-9\n"))
 
 
-def test_an_arms_speed_is_measured_once_and_kept(place: Path) -> None:
-    path = grid_file(place, "[arms.timed]\nseconds = 3.0\n", **{"seeds = [1, 2]": "seeds = [1]"})
-    first = run(place, path)
-    speeds = list((workspace(place).ablations / "small" / "speeds").iterdir())
+def test_an_arms_speed_is_measured_once_and_kept(folder: Path) -> None:
+    path = grid_file(folder, "[arms.timed]\nseconds = 3.0\n", **{"seeds = [1, 2]": "seeds = [1]"})
+    first = run(folder, path)
+    speeds = list((workspace(folder).ablations / "small" / "speeds").iterdir())
     assert [speed.suffix for speed in speeds] == [".json"]
     a_step = json.loads(speeds[0].read_text())["seconds_a_step"]
     assert {row["steps"] for row in first.rows if row["arm"] == "timed"} == {int(3.0 / a_step)}
-    assert run(place, path).computed == 0
+    assert run(folder, path).computed == 0
 
 
-def test_a_failing_arm_does_not_stop_the_others(place: Path) -> None:
+def test_a_failing_arm_does_not_stop_the_others(folder: Path) -> None:
     path = grid_file(
-        place, "[arms.wild]\nfinetune.learning_rate = 90.0\nfinetune.clip_norm = 0.0\nfinetune.steps = 24\n"
+        folder, "[arms.wild]\nfinetune.learning_rate = 90.0\nfinetune.clip_norm = 0.0\nfinetune.steps = 24\n"
     )
     with pytest.raises(UserError, match=r"2 runs of small failed: arm 'wild', seed 1: .*loss is nan"):
-        run(place, path)
-    kept = read_rows(workspace(place).ablations / "small" / ABLATION_ROWS)
+        run(folder, path)
+    kept = read_rows(workspace(folder).ablations / "small" / ABLATION_ROWS)
     assert {row["arm"] for row in kept} == {"plain", "pre-trained"}
 
 
@@ -289,11 +289,11 @@ def test_a_failing_arm_does_not_stop_the_others(place: Path) -> None:
         ("ratio = 0.0", "ratio = 0.1", "Make it first: dptr build-orp-bank"),
     ],
 )  # fmt: skip
-def test_what_is_missing_is_named_before_anything_is_trained(place: Path, old: str, new: str, said: str) -> None:
-    path = grid_file(place)
+def test_what_is_missing_is_named_before_anything_is_trained(folder: Path, old: str, new: str, said: str) -> None:
+    path = grid_file(folder)
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(UserError) as raised:
-        run(place, path)
+        run(folder, path)
     assert said in str(raised.value)
-    assert not (workspace(place).ablations / "runs").exists()
+    assert not (workspace(folder).ablations / "runs").exists()

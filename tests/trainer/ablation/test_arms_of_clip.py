@@ -45,9 +45,9 @@ batch_size = 4
 validate_every = 2
 checkpoint_every = 2
 [data.crops]
-path = "{place}/crops"
+path = "{inputs}/crops"
 [tests]
-signs = "{place}/crops"
+signs = "{inputs}/crops"
 [arms.plain]
 """
 
@@ -60,76 +60,76 @@ def _quiet() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten crops, two stores of them with one and two views, and their words embedded with the bundled CLIP."""
-    place = tmp_path_factory.mktemp("place")
-    (place / "crops").mkdir()
+    inputs = tmp_path_factory.mktemp("inputs")
+    (inputs / "crops").mkdir()
     for number, word in enumerate(WORDS):
         image = Image.new("RGB", (64, 20), "white")
         ImageDraw.Draw(image).text((8, 4), word, fill="black")
-        image.save(place / "crops" / f"{number}.png")
+        image.save(inputs / "crops" / f"{number}.png")
     lines = [f"{number}.png\t{word}\n" for number, word in enumerate(WORDS)]
-    (place / "crops" / "labels.tsv").write_text("".join(lines), encoding="utf-8")
-    (place / "words.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    (inputs / "crops" / "labels.tsv").write_text("".join(lines), encoding="utf-8")
+    (inputs / "words.txt").write_text("\n".join(WORDS), encoding="utf-8")
     for views in (1, 2):
-        embed_crops([place / "crops"], place / f"store{views}", EmbedCropsSettings(views=views))
-    arguments = ["embed-text", str(place / "words.txt"), "--charset", "36", "--case", "lower"]
-    assert run_command([*arguments, "--workspace", str(place / "workspace"), "--quiet"]) == 0
-    return place
+        embed_crops([inputs / "crops"], inputs / f"store{views}", EmbedCropsSettings(views=views))
+    arguments = ["embed-text", str(inputs / "words.txt"), "--charset", "36", "--case", "lower"]
+    assert run_command([*arguments, "--workspace", str(inputs / "workspace"), "--quiet"]) == 0
+    return inputs
 
 
-def run(place: Path, folder: Path, more: str, **changes: str) -> AblationSummary:
-    text = GRID.replace("{place}", str(place)) + more
+def run(inputs: Path, folder: Path, more: str, **changes: str) -> AblationSummary:
+    text = GRID.replace("{inputs}", str(inputs)) + more
     for old, new in changes.items():
         text = text.replace(old, new)
     path = folder / "grid.toml"
     path.write_text(text, encoding="utf-8")
-    return ablate(load_grid(path), "grid", str(path), Workspace(place / "workspace"), SERVICES, "cpu")
+    return ablate(load_grid(path), "grid", str(path), Workspace(inputs / "workspace"), SERVICES, "cpu")
 
 
-def trained(place: Path, summary: AblationSummary, arm: str) -> Run:
+def trained(inputs: Path, summary: AblationSummary, arm: str) -> Run:
     (row,) = [row for row in summary.rows if row["arm"] == arm]
-    return Run.load(Workspace(place / "workspace").ablations / "runs" / row["run"])
+    return Run.load(Workspace(inputs / "workspace").ablations / "runs" / row["run"])
 
 
-def test_arms_train_from_word_crop_stores_and_read_pictures(place: Path, tmp_path: Path) -> None:
+def test_arms_train_from_word_crop_stores_and_read_pictures(inputs: Path, tmp_path: Path) -> None:
     stores = f'''
-data.crops.path = "{place}/store2"
+data.crops.path = "{inputs}/store2"
 data.crops.crops = 6
 data.crops.share = 3.0
-data.rendered.path = "{place}/store1"
+data.rendered.path = "{inputs}/store1"
 data.rendered.share = 1.0
 '''
-    result = run(place, tmp_path, f"[arms.stored]{stores}[arms.pre-trained]{stores}start = 'pretrain'\n")
+    result = run(inputs, tmp_path, f"[arms.stored]{stores}[arms.pre-trained]{stores}start = 'pretrain'\n")
     assert {row["arm"]: row["crops"] for row in result.rows} == {"plain": 10, "stored": 16, "pre-trained": 16}
-    stored = trained(place, result, "stored")
+    stored = trained(inputs, result, "stored")
     assert (stored.recipe.encoder.kind, stored.recipe.finetune.mix) == ("clip:tiny", "3,1")
     assert isinstance(load_recognizer(stored).encoder, ClipEncoder)
-    again = run(place, tmp_path, f"[arms.stored]{stores}[arms.pre-trained]{stores}start = 'pretrain'\n")
+    again = run(inputs, tmp_path, f"[arms.stored]{stores}[arms.pre-trained]{stores}start = 'pretrain'\n")
     assert (again.computed, again.rows) == (0, result.rows)
 
 
-def test_a_store_and_pictures_are_not_one_arms_data(place: Path, tmp_path: Path) -> None:
+def test_a_store_and_pictures_are_not_one_arms_data(inputs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be mixed with other data"):
-        run(place, tmp_path, f'[arms.both]\ndata.other.path = "{place}/store1"\n')
+        run(inputs, tmp_path, f'[arms.both]\ndata.other.path = "{inputs}/store1"\n')
 
 
-def test_an_arm_that_starts_from_pooled_vectors_sees_through_its_clip(place: Path, tmp_path: Path) -> None:
+def test_an_arm_that_starts_from_pooled_vectors_sees_through_its_clip(inputs: Path, tmp_path: Path) -> None:
     pooled = 'start = "pretrain"\nmemory.kind = "pooled"\n'
-    result = run(place, tmp_path, f'[arms.pooled]\n{pooled}[arms.named]\n{pooled}encoder.kind = "vit"\n')
-    run_of_pooled = trained(place, result, "pooled")
+    result = run(inputs, tmp_path, f'[arms.pooled]\n{pooled}[arms.named]\n{pooled}encoder.kind = "vit"\n')
+    run_of_pooled = trained(inputs, result, "pooled")
     assert run_of_pooled.recipe.encoder.kind == "clip:tiny"
     assert '"projection_dim": 128' in run_of_pooled.recipe.encoder.config
-    assert trained(place, result, "named").recipe.encoder.kind == "vit"
+    assert trained(inputs, result, "named").recipe.encoder.kind == "vit"
     assert {row["pretrain_steps"] for row in result.rows if row["arm"] != "plain"} == {2}
 
 
-def test_a_zero_label_arm_reads_with_what_was_pre_trained_and_trains_nothing(place: Path, tmp_path: Path) -> None:
+def test_a_zero_label_arm_reads_with_what_was_pre_trained_and_trains_nothing(inputs: Path, tmp_path: Path) -> None:
     arm = '[arms.none]\nstart = "pretrain"\nzero_label = true\nmemory.kind = "pooled"\n'
-    result = run(place, tmp_path, arm)
+    result = run(inputs, tmp_path, arm)
     (row,) = [row for row in result.rows if row["arm"] == "none"]
     assert (row["steps"], row["crops"], row["seconds"], row["pretrain_steps"]) == (0, 0, 0, 2)
     assert row["words"] == 10
-    runs = Workspace(place / "workspace").ablations / "runs"
+    runs = Workspace(inputs / "workspace").ablations / "runs"
     assert not (runs / row["run"]).exists()
-    assert run(place, tmp_path, arm).computed == 0
+    assert run(inputs, tmp_path, arm).computed == 0

@@ -173,9 +173,9 @@ def test_a_decoder_under_other_names_gives_the_same_logits(tmp_path: Path, kind:
     ids = torch.full((6, 1), own.begin)
     with torch.inference_mode():
         logits = own.decode(Memory(memory))
-        for place in range(logits.shape[1]):
-            torch.testing.assert_close(named(ids, memory), logits[:, place], rtol=1e-4, atol=1e-4)
-            ids = torch.cat([ids, logits[:, place : place + 1].argmax(-1)], dim=1)
+        for position in range(logits.shape[1]):
+            torch.testing.assert_close(named(ids, memory), logits[:, position], rtol=1e-4, atol=1e-4)
+            ids = torch.cat([ids, logits[:, position : position + 1].argmax(-1)], dim=1)
 
 
 def test_other_names_need_a_memory_as_wide_as_the_decoder(tmp_path: Path) -> None:

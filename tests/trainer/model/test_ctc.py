@@ -36,7 +36,7 @@ def test_loss_sums_over_all_alignments(label: str) -> None:
     with torch.inference_mode():
         chances = model(memory)[0].softmax(-1)
         total = sum(
-            math.prod(float(chances[place, i]) for place, i in enumerate(ids))
+            math.prod(float(chances[position, i]) for position, i in enumerate(ids))
             for ids in itertools.product(range(4), repeat=5)
             if collapse(ids) == label
         )
@@ -82,8 +82,8 @@ def test_learns_words_with_doubled_letters_by_heart() -> None:
 @pytest.mark.parametrize("path", [[1, 1, 0, 2, 0], [0, 0, 0, 0, 0]])
 def test_confidence_is_the_probability_of_the_alignment(monkeypatch: pytest.MonkeyPatch, path: list[int]) -> None:
     model, logits = decoder(), torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(4))
-    for place, best in enumerate(path):
-        logits[0, place, best] = 4.0
+    for position, best in enumerate(path):
+        logits[0, position, best] = 4.0
     monkeypatch.setattr(model, "forward", lambda memory: logits)
     confidences, ids = model.decode(Memory(torch.zeros(1, 5, 8))).softmax(-1).max(-1)
     text = CHARSET.decode(ids[0].numpy())

@@ -124,12 +124,12 @@ def test_nrtr_reads_the_same_with_and_without_what_it_keeps(layers: int) -> None
         inputs = F.pad(cached.argmax(-1)[:, :-1], (1, 0), value=CHARSET.begin)
         length = inputs.shape[1]
         assert length > 3
-        for place in range(length):
+        for position in range(length):
             # One forward over all that was read so far: the loss of the next character names its probability.
-            outputs = torch.full((len(LABELS), place + 1), CHARSET.padding)
-            outputs[:, place] = cached[:, place].argmax(-1)
-            targets = Targets(inputs[:, : place + 1], outputs, CHARSET.end, CHARSET.padding)
-            expected = F.cross_entropy(cached[:, place], outputs[:, place])
+            outputs = torch.full((len(LABELS), position + 1), CHARSET.padding)
+            outputs[:, position] = cached[:, position].argmax(-1)
+            targets = Targets(inputs[:, : position + 1], outputs, CHARSET.end, CHARSET.padding)
+            expected = F.cross_entropy(cached[:, position], outputs[:, position])
             torch.testing.assert_close(model.loss(memory(), targets), expected, atol=1e-5, rtol=1e-4)
 
 

@@ -1,4 +1,7 @@
-"""Decoders behind one protocol: memory in, characters out.
+"""Decoders: a memory in, logits of characters out.
+
+base is what each offers; autoregressive, decoder_layer and permutations are parts. nrtr is the simplest, then parallel,
+ctc and parseq; pooled puts one vector before any of them.
 
 Besides the bundled ones, a package may register a :class:`~dptr.trainer.model.decoders.base.Decoder` subclass under the
 entry point group ``dptr.decoders``; its name then works as ``decoder.kind`` in a recipe.
@@ -28,7 +31,7 @@ _BUNDLED: dict[str, type[Decoder]] = {
 def build_decoder(
     settings: DecoderSettings, characters: int, memory_dim: int, memory: MemorySettings | None = None
 ) -> Decoder:
-    """Make an untrained decoder for memories of tokens, or of the kind that ``memory`` says.
+    """Make an untrained decoder for memories of tokens, or of the kind in ``memory``.
 
     Raises:
         UserError: no decoder of that kind is bundled or registered.

@@ -1,4 +1,4 @@
-"""What decoders share that read one character after another: embedded characters with their places, the greedy loop."""
+"""What autoregressive decoders share: embeddings of characters and positions, and the greedy loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dptr.trainer.model.decoders.base import Decoder, DecoderShape, Memory
 
-#: One decoding step: ids (batch, 1) of the newest inputs and their place -> logits (batch, 1, classes).
+#: One decoding step: ids (batch, 1) of the newest inputs and their position -> logits (batch, 1, classes).
 Step = Callable[[Tensor, int], Tensor]
 
 
@@ -27,7 +27,7 @@ class AutoregressiveDecoder(Decoder):
         nn.init.trunc_normal_(self.positions, std=0.02)
 
     def embed(self, ids: Tensor, first: int = 0) -> Tensor:
-        """Embed inputs (batch, length) that start at place ``first``; the begin carries no position."""
+        """Embed inputs (batch, length) that start at position ``first``; the begin carries no position."""
         embedded: Tensor = self.embedding(ids) * self.shape.dim**0.5
         if first > 0:
             return embedded + self.positions[first - 1 : first - 1 + ids.shape[1]]
@@ -48,8 +48,8 @@ class AutoregressiveDecoder(Decoder):
         ids = torch.full((memory.tokens.shape[0], 1), self.begin, device=memory.tokens.device)
         finished = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
         logits: list[Tensor] = []
-        for place in range(length):
-            logits.append(step(ids, place))
+        for position in range(length):
+            logits.append(step(ids, position))
             ids = logits[-1].argmax(-1)
             finished |= ids[:, 0] == self.end
             # An exported graph cannot end early; what follows an end is never read.

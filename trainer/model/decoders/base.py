@@ -1,7 +1,6 @@
-"""What every decoder has in common: it reads a memory and emits characters.
+"""What every decoder has in common: a memory in, logits of characters out.
 
-A decoder is trained on text states and later reads image tokens; both arrive as the same :class:`Memory`, and it cannot
-tell which. Nothing else of the two stages is known here.
+A decoder is trained on text states and later given image tokens; both arrive as the same :class:`Memory`.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class Memory:
 
     @property
     def mask(self) -> Tensor | None:
-        """Where attention may look, shape (batch, 1, 1, tokens), broadcast over heads and queries; None: everywhere."""
+        """Which tokens may be attended to, shape (batch, 1, 1, tokens), broadcast over heads and queries; None: all."""
         return None if self.padding is None else ~self.padding[:, None, None, :]
 
     def to(self, device: torch.device | str) -> Memory:

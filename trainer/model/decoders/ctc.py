@@ -1,7 +1,7 @@
 """Connectionist temporal classification: every memory token names a character or nothing, all at once.
 
-The fastest reader and the quickest to learn where each token shows one place of the image (columns, ``fmu.kind =
-"none"``): nothing has to find out where the letters are. Layers of self-attention let tokens agree on a word first.
+The quickest to learn where each token shows one place of the image (columns, ``fmu.kind = "none"``), as tokens are in
+reading order already. Self-attention over the tokens comes first: CTC itself scores each token independently.
 Source: Graves et al., ICML 2006. The end's class serves as the blank.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dptr.trainer.model.decoders.base import Decoder, DecoderShape, Memory, Targets
 from dptr.trainer.model.layers import SelfAttentionLayer, initialize, sinusoids
 
-#: A logit beside zeros that leaves no doubt.
+#: A logit whose softmax beside zeros is 1 in float32.
 _CERTAIN = 100.0
 
 
@@ -65,23 +65,23 @@ class CtcDecoder(Decoder):
         ids = logits.argmax(-1)
         before = F.pad(ids[:, :-1], (1, 0), value=self.end)
         kept = (ids != self.end) & (ids != before)
-        # What is kept moves to the front; the rest goes to one place behind it, which is cut off.
-        place = torch.where(kept, kept.cumsum(1) - 1, ids.shape[1])
+        # What is kept moves to the front; the rest goes to one position behind it, which is cut off.
+        position = torch.where(kept, kept.cumsum(1) - 1, ids.shape[1])
         ends = self._ends(logits, kept)
-        read = ends.scatter(1, place[..., None].expand_as(logits), logits)
+        read = ends.scatter(1, position[..., None].expand_as(logits), logits)
         length = min(self.steps(max_length), ids.shape[1])
         return read[:, :length]
 
     def _ends(self, logits: Tensor, kept: Tensor) -> Tensor:
-        """Return logits (batch, tokens + 1, classes) of the end at every place.
+        """Return logits (batch, tokens + 1, classes) of the end at every position.
 
-        At the first place behind the characters the end is as probable as all the tokens that name none of them, so
-        that a reading's confidence is the probability of its alignment; behind that nothing was asked.
+        At the first position behind the characters the end is as probable as all the tokens that name none of them, so
+        that a reading's confidence is the probability of its alignment; behind that the end is certain.
         """
         certain = torch.zeros_like(logits[:, :1]).expand(-1, logits.shape[1] + 1, -1).clone()
         certain[..., self.end] = _CERTAIN
         unnamed = logits.log_softmax(-1).amax(-1).masked_fill(kept, 0.0).sum(1)
-        # The end stays the likeliest class of its place, however doubtful the alignment.
+        # At least 2 / classes: the end stays the likeliest class of its position, however doubtful the alignment.
         chance = unnamed.exp().clamp(2 / self.classes, 1 - 1e-6)[:, None, None]
         is_end = torch.arange(self.classes, device=logits.device) == self.end
         doubtful = torch.where(is_end, chance.log(), ((1 - chance) / (self.classes - 1)).log())

@@ -1,7 +1,7 @@
-"""One transformer decoder layer: look at the own stream, read the memory, think. Every bundled decoder stacks these.
+"""One transformer decoder layer: self-attention, cross-attention to the memory, feed-forward.
 
-Looking and reading take keys and values that the caller has made, so that it can keep them between decoding steps or
-share them between streams.
+Both attentions take keys and values that the caller has computed, so that it can keep them between decoding steps
+or share them between streams.
 """
 
 from __future__ import annotations
@@ -28,19 +28,24 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(shape.dim, shape.feed_forward, shape.dropout)
         self.dropout = nn.Dropout(shape.dropout)
 
-    def look(self, x: Tensor, normed: Tensor, content: KeysValues, mask: Tensor | None) -> Tensor:
-        """Self-attention from ``x`` (batch, length, dim), ``normed`` beforehand, to the content's keys and values."""
+    def self_attend(self, x: Tensor, normed: Tensor, content: KeysValues, mask: Tensor | None) -> Tensor:
+        """Self-attention with its residual: ``x`` and ``normed``, ``x`` after the norm, are (batch, length, dim).
+
+        Args:
+            content: keys and values, each (batch, heads, tokens, head_dim).
+            mask: broadcastable to (batch, heads, length, tokens), True where a query may attend.
+        """
         mixed = self.self_attention.attend(self.self_attention.queries(normed), *content, mask)
         out: Tensor = x + self.dropout(mixed)
         return out
 
-    def read(self, x: Tensor, memory: KeysValues, mask: Tensor | None) -> Tensor:
-        """Cross-attention to the memory and feed-forward.
+    def cross_attend(self, x: Tensor, memory: KeysValues, mask: Tensor | None) -> Tensor:
+        """Cross-attention to the memory, then the feed-forward, each with its residual.
 
         Args:
-            x: (batch * streams, length, dim); streams of one row share its memory.
+            x: (batch * streams, length, dim); streams of one row share its memory and fold into the length.
             memory: keys and values, each (batch, heads, tokens, head_dim).
-            mask: broadcastable to (batch, heads, length, tokens), True where a query may look.
+            mask: broadcastable to (batch, heads, length, tokens), True where a query may attend.
         """
         batch = memory[0].shape[0]
         folded: Tensor = x.reshape(batch, -1, x.shape[-1])

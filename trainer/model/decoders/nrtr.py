@@ -1,6 +1,6 @@
 """The plain autoregressive transformer: each character from those before it and from the memory.
 
-One order only and one stream only, so its training step is the cheapest, and it has nothing to refine with. Source:
+One order and one stream, so its training step is the cheapest; it cannot refine what it has read. Source:
 NRTR ("A No-Recurrence Sequence-to-Sequence Model For Scene Text Recognition", ICDAR 2019), the decoder; norms stand
 before the blocks here, which trains without a long warm-up.
 """
@@ -34,13 +34,13 @@ class NrtrDecoder(AutoregressiveDecoder):
     def loss(self, memory: Memory, targets: Targets) -> Tensor:
         """Cross-entropy of every character and of the end, a scalar."""
         length = targets.inputs.shape[1]
-        # Padding stands behind the label, where no counted position looks.
+        # Padding stands behind the label, where the causal mask keeps every counted position from attending.
         causal = torch.ones(length, length, dtype=torch.bool, device=targets.inputs.device).tril()
         x = self.dropout(self.embed(targets.inputs))
         for layer in self._stack:
             normed = layer.norm_content(x)
-            x = layer.look(x, normed, layer.self_attention.keys_values(normed), causal)
-            x = layer.read(x, layer.cross_attention.keys_values(memory.tokens), memory.mask)
+            x = layer.self_attend(x, normed, layer.self_attention.keys_values(normed), causal)
+            x = layer.cross_attend(x, layer.cross_attention.keys_values(memory.tokens), memory.mask)
         logits = self.logits(x).flatten(0, 1).float()
         return F.cross_entropy(logits, targets.outputs.flatten(), ignore_index=targets.padding)
 
@@ -49,14 +49,14 @@ class NrtrDecoder(AutoregressiveDecoder):
         memories = [layer.cross_attention.keys_values(memory.tokens) for layer in self._stack]
         caches: list[KeysValues | None] = [None] * len(self.layers)
 
-        def step(ids: Tensor, place: int) -> Tensor:
-            x = self.embed(ids, place)
+        def step(ids: Tensor, position: int) -> Tensor:
+            x = self.embed(ids, position)
             for depth, layer in enumerate(self._stack):
                 normed = layer.norm_content(x)
                 cache = extend(caches[depth], layer.self_attention.keys_values(normed))
                 caches[depth] = cache
-                x = layer.look(x, normed, cache, None)
-                x = layer.read(x, memories[depth], memory.mask)
+                x = layer.self_attend(x, normed, cache, None)
+                x = layer.cross_attend(x, memories[depth], memory.mask)
             return self.logits(x)
 
         return step

@@ -1,9 +1,10 @@
-"""All characters at once: one query a position looks at the queries before it and at the memory.
+"""All characters in one pass: a query per position, causal self-attention over queries, cross-attention to the memory.
 
-It never sees a character it has read, so it is the fastest to read with and learns least of the language. Source: the
+Its input holds no character that was read, so one pass reads a word, and it learns least of the language. Source: the
 parallel visual attention of SRN (CVPR 2020) and ABINet (CVPR 2021), as a transformer over position queries. Their
-queries do not see each other; here each sees those before it, because where a character stands in the memory depends
-on how much the earlier ones have used up. None sees a later one, so a batch costs no more than its longest label.
+queries do not attend to each other; here each attends to those before it, because where a character stands in the
+memory depends on how many tokens the earlier ones take. None attends to a later one, so queries behind the batch's
+longest label need not be computed.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dptr.trainer.model.layers import Attention, FeedForward, initialize
 
 
 class MemoryLayer(nn.Module):
-    """Tokens of the memory look at each other: a text state then knows how many characters stand before its own."""
+    """Self-attention over the memory's tokens: a token can then carry how many characters stand before its own."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
@@ -64,7 +65,7 @@ class ParallelDecoder(Decoder):
         return F.cross_entropy(logits, targets.outputs.flatten(), ignore_index=targets.padding)
 
     def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
-        """Read every position in one pass: logits (batch, positions, classes), nothing meant behind the first end."""
+        """Read every position in one pass: logits (batch, positions, classes), meaningless behind the first end."""
         logits = self._forward(memory, self.steps(max_length))
         if torch.compiler.is_exporting():  # a graph's shapes cannot hang on what was read
             return logits
@@ -79,7 +80,7 @@ class ParallelDecoder(Decoder):
         causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
         for layer in cast(list[DecoderLayer], list(self.layers)):
             normed = layer.norm_content(x)
-            x = layer.look(x, normed, layer.self_attention.keys_values(normed), causal)
-            x = layer.read(x, layer.cross_attention.keys_values(tokens), memory.mask)
+            x = layer.self_attend(x, normed, layer.self_attention.keys_values(normed), causal)
+            x = layer.cross_attend(x, layer.cross_attention.keys_values(tokens), memory.mask)
         logits: Tensor = self.head(self.norm(x))
         return logits

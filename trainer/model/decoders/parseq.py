@@ -1,11 +1,12 @@
 """PARSeq's decoder: two streams, many reading orders, one pass.
 
-A content stream holds the characters read so far; a query stream holds one question per position. Training reads each
-label in several orders. Taken one after another, as elsewhere, every order repeats the same projections; here
+The content stream embeds the characters read so far; the query stream has one query per position, which the logits
+are computed from. Training reads each label in several orders. One order after another, as PARSeq's own code runs
+them, repeats the same projections; here
 
 - all orders run in one batch;
-- keys and values of the memory are made once a layer, for both streams and all orders;
-- in the first layer the content does not depend on the order yet, so its keys, values and queries are made once, too.
+- keys and values of the memory are computed once a layer, for both streams and all orders;
+- in the first layer the content does not depend on the order yet, so its keys, values and queries are computed once.
 
 The loss is the same. Source: PARSeq (ECCV 2022) and, for training it on text states, DPTR (ACM MM 2024).
 """
@@ -26,27 +27,30 @@ from dptr.trainer.model.layers import initialize
 
 
 class TwoStreamLayer(DecoderLayer):
-    """A layer that both streams pass through; the query stream has a norm of its own."""
+    """A decoder layer that both streams pass through; the query stream has a norm of its own."""
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__(shape)
         self.norm_query = nn.LayerNorm(shape.dim)
 
-    def look(self, x: Tensor, normed: Tensor, content: KeysValues, mask: Tensor | None) -> Tensor:
-        """Self-attention from a stream to the content.
+    def self_attend(self, x: Tensor, normed: Tensor, content: KeysValues, mask: Tensor | None) -> Tensor:
+        """Self-attention from a stream to the content, with its residual.
 
-        ``x`` is (batch * orders, length, dim); where ``normed`` and ``content`` have fewer rows than that, the orders
-        share them, and fold into the length.
+        Args:
+            x: (batch * orders, length, dim). normed: the same after the norm, or (batch, length, dim) for all orders.
+            content: keys and values, (batch, heads, length, head_dim) for all orders or (batch * orders, ..). Where
+                orders share them, the orders fold into the length, so that keys and values are not copied.
+            mask: (batch, orders, length, length), True where a query may attend; None: everywhere.
         """
         queries = self.self_attention.queries(normed)  # (rows of normed, heads, length, head_dim)
         keys, values = content  # (groups, heads, length, head_dim): one group a label, or one a label and order
         groups, length = keys.shape[0], x.shape[1]
-        orders = x.shape[0] // groups  # that share a group's keys; 1 once the content depends on the order
+        orders = x.shape[0] // groups  # that share a group's keys and values; 1 once the content depends on the order
         if queries.shape[0] < x.shape[0]:
-            # All orders ask the same: (batch, heads, length, head_dim) -> (batch, heads, orders * length, head_dim).
+            # The same in all orders: (batch, heads, length, head_dim) -> (batch, heads, orders * length, head_dim).
             queries = queries.repeat(1, 1, orders, 1)
         elif orders > 1:
-            # Each order asks its own: (batch * orders, heads, length, ..) -> (batch, heads, orders * length, ..).
+            # Queries of each order: (batch * orders, heads, length, ..) -> (batch, heads, orders * length, ..).
             queries = queries.view(groups, orders, *queries.shape[1:]).transpose(1, 2).flatten(2, 3)
         # (batch, orders, length, length) -> (groups, 1, rows of queries, length); the 1 stands for all heads.
         folded = None if mask is None else mask.reshape(groups, 1, orders * length, -1)
@@ -77,14 +81,15 @@ class ParseqDecoder(AutoregressiveDecoder):
         """Return the loss for given reading orders, shape (orders, length + 1)."""
         content_mask, query_mask = attention_masks(orders)  # (orders, length, length), length = characters + 1 for end
         visible = (targets.inputs != targets.padding)[:, None, None, :]  # (batch, 1, 1, length): keys, for all orders
-        # The longest label's end stands at the last output and counts in two orders only; in shorter labels that place
-        # is padding. So from the third order on nobody needs the last query: it is never computed.
+        # The last output, length - 1, is the longest label's end, and padding in shorter labels. The end counts in the
+        # first two orders only, so from the third on the last query is never computed:
+        # kept holds orders * length - max(orders - 2, 0) indices into (orders, length) flattened.
         counted = torch.ones(len(orders), targets.inputs.shape[1], dtype=torch.bool)
         counted[2:, -1] = False
-        kept = counted.flatten().nonzero()[:, 0].to(orders.device)  # places among orders * length
+        kept = counted.flatten().nonzero()[:, 0].to(orders.device)
         logits = self._forward(targets.inputs, memory, content_mask & visible, query_mask & visible, kept)
         outputs = targets.outputs[:, None].expand(-1, len(orders), -1)  # (batch, orders, length)
-        # Shorter labels end before the last place: there the end is computed and not counted.
+        # In shorter labels the end stands before the last output: computed with the rest, and not counted.
         without_end = outputs.masked_fill(outputs == targets.end, targets.padding)
         outputs = torch.cat([outputs[:, :2], without_end[:, 2:]], dim=1).flatten(1)[:, kept]  # (batch, kept)
         # One mean over all orders' outputs is PARSeq's mean of orders, each weighted by how many outputs it counts.
@@ -96,19 +101,20 @@ class ParseqDecoder(AutoregressiveDecoder):
         """Run both streams over all orders at once.
 
         Args:
-            inputs: (batch, length). Masks: (batch, orders, length, length), True where looking is allowed.
-            kept: which queries count, among orders * length; None for refinement, where order i asks for output i only.
+            inputs: (batch, length). Masks: (batch, orders, length, length), True where a query may attend.
+            kept: (kept,) indices of the queries that count, into (orders, length) flattened; None for refinement, where
+                orders == length and only query i of order i is computed.
 
         Returns:
             logits (batch, kept queries, classes).
         """
         batch, orders, length = content_mask.shape[:3]
-        content = self.dropout(self.embed(inputs))  # (batch, length, dim): the same for all orders, until layer 1
+        content = self.dropout(self.embed(inputs))  # (batch, length, dim): one for all orders up to the first layer
         query = self.dropout(self.positions[:length].expand(batch, -1, -1))
         query_normed = self._stack[0].norm_query(query)
         if kept is None:
-            # As many orders as places, and order i asks at place i only. So each place becomes an order of length 1,
-            # and of the mask (batch, orders, length, keys) only the rows (i, i) remain: (batch, orders, 1, keys).
+            # Each position becomes an order of length 1, (batch, length, dim) -> (batch * length, 1, dim), and of the
+            # mask (batch, orders, length, keys) only the rows (i, i) remain: (batch, orders, 1, keys).
             query_mask = query_mask.diagonal(dim1=1, dim2=2).movedim(-1, 1)[:, :, None]
             query, query_normed = (x.reshape(batch * length, 1, -1) for x in (query, query_normed))
         else:
@@ -119,18 +125,18 @@ class ParseqDecoder(AutoregressiveDecoder):
             memory_keys_values = layer.cross_attention.keys_values(memory.tokens)
             if depth > 0:
                 query_normed = layer.norm_query(query)
-            query = layer.look(query, query_normed, keys_values, query_mask)
+            query = layer.self_attend(query, query_normed, keys_values, query_mask)
             if depth + 1 == len(self.layers) and kept is not None:
-                # Behind the last self-attention only the loss looks at queries: those that do not count go.
+                # Queries attend to the content, never to each other: those that do not count go as soon as they can.
                 # (batch * orders, length, dim) -> (batch, kept, dim)
                 query = query.view(batch, orders * length, -1)[:, kept]
-            query = layer.read(query, memory_keys_values, memory.mask)
+            query = layer.cross_attend(query, memory_keys_values, memory.mask)
             if depth + 1 < len(self.layers):
                 if content.shape[0] == batch and orders > 1:
-                    # From here on the content has mixed in its order: (batch, ..) -> (batch * orders, length, dim).
+                    # Each order masks the content's self-attention differently: (batch, ..) -> (batch * orders, ..).
                     content = content.repeat_interleave(orders, dim=0)
-                content = layer.look(content, normed, keys_values, content_mask)
-                content = layer.read(content, memory_keys_values, memory.mask)
+                content = layer.self_attend(content, normed, keys_values, content_mask)
+                content = layer.cross_attend(content, memory_keys_values, memory.mask)
         # Training: (batch, kept, dim). Refinement: (batch * length, 1, dim) -> (batch, length, dim).
         return self.logits(query.reshape(batch, -1, self.shape.dim))
 
@@ -146,18 +152,18 @@ class ParseqDecoder(AutoregressiveDecoder):
         memories = [layer.cross_attention.keys_values(memory.tokens) for layer in self._stack]
         caches: list[KeysValues | None] = [None] * len(self.layers)
 
-        def step(ids: Tensor, place: int) -> Tensor:
-            content = self.embed(ids, place)
-            query = self.positions[place].expand(ids.shape[0], 1, -1)
+        def step(ids: Tensor, position: int) -> Tensor:
+            content = self.embed(ids, position)
+            query = self.positions[position].expand(ids.shape[0], 1, -1)
             for depth, layer in enumerate(self._stack):
                 normed = layer.norm_content(content)
                 cache = extend(caches[depth], layer.self_attention.keys_values(normed))
                 caches[depth] = cache
-                query = layer.look(query, layer.norm_query(query), cache, None)
-                query = layer.read(query, memories[depth], memory.mask)
+                query = layer.self_attend(query, layer.norm_query(query), cache, None)
+                query = layer.cross_attend(query, memories[depth], memory.mask)
                 if depth + 1 < len(self.layers):
-                    content = layer.look(content, normed, cache, None)
-                    content = layer.read(content, memories[depth], memory.mask)
+                    content = layer.self_attend(content, normed, cache, None)
+                    content = layer.cross_attend(content, memories[depth], memory.mask)
             return self.logits(query)
 
         return step
@@ -165,8 +171,8 @@ class ParseqDecoder(AutoregressiveDecoder):
     def refine(self, memory: Memory, logits: Tensor) -> Tensor:
         """Read every position again, given all the others: (batch, positions, classes) -> the same.
 
-        With more than one layer, content that has mixed with position i would whisper it to query i. So each position
-        has an order of its own in which it comes last, exactly as training sees it.
+        With more than one layer, content that has attended to position i would leak it to query i. So each position
+        has an order of its own in which it comes last, as in training.
         """
         ids = logits.argmax(-1)
         begin = torch.full_like(ids[:, :1], self.begin)

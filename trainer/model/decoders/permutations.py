@@ -1,4 +1,4 @@
-"""The orders in which a permuted autoregressive decoder learns to read, and the attention masks that enforce them.
+"""The reading orders that a permuted autoregressive decoder is trained in, and the attention masks they come to.
 
 Source: PARSeq ("Scene Text Recognition with Permuted Autoregressive Sequence Models", ECCV 2022), section 3.2.
 """
@@ -43,13 +43,13 @@ def draw_permutations(characters: int, count: int) -> Tensor:
 
 
 def attention_masks(orders: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn reading orders into what each position may look at.
+    """Turn reading orders into what each position may attend to.
 
     Args:
         orders: shape (orders, length + 1) from :func:`draw_permutations`.
 
     Returns:
-        content and query masks, each (orders, length, length), True where looking is allowed. Row i of the content mask
+        content and query masks, each (orders, length, length), True where it may. Row i of the content mask
         is input i (begin and the characters); row i of the query mask is the query for output i, which is input i + 1.
     """
     rank = orders.argsort(dim=1)

@@ -1,7 +1,7 @@
-"""A decoder that is given one pooled vector: it unfolds the vector into the memory that the decoder within reads.
+"""A decoder of one pooled vector: a linear layer unfolds the vector into the memory that the decoder within reads.
 
-The unfolding is learnt with the decoder and belongs to it. Whether a text's or an image's vector comes in, it cannot
-tell; where images were centred by a mean, that mean travels with the weights.
+The layer is trained with the decoder, and takes a text's vector and an image's alike. Where images are centred by a
+mean, that mean is saved with the weights.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""CLIP's own image tower as the encoder: word images become tokens in the space that DPTR's stores already speak.
+"""CLIP's own image tower as the encoder: word images become tokens in the space of the stores' states.
 
 Tokens pass through the final layer norm and the projection, as those of an ORP bank do. The recipe carries the tower's
 configuration once it is resolved, so that a run can be read where the CLIP it started from is not at hand.
@@ -28,7 +28,7 @@ _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27
 
 
 class ClipEncoder(PretrainedEncoder):
-    """Word images to tokens; the class token is left out, as it stands nowhere.
+    """Word images to tokens; the class token is left out, as it has no position in the image.
 
     Attributes:
         dim: width of the joint space. size: (height, width) of the images it takes. grid: (rows, columns) of tokens.
@@ -81,7 +81,7 @@ class ClipEncoder(PretrainedEncoder):
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Return the hash by which a word-crop store knows its image tower.
+    """Return the hash by which a word-crop store names its image tower.
 
     Args:
         tensors: of a :class:`ClipEncoder`, by name; others may stand among them.

@@ -1,6 +1,6 @@
 """A small residual network that turns a word image into columns: what learns fastest from few images on a CPU.
 
-A vision transformer has to find out from data that neighbouring pixels belong together; convolutions start there. On
+A vision transformer has to learn from data that neighbouring pixels belong together; in convolutions that is given. On
 two cores that decides what an hour of training comes to. Each of the four stages halves the height, the first two the
 width as well, so that 32 x 128 pixels end as 32 columns of one row. Plain 3 x 3 convolutions on purpose: depthwise ones
 need fewer products but run slower on a CPU. Context beyond a few letters is the decoder's work. Source of the blocks:
@@ -20,7 +20,7 @@ from dptr.trainer.training.settings import EncoderSettings
 _STRIDES = ((2, 2), (2, 2), (2, 1), (2, 1))
 #: Channels of the stages, in units of ``encoder.channels``.
 _WIDTHS = (1, 2, 4, 6)
-#: Residual blocks of the stages: the first works on the most pixels and sees the least of a letter.
+#: Residual blocks of the stages: the first has the most pixels to compute and the smallest receptive field.
 _BLOCKS = (0, 1, 2, 1)
 
 

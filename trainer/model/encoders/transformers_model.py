@@ -1,7 +1,7 @@
 """Any vision model that transformers knows as the encoder (``hf:`` and a folder or hub id), without code for each.
 
 Tokens are the last feature map where transformers has the model as a backbone, and otherwise its last hidden state
-without the tokens that stand nowhere (class, registers, distillation). The recipe carries the model's configuration and
+without class, register and distillation tokens. The recipe carries the model's configuration and
 how its pictures are prepared once it is resolved, so that a run can be read where the model is not at hand.
 """
 
@@ -38,7 +38,7 @@ class TransformersEncoder(PretrainedEncoder):
         described = json.loads(settings.config)
         height, width = described["size"]
         self.size = (height, width)
-        # Pixels in [0, 255] times this factor are what mean and deviation are meant for.
+        # Pixels in [0, 255] times this factor are in the units of mean and deviation.
         self._factor = float(described["rescale_factor"])
         self.register_buffer("mean", torch.tensor(described["image_mean"]).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(described["image_std"]).view(-1, 1, 1), persistent=False)

@@ -1,7 +1,7 @@
-"""Which letter stands where in a word image, as far as the spelling tells.
+"""Which letter stands at which column of a word image, estimated from the spelling.
 
-A word crop is cut round its letters, so a letter's share of the width is known but for the font. That is rough, and it
-is a target for every column of an image from the first step on, where a contrastive loss alone has to find out from
+A word crop is cut round its letters, so a letter's share of the width is known up to the font. That is rough, and
+still a target for every column of an image from the first step on, where a contrastive loss alone has to find out from
 whole words that images can be read at all.
 """
 
@@ -18,12 +18,12 @@ _MARGIN = 0.03
 
 
 def alphabet_of(characters: str) -> str:
-    """Return the letters to tell apart: the characters of a charset, case aside, in the order of their code points."""
+    """Return the letters to classify: the characters of a charset, case aside, in the order of their code points."""
     return "".join(sorted({character for character in characters.lower() if not character.isspace()}))
 
 
 def letters_by_column(label: str, columns: int, alphabet: str) -> NDArray[np.int64]:
-    """Tell which letter stands at the middle of each column of a crop that shows ``label``.
+    """Return which letter stands at the middle of each column of a crop that shows ``label``.
 
     Returns:
         Shape (columns,): 1 and up count through ``alphabet``, 0 is any other character.
@@ -31,9 +31,9 @@ def letters_by_column(label: str, columns: int, alphabet: str) -> NDArray[np.int
     edges = np.cumsum([0.0, *(_width(character) for character in label)])
     edges = edges / edges[-1] * (1 - 2 * _MARGIN) + _MARGIN
     middles = (np.arange(columns) + 0.5) / columns
-    places = np.clip(np.searchsorted(edges, middles) - 1, 0, len(label) - 1)
+    positions = np.clip(np.searchsorted(edges, middles) - 1, 0, len(label) - 1)
     classes = np.array([alphabet.find(character.lower()) + 1 for character in label])
-    letters: NDArray[np.int64] = classes[places]
+    letters: NDArray[np.int64] = classes[positions]
     return letters
 
 

@@ -1,4 +1,4 @@
-from dptr.trainer.data.letter_places import alphabet_of, letters_by_column
+from dptr.trainer.data.letter_positions import alphabet_of, letters_by_column
 
 ALPHABET = alphabet_of("abcdefghijklmnopqrstuvwxyzEXIT 0123456789")
 
@@ -12,16 +12,16 @@ def spelt(label: str, columns: int) -> str:
 def test_letters_stand_in_order_and_all_of_them() -> None:
     assert spelt("aaa", 6) == "aaaaaa"
     assert spelt("abab", 8) == "aabbaabb"
-    places = spelt("street", 48)
-    assert "".join(sorted(set(places))) == "erst"
-    assert places.startswith("s")
-    assert places.endswith("t")
+    positions = spelt("street", 48)
+    assert "".join(sorted(set(positions))) == "erst"
+    assert positions.startswith("s")
+    assert positions.endswith("t")
 
 
 def test_wide_letters_take_more_columns() -> None:
-    places = spelt("wi", 40)
-    assert places == "w" * places.count("w") + "i" * places.count("i")
-    assert places.count("w") > 2 * places.count("i")
+    positions = spelt("wi", 40)
+    assert positions == "w" * positions.count("w") + "i" * positions.count("i")
+    assert positions.count("w") > 2 * positions.count("i")
 
 
 def test_case_makes_no_other_letter_but_may_make_it_wider() -> None:

@@ -1,0 +1,143 @@
+"""The loop: accumulation, patience, frozen parts, averages, workers, and what goes wrong in a step."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dptr.cache.errors import DamagedStore, UserError
+from dptr.trainer.training import checkpoint, loop
+from dptr.trainer.training.checkpoint import load_state
+
+
+def test_workers_change_nothing(tmp_path: Path, training: Any) -> None:
+    training.run(tmp_path / "none")
+    training.run(tmp_path / "two", training.settings(workers=2))
+    one, other = training.saved(tmp_path / "none"), training.saved(tmp_path / "two")
+    assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
+    assert one[1] == other[1]
+
+
+def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path, training: Any) -> None:
+    (tmp_path / "run" / "metrics.jsonl").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"could not write .*metrics\.jsonl"):
+        training.run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_what_goes_wrong_with_the_data_is_one_line_from_a_worker_too(
+    tmp_path: Path, workers: int, training: Any
+) -> None:
+    def batch(number: int) -> Tensor:
+        if number == 3:
+            raise DamagedStore("part-00007.arrow is cut short", "Repair it")
+        return training.batch(number)
+
+    with pytest.raises(DamagedStore) as caught:
+        training.run(tmp_path / "run", training.settings(workers=workers), training.task(batch))
+    assert str(caught.value) == "part-00007.arrow is cut short. Repair it"
+
+
+def test_accumulation_equals_one_large_batch(tmp_path: Path, training: Any) -> None:
+    def task(batch: Callable[[int], Tensor]) -> loop.Task[Tensor]:
+        made = training.task(batch)
+        made.model[1].p = 0.0
+        made.model[3] = nn.Identity()  # its statistics are of a batch, not of a step
+        return made
+
+    def pairs(number: int) -> Tensor:
+        return torch.cat([training.batch(2 * number), training.batch(2 * number + 1)])
+
+    settings = training.settings(steps=4)
+    training.run(tmp_path / "large", settings, task(pairs))
+    training.run(tmp_path / "small", training.settings(steps=4, accumulate=2), task(training.batch))
+    for one, other in zip(*(training.saved(tmp_path / name)[0].values() for name in ("large", "small")), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path, training: Any) -> None:
+    task = training.task()
+    scores = itertools.chain([1.0, 2.0], itertools.repeat(0.0))
+    task.validate = lambda network: {"score": next(scores)}
+    state = training.run(tmp_path / "run", training.settings(steps=100, validate_every=2, patience=6), task)
+    assert (state.best_step, state.step) == (4, 10)
+    assert load_state(tmp_path / "run" / "checkpoints" / "best")["step"] == 4
+    again = training.run(tmp_path / "run", training.settings(steps=100, validate_every=2, patience=6))
+    assert again.step == 10, "the same command takes no further step"
+
+
+def test_frozen_parameters_stay_until_their_step(tmp_path: Path, training: Any) -> None:
+    task = training.task()
+    first, others = task.model[0], task.model[1:]
+    start = first.weight.detach().clone()
+    task.groups = [
+        loop.ParameterGroup(list(first.parameters()), 1.0, 4),
+        loop.ParameterGroup(list(others.parameters())),
+    ]
+    training.run(tmp_path / "a", training.settings(steps=4), task)
+    assert torch.equal(first.weight, start)
+    training.run(tmp_path / "b", training.settings(steps=5), task)
+    assert not torch.equal(first.weight, start)
+
+
+def test_a_parameter_that_no_group_trains_is_an_error(tmp_path: Path, training: Any) -> None:
+    task = training.task()
+    task.groups = [loop.ParameterGroup(list(task.model.parameters())[1:])]
+    with pytest.raises(ValueError, match=r"never trained: 0\.weight"):
+        training.run(tmp_path, task=task)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path: Path, training: Any) -> None:
+    task = training.task()
+    task.loss = lambda rows: task.model(rows).mean() * float("nan")
+    with pytest.raises(UserError, match="learning rate"):
+        training.run(tmp_path / "run", task=task)
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, training: Any) -> None:
+    task = training.task()
+    steps = itertools.count()
+    task.loss = lambda rows: task.model(rows).mean() * (float("nan") if next(steps) >= 5 else 1.0)
+    with pytest.raises(UserError, match="at step 6"):
+        training.run(tmp_path / "run", training.settings(log_every=100, validate_every=100), task)
+    assert load_state(tmp_path / "run" / "checkpoints" / "last")["step"] == 3
+
+
+def test_frozen_batch_norm_keeps_its_statistics(tmp_path: Path, training: Any) -> None:
+    task = training.task()
+    norm = task.model[3]
+    before = [norm.running_mean.clone(), norm.running_var.clone()]
+    others = [p for module in task.model[:3] for p in module.parameters()]
+    task.groups = [loop.ParameterGroup(others), loop.ParameterGroup(list(norm.parameters()), frozen_until=4)]
+    training.run(tmp_path / "a", training.settings(steps=4), task)
+    assert torch.equal(norm.running_mean, before[0])
+    assert torch.equal(norm.running_var, before[1])
+    training.run(tmp_path / "b", training.settings(steps=5), task)
+    assert not torch.equal(norm.running_mean, before[0])
+
+
+def test_the_average_is_an_exponential_one(tmp_path: Path, training: Any) -> None:
+    task = training.task()
+    seen: list[Tensor] = []
+    loss = task.loss
+
+    def keeping(rows: Tensor) -> Tensor:
+        seen.append(task.model[0].weight.detach().clone())
+        return loss(rows)
+
+    task.loss = keeping
+    state = training.run(tmp_path / "run", training.settings(steps=6), task)
+    weights = [*seen[1:], task.model[0].weight.detach()]
+    expected = weights[0]
+    for count, newer in enumerate(weights[1:], start=1):
+        kept_share = min(0.5, (1 + count) / (10 + count))
+        expected = kept_share * expected + (1 - kept_share) * newer
+    torch.testing.assert_close(state.trained[0].weight, expected)
+    kept = checkpoint.load_tensors(tmp_path / "run" / "checkpoints" / "last", "average")
+    assert set(kept) == set(task.model.state_dict()), "the names are the model's own"

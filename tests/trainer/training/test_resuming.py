@@ -1,0 +1,173 @@
+"""A run that was cut goes on to the same bits, from the last whole checkpoint."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dptr.cache.errors import DamagedStore, UserError
+from dptr.trainer.training import checkpoint, loop, step_log
+from dptr.trainer.training.checkpoint import load_state
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_run_that_was_cut_goes_on_to_the_same_bits(
+    tmp_path: Path, cut: int, error: type[BaseException], training: Any
+) -> None:
+    training.run(tmp_path / "whole")
+    with pytest.raises(error):
+        training.run(tmp_path / "cut", task=training.task(training.cut_at(cut, error)))
+    training.run(tmp_path / "cut")
+    weights, lines = training.saved(tmp_path / "whole")
+    resumed, resumed_lines = training.saved(tmp_path / "cut")
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+    assert resumed_lines == lines
+
+
+def test_an_interrupted_run_keeps_its_last_whole_step(tmp_path: Path, training: Any) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        training.run(tmp_path / "run", task=training.task(training.cut_at(7, KeyboardInterrupt)))
+    # Batch 7 is waited for inside step 8, of which nothing has been applied.
+    assert load_state(tmp_path / "run" / "checkpoints" / "last")["step"] == 7
+
+
+def interrupted_once(function: Callable[[nn.Module], dict[str, float]]) -> Callable[[nn.Module], dict[str, float]]:
+    calls = itertools.count()
+
+    def interrupted(network: nn.Module) -> dict[str, float]:
+        if next(calls) == 0:
+            raise KeyboardInterrupt
+        return function(network)
+
+    return interrupted
+
+
+def test_an_interrupt_during_validation_loses_no_log_line(tmp_path: Path, training: Any) -> None:
+    training.run(tmp_path / "whole")
+    task = training.task()
+    task.validate = interrupted_once(task.validate)
+    with pytest.raises(KeyboardInterrupt):
+        training.run(tmp_path / "cut", task=task)
+    assert load_state(tmp_path / "cut" / "checkpoints" / "last")["step"] == 4, "no step is lost"
+    assert not (tmp_path / "cut" / "checkpoints" / "best").exists(), "what was validated is step 4, and it was cut off"
+    training.run(tmp_path / "cut")
+    assert training.saved(tmp_path / "cut")[1] == training.saved(tmp_path / "whole")[1]
+    one, other = (training.saved(tmp_path / name)[0] for name in ("whole", "cut"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    bests = [load_state(tmp_path / name / "checkpoints" / "best")["best_step"] for name in ("whole", "cut")]
+    assert bests[0] == bests[1]
+
+
+def test_the_best_checkpoint_is_there_once_the_last_one_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any
+) -> None:
+    save = loop.save_checkpoint
+
+    def dies_at_the_second(folder: Path, *rest: Any) -> None:
+        if (folder.parent / "best").exists() or (folder.parent / "last").exists():
+            raise SystemExit
+        save(folder, *rest)
+
+    monkeypatch.setattr(loop, "save_checkpoint", dies_at_the_second)
+    with pytest.raises(SystemExit):
+        training.run(tmp_path / "run", training.settings(checkpoint_every=4))
+    monkeypatch.undo()
+    training.run(tmp_path / "run", training.settings(checkpoint_every=4))
+    state = load_state(tmp_path / "run" / "checkpoints" / "last")
+    assert load_state(tmp_path / "run" / "checkpoints" / "best")["step"] == state["best_step"]
+
+
+def test_an_interrupt_while_the_best_checkpoint_is_written_still_leaves_a_best_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any
+) -> None:
+    save, calls = loop.save_checkpoint, itertools.count()
+
+    def interrupted(folder: Path, *rest: Any) -> None:
+        if folder.name == "best" and next(calls) == 0:
+            raise KeyboardInterrupt
+        save(folder, *rest)
+
+    monkeypatch.setattr(loop, "save_checkpoint", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training.run(tmp_path / "cut")
+    task = training.task()
+    task.validate = lambda network: {"score": -1e9}
+    training.run(tmp_path / "cut", training.settings(steps=12), task)
+    assert load_state(tmp_path / "cut" / "checkpoints" / "best")["step"] == 4
+
+
+def test_a_full_disk_during_training_keeps_the_last_checkpoint_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any
+) -> None:
+    training.run(tmp_path / "whole")
+    save, calls = checkpoint.save_file, itertools.count()
+
+    def fills_up(*arguments: Any) -> None:
+        if next(calls) == 10:
+            raise OSError(28, "No space left on device")
+        save(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save_file", fills_up)
+    with pytest.raises(UserError, match="No space left"):
+        training.run(tmp_path / "full")
+    kept = load_state(tmp_path / "full" / "checkpoints" / "last")["step"]
+    assert 0 < kept < 12
+    training.run(tmp_path / "full")
+    assert training.saved(tmp_path / "full")[1] == training.saved(tmp_path / "whole")[1]
+    one, other = (training.saved(tmp_path / name)[0] for name in ("full", "whole"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_finished_run_takes_no_further_step(tmp_path: Path, training: Any) -> None:
+    training.run(tmp_path / "run")
+    before = (tmp_path / "run" / "checkpoints" / "last" / "state.json").stat().st_mtime_ns
+    state = training.run(tmp_path / "run", task=training.task(training.cut_at(0, AssertionError)))
+    assert state.step == 12
+    assert (tmp_path / "run" / "checkpoints" / "last" / "state.json").stat().st_mtime_ns == before
+
+
+def test_a_last_checkpoint_without_its_state_gives_way_to_the_best(tmp_path: Path, capsys: Any, training: Any) -> None:
+    training.run(tmp_path / "whole")
+    with pytest.raises(RuntimeError):
+        training.run(tmp_path / "cut", task=training.task(training.cut_at(10, RuntimeError)))
+    (tmp_path / "cut" / "checkpoints" / "last" / "state.json").unlink()
+    best = load_state(tmp_path / "cut" / "checkpoints" / "best")["step"]
+    training.run(tmp_path / "cut")
+    assert "state.json is missing" in (said := capsys.readouterr().err)
+    assert f"at step {best}" in said
+    assert training.saved(tmp_path / "cut")[1] == training.saved(tmp_path / "whole")[1]
+
+
+def test_a_run_without_any_checkpoint_never_silently_starts_anew(tmp_path: Path, training: Any) -> None:
+    training.run(tmp_path / "run")
+    for name in ("last", "best"):
+        (tmp_path / "run" / "checkpoints" / name / "state.json").unlink()
+    with pytest.raises(DamagedStore, match=r"last/state\.json is missing"):
+        training.run(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    with pytest.raises(DamagedStore, match=r"timings\.jsonl names a checkpoint of step 12"):
+        training.run(tmp_path / "run")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew_however_often_it_saves_now(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], training: Any
+) -> None:
+    training.run(tmp_path / "whole")
+    with pytest.raises(RuntimeError):
+        training.run(
+            tmp_path / "cut",
+            training.settings(validate_every=12, checkpoint_every=12),
+            training.task(training.cut_at(8, RuntimeError)),
+        )
+    assert step_log.last_step(tmp_path / "cut" / "metrics.jsonl") == 8
+    training.run(tmp_path / "cut")
+    assert "reached step 8 and was cut off before its first checkpoint" in capsys.readouterr().err
+    assert training.saved(tmp_path / "cut")[1] == training.saved(tmp_path / "whole")[1]
