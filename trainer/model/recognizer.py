@@ -22,6 +22,7 @@ from dptr.trainer.model.encoders.base import Encoder
 from dptr.trainer.model.encoders.clip import ClipEncoder
 from dptr.trainer.model.fmu import FeatureMergeUnit
 from dptr.trainer.model.folding import fold_batch_norms
+from dptr.trainer.model.layers import grid_positions
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.runs import Run
 
@@ -87,12 +88,19 @@ class Recognizer(nn.Module):
         """Return the encoder's tokens, and the memory for the decoder."""
         if not isinstance(self.decoder, PooledDecoder):
             tokens = self.tokens(images)
-            return tokens, Memory(self.fmu(tokens))
+            return tokens, Memory(self.fmu(self._positioned(tokens)))
         if isinstance(self.encoder, ClipEncoder):
             tokens, pooled = self.encoder.tokens_and_pooled(_scaled(images))
             return tokens, Memory(directions(pooled, self.decoder.image_mean)[:, None])
         tokens = self.tokens(images)
-        return tokens, Memory(directions(self.fmu(tokens), None))
+        return tokens, Memory(directions(self.fmu(self._positioned(tokens)), None))
+
+    def _positioned(self, tokens: Tensor) -> Tensor:
+        """Add where tokens (batch, tokens, dim) stand, unless the encoder or the decoder sees to that."""
+        if self.encoder.positioned or self.decoder.positions_memory:
+            return tokens
+        rows = self.encoder.grid[0]
+        return tokens + grid_positions(rows, tokens.shape[1] // rows, tokens.shape[2]).to(tokens)
 
     def _ctc_loss(self, tokens: Tensor, targets: Targets) -> Tensor:
         """CTC over the columns of the token grid, averaged over its rows; the end's class serves as the blank."""

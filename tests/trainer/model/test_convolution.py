@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.trainer.model.encoders import build_encoder
+from dptr.trainer.model.layers import grid_positions
+from dptr.trainer.model.recognizer import Recognizer
+from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.settings import EncoderSettings
 
 SETTINGS = EncoderSettings(kind="convolution", channels=8, dim=24, image_height=32, image_width=64)
@@ -43,3 +47,17 @@ def test_widths_that_cannot_be_are_told(widths: str) -> None:
 def test_refuses_sizes_that_do_not_halve() -> None:
     with pytest.raises(UserError, match="30x64"):
         build_encoder(EncoderSettings(kind="convolution", image_height=30, image_width=64))
+
+
+@pytest.mark.parametrize(("decoder", "added"), [("parseq", True), ("ctc", False)])
+def test_columns_say_where_they_stand_unless_the_decoder_does(decoder: str, added: bool) -> None:
+    """Attention reads a set: equal columns in another order would be read alike."""
+    recipe = Recipe().replace("fmu", kind="none").replace("encoder", **SETTINGS.model_dump())
+    recipe = recipe.replace("decoder", kind=decoder, dim=24, heads=2, layers=1)
+    recognizer = Recognizer(recipe, Charset("ab"), 24).eval()
+    images = torch.zeros(1, 3, 32, 64)
+    with torch.inference_mode():
+        apart = recognizer.memory(images).tokens - recognizer.tokens(images)
+    assert bool(apart.any()) == added
+    if added:
+        assert torch.equal(apart[0], grid_positions(1, 16, 24))

@@ -103,6 +103,9 @@ class DecoderShape:
 class Decoder(nn.Module, ABC):
     """Reads characters out of a memory."""
 
+    #: Whether it adds to the memory where each token stands; else tokens have to carry it.
+    positions_memory: bool = False
+
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()
         self.shape = shape

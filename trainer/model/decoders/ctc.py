@@ -21,6 +21,8 @@ _CERTAIN = 100.0
 class CtcDecoder(Decoder):
     """Self-attention over the memory, then one linear layer a token."""
 
+    positions_memory = True
+
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__(shape)
         self.enter = nn.Linear(shape.memory_dim, shape.dim)

@@ -19,6 +19,8 @@ class Encoder(nn.Module):
     dim: int
     size: tuple[int, int]
     grid: tuple[int, int]
+    #: Whether tokens carry where they stand. The recogniser adds it to those that do not, as plain convolutions'.
+    positioned: bool = True
 
     @property
     def widths(self) -> tuple[int, ...]:

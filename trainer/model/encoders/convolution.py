@@ -44,6 +44,8 @@ class ConvolutionalEncoder(Encoder):
         dim: width of a token. size: (height, width) of the images it takes. grid: (1, columns).
     """
 
+    positioned = False
+
     def __init__(self, settings: EncoderSettings) -> None:
         super().__init__()
         height, width = settings.image_height, settings.image_width

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dptr.cache.errors import UserError
 from dptr.trainer.model.encoders.base import Encoder
-from dptr.trainer.model.layers import SelfAttentionLayer, initialize, sinusoids
+from dptr.trainer.model.layers import SelfAttentionLayer, grid_positions, initialize
 from dptr.trainer.training.settings import EncoderSettings
 
 
@@ -42,7 +42,7 @@ class VisionTransformer(Encoder):
         )
         self.norm = nn.LayerNorm(settings.dim)
         self.apply(initialize)
-        self.positions.data.copy_(_grid_positions(*self.grid, settings.dim))
+        self.positions.data.copy_(grid_positions(*self.grid, settings.dim))
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode.
@@ -57,17 +57,6 @@ class VisionTransformer(Encoder):
         x: Tensor = self.layers(grid.flatten(2).transpose(1, 2) + self.positions)
         normed: Tensor = self.norm(x)
         return normed
-
-
-def _grid_positions(rows: int, columns: int, dim: int) -> Tensor:
-    """Return where each patch stands, half of the width for its column and half for its row: (rows * columns, dim).
-
-    A start only; the positions are learnt. Starting them near zero instead, a decoder reads the right characters in the
-    wrong order for thousands of steps.
-    """
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    half = dim // 2
-    return torch.cat([sinusoids(column.flatten(), dim - half), sinusoids(row.flatten(), half)], dim=1)
 
 
 def _linear(settings: EncoderSettings) -> nn.Module:
