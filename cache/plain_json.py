@@ -1,4 +1,4 @@
-"""JSON for other programs: NaN and infinity, which it cannot express, become null."""
+"""JSON for other programs, where NaN and infinity become null; and what is wrong with JSON that was read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,23 @@ from typing import Any
 def dumps(value: Any) -> str:
     """Return ``value`` as JSON in one line; other types, such as paths, as their text."""
     return json.dumps(_plain(value), ensure_ascii=False, default=str, allow_nan=False)
+
+
+def what_is_wrong(error: Exception) -> str:
+    """Say in words why a JSON file of ours could not be read, or not be understood."""
+    match error:
+        case json.JSONDecodeError():
+            return f"it is no JSON from line {error.lineno} on" if error.doc.strip() else "it is empty"
+        case UnicodeDecodeError():
+            return "it is no text in UTF-8"
+        case RecursionError():
+            return "it is nested too deep"
+        case KeyError():
+            return f"it lacks {error}"
+        case OSError():
+            return error.strerror or "it cannot be read"
+        case _:
+            return "what it says is of another form"
 
 
 def _plain(value: Any) -> Any:

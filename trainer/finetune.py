@@ -32,6 +32,7 @@ from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.settings import EncoderSettings, FmuSettings, Settings
 from dptr.trainer.training.summary import TrainingSummary
 from dptr.trainer.training.trackers import Tracker, observer
+from dptr.trainer.zero_label import require_its_clip
 
 #: What the names of a recogniser's encoder's weights begin with.
 _ENCODER = "encoder."
@@ -174,6 +175,18 @@ def seen_through(memory: str, clip: str, encoder_is_named: bool = False) -> dict
     if memory == "pooled" and clip and not encoder_is_named:
         return {"encoder": EncoderSettings(kind=PREFIX + clip)}
     return {"fmu": FmuSettings(kind="none")} if memory == "columns" else {}
+
+
+def require_clip_of(start: runs.Trained | None, recipe: Recipe, model: Path | None) -> None:
+    """Check that a tower in ``model`` that was chosen for the pre-training run to start from is that run's own.
+
+    Raises:
+        DamagedStore: the CLIP of that name is another one by now.
+    """
+    if not isinstance(start, runs.Run) or start.recipe.memory.kind != "pooled" or model is None:
+        return
+    if recipe.encoder.kind == PREFIX + start.clip:
+        require_its_clip(start, model)
 
 
 def _fingerprint(images: WordImages) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.cache.progress import note
 from dptr.cache.stores.manifest import Manifest, require_same_encoder
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
@@ -104,13 +105,16 @@ def pretrain(
     for states in [store] if bank is None else [store, bank]:
         states.check_states()
     data, former_data = data_identity(store, bank), _former_data_identity(store, bank)
-    clip = store.manifest.identity["encoder"]
-    runs.start_or_continue(out, "pretrain", recipe, store.charset, store.dim, data, former_data, clip)
+    clip = store.manifest.identity
+    runs.start_or_continue(
+        out, "pretrain", recipe, store.charset, store.dim, data, former_data, clip["encoder"], clip["weights"]
+    )
     device = torch.device(device)
     torch.manual_seed(recipe.pretrain.seed)
     decoder = _new_decoder(store, bank, recipe).to(device)
     noise = None if bank is None else NoiseSource(bank, recipe.noise, neighbours)
     validation, training = split_rows(store, recipe)
+    _tell_of_fewer(len(validation), store, recipe)
     task = loop.Task(
         model=decoder,
         batch=PromptBatches(store, noise, training, recipe),
@@ -212,6 +216,16 @@ def split_rows(store: PromptStore, recipe: Recipe) -> tuple[NDArray[np.int64], N
         )
     first = validation[np.argsort(positions[validation], kind="stable")[: settings.validation_rows]]
     return np.sort(first), training
+
+
+def _tell_of_fewer(rows: int, store: PromptStore, recipe: Recipe) -> None:
+    """Say so when fewer labels are validated on than somebody asked for."""
+    settings = recipe.pretrain
+    if rows < settings.validation_rows != type(settings).model_fields["validation_rows"].default:
+        note(
+            f"validating on {rows:,} labels, not {settings.validation_rows:,} (pretrain.validation_rows): of "
+            f"{len(store):,} rows, pretrain.validation_share = {settings.validation_share:g} keeps back no more"
+        )
 
 
 def _new_decoder(store: PromptStore, bank: OrpBank | None, recipe: Recipe) -> Decoder:

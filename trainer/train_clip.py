@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dptr.cache.charset import Charset
@@ -24,6 +23,7 @@ from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preproce
 from dptr.trainer.data.clip_batches import ClipBatches, Prompts
 from dptr.trainer.data.letter_positions import alphabet_of
 from dptr.trainer.model.clip_learner import ClipLearner
+from dptr.trainer.tensor_file import save_tensors
 from dptr.trainer.training import loop, runs
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.summary import TrainingSummary
@@ -265,4 +265,4 @@ def _save(learner: ClipLearner, like: Path, folder: Path) -> None:
         shutil.copyfile(like / name, folder / name)
     tensors = {name: tensor.half().contiguous().cpu() for name, tensor in learner.clip.state_dict().items()}
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+        save_tensors(tensors, temporary, {"format": "pt"})

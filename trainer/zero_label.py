@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from dptr.cache.errors import UserError
-from dptr.trainer.model.encoders.clip import PREFIX, ClipEncoder, describe
+from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.progress import note
+from dptr.trainer.model.encoders.clip import PREFIX, ClipEncoder, describe, whole_hash
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.runs import Run
@@ -26,6 +27,7 @@ def zero_label_recognizer(run: Run, find_clip: FindClip, device: str = "cpu") ->
 
     Raises:
         UserError: the decoder was trained on columns, which no image tower gives; or the CLIP is not to be found.
+        DamagedStore: the CLIP of that name is another one by now.
     """
     if run.recipe.memory.kind == "columns":
         raise UserError(
@@ -35,12 +37,28 @@ def zero_label_recognizer(run: Run, find_clip: FindClip, device: str = "cpu") ->
     if not run.clip:
         raise UserError(f"{run.folder} does not say which CLIP embedded its text", "Pre-train again")
     folder = find_clip(run.clip)
+    require_its_clip(run, folder)
     recipe = _seen_by_clip(run.recipe, run.clip, folder)
     recognizer = Recognizer(recipe, run.charset, run.memory_dim)
     recognizer.decoder.load_state_dict(run.weights())
     if isinstance(recognizer.encoder, ClipEncoder):
         recognizer.encoder.load(folder)
     return recognizer.to(device).eval()
+
+
+def require_its_clip(run: Run, folder: Path) -> None:
+    """Check that the CLIP in ``folder``, found by its name, has the weights that embedded the text of ``run``.
+
+    Raises:
+        DamagedStore: it has others.
+    """
+    if not run.clip_weights:
+        note(f"{run.folder} does not say which weights embedded its text; {folder} is taken by its name")
+    elif whole_hash(folder) != run.clip_weights:
+        raise DamagedStore(
+            f"the CLIP {run.clip} has other weights than the one that embedded the text of {run.folder}",
+            "Put that CLIP back in its place, or embed the text again with this one and pre-train",
+        )
 
 
 def _seen_by_clip(recipe: Recipe, clip: str, folder: Path) -> Recipe:

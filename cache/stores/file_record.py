@@ -37,3 +37,11 @@ class FileRecord:
             return "is missing"
         except OSError as error:
             return f"cannot be read: {error.strerror}"
+
+
+def begun_anew(path: Path) -> str:
+    """Say what the loss of a file that records earlier runs means."""
+    return (
+        f"{path} is damaged or missing and begun anew: what this run reads is judged again, "
+        "what only earlier runs read is no longer known"
+    )

@@ -23,9 +23,10 @@ from dptr.cache.file_names import (
     PHOTOS_FILE,
     QUARANTINE_FILE,
 )
+from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.progress import note
 from dptr.cache.stores import checks, sealed
-from dptr.cache.stores.file_record import FileRecord
+from dptr.cache.stores.file_record import FileRecord, begun_anew
 
 _LONGEST_SHOWN = 40
 
@@ -155,7 +156,7 @@ class Manifest:
                 # What was committed, and no more: the rest of this manifest may be half changed.
                 Manifest.load(folder, self.kind).commit_files(folder, *names)
             raise
-        if self.shards:
+        if self.shards or (folder / MANIFEST_FILE).is_file():
             self.commit_files(folder, *names)
 
     def save(self, folder: Path) -> None:
@@ -209,7 +210,7 @@ class Manifest:
             manifest = cls(value["kind"], dict(value["identity"]), shards, files, details)
             told = value["rows"]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise DamagedStore(f"{path} cannot be read ({error})", _REPAIR) from error
+            raise DamagedStore(f"{path} is damaged: {what_is_wrong(error)}", sealed.RESTORE) from error
         if manifest.kind not in _COMMAND_THAT_MAKES:
             raise DamagedStore(f"{path} is of no known kind: {manifest.kind!r}", _REPAIR)
         if manifest.rows != told:
@@ -261,14 +262,6 @@ class Manifest:
 
 
 _REPAIR = "`dptr verify --repair` computes it again where the inputs are still there"
-
-
-def begun_anew(path: Path) -> str:
-    """Say what the loss of a file that records earlier runs means."""
-    return (
-        f"{path} is damaged or missing and begun anew: what this run reads is judged again, "
-        "what only earlier runs read is no longer known"
-    )
 
 
 def kind_of(folder: Path) -> str | None:

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from dptr.cache.errors import TooManyRefused
 from dptr.cache.progress import note
+from dptr.cache.stores.file_record import begun_anew
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.stores.manifest import begun_anew
 
 SCHEMA = pa.schema(
     [

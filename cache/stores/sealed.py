@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.stores.files import atomic_path
 
 #: Of manifests, runs and model files alike. A newer one is refused, older ones are read.
@@ -24,7 +25,7 @@ _DIGITS = 64
 #: Stands in a file for its seal until :func:`seal` puts the digits in.
 UNSEALED = _MARK.decode() + "0" * _DIGITS
 _SEAL = "seal"
-_ADVICE = "Restore it from a copy, or make what it belongs to again"
+RESTORE = "Restore it from a copy, or make what it belongs to again"
 
 
 def seal(path: Path) -> None:
@@ -52,7 +53,7 @@ def require_sealed(path: Path, needed: bool = False) -> None:
     """
     whole = is_sealed(path)
     if whole is False or (needed and whole is None):
-        raise DamagedStore(f"{path} is damaged: its contents have changed", _ADVICE)
+        raise DamagedStore(f"{path} is damaged: its contents have changed", RESTORE)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -83,7 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if not isinstance(version, int) or version < 1:
             raise ValueError(f"format version {version!r}")
     except (ValueError, AttributeError, RecursionError) as error:
-        raise DamagedStore(f"{path} cannot be read ({error})", _ADVICE) from error
+        raise DamagedStore(f"{path} is damaged: {what_is_wrong(error)}", RESTORE) from error
     if version > FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}, this dptr reads {FORMAT_VERSION}", "Update dptr")
     require_sealed(path, needed=version >= _FIRST_SEALED)

@@ -45,7 +45,7 @@ def require_readable(paths: Sequence[str]) -> None:
     """Check that every input exists, before any work.
 
     Raises:
-        UserError: no input at all, a missing or unreadable file, or a folder that is not an LMDB.
+        UserError: no input at all, a missing or unreadable file, what is no file, or a folder that is not an LMDB.
     """
     if not paths:
         raise UserError("no corpus was given", "Name text files, or - for standard input")
@@ -56,6 +56,9 @@ def require_readable(paths: Sequence[str]) -> None:
             raise UserError(f"no such file: {path}", "Check the name")
         if os.path.isdir(path) and not os.path.isfile(os.path.join(path, lmdb_form.DATA_FILE)):
             raise UserError(f"{path} is a folder and not an LMDB", "Name its files, for instance with *.txt")
+        if not os.path.isfile(path) and not os.path.isdir(path):
+            # It would be waited for until somebody writes, and could be read once only.
+            raise UserError(f"{path} is a pipe or a device, not a file", "Name - and give it on standard input")
         if not os.access(path, os.R_OK):
             raise UserError(f"{path} cannot be read", "Check its permissions")
 

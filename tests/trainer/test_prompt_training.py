@@ -23,7 +23,7 @@ from dptr.trainer.data.batch_order import BatchOrder
 from dptr.trainer.data.noisy_memory import NoiseSource, text_memory, token_memory
 from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder
-from dptr.trainer.pretrain import split_rows
+from dptr.trainer.pretrain import pretrain, split_rows
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.settings import DecoderSettings, NoiseSettings
 
@@ -197,6 +197,21 @@ def test_no_more_validation_rows_are_read_than_asked_for_and_none_is_trained_on(
     labels = store.labels.to_pylist()
     assert 0 < len(validation) <= 7
     assert not {labels[row] for row in validation} & {labels[row] for row in training}
+
+
+@pytest.mark.parametrize(("rows", "told"), [(100_000, True), (3, False), (1000, False)])
+def test_fewer_validation_rows_than_asked_for_are_told(
+    rows: int, told: bool, store: PromptStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe().replace("decoder", dim=8, heads=2, feed_forward=16, layers=1)
+    recipe = recipe.replace("pretrain", steps=1, batch_size=4, validation_share=0.6, validation_rows=rows)
+    recipe = recipe.replace("noise", ratio=0.0)
+    pretrain(store, None, None, recipe, tmp_path / "run")
+    said = [line for line in capsys.readouterr().err.splitlines() if "pretrain.validation_rows" in line]
+    assert len(said) == told
+    if told:
+        kept_back = len(split_rows(store, recipe)[0])
+        assert said[0].startswith(f"validating on {kept_back:,} labels, not 100,000")
 
 
 @pytest.mark.parametrize("draw", ["nearest", "mixed"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,21 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import load_file, save_file
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.progress import set_quiet
+from dptr.cache.stores import sealed
 from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.cli import run_command
+from dptr.pipeline.clip.bundled import BUNDLED
+from dptr.pipeline.clip.loading import load_clip
 from dptr.trainer.data.column_memory import column_memory, place_letters
 from dptr.trainer.data.noisy_memory import NoiseSource
 from dptr.trainer.data.pooled_memory import pooled_memory
@@ -31,6 +36,7 @@ from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory
 from dptr.trainer.model.decoders.pooled import PooledDecoder
+from dptr.trainer.model.encoders.clip import whole_hash
 from dptr.trainer.training.recipe import Recipe, load_saved_recipe
 from dptr.trainer.training.runs import Run
 from dptr.trainer.training.settings import DecoderSettings, MemorySettings, NoiseSettings
@@ -248,6 +254,37 @@ def test_fine_tuning_from_pooled_starts_where_zero_labels_left_it(
         torch.testing.assert_close(zero.recognizer.memory(pixels).tokens, after.recognizer.memory(pixels).tokens)
     assert float(zero.recognizer.decoder.image_mean.norm()) > 0.1, "images are centred by the bank's mean"
     assert [reading.text for reading in zero.read(crops)] == [reading.text for reading in after.read(crops)]
+
+
+def test_a_clip_is_known_by_its_weights_and_not_by_its_name(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert whole_hash(BUNDLED) == load_clip("tiny").weights
+    clip = workspace / "clip"
+    shutil.copytree(BUNDLED, clip)
+    stores = ["--prompts", workspace / "own", "--orp", workspace / "own_orp"]
+    command(capsys, workspace, "embed-text", workspace / "words.txt", "--charset", "36", "--clip", clip,
+            "-o", workspace / "own")  # fmt: skip
+    command(capsys, workspace, "build-orp-bank", workspace / "photos", "--clip", clip, "-o", workspace / "own_orp")
+    run = workspace / "own_run"
+    command(capsys, workspace, "pretrain", "-o", run, "--steps", "1", "--set", "memory.kind=pooled", *SMALL, *stores)
+    command(capsys, workspace, "read", run, workspace / "crops")
+
+    weights = load_file(clip / "model.safetensors")
+    weights["visual_projection.weight"] += 1
+    save_file(weights, clip / "model.safetensors", {"format": "pt"})
+    for verb, *more in (["read", run, workspace / "crops"], ["finetune", "--data", workspace / "crops", "--from", run]):
+        assert run_command([verb, *map(str, more), "--workspace", str(workspace / "ws"), "--quiet"]) == 3
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"the CLIP {clip} has other weights than the one that embedded the text of {run}" in line
+
+    description = sealed.read_json(run / "run.json")
+    del description["clip_weights"]
+    sealed.write_json(run / "run.json", description)
+    set_quiet(False)
+    assert run_command(["read", str(run), str(workspace / "crops")]) == 0
+    assert "is taken by its name" in capsys.readouterr().err
+    set_quiet(True)
 
 
 def test_columns_pre_train_ctc_and_are_fine_tuned_without_fmu_but_read_nothing_before(

@@ -137,6 +137,7 @@ def finetune(
             "Train on the crops themselves",
         )
     model, settings = _encoder_model(services, settings)
+    stage.require_clip_of(run, settings, model)
     known = run.charset if run else stores[0].charset if stores else Charset.named("94")
     characters = Charset.named(charset) if charset else known
     normalization = training_normalization(settings)

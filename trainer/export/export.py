@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import SAFETENSORS, WEIGHTS_FILE
@@ -23,6 +22,7 @@ from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.model.model_file import SEAL, save_model
 from dptr.trainer.model.reading import width_for
 from dptr.trainer.model.recognizer import load_recognizer
+from dptr.trainer.tensor_file import save_tensors
 from dptr.trainer.training.runs import Run
 
 _MADE_UP_IMAGES = 16
@@ -115,6 +115,6 @@ def _other_names(run: Run, family: Family, out: Path) -> int:
     tensors = renamed(decoder, family)
     header = {"format": "pt", "charset": run.charset.characters, "heads": str(decoder.shape.heads), **SEAL}
     with atomic_path(out) as temporary:
-        save_file(tensors, temporary, header)
+        save_tensors(tensors, temporary, header)
         sealed.seal(temporary)
     return len(tensors)

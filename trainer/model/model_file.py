@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dptr.cache.charset import Charset
@@ -16,6 +16,7 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.stores import sealed
 from dptr.cache.stores.files import atomic_path, sha256_of
 from dptr.trainer.model.recognizer import Recognizer
+from dptr.trainer.tensor_file import save_tensors
 from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
 from dptr.trainer.training.runs import Run, RunKind
 
@@ -93,7 +94,7 @@ def save_model(run: Run, path: Path, half: bool = False) -> None:
     if unfit:
         raise UserError(f"{unfit[0]} of {run.folder} does not fit into 16 bits", "Export without --half")
     with atomic_path(path) as temporary:
-        save_file(weights, temporary, header)
+        save_tensors(weights, temporary, header)
         sealed.seal(temporary)
 
 

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import CHECKPOINTS_FOLDER, SAFETENSORS, STATE_FILE
+from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.stores import sealed
 from dptr.cache.stores.files import flush, sha256_of
+from dptr.trainer.tensor_file import save_tensors
 
 #: Groups of tensors, a file each.
 MODEL, OPTIMIZER, AVERAGE = "model", "optimizer", "average"
@@ -43,7 +45,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, dict[str, Tensor]], state: 
         new.mkdir(parents=True)
         for name, group in tensors.items():
             path = new / file_of(name)
-            save_file({key: value.detach().contiguous() for key, value in group.items()}, path)
+            save_tensors({key: value.detach().contiguous() for key, value in group.items()}, path)
             flush(path)
         hashes = {path.name: sha256_of(path) for path in sorted(new.iterdir())}
         sealed.write_json(new / STATE_FILE, {**state, "files": hashes})
@@ -82,7 +84,7 @@ def load_state(folder: Path, only: Collection[str] | None = None) -> dict[str, A
         files = dict(state["files"])
         needed = files if only is None else {name: files[name] for name in map(file_of, only)}
     except (KeyError, TypeError, ValueError) as error:
-        raise DamagedStore(f"{folder / STATE_FILE} cannot be read ({error})", advice) from error
+        raise DamagedStore(f"{folder / STATE_FILE} is damaged: {what_is_wrong(error)}", advice) from error
     for name, digest in needed.items():
         if not (folder / name).is_file() or sha256_of(folder / name) != digest:
             raise DamagedStore(f"{folder / name} is missing or damaged", advice)

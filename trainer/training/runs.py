@@ -16,6 +16,7 @@ from torch import Tensor
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, DptrError, UserError
 from dptr.cache.file_names import RECIPE_FILE, RUN_FILE
+from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.progress import note
 from dptr.cache.stores import sealed
 from dptr.cache.stores.lock import locked
@@ -76,6 +77,7 @@ class Run:
         memory_dim: width of the memory its decoder reads.
         data: identities of what it was trained on. split: version of the rule that says which data is for validation.
         clip: name of the CLIP that embedded its text; empty where that is not known.
+        clip_weights: hash of that CLIP's weights, by which it is known; empty for runs of earlier versions.
     """
 
     folder: Path
@@ -86,6 +88,7 @@ class Run:
     data: dict[str, Any]
     split: int = _SPLIT
     clip: str = ""
+    clip_weights: str = ""
 
     @classmethod
     def load(cls, folder: Path) -> Run:
@@ -110,9 +113,11 @@ class Run:
                 info["data"],
                 info.get("split", 1),
                 info.get("clip") or _clip_of_former(info["data"]),
+                info.get("clip_weights", ""),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedStore(f"{path} cannot be read ({error})", "Train again into another folder") from error
+            advice = "Restore it from a copy, or train again into another folder"
+            raise DamagedStore(f"{path} is damaged: {what_is_wrong(error)}", advice) from error
 
     @property
     def name(self) -> str:
@@ -199,16 +204,18 @@ def start_or_continue(
     data: dict[str, Any],
     former_data: dict[str, Any] | None = None,
     clip: str = "",
+    clip_weights: str = "",
 ) -> Run:
     """Describe a new run, or check that an old one in ``folder`` is the same.
 
-    ``former_data`` is the same data as earlier versions saved it; ``clip`` is saved, not compared.
+    ``former_data`` is the same data as earlier versions saved it; ``clip`` and ``clip_weights`` are saved, not
+    compared.
 
     Raises:
         DamagedStore: the folder holds a run of another recipe or of other data.
         UserError: another process trains into it.
     """
-    wanted = Run(folder, kind, recipe, charset, memory_dim, data, clip=clip)
+    wanted = Run(folder, kind, recipe, charset, memory_dim, data, clip=clip, clip_weights=clip_weights)
     with locked(folder):
         if not (folder / RUN_FILE).is_file():
             _describe(wanted)
@@ -249,6 +256,7 @@ def _describe(run: Run) -> None:
         "memory_dim": run.memory_dim,
         "data": run.data,
         "clip": run.clip,
+        "clip_weights": run.clip_weights,
         "split": run.split,
         "versions": {"dptr": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }

@@ -11,7 +11,7 @@ from dptr.cache.errors import TooManyRefused, UserError
 from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.sql.query import ask
 from dptr.cache.sql.views import connect
-from dptr.cache.stores.manifest import Manifest, Shard
+from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.workspace import Workspace
 
@@ -56,7 +56,8 @@ def test_a_bad_query_names_the_tables(tmp_path: Path) -> None:
 
 def committed(folder: Path) -> bytes:
     """Write a store whose quarantine is listed and holds rows of two sources; return the quarantine's bytes."""
-    manifest = Manifest("prompts", {}, [Shard("part-00000", 0, {})])
+    manifest = Manifest("prompts", {})
+    manifest.save(folder)
     with manifest.rewriting(folder, QUARANTINE_FILE), Quarantine(folder / QUARANTINE_FILE) as quarantine:
         quarantine.refuse("first.txt", 1, "äää", "not in the charset: ä")
         quarantine.refuse("second.txt", 1, "ööö", "not in the charset: ö")

@@ -9,6 +9,7 @@ from dptr.cache.stores import sealed
 from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import Manifest, Shard, require_same_encoder
+from dptr.cache.stores.verify import verify
 
 
 def saved(folder: Path) -> Manifest:
@@ -48,9 +49,30 @@ def test_edited_by_hand(tmp_path: Path) -> None:
     edit(tmp_path, rows=4)
     with pytest.raises(DamagedStore, match="4 rows"):
         Manifest.load(tmp_path, "prompts")
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(DamagedStore, match="cannot be read"):
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"", "it is empty"),
+        (b"{\n", "it is no JSON from line 2 on"),
+        (b"\xff\xfe", "it is no text in UTF-8"),
+        (b"[]", "what it says is of another form"),
+        (b"{}", "it lacks 'shards'"),
+        (b'{"kind": "prompts", "shards": [3]}', "what it says is of another form"),
+        (b"[" * 100_000, "it is nested too deep"),
+    ],
+)
+def test_a_damaged_manifest_is_named_with_what_is_wrong_and_what_to_do(
+    content: bytes, what: str, tmp_path: Path
+) -> None:
+    saved(tmp_path)
+    path = tmp_path / "manifest.json"
+    path.write_bytes(content)
+    with pytest.raises(DamagedStore) as error:
         Manifest.load(tmp_path, "prompts")
+    assert str(error.value).startswith(f"{path} is damaged: {what}. Restore it from a copy, or")
+    assert [(found.file, found.problem) for found in verify(tmp_path)] == [("manifest.json", f"is damaged: {what}")]
 
 
 def test_a_newer_format_is_not_guessed_at(tmp_path: Path) -> None:

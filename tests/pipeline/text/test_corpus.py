@@ -109,6 +109,13 @@ def test_a_missing_file_is_told_before_any_work(tmp_path: Path, read: Read) -> N
         read()
 
 
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, read: Read) -> None:
+    os.mkfifo(tmp_path / "words.txt")
+    for refuse in (read, lambda name: corpus_fingerprint([name], CorpusSettings())):
+        with pytest.raises(UserError, match=r"words\.txt is a pipe or a device, not a file\. Name - and give it on"):
+            refuse(str(tmp_path / "words.txt"))
+
+
 def test_a_corpus_without_a_usable_label_says_why(tmp_path: Path, read: Read) -> None:
     path = write(tmp_path / "a.txt", "café naïve caf\u00e9")
     with pytest.raises(

@@ -104,6 +104,19 @@ def test_one_file_reads_as_the_run_does(tmp_path: Path) -> None:
     assert read.load(summary.out).read(paths) == read.load(run.folder).read(paths)
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_what_is_written_follows_the_umask(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        run = trained(tmp_path / "run", recipe())
+        written = [export(run, target, tmp_path / f"{target}.safetensors").out for target in ("safetensors", "parseq")]
+    finally:
+        os.umask(before)
+    written += (tmp_path / "run").rglob("*.safetensors")
+    assert len(written) == 3
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o666 & ~mask}
+
+
 def test_a_file_without_a_recognizer_is_refused(tmp_path: Path) -> None:
     summary = export(trained(tmp_path / "run", recipe(), "pretrain"), "safetensors", tmp_path / "decoder.safetensors")
     with pytest.raises(UserError, match="no recogniser"):

@@ -94,6 +94,25 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
     )
 
 
+def whole_hash(folder: Path) -> str:
+    """Return the hash by which prompt stores and ORP banks know the CLIP in ``folder``: of both its towers.
+
+    Raises:
+        UserError: its weights are no safetensors, or damaged.
+    """
+    from transformers import CLIPConfig, CLIPModel
+
+    with torch.device("meta"):
+        names = CLIPModel(CLIPConfig.from_pretrained(folder)).state_dict().keys()
+    try:
+        found = load_file(folder / WEIGHTS_FILE)
+        return hash_tensors((name, found[name].float().contiguous().numpy()) for name in names)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(
+            f"cannot read the weights of {folder}: {error}", f"Give a CLIP whose weights are in {WEIGHTS_FILE}"
+        ) from error
+
+
 def describe(folder: Path) -> str:
     """Return the configuration of the image tower in ``folder``, as the recipe keeps it.
 
