@@ -9,7 +9,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
@@ -72,6 +72,7 @@ class Report:
         figures: for programs: the object that ``--json`` prints. text: for people.
         lines: objects that ``--json`` prints before it, one a line.
         problems: inputs that could not be used, one line each; with any, the command ends with exit code 4.
+        rows: the same and their text for people, printed as they come; figures and problems are whole behind them.
         answer: a query's result, printed as it comes, so that it need not fit into memory.
         form: of the answer where it is no ``--json``.
     """
@@ -80,6 +81,7 @@ class Report:
     text: str = ""
     lines: list[dict[str, Any]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    rows: Iterable[tuple[dict[str, Any], str]] = ()
     answer: "Answer | None" = None
     form: AnswerForm = "table"
 
@@ -145,6 +147,8 @@ def figures_of(summary: Any) -> dict[str, Any]:
 
 def print_report(name: str, report: Report, as_json: bool) -> None:
     """Print what a command came to on stdout, and what it could not use on stderr."""
+    for row, text in report.rows:
+        print(plain_json.dumps(row) if as_json else text)
     for problem in report.problems:
         print(f"error: {visible(problem)}", file=sys.stderr)
     if report.answer is not None:

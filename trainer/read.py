@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from dptr.cache.errors import UserError
@@ -15,32 +19,56 @@ from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
 from dptr.trainer.training.runs import Run
 from dptr.trainer.zero_label import FindClip, zero_label_recognizer
 
+#: A picture of one word or line: a file, a PIL image, or pixels, uint8, (height, width, 3) RGB or (height, width) grey.
+Picture = Image.Image | Path | str | NDArray[np.uint8]
+
+_BATCH = 64
+
 
 class Reader:
-    """A recogniser with its preprocessing: pictures in, readings out."""
+    """A recogniser with its preprocessing: pictures in, readings out; picture: see :data:`Picture`.
 
-    def __init__(self, recognizer: Recognizer, device: str = "cpu", batch_size: int = 64) -> None:
+    Args:
+        recognizer: what reads. device: where. batch_size: pictures that are read at once, unless a call says otherwise.
+    """
+
+    def __init__(self, recognizer: Recognizer, device: str = "cpu", batch_size: int = _BATCH) -> None:
         self.recognizer = recognizer
         self._device = device
-        self._batch_size = batch_size
+        self.batch_size = batch_size
 
-    def read(self, images: Sequence[Image.Image | Path | str]) -> list[Reading]:
-        """Read pictures of one word or line each, of any size, in the order given.
+    def __repr__(self) -> str:
+        parts = (self.recognizer.encoder, self.recognizer.decoder)
+        encoder, decoder = (type(part).__name__ for part in parts)
+        return f"Reader({encoder}, {decoder}, charset of {len(self.recognizer.charset.characters)}, on {self._device})"
+
+    def read(self, images: Iterable[Picture], batch_size: int | None = None) -> list[Reading]:
+        """Read pictures of any size, in the order given.
+
+        Args:
+            images: pictures; arrays may also come as one, (pictures, height, width, 3), uint8.
+            batch_size: pictures that are read at once; more are faster and take more memory.
 
         Raises:
-            UserError: a file cannot be read as a picture.
+            UserError: a picture alone instead of several, a file that is no picture, pixels of another shape or dtype.
         """
-        readings: list[Reading] = []
-        for start in range(0, len(images), self._batch_size):
-            readings += self._read_batch([_open(image) for image in images[start : start + self._batch_size]])
-        return readings
+        return list(self.read_each(images, batch_size))
 
-    def read_files(self, paths: Sequence[Path]) -> Iterator[Reading | UserError]:
-        """Yield a reading for each file in the order given, or what keeps it from being read."""
-        for start in range(0, len(paths), self._batch_size):
-            opened = [_opened(path) for path in paths[start : start + self._batch_size]]
-            readings = iter(self._read_batch([picture for picture in opened if isinstance(picture, Image.Image)]))
-            yield from (next(readings) if isinstance(found, Image.Image) else found for found in opened)
+    def read_each(self, images: Iterable[Picture], batch_size: int | None = None) -> Iterator[Reading]:
+        """Yield readings as :meth:`read` lists them, batch by batch: memory does not grow with their number."""
+        if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
+            raise UserError("one picture where several are wanted", "Give a list: read([picture])")
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"a batch of {batch_size}", "Read one picture at once at least")
+        waiting = iter(images)
+        while batch := list(islice(waiting, batch_size or self.batch_size)):
+            yield from self._read_batch([open_picture(image) for image in batch])
+
+    def read_opened(self, openers: Sequence[Callable[[], Image.Image]]) -> Iterator[Reading | UserError]:
+        """Open pictures and read them at once; yield a reading for each, or what keeps it from being read."""
+        opened = [_opened(opener) for opener in openers]
+        readings = iter(self._read_batch([picture for picture in opened if isinstance(picture, Image.Image)]))
+        yield from (next(readings) if isinstance(found, Image.Image) else found for found in opened)
 
     def _read_batch(self, pictures: Sequence[Image.Image]) -> list[Reading]:
         return read_pictures(self.recognizer, pictures, self._device)
@@ -63,17 +91,19 @@ def load(run: str | Path = BUNDLED, device: str = "cpu", find_clip: FindClip | N
     return Reader(load_recognizer(description, device), device)
 
 
-def find_images(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield files as they are and the pictures in folders, sorted.
+def find_images(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield files as they are and the pictures in folders, sorted, each folder's before those of folders in it.
 
     Raises:
         UserError: a path does not exist, or a folder holds no picture.
     """
     for path in paths:
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-            if not found:
+            found = _pictures_in(path)
+            first = next(found, None)
+            if first is None:
                 raise UserError(f"no picture in {path}", f"Known kinds: {', '.join(IMAGE_SUFFIXES)}")
+            yield first
             yield from found
         elif path.is_file():
             yield path
@@ -81,7 +111,22 @@ def find_images(paths: Sequence[Path]) -> Iterator[Path]:
             raise UserError(f"{path} does not exist", "Name picture files or folders")
 
 
-def _open(image: Image.Image | Path | str) -> Image.Image:
+def _pictures_in(folder: Path) -> Iterator[Path]:
+    """Yield the pictures below a folder; only names are held, and those of one folder at a time."""
+    for inside, folders, names in os.walk(folder):
+        folders.sort()
+        for name in sorted(name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES):
+            yield Path(inside, name)
+
+
+def open_picture(image: Picture) -> Image.Image:
+    """Return a picture upright and in RGB.
+
+    Raises:
+        UserError: a file that is no picture, or pixels of another shape than (height, width[, 3]) or dtype than uint8.
+    """
+    if isinstance(image, np.ndarray):
+        return _from_pixels(image)
     if isinstance(image, Image.Image):
         return upright_rgb(image)
     try:
@@ -92,8 +137,17 @@ def _open(image: Image.Image | Path | str) -> Image.Image:
         ) from error
 
 
-def _opened(path: Path) -> Image.Image | UserError:
+def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
+    if pixels.dtype != np.uint8 or pixels.shape[2:] not in ((), (3,)) or not 2 <= pixels.ndim <= 3 or not pixels.size:
+        raise UserError(
+            f"pixels of shape {pixels.shape} and type {pixels.dtype}",
+            "Give uint8 from 0 to 255, (height, width, 3) in RGB or (height, width)",
+        )
+    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+
+
+def _opened(opener: Callable[[], Image.Image]) -> Image.Image | UserError:
     try:
-        return _open(path)
+        return opener()
     except UserError as error:
         return error

@@ -9,7 +9,6 @@ from collections.abc import Collection
 
 import duckdb
 
-_SIMILARITY = "create macro similarity(a, b) as list_cosine_similarity(a::float[], b::float[])"
 _GIVEN = """given as (
     select coalesce(
         (select any_value(pooled) from prompts where label = word),
@@ -25,16 +24,21 @@ with {_GIVEN}
 select id, image, x, y, width, height, similarity(pooled, vector) as similarity from crops, given
 order by similarity desc, id limit k"""
 #: Name -> views that it asks, and how it is made.
-_MACROS = {
-    "similarity": (set[str](), _SIMILARITY),
-    "nearest": ({"prompts"}, _NEAREST),
-    "nearest_crops": ({"prompts", "crops"}, _NEAREST_CROPS),
-}
+_TABLES = {"nearest": ({"prompts"}, _NEAREST), "nearest_crops": ({"prompts", "crops"}, _NEAREST_CROPS)}
 
 
-def add_macros(connection: duckdb.DuckDBPyConnection, views: Collection[str]) -> list[str]:
-    """Make the macros whose views are there; return their names."""
-    added = [name for name, (needed, _) in _MACROS.items() if needed <= set(views)]
-    for name in added:
-        connection.execute(_MACROS[name][1])
-    return added
+def add_macros(connection: duckdb.DuckDBPyConnection, views: Collection[str]) -> None:
+    """Make the macros whose views are there."""
+    connection.execute(_similarity(connection))
+    for needed, definition in _TABLES.values():
+        if needed <= set(views):
+            connection.execute(definition)
+
+
+def _similarity(connection: duckdb.DuckDBPyConnection) -> str:
+    widths = "select distinct data_type from information_schema.columns where column_name = 'pooled'"
+    types = [str(row[0]) for row in connection.execute(widths).fetchall()]
+    # Arrays of one known width are compared some ten times as fast as lists of any.
+    if len(types) == 1:
+        return f"create macro similarity(a, b) as array_cosine_similarity(a::{types[0]}, b::{types[0]})"
+    return "create macro similarity(a, b) as list_cosine_similarity(a::float[], b::float[])"

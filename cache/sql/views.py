@@ -53,6 +53,15 @@ def connect(workspace: Workspace, prompts: Path | None = None, orp: Path | None 
     return connection
 
 
+def connect_to(name: str, rows: ds.Dataset) -> duckdb.DuckDBPyConnection:
+    """Open a DuckDB as :func:`connect` does, with one view alone, and the macros that ask no other."""
+    connection = duckdb.connect()
+    _close(connection)
+    connection.register(name, rows)
+    add_macros(connection, [name])
+    return connection
+
+
 def tables(connection: duckdb.DuckDBPyConnection) -> list[str]:
     """Return the names of all views."""
     return [str(row[0]) for row in connection.execute("show tables").fetchall()]

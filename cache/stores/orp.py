@@ -28,6 +28,7 @@ class OrpBank(StatesStore):
 
     KIND = "orp"
     MADE_BY = "dptr build-orp-bank"
+    VIEW = "crops"
 
     @property
     def tokens_per_crop(self) -> int:
@@ -49,7 +50,3 @@ class OrpBank(StatesStore):
     def pooled(self, shard: int) -> NDArray[np.float32]:
         """Return the pooled vectors of one shard's crops, shape (rows, dim)."""
         return self._reader.file(shard).pooled.astype(np.float32)
-
-    def pooled_of(self, crops: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the pooled vectors of chosen crops, shape (batch, dim)."""
-        return self._reader.gather_pooled(crops)

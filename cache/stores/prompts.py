@@ -41,6 +41,7 @@ class PromptStore(StatesStore):
 
     KIND = "prompts"
     MADE_BY = "dptr embed-text"
+    VIEW = "prompts"
 
     @property
     def charset(self) -> Charset:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
-from dptr.cache.errors import DamagedStore
+from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.stores.manifest import Manifest, StoreKind
 from dptr.cache.stores.shards import StatesReader
+
+if TYPE_CHECKING:
+    import duckdb
 
 
 class StatesStore:
@@ -20,14 +26,15 @@ class StatesStore:
     Opening reads the manifest alone; everything else is read when it is first used, states by memory map.
 
     Attributes:
-        KIND: which kind of store. MADE_BY: the command that writes such a store.
+        KIND: which kind of store. MADE_BY: the command that writes such a store. VIEW: its name in ``dptr sql``.
     """
 
     KIND: ClassVar[StoreKind]
     MADE_BY: ClassVar[str]
+    VIEW: ClassVar[str]
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = folder = Path(folder)
         self.manifest = Manifest.load(folder, self.KIND)
         if not self.manifest.shards:
             raise DamagedStore(f"{folder} holds no finished shard", f"Run `{self.MADE_BY}` again; it goes on")
@@ -40,6 +47,39 @@ class StatesStore:
 
     def __len__(self) -> int:
         return self.manifest.rows
+
+    def __repr__(self) -> str:
+        encoder = self.manifest.identity.get("encoder")
+        return f"{type(self).__name__}({str(self.folder)!r}, rows={len(self):,}, dim={self.dim}, encoder={encoder!r})"
+
+    def catalogue(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return what stands beside the states as an Arrow table, a row each in their order; all columns by default.
+
+        Raises:
+            UserError: there is no such column.
+        """
+        rows = self._dataset()
+        unknown = sorted(set(columns or ()) - set(rows.schema.names))
+        if unknown:
+            raise UserError(f"{self.folder} has no column {unknown[0]}", f"There are {', '.join(rows.schema.names)}")
+        return rows.to_table(list(columns) if columns is not None else None)
+
+    def pooled_of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the pooled vectors of chosen rows, shape (batch,), as float32 of shape (batch, pooled_dim).
+
+        ``torch.from_numpy`` takes them, and what other methods return, without a copy.
+        """
+        return self._reader.gather_pooled(rows)
+
+    def duckdb(self) -> duckdb.DuckDBPyConnection:
+        """Return a DuckDB that answers questions about this store alone and touches no file; see ``dptr sql``."""
+        from dptr.cache.sql.views import connect_to
+
+        return connect_to(self.VIEW, self._dataset())
+
+    def _dataset(self) -> ds.Dataset:
+        files = [str((self.folder / f"{shard.name}.parquet").absolute()) for shard in self.manifest.shards]
+        return ds.dataset(files, format="parquet")
 
     @property
     def dim(self) -> int:

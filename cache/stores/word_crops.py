@@ -35,6 +35,7 @@ class WordCropStore(StatesStore):
 
     KIND = "word_crops"
     MADE_BY = "dptr embed-crops"
+    VIEW = "word_crops"
 
     def __len__(self) -> int:
         return self.manifest.rows // self.views

@@ -28,7 +28,7 @@ FROZEN = {
     "mine-neighbours": "--orp --prompts -k",
     "pack-crops": "--out",
     "pretrain": "--decoder --device --noise --orp --out --prompts --recipe --sampling --seed --set --steps --track",
-    "read": "--device",
+    "read": "--batch-size --boxes --device --out",
     "render-words": "--count --fonts --out --photos --seed --style --workers",
     "report": "--data --orp --out --prompts",
     "sql": "--format --open --orp --out --prompts",

@@ -1,8 +1,9 @@
 """Commands that use a run: read, measure, show and export it."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -85,6 +86,13 @@ def read(
             help="A run, if not the bundled recogniser; pictures of one word each, folders, or - for names on stdin.",
         ),
     ],
+    boxes: Annotated[
+        Path | None, typer.Option(help="The one image is a page: read its words by these boxes, JSON, CSV or ICDAR.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write readings to a .jsonl or .parquet file.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Pictures read at once.")] = None,
     device: Device = "auto",
 ) -> Report:
     """Text and confidence of each image; one that cannot be read gets a line on stderr, and the exit code is 4.
@@ -93,28 +101,39 @@ def read(
     """
     import time
 
-    from dptr.trainer.read import find_images, load
+    from dptr.trainer import read_files as stage
+    from dptr.trainer.read import load
 
+    if out is not None:
+        stage.require_form(out)
     started = time.monotonic()
     run, images = recogniser_first(workspace, names)
     reader = load(run, services.device(device), services.find_clip)
     loaded = time.monotonic()
-    named = [name for image in images for name in (sys.stdin.read().splitlines() if image == "-" else [image])]
-    paths = list(find_images([Path(name) for name in named if name]))
-    if not paths:
-        raise UserError("no image named", "Name pictures of one word each, or folders of them")
-    read, problems = [], []
-    for path, reading in zip(paths, reader.read_files(paths), strict=True):
-        if isinstance(reading, UserError):
-            problems.append(str(reading))
-        else:
-            read.append({"image": str(path), **vars(reading)})
-    if not read:
-        raise UserError(f"none of {len(paths)} images could be read: {problems[0]}")
-    text = "\n".join(f"{line['image']}\t{line['text']}\t{line['confidence']:.3f}" for line in read)
-    figures = {"out": str(run), "rows": len(read), "computed": len(read), "quarantined": len(problems)}
-    times = {"seconds": time.monotonic() - loaded, "load_seconds": loaded - started}
-    return Report({**figures, **times}, text, read, problems=problems)
+    if boxes is not None and (len(images) != 1 or not Path(images[0]).is_file()):
+        raise UserError("--boxes is for the words of one page", "Name one image")
+    named = (name for image in images for name in (map(_line, sys.stdin) if image == "-" else [image]))
+    sources = stage.pictures(named) if boxes is None else stage.words_of_page(Path(images[0]), boxes)
+    tally = stage.Tally()
+    report = Report({"out": str(out or run)}, problems=tally.problems)
+
+    def rows() -> Iterator[tuple[dict[str, Any], str]]:
+        for row in stage.read_rows(reader, sources, tally, batch_size):
+            place = row["image"] if boxes is None else f"{row['image']}:{row['box']}"
+            yield row, f"{place}\t{row['text']}\t{row['confidence']:.3f}"
+        counts = {"rows": tally.read, "computed": tally.read, "quarantined": len(tally.problems)}
+        report.figures |= {**counts, "seconds": time.monotonic() - loaded, "load_seconds": loaded - started}
+
+    if out is None:
+        report.rows = rows()
+        return report
+    stage.write_rows(out, (row for row, _ in rows()))
+    report.text = f"{tally.read:,} readings in {out}"
+    return report
+
+
+def _line(text: str) -> str:
+    return text.rstrip("\r\n")
 
 
 @command(commands, "report")

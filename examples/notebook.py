@@ -1,0 +1,41 @@
+"""The Python API from a word list to readings, as a notebook would use it; type-checked with ``mypy --strict``.
+
+python examples/notebook.py words.txt photos/ crops/ sign.png
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+import dptr
+
+
+def main(words: str, photos: str, crops: str, picture: str, steps: int = 2000) -> list[dptr.Reading]:
+    """Make everything in ``./dptr_data`` and return what stands on ``picture``, and on a white one."""
+    store: dptr.PromptStore = dptr.embed_text(words, charset="36")
+    bank: dptr.OrpBank = dptr.build_orp_bank(photos, crops_per_image=8)
+    print(store, bank, sep="\n")
+
+    rows = np.arange(min(len(store), 4))
+    own = store.states(rows)  # tokens (sum of lengths, dim), lengths (rows,), pooled (rows, pooled_dim)
+    print(store.labels_of(rows), own.tokens.shape, own.lengths, store.pooled_of(rows).shape)
+    print(store.catalogue(["label", "n_tokens"]).num_rows, "rows as an Arrow table")
+    print(store.duckdb().sql("select label_length, count(*) as prompts from prompts group by 1 order by 1"))
+
+    decoder: dptr.Training = dptr.pretrain("tiny", steps=steps)
+    recogniser = dptr.finetune(crops, start=decoder.folder, steps=steps)
+    print({name: round(value, 3) for name, value in recogniser.metrics.items()})
+
+    reader: dptr.Reader = dptr.load(recogniser.folder)
+    pixels = np.full((32, 128, 3), 255, np.uint8)
+    try:
+        return reader.read([picture, pixels], batch_size=2)
+    except dptr.DptrError as error:
+        raise SystemExit(str(error)) from error
+
+
+if __name__ == "__main__":
+    for reading in main(*sys.argv[1:5]):
+        print(f"{reading.text}\t{reading.confidence:.3f}")

@@ -1,0 +1,108 @@
+"""``dptr read`` over many pictures: what it reads one after another, and the file it writes as it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from dptr.cache import plain_json
+from dptr.cache.errors import UserError
+from dptr.cache.stores.files import atomic_path
+from dptr.trainer.page_boxes import read_boxes
+from dptr.trainer.read import Reader, find_images, open_picture
+
+Row = dict[str, Any]
+#: Says which picture it is, and opens it.
+Source = tuple[Row, Callable[[], Image.Image]]
+
+SCHEMA = pa.schema(
+    [
+        ("image", pa.string()),
+        ("box", pa.int64()),  # which of the page's boxes, from 1; null for a picture of one word
+        ("corners", pa.list_(pa.list_(pa.float64()))),
+        ("text", pa.string()),
+        ("confidence", pa.float64()),
+        ("character_confidences", pa.list_(pa.float64())),
+    ]
+)
+_ROWS_A_GROUP = 4096
+
+
+def pictures(names: Iterable[str]) -> Iterator[Source]:
+    """Yield files and the pictures in folders, found as they are wanted."""
+    for path in find_images(Path(name) for name in names if name):
+        yield {"image": str(path)}, partial(open_picture, path)
+
+
+def words_of_page(page: Path, boxes: Path) -> Iterator[Source]:
+    """Yield the words of a page, cut out by their boxes and made upright.
+
+    Raises:
+        UserError: page or boxes cannot be read.
+    """
+    picture = open_picture(page)
+    for box in read_boxes(boxes):
+        yield {"image": str(page), "box": box.number, "corners": box.corners}, partial(box.cut_from, picture)
+
+
+@dataclass
+class Tally:
+    """What came of the pictures: how many were read, and what kept others from it."""
+
+    read: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def read_rows(reader: Reader, sources: Iterable[Source], tally: Tally, batch_size: int | None = None) -> Iterator[Row]:
+    """Yield a row for each picture that can be read, in order, and count; memory holds one batch.
+
+    Raises:
+        UserError: there is no picture, or none can be read.
+    """
+    waiting = iter(sources)
+    while batch := list(islice(waiting, batch_size or reader.batch_size)):
+        for (described, _), found in zip(batch, reader.read_opened([source[1] for source in batch]), strict=True):
+            if isinstance(found, UserError):
+                tally.problems.append(f"{found}")
+            else:
+                tally.read += 1
+                yield {**described, **vars(found)}
+    if not tally.read and not tally.problems:
+        raise UserError("no image named", "Name pictures of one word each, or folders of them")
+    if not tally.read:
+        raise UserError(f"none of {len(tally.problems)} images could be read: {tally.problems[0]}")
+
+
+def write_rows(out: Path, rows: Iterable[Row]) -> None:
+    """Write rows as they come, to JSON lines or Parquet as the file's ending says; the file is whole or absent.
+
+    Raises:
+        UserError: the ending is another.
+    """
+    if out.suffix.lower() == ".parquet":
+        waiting = iter(rows)
+        with atomic_path(out) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+            while group := list(islice(waiting, _ROWS_A_GROUP)):
+                writer.write_table(pa.Table.from_pylist([_unicode(row) for row in group], SCHEMA))
+        return
+    with atomic_path(out) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+        stream.writelines(plain_json.dumps(row) + "\n" for row in rows)
+
+
+def require_form(out: Path) -> None:
+    """Raise :class:`UserError` unless a file's ending is one that :func:`write_rows` knows."""
+    if out.suffix.lower() not in (".parquet", ".jsonl"):
+        raise UserError(f"{out} does not say in which form", "End it in .jsonl or .parquet")
+
+
+def _unicode(row: Row) -> Row:
+    """A row whose picture's name is Unicode: names of files need not be."""
+    return {**row, "image": row["image"].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")}
