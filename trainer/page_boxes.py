@@ -42,10 +42,9 @@ class Box:
         sides = np.linalg.norm(np.roll(points, -1, axis=0) - points, axis=1)
         width, height = max(sides[0], sides[2]), max(sides[1], sides[3])
         turns = [_turn(points[i], points[(i + 1) % 4], points[(i + 2) % 4]) for i in range(4)]
-        inside = (points.max(0) > 0).all() and (points.min(0) < page.size).all()
-        if not (
-            min(width, height) >= _LEAST_SIDE and max(width, height) <= _LARGEST_SIDE and min(turns) > 0 and inside
-        ):
+        on_page = (points.max(0) > 0).all() and (points.min(0) < page.size).all()
+        is_large_enough = min(width, height) >= _LEAST_SIDE and max(width, height) <= _LARGEST_SIDE
+        if not (on_page and is_large_enough and min(turns) > 0):
             raise UserError(f"box {self.number} encloses no word", "Give corners on the page, clockwise from top left")
         size = (max(1, round(width)), max(1, round(height)))
         return page.transform(size, Image.Transform.PERSPECTIVE, _perspective(points, size), Image.Resampling.BICUBIC)
@@ -70,7 +69,7 @@ def read_boxes(path: Path) -> list[Box]:
 def _from_json(value: Any) -> list[list[float]]:
     """A list of boxes, alone or below a key: lists of numbers, lists of corners, or objects with either."""
     if isinstance(value, dict):
-        value = next(entry for entry in value.values() if isinstance(entry, list))
+        value = next((entry for entry in value.values() if isinstance(entry, list)), [])
     return [_numbers(entry) for entry in value]
 
 
@@ -102,7 +101,7 @@ def _named(entry: dict[str, Any]) -> list[float]:
 
 
 def _leading(row: Sequence[str]) -> list[float]:
-    """The numbers that a line begins with: eight, or four; a text behind them, which may be a number, is passed over."""
+    """The numbers that a line begins with: eight, or four; the text behind them, maybe a number, is passed over."""
     count = 8 if len(row) >= 8 and all(map(_is_number, row[:8])) else 4
     return _checked([float(number) for number in row[:count]])
 
