@@ -21,6 +21,8 @@ RECIPE_FILE = "recipe.toml"
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
 PREDICTIONS_FOLDER = "predictions"
+#: What pre-training's own predictions have in place of a data set's name.
+HELD_OUT_WORDS = "(held-out words)"
 REPORT_FILE = "report.html"
 CHECKPOINTS_FOLDER = "checkpoints"
 STATE_FILE = "state.json"

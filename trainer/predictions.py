@@ -1,14 +1,16 @@
-"""What was read of labelled images, kept in Parquet beside the run that read it: ``predictions`` of ``dptr sql``."""
+"""What was read of labelled images, or of words by their states, kept beside the run: ``predictions`` of ``dptr sql``."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dptr.cache.file_names import PREDICTIONS_FOLDER, QUARANTINE_FILE
+from dptr.cache.file_names import HELD_OUT_WORDS, PREDICTIONS_FOLDER, QUARANTINE_FILE
 from dptr.cache.normalization import Normalization
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.quarantine import Quarantine
@@ -51,10 +53,16 @@ def keep_predictions(folder: Path, data: str, read: ReadImages, step: int | None
         [*(reading.character_confidences for reading in read.readings), *nothing],
         [step] * rows,
     ]
-    arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
-    with atomic_path(out) as temporary:
-        pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), temporary, compression="zstd")
+    _write(out, columns)
     return out
+
+
+def keep_readings(folder: Path, labels: Sequence[str], readings: Sequence[str]) -> None:
+    """Write what a pre-training read last of the words it keeps back, each of shape (words,), into its folder."""
+    nothing = [None] * len(labels)
+    correct = [label == reading for label, reading in zip(labels, readings, strict=True)]
+    columns = [[HELD_OUT_WORDS] * len(labels), labels, labels, readings, correct, [*map(len, labels)], *[nothing] * 3]
+    _write(folder / PREDICTIONS_FOLDER / "held_out_words.parquet", columns)
 
 
 def keep_refusals(folder: Path, images: WordImages) -> None:
@@ -66,6 +74,12 @@ def keep_refusals(folder: Path, images: WordImages) -> None:
             quarantine.reads(_written(source))
         for refusal in images.refusals:
             quarantine.refuse(_written(refusal.source), None, f"{refusal.key} {refusal.label!r}", refusal.reason)
+
+
+def _write(out: Path, columns: Sequence[Sequence[Any]]) -> None:
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
+    with atomic_path(out) as temporary:
+        pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), temporary, compression="zstd")
 
 
 def _written(name: str) -> str:

@@ -26,6 +26,7 @@ from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
 from dptr.trainer.model.decoders.pooled import PooledDecoder
+from dptr.trainer.predictions import keep_readings
 from dptr.trainer.training import loop, runs
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.settings import MemorySettings
@@ -119,7 +120,7 @@ def pretrain(
         model=decoder,
         batch=PromptBatches(store, noise, training, recipe),
         loss=lambda batch: decoder.loss(batch.memory.to(device), batch.targets.to(device)),
-        validate=lambda model: validate(model, store, noise, validation, recipe, device),
+        validate=lambda model: validate(model, store, noise, validation, recipe, device, out),
         rows=lambda batch: len(batch.targets.inputs),
         groups=[loop.ParameterGroup(list(decoder.parameters()))],
         observers=[observer(track, out)] if track else [],
@@ -144,13 +145,17 @@ def validate(
     rows: NDArray[np.int64],
     recipe: Recipe,
     device: torch.device,
+    run: Path | None = None,
 ) -> dict[str, float]:
     """Read the labels of ``rows`` (rows,) from clean states and from states with the recipe's noise, case aside.
 
-    CLIP folds case, so states do not encode it; ``accuracy_with_case`` is that of labels as they are.
+    CLIP folds case, so states do not encode it; ``accuracy_with_case`` is that of labels as they are. What was read
+    from clean states is kept in the folder ``run``, if one is named.
     """
     labels = store.labels_of(rows)
     clean = read_prompts(model, store, rows, None, 0.0, recipe.memory, device)
+    if run is not None:
+        keep_readings(run, labels, clean)
     folded = [label.lower() for label in labels]
     result = score(folded, [text.lower() for text in clean])
     metrics = {

@@ -18,6 +18,7 @@ from dptr.cache.file_names import RECIPE_FILE, RUN_FILE
 from dptr.cache.progress import note
 from dptr.cache.sql.answer_text import text_pieces
 from dptr.cache.sql.macros import add_macros
+from dptr.cache.sql.pieces import add_pieces
 from dptr.cache.sql.query import Answer, ask, ask_typed
 from dptr.cache.sql.stored_tables import json_query, json_tables, listed, parquet_tables
 from dptr.cache.stores.files import atomic_path
@@ -68,6 +69,7 @@ def write_views(workspace: Workspace, out: Path) -> list[str]:
         if not views:
             raise UserError(f"nothing to query in {workspace.root}", "Run `dptr embed-text FILE` first")
         add_macros(connection, views)
+        add_pieces(connection, views)
         connection.close()
     return views
 

@@ -18,6 +18,7 @@ import pyarrow.dataset as ds
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.sql.macros import add_macros
+from dptr.cache.sql.pieces import add_pieces
 from dptr.cache.sql.stored_tables import json_query, json_tables, parquet_tables, quoted, run_of_predictions
 from dptr.cache.workspace import Workspace
 
@@ -26,8 +27,8 @@ def connect(workspace: Workspace, prompts: Path | None = None, orp: Path | None 
     """Open an in-memory DuckDB with one view per table that exists; it can neither write nor read anything else.
 
     Views: ``prompts``, ``crops``, ``word_crops``, ``neighbours``, ``refused_text``, ``refused_photos``,
-    ``refused_crops``, ``refused_words``, ``runs``, ``metrics``, ``predictions`` and ``ablations``; macros: see
-    :mod:`dptr.cache.sql.macros`. What is damaged is named and left out.
+    ``refused_crops``, ``refused_words``, ``runs``, ``metrics``, ``predictions``, ``pieces`` and ``ablations``;
+    macros: see :mod:`dptr.cache.sql.macros`. What is damaged is named and left out.
 
     Args:
         workspace: where stores and runs are.
@@ -50,6 +51,7 @@ def connect(workspace: Workspace, prompts: Path | None = None, orp: Path | None 
             f"nothing to query in {workspace.root}", "Run `dptr embed-text FILE` first, or give --workspace"
         )
     add_macros(connection, there)
+    add_pieces(connection, there)
     return connection
 
 

@@ -1,0 +1,51 @@
+"""The tokenizer's pieces: in how many prompts each stands, and how well words that hold it are read.
+
+A decoder has to learn how each piece is spelt, so how often each was met says more than how many words there are.
+What a piece spells is taken from the labels: a catalogue says how many letters of its label each token stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import duckdb
+
+from dptr.cache.file_names import HELD_OUT_WORDS
+
+# Case variants of a label share their states and tokens, so each prompt counts once.
+_MET = """
+with tokens as (
+    select states_of, lower(label) as label, unnest(token_ids) as token_id, unnest(token_letters) as letters,
+        generate_subscripts(token_ids, 1) as place
+    from prompts where states_of = id
+), placed as (
+    select *, sum(letters) over (partition by states_of order by place) - letters as start from tokens
+), met as (
+    select states_of, label, token_id, substr(label, start::bigint + 1, letters) as piece
+    from placed where letters > 0
+), counted as (
+    select token_id, any_value(piece) as piece, count(distinct states_of) as rows from met group by token_id
+)"""
+_WITHOUT_RUNS = f"""create view pieces as {_MET}
+select piece, token_id, rows, null::varchar as run, 0::bigint as held_out, null::double as accuracy from counted"""
+_WITH_RUNS = f"""create view pieces as {_MET}, judged as (
+    select token_id, run, count(*) as held_out, avg((lower(reading) = held.label)::int) as accuracy
+    from (select distinct token_id, label from met) as held
+    join predictions on data = '{HELD_OUT_WORDS}' and lower(truth) = held.label
+    group by token_id, run
+)
+select piece, token_id, rows, run, coalesce(held_out, 0) as held_out, accuracy
+from counted left join judged using (token_id)"""
+
+
+def add_pieces(connection: duckdb.DuckDBPyConnection, views: Collection[str]) -> None:
+    """Add the view ``pieces``, where there are prompts that say which letters each token stands for.
+
+    It has a row for each piece and run that read held-out words with it, case aside: ``piece``, ``token_id``, ``rows``
+    (prompts that hold it), ``run``, ``held_out`` (words that hold it) and ``accuracy``; for a piece without such a run
+    one row, with ``run`` and ``accuracy`` null.
+    """
+    found = connection.execute("select column_name from information_schema.columns where table_name = 'prompts'")
+    # Stores of the first versions do not say.
+    if {"token_letters", "states_of", "token_ids"} <= {name for (name,) in found.fetchall()}:
+        connection.execute(_WITH_RUNS if "predictions" in views else _WITHOUT_RUNS)
