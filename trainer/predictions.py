@@ -1,4 +1,4 @@
-"""What was read of labelled images, or of words by their states, kept beside the run: ``predictions`` of ``dptr sql``."""
+"""What was read of labelled images, or of words by their states: ``predictions`` of ``dptr sql``."""
 
 from __future__ import annotations
 

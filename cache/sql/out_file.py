@@ -69,7 +69,7 @@ def write_views(workspace: Workspace, out: Path) -> list[str]:
         if not views:
             raise UserError(f"nothing to query in {workspace.root}", "Run `dptr embed-text FILE` first")
         add_macros(connection, views)
-        add_pieces(connection, views)
+        add_pieces(connection)
         connection.close()
     return views
 

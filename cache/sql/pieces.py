@@ -6,8 +6,6 @@ What a piece spells is taken from the labels: a catalogue says how many letters 
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
 import duckdb
 
 from dptr.cache.file_names import HELD_OUT_WORDS
@@ -38,14 +36,19 @@ select piece, token_id, rows, run, coalesce(held_out, 0) as held_out, accuracy
 from counted left join judged using (token_id)"""
 
 
-def add_pieces(connection: duckdb.DuckDBPyConnection, views: Collection[str]) -> None:
+def add_pieces(connection: duckdb.DuckDBPyConnection) -> None:
     """Add the view ``pieces``, where there are prompts that say which letters each token stands for.
 
     It has a row for each piece and run that read held-out words with it, case aside: ``piece``, ``token_id``, ``rows``
     (prompts that hold it), ``run``, ``held_out`` (words that hold it) and ``accuracy``; for a piece without such a run
     one row, with ``run`` and ``accuracy`` null.
     """
-    found = connection.execute("select column_name from information_schema.columns where table_name = 'prompts'")
-    # Stores of the first versions do not say.
-    if {"token_letters", "states_of", "token_ids"} <= {name for (name,) in found.fetchall()}:
-        connection.execute(_WITH_RUNS if "predictions" in views else _WITHOUT_RUNS)
+    # Stores of the first versions do not say; files of others' may have other columns.
+    if {"token_letters", "states_of", "token_ids"} <= _columns(connection, "prompts"):
+        with_runs = {"data", "truth", "reading", "run"} <= _columns(connection, "predictions")
+        connection.execute(_WITH_RUNS if with_runs else _WITHOUT_RUNS)
+
+
+def _columns(connection: duckdb.DuckDBPyConnection, view: str) -> set[str]:
+    found = connection.execute("select column_name from information_schema.columns where table_name = ?", [view])
+    return {name for (name,) in found.fetchall()}

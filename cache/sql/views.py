@@ -51,7 +51,7 @@ def connect(workspace: Workspace, prompts: Path | None = None, orp: Path | None 
             f"nothing to query in {workspace.root}", "Run `dptr embed-text FILE` first, or give --workspace"
         )
     add_macros(connection, there)
-    add_pieces(connection, there)
+    add_pieces(connection)
     return connection
 
 

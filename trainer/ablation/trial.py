@@ -19,9 +19,11 @@ from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.word_images.dataset import WordImages
 from dptr.trainer.ablation.arms import Pretraining, Trial, key_of
 from dptr.trainer.ablation.crops import fingerprint, open_data, open_validation
+from dptr.trainer.ablation.remembered import remember_tests
 from dptr.trainer.evaluate import read_word_images
 from dptr.trainer.finetune import finetune
 from dptr.trainer.metrics import field_score
+from dptr.trainer.model.encoders.clip import ClipEncoder
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 from dptr.trainer.pretrain import pretrain
 from dptr.trainer.training.recipe import Recipe, recipe_to_toml
@@ -80,7 +82,10 @@ def _fine_tuned(trial: Trial, speeds: Path, device: str) -> tuple[Recognizer, di
     _train(trial, recipe, trial.folder, device)
     run = Run.load(trial.folder)
     crops, seconds = len(open_data(trial.data, trial.charset, recipe)), training_seconds(trial.folder, recipe.finetune)
-    return load_recognizer(run, device), {"steps": run.step(), "seconds": seconds, "crops": crops}
+    recognizer = load_recognizer(run, device)
+    if run.untrained() and isinstance(recognizer.encoder, ClipEncoder):
+        remember_tests(recognizer.encoder)
+    return recognizer, {"steps": run.step(), "seconds": seconds, "crops": crops}
 
 
 def _as_it_started(trial: Trial, start: Run | None, device: str) -> Recognizer:
@@ -88,7 +93,10 @@ def _as_it_started(trial: Trial, start: Run | None, device: str) -> Recognizer:
     folder = trial.encoder_model
     if start is None or folder is None:
         raise ValueError("an arm without labels has a start and a CLIP")
-    return zero_label_recognizer(start, lambda _: folder, device)
+    recognizer = zero_label_recognizer(start, lambda _: folder, device)
+    if isinstance(recognizer.encoder, ClipEncoder):
+        remember_tests(recognizer.encoder)
+    return recognizer
 
 
 def training_seconds(run: Path, settings: TrainingSettings) -> float:

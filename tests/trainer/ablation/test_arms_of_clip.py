@@ -6,18 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from dptr.cache.errors import UserError
 from dptr.cache.progress import set_quiet
 from dptr.cache.workspace import Workspace
 from dptr.cli import SERVICES, run_command
+from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.word_crops.embed_crops import EmbedCropsSettings, embed_crops
 from dptr.trainer.ablation.ablate import AblationSummary, ablate
 from dptr.trainer.ablation.grid import load_grid
-from dptr.trainer.model.encoders.clip import ClipEncoder
+from dptr.trainer.ablation.remembered import remember_tests
+from dptr.trainer.model.encoders.clip import ClipEncoder, describe
 from dptr.trainer.model.recognizer import load_recognizer
 from dptr.trainer.training.runs import Run
+from dptr.trainer.training.settings import EncoderSettings
 
 WORDS = ["red", "oak", "tin", "sky", "map", "owl", "ice", "bun", "fog", "hut"]
 GRID = """
@@ -133,3 +138,26 @@ def test_a_zero_label_arm_reads_with_what_was_pre_trained_and_trains_nothing(inp
     runs = Workspace(inputs / "workspace").ablations / "runs"
     assert not (runs / row["run"]).exists()
     assert run(inputs, tmp_path, arm).computed == 0
+
+
+def test_a_frozen_tower_sees_the_tests_once_and_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = 0
+    look = ClipEncoder.tokens_and_pooled
+
+    def counted(self: ClipEncoder, images: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal looked
+        looked += 1
+        return look(self, images)
+
+    monkeypatch.setattr(ClipEncoder, "tokens_and_pooled", counted)
+    encoders = [ClipEncoder(EncoderSettings(kind="clip:tiny", config=describe(BUNDLED))).eval() for _ in range(3)]
+    for encoder in encoders[:2]:
+        encoder.load(BUNDLED)
+    images = torch.rand(2, 3, *encoders[0].size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        expected = [look(encoder, images) for encoder in encoders]
+        for encoder in encoders:
+            remember_tests(encoder)
+        said = [encoder(images) for encoder in encoders]
+    assert looked == 2, "once for both that have the same weights"
+    assert all(torch.equal(tokens, own[0]) for tokens, own in zip(said, expected, strict=True))
