@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,14 +58,15 @@ def finetune(
     out: Path,
     device: str | torch.device = "cpu",
     track: Tracker | None = None,
-    encoder_model: Path | None = None,
+    encoder_model: Path | runs.Trained | None = None,
     validation: WordImages | None = None,
 ) -> FinetuneSummary:
     """Train a recogniser, from a pre-trained decoder, a recogniser or (None) from nothing; goes on where it stopped.
 
     ``validation`` is what checkpoints are chosen by; without it, that is ``finetune.validation_share`` of ``images``.
-    ``encoder_model`` is the folder whose weights a ``clip:`` or ``hf:`` encoder starts from. With ``images`` from a
-    store that tower does not run: FMU and decoder learn from what it gave, and its weights are saved with the run.
+    ``encoder_model`` is the folder whose weights a ``clip:`` or ``hf:`` encoder starts from, or the recogniser whose
+    encoder is taken. With ``images`` from a store that tower does not run: FMU and decoder learn from what it gave, and
+    its weights are saved with the run.
 
     Raises:
         UserError: too few images, or none could be read.
@@ -87,7 +89,8 @@ def finetune(
         coverage = load_weights(part, _weights_of(start, images), start.charset, charset)
         note(f"{'decoder' if start.kind == 'pretrain' else 'all'} from {start.name}: " + "; ".join(coverage.lines()))
     recognizer.to(device)
-    run = runs.start_or_continue(out, "finetune", recipe, charset, memory_dim, data_identity(images, start, given))
+    identity = data_identity(images, start, given, encoder_model)
+    run = runs.start_or_continue(out, "finetune", recipe, charset, memory_dim, identity)
     run.keep_untrained(untrained)
     keep_refusals(out, images)
     batches: CropBatches
@@ -125,11 +128,17 @@ def finetune(
     )
 
 
-def _encoder(images: WordImages, recipe: Recipe, model: Path | None) -> tuple[Encoder, dict[str, Tensor]]:
+def _encoder(
+    images: WordImages, recipe: Recipe, model: Path | runs.Trained | None
+) -> tuple[Encoder, dict[str, Tensor]]:
     """Return the encoder to train with, and the weights of the recogniser that are not trained."""
     encoder = build_encoder(recipe.encoder)
-    if isinstance(encoder, PretrainedEncoder) and model is not None:
-        encoder.load(model)
+    if isinstance(model, Path):
+        if isinstance(encoder, PretrainedEncoder):
+            encoder.load(model)
+    elif model is not None:
+        encoder.load_state_dict(_encoder_weights(model.weights()))
+        note(f"encoder from {model.name}")
     if not isinstance(images, StoredCrops):
         return encoder, {}
     weights = encoder.state_dict()
@@ -143,17 +152,34 @@ def _weights_of(start: runs.Trained, images: WordImages) -> dict[str, Tensor]:
     weights = with_present_names(start.weights())
     if start.kind == "pretrain" or not isinstance(images, StoredCrops):
         return weights
-    encoder = {name.removeprefix(_ENCODER): tensor for name, tensor in weights.items() if name.startswith(_ENCODER)}
-    images.require_tower(weights_hash(encoder), start.name)
+    images.require_tower(weights_hash(_encoder_weights(weights)), start.name)
     return {name: tensor for name, tensor in weights.items() if not name.startswith(_ENCODER)}
 
 
+def _encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(_ENCODER): tensor for name, tensor in weights.items() if name.startswith(_ENCODER)}
+
+
 def data_identity(
-    images: WordImages, start: runs.Trained | None, validation: WordImages | None = None
+    images: WordImages,
+    start: runs.Trained | None,
+    validation: WordImages | None = None,
+    encoder_model: Path | runs.Trained | None = None,
 ) -> dict[str, Any]:
     """What a run saves about its data: fingerprints of the images, and where its weights came from."""
     identity: dict[str, Any] = {"images": _fingerprint(images), "from": start and [start.name, start.data]}
-    return identity if validation is None else {**identity, "validation": _fingerprint(validation)}
+    if validation is not None:
+        identity["validation"] = _fingerprint(validation)
+    if encoder_model is not None and not isinstance(encoder_model, Path):
+        identity["encoder"] = [encoder_model.name, encoder_model.data]
+    return identity
+
+
+def encoder_of(recogniser: runs.Trained) -> EncoderSettings:
+    """Return the settings with which a recogniser's encoder serves another: at one width, which any FMU takes."""
+    if recogniser.kind != "finetune":
+        raise UserError(f"{recogniser.name} has no image encoder", "Name a run of `dptr finetune`, or a model file")
+    return recogniser.recipe.encoder.model_copy(update={"image_widths": ""})
 
 
 def parts_of(start: runs.Trained | None, encoder_is_named: bool = False) -> dict[str, Settings]:

@@ -14,7 +14,7 @@ from dptr.cache.word_images.writer import write_word_images
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
 from dptr.trainer.commands.options import recogniser_first
-from dptr.trainer.finetune import finetune, parts_of
+from dptr.trainer.finetune import encoder_of, finetune, parts_of
 from dptr.trainer.model.model_file import BUNDLED, ModelFile, save_model
 from dptr.trainer.training.recipe import Recipe, load_recipe
 from dptr.trainer.training.runs import Run
@@ -67,6 +67,30 @@ def test_a_model_file_in_half_precision_can_be_trained_further(tmp_path: Path, c
     again = finetune(images(crops), CHARSET, file, recipe(), tmp_path / "second")
     assert again.coverage is not None
     assert again.coverage.complete
+
+
+def test_the_encoder_of_a_recogniser_serves_another_decoder(tmp_path: Path, crops: Path) -> None:
+    first = finetune(images(crops), CHARSET, None, recipe('encoder.image_widths="64"'), tmp_path / "first")
+    run = Run.load(first.out)
+    changes = [f"--set={change}" for change in SMALL if not change.startswith("encoder.")]
+    changes += ["--set=decoder.kind=nrtr", "--set=fmu.kind=queries", "--set=fmu.queries=4", "--set=fmu.heads=2"]
+    command = ["finetune", "--data", str(crops), "--from", "none", "--encoder", str(first.out), "--charset", "36"]
+    done = run_command([*command, "--freeze", "encoder:9", *changes, "-o", str(tmp_path / "other"), "--quiet"])
+    assert done == 0
+    other = Run.load(tmp_path / "other")
+    assert other.recipe.encoder == encoder_of(run)
+    assert other.recipe.encoder.image_widths == ""
+    before, after = run.weights(), other.weights()
+    encoder = [name for name in before if name.startswith("encoder.") and name.endswith("weight")]
+    assert encoder
+    assert all((before[name] == after[name]).all() for name in encoder)
+
+
+def test_an_encoder_is_not_taken_from_what_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "nothing"
+    missing.mkdir()
+    assert run_command(["finetune", "--data", str(tmp_path), "--from", "none", "--encoder", str(missing)]) != 0
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 def test_crops_for_validation_are_never_trained_on(tmp_path: Path, crops: Path) -> None:

@@ -25,12 +25,12 @@ from dptr.trainer.commands.options import (
     run_of,
     training_normalization,
 )
+from dptr.trainer.commands.starts import encoder_model, recogniser_named, start_run
 
 if TYPE_CHECKING:
     from dptr.cache.stores.neighbours import Neighbours
     from dptr.cache.stores.orp import OrpBank
     from dptr.trainer.training.recipe import Recipe
-    from dptr.trainer.training.runs import Trained
 
 commands = command_group()
 
@@ -94,7 +94,13 @@ def finetune(
     out: RunFolder = None,
     steps: Steps = None,
     seed: Seed = None,
-    encoder: Annotated[str | None, typer.Option(help="vit, convolution, clip:ID, hf:ID, or a registered one.")] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="vit, convolution, clip:ID, hf:ID, a registered one, or a recogniser whose encoder is taken: a run, a "
+            "model file or `bundled`."
+        ),
+    ] = None,
     fmu: Annotated[FmuKind | None, typer.Option(help="With none the decoder reads all image tokens.")] = None,
     freeze: Annotated[str | None, typer.Option(help="Keep parts as they came, in epochs: decoder:5.")] = None,
     mix: Annotated[str | None, typer.Option(help="How often each of the data is drawn: 3,1.")] = None,
@@ -118,32 +124,38 @@ def finetune(
     from dptr.trainer.training.recipe import load_recipe
     from dptr.trainer.training.runs import default_name
 
-    run = _start_run(workspace, start)
+    run, encoder_run = start_run(workspace, start), recogniser_named(workspace, encoder)
     paths = named_data(data)
     stores = stores_among(paths)
     flags: dict[str, str | None] = {
-        "encoder.kind": encoder,
+        "encoder.kind": None if encoder_run else encoder,
         "fmu.kind": fmu,
         "finetune.freeze": freeze,
         "finetune.mix": mix,
     }
     asked = recipe_changes("finetune", changes, steps, seed, flags)
     asked += fixed_by(stores, encoder, changes or [])
-    encoder_is_named = any(key.startswith("encoder.kind") for key in asked)
-    settings = load_recipe(recipe, asked, stage.parts_of(run, encoder_is_named))
+    encoder_is_named = encoder_run is not None or any(key.startswith("encoder.kind") for key in asked)
+    parts = stage.parts_of(run, encoder_is_named)
+    if encoder_run:
+        parts["encoder"] = stage.encoder_of(encoder_run)
+    settings = load_recipe(recipe, asked, parts)
     if stores and settings.memory.kind == "pooled":
         raise UserError(
             f"{stores[0].folder} keeps tokens of crops, and the decoder reads pooled vectors",
             "Train on the crops themselves",
         )
-    model, settings = _encoder_model(services, settings)
-    stage.require_clip_of(run, settings, model)
+    described, settings = encoder_model(services, settings)
+    stage.require_clip_of(run, settings, described)
+    model = encoder_run or described
     known = run.charset if run else stores[0].charset if stores else Charset.named("94")
     characters = Charset.named(charset) if charset else known
     normalization = training_normalization(settings)
     images = open_crops(paths, characters, normalization)
     to_validate = open_crops(validation, characters, normalization) if validation else None
-    folder = out or workspace.runs / default_name("finetune", settings, stage.data_identity(images, run, to_validate))
+    folder = out or workspace.runs / default_name(
+        "finetune", settings, stage.data_identity(images, run, to_validate, model)
+    )
     summary = stage.finetune(
         images, characters, run, settings, folder, services.device(device), track, model, to_validate
     )
@@ -246,36 +258,3 @@ def _open_neighbours(
     services.mine_neighbours(workspace.prompts, workspace.orp, recipe.noise.neighbours)
     # Opened anew: mining may have built the bank's index again.
     return Neighbours.open(workspace.prompts, OrpBank(bank.folder))
-
-
-def _start_run(workspace: Workspace, start: str) -> "Trained | None":
-    from dptr.trainer.model.model_file import BUNDLED, ModelFile
-    from dptr.trainer.training.runs import Run, newest
-
-    if start == "none":
-        return None
-    if start == "newest":
-        found = newest(workspace.run_folders(), "pretrain")
-        if found is None:
-            raise UserError(
-                f"no pre-trained run in {workspace.runs}",
-                "Run `dptr pretrain` first, or use --from none for the control",
-            )
-        return found
-    named = BUNDLED if start == "bundled" else workspace.find_run(start)
-    trained = ModelFile.open(named) if named.is_file() else Run.load(named)
-    if trained.kind == "clip":
-        raise UserError(f"{start} is a CLIP, which does not read", "Name a run of `dptr pretrain` or `dptr finetune`")
-    return trained
-
-
-def _encoder_model(services: Services, recipe: "Recipe") -> "tuple[Path | None, Recipe]":
-    """Find the model that the recipe's encoder starts from, if any, and let the recipe describe it."""
-    from dptr.trainer.model.encoders import describe, model_of
-
-    kind = recipe.encoder.kind
-    name = model_of(kind)
-    if name is None:
-        return None, recipe
-    folder = services.find_clip(name)
-    return folder, recipe.replace("encoder", config=describe(kind, folder))

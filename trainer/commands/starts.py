@@ -1,0 +1,59 @@
+"""What a training starts from, as commands name it: a run, a model file, the bundled recogniser, an encoder's model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dptr.cache.command_line import Services
+from dptr.cache.errors import UserError
+from dptr.cache.workspace import Workspace
+
+if TYPE_CHECKING:
+    from dptr.trainer.training.recipe import Recipe
+    from dptr.trainer.training.runs import Trained
+
+
+def start_run(workspace: Workspace, start: str) -> "Trained | None":
+    """Return what ``--from`` names; None for `none`."""
+    from dptr.trainer.training.runs import newest
+
+    if start == "none":
+        return None
+    if start == "newest":
+        found = newest(workspace.run_folders(), "pretrain")
+        if found is None:
+            raise UserError(
+                f"no pre-trained run in {workspace.runs}",
+                "Run `dptr pretrain` first, or use --from none for the control",
+            )
+        return found
+    trained = _trained(workspace, start)
+    if trained.kind == "clip":
+        raise UserError(f"{start} is a CLIP, which does not read", "Name a run of `dptr pretrain` or `dptr finetune`")
+    return trained
+
+
+def recogniser_named(workspace: Workspace, encoder: str | None) -> "Trained | None":
+    """Return the recogniser that ``--encoder`` names, None where it names a kind of encoder."""
+    if encoder is None or not (encoder == "bundled" or Path(encoder).exists() or (workspace.runs / encoder).is_dir()):
+        return None
+    return _trained(workspace, encoder)
+
+
+def _trained(workspace: Workspace, name: str) -> "Trained":
+    from dptr.trainer.model.model_file import BUNDLED, ModelFile
+    from dptr.trainer.training.runs import Run
+
+    path = BUNDLED if name == "bundled" else workspace.find_run(name)
+    return ModelFile.open(path) if path.is_file() else Run.load(path)
+
+
+def encoder_model(services: Services, recipe: "Recipe") -> "tuple[Path | None, Recipe]":
+    """Find the model that the recipe's encoder starts from, if any, and let the recipe describe it."""
+    from dptr.trainer.model.encoders import describe, model_of
+
+    kind = recipe.encoder.kind
+    name = model_of(kind)
+    if name is None:
+        return None, recipe
+    folder = services.find_clip(name)
+    return folder, recipe.replace("encoder", config=describe(kind, folder))
