@@ -1,0 +1,233 @@
+"""Seconds until a decoder reads nine of ten held-out words from their text states, the authors' way and dptr's.
+
+authors  their decoder (recipe `paper`: six layers of 512, six orders), one order after another, labels padded to 27,
+         CLIP's text tower at every step over prompts padded to 77
+dptr     the recipe named, on states from a prompt store; the seconds of embedding count
+
+Both learn the same words from the same CLIP, with as many rows a step and a rate that stays after its warm-up; neither
+gets noise. The clock stands still while held-out words are read. By default CLIP has the sizes of ViT-B/16's text side
+and random weights, which cost the same as trained ones; what is learnt is to spell its states.
+
+Smallest size: --quick --rows 60 --held-out 10 --batch 4 --limit 2 --every 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update
+from pretrain import PROMPT_TOKENS, write_clip
+from torch import Tensor
+
+from dptr.cache.progress import set_quiet
+from dptr.cache.stores.prompts import PromptStore
+from dptr.pipeline.clip.loading import Clip, load_clip
+from dptr.pipeline.text.corpus import CorpusSettings
+from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
+from dptr.pipeline.text.templates import Template
+from dptr.trainer.metrics import score
+from dptr.trainer.model.decoders import build_decoder
+from dptr.trainer.model.decoders.base import Decoder, Memory
+from dptr.trainer.model.decoders.parseq import ParseqDecoder
+from dptr.trainer.pretrain import PromptBatches, decode_texts, read_prompts
+from dptr.trainer.training.recipe import Recipe, load_recipe
+
+#: The authors' rate for 768 rows a step, which they scale with the batch; and steps until it is reached.
+AUTHORS_RATE, AUTHORS_BATCH, WARMUP = 1.485e-3, 768, 50
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--words", type=Path, help="a word list; by default words are made up from syllables")
+    parser.add_argument("--clip", help="bundled name, directory or hub id, instead of random weights")
+    parser.add_argument("--recipe", default="tiny", help="of dptr's way")
+    parser.add_argument("--rows", type=int, default=20_000, help="how many words")
+    parser.add_argument("--held-out", type=int, default=200, help="of them never trained on")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--goal", type=float, default=0.9, help="share of held-out words to be read")
+    parser.add_argument("--limit", type=float, default=3600, help="seconds of training for each way")
+    parser.add_argument("--every", type=float, default=60, help="seconds between two points of the curve")
+    parser.add_argument("--quick", action="store_true", help="a small CLIP and decoder: only shows that it runs")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    set_quiet(True)
+    with tempfile.TemporaryDirectory() as folder:
+        compare(arguments, Path(folder))
+
+
+def compare(arguments: argparse.Namespace, folder: Path) -> None:
+    words = arguments.words.read_text(encoding="utf-8").split() if arguments.words else made_up_words(arguments.rows)
+    words = list(dict.fromkeys(word.lower() for word in words))[: arguments.rows]
+    (folder / "words.txt").write_text("\n".join(words), encoding="utf-8")
+    name = arguments.clip or str(folder / "clip")
+    if not arguments.clip:
+        write_clip(folder / "clip", arguments.quick)
+    settings = EmbedTextSettings(CorpusSettings(charset="36", case="lower"), name, device=arguments.device)
+    summary = embed_text([str(folder / "words.txt")], folder / "prompts", settings)
+    store, clip = PromptStore(folder / "prompts"), load_clip(name, "fp32", arguments.device)
+    rows = np.random.default_rng(0).permutation(len(store))
+    held_out, training = np.sort(rows[: arguments.held_out]), np.sort(rows[arguments.held_out :])
+    print(
+        f"{len(training):,} words to learn, {len(held_out)} held out; batches of {arguments.batch}, "
+        f"{arguments.device}, {torch.get_num_threads()} threads; embedding took {summary.seconds:.1f} s"
+    )
+    ways = {
+        "dptr": (Dptr(store, training, arguments), summary.seconds),
+        "authors": (Authors(store, clip, training, arguments), 0.0),
+    }
+    reached = {}
+    for name_of_way, (way, before) in ways.items():
+        print(f"\n{name_of_way:9}{'seconds':>9}{'rows':>10}{'read':>8}", flush=True)
+        reached[name_of_way] = time_to_goal(way, held_out, before, arguments)
+    ours, theirs = reached["dptr"], reached["authors"]
+    if ours is None:
+        print(f"\ndptr did not read {arguments.goal:.0%} within {arguments.limit:g} s")
+    elif theirs is None:
+        print(f"\ndptr {ours:.1f} s, authors more than {arguments.limit:g} s: over {arguments.limit / ours:.1f} times")
+    else:
+        print(f"\ndptr {ours:.1f} s, authors {theirs:.1f} s: {theirs / ours:.1f} times sooner")
+
+
+class Way:
+    """A decoder in training."""
+
+    decoder: Decoder
+    rate: float
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.taken = 0
+        self.optimizer: torch.optim.Optimizer
+
+    def loss(self, number: int) -> tuple[Tensor, int]:
+        """The loss on batch ``number``, and how many rows it has."""
+        raise NotImplementedError
+
+    def read(self, rows: NDArray[np.int64]) -> float:
+        """The share of ``rows`` that is read."""
+        raise NotImplementedError
+
+    def begin(self, decoder: Decoder, rate: float) -> None:
+        """Train ``decoder`` with this rate."""
+        self.decoder, self.rate = decoder.to(self.device), rate
+        self.optimizer = torch.optim.AdamW(decoder.parameters(), rate, weight_decay=0, fused=True)
+
+    def step(self) -> int:
+        """One step of training; returns its rows."""
+        self.decoder.train()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * min(1.0, (self.taken + 1) / WARMUP)
+        loss, rows = self.loss(self.taken)
+        update(self.decoder, self.optimizer, loss)
+        self.taken += 1
+        return rows
+
+
+class Dptr(Way):
+    """As `dptr pretrain` does it."""
+
+    def __init__(self, store: PromptStore, rows: NDArray[np.int64], arguments: argparse.Namespace) -> None:
+        super().__init__(arguments.device)
+        self.store, self.recipe = store, small(load_recipe(arguments.recipe), arguments)
+        self.batches = PromptBatches(store, None, rows, self.recipe)
+        torch.manual_seed(0)
+        decoder = build_decoder(self.recipe.decoder, len(store.charset.characters), store.dim)
+        self.begin(decoder, self.recipe.pretrain.learning_rate)
+
+    def loss(self, number: int) -> tuple[Tensor, int]:
+        """All orders in one pass, over states of the store."""
+        batch = self.batches(number)
+        targets = batch.targets.to(self.device)
+        return self.decoder.loss(batch.memory.to(self.device), targets), len(targets.inputs)
+
+    def read(self, rows: NDArray[np.int64]) -> float:
+        """As validation does."""
+        texts = read_prompts(self.decoder, self.store, rows, None, 0.0, self.recipe.memory, self.device)
+        return score(self.store.labels_of(rows), texts).accuracy
+
+
+class Authors(Way):
+    """One order after another, everything padded, CLIP at every step."""
+
+    def __init__(self, store: PromptStore, clip: Clip, rows: NDArray[np.int64], arguments: argparse.Namespace) -> None:
+        super().__init__(arguments.device)
+        self.store, self.clip, self.rows, self.batch = store, clip, rows, arguments.batch
+        self.order = np.random.default_rng(0)
+        recipe = small(load_recipe("paper"), arguments)
+        torch.manual_seed(0)
+        decoder = build_decoder(recipe.decoder, len(store.charset.characters), store.dim)
+        if not isinstance(decoder, ParseqDecoder):
+            raise TypeError("the recipe's decoder is not parseq")
+        self.parseq = decoder
+        self.begin(decoder, AUTHORS_RATE * arguments.batch / AUTHORS_BATCH)
+
+    def loss(self, number: int) -> tuple[Tensor, int]:
+        """Order by order."""
+        labels = self.store.labels_of(self.order.choice(self.rows, min(self.batch, len(self.rows)), replace=False))
+        targets = padded_targets(labels, self.store.charset)
+        return loss_order_by_order(self.parseq, self.memory(labels), targets, False), len(labels)
+
+    def memory(self, labels: list[str]) -> Tensor:
+        """[pooled; all 77 states]."""
+        prompts = [Template().prompt(label) for label in labels]
+        encoded = self.clip.tokenizer(
+            prompts, padding="max_length", max_length=PROMPT_TOKENS, truncation=True, return_tensors="pt"
+        )
+        with torch.no_grad():
+            output = self.clip.model.text_model(input_ids=encoded["input_ids"].to(self.device))
+            pooled = self.clip.model.text_projection(output.pooler_output)
+        return torch.cat([pooled[:, None], output.last_hidden_state], dim=1)
+
+    @torch.inference_mode()
+    def read(self, rows: NDArray[np.int64]) -> float:
+        """From CLIP's states, padded like those of training."""
+        self.decoder.eval()
+        labels, texts = self.store.labels_of(rows), list[str]()
+        for start in range(0, len(labels), self.batch):
+            logits = self.decoder.decode(Memory(self.memory(labels[start : start + self.batch])))
+            texts += decode_texts(logits, self.store.charset)
+        return score(labels, texts).accuracy
+
+
+def small(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
+    recipe = recipe.replace("pretrain", batch_size=arguments.batch)
+    return recipe.replace("decoder", dim=64, heads=2, layers=2, feed_forward=64) if arguments.quick else recipe
+
+
+def time_to_goal(way: Way, held_out: NDArray[np.int64], before: float, arguments: argparse.Namespace) -> float | None:
+    """Train until the goal or the limit, printing the curve; return the seconds, or None where the limit came first."""
+    clock = stopwatch(arguments.device)
+    spent, rows, next_point = before, 0, arguments.every
+    while spent < arguments.limit:
+        started = clock()
+        rows += way.step()
+        spent += clock() - started
+        if spent >= next_point or spent >= arguments.limit:
+            share = way.read(held_out)
+            print(f"{'':9}{spent:9.1f}{rows:10,}{share:8.1%}", flush=True)
+            if share >= arguments.goal:
+                return spent
+            next_point = spent + arguments.every
+    return None
+
+
+def stopwatch(device: str) -> Callable[[], float]:
+    """Return a clock that waits for the device."""
+
+    def now() -> float:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return now
+
+
+if __name__ == "__main__":
+    main()
