@@ -37,5 +37,6 @@ def main(words: str, photos: str, crops: str, picture: str, steps: int = 2000) -
 
 
 if __name__ == "__main__":
-    for reading in main(*sys.argv[1:5]):
+    words, photos, crops, picture = sys.argv[1:]
+    for reading in main(words, photos, crops, picture):
         print(f"{reading.text}\t{reading.confidence:.3f}")

@@ -10,9 +10,11 @@ from dptr.cache.command_line import Report, Services, command, command_group, fi
 from dptr.cache.options import LARGEST_SEED, LONGEST_LABEL, MOST_WORKERS, Device, OrpFolder, Out, PromptsFolder
 from dptr.cache.workspace import Workspace
 from dptr.pipeline.choices import Case, Context, Precision, StatesKind, Unit
+from dptr.pipeline.starting import commands as starting
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE
 
 commands = command_group()
+commands.add_typer(starting.commands)
 
 ClipName = Annotated[str, typer.Option("--clip", help="`tiny` (bundled), a directory, or a hub id.")]
 MaxBad = Annotated[int | None, typer.Option(min=0, help="Fail (exit 4) when more inputs than this are refused.")]

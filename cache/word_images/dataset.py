@@ -79,7 +79,7 @@ class WordImages:
             UserError: a path holds no labelled images in an accepted form, or no label can be used.
         """
         images = cls()
-        images._list(paths, lambda *label: images._usable(*label, charset, normalization))
+        images._list(paths, lambda source, key, raw: images._usable(source, key, raw, charset, normalization))
         if not images.samples:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in images.refused.most_common(3))
             raise UserError(

@@ -18,13 +18,13 @@ from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
 _ROWS = 65536
 
 
-def read_words(files: Sequence[str]) -> list[str]:
+def read_words(files: Sequence[str], max_length: int = 25) -> list[str]:
     """Return the distinct words of a corpus by first occurrence, in whatever script they are; note what is left out.
 
     Raises:
         UserError: a file is missing, or none holds a word.
     """
-    settings = CorpusSettings(normalization=Normalization(unicode="nfc"), charset="auto")
+    settings = CorpusSettings(normalization=Normalization(unicode="nfc", max_label_length=max_length), charset="auto")
     with (
         tempfile.TemporaryDirectory(prefix="dptr-") as scratch,
         Quarantine(Path(scratch) / QUARANTINE_FILE) as quarantine,

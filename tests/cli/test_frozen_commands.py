@@ -16,6 +16,7 @@ FROZEN = {
     "build-orp-bank": "--clip --crops-per-image --device --dtype --exclude-near --exclude-threshold --max-bad --out "
     "--precision --retry-quarantined --seed --tokens-per-crop --workers",
     "demo": "--out",
+    "doctor": "",
     "embed-crops": "--augmentation --charset --clip --device --dtype --max-bad --max-label-length --out --precision "
     "--seed --views --workers",
     "embed-text": "--ascii --case --charset --clip --column --context --cover-pieces --device --dry-run "
@@ -25,6 +26,7 @@ FROZEN = {
     "export": "--data --half --out --to",
     "finetune": "--charset --data --device --encoder --fmu --freeze --from --mix --out --recipe --seed --set --steps "
     "--track --validation",
+    "init": "--out",
     "mine-neighbours": "--orp --prompts -k",
     "pack-crops": "--out",
     "pretrain": "--decoder --device --noise --orp --out --prompts --recipe --sampling --seed --set --steps --track",

@@ -23,11 +23,12 @@ from dptr.trainer.commands.options import (
     named_data,
     recogniser_first,
 )
+from dptr.trainer.commands.starts import model_named
 
 if TYPE_CHECKING:
     from dptr.cache.word_images.dataset import WordImages
     from dptr.trainer.evaluate import Evaluation
-    from dptr.trainer.training.runs import Run
+    from dptr.trainer.training.runs import Trained
 
 OutFile = Annotated[Path | None, typer.Option("-o", "--out", help="File to write; by default in the run.")]
 _EXAMPLES = 12
@@ -170,7 +171,7 @@ def report(
 @command(commands, "export")
 def export(
     workspace: Workspace,
-    run: RunName,
+    run: Annotated[str, typer.Argument(help="A run, a model file, or `bundled`.")],
     to: Annotated[ExportTarget, typer.Option(help="parseq and openocr: the decoder under their names.")],
     out: OutFile = None,
     data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to check ONNX with.")] = None,
@@ -178,12 +179,11 @@ def export(
 ) -> Report:
     """A model for other programs; ONNX is checked against torch before it counts as written.
 
-    Example: dptr export dptr_data/runs/finetune-parseq-1234abcd --to onnx
+    Example: dptr export bundled --to onnx
     """
     from dptr.trainer.export import export as stage
-    from dptr.trainer.training.runs import Run
 
-    described = Run.load(workspace.find_run(run))
+    described = model_named(workspace, run)
     crops = _crops(data, described)
     summary = stage.export(described, to, out or stage.default_path(described, to), crops, half)
     checked = f", as torch reads on {summary.checked} images (scores {summary.largest_difference:.0e} apart)"
@@ -192,7 +192,7 @@ def export(
     return Report({**figures, "checked": summary.checked, "largest_difference": summary.largest_difference}, text)
 
 
-def _crops(data: list[Path] | None, run: "Run") -> "WordImages | None":
+def _crops(data: list[Path] | None, run: "Trained") -> "WordImages | None":
     from dptr.cache.word_images.dataset import WordImages
 
     return WordImages.open(data, run.charset, measuring_normalization()) if data else None

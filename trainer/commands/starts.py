@@ -26,7 +26,7 @@ def start_run(workspace: Workspace, start: str) -> "Trained | None":
                 "Run `dptr pretrain` first, or use --from none for the control",
             )
         return found
-    trained = _trained(workspace, start)
+    trained = model_named(workspace, start)
     if trained.kind == "clip":
         raise UserError(f"{start} is a CLIP, which does not read", "Name a run of `dptr pretrain` or `dptr finetune`")
     return trained
@@ -36,10 +36,15 @@ def recogniser_named(workspace: Workspace, encoder: str | None) -> "Trained | No
     """Return the recogniser that ``--encoder`` names, None where it names a kind of encoder."""
     if encoder is None or not (encoder == "bundled" or Path(encoder).exists() or (workspace.runs / encoder).is_dir()):
         return None
-    return _trained(workspace, encoder)
+    return model_named(workspace, encoder)
 
 
-def _trained(workspace: Workspace, name: str) -> "Trained":
+def model_named(workspace: Workspace, name: str) -> "Trained":
+    """Return a run by its folder or name, a model file, or the recogniser that is ``bundled``.
+
+    Raises:
+        UserError: there is none. DamagedStore: it cannot be read.
+    """
     from dptr.trainer.model.model_file import BUNDLED, ModelFile
     from dptr.trainer.training.runs import Run
 

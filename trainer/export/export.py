@@ -19,11 +19,11 @@ from dptr.trainer.export import onnx_graph as export_onnx
 from dptr.trainer.export.names import Family, renamed
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
-from dptr.trainer.model.model_file import SEAL, save_model
+from dptr.trainer.model.model_file import SEAL, ModelFile, load_model, save_model
 from dptr.trainer.model.reading import width_for
-from dptr.trainer.model.recognizer import load_recognizer
+from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 from dptr.trainer.tensor_file import save_tensors
-from dptr.trainer.training.runs import Run
+from dptr.trainer.training.runs import Run, Trained
 
 _MADE_UP_IMAGES = 16
 
@@ -45,9 +45,9 @@ class ExportSummary:
 
 
 def export(
-    run: Run, target: ExportTarget, out: Path, crops: WordImages | None = None, half: bool = False
+    run: Trained, target: ExportTarget, out: Path, crops: WordImages | None = None, half: bool = False
 ) -> ExportSummary:
-    """Write ``run`` as ``target``; an ONNX file is checked on made-up images, and on ``crops`` when given.
+    """Write a run, or a model file, as ``target``; ONNX is checked on made-up images, and on ``crops`` when given.
 
     Raises:
         UserError: the run cannot become that. DptrError: the exported graph does not read as torch does.
@@ -58,7 +58,9 @@ def export(
         raise UserError("crops are for checking ONNX", f"Leave --data out with --to {target}")
     if half and target != "safetensors":
         raise UserError(f"{target} is not stored in half precision", "Leave --half out")
-    if run.kind == "clip":
+    if isinstance(run, ModelFile) and out.exists() and out.samefile(run.path):
+        raise UserError(f"{out} is the model itself", "Name another file with -o")
+    if isinstance(run, Run) and run.kind == "clip":
         run.require_recogniser()
     if target == "onnx":
         checked, apart = _onnx(run, out, crops)
@@ -70,14 +72,25 @@ def export(
     return ExportSummary(out, tensors, checked, apart, time.monotonic() - started)
 
 
-def default_path(run: Run, target: ExportTarget) -> Path:
-    """Where an export goes without ``-o``: into the run's folder."""
+def default_path(run: Trained, target: ExportTarget) -> Path:
+    """Where an export goes without ``-o``: into the run's folder, or for a model file into the current one."""
+    if not isinstance(run, Run):
+        ending = {"onnx": ".onnx", "safetensors": SAFETENSORS}.get(target, f"-{target}{SAFETENSORS}")
+        return Path(Path(run.name).stem + ending)
     return run.folder / {"onnx": "model.onnx", "safetensors": WEIGHTS_FILE}.get(target, f"{target}{SAFETENSORS}")
 
 
-def _onnx(run: Run, out: Path, crops: WordImages | None) -> tuple[int, float]:
+def _recognizer(run: Trained) -> Recognizer:
+    if isinstance(run, ModelFile):
+        return load_model(run.path)
+    if not isinstance(run, Run):
+        raise TypeError(f"{run.name} is neither a run nor a model file")
     run.require_recogniser()
-    recognizer = load_recognizer(run)
+    return load_recognizer(run)
+
+
+def _onnx(run: Trained, out: Path, crops: WordImages | None) -> tuple[int, float]:
+    recognizer = _recognizer(run)
     height, widths = recognizer.image_size[0], recognizer.encoder.widths
     images = {width: [*_made_up(height, width)] for width in widths}
     for row in range(0 if crops is None else len(crops)):
@@ -101,11 +114,11 @@ def _made_up(height: int, width: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(tall.repeat(-(-width // coarse.shape[3]), axis=3)[:, :, :height, :width])
 
 
-def _other_names(run: Run, family: Family, out: Path) -> int:
+def _other_names(run: Trained, family: Family, out: Path) -> int:
     decoder = build_decoder(run.recipe.decoder, len(run.charset.characters), run.memory_dim)
     if not isinstance(decoder, ParseqDecoder):
         raise UserError(
-            f"{run.folder} holds a {run.recipe.decoder.kind} decoder, {family} reads parseq decoders only",
+            f"{run.name} holds a {run.recipe.decoder.kind} decoder, {family} reads parseq decoders only",
             "Pre-train with --set decoder.kind=parseq",
         )
     # A fine-tuning run holds the decoder among its parts.

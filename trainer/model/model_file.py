@@ -18,7 +18,7 @@ from dptr.cache.stores.files import atomic_path, sha256_of
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.tensor_file import save_tensors
 from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
-from dptr.trainer.training.runs import Run, RunKind
+from dptr.trainer.training.runs import RunKind, Trained
 
 #: In the header of every safetensors file that dptr exports.
 SEAL = {"dptr_format_version": str(sealed.FORMAT_VERSION), "dptr_seal": sealed.UNSEALED}
@@ -71,8 +71,8 @@ class ModelFile:
         return load_file(self.path)
 
 
-def save_model(run: Run, path: Path, half: bool = False) -> None:
-    """Write a run's weights with its kind, recipe, charset and memory width in the header.
+def save_model(run: Trained, path: Path, half: bool = False) -> None:
+    """Write a model's weights with its kind, recipe, charset and memory width in the header.
 
     Args:
         run: what to write. path: the file.
@@ -92,7 +92,7 @@ def save_model(run: Run, path: Path, half: bool = False) -> None:
     }
     unfit = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if unfit:
-        raise UserError(f"{unfit[0]} of {run.folder} does not fit into 16 bits", "Export without --half")
+        raise UserError(f"{unfit[0]} of {run.name} does not fit into 16 bits", "Export without --half")
     with atomic_path(path) as temporary:
         save_tensors(weights, temporary, header)
         sealed.seal(temporary)

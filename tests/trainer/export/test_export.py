@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DptrError, UserError
+from dptr.cli import run_command
 from dptr.trainer import read
 from dptr.trainer.export.export import export
 from dptr.trainer.export.names import renamed
 from dptr.trainer.export.onnx_graph import largest_difference
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory
+from dptr.trainer.model.model_file import ModelFile
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import save_checkpoint
@@ -197,3 +199,33 @@ def test_other_names_need_a_memory_as_wide_as_the_decoder(tmp_path: Path) -> Non
         renamed(decoder, "parseq")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="parseq decoders only"):
         export(trained(tmp_path / "run", recipe("nrtr"), "pretrain"), "parseq", tmp_path / "x.safetensors")
+
+
+def test_a_model_file_is_exported_like_the_run_it_came_from(tmp_path: Path) -> None:
+    run = trained(tmp_path / "run", recipe())
+    export(run, "safetensors", tmp_path / "model.safetensors")
+    model = ModelFile.open(tmp_path / "model.safetensors")
+    summary = export(model, "onnx", tmp_path / "model.onnx")
+    assert summary.checked >= 16
+    assert summary.largest_difference < 1e-3
+    for target, name in (("parseq", "a"), ("safetensors", "b")):
+        export(run, target, tmp_path / f"{name}1.safetensors")
+        export(model, target, tmp_path / f"{name}2.safetensors")
+        one, other = (load_file(tmp_path / f"{name}{number}.safetensors") for number in (1, 2))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_model_file_is_never_replaced_by_its_own_export(tmp_path: Path) -> None:
+    export(trained(tmp_path / "run", recipe()), "safetensors", tmp_path / "model.safetensors")
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match="is the model itself"):
+        export(ModelFile.open(tmp_path / "model.safetensors"), "safetensors", tmp_path / "model.safetensors", half=True)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+
+
+def test_the_bundled_recogniser_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "english.onnx"
+    assert run_command(["export", "bundled", "--to", "onnx", "-o", str(out), "--workspace", str(tmp_path)]) == 0
+    assert out.stat().st_size > 1e6
+    assert "as torch reads on" in capsys.readouterr().out
