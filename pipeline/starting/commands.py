@@ -8,6 +8,7 @@ import typer
 
 from dptr.cache.command_line import Report, Services, command, command_group
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import RECIPE_FILE
 from dptr.cache.workspace import Workspace
 
 commands = command_group()
@@ -37,7 +38,7 @@ def doctor(workspace: Workspace) -> Report:
 def init(
     services: Services,
     data: Annotated[list[Path], typer.Argument(help="Word lists, labelled crops, folders of photos: told apart.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Recipe to write.")] = Path("recipe.toml"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="Recipe to write.")] = Path(RECIPE_FILE),
 ) -> Report:
     """Look at your data; write a recipe with comments, a charset where it needs its own, and say what to run.
 

@@ -19,7 +19,18 @@ from PIL import features
 from dptr.cache.errors import UserError
 from dptr.pipeline.rendering.fonts import find_fonts
 
-_LIBRARIES = ("torch", "transformers", "faiss-cpu", "pyarrow", "duckdb", "numpy", "pillow", "safetensors", "lmdb")
+_LIBRARIES = (
+    "dptr",
+    "torch",
+    "transformers",
+    "faiss-cpu",
+    "pyarrow",
+    "duckdb",
+    "numpy",
+    "pillow",
+    "safetensors",
+    "lmdb",
+)
 #: Module -> what needs it, and how it is installed.
 _OPTIONAL = {
     "onnxruntime": ("dptr export --to onnx", "pip install 'dptr[export]'"),
@@ -63,9 +74,6 @@ def examine(folder: Path) -> list[Finding]:
 
 
 def _versions() -> Iterator[Finding]:
-    from dptr import __version__
-
-    yield Finding("version", "dptr", __version__)
     yield Finding("version", "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
     for name in _LIBRARIES:
         yield Finding("version", name, metadata.version(name))
