@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from dptr.cache.command_line import Report, print_report
 from dptr.cli import run_command
@@ -59,6 +60,39 @@ def test_a_disk_that_refuses_is_one_line_with_the_path(
     assert (code, len(said)) == (2, 1)
     assert str(tmp_path / "store") in said[0]
     assert os.strerror(number) in said[0]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["build-orp-bank", "{photos}", "-o", "{full}"],
+        ["render-words", "{words}", "-o", "{full}", "--count", "1"],
+        ["pack-crops", "{crops}", "-o", "{full}/crops.parquet"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_every_command_says_so_when_the_disk_is_full(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    places = {name: tmp_path / name for name in ("photos", "words", "crops", "full")}
+    places["words"].write_text("some\nwords\n")
+    for name in ("photos", "crops"):
+        places[name].mkdir()
+        Image.effect_mandelbrot((120, 90), (-2, -1.5, 1, 1.5), 20).convert("RGB").save(places[name] / "0.png")
+    (places["crops"] / "labels.tsv").write_text("0.png\tword\n")
+    make = Path.mkdir
+
+    def refuse(path: Path, *arguments: Any, **named: Any) -> None:
+        if places["full"] in (path, *path.parents):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        make(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    code = run_command([*(word.format(**places) for word in command), "--quiet"])
+    (said,) = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert str(places["full"]) in said
+    assert "No space left on device. " in said
 
 
 def test_an_output_that_is_taken_by_a_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -90,17 +90,18 @@ WRITES = [
     "begin",
     "import database '{outside}'",
 ]
+# Each would give rows if it were let: the file is of the kind that is asked for.
 READS = [
-    "select * from read_text('{secret}')",
-    "select * from read_blob('{secret}')",
+    "select content from read_text('{secret}')",
+    "select size from read_blob('{secret}')",
     "select * from read_csv('{secret}')",
-    "select * from read_json('{secret}')",
-    "select * from read_parquet('{secret}')",
+    "select * from read_json('{manifest}')",
+    "select label from read_parquet('{catalogue}')",
     "select * from '{secret}'",
     "select * from glob('{folder}/*')",
     "select * from sniff_csv('{secret}')",
-    "select * from parquet_metadata('{secret}')",
-    "from query('from read_text(''{secret}'')')",
+    "select num_values from parquet_metadata('{catalogue}')",
+    "from query('select content from read_text(''{secret}'')')",
     "select * from secret_rows",
 ]
 
@@ -113,6 +114,7 @@ def test_nothing_is_written_and_nothing_foreign_is_read(workspace: Workspace, tm
     before = contents(tmp_path)
     places = {
         "manifest": workspace.prompts / MANIFEST_FILE,
+        "catalogue": workspace.prompts / "part-00000.parquet",
         "outside": tmp_path / "outside",
         "secret": tmp_path / "secret.csv",
         "folder": tmp_path,
