@@ -34,11 +34,7 @@ _LONGEST_SHOWN = 40
 DISPENSABLE = frozenset({INDEX_FILE, NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE, PHOTOS_FILE, QUARANTINE_FILE})
 
 StoreKind = Literal["prompts", "orp", "word_crops"]
-_COMMAND_THAT_MAKES = {
-    "prompts": "dptr embed-text",
-    "orp": "dptr build-orp-bank",
-    "word_crops": "dptr embed-crops",
-}
+_COMMAND_THAT_MAKES = {"prompts": "dptr embed-text", "orp": "dptr build-orp-bank", "word_crops": "dptr embed-crops"}
 
 
 @dataclass(frozen=True)
