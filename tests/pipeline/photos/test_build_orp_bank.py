@@ -4,8 +4,8 @@ import dataclasses
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dptr.cache import pictures
 from dptr.cache.errors import DamagedStore, TooManyRefused, UserError
-from dptr.cache.file_names import INDEX_FILE, PHOTOS_FILE, QUARANTINE_FILE
+from dptr.cache.file_names import INDEX_FILE
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.orp import OrpBank
-from dptr.cache.stores.verify import verify
 from dptr.pipeline.clip.loading import ImageTower, load_clip
 from dptr.pipeline.photos import build_orp_bank as module
 from dptr.pipeline.photos.build_orp_bank import OrpBankSettings, build_orp_bank
@@ -31,28 +29,10 @@ def _quiet() -> None:
     set_quiet(True)
 
 
-def draw_photo(path: Path, seed: int) -> None:
-    path.parent.mkdir(exist_ok=True)
-    coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), dtype=np.uint8)
-    Image.fromarray(coarse).resize((96, 72)).save(path)
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    for number in range(8):
-        draw_photo(tmp_path / "photos" / f"{number}.png", number)
-    return tmp_path / "photos"
-
-
 def hashes(bank: Path) -> dict[str, str]:
     names = [path.name for path in bank.iterdir() if path.suffix in (".arrow", ".faiss", ".parquet")]
     assert names
     return {name: hashlib.sha256((bank / name).read_bytes()).hexdigest() for name in names if name != "photos.parquet"}
-
-
-def refused(bank: Path) -> dict[str, str]:
-    rows = pq.read_table(bank / "quarantine.parquet").to_pylist()
-    return {Path(row["source"]).name: row["reason"] for row in rows}
 
 
 def catalogue(bank: Path) -> pa.Table:
@@ -118,7 +98,7 @@ def test_workers_and_a_kill_change_no_byte(photos: Path, tmp_path: Path, monkeyp
 
 
 def test_a_kill_before_the_index_leaves_a_bank_that_goes_on(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw_photo: Any
 ) -> None:
     out = tmp_path / "bank"
     build_orp_bank([photos], out, SETTINGS)
@@ -137,7 +117,7 @@ def test_a_kill_before_the_index_leaves_a_bank_that_goes_on(
 
 
 def test_new_photos_are_added_and_old_ones_left_alone(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw_photo: Any
 ) -> None:
     out = tmp_path / "bank"
     build_orp_bank([photos], out, SETTINGS)
@@ -165,7 +145,7 @@ def test_the_same_picture_counts_once(photos: Path, tmp_path: Path) -> None:
     assert (summary.photos, summary.duplicates, summary.quarantined) == (8, 2, 0)
 
 
-def test_a_pile_with_everything_wrong(photos: Path, tmp_path: Path) -> None:
+def test_a_pile_with_everything_wrong(photos: Path, tmp_path: Path, refused: Any) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(photos / "whole.jpg")
     data = (photos / "whole.jpg").read_bytes()
@@ -192,29 +172,9 @@ def test_a_pile_with_everything_wrong(photos: Path, tmp_path: Path) -> None:
     assert summary.quarantined == 7
 
 
-def test_refused_photos_are_tried_again_only_when_asked_or_changed(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_unreadable_file_is_refused(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Any
 ) -> None:
-    out = tmp_path / "bank"
-    for name in ("bad.png", "worse.png"):
-        (photos / name).write_text("no picture")
-    build_orp_bank([photos], out, SETTINGS)
-
-    decoded: list[bytes] = []
-    original: Callable[[bytes], Image.Image] = pictures.decode
-    monkeypatch.setattr(pictures, "decode", lambda data: decoded.append(data) or original(data))
-    build_orp_bank([photos], out, SETTINGS)
-    assert not decoded
-    assert sorted(refused(out)) == ["bad.png", "worse.png"]
-    draw_photo(photos / "bad.png", 50)
-    assert build_orp_bank([photos], out, SETTINGS).computed == 2
-    assert len(decoded) == 1
-    retried = dataclasses.replace(SETTINGS, retry_quarantined=True)
-    assert build_orp_bank([photos], out, retried).quarantined == 1
-    assert len(decoded) == 2
-
-
-def test_an_unreadable_file_is_refused(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (photos / "0.png").chmod(0)
     if os.access(photos / "0.png", os.R_OK):
         # The superuser may read everything; then the refusal is made up.
@@ -237,7 +197,7 @@ def test_too_many_refused(photos: Path, tmp_path: Path) -> None:
     assert build_orp_bank([photos], tmp_path / "bank", SETTINGS).rows == 16
 
 
-def test_photos_near_excluded_images_are_kept_out(photos: Path, tmp_path: Path) -> None:
+def test_photos_near_excluded_images_are_kept_out(photos: Path, tmp_path: Path, refused: Any) -> None:
     (tmp_path / "benchmark").mkdir()
     Image.open(photos / "5.png").resize((120, 90)).save(tmp_path / "benchmark" / "five.jpg", quality=90)
     strict = dataclasses.replace(SETTINGS, exclude_near=(tmp_path / "benchmark",), exclude_threshold=0.995)
@@ -264,7 +224,7 @@ def test_other_settings_need_another_folder(photos: Path, tmp_path: Path) -> Non
     assert hashes(out) == before
 
 
-def test_no_photo_that_can_be_used(tmp_path: Path) -> None:
+def test_no_photo_that_can_be_used(tmp_path: Path, refused: Any) -> None:
     (tmp_path / "bad.png").write_text("no picture")
     with pytest.raises(UserError, match="none of 1 photos"):
         build_orp_bank([tmp_path / "bad.png"], tmp_path / "bank", SETTINGS)
@@ -275,59 +235,3 @@ def test_no_photo_that_can_be_used(tmp_path: Path) -> None:
 def test_an_impossible_seed_is_refused_before_it_makes_photos_look_bad(seed: int) -> None:
     with pytest.raises(UserError, match=f"seed {seed} is impossible"):
         dataclasses.replace(SETTINGS, seed=seed)
-
-
-def test_a_second_folder_keeps_what_the_first_one_refused(photos: Path, tmp_path: Path) -> None:
-    bank = tmp_path / "bank"
-    (photos / "bad.png").write_bytes(b"no picture")
-    build_orp_bank([photos], bank, SETTINGS)
-    draw_photo(tmp_path / "more" / "good.png", 99)
-    (tmp_path / "more" / "worse.png").write_bytes(b"no picture either")
-    build_orp_bank([tmp_path / "more"], bank, SETTINGS)
-    assert set(refused(bank)) == {"bad.png", "worse.png"}
-    draw_photo(photos / "bad.png", 100)
-    build_orp_bank([photos], bank, SETTINGS)
-    assert set(refused(bank)) == {"worse.png"}
-
-
-@pytest.mark.parametrize("name", [PHOTOS_FILE, QUARANTINE_FILE])
-def test_a_flipped_bit_in_what_tells_of_past_runs_is_found_and_mended(photos: Path, tmp_path: Path, name: str) -> None:
-    bank = tmp_path / "bank"
-    (photos / "bad.png").write_bytes(b"no picture")
-    before = build_orp_bank([photos], bank, SETTINGS)
-    path = bank / name
-    whole = path.read_bytes()
-    for place in (2, 40, len(whole) - 20):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-        assert [found.file for found in verify(bank)] == [name]
-        assert len(OrpBank(bank)) == before.rows
-        assert build_orp_bank([photos], bank, SETTINGS).rows == before.rows
-        assert verify(bank) == []
-        assert set(refused(bank)) == {"bad.png"}
-
-
-def test_what_is_damaged_but_still_readable_tells_of_nothing(photos: Path, tmp_path: Path) -> None:
-    """Where a flipped bit falls depends on lengths and compression: some leave a table that reads well and is wrong."""
-    bank = tmp_path / "bank"
-    (photos / "bad.png").write_bytes(b"no picture")
-    rows = build_orp_bank([photos], bank, SETTINGS).rows
-    for name, changed in ((QUARANTINE_FILE, "source"), (PHOTOS_FILE, "reason")):
-        table = pq.read_table(bank / name)
-        wrong = pa.array([str(value).replace("png", "npg") for value in table[changed].to_pylist()])
-        pq.write_table(table.set_column(table.column_names.index(changed), changed, wrong), bank / name)
-        assert build_orp_bank([photos], bank, SETTINGS).rows == rows
-        assert verify(bank) == []
-        assert set(refused(bank)) == {"bad.png"}
-        assert "npg" not in str(pq.read_table(bank / PHOTOS_FILE).to_pylist())
-
-
-def test_a_run_that_is_cut_short_leaves_what_it_tells_under_the_manifests_hashes(photos: Path, tmp_path: Path) -> None:
-    bank = tmp_path / "bank"
-    build_orp_bank([photos], bank, SETTINGS)
-    for number in range(3):
-        (photos / f"bad{number}.png").write_bytes(b"no picture")
-    with pytest.raises(TooManyRefused):
-        build_orp_bank([photos], bank, dataclasses.replace(SETTINGS, max_bad=1))
-    assert set(refused(bank)) == {"bad0.png", "bad1.png"}
-    (bank / QUARANTINE_FILE).write_bytes((bank / QUARANTINE_FILE).read_bytes()[:-9])
-    assert [found.file for found in verify(bank)] == [QUARANTINE_FILE]
