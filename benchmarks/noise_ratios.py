@@ -12,7 +12,7 @@ import torch
 
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.trainer.data.noisy_memory import NoiseSource
+from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.pretrain import read_prompts, split_rows

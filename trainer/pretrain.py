@@ -21,7 +21,8 @@ from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.validation import validation_position
 from dptr.trainer.data.batch_order import BatchOrder
-from dptr.trainer.data.noisy_memory import NoiseSource, noisy_memory
+from dptr.trainer.data.noise import NoiseSource
+from dptr.trainer.data.noisy_memory import noisy_memory
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets

@@ -20,7 +20,8 @@ from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.trainer.data.batch_order import BatchOrder
-from dptr.trainer.data.noisy_memory import NoiseSource, text_memory, token_memory
+from dptr.trainer.data.noise import NoiseSource
+from dptr.trainer.data.noisy_memory import text_memory, token_memory
 from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.pretrain import pretrain, split_rows

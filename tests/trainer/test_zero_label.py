@@ -30,7 +30,7 @@ from dptr.cli import run_command
 from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.clip.loading import load_clip
 from dptr.trainer.data.column_memory import column_memory, place_letters
-from dptr.trainer.data.noisy_memory import NoiseSource
+from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.pooled_memory import pooled_memory
 from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder

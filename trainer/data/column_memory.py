@@ -17,7 +17,7 @@ from dptr.cache.stores.prompts import PromptStore
 from dptr.trainer.model.decoders.base import Memory
 
 if TYPE_CHECKING:
-    from dptr.trainer.data.noisy_memory import NoiseSource
+    from dptr.trainer.data.noise import NoiseSource
 
 #: Standard deviation of the logarithm of a letter's width: an i against an m.
 _WIDTHS = 0.3

@@ -17,7 +17,7 @@ from dptr.trainer.model.decoders.base import Memory
 from dptr.trainer.model.decoders.pooled import directions
 
 if TYPE_CHECKING:
-    from dptr.trainer.data.noisy_memory import NoiseSource
+    from dptr.trainer.data.noise import NoiseSource
 
 
 def pooled_memory(

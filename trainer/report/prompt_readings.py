@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.trainer.data.noisy_memory import NoiseSource, text_memory
+from dptr.trainer.data.noise import NoiseSource
+from dptr.trainer.data.noisy_memory import text_memory
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.pretrain import read_prompts, split_rows
 from dptr.trainer.report.charts import scatter

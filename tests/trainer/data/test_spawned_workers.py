@@ -30,7 +30,7 @@ from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.services import prompt_of
 from dptr.trainer.data.clip_batches import ClipBatches, Prompts
 from dptr.trainer.data.image_batches import ImageBatches
-from dptr.trainer.data.noisy_memory import NoiseSource
+from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.pretrain import PromptBatches
 from dptr.trainer.training.loader import load_batches
 from dptr.trainer.training.recipe import Recipe
