@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dptr.cache.pictures import read_picture
 from dptr.pipeline.clip.bundled import is_held_out
 from dptr.pipeline.clip.loading import ImageTower, load_clip
 from dptr.pipeline.clip.text_tower import TextTower
@@ -105,8 +106,7 @@ def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def rectangle(path: Path, rng: np.random.Generator) -> Image.Image:
     """Cut a random rectangle, from a fifth of each side up to the whole photo."""
-    with Image.open(path) as image:
-        photo = image.convert("RGB")
+    photo = read_picture(path)
     width, height = (np.array(photo.size) * rng.uniform(0.2, 1, 2)).astype(int)
     left, top = int(rng.integers(photo.width - width + 1)), int(rng.integers(photo.height - height + 1))
     return photo.crop((left, top, left + int(width), top + int(height)))

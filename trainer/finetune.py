@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -167,9 +166,9 @@ def data_identity(
     encoder_model: Path | runs.Trained | None = None,
 ) -> dict[str, Any]:
     """What a run saves about its data: fingerprints of the images, and where its weights came from."""
-    identity: dict[str, Any] = {"images": _fingerprint(images), "from": start and [start.name, start.data]}
+    identity: dict[str, Any] = {"images": images.identity(), "from": start and [start.name, start.data]}
     if validation is not None:
-        identity["validation"] = _fingerprint(validation)
+        identity["validation"] = validation.identity()
     if encoder_model is not None and not isinstance(encoder_model, Path):
         identity["encoder"] = [encoder_model.name, encoder_model.data]
     return identity
@@ -213,15 +212,6 @@ def require_clip_of(start: runs.Trained | None, recipe: Recipe, model: Path | No
         return
     if recipe.encoder.kind == PREFIX + start.clip:
         require_its_clip(start, model)
-
-
-def _fingerprint(images: WordImages) -> dict[str, Any]:
-    digest = hashlib.sha256("\n".join(f"{sample.key}\t{sample.label}" for sample in images.samples).encode())
-    told = {"rows": len(images), "sha256": digest.hexdigest()}
-    if not isinstance(images, StoredCrops):
-        return told
-    stores = [store.manifest.fingerprint() for store in images.stores]
-    return {**told, "store": stores[0] if len(stores) == 1 else stores}
 
 
 def parameter_groups(recognizer: Recognizer, recipe: Recipe, batches_per_epoch: int) -> list[loop.ParameterGroup]:

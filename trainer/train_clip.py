@@ -243,10 +243,9 @@ def _data_identity(
     def fingerprint(lines: list[str]) -> str:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    keys = [[f"{sample.key}\t{sample.label}" for sample in side.samples] for side in (images, validation)]
     return {
-        "images": {"rows": len(images), "sha256": fingerprint(keys[0])},
-        "validation": {"rows": len(validation), "sha256": fingerprint(keys[1])},
+        "images": images.identity(),
+        "validation": validation.identity(),
         "photos": {"files": len(photos), "sha256": fingerprint([path.name for path in photos])},
         "from": None if start is None else [start.folder.name, start.data],
         "like": fingerprint([(like / name).read_text(encoding="utf-8") for name in _DESCRIPTIONS]),

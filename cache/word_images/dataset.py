@@ -1,16 +1,17 @@
 """Labelled word images for training and evaluation: which there are, which were left out and why, and their pixels.
 
-Labels are normalised and checked once, when the data is opened. Images are read on demand, in whichever
-process needs them.
+Labels are normalised and checked once, when the data is opened. Images are read on demand, in whichever process needs
+them.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,6 +140,14 @@ class WordImages:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def listed(self) -> list[str]:
+        """Name and label of each sample, in order, as identities of data are made of."""
+        return [f"{sample.key}\t{sample.label}" for sample in self.samples]
+
+    def identity(self) -> dict[str, Any]:
+        """What a run saves about its images, so that it notices when they change."""
+        return {"rows": len(self), "sha256": hashlib.sha256("\n".join(self.listed()).encode()).hexdigest()}
 
     def image(self, index: int) -> Image.Image:
         """Return the image of sample ``index``, RGB, as large as it is stored.

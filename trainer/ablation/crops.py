@@ -52,7 +52,7 @@ def fixed_by_stores(trial_data: dict[str, DataSet]) -> dict[str, dict[str, Any]]
 
 def fingerprint(images: WordImages) -> str:
     """Return the SHA-256 of names and labels, in order, and of the stores that they are in."""
-    listed = [f"{sample.key}\t{sample.label}" for sample in images.samples]
+    listed = images.listed()
     if isinstance(images, StoredCrops):
         listed += [json.dumps(store.manifest.fingerprint(), sort_keys=True) for store in images.stores]
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()

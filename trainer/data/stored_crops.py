@@ -56,6 +56,11 @@ class StoredCrops(WordImages):
         crops.rows = np.array(usable)
         return crops
 
+    def identity(self) -> dict[str, Any]:
+        """See :meth:`WordImages.identity`; with the identity of the stores."""
+        stores = [store.manifest.fingerprint() for store in self.stores]
+        return {**super().identity(), "store": stores[0] if len(stores) == 1 else stores}
+
     @property
     def view_counts(self) -> NDArray[np.int64]:
         """How many views there are of each sample, shape (samples,)."""
