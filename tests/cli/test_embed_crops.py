@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageDraw
 
 from dptr.cli import run_command
 
@@ -19,15 +18,10 @@ SMALL = [
 
 
 @pytest.fixture
-def crops(tmp_path: Path) -> Path:
+def crops(tmp_path: Path, draw_crops: Any) -> Path:
     folder = tmp_path / "crops"
     folder.mkdir()
-    for number, word in enumerate(WORDS):
-        image = Image.new("RGB", (64, 20), "white")
-        ImageDraw.Draw(image).text((8, 4), word, fill="black")
-        image.save(folder / f"{number}.png")
-    lines = [f"{number}.png\t{word}\n" for number, word in enumerate(WORDS)]
-    (folder / "labels.tsv").write_text("".join(lines), encoding="utf-8")
+    draw_crops(folder, WORDS)
     return folder
 
 

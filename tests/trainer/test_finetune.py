@@ -12,7 +12,7 @@ import lmdb
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from safetensors.torch import load_file
 
 from dptr.cache.charset import Charset
@@ -45,18 +45,7 @@ def recipe(**changes: Any) -> Recipe:
     return made.replace("finetune", **settings)
 
 
-def draw_crops(folder: Path, words: list[str]) -> Path:
-    folder.mkdir()
-    for number, word in enumerate(words):
-        image = Image.new("RGB", (64, 20), "white")
-        ImageDraw.Draw(image).text((8, 4), word, fill="black")
-        image.save(folder / f"{number}.png")
-    lines = [f"{number}.png\t{word}\n" for number, word in enumerate(words)]
-    (folder / "labels.tsv").write_text("".join(lines), encoding="utf-8")
-    return folder
-
-
-def test_a_batch_of_images_holds_words_of_all_lengths(tmp_path: Path) -> None:
+def test_a_batch_of_images_holds_words_of_all_lengths(tmp_path: Path, draw_crops: Any) -> None:
     """Sorted by length, batch norm saw one word length at a time, and read 61 % where mixed batches read 85 %."""
     words = [character * length for character in "abcdefgh" for length in (1, 4, 9)]
     batches = ImageBatches(opened(draw_crops(tmp_path / "crops", words)), Charset.named("94"), recipe(), 32, [64])
@@ -65,7 +54,9 @@ def test_a_batch_of_images_holds_words_of_all_lengths(tmp_path: Path) -> None:
     assert sum(len(found) > 1 for found in lengths) >= 4
 
 
-def test_all_images_of_a_batch_have_one_of_the_widths_and_each_width_has_its_turn(tmp_path: Path) -> None:
+def test_all_images_of_a_batch_have_one_of_the_widths_and_each_width_has_its_turn(
+    tmp_path: Path, draw_crops: Any
+) -> None:
     crops = opened(draw_crops(tmp_path / "crops", ["one", "two", "three", "four"]))
     batches = ImageBatches(crops, Charset.named("94"), recipe(), 32, [64, 96])
     widths = [batches(number).images.shape[3] for number in range(20)]
@@ -91,7 +82,7 @@ def losses(run: Path) -> list[float]:
 
 
 def test_training_goes_on_beside_broken_images_and_names_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], draw_crops: Any
 ) -> None:
     set_quiet(False)
     good = [path.read_bytes() for path in sorted(draw_crops(tmp_path / "crops", WORDS).glob("*.png"))]
@@ -118,7 +109,9 @@ def test_training_goes_on_beside_broken_images_and_names_them(
 
 
 @pytest.mark.parametrize("cut", [1, 3, 6])
-def test_a_run_that_was_cut_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
+def test_a_run_that_was_cut_goes_on_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int, draw_crops: Any
+) -> None:
     images = opened(draw_crops(tmp_path / "crops", WORDS))
     arguments = (images, Charset.named("94"), pretrained(tmp_path / "start", Charset.named("94")), recipe())
     finetune(*arguments, tmp_path / "whole")
@@ -148,7 +141,7 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bits(tmp_path: Path, monkeypatch
     ],
 )  # fmt: skip
 def test_another_charset_and_longer_labels_start_from_what_fits_and_learn(
-    tmp_path: Path, old: Charset, new: Charset, words: list[str], longest: int
+    tmp_path: Path, old: Charset, new: Charset, words: list[str], longest: int, draw_crops: Any
 ) -> None:
     start = pretrained(tmp_path / "start", old)
     images = opened(draw_crops(tmp_path / "crops", words), charset=new, max_label_length=longest)
@@ -165,7 +158,7 @@ def test_another_charset_and_longer_labels_start_from_what_fits_and_learn(
     assert np.mean(found[-5:]) < 0.75 * np.mean(found[:5])
 
 
-def test_data_sets_are_drawn_in_the_proportions_asked_for(tmp_path: Path) -> None:
+def test_data_sets_are_drawn_in_the_proportions_asked_for(tmp_path: Path, draw_crops: Any) -> None:
     images = opened(draw_crops(tmp_path / "few", WORDS[:2]), draw_crops(tmp_path / "many", WORDS[2:]))
     weights = mixing_weights(images, "3,1")
     assert weights is not None
@@ -189,7 +182,7 @@ def test_parts_stay_frozen_for_whole_epochs() -> None:
             parameter_groups(model, recipe(freeze=wrong), 40)
 
 
-def test_a_frozen_decoder_comes_out_as_it_went_in(tmp_path: Path) -> None:
+def test_a_frozen_decoder_comes_out_as_it_went_in(tmp_path: Path, draw_crops: Any) -> None:
     start = pretrained(tmp_path / "start", Charset.named("94"))
     images = opened(draw_crops(tmp_path / "crops", WORDS))
     finetune(images, start.charset, start, recipe(freeze="decoder:9"), tmp_path / "run")
@@ -221,7 +214,7 @@ def test_clips_own_image_tower_gives_the_tokens_that_a_bank_holds() -> None:
         torch.testing.assert_close(encoder.eval()(pixels), torch.from_numpy(expected[:, 1:]), atol=1e-4, rtol=1e-4)
 
 
-def test_a_recognizer_on_clips_tower_trains_and_is_read_without_the_clip(tmp_path: Path) -> None:
+def test_a_recognizer_on_clips_tower_trains_and_is_read_without_the_clip(tmp_path: Path, draw_crops: Any) -> None:
     folder = tmp_path / "clip"
     shutil.copytree(bundled_clip.BUNDLED, folder)
     images = opened(draw_crops(tmp_path / "crops", WORDS))

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
 from dptr.cache.charset import Charset
@@ -43,14 +42,9 @@ def _quiet() -> None:
 
 
 @pytest.fixture(scope="module")
-def crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def crops(tmp_path_factory: pytest.TempPathFactory, draw_crops: Any) -> Path:
     folder = tmp_path_factory.mktemp("crops")
-    for number, word in enumerate(WORDS):
-        image = Image.new("RGB", (64, 20), "white")
-        ImageDraw.Draw(image).text((8, 4), word, fill="black")
-        image.save(folder / f"{number}.png")
-    lines = [f"{number}.png\t{word}\n" for number, word in enumerate(WORDS)]
-    (folder / "labels.tsv").write_text("".join(lines), encoding="utf-8")
+    draw_crops(folder, WORDS)
     return folder
 
 

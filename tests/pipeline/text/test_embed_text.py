@@ -44,7 +44,7 @@ def test_a_store_is_as_the_contract_says(run: Any) -> None:
     query = f"select * from '{run.out}/part-*.parquet' order by id"
     table = duckdb.connect().sql(query)
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.fetchall()]
-    assert [row["label"] for row in rows] == run.words
+    assert [row["label"] for row in rows] == list(run.words)
     assert [row["id"] for row in rows] == [row["states_of"] for row in rows] == list(range(len(run.words)))
     assert [(row["shard"], row["row"]) for row in rows[3:6]] == [
         ("part-00000", 3),

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image, ImageDraw
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import ABLATION_ROWS, PREFIX_FILE
@@ -72,16 +71,6 @@ start = "pretrain"
 """
 
 
-def draw_crops(folder: Path, words: list[str]) -> None:
-    folder.mkdir()
-    for number, word in enumerate(words):
-        image = Image.new("RGB", (64, 20), "white")
-        ImageDraw.Draw(image).text((8, 4), word, fill="black")
-        image.save(folder / f"{number}.png")
-    lines = [f"{number}.png\t{word}\n" for number, word in enumerate(words)]
-    (folder / "labels.tsv").write_text("".join(lines), encoding="utf-8")
-
-
 def write_prompts(folder: Path) -> None:
     """A prompt store of the words, a random vector each."""
     drawn = np.random.default_rng(0).normal(size=(len(WORDS), DIM)).astype(np.float32)
@@ -103,7 +92,7 @@ def write_prompts(folder: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, draw_crops: Any) -> Path:
     draw_crops(tmp_path / "crops", WORDS)
     draw_crops(tmp_path / "test", WORDS[:4])
     return tmp_path
@@ -154,7 +143,9 @@ def test_every_arm_seed_and_test_set_has_a_row_and_sql_sees_it(folder: Path) -> 
     assert connect(workspace(folder)).execute(asked).fetchall() == [("small", 8, 56)]
 
 
-def test_a_renamed_arm_and_another_test_set_train_nothing_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_renamed_arm_and_another_test_set_train_nothing_anew(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, draw_crops: Any
+) -> None:
     first = run(folder, grid_file(folder))
     draw_crops(folder / "third", WORDS[4:6])
     path = grid_file(folder)

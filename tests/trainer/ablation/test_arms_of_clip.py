@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+<<<<<<< HEAD
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
+=======
+>>>>>>> c596fa5 (Small labelled crops of tests are drawn in one place)
 
 from dptr.cache.errors import UserError
 from dptr.cache.progress import set_quiet
@@ -65,16 +69,10 @@ def _quiet() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def inputs(tmp_path_factory: pytest.TempPathFactory, draw_crops: Any) -> Path:
     """Ten crops, two stores of them with one and two views, and their words embedded with the bundled CLIP."""
     inputs = tmp_path_factory.mktemp("inputs")
-    (inputs / "crops").mkdir()
-    for number, word in enumerate(WORDS):
-        image = Image.new("RGB", (64, 20), "white")
-        ImageDraw.Draw(image).text((8, 4), word, fill="black")
-        image.save(inputs / "crops" / f"{number}.png")
-    lines = [f"{number}.png\t{word}\n" for number, word in enumerate(WORDS)]
-    (inputs / "crops" / "labels.tsv").write_text("".join(lines), encoding="utf-8")
+    draw_crops(inputs / "crops", WORDS)
     (inputs / "words.txt").write_text("\n".join(WORDS), encoding="utf-8")
     for views in (1, 2):
         embed_crops([inputs / "crops"], inputs / f"store{views}", EmbedCropsSettings(views=views))

@@ -1,0 +1,26 @@
+"""What tests of several packages draw on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+
+@pytest.fixture(scope="session")
+def draw_crops() -> Callable[[Path, Sequence[str]], Path]:
+    """A new folder, words -> the folder with a crop of each word, ``0.png`` and on, and ``labels.tsv``."""
+
+    def draw(folder: Path, words: Sequence[str]) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, word in enumerate(words):
+            image = Image.new("RGB", (64, 20), "white")
+            ImageDraw.Draw(image).text((8, 4), word, fill="black")
+            image.save(folder / f"{number}.png")
+        lines = [f"{number}.png\t{word}\n" for number, word in enumerate(words)]
+        (folder / "labels.tsv").write_text("".join(lines), encoding="utf-8")
+        return folder
+
+    return draw
