@@ -7,12 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-<<<<<<< HEAD
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor
-=======
->>>>>>> c596fa5 (Small labelled crops of tests are drawn in one place)
 
 from dptr.cache.errors import UserError
 from dptr.cache.progress import set_quiet
