@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from dptr.trainer.model.decoders.base import Decoder, DecoderShape, Memory
+from dptr.trainer.model.decoders.decoder_layer import DecoderLayer
+from dptr.trainer.model.layers import initialize
 
 #: One decoding step: ids (batch, 1) of the newest inputs and their position -> logits (batch, 1, classes).
 Step = Callable[[Tensor, int], Tensor]
 
 
-class AutoregressiveDecoder(Decoder):
+Layer = TypeVar("Layer", bound=DecoderLayer)
+
+
+class AutoregressiveDecoder(Decoder, Generic[Layer]):
     """A decoder whose inputs are the characters read so far, the begin first."""
 
-    def __init__(self, shape: DecoderShape) -> None:
+    def __init__(self, shape: DecoderShape, layer: type[Layer]) -> None:
         super().__init__(shape)
         self.norm = nn.LayerNorm(shape.dim)
         self.embedding = nn.Embedding(shape.characters + 3, shape.dim)
@@ -25,6 +31,13 @@ class AutoregressiveDecoder(Decoder):
         self.head = nn.Linear(shape.dim, self.classes)
         self.dropout = nn.Dropout(shape.dropout)
         nn.init.trunc_normal_(self.positions, std=0.02)
+        self.layers = nn.ModuleList(layer(shape) for _ in range(shape.layers))
+        self.apply(initialize)
+
+    @property
+    def stack(self) -> list[Layer]:
+        """The layers, in order."""
+        return cast(list[Layer], list(self.layers))
 
     def embed(self, ids: Tensor, first: int = 0) -> Tensor:
         """Embed inputs (batch, length) that start at position ``first``; the begin carries no position."""

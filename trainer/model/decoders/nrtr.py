@@ -7,29 +7,20 @@ before the blocks here, which trains without a long warm-up.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from dptr.trainer.model.decoders.autoregressive import AutoregressiveDecoder, Step
 from dptr.trainer.model.decoders.base import DecoderShape, Memory, Targets
 from dptr.trainer.model.decoders.decoder_layer import DecoderLayer, KeysValues, extend
-from dptr.trainer.model.layers import initialize
 
 
-class NrtrDecoder(AutoregressiveDecoder):
+class NrtrDecoder(AutoregressiveDecoder[DecoderLayer]):
     """Causal self-attention over the characters, cross-attention to the memory."""
 
     def __init__(self, shape: DecoderShape) -> None:
-        super().__init__(shape)
-        self.layers = nn.ModuleList(DecoderLayer(shape) for _ in range(shape.layers))
-        self.apply(initialize)
-
-    @property
-    def _stack(self) -> list[DecoderLayer]:
-        return cast(list[DecoderLayer], list(self.layers))
+        super().__init__(shape, DecoderLayer)
 
     def loss(self, memory: Memory, targets: Targets) -> Tensor:
         """Cross-entropy of every character and of the end, a scalar."""
@@ -37,7 +28,7 @@ class NrtrDecoder(AutoregressiveDecoder):
         # Padding stands behind the label, where the causal mask keeps every counted position from attending.
         causal = torch.ones(length, length, dtype=torch.bool, device=targets.inputs.device).tril()
         x = self.dropout(self.embed(targets.inputs))
-        for layer in self._stack:
+        for layer in self.stack:
             normed = layer.norm_content(x)
             x = layer.self_attend(x, normed, layer.self_attention.keys_values(normed), causal)
             x = layer.cross_attend(x, layer.cross_attention.keys_values(memory.tokens), memory.mask)
@@ -46,12 +37,12 @@ class NrtrDecoder(AutoregressiveDecoder):
 
     def reading(self, memory: Memory) -> Step:
         """Keep keys and values of the memory and of every character read so far."""
-        memories = [layer.cross_attention.keys_values(memory.tokens) for layer in self._stack]
+        memories = [layer.cross_attention.keys_values(memory.tokens) for layer in self.stack]
         caches: list[KeysValues | None] = [None] * len(self.layers)
 
         def step(ids: Tensor, position: int) -> Tensor:
             x = self.embed(ids, position)
-            for depth, layer in enumerate(self._stack):
+            for depth, layer in enumerate(self.stack):
                 normed = layer.norm_content(x)
                 cache = extend(caches[depth], layer.self_attention.keys_values(normed))
                 caches[depth] = cache

@@ -13,8 +13,6 @@ The loss is the same. Source: PARSeq (ECCV 2022) and, for training it on text st
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +21,6 @@ from dptr.trainer.model.decoders.autoregressive import AutoregressiveDecoder, St
 from dptr.trainer.model.decoders.base import DecoderShape, Memory, Targets
 from dptr.trainer.model.decoders.decoder_layer import DecoderLayer, KeysValues, extend
 from dptr.trainer.model.decoders.permutations import attention_masks, cloze_orders, draw_permutations
-from dptr.trainer.model.layers import initialize
 
 
 class TwoStreamLayer(DecoderLayer):
@@ -59,17 +56,11 @@ class TwoStreamLayer(DecoderLayer):
         return x + mixed.reshape(x.shape)
 
 
-class ParseqDecoder(AutoregressiveDecoder):
+class ParseqDecoder(AutoregressiveDecoder[TwoStreamLayer]):
     """Permuted autoregressive decoder."""
 
     def __init__(self, shape: DecoderShape) -> None:
-        super().__init__(shape)
-        self.layers = nn.ModuleList(TwoStreamLayer(shape) for _ in range(shape.layers))
-        self.apply(initialize)
-
-    @property
-    def _stack(self) -> list[TwoStreamLayer]:
-        return cast(list[TwoStreamLayer], list(self.layers))
+        super().__init__(shape, TwoStreamLayer)
 
     def loss(self, memory: Memory, targets: Targets) -> Tensor:
         """Cross-entropy over all orders, a scalar; the end counts in the first two only, as in PARSeq."""
@@ -111,7 +102,7 @@ class ParseqDecoder(AutoregressiveDecoder):
         batch, orders, length = content_mask.shape[:3]
         content = self.dropout(self.embed(inputs))  # (batch, length, dim): one for all orders up to the first layer
         query = self.dropout(self.positions[:length].expand(batch, -1, -1))
-        query_normed = self._stack[0].norm_query(query)
+        query_normed = self.stack[0].norm_query(query)
         if kept is None:
             # Each position becomes an order of length 1, (batch, length, dim) -> (batch * length, 1, dim), and of the
             # mask (batch, orders, length, keys) only the rows (i, i) remain: (batch, orders, 1, keys).
@@ -119,7 +110,7 @@ class ParseqDecoder(AutoregressiveDecoder):
             query, query_normed = (x.reshape(batch * length, 1, -1) for x in (query, query_normed))
         else:
             query = query.repeat_interleave(orders, dim=0)  # (batch * orders, length, dim), a label's orders together
-        for depth, layer in enumerate(self._stack):
+        for depth, layer in enumerate(self.stack):
             normed = layer.norm_content(content)
             keys_values = layer.self_attention.keys_values(normed)
             memory_keys_values = layer.cross_attention.keys_values(memory.tokens)
@@ -149,13 +140,13 @@ class ParseqDecoder(AutoregressiveDecoder):
 
     def reading(self, memory: Memory) -> Step:
         """Keep keys and values of the memory and of every character read so far."""
-        memories = [layer.cross_attention.keys_values(memory.tokens) for layer in self._stack]
+        memories = [layer.cross_attention.keys_values(memory.tokens) for layer in self.stack]
         caches: list[KeysValues | None] = [None] * len(self.layers)
 
         def step(ids: Tensor, position: int) -> Tensor:
             content = self.embed(ids, position)
             query = self.positions[position].expand(ids.shape[0], 1, -1)
-            for depth, layer in enumerate(self._stack):
+            for depth, layer in enumerate(self.stack):
                 normed = layer.norm_content(content)
                 cache = extend(caches[depth], layer.self_attention.keys_values(normed))
                 caches[depth] = cache
