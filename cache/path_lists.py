@@ -7,15 +7,15 @@ they stand behind: paths behind ``--validation`` or ``--exclude-near`` would be 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from typer import Context
 from typer.core import TyperCommand, TyperOption
 
 
 class PathListCommand(TyperCommand):
     """A command whose options of several paths take all words that follow, up to the next option."""
 
-    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeat the option before each of its words, which is how the parser takes several."""
         lists = {name for option in self.get_params(ctx) if _takes_paths(option) for name in option.opts}
         return super().parse_args(ctx, _repeated(args, lists))
