@@ -22,7 +22,7 @@ METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
 PREDICTIONS_FOLDER = "predictions"
 #: What pre-training's own predictions have in place of a data set's name.
-HELD_OUT_WORDS = "(held-out words)"
+VALIDATION_WORDS = "(validation words)"
 REPORT_FILE = "report.html"
 CHECKPOINTS_FOLDER = "checkpoints"
 STATE_FILE = "state.json"

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dptr.cache.file_names import HELD_OUT_WORDS, PREDICTIONS_FOLDER, QUARANTINE_FILE
+from dptr.cache.file_names import PREDICTIONS_FOLDER, QUARANTINE_FILE, VALIDATION_WORDS
 from dptr.cache.normalization import Normalization
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.quarantine import Quarantine
@@ -58,11 +58,11 @@ def keep_predictions(folder: Path, data: str, read: ReadImages, step: int | None
 
 
 def keep_readings(folder: Path, labels: Sequence[str], readings: Sequence[str]) -> None:
-    """Write what a pre-training read last of the words it keeps back, each of shape (words,), into its folder."""
+    """Write what a pre-training read last of its validation words, each of shape (words,), into its folder."""
     nothing = [None] * len(labels)
     correct = [label == reading for label, reading in zip(labels, readings, strict=True)]
-    columns = [[HELD_OUT_WORDS] * len(labels), labels, labels, readings, correct, [*map(len, labels)], *[nothing] * 3]
-    _write(folder / PREDICTIONS_FOLDER / "held_out_words.parquet", columns)
+    columns = [[VALIDATION_WORDS] * len(labels), labels, labels, readings, correct, [*map(len, labels)], *[nothing] * 3]
+    _write(folder / PREDICTIONS_FOLDER / "validation_words.parquet", columns)
 
 
 def keep_refusals(folder: Path, images: WordImages) -> None:

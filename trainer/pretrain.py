@@ -230,7 +230,7 @@ def _tell_of_fewer(rows: int, store: PromptStore, recipe: Recipe) -> None:
     if rows < settings.validation_rows != type(settings).model_fields["validation_rows"].default:
         note(
             f"validating on {rows:,} labels, not {settings.validation_rows:,} (pretrain.validation_rows): of "
-            f"{len(store):,} rows, pretrain.validation_share = {settings.validation_share:g} keeps back no more"
+            f"{len(store):,} rows, pretrain.validation_share = {settings.validation_share:g} leaves no more"
         )
 
 

@@ -1,14 +1,14 @@
 """The tokenizer's pieces: in how many prompts each stands, and how well words that hold it are read.
 
-A decoder has to learn how each piece is spelt, so how often each was met says more than how many words there are.
-What a piece spells is taken from the labels: a catalogue says how many letters of its label each token stands for.
+A decoder has to learn how each piece is spelt, so how often each occurs matters more than how many words there are.
+What a piece spells is taken from the labels: a catalogue has how many letters of its label each token stands for.
 """
 
 from __future__ import annotations
 
 import duckdb
 
-from dptr.cache.file_names import HELD_OUT_WORDS
+from dptr.cache.file_names import VALIDATION_WORDS
 
 # Case variants of a label share their states and tokens, so each prompt counts once.
 _MET = """
@@ -25,25 +25,25 @@ with tokens as (
     select token_id, any_value(piece) as piece, count(distinct states_of) as rows from met group by token_id
 )"""
 _WITHOUT_RUNS = f"""create view pieces as {_MET}
-select piece, token_id, rows, null::varchar as run, 0::bigint as held_out, null::double as accuracy from counted"""
+select piece, token_id, rows, null::varchar as run, 0::bigint as words, null::double as accuracy from counted"""
 _WITH_RUNS = f"""create view pieces as {_MET}, judged as (
-    select token_id, run, count(*) as held_out, avg((lower(reading) = held.label)::int) as accuracy
+    select token_id, run, count(*) as words, avg((lower(reading) = held.label)::int) as accuracy
     from (select distinct token_id, label from met) as held
-    join predictions on data = '{HELD_OUT_WORDS}' and lower(truth) = held.label
+    join predictions on data = '{VALIDATION_WORDS}' and lower(truth) = held.label
     group by token_id, run
 )
-select piece, token_id, rows, run, coalesce(held_out, 0) as held_out, accuracy
+select piece, token_id, rows, run, coalesce(words, 0) as words, accuracy
 from counted left join judged using (token_id)"""
 
 
 def add_pieces(connection: duckdb.DuckDBPyConnection) -> None:
-    """Add the view ``pieces``, where there are prompts that say which letters each token stands for.
+    """Add the view ``pieces``, where there are prompts with the letters that each token stands for.
 
-    It has a row for each piece and run that read held-out words with it, case aside: ``piece``, ``token_id``, ``rows``
-    (prompts that hold it), ``run``, ``held_out`` (words that hold it) and ``accuracy``; for a piece without such a run
-    one row, with ``run`` and ``accuracy`` null.
+    It has a row for each piece and run that read validation words with it, case aside: ``piece``, ``token_id``,
+    ``rows`` (prompts that hold it), ``run``, ``words`` (validation words that hold it) and ``accuracy``; for a piece
+    without such a run one row, with ``run`` and ``accuracy`` null.
     """
-    # Stores of the first versions do not say; files of others' may have other columns.
+    # Stores of the first versions lack them; other programs' files may have other columns.
     if {"token_letters", "states_of", "token_ids"} <= _columns(connection, "prompts"):
         with_runs = {"data", "truth", "reading", "run"} <= _columns(connection, "predictions")
         connection.execute(_WITH_RUNS if with_runs else _WITHOUT_RUNS)

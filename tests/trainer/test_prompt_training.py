@@ -211,8 +211,8 @@ def test_fewer_validation_rows_than_asked_for_are_told(
     said = [line for line in capsys.readouterr().err.splitlines() if "pretrain.validation_rows" in line]
     assert len(said) == told
     if told:
-        kept_back = len(split_rows(store, recipe)[0])
-        assert said[0].startswith(f"validating on {kept_back:,} labels, not 100,000")
+        validation = len(split_rows(store, recipe)[0])
+        assert said[0].startswith(f"validating on {validation:,} labels, not 100,000")
 
 
 @pytest.mark.parametrize("draw", ["nearest", "mixed"])

@@ -63,7 +63,7 @@ def write_run(workspace: Workspace, name: str, right: dict[str, bool]) -> None:
 
 def test_a_piece_counts_once_a_prompt_whatever_the_case_and_knows_what_it_spells(tmp_path: Path) -> None:
     write_prompts(Workspace(tmp_path).prompts)
-    asked = "select piece, token_id, rows, run, held_out, accuracy from pieces order by token_id"
+    asked = "select piece, token_id, rows, run, words, accuracy from pieces order by token_id"
     assert connect(Workspace(tmp_path)).execute(asked).fetchall() == [
         ("st", 10, 3, None, 0, None),
         ("reet", 11, 1, None, 0, None),
@@ -72,12 +72,12 @@ def test_a_piece_counts_once_a_prompt_whatever_the_case_and_knows_what_it_spells
     ]
 
 
-def test_accuracy_is_that_of_each_runs_held_out_words_with_the_piece(tmp_path: Path) -> None:
+def test_accuracy_is_that_of_each_runs_validation_words_with_the_piece(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     write_prompts(workspace.prompts)
     write_run(workspace, "early", {"Street": False, "stst": True})
     write_run(workspace, "late", {"strong": True})
-    asked = "select run, piece, held_out, accuracy from pieces where run is not null order by run, token_id"
+    asked = "select run, piece, words, accuracy from pieces where run is not null order by run, token_id"
     assert connect(workspace).execute(asked).fetchall() == [
         ("early", "st", 2, 0.5),
         ("early", "reet", 1, 0.0),
@@ -92,7 +92,7 @@ def test_a_store_that_does_not_know_its_letters_has_no_such_view(tmp_path: Path)
     assert tables(connect(Workspace(tmp_path))) == ["prompts"]
 
 
-def test_a_training_keeps_what_it_read_of_held_out_words(tmp_path: Path) -> None:
+def test_a_training_keeps_what_it_read_of_validation_words(tmp_path: Path) -> None:
     words = [a + b + c for a in "bdfg" for b in "aeiou" for c in "nrst"]
     (tmp_path / "words.txt").write_text("\n".join(words), encoding="utf-8")
     there = ["--workspace", str(tmp_path), "--quiet"]
@@ -106,5 +106,5 @@ def test_a_training_keeps_what_it_read_of_held_out_words(tmp_path: Path) -> None
     assert {truth for truth, _, _ in kept} < set(words)
     assert len(kept) > 2
     assert all(correct == (truth == reading) for truth, reading, correct in kept)
-    (count,) = connection.execute("select max(held_out) from pieces where run = 'run'").fetchone()  # type: ignore[misc]
+    (count,) = connection.execute("select max(words) from pieces where run = 'run'").fetchone()  # type: ignore[misc]
     assert 0 < count <= len(kept)
