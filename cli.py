@@ -22,7 +22,7 @@ from dptr.cache.interrupts import ignore_from_now_on, stop_once
 from dptr.cache.visible import visible
 from dptr.cache.workspace import Workspace
 from dptr.pipeline import commands as stage_one
-from dptr.pipeline.services import find_clip, mine_neighbours, photo_paths, prompt_of
+from dptr.pipeline.services import find_clip, mine_neighbours, photo_paths, prompt_of, repair
 from dptr.trainer.commands import ablation, recognition, training
 
 _INTERRUPTED = 130
@@ -45,7 +45,7 @@ def _device(name: str) -> str:
     return name
 
 
-SERVICES = Services(_device, find_clip, mine_neighbours, photo_paths, prompt_of)
+SERVICES = Services(_device, find_clip, mine_neighbours, photo_paths, prompt_of, repair)
 
 
 @command(app, "demo")

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
@@ -55,6 +55,7 @@ class Services:
         mine_neighbours: prompt store, bank, k: writes each prompt's nearest crops beside the store.
         photo_paths: folder -> the photos in it.
         prompt_of: template -> what turns a label into a prompt.
+        repair: store, names of damaged files -> why some of them could not be computed again.
     """
 
     device: Callable[[str], str]
@@ -62,6 +63,7 @@ class Services:
     mine_neighbours: Callable[[Path, Path, int], object]
     photo_paths: Callable[[Path], Sequence[Path]]
     prompt_of: Callable[[str], Callable[[str], str]]
+    repair: Callable[[Path, Collection[str]], list[str]]
 
 
 @dataclass

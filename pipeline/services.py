@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from dptr.pipeline.text.templates import Template
@@ -27,6 +27,13 @@ def photo_paths(folder: Path) -> Sequence[Path]:
     from dptr.pipeline.rendering import word_lists
 
     return word_lists.photo_paths(folder)
+
+
+def repair(folder: Path, files: Collection[str]) -> list[str]:
+    """See :func:`dptr.pipeline.repair.repair.repair`."""
+    from dptr.pipeline.repair import repair as repairing
+
+    return repairing.repair(folder, files)
 
 
 def prompt_of(template: str) -> Callable[[str], str]:

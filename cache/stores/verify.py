@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +98,15 @@ def verify(path: Path) -> list[Damage]:
     if is_run(path):
         return list(_of_run(path))
     raise UserError(f"{path} is no store, no run and no exported model", "Name the folder or the file of one")
+
+
+def repairable(damages: Iterable[Damage]) -> dict[Path, set[str]]:
+    """Return, for each store, its damaged files that can be computed again: those of shards, and the shared states."""
+    found: dict[Path, set[str]] = {}
+    for damage in damages:
+        if damage.shard is not None or damage.file == PREFIX_FILE:
+            found.setdefault(damage.folder, set()).add(damage.file)
+    return found
 
 
 def _of_store(folder: Path) -> list[Damage]:

@@ -31,9 +31,10 @@ from dptr.pipeline.photos.near_images import NearImages
 from dptr.pipeline.photos.orp_settings import OrpBankSettings
 from dptr.pipeline.photos.photo import Photo, Refusal
 from dptr.pipeline.photos.photo_files import count_photos, find_photos
-from dptr.pipeline.photos.reader import CutPhoto, PhotoReader
+from dptr.pipeline.photos.reader import Crop, CutPhoto, PhotoReader
 from dptr.pipeline.photos.seen_photos import SeenPhotos
 from dptr.pipeline.read_ahead import read_ahead
+from dptr.pipeline.repair.losses import remember_inputs
 
 __all__ = ["OrpBankSettings", "OrpBankSummary", "build_orp_bank"]
 
@@ -140,6 +141,7 @@ class _Build:
         return self.manifest.rows - self.rows_before
 
     def run(self, paths: Sequence[Path], total: int) -> None:
+        remember_inputs(self.manifest, [str(path) for path in paths], {"batch": self.settings.batch})
         with self.manifest.rewriting(self.out, PHOTOS_FILE, QUARANTINE_FILE):
             self.seen = SeenPhotos(self.out)
             self._read(paths, total)
@@ -204,13 +206,7 @@ class _Build:
                 self.settings.batch,
             )
         for crop in photo.crops:
-            row = {
-                "image": photo.photo.place,
-                "image_sha256": photo.sha256,
-                **vars(crop.box),
-                "thumbnail": crop.thumbnail,
-            }
-            self.shard.add(row, crop.pixels, crop.tokens)
+            self.shard.add(row_of(photo, crop), crop.pixels, crop.tokens)
         if self.shard.full:
             self._commit()
 
@@ -222,6 +218,12 @@ class _Build:
         self.manifest.files.pop(INDEX_FILE, None)
         self.manifest.save(self.out)
         self.shard = None
+
+
+def row_of(photo: CutPhoto, crop: Crop) -> dict[str, Any]:
+    """Return a crop's row of the catalogue, but for its id."""
+    place = {"image": photo.photo.place, "image_sha256": photo.sha256}
+    return {**place, **vars(crop.box), "thumbnail": crop.thumbnail}
 
 
 def _identity(clip: Clip, tower: ImageTower, settings: OrpBankSettings, kept_out: NearImages | None) -> dict[str, Any]:

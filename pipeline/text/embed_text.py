@@ -23,13 +23,13 @@ from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest, Shard
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import States
-from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.repair.losses import remember_inputs
 from dptr.pipeline.text.corpus import Corpus, corpus_fingerprint, nothing_usable, read_corpus
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.made_up_words import CoverageGoal, make_up_words
 from dptr.pipeline.text.prompt_shard import write_prompt_shard
-from dptr.pipeline.text.prompt_store import settle_charset, write_prefix
+from dptr.pipeline.text.prompt_store import load_tower, settle_charset, write_prefix
 from dptr.pipeline.text.prompts import Prompt, prompts_of
 from dptr.pipeline.text.templates import Template
 
@@ -90,8 +90,9 @@ def embed_text(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> 
 def _embed(
     paths: Sequence[str], out: Path, settings: EmbedTextSettings, asked: dict[str, Any] | None, started: float
 ) -> EmbedTextSummary:
-    tower, identity, load_seconds = _load(settings)
+    tower, identity, load_seconds = load_tower(settings)
     manifest = Manifest.begin_or_go_on(out, "prompts", identity)
+    remember_inputs(manifest, list(paths), _remembered(settings))
     filling, rows_before = _Filling(out, manifest, tower, settings), manifest.rows
     with manifest.rewriting(out, QUARANTINE_FILE):
         with (
@@ -112,6 +113,14 @@ def _embed(
     return EmbedTextSummary(out, manifest.rows, computed, quarantine.total, seconds, load_seconds, table)
 
 
+def _remembered(settings: EmbedTextSettings) -> dict[str, Any]:
+    """Return what, besides the identity, the bits of a shard depend on."""
+    rules = settings.corpus
+    corpus = {name: getattr(rules, name) for name in ("unit", "column", "min_count", "case")}
+    corpus["normalization"] = asdict(rules.normalization)
+    return {"corpus": corpus, "shard_rows": settings.shard_rows, "tokens_per_batch": settings.tokens_per_batch}
+
+
 def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Estimate:
     """Read the corpus and embed a few prompts to estimate what :func:`embed_text` would cost; writes no store.
 
@@ -126,7 +135,7 @@ def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Es
             corpus.without(Manifest.load(out, "prompts").catalogues(out))
         if corpus.remaining == 0:
             return Estimate(0, 0, 0.0)
-        tower, _, _ = _load(settings)
+        tower, _, _ = load_tower(settings)
         prompts = next(_groups(corpus, tower, settings, quarantine, min(_PROMPTS_TIMED, corpus.remaining)), [])
         if not prompts:
             return Estimate(0, 0, 0.0)
@@ -171,26 +180,6 @@ def _finished(out: Path, asked: dict[str, Any] | None, max_bad: int | None, star
     return EmbedTextSummary(
         out, manifest.rows, 0, refused, time.monotonic() - started, 0.0, manifest.details["summary"]
     )
-
-
-def _load(settings: EmbedTextSettings) -> tuple[TextTower, dict[str, Any], float]:
-    """Return the tower, the identity of its states, and the seconds that loading took."""
-    clip = load_clip(settings.clip, settings.precision, settings.device)
-    tower = TextTower(clip, Template(settings.template), settings.states, settings.context)
-    identity: dict[str, Any] = {
-        **clip.identity(),
-        "tokenizer": clip.tokenizer_hash,
-        "template": settings.template,
-        "states": tower.states,
-        "context": settings.context,
-        "precision": settings.precision,
-        "dtype": settings.dtype,
-        "case": settings.corpus.case,
-        "normalization": asdict(settings.corpus.normalization),
-        "prefix_ids": tower.prefix_ids,
-        **({"padding": clip.padding} if settings.context == "full" else {}),
-    }
-    return tower, identity, clip.load_seconds
 
 
 def _embed_remaining(filling: _Filling, corpus: Corpus, quarantine: Quarantine) -> None:

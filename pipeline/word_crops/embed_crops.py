@@ -32,6 +32,7 @@ from dptr.pipeline.choices import Precision
 from dptr.pipeline.clip.image_shard import ShardInMaking
 from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
 from dptr.pipeline.read_ahead import read_ahead
+from dptr.pipeline.repair.losses import remember_inputs
 from dptr.pipeline.word_crops.crop_reader import CropReader, FoundCrop, ReadCrop, find_crops
 
 #: What a recipe takes for ``finetune.augmentation``, too.
@@ -113,6 +114,7 @@ def embed_crops(paths: Sequence[Path], out: Path, settings: EmbedCropsSettings) 
         clip = load_clip(settings.clip, settings.precision, settings.device)
         build = _Build(out, clip, charset, settings)
         before = build.manifest.rows
+        remember_inputs(build.manifest, [str(path) for path in paths], {"batch": settings.batch})
         build.run(paths, total)
     rows = build.manifest.rows
     if not rows:
@@ -206,14 +208,8 @@ class _Build:
                 self.settings.dtype,
                 self.settings.batch,
             )
-        row = {
-            "label": crop.label,
-            "source": found.source.name,
-            "key": found.key,
-            "image_sha256": crop.image_sha256,
-        }
         for view, pixels in enumerate(crop.views):
-            self.shard.add({**row, "view": view}, pixels, self.kept)
+            self.shard.add(row_of(found, crop, view), pixels, self.kept)
         if self.shard.full:
             self._commit()
 
@@ -222,6 +218,12 @@ class _Build:
             self.manifest.shards.append(self.shard.write(self.out, {}))
             self.manifest.save(self.out)
             self.shard = None
+
+
+def row_of(found: FoundCrop, crop: ReadCrop, view: int) -> dict[str, Any]:
+    """Return a view's row of the catalogue, but for its id."""
+    place = {"source": found.source.name, "key": found.key, "image_sha256": crop.image_sha256}
+    return {"label": crop.label, "view": view, **place}
 
 
 def _in_store(out: Path, manifest: Manifest) -> set[tuple[str, str]]:

@@ -36,7 +36,7 @@ FROZEN = {
     "sql": "--format --open --orp --out --prompts",
     "train-clip": "--charset --clip --data --device --from --out --photos --recipe --seed --set --steps --track "
     "--validation",
-    "verify": "",
+    "verify": "--repair",
 }
 
 

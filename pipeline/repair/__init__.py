@@ -1,0 +1,1 @@
+"""Damaged shards computed again from what they were made of."""
