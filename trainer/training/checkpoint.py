@@ -25,6 +25,7 @@ from dptr.trainer.tensor_file import save_tensors
 
 #: Groups of tensors, a file each.
 MODEL, OPTIMIZER, AVERAGE = "model", "optimizer", "average"
+_ADVICE = "Use the other checkpoint of the run, or train again"
 CheckpointName = Literal["last", "best", "untrained"]
 
 
@@ -78,16 +79,15 @@ def load_state(folder: Path, only: Collection[str] | None = None) -> dict[str, A
     Raises:
         DamagedStore: a file is missing or changed. UserError: it is of a newer format.
     """
-    advice = "Use the other checkpoint of the run, or train again"
     state = sealed.read_json(folder / STATE_FILE)
     try:
         files = dict(state["files"])
         needed = files if only is None else {name: files[name] for name in map(file_of, only)}
     except (KeyError, TypeError, ValueError) as error:
-        raise DamagedStore(f"{folder / STATE_FILE} is damaged: {what_is_wrong(error)}", advice) from error
+        raise DamagedStore(f"{folder / STATE_FILE} is damaged: {what_is_wrong(error)}", _ADVICE) from error
     for name, digest in needed.items():
         if not (folder / name).is_file() or sha256_of(folder / name) != digest:
-            raise DamagedStore(f"{folder / name} is missing or damaged", advice)
+            raise DamagedStore(f"{folder / name} is missing or damaged", _ADVICE)
     return state
 
 
@@ -97,6 +97,13 @@ def file_of(group: str) -> str:
 
 
 def load_tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    """Read one group of tensors, on the CPU, in the shapes that were saved."""
-    tensors: dict[str, Tensor] = load_file(folder / file_of(name))
-    return tensors
+    """Read one group of tensors, on the CPU, in the shapes that were saved.
+
+    Raises:
+        DamagedStore: the file cannot be read.
+    """
+    try:
+        tensors: dict[str, Tensor] = load_file(folder / file_of(name))
+        return tensors
+    except (SafetensorError, OSError) as error:
+        raise DamagedStore(f"{folder / file_of(name)} cannot be read ({error})", _ADVICE) from error
