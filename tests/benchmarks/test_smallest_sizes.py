@@ -21,7 +21,15 @@ from dptr.cli import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 #: No programs of their own, run by tests of their own, or in need of readers that are not dptr's to install.
-WITHOUT = {"plain_parseq.py", "peers.py", "peer_readers.py", "evidence.py", "rapidocr_worker.py"}
+WITHOUT = {
+    "faulty_commands.py",
+    "fuzzed_readers.py",
+    "plain_parseq.py",
+    "peers.py",
+    "peer_readers.py",
+    "evidence.py",
+    "rapidocr_worker.py",
+}
 SIZES = [
     *("decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1"),
     *("encoder.dim=32", "encoder.heads=2", "encoder.layers=1", "encoder.patch_height=16"),
