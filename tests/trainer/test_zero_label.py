@@ -16,7 +16,6 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.progress import set_quiet
@@ -32,14 +31,10 @@ from dptr.pipeline.clip.loading import load_clip
 from dptr.trainer.data.column_memory import column_memory, place_letters
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.pooled_memory import pooled_memory
-from dptr.trainer.model.coverage import load_weights
-from dptr.trainer.model.decoders import build_decoder
-from dptr.trainer.model.decoders.base import Memory
-from dptr.trainer.model.decoders.pooled import PooledDecoder
 from dptr.trainer.model.encoders.clip import whole_hash
 from dptr.trainer.training.recipe import Recipe, load_saved_recipe
 from dptr.trainer.training.runs import Run
-from dptr.trainer.training.settings import DecoderSettings, MemorySettings, NoiseSettings
+from dptr.trainer.training.settings import NoiseSettings
 
 DIM = 8
 SMALL = ["--set", "decoder.kind=nrtr", "--set", "decoder.dim=32", "--set", "decoder.heads=2"]
@@ -150,27 +145,6 @@ def test_noise_lies_on_columns_beside_the_word_too(store: PromptStore, bank: Orp
     clean = column_memory(store, np.array([0]), None, 0.5, 16, np.random.default_rng(1)).tokens
     noisy = column_memory(store, np.array([0]), noise, 0.5, 16, np.random.default_rng(1)).tokens
     torch.testing.assert_close(noisy - clean, torch.full_like(clean, 3.5))
-
-
-def test_a_pooled_decoder_reads_only_the_vector_and_keeps_the_images_mean() -> None:
-    settings = DecoderSettings(kind="nrtr", dim=16, heads=2, feed_forward=16)
-    decoder = build_decoder(settings, 5, DIM, MemorySettings(kind="pooled", tokens=3)).eval()
-    assert isinstance(decoder, PooledDecoder)
-    vectors = torch.randn(2, 1, DIM)
-    assert decoder.unfold(Memory(vectors)).tokens.shape == (2, 3, DIM)
-    assert "image_mean" in decoder.state_dict()
-    first, second = decoder.decode(Memory(vectors))
-    assert not torch.allclose(first, second)
-
-
-def test_a_changed_charset_carries_characters_over_within_a_pooled_decoder() -> None:
-    settings = DecoderSettings(kind="nrtr", dim=16, heads=2, feed_forward=16)
-    source, target = (build_decoder(settings, 3, DIM, MemorySettings(kind="pooled")) for _ in range(2))
-    # As many characters in another order: every shape fits, so only names tell that rows have to move.
-    coverage = load_weights(target, source.state_dict(), Charset("abc"), Charset("cab"))
-    assert set(coverage.partial) == {"decoder.head.weight", "decoder.head.bias", "decoder.embedding.weight"}
-    head = "decoder.head.weight"
-    assert torch.equal(target.state_dict()[head][1], source.state_dict()[head][3])  # c
 
 
 def test_a_recipe_of_before_gives_the_decoder_tokens() -> None:
