@@ -51,7 +51,7 @@ class Box:
 
 
 def read_boxes(path: Path) -> list[Box]:
-    """Read a file of boxes: JSON, CSV with a header, or ICDAR's text lines, told apart by looking.
+    """Read a file of boxes: JSON, CSV with a header, or ICDAR's text lines, recognised by its content.
 
     Raises:
         UserError: it cannot be read, or a line holds no box.

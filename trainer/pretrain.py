@@ -225,7 +225,7 @@ def split_rows(store: PromptStore, recipe: Recipe) -> tuple[NDArray[np.int64], N
 
 
 def _tell_of_fewer(rows: int, store: PromptStore, recipe: Recipe) -> None:
-    """Say so when fewer labels are validated on than somebody asked for."""
+    """Note when fewer labels are validated on than the recipe has."""
     settings = recipe.pretrain
     if rows < settings.validation_rows != type(settings).model_fields["validation_rows"].default:
         note(

@@ -1,6 +1,6 @@
 """What is like what: ``similarity(a, b)``, ``nearest('street', 10)`` and ``nearest_crops('street', 10)``.
 
-``a`` and ``b`` are vectors, such as two rows' ``pooled``; the others are tables, to be asked with ``from``.
+``a`` and ``b`` are vectors, such as two rows' ``pooled``; the others are tables, for ``from``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NEAREST_CROPS = f"""create macro nearest_crops(word, k := 10) as table
 with {_GIVEN}
 select id, image, x, y, width, height, similarity(pooled, vector) as similarity from crops, given
 order by similarity desc, id limit k"""
-#: Name -> views that it asks, and how it is made.
+#: Name -> views that it reads, and how it is made.
 _TABLES = {"nearest": ({"prompts"}, _NEAREST), "nearest_crops": ({"prompts", "crops"}, _NEAREST_CROPS)}
 
 

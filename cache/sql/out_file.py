@@ -1,7 +1,7 @@
-"""The one file that ``dptr sql`` writes where it is told to: an answer (``-o``), or a file of views (``--open``).
+"""The one file that ``dptr sql`` writes where it is asked to: an answer (``-o``), or a file of views (``--open``).
 
 No query can name it, and DuckDB writes no answer: that is done here, from what DuckDB hands over. A file of views is
-made on a connection of its own, which sees no query. Neither replaces anything in a store or a run.
+made on a connection of its own, which runs no query. Neither replaces anything in a store or a run.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _FORMS: dict[str, AnswerForm] = {".csv": "csv", ".json": "json", ".parquet": "pa
 
 
 def form_of(path: Path) -> AnswerForm:
-    """Return the form that a file's ending asks for.
+    """Return the form that a file's ending stands for.
 
     Raises:
-        UserError: it asks for none.
+        UserError: it stands for none.
     """
     if path.suffix.lower() not in _FORMS:
         raise UserError(f"{path} does not say in which form", f"End it in {', '.join(_FORMS)}, or give --format")
@@ -52,7 +52,7 @@ def write_views(workspace: Workspace, out: Path) -> list[str]:
     """Write a DuckDB file of views over the files of a workspace, with the macros; return the views' names.
 
     Raises:
-        UserError: the file exists, or there is nothing to look at.
+        UserError: the file exists, or there is nothing to show.
     """
     if out.exists():
         raise UserError(f"{out} exists", "Remove it, or name another file: it may hold tables of yours")

@@ -71,7 +71,7 @@ def now(path: Path, record: FileRecord) -> Path:
 
 
 def soon(path: Path, record: FileRecord) -> None:
-    """Check a file in the background; :func:`raise_found` and :func:`finish` tell what came of it."""
+    """Check a file in the background; :func:`raise_found` and :func:`finish` report what was found."""
     if _is_new(path) and path.is_file():
         _background.known.add(_known(path))
         _background.add(path, record)
@@ -111,7 +111,7 @@ def before_ending() -> Iterator[None]:
 
 
 def _is_new(path: Path) -> bool:
-    # Workers leave it to the process that started them: it knows the same files.
+    # Workers leave it to the process that started them: it has the same files to check.
     if os.environ.get(_OFF) or multiprocessing.parent_process() is not None:
         return False
     return not path.is_file() or _known(path) not in _background.known

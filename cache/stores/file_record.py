@@ -1,4 +1,4 @@
-"""What a manifest knows of a file: enough to find that it is not the one that was committed."""
+"""A manifest's record of a file: size and hashes, by which damage to it is found."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dptr.cache.stores.files import sha256_of, xxh3_of
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What a committed file must look like; stores of format version 1 do not know the fast hash."""
+    """Size and hashes of a committed file; stores of format version 1 have no fast hash."""
 
     bytes: int
     sha256: str

@@ -193,7 +193,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Read the manifest of a store of any kind, and look at no other file.
+        """Read the manifest of a store of any kind, and no other file.
 
         Raises:
             UserError: it is of a newer format. DamagedStore: it cannot be read or contradicts itself.

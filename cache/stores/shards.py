@@ -152,7 +152,7 @@ class StatesReader:
         return self._files[shard]
 
     def check_all(self) -> None:
-        """Begin to compare every shard with its hash: for whoever hands the reader to workers, which check nothing."""
+        """Begin to compare every shard with its hash: for callers that hand it to workers, which check nothing."""
         for shard in self._shards:
             checks.soon(self._folder / shard.states, shard.files[shard.states])
 

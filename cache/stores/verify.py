@@ -37,7 +37,7 @@ class Damage:
     """One file that is not what was committed.
 
     Attributes:
-        folder: the store, the run, or where the model lies.
+        folder: the store, the run, or the model's.
         file: the file's name in it.
         shard: the shard it belongs to, or None for the manifest, store-wide files, and files of runs.
         problem: what is wrong.
@@ -75,13 +75,13 @@ def all_in(workspace: Workspace) -> list[Path]:
 
 
 def is_store(folder: Path) -> bool:
-    """Return whether something of a store lies in ``folder``, be it without its manifest."""
+    """Return whether ``folder`` holds something of a store, be it without its manifest."""
     marks = (MANIFEST_FILE, PREFIX_FILE, f"{_FIRST_SHARD}.arrow", f"{_FIRST_SHARD}.parquet")
     return any((folder / name).is_file() for name in marks)
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether something of a run lies in ``folder``, be it without its description."""
+    """Return whether ``folder`` holds something of a run, be it without its description."""
     return (folder / RUN_FILE).is_file() or (folder / RECIPE_FILE).is_file() or (folder / CHECKPOINTS_FOLDER).is_dir()
 
 

@@ -61,7 +61,7 @@ class WordImages:
     Attributes:
         samples: what can be used, in the order of the data.
         refused: how many labels were left out, by reason. changed: how many were kept but altered, by what was done.
-        examples: some raw labels for each reason, behind the place they come from.
+        examples: some raw labels for each reason, behind their source and key.
         refusals: each that was left out, but for what would be more than 100,000.
     """
 

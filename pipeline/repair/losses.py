@@ -1,4 +1,4 @@
-"""What of a store is damaged or missing, and what is known of how it was made."""
+"""What of a store is damaged or missing, and what is stored of how it was made."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Losses:
         return replace(self.manifest, shards=self.manifest.shards[:number])
 
     def setting(self, name: str, otherwise: Any) -> Any:
-        """Return what the newest run was given for a setting; stores of an earlier version do not know."""
+        """Return what the newest run was given for a setting; stores of an earlier version do not hold it."""
         inputs = self.manifest.details.get(INPUTS, [])
         return inputs[-1].get(name, otherwise) if inputs else otherwise
 

@@ -1,7 +1,7 @@
 """Repairs a store: damaged shards, and nothing else, are computed again from the inputs, and must have the old hashes.
 
-What cannot be made equal is left as it is and named: a shard of other bits under an old hash would be a lie, and under
-a new one the runs that were trained on the store would no longer know it.
+What cannot be made equal is left as it is and named: a shard of other bits under an old hash would be false, and under
+a new one the runs that were trained on the store would no longer match it.
 """
 
 from __future__ import annotations

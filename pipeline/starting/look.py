@@ -1,4 +1,4 @@
-"""A look at somebody's data: how much of what there is, in which script, how long and how large."""
+"""Measures somebody's data: how much of what there is, in which script, how long and how large."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Look:
 
 
 def look_at(paths: Sequence[Path]) -> Look:
-    """Tell word lists, labelled crops and photos apart, and look at each.
+    """Tell word lists, labelled crops and photos apart, and measure each.
 
     Raises:
         UserError: a path does not exist, or is none of these.

@@ -57,7 +57,7 @@ def require_readable(paths: Sequence[str]) -> None:
         if os.path.isdir(path) and not os.path.isfile(os.path.join(path, lmdb_form.DATA_FILE)):
             raise UserError(f"{path} is a folder and not an LMDB", "Name its files, for instance with *.txt")
         if not os.path.isfile(path) and not os.path.isdir(path):
-            # It would be waited for until somebody writes, and could be read once only.
+            # Opening it would block until something is written, and it could be read once only.
             raise UserError(f"{path} is a pipe or a device, not a file", "Name - and give it on standard input")
         if not os.access(path, os.R_OK):
             raise UserError(f"{path} cannot be read", "Check its permissions")

@@ -89,7 +89,7 @@ def _fine_tuned(trial: Trial, speeds: Path, device: str) -> tuple[Recognizer, di
 
 
 def _as_it_started(trial: Trial, start: Run | None, device: str) -> Recognizer:
-    """Return the start behind the image tower of its CLIP: it has seen no labelled crop."""
+    """Return the start behind the image tower of its CLIP: it was trained on no labelled crop."""
     folder = trial.encoder_model
     if start is None or folder is None:
         raise ValueError("an arm without labels has a start and a CLIP")

@@ -96,7 +96,7 @@ class Recognizer(nn.Module):
         return tokens, Memory(directions(self.fmu(self._positioned(tokens)), None))
 
     def _positioned(self, tokens: Tensor) -> Tensor:
-        """Add where tokens (batch, tokens, dim) stand, unless the encoder or the decoder sees to that."""
+        """Add where tokens (batch, tokens, dim) stand, unless the encoder or the decoder does."""
         if self.encoder.positioned or self.decoder.positions_memory:
             return tokens
         rows = self.encoder.grid[0]

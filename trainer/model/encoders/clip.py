@@ -95,7 +95,7 @@ def weights_hash(tensors: Mapping[str, Tensor]) -> str:
 
 
 def whole_hash(folder: Path) -> str:
-    """Return the hash by which prompt stores and ORP banks know the CLIP in ``folder``: of both its towers.
+    """Return the hash by which prompt stores and ORP banks name the CLIP in ``folder``: of both its towers.
 
     Raises:
         UserError: its weights are no safetensors, or damaged.
