@@ -42,7 +42,7 @@ def keep_predictions(folder: Path, data: str, read: ReadImages, step: int | None
     texts = [reading.text for reading in read.readings]
     nothing = [None] * len(read.unreadable)
     rows = len(truths) + len(nothing)
-    columns = [
+    columns: list[list[Any]] = [
         [_written(data)] * rows,
         [_written(key) for key in (*read.keys, *read.unreadable)],
         [*truths, *nothing],

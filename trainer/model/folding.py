@@ -20,13 +20,14 @@ class FoldedConvolution(nn.Module):
         folded = fuse_conv_bn_eval(convolution, norm)
         self.weight, self.bias = folded.weight, folded.bias
         self.geometry = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
-        self.by_onednn = torch.backends.mkldnn.is_available() and not isinstance(convolution.padding, str)
+        self.has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels before, height, width) -> (batch, channels after, height, width by the stride)."""
         stride, padding, dilation, groups = self.geometry
         small = len(x) == 1 and x.dtype == torch.float32 and x.device.type == "cpu"
-        if small and self.by_onednn and not torch.compiler.is_compiling() and not torch.onnx.is_in_onnx_export():
+        traced = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+        if small and self.has_onednn and not isinstance(padding, str) and not traced:
             return torch.mkldnn_convolution(x, self.weight, self.bias, padding, stride, dilation, groups)
         return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
 
