@@ -1,4 +1,4 @@
-"""Run a grid: pre-trainings first, then trials seed by seed; what an earlier run finished is taken as it is."""
+"""Run a grid seed by seed, pre-trainings before trials; what an earlier run finished is taken as it is."""
 
 from __future__ import annotations
 
@@ -56,16 +56,20 @@ def ablate(
         done = _known(read_rows(folder / ABLATION_ROWS), wanted, tests)
         missing = [trial for trial in wanted.trials if trial not in done]
         note(f"{name}: {len(wanted.trials)} trials, {len(done)} of them done before")
-        failed = _pretrain(wanted, missing, device, jobs)
-        runnable = [trial for trial in missing if trial.start not in failed]
-        for trial, result in run_all(partial(run_trial, speeds=folder / "speeds", device=device), runnable, jobs):
-            if isinstance(result, DptrError):
-                failed[trial.folder] = f"arm {trial.arm!r}, seed {trial.seed}: {result}"
-                continue
-            done[trial] = result
-            write_rows(folder / ABLATION_ROWS, _in_order(done, wanted, grid, name))
-            readings = ", ".join(f"{row['test']} {row['accuracy']:.1%}" for row in result)
-            note(f"{len(done)}/{len(wanted.trials)} {trial.arm}, seed {trial.seed}: {readings}")
+        failed: dict[Path | None, str] = {}
+        # Seed by seed: the first comparison is there before the last pre-training has begun.
+        for seed in grid.seeds:
+            own = [trial for trial in missing if trial.seed == seed]
+            failed |= _pretrain(wanted, own, device, jobs)
+            runnable = [trial for trial in own if trial.start not in failed]
+            for trial, result in run_all(partial(run_trial, speeds=folder / "speeds", device=device), runnable, jobs):
+                if isinstance(result, DptrError):
+                    failed[trial.folder] = f"arm {trial.arm!r}, seed {trial.seed}: {result}"
+                    continue
+                done[trial] = result
+                write_rows(folder / ABLATION_ROWS, _in_order(done, wanted, grid, name))
+                readings = ", ".join(f"{row['test']} {row['accuracy']:.1%}" for row in result)
+                note(f"{len(done)}/{len(wanted.trials)} {trial.arm}, seed {trial.seed}: {readings}")
         rows = _in_order(done, wanted, grid, name)
         # Also where nothing was missing: arms may have been renamed or left out.
         write_rows(folder / ABLATION_ROWS, rows)

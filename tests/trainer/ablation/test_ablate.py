@@ -23,6 +23,7 @@ from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.cache.workspace import Workspace
 from dptr.cli import SERVICES, run_command
+from dptr.trainer.ablation import ablate as ablation
 from dptr.trainer.ablation import trial as one_trial
 from dptr.trainer.ablation.ablate import AblationSummary, ablate
 from dptr.trainer.ablation.crops import open_data
@@ -212,6 +213,26 @@ def test_a_process_that_is_killed_outright_is_resumed_by_the_same_command(
 def test_side_by_side_gives_the_same_rows(folder: Path) -> None:
     path = grid_file(folder)
     assert timeless(run(folder, path, "beside", jobs=2).rows) == timeless(run(folder, path, "alone").rows)
+
+
+def test_the_first_seed_is_compared_before_the_second_is_pre_trained(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[tuple[str, int]] = []
+    pretraining, training = ablation.run_pretraining, ablation.run_trial
+
+    def noted_pretraining(wanted: Any, *rest: Any, **named: Any) -> None:
+        order.append(("pretraining", wanted.recipe.pretrain.seed))
+        pretraining(wanted, *rest, **named)
+
+    def noted_training(trial: Any, *rest: Any, **named: Any) -> Any:
+        order.append(("trial", trial.seed))
+        return training(trial, *rest, **named)
+
+    monkeypatch.setattr(ablation, "run_pretraining", noted_pretraining)
+    monkeypatch.setattr(ablation, "run_trial", noted_training)
+    run(folder, grid_file(folder))
+    assert order == [(kind, seed) for seed in (1, 2) for kind in ("pretraining", "trial", "trial")]
 
 
 def test_arms_share_a_pre_training(folder: Path) -> None:
