@@ -10,7 +10,7 @@ TESTS_ARE_LOOSER := --allow-untyped-defs --allow-incomplete-defs --allow-untyped
 	--no-warn-return-any --no-warn-unused-ignores --namespace-packages --explicit-package-bases \
 	$(foreach code,union-attr index operator func-returns-value,--disable-error-code=$(code))
 
-.PHONY: demo test lint types check clean
+.PHONY: demo test lint types check site clean
 
 demo: $(READY)
 	$(BIN)/dptr demo
@@ -30,9 +30,14 @@ types: $(READY)
 	$(BIN)/mypy benchmarks/*.py
 	$(BIN)/mypy examples/*.py
 	$(BIN)/mypy examples/reader/*.py
+	$(BIN)/mypy docs/*.py
 	$(BIN)/mypy $(TESTS_ARE_LOOSER) tests
 
 check: lint types test
+
+# build/site/index.html; nothing on it is fetched from elsewhere.
+site: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,0 +1,52 @@
+"""Draw rendered crops and what a recogniser reads on them, as in the README.
+
+python examples/draw_readings.py words.txt docs/readings.png [RUN]
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+import dptr
+from dptr.pipeline.rendering.fonts import packaged_fonts
+
+COLUMNS, ROWS = 5, 3
+WIDTH, HEIGHT, TEXT = 190, 50, 26
+PAPER, INK, WRONG = "#ffffff", "#1c2530", "#b3263a"
+
+
+def main(words: Path, out: Path, run: str | None) -> None:
+    """Render as many words as there is room for, read them, and draw both."""
+    with tempfile.TemporaryDirectory() as folder:
+        fonts = Path(folder) / "fonts"
+        fonts.mkdir()
+        for font in packaged_fonts().fonts:  # the same on every machine
+            (fonts / font.path.name).symlink_to(font.path)
+        crops_folder = Path(folder) / "crops"
+        rendered = [sys.executable, "-m", "dptr", "render-words", str(words), "-o", str(crops_folder), "--quiet"]
+        subprocess.run([*rendered, "--count", str(COLUMNS * ROWS), "--style", "0.4", "--fonts", str(fonts)], check=True)
+        lines = (crops_folder / "labels.tsv").read_text(encoding="utf-8").splitlines()
+        files, labels = zip(*(line.split("\t") for line in lines), strict=True)
+        crops = [Image.open(crops_folder / name).convert("RGB") for name in files]
+    reader = dptr.load(run) if run else dptr.load()
+    plain = next(font for font in packaged_fonts().fonts if font.names == ("Roboto", "Regular")).at(17)
+    page = Image.new("RGB", (COLUMNS * WIDTH, ROWS * (HEIGHT + TEXT + 14)), PAPER)
+    draw = ImageDraw.Draw(page)
+    for number, (crop, label, reading) in enumerate(zip(crops, labels, reader.read(crops), strict=True)):
+        left, top = number % COLUMNS * WIDTH + 8, number // COLUMNS * (HEIGHT + TEXT + 14) + 6
+        scale = min((WIDTH - 16) / crop.width, HEIGHT / crop.height)
+        crop = crop.resize((round(crop.width * scale), round(crop.height * scale)), Image.Resampling.BICUBIC)
+        page.paste(crop, (left, top + (HEIGHT - crop.height) // 2))
+        draw.text(
+            (left, top + HEIGHT + 3), reading.text, INK if reading.text.lower() == label.lower() else WRONG, plain
+        )
+    page.quantize(128).save(out, optimize=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else None)

@@ -1,0 +1,124 @@
+"""The documentation: no link leads nowhere, every command in it can be typed, every option and key is told of."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from dptr.cli import app
+from dptr.trainer.training.recipe import Recipe
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+
+
+def hooks() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+def blocks(page: Path) -> list[str]:
+    """Code blocks that hold commands."""
+    fenced = re.findall(r"^```(?:bash|sh)?\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [block for block in fenced if re.search(r"^dptr ", block, re.MULTILINE)]
+
+
+def typed(page: Path) -> list[str]:
+    lines = [line for block in blocks(page) for line in block.replace("\\\n", " ").splitlines()]
+    return [line.split("#")[0].split("||")[0] for line in lines if line.startswith("dptr ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_link_leads_nowhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        found = (page.parent / name) if name else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if typed(page)], ids=lambda page: page.name)
+def test_every_command_can_be_typed(page: Path) -> None:
+    for line in typed(page):
+        name, *arguments = shlex.split(line)[1:]
+        assert name in COMMANDS, line
+        known = {option for parameter in COMMANDS[name].params for option in (*parameter.opts, "--help")}
+        unknown = [word for word in arguments if re.fullmatch(r"-[a-z]|--[a-z-]+", word) and word not in known]
+        assert unknown == [], line
+
+
+def test_every_option_and_recipe_key_is_in_the_reference() -> None:
+    told = hooks().reference()
+    options = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
+    missing = [option for option in options if option.startswith("-") and f"`{option}`" not in told]
+    sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
+    keys = {f"`{key}`" for section in sections.values() for key in section.model_fields}  # type: ignore[union-attr]
+    assert missing == []
+    assert all(f"### [{name}]" in told for name in sections)
+    assert [key for key in keys if key not in told] == []
+
+
+def test_every_page_is_in_the_menu_and_says_what_one_gets() -> None:
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [page for page in PAGES if page.parent.name == "docs"]
+    assert [page.name for page in pages if page.name not in menu] == []
+
+
+def test_the_readme_is_one_screen_with_one_picture() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 70
+    assert len(re.findall(r"!\[", text)) == 1
+
+
+def test_the_site_builds_and_asks_for_nothing_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    mkdocs = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(mkdocs, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = list((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > len(PAGES) - 1
+    fetched = re.compile(
+        r"<(?:script|img|iframe)[^>]+src=\"https?:|<link[^>]+rel=\"(?:stylesheet|preconnect)\"[^>]+href=\"https?:"
+    )
+    assert [page.name for page in pages if fetched.search(page.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.slow
+def test_the_tutorials_commands_run_as_they_stand_but_for_their_counts(tmp_path: Path) -> None:
+    scripts = re.findall(r"^```bash\n(.*?)^```", TUTORIAL.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    script = "\n".join(["set -euo pipefail", 'dptr() { "$PYTHON" -m dptr "$@" --quiet; }', *scripts])
+    for long, short in (("--count 4000", "--count 60"), ("--count 200", "--count 8"), ("--steps 3000", "--steps 4")):
+        assert long in script
+        script = script.replace(long, short)
+    environment = {"PYTHON": sys.executable, "PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    inherited = {"PYTHONPATH": path} if (path := os.environ.get("PYTHONPATH")) else {}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment | inherited, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "greek" / "report.html").is_file()
+    assert (tmp_path / "greek" / "model.safetensors").is_file()
+    assert "δ" in (tmp_path / "greek" / "charset.txt").read_text(encoding="utf-8")
