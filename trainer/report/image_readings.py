@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-from PIL import Image
 
 from dptr.cache.errors import UserError
-from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
-from dptr.trainer.model.fmu import FeatureMergeUnit
+from dptr.cache.word_images.dataset import UnreadableImage, WordImages
 from dptr.trainer.model.reading import read_pictures
 from dptr.trainer.model.recognizer import Reading, Recognizer
+from dptr.trainer.report.looks import characters_strip, looks, queries_strip
 from dptr.trainer.report.mistakes import accuracy_by_length, confusions
 from dptr.trainer.report.page import Cell, Section, Table, picture_address
 
-_MOST_CROPS = 2000
+MOST_CROPS = 2000
 _BATCH = 128
 _EXAMPLES = 12
 Read = tuple[int, Reading]
@@ -26,8 +24,8 @@ def image_sections(recognizer: Recognizer, crops: WordImages) -> list[Section]:
     Raises:
         UserError: none of them can be decoded.
     """
-    chosen = np.random.default_rng(0).permutation(len(crops))[:_MOST_CROPS].tolist()
-    read = _readings(recognizer, crops, chosen)
+    chosen = np.random.default_rng(0).permutation(len(crops))[:MOST_CROPS].tolist()
+    read = read_crops(recognizer, crops, chosen)
     if not read:
         raise UserError("none of these crops can be decoded", "Check the files that --data names")
     truths = [crops.samples[index].label for index, _ in read]
@@ -49,7 +47,7 @@ def image_sections(recognizer: Recognizer, crops: WordImages) -> list[Section]:
     return sections
 
 
-def _readings(recognizer: Recognizer, crops: WordImages, chosen: list[int]) -> list[Read]:
+def read_crops(recognizer: Recognizer, crops: WordImages, chosen: list[int]) -> list[Read]:
     """Read the chosen crops; those that cannot be decoded are left out."""
     read: list[Read] = []
     for start in range(0, len(chosen), _BATCH):
@@ -65,30 +63,28 @@ def _readings(recognizer: Recognizer, crops: WordImages, chosen: list[int]) -> l
 
 
 def _examples(title: str, note: str, recognizer: Recognizer, crops: WordImages, ranked: list[Read]) -> Section:
-    looks = isinstance(recognizer.fmu, FeatureMergeUnit)
-    if looks:
-        note += " The strip shows where each query of the Feature Merge Unit looks: a line a query, left to right as "
-        note += "the image, the darker the more."
-    rows = []
+    rows, shown = [], {"queries": False, "decoder": False}
     for index, reading in ranked:
         image, truth = crops.image(index), crops.samples[index].label
         cells = [Cell(picture=picture_address(image), described=f"crop of {truth}")]
-        if looks:
-            strip = picture_address(_attention_strip(recognizer, image))
+        queries, decoder = looks(recognizer, image)
+        if queries is not None:
+            strip = picture_address(queries_strip(queries))
             cells.append(Cell(picture=strip, height=52, described="where the queries look"))
+        if decoder is not None:
+            drawn = characters_strip(decoder, len(reading.text))
+            cells.append(Cell(picture=picture_address(drawn), height=drawn.height, described="where the decoder looks"))
+        shown = {"queries": queries is not None, "decoder": decoder is not None}
         confidence = Cell(f"{reading.confidence:.2f}")
         rows.append([*cells, Cell(truth), Cell(reading.text, wrong=reading.text != truth), confidence])
-    columns = ["image", *(["looks"] if looks else []), "truth", "read", "confidence"]
-    return Section(title, note, tables=[Table(columns, rows)])
+    columns = ["image", *(name for name, there in shown.items() if there), "truth", "read", "confidence"]
+    return Section(title, note + _said_of_strips(shown), tables=[Table(columns, rows)])
 
 
-@torch.inference_mode()
-def _attention_strip(recognizer: Recognizer, image: Image.Image) -> Image.Image:
-    """Attention of queries over columns, summed over rows of the grid, each query scaled to its own maximum."""
-    if not isinstance(recognizer.fmu, FeatureMergeUnit):
-        raise TypeError("no Feature Merge Unit")
-    pixels = torch.from_numpy(preprocess(image, *recognizer.image_size))[None]
-    weights = recognizer.fmu.attention_map(recognizer.tokens(pixels))[0]
-    columns = weights.view(len(weights), *recognizer.encoder.grid).sum(1)
-    shares = (columns / columns.amax(1, keepdim=True)).numpy()
-    return Image.fromarray(np.uint8(255 - 255 * shares)).resize((columns.shape[1] * 5, len(weights) * 2), 0)
+def _said_of_strips(shown: dict[str, bool]) -> str:
+    said = ""
+    if shown["queries"]:
+        said += " Queries: where each query of the Feature Merge Unit looks, a line a query."
+    if shown["decoder"]:
+        said += " Decoder: where its last layer looks for each character, a line a character, read from left to right."
+    return said + (" The darker the more, left to right as the image." if said else "")

@@ -73,17 +73,17 @@ def report(
 
 
 def _training(run: Run) -> Section:
-    metrics, damaged = _logged(run.folder / METRICS_FILE)
-    timings, _ = _logged(run.folder / TIMINGS_FILE)
+    metrics, damaged = logged(run.folder / METRICS_FILE)
+    timings, _ = logged(run.folder / TIMINGS_FILE)
     shares = sorted(
         {key for line in metrics for key in line if key.startswith(("validation_accuracy", "validation_top"))}
     )
-    validation = {key.removeprefix("validation_").replace("_", " "): _points(metrics, key) for key in shares}
+    validation = {key.removeprefix("validation_").replace("_", " "): points(metrics, key) for key in shares}
     drawings = {
-        "Training loss": line_chart("loss", {"loss": _points(metrics, "loss")}, "loss", logarithmic=True),
+        "Training loss": line_chart("loss", {"loss": points(metrics, "loss")}, "loss", logarithmic=True),
         "Validation": line_chart("validation", validation, "share read exactly", share=True),
-        "Learning rate": line_chart("learning rate", {"": _points(metrics, "learning_rate")}, "learning rate"),
-        "Speed": line_chart("speed", {"": _points(timings, "rows_per_second")}, "rows a second"),
+        "Learning rate": line_chart("learning rate", {"": points(metrics, "learning_rate")}, "learning rate"),
+        "Speed": line_chart("speed", {"": points(timings, "rows_per_second")}, "rows a second"),
     }
     charts = [Chart(drawing, caption) for caption, drawing in drawings.items() if drawing is not None]
     said = f"{run.step():,} steps done."
@@ -92,7 +92,7 @@ def _training(run: Run) -> Section:
     return Section("Training", said, charts)
 
 
-def _logged(path: Path) -> tuple[list[dict[str, Any]], int]:
+def logged(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Return the lines of a log that can be read, and how many cannot: a killed process may leave half a line."""
     lines, damaged = [], 0
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
@@ -103,7 +103,8 @@ def _logged(path: Path) -> tuple[list[dict[str, Any]], int]:
     return lines, damaged
 
 
-def _points(lines: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+def points(lines: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    """Return (step, value) of each line that has ``key``."""
     return [(line["step"], line[key]) for line in lines if key in line]
 
 

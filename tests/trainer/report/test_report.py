@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -18,9 +19,11 @@ from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.word_images.dataset import WordImages
 from dptr.trainer.model.recognizer import Recognizer
+from dptr.trainer.report.looks import looks
 from dptr.trainer.report.mistakes import confusions, wilson
 from dptr.trainer.report.page import Cell, Section, Table, render
 from dptr.trainer.report.report import report
+from dptr.trainer.report.side_by_side import report_two
 from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import save_checkpoint
 from dptr.trainer.training.recipe import Recipe
@@ -183,3 +186,60 @@ def test_a_browser_shows_it_light_and_dark(
     for left in (0, width - 8):
         assert pixels.crop((left, 0, left + 8, 3000)).getcolors() == [(8 * 3000, paper)]
     assert len(pixels.getcolors(1 << 24) or []) > 50
+
+
+def test_the_decoder_is_shown_looking(page: Path) -> None:
+    elements = Elements(page.read_text(encoding="utf-8"))
+    described = [value for name, value in elements.attributes if name == "alt"]
+    assert described.count("where the decoder looks") == described.count("where the queries look") > 0
+
+
+@pytest.mark.parametrize("kind", ["parseq", "nrtr", "parallel"])
+@pytest.mark.parametrize("fmu", ["queries", "none"])
+def test_where_a_decoder_looks_is_where_its_memory_comes_from(kind: str, fmu: str) -> None:
+    recipe = Recipe().replace("decoder", kind=kind, dim=32, heads=4, layers=2, feed_forward=32, refinements=1)
+    recipe = recipe.replace("encoder", dim=32, heads=4, layers=1, patch_height=16, patch_width=8)
+    torch.manual_seed(0)
+    model = Recognizer(recipe.replace("fmu", kind=fmu, queries=8, heads=4), Charset.named("36"), 32).eval()
+    queries, decoder = looks(model, Image.new("RGB", (64, 20), (40, 90, 120)))
+    assert (queries is not None) == (fmu == "queries")
+    assert decoder is not None
+    assert 1 <= len(decoder) <= model.decoder.steps(None)
+    assert decoder.shape[1] == 16
+    assert torch.allclose(decoder.sum(1), torch.ones(len(decoder)), atol=1e-5)
+
+
+def test_a_decoder_that_looks_at_one_place_is_drawn_there() -> None:
+    recipe = Recipe().replace("decoder", dim=32, heads=4, layers=1, feed_forward=32, refinements=0)
+    recipe = recipe.replace("encoder", dim=32, heads=4, layers=1, patch_height=16, patch_width=8)
+    model = Recognizer(recipe.replace("fmu", kind="none"), Charset.named("36"), 32).eval()
+    cross = model.decoder.layers[0].cross_attention
+    image = Image.new("RGB", (128, 32))
+    image.paste((255, 255, 255), (40, 0, 48, 32))  # the sixth of sixteen columns
+    tokens = {}
+    hook = model.fmu.register_forward_pre_hook(lambda _, given: tokens.update(all=given[0][0]))
+    looks(model, image)
+    hook.remove()
+    with torch.no_grad():
+        # Whatever it asks, keys answer for the tokens of that column alone.
+        direction = tokens["all"][5] - tokens["all"].mean(0)
+        cross.query.weight.zero_()
+        cross.query.bias.fill_(1.0)
+        cross.key_value.weight[:32] = 50 * direction / direction.norm() ** 2
+        _, decoder = looks(model, image)
+    assert decoder is not None
+    assert set(decoder.argmax(1).tolist()) == {5}
+
+
+def test_two_runs_side_by_side(tmp_path: Path) -> None:
+    log = [json.dumps({"step": step, "loss": 3 / step, "validation_accuracy": step / 40}) for step in (5, 10)]
+    one, other = (make_run(tmp_path / name, log) for name in ("one", "other"))
+    other = dataclasses.replace(other, recipe=other.recipe.replace("finetune", steps=77))
+    crops = make_crops(tmp_path / "crops")
+    report_two(one, other, tmp_path / "page.html", crops)
+    elements = Elements((tmp_path / "page.html").read_text(encoding="utf-8"))
+    assert elements.tags.count("svg") == 4
+    assert "dptr: one beside other" in elements.texts
+    assert {"finetune.steps", "77", "neither reads", "only other reads"} <= set(elements.texts)
+    with pytest.raises(UserError, match="two runs of one kind"):
+        report_two(one, one, tmp_path / "page.html")
