@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dptr.cache.progress import note
 from dptr.cache.word_images.dataset import preprocess
 from dptr.trainer.model.recognizer import Reading, Recognizer
 
@@ -23,9 +24,31 @@ _PORTRAIT = 1.2
 def read_pictures(
     recognizer: Recognizer, pictures: Sequence[Image.Image], device: str | torch.device = "cpu"
 ) -> list[Reading]:
-    """Read RGB pictures of one word each, of any size, in one batch and in the order given."""
+    """Read RGB pictures of one word each, of any size, in the order given.
+
+    They are read in one batch; where memory is too short for that, in halves, as often as it takes.
+    """
     if not pictures:
         return []
+    try:
+        return _read_batch(recognizer, pictures, device)
+    except (MemoryError, RuntimeError) as error:
+        if len(pictures) == 1 or not _is_out_of_memory(error):
+            raise
+    half = len(pictures) // 2
+    note(f"too little memory for {len(pictures)} pictures at once: they are read in halves")
+    return [
+        *read_pictures(recognizer, pictures[:half], device),
+        *read_pictures(recognizer, pictures[half:], device),
+    ]
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # On the CPU torch has no error of its own for it.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+def _read_batch(recognizer: Recognizer, pictures: Sequence[Image.Image], device: str | torch.device) -> list[Reading]:
     views = [_views(picture) for picture in pictures]
     readings = iter(_read_views(recognizer, [view for seen in views for view in seen], device))
     return [max((next(readings) for _ in seen), key=lambda reading: reading.confidence) for seen in views]

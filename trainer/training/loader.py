@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
-from dptr.cache.errors import DptrError
+from dptr.cache.errors import DptrError, UserError
 from dptr.cache.progress import note
 
 Batch = TypeVar("Batch")
@@ -38,6 +39,24 @@ def load_batches(batch: Callable[[int], Batch], start: int, stop: int, workers: 
             prefetch_factor=4 if workers else None,
         )
         return map(_raise_errors, iter(loader))
+
+
+@contextmanager
+def deaths_of_workers_told() -> Iterator[None]:
+    """Say in one line that a worker was killed; torch raises it wherever this process happens to be.
+
+    Raises:
+        UserError: a worker has died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a worker process was killed, as systems do when memory is short",
+            "The same command goes on from the last checkpoint; with fewer workers it needs less memory",
+        ) from error
 
 
 class _NumberedBatches(Dataset[Any]):

@@ -28,7 +28,7 @@ from dptr.cache.stores.lock import locked
 from dptr.trainer.training import step_log
 from dptr.trainer.training.averaging import moving_average
 from dptr.trainer.training.checkpoint import CheckpointName, checkpoint_folder, find_checkpoint, save_checkpoint
-from dptr.trainer.training.loader import load_batches
+from dptr.trainer.training.loader import deaths_of_workers_told, load_batches
 from dptr.trainer.training.schedule import rate_factor
 from dptr.trainer.training.settings import TrainingSettings
 from dptr.trainer.training.state import TrainState
@@ -81,7 +81,7 @@ def run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: tor
         DamagedStore: the run has taken steps, and no checkpoint of it can be used.
         KeyboardInterrupt: passed on once the state is saved.
     """
-    with locked(folder):
+    with locked(folder), deaths_of_workers_told():
         return _run(folder, task, settings, device)
 
 

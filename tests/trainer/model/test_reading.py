@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
+import pytest
 from PIL import Image
 from torch import Tensor
 
@@ -64,3 +65,26 @@ def test_the_width_grows_with_the_shape_and_is_one_of_those_the_encoder_takes() 
     widths = [width_for(shape, 32, (96, 128, 160, 192)) for shape in shapes]
     assert widths == [96, 96, 128, 160, 192, 192]
     assert width_for(shapes[0], 32, (128,)) == 128
+
+
+def test_where_memory_is_short_a_batch_is_read_in_halves_and_in_order() -> None:
+    class Small(DarkLeft):
+        def read(self, images: Tensor) -> list[Reading]:
+            if len(images) > 2:
+                raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+            return super().read(images)
+
+    pictures = [Image.new("RGB", (20, 10), (shade, shade, shade)) for shade in (0, 51, 102, 153, 204)]
+    recognizer = Small()
+    readings = read_pictures(recognizer, pictures)  # type: ignore[arg-type]
+    assert [reading.text for reading in readings] == ["1.0", "0.8", "0.6", "0.4", "0.2"]
+    assert max(recognizer.seen) == 2
+
+
+def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
+    class Broken(DarkLeft):
+        def read(self, images: Tensor) -> list[Reading]:
+            raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        read_pictures(Broken(), [Image.new("RGB", (20, 10))] * 3)  # type: ignore[arg-type]
