@@ -77,6 +77,8 @@ def fuzz(
         if child == 0:
             _work(fuzzed, place, seed + int(counts["inputs"]), ends, limits[1], report)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if not report.exists():
+            sys.exit("a valid file was not read")
         lines = [json.loads(line) for line in report.read_text().splitlines()]
         report.unlink()
         for line in lines:
@@ -104,14 +106,16 @@ def _work(fuzzed: Fuzzed, place: Path, seed: int, ends: float, inputs: int | Non
     signal.signal(signal.SIGALRM, _too_long)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     generator, tried = random.Random(seed), 0
-    for source in fuzzed.seeds:  # what is not read as it is would only try the reader's front door
-        shutil.rmtree(place / "broken", ignore_errors=True)
-        (place / "broken").mkdir()
-        fuzzed.read(Path(shutil.copy(source, place / "broken")))
+    # What is not read as it is would only try the reader's front door.
+    for source in [] if any(place.glob("valid-*")) else fuzzed.seeds:
+        (place / f"valid-{source.name}").mkdir()
+        fuzzed.read(Path(shutil.copy(source, place / f"valid-{source.name}")))
     with report.open("w") as told:
         while time.monotonic() < ends and (inputs is None or tried < inputs):
             source = generator.choice(fuzzed.seeds)
-            broken = place / "broken" / source.name
+            # A folder of its own: readers know open files by their path.
+            shutil.rmtree(place / f"broken-{tried - 1}", ignore_errors=True)
+            broken = place / f"broken-{tried}" / source.name
             shutil.rmtree(broken.parent, ignore_errors=True)
             broken.parent.mkdir()
             broken.write_bytes(mutated(source.read_bytes(), generator, source.suffix))

@@ -105,9 +105,9 @@ def _labels(place: Path) -> Fuzzed:
     folder = _crops(place)
     words = made_up_words(6)
     listed = "\n".join(json.dumps({"file_name": f"{n}.png", "text": word}) for n, word in enumerate(words))
-    files = [folder / "labels.tsv", _written(place / "metadata.jsonl", listed.encode())]
-    files.append(_written(place / "labels.txt", "".join(f"{n}.png {word}\n" for n, word in enumerate(words)).encode()))
-    files.append(_written(place / "labels.csv", "".join(f"{n}.png,{word}\n" for n, word in enumerate(words)).encode()))
+    files = [folder / "labels.tsv", _written(place / "labels.jsonl", listed.encode())]
+    for name, line in (("gt.txt", '{}.png, "{}"\n'), ("rec_gt_train.txt", "{}.png\t{}\n")):
+        files.append(_written(place / name, "".join(line.format(n, word) for n, word in enumerate(words)).encode()))
 
     def read(path: Path) -> None:
         for picture in folder.glob("*.png"):
