@@ -1,6 +1,8 @@
 """The Python API from a word list to readings, as a notebook would use it; type-checked with ``mypy --strict``.
 
 python examples/notebook.py words.txt photos/ crops/ sign.png
+
+Smallest size: FEW_WORDS PHOTOS CROPS IMAGE 2
 """
 
 from __future__ import annotations
@@ -37,6 +39,6 @@ def main(words: str, photos: str, crops: str, picture: str, steps: int = 2000) -
 
 
 if __name__ == "__main__":
-    words, photos, crops, picture = sys.argv[1:]
-    for reading in main(words, photos, crops, picture):
+    words, photos, crops, picture, *steps = sys.argv[1:]
+    for reading in main(words, photos, crops, picture, *map(int, steps)):
         print(f"{reading.text}\t{reading.confidence:.3f}")

@@ -86,7 +86,7 @@ def exported(inputs: Named, tmp_path_factory: pytest.TempPathFactory) -> Named:
     dptr(workspace, "render-words", inputs["FEW_WORDS"], "-o", crops, "--count", "12", "--style", "clean")
     dptr(workspace, "finetune", "--data", crops, "--from", "none", "--steps", "2", "-o", run, *SMALL)
     dptr(workspace, "export", run, "--to", "onnx", "-o", model)
-    return {"ONNX": str(model), "IMAGE": str(next(crops.rglob("*.jpg")))}
+    return {"CROPS": str(crops), "ONNX": str(model), "IMAGE": str(next(crops.rglob("*.jpg")))}
 
 
 def dptr(workspace: Path, *arguments: object) -> None:
@@ -98,13 +98,14 @@ def dptr(workspace: Path, *arguments: object) -> None:
 STAND_INS = {
     **dict.fromkeys(("WORDS", "FEW_WORDS", "PHOTOS", "OUT", "FIGURE"), "inputs"),
     **dict.fromkeys(("WORKSPACE", "PRETRAINED"), "pretrained"),
-    **dict.fromkeys(("ONNX", "IMAGE"), "exported"),
+    **dict.fromkeys(("CROPS", "ONNX", "IMAGE"), "exported"),
 }
 
 
 @pytest.fixture
-def _as_a_program(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What a program sets for its process is undone: threads, where modules are looked for."""
+def _as_a_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """What a program sets for its process is undone: threads, where modules are looked for, where it runs."""
+    monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
