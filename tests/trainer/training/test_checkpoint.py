@@ -27,7 +27,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_tensors", full)
     with pytest.raises(UserError, match="No space left"):
         save_checkpoint(folder, {"model": {"w": torch.zeros(3)}}, {"step": 2})
     found = find_checkpoint(folder)

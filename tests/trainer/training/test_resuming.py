@@ -108,14 +108,14 @@ def test_a_full_disk_during_training_keeps_the_last_checkpoint_and_the_run_goes_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any
 ) -> None:
     training.run(tmp_path / "whole")
-    save, calls = checkpoint.save_file, itertools.count()
+    save, calls = checkpoint.save_tensors, itertools.count()
 
     def fills_up(*arguments: Any) -> None:
         if next(calls) == 10:
             raise OSError(28, "No space left on device")
         save(*arguments)
 
-    monkeypatch.setattr(checkpoint, "save_file", fills_up)
+    monkeypatch.setattr(checkpoint, "save_tensors", fills_up)
     with pytest.raises(UserError, match="No space left"):
         training.run(tmp_path / "full")
     kept = load_state(tmp_path / "full" / "checkpoints" / "last")["step"]
