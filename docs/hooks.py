@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from typer.main import get_command
 
 MARK = "<!-- reference -->"
+
+
+def on_config(config: Any) -> Any:
+    """Called by mkdocs before all else: pages that the menu lacks are put at its end, so that none is out of reach."""
+    menu = str(config["nav"])
+    lacking = sorted(page.name for page in Path(config["docs_dir"]).glob("*.md") if f"'{page.name}'" not in menu)
+    if lacking:
+        config["nav"].append({"More": lacking})
+    return config
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
