@@ -72,7 +72,7 @@ def demo(
     note("\n3/5  pre-training the decoder on text states alone")
     pretrained = training.pretrain(workspace, services, recipe="demo").figures
     note("\n4/5  fine-tuning on rendered crops")
-    run = str(training.finetune(workspace, services, data=[data.crops], recipe="demo").figures["out"])
+    run = str(training.finetune(workspace, services, [data.crops], recipe="demo", encoder="bundled").figures["out"])
     note("\n5/5  reading crops it has not seen")
     evaluated = recognition.evaluate(workspace, services, [run], data=[data.test_crops]).figures
     page = recognition.evaluate(workspace, services, data=[data.page]).figures
