@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ class ReadsFrom:
     """Stands for a recogniser: reads what it was told, in order."""
 
     image_size = (8, 16)
+    encoder = SimpleNamespace(widths=(16,))
 
     def __init__(self, texts: list[str]) -> None:
         self._texts = iter(texts)

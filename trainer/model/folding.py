@@ -25,11 +25,15 @@ class FoldedConvolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels before, height, width) -> (batch, channels after, height, width by the stride)."""
         stride, padding, dilation, groups = self.geometry
-        small = len(x) == 1 and x.dtype == torch.float32 and x.device.type == "cpu"
+        # Asked first: a graph that asks for the batch's size is made for that size alone.
         traced = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
-        if small and self.has_onednn and not isinstance(padding, str) and not traced:
+        if not traced and self.has_onednn and not isinstance(padding, str) and _is_one_small(x):
             return torch.mkldnn_convolution(x, self.weight, self.bias, padding, stride, dilation, groups)
         return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
+
+
+def _is_one_small(x: Tensor) -> bool:
+    return len(x) == 1 and x.dtype == torch.float32 and x.device.type == "cpu"
 
 
 def fold_batch_norms(module: nn.Module) -> None:

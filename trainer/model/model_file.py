@@ -15,7 +15,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.stores import sealed
 from dptr.cache.stores.files import atomic_path, sha256_of
-from dptr.trainer.model.recognizer import Recognizer
+from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 from dptr.trainer.tensor_file import save_tensors
 from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
 from dptr.trainer.training.runs import RunKind, Trained
@@ -99,7 +99,7 @@ def save_model(run: Trained, path: Path, half: bool = False) -> None:
 
 
 def load_model(path: Path, device: str = "cpu") -> Recognizer:
-    """Build the recogniser that :func:`save_model` wrote, in evaluation mode.
+    """Build the recogniser that :func:`save_model` wrote, for reading: it cannot be trained any further.
 
     Raises:
         UserError: the file holds something else. DamagedStore: it cannot be read.
@@ -107,9 +107,7 @@ def load_model(path: Path, device: str = "cpu") -> Recognizer:
     file = ModelFile.open(path)
     if file.kind != "finetune":
         raise UserError(f"{path} holds no recogniser", "Export a fine-tuning run: `dptr export RUN --to safetensors`")
-    recognizer = Recognizer(file.recipe, file.charset, file.memory_dim)
-    recognizer.load_state_dict(file.weights())
-    return recognizer.to(device).eval()
+    return load_recognizer(file, device)
 
 
 def _header(path: Path) -> dict[str, str]:

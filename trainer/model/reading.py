@@ -7,7 +7,9 @@ that training never saw, 12 are read so instead of 3; IIIT5K's, narrow letters a
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -17,8 +19,13 @@ from dptr.cache.progress import note
 from dptr.cache.word_images.dataset import preprocess
 from dptr.trainer.model.recognizer import Reading, Recognizer
 
+#: A picture, turned or not, and the width in pixels in which it is read.
+View = tuple[Image.Image, int]
+
 #: Height over width from which a picture is turned, too; below it are narrow letters and digits.
 _PORTRAIT = 1.2
+#: Confidence below which a picture is read in the neighbouring widths, too.
+_UNSURE = 0.5
 
 
 def read_pictures(
@@ -26,7 +33,8 @@ def read_pictures(
 ) -> list[Reading]:
     """Read RGB pictures of one word each, of any size, in the order given.
 
-    They are read in one batch; where memory is too short for that, in halves, as often as it takes.
+    They are read in one batch; where memory is too short for that, in halves, as often as it takes. On a CPU that
+    computes with bfloat16 this does, in less than half the time; readings are as good.
     """
     if not pictures:
         return []
@@ -49,21 +57,59 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _read_batch(recognizer: Recognizer, pictures: Sequence[Image.Image], device: str | torch.device) -> list[Reading]:
-    views = [_views(picture) for picture in pictures]
-    readings = iter(_read_views(recognizer, [view for seen in views for view in seen], device))
-    return [max((next(readings) for _ in seen), key=lambda reading: reading.confidence) for seen in views]
+    widths = recognizer.encoder.widths
+    seen = [_views(picture) for picture in pictures]
+    views = [(view, width_for(view, recognizer.image_size[0], widths)) for turned in seen for view in turned]
+    readings = iter(zip(views, _read_views(recognizer, views, device), strict=True))
+    surest = [max((next(readings) for _ in turned), key=lambda found: found[1].confidence) for turned in seen]
+    return _read_again(recognizer, surest, device)
 
 
-def _read_views(recognizer: Recognizer, views: Sequence[Image.Image], device: str | torch.device) -> list[Reading]:
+def _read_again(
+    recognizer: Recognizer, read: Sequence[tuple[View, Reading]], device: str | torch.device
+) -> list[Reading]:
+    """Read what is unsure in the neighbouring widths, too: what the three together are surest of counts."""
+    widths = recognizer.encoder.widths
+    unsure = [(index, view) for index, (view, reading) in enumerate(read) if reading.confidence < _UNSURE]
+    again = [(index, (image, width)) for index, (image, used) in unsure for width in _neighbours(used, widths)]
+    found = [[reading] for _, reading in read]
+    more = _read_views(recognizer, [view for _, view in again], device)
+    for (index, _), reading in zip(again, more, strict=True):
+        found[index].append(reading)
+    return [_agreed(readings) for readings in found]
+
+
+def _agreed(readings: Sequence[Reading]) -> Reading:
+    """Return the surest reading of the text whose confidences add up to most."""
+    sums: dict[str, float] = defaultdict(float)
+    for reading in readings:
+        sums[reading.text] += reading.confidence
+    text = max(sums, key=lambda text: sums[text])
+    return max((reading for reading in readings if reading.text == text), key=lambda reading: reading.confidence)
+
+
+def _read_views(recognizer: Recognizer, views: Sequence[View], device: str | torch.device) -> list[Reading]:
     """Read views, those of one width at once."""
-    height = recognizer.image_size[0]
-    widths = [width_for(view, height, recognizer.encoder.widths) for view in views]
     readings: dict[int, Reading] = {}
-    for width in sorted(set(widths)):
-        chosen = [index for index, wanted in enumerate(widths) if wanted == width]
-        pixels = np.stack([preprocess(views[index], height, width) for index in chosen])
-        readings |= zip(chosen, recognizer.read(torch.from_numpy(pixels).to(device)), strict=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast(device)):
+        for width in sorted({width for _, width in views}):
+            chosen = [index for index, (_, wanted) in enumerate(views) if wanted == width]
+            pixels = [preprocess(views[index][0], recognizer.image_size[0], width) for index in chosen]
+            found = recognizer.read(torch.from_numpy(np.stack(pixels)).to(device))
+            readings |= zip(chosen, found, strict=True)
     return [readings[index] for index in range(len(views))]
+
+
+@cache
+def bfloat16_is_fast(device: str | torch.device) -> bool:
+    """Tell whether ``device`` is a CPU that has instructions for products of bfloat16."""
+    has = torch.cpu.get_capabilities()
+    return torch.device(device).type == "cpu" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def _neighbours(width: int, widths: Sequence[int]) -> list[int]:
+    position = widths.index(width)
+    return [*widths[max(position - 1, 0) : position], *widths[position + 1 : position + 2]]
 
 
 def width_for(picture: Image.Image, height: int, widths: Sequence[int]) -> int:

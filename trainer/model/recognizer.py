@@ -24,7 +24,7 @@ from dptr.trainer.model.fmu import FeatureMergeUnit
 from dptr.trainer.model.folding import fold_batch_norms
 from dptr.trainer.model.layers import grid_positions
 from dptr.trainer.training.recipe import Recipe
-from dptr.trainer.training.runs import Run
+from dptr.trainer.training.runs import Trained
 
 _FORMER_CTC_HEAD = "column_head."
 
@@ -167,8 +167,8 @@ def _scaled(images: Tensor) -> Tensor:
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 
-def load_recognizer(run: Run, device: str = "cpu") -> Recognizer:
-    """Load the recogniser of a fine-tuning run, for reading: it cannot be trained any further.
+def load_recognizer(run: Trained, device: str = "cpu") -> Recognizer:
+    """Load the recogniser of a fine-tuning run or a file, for reading: it cannot be trained any further.
 
     Raises:
         UserError: the run has no checkpoint yet. DamagedStore: its checkpoint is damaged.

@@ -55,9 +55,28 @@ def test_wide_pictures_are_stretched_less_and_readings_stay_in_order() -> None:
     recogniser = DarkLeft(encoder=SimpleNamespace(widths=(16, 32, 48)))
     wide, narrow = half((100, 10), (0, 0, 50, 10)), Image.new("RGB", (10, 10), "white")
     readings = read_pictures(recogniser, [wide, narrow, wide])  # type: ignore[arg-type]
-    assert recogniser.widths == [16, 48]
-    assert recogniser.seen == [1, 2]
+    assert recogniser.widths[:2] == [16, 48]
+    assert recogniser.seen[:2] == [1, 2]
     assert [reading.text for reading in readings] == ["1.0", "0.0", "1.0"]
+
+
+class SureOfWide(DarkLeft):
+    """Says the width it is given, surer the wider."""
+
+    def read(self, images: Tensor) -> list[Reading]:
+        self.widths.append(images.shape[3])
+        said = {16: ("a", 0.4), 32: ("b", 0.45), 48: ("b", 0.1), 64: ("a", 0.9)}[images.shape[3]]
+        return [Reading(*said, []) for _ in images]
+
+
+def test_an_unsure_reading_is_read_in_the_neighbouring_widths_and_agreement_counts() -> None:
+    recogniser = SureOfWide(encoder=SimpleNamespace(widths=(16, 32, 48, 64)))
+    unsure, sure = Image.new("RGB", (24, 10)), Image.new("RGB", (100, 10))
+    assert width_for(unsure, 8, (16, 32, 48, 64)) == 32
+    readings = read_pictures(recogniser, [unsure, sure])  # type: ignore[arg-type]
+    # The sure one is not read again; of a, b, b the two that agree are surer together.
+    assert recogniser.widths == [32, 64, 16, 48]
+    assert [(reading.text, reading.confidence) for reading in readings] == [("b", 0.45), ("a", 0.9)]
 
 
 def test_the_width_grows_with_the_shape_and_is_one_of_those_the_encoder_takes() -> None:
