@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="every command in a Python of its own, not in a fork")
     arguments = parser.parse_args()
     set_quiet(True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # what is mounted is unmounted
     ends = time.monotonic() + 60 * arguments.minutes
     with tempfile.TemporaryDirectory(prefix="dptr-faults-") as name:
         faulty = Faulty(Path(name), arguments.fresh)

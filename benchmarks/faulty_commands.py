@@ -177,6 +177,7 @@ def _forked(arguments: list[str], log: int, prepare: Callable[[], None]) -> int:
     if process:
         return process
     code = 1
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         prepare()
         os.dup2(log, 1)

@@ -194,7 +194,10 @@ def _recipe(place: Path) -> Fuzzed:
     from dptr.trainer.training.recipe import Recipe, load_recipe, load_saved_recipe, recipe_to_toml
 
     bundled = Path(__file__).parent.parent / "recipes"
-    files = [_written(place / "recipe.toml", recipe_to_toml(Recipe()).encode()), *sorted(bundled.glob("*.toml"))]
+    files = [
+        _written(place / "recipe.toml", recipe_to_toml(Recipe()).encode()),
+        *sorted(path for path in bundled.glob("*.toml") if "ablate" not in path.name),
+    ]
 
     def read(path: Path) -> None:
         text = path.read_bytes().decode("utf-8", "replace")
