@@ -32,7 +32,9 @@ def looks(recognizer: Recognizer, image: Image.Image) -> tuple[Tensor | None, Te
     """
     height = recognizer.image_size[0]
     pixels = preprocess(image, height, width_for(image, height, recognizer.encoder.widths))
-    tokens, queries, keys = [], [], []
+    tokens: list[Tensor] = []
+    queries: list[Tensor] = []
+    keys: list[Tensor] = []
 
     def note_query(_: Any, __: Any, projected: Tensor) -> None:
         if len(keys) == 1:  # refinement makes the keys anew
