@@ -30,6 +30,7 @@ from dptr.cache.progress import set_quiet
 
 LONGEST_SECONDS = 10
 LARGEST_BYTES = 2 << 30
+_FILES_A_PROCESS = 500
 _INTERESTING = [
     b"\0",
     b"\xff\xff\xff\xff",
@@ -102,7 +103,10 @@ def fuzz(
 
 
 def _work(fuzzed: Fuzzed, place: Path, seed: int, ends: float, inputs: int | None, report: Path) -> None:
-    """Read broken files in this process, a line of the report for each; stop at the first that is wrong."""
+    """Read broken files in this process, a line of the report for each; stop at the first that is wrong.
+
+    After some hundred files another process goes on, since readers keep LMDBs open, as no command opens so many.
+    """
     signal.signal(signal.SIGALRM, _too_long)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     generator, tried = random.Random(seed), 0
@@ -111,7 +115,7 @@ def _work(fuzzed: Fuzzed, place: Path, seed: int, ends: float, inputs: int | Non
         (place / f"valid-{source.name}").mkdir()
         fuzzed.read(Path(shutil.copy(source, place / f"valid-{source.name}")))
     with report.open("w") as told:
-        while time.monotonic() < ends and (inputs is None or tried < inputs):
+        while time.monotonic() < ends and tried < min(inputs or _FILES_A_PROCESS, _FILES_A_PROCESS):
             source = generator.choice(fuzzed.seeds)
             # A folder of its own: readers know open files by their path.
             shutil.rmtree(place / f"broken-{tried - 1}", ignore_errors=True)
