@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 import duckdb
@@ -39,6 +40,7 @@ def _similarity(connection: duckdb.DuckDBPyConnection) -> str:
     widths = "select distinct data_type from information_schema.columns where column_name = 'pooled'"
     types = [str(row[0]) for row in connection.execute(widths).fetchall()]
     # Arrays of one known width are compared some ten times as fast as lists of any.
-    if len(types) == 1:
+    # Parquet files that DuckDB reads by itself, as in a file of views, give lists.
+    if len(types) == 1 and re.fullmatch(r"FLOAT\[\d+\]", types[0]):
         return f"create macro similarity(a, b) as array_cosine_similarity(a::{types[0]}, b::{types[0]})"
     return "create macro similarity(a, b) as list_cosine_similarity(a::float[], b::float[])"
