@@ -118,6 +118,7 @@ class Faulty:
             SystemExit: it failed, and no limit was the reason.
         """
         code = wait_for(self.start(arguments, largest_file))
+        assert code is not None
         if code and largest_file is None:
             sys.exit(f"{' '.join(arguments)}: exit code {code}\n{self.said}")
         return code

@@ -61,7 +61,7 @@ def main() -> None:
             fuzzed = READERS[name](Path(place))
             limits = (arguments.minutes * 60, arguments.inputs)
             counts = fuzz(fuzzed, Path(place), arguments.seed, limits, arguments.keep)
-        found += counts["found"]
+        found += int(counts["found"])
         print(f"{name}: {json.dumps(counts)}", flush=True)
     sys.exit(bool(found))
 
