@@ -1,6 +1,8 @@
 """Draw rendered crops and what a recogniser reads on them, as in the README.
 
 python examples/draw_readings.py words.txt docs/readings.png [RUN]
+
+Smallest size: WORDS PICTURE
 """
 
 from __future__ import annotations
