@@ -81,6 +81,10 @@ def mine_neighbours(prompts: Path, bank: Path, k: int = 32) -> NeighboursSummary
         with locked(prompts):
             store = PromptStore(prompts)
             computed = _mine(store, crops, k)
+    elif (prompts / _WORK_FOLDER).exists():
+        # A run was killed between its commit and the end of its tidying up.
+        with locked(prompts):
+            shutil.rmtree(prompts / _WORK_FOLDER, ignore_errors=True)
     mined = store.manifest.details[DETAIL]
     return NeighboursSummary(
         prompts, len(store), computed, k, mined["probes"], mined["recall"], time.monotonic() - started
