@@ -172,3 +172,11 @@ def test_mining_builds_a_missing_index_again(prompts: Path, bank: Path) -> None:
     mine_neighbours(prompts, bank, k=4)
     assert (prompts / NEIGHBOURS_ARRAY).read_bytes() == expected
     assert not verify(bank)
+
+
+def test_what_a_kill_after_the_commit_left_behind_is_removed(prompts: Path, bank: Path) -> None:
+    mine_neighbours(prompts, bank, k=2)
+    (prompts / ".neighbours").mkdir()
+    (prompts / ".neighbours" / "part-00000.npz").touch()
+    assert mine_neighbours(prompts, bank, k=2).computed == 0
+    assert not (prompts / ".neighbours").exists()
