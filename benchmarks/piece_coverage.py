@@ -139,7 +139,7 @@ def write_clip(folder: Path, vocabulary: Path) -> Path:
 
     lines = gzip.decompress(vocabulary.read_bytes()).decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
     merges: Any = [(first, second) for first, second in (line.split() for line in lines)]
-    symbols = list(bytes_to_unicode().values())
+    symbols = list(bytes_to_unicode().values())  # type: ignore[no-untyped-call]
     tokens = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *("".join(pair) for pair in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     numbers = {token: number for number, token in enumerate(tokens)}
