@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -82,13 +83,20 @@ def load(run: str | Path = BUNDLED, device: str = "cpu", find_clip: FindClip | N
     Raises:
         UserError: not such a run, or it has no checkpoint yet.
     """
-    if Path(run).is_file():
-        return Reader(load_model(Path(run), device), device)
-    description = Run.load(Path(run))
+    recognizer = _recognizer(Path(run), device, find_clip)
+    if torch.device(device).type == "cpu":
+        recognizer.read_in_bfloat16()
+    return Reader(recognizer, device)
+
+
+def _recognizer(run: Path, device: str, find_clip: FindClip | None) -> Recognizer:
+    if run.is_file():
+        return load_model(run, device)
+    description = Run.load(run)
     if description.kind == "pretrain" and find_clip is not None:
-        return Reader(zero_label_recognizer(description, find_clip, device), device)
+        return zero_label_recognizer(description, find_clip, device)
     description.require_recogniser()
-    return Reader(load_recognizer(description, device), device)
+    return load_recognizer(description, device)
 
 
 def find_images(paths: Iterable[Path]) -> Iterator[Path]:

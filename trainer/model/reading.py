@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 import torch
@@ -33,8 +32,7 @@ def read_pictures(
 ) -> list[Reading]:
     """Read RGB pictures of one word each, of any size, in the order given.
 
-    They are read in one batch; where memory is too short for that, in halves, as often as it takes. On a CPU that
-    computes with bfloat16 this does, in less than half the time; readings are as good.
+    They are read in one batch; where memory is too short for that, in halves, as often as it takes.
     """
     if not pictures:
         return []
@@ -91,20 +89,12 @@ def _agreed(readings: Sequence[Reading]) -> Reading:
 def _read_views(recognizer: Recognizer, views: Sequence[View], device: str | torch.device) -> list[Reading]:
     """Read views, those of one width at once."""
     readings: dict[int, Reading] = {}
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast(device)):
-        for width in sorted({width for _, width in views}):
-            chosen = [index for index, (_, wanted) in enumerate(views) if wanted == width]
-            pixels = [preprocess(views[index][0], recognizer.image_size[0], width) for index in chosen]
-            found = recognizer.read(torch.from_numpy(np.stack(pixels)).to(device))
-            readings |= zip(chosen, found, strict=True)
+    for width in sorted({width for _, width in views}):
+        chosen = [index for index, (_, wanted) in enumerate(views) if wanted == width]
+        pixels = [preprocess(views[index][0], recognizer.image_size[0], width) for index in chosen]
+        found = recognizer.read(torch.from_numpy(np.stack(pixels)).to(device))
+        readings |= zip(chosen, found, strict=True)
     return [readings[index] for index in range(len(views))]
-
-
-@cache
-def bfloat16_is_fast(device: str | torch.device) -> bool:
-    """Tell whether ``device`` is a CPU that has instructions for products of bfloat16."""
-    has = torch.cpu.get_capabilities()
-    return torch.device(device).type == "cpu" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 def _neighbours(width: int, widths: Sequence[int]) -> list[int]:

@@ -58,6 +58,7 @@ class Recognizer(nn.Module):
         self.encoder: Encoder = encoder if encoder is not None else build_encoder(recipe.encoder)
         self.fmu = _merging(recipe, self.encoder, memory_dim)
         self.decoder: Decoder = build_decoder(recipe.decoder, len(charset.characters), memory_dim, recipe.memory)
+        self._in_bfloat16 = False
         self.ctc_weight = recipe.finetune.ctc_weight
         self.ctc_head = nn.Linear(self.encoder.dim, self.decoder.classes) if self.ctc_weight > 0 else None
 
@@ -120,10 +121,24 @@ class Recognizer(nn.Module):
         """Take weights by name, those of earlier versions, too; see :func:`with_present_names`."""
         return super().load_state_dict(with_present_names(state_dict), strict, assign)
 
+    def read_in_bfloat16(self) -> None:
+        """Read in half precision from now on where the CPU has instructions for it, as well and twice as fast.
+
+        What it gives differs in the third digit; nothing else may be asked of the module afterwards.
+        """
+        has = torch.cpu.get_capabilities()
+        self._in_bfloat16 = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+        if self._in_bfloat16:
+            # Autocast would convert them anew for every batch.
+            for module in self.modules():
+                if isinstance(module, nn.Linear):
+                    module.to(torch.bfloat16)
+
     @torch.inference_mode()
     def read(self, images: Tensor) -> list[Reading]:
         """Read a batch of images, shape as in :meth:`memory`; the module should be in evaluation mode."""
-        logits = self.decoder.decode(self.memory(images))
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._in_bfloat16):
+            logits = self.decoder.decode(self.memory(images))
         confidences, ids = logits.float().softmax(-1).max(-1)
         return [
             _reading(row, certain, self.charset)
