@@ -80,7 +80,9 @@ def mine_neighbours(prompts: Path, bank: Path, k: int = 32) -> NeighboursSummary
     if not _is_mined(store, crops, k):
         with locked(prompts):
             store = PromptStore(prompts)
-            computed = _mine(store, crops, k)
+            # Another process may have finished between the look above and the lock.
+            if not _is_mined(store, crops, k):
+                computed = _mine(store, crops, k)
     elif (prompts / _WORK_FOLDER).exists():
         # A run was killed between its commit and the end of its tidying up.
         with locked(prompts):

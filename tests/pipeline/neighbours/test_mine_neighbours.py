@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.file_names import INDEX_FILE, NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE
+from dptr.cache.file_names import INDEX_FILE, NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE, PREFIX_FILE
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
@@ -34,6 +35,8 @@ def add_shard(manifest: Manifest, folder: Path, pooled: NDArray[np.float32], sch
     empty: dict[str, Any] = {"string": "", "binary": b""}
     columns = {f.name: [[] if pa.types.is_list(f.type) else empty.get(str(f.type), 1)] * rows for f in schema}
     columns["id"] = list(range(first, first + rows))
+    columns["row"] = list(range(rows))
+    columns["shard"] = [f"part-{len(manifest.shards):05d}"] * rows
     states = States(pooled, np.ones(rows, np.int64), pooled)
     table = pa.table(columns, schema)
     manifest.shards.append(write_shard(folder, len(manifest.shards), table, states, "float16", {"photos": 1}))
@@ -44,7 +47,7 @@ def add_shard(manifest: Manifest, folder: Path, pooled: NDArray[np.float32], sch
 def bank(tmp_path: Path) -> Path:
     folder = tmp_path / "orp"
     folder.mkdir()
-    manifest = Manifest("orp", {"encoder": "made up", "weights": "w", "tokens_per_crop": 1})
+    manifest = Manifest("orp", {"encoder": "made up", "weights": "w", "dtype": "float16", "tokens_per_crop": 1})
     for seed in range(2):
         add_shard(manifest, folder, vectors(100, seed), CATALOGUE_SCHEMA)
     faiss_index.write_index(OrpBank(folder))
@@ -55,9 +58,12 @@ def bank(tmp_path: Path) -> Path:
 def prompts(tmp_path: Path) -> Path:
     folder = tmp_path / "prompts"
     folder.mkdir()
-    manifest = Manifest("prompts", {"encoder": "made up", "weights": "w", "charset": "abc"})
+    identity = {"encoder": "made up", "weights": "w", "charset": "abc", "template": "{}", "context": "full"}
+    manifest = Manifest("prompts", {**identity, "dtype": "float16"})
     for seed in (10, 11, 12):
         add_shard(manifest, folder, vectors(30, seed), PROMPT_SCHEMA)
+    (folder / PREFIX_FILE).write_bytes(b"whole prompts share none")
+    manifest.commit_files(folder, PREFIX_FILE)
     return folder
 
 
@@ -95,6 +101,21 @@ def test_a_finished_mining_is_not_repeated_but_another_k_is(prompts: Path, bank:
     assert mine_neighbours(prompts, bank, k=6).computed == 90
     assert Neighbours.open(prompts, OrpBank(bank)).k == 6
     assert not verify(prompts)
+
+
+def test_what_another_process_mined_in_the_meantime_is_not_mined_again(
+    prompts: Path, bank: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = module.locked
+
+    def locked_by_another_first(folder: Path) -> AbstractContextManager[None]:
+        monkeypatch.setattr(module, "locked", locked)
+        assert mine_neighbours(prompts, bank, k=4).computed == 90
+        return locked(folder)
+
+    monkeypatch.setattr(module, "locked", locked_by_another_first)
+    assert mine_neighbours(prompts, bank, k=4).computed == 0
+    assert Neighbours.open(prompts, OrpBank(bank)).k == 4
 
 
 def test_a_killed_mining_goes_on_with_the_same_result(
