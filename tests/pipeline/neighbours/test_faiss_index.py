@@ -20,11 +20,13 @@ DIM = 16
 
 def make_bank(folder: Path, pooled: NDArray[np.float32], shards: int = 3) -> OrpBank:
     folder.mkdir(exist_ok=True)
-    manifest = Manifest("orp", {"encoder": "made up", "weights": "made up", "tokens_per_crop": 1})
+    identity = {"encoder": "made up", "weights": "made up", "dtype": "float16", "tokens_per_crop": 1}
+    manifest = Manifest("orp", identity)
     first = 0
     for number, block in enumerate(np.array_split(pooled, shards)):
         box = {"x": 0, "y": 0, "width": 1, "height": 1, "thumbnail": b""}
-        rows = [{"id": first + i, "image": "", "image_sha256": "", **box} for i in range(len(block))]
+        of_shard = {"shard": f"part-{number:05d}", "image": "", "image_sha256": "", **box}
+        rows = [{"id": first + i, "row": i, **of_shard} for i in range(len(block))]
         states = States(block, np.ones(len(block), np.int64), block)
         table = pa.Table.from_pylist(rows, CATALOGUE_SCHEMA)
         manifest.shards.append(write_shard(folder, number, table, states, "float16", {"photos": 1}))
