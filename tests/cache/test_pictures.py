@@ -16,7 +16,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.pictures import UnusablePicture, decode, photo_thumbnail, read_picture
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages
-from dptr.trainer.read import _open
+from dptr.trainer.read import open_picture
 
 
 def encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -138,8 +138,8 @@ def ways_to_read(path: Path) -> dict[str, Image.Image]:
     crops = WordImages.open([path.parent], Charset.named("36"), Normalization())
     return {
         "labelled crop": crops.image(0),
-        "read": _open(path),
-        "opened by the caller": _open(Image.open(path)),
+        "read": open_picture(path),
+        "opened by the caller": open_picture(Image.open(path)),
         "background": photo_thumbnail(path, 40),
         "bank": decode(path.read_bytes()),
     }

@@ -236,7 +236,7 @@ def test_a_clip_is_known_by_its_weights_and_not_by_its_name(
     assert whole_hash(BUNDLED) == load_clip("tiny").weights
     clip = workspace / "clip"
     shutil.copytree(BUNDLED, clip)
-    stores = ["--prompts", workspace / "own", "--orp", workspace / "own_orp"]
+    stores: list[str | Path] = ["--prompts", workspace / "own", "--orp", workspace / "own_orp"]
     command(capsys, workspace, "embed-text", workspace / "words.txt", "--charset", "36", "--clip", clip,
             "-o", workspace / "own")  # fmt: skip
     command(capsys, workspace, "build-orp-bank", workspace / "photos", "--clip", clip, "-o", workspace / "own_orp")
@@ -247,8 +247,10 @@ def test_a_clip_is_known_by_its_weights_and_not_by_its_name(
     weights = load_file(clip / "model.safetensors")
     weights["visual_projection.weight"] += 1
     save_file(weights, clip / "model.safetensors", {"format": "pt"})
-    for verb, *more in (["read", run, workspace / "crops"], ["finetune", "--data", workspace / "crops", "--from", run]):
-        assert run_command([verb, *map(str, more), "--workspace", str(workspace / "ws"), "--quiet"]) == 3
+    tries: list[list[str | Path]] = [["read", run, workspace / "crops"]]
+    tries.append(["finetune", "--data", workspace / "crops", "--from", run])
+    for words in tries:
+        assert run_command([*map(str, words), "--workspace", str(workspace / "ws"), "--quiet"]) == 3
         (line,) = capsys.readouterr().err.splitlines()
         assert f"the CLIP {clip} has other weights than the one that embedded the text of {run}" in line
 

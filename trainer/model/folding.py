@@ -32,6 +32,29 @@ class FoldedConvolution(nn.Module):
         return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
 
 
+class HalfLinear(nn.Module):
+    """A linear layer that computes with bfloat16; autocast would convert its weights anew for every batch."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(linear.weight.detach().bfloat16(), requires_grad=False)
+        bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().bfloat16(), requires_grad=False)
+        self.bias: nn.Parameter | None = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., before) -> (..., after), in the precision that came in."""
+        return F.linear(x.bfloat16(), self.weight, self.bias).to(x.dtype)
+
+
+def halve_linears(module: nn.Module) -> None:
+    """Replace, in place, every linear layer within ``module`` by a :class:`HalfLinear`; it cannot be trained then."""
+    for name, child in module.named_children():
+        if type(child) is nn.Linear:
+            setattr(module, name, HalfLinear(child))
+        else:
+            halve_linears(child)
+
+
 def _is_one_small(x: Tensor) -> bool:
     return len(x) == 1 and x.dtype == torch.float32 and x.device.type == "cpu"
 

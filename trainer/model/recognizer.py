@@ -21,7 +21,7 @@ from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.base import Encoder
 from dptr.trainer.model.encoders.clip import ClipEncoder
 from dptr.trainer.model.fmu import FeatureMergeUnit
-from dptr.trainer.model.folding import fold_batch_norms
+from dptr.trainer.model.folding import fold_batch_norms, halve_linears
 from dptr.trainer.model.layers import grid_positions
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.runs import Trained
@@ -124,15 +124,12 @@ class Recognizer(nn.Module):
     def read_in_bfloat16(self) -> None:
         """Read in half precision from now on where the CPU has instructions for it, as well and twice as fast.
 
-        What it gives differs in the third digit; nothing else may be asked of the module afterwards.
+        What it gives differs in the third digit; it cannot be trained any further.
         """
         has = torch.cpu.get_capabilities()
         self._in_bfloat16 = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
         if self._in_bfloat16:
-            # Autocast would convert them anew for every batch.
-            for module in self.modules():
-                if isinstance(module, nn.Linear):
-                    module.to(torch.bfloat16)
+            halve_linears(self)
 
     @torch.inference_mode()
     def read(self, images: Tensor) -> list[Reading]:

@@ -19,6 +19,7 @@ from dptr.cache.errors import DptrError, UserError
 from dptr.cache.word_images.dataset import preprocess
 from dptr.cli import run_command
 from dptr.trainer import read
+from dptr.trainer.choices import ExportTarget
 from dptr.trainer.export.export import export
 from dptr.trainer.export.names import renamed
 from dptr.trainer.export.onnx_graph import largest_difference
@@ -218,7 +219,8 @@ def test_a_model_file_is_exported_like_the_run_it_came_from(tmp_path: Path) -> N
     summary = export(model, "onnx", tmp_path / "model.onnx")
     assert summary.checked >= 16
     assert summary.largest_difference < 1e-3
-    for target, name in (("parseq", "a"), ("safetensors", "b")):
+    targets: dict[str, ExportTarget] = {"a": "parseq", "b": "safetensors"}
+    for name, target in targets.items():
         export(run, target, tmp_path / f"{name}1.safetensors")
         export(model, target, tmp_path / f"{name}2.safetensors")
         one, other = (load_file(tmp_path / f"{name}{number}.safetensors") for number in (1, 2))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
@@ -216,7 +217,7 @@ def test_a_decoder_that_looks_at_one_place_is_drawn_there() -> None:
     cross = model.decoder.layers[0].cross_attention
     image = Image.new("RGB", (128, 32))
     image.paste((255, 255, 255), (40, 0, 48, 32))  # the sixth of sixteen columns
-    tokens = {}
+    tokens: dict[str, Tensor] = {}
     hook = model.fmu.register_forward_pre_hook(lambda _, given: tokens.update(all=given[0][0]))
     looks(model, image)
     hook.remove()
