@@ -26,6 +26,7 @@ from dptr.trainer.data.stored_batches import StoredBatches
 from dptr.trainer.data.stored_crops import StoredCrops, fixed_by, open_crops, stores_among
 from dptr.trainer.finetune import finetune
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe
+from dptr.trainer.model.recognizer import load_recognizer
 from dptr.trainer.read import load
 from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import load_tensors
@@ -101,7 +102,7 @@ def test_a_run_is_read_where_neither_store_nor_clip_is_at_hand(crops: Path, stor
     reader = load(tmp_path / "run")
     assert isinstance(reader.recognizer.encoder, ClipEncoder)
     tower = load_file(bundled.BUNDLED / "model.safetensors")["visual_projection.weight"]
-    assert torch.equal(reader.recognizer.encoder.tower.visual_projection.weight, tower)
+    assert torch.equal(load_recognizer(runs.Run.load(tmp_path / "run")).encoder.tower.visual_projection.weight, tower)
     assert len(reader.read([crops / "0.png", crops / "1.png"])) == 2
 
 

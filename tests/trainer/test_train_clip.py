@@ -12,6 +12,7 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import RUN_FILE
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import set_quiet
+from dptr.cache.stores import sealed
 from dptr.cache.word_images.dataset import WordImages
 from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.loading import ImageTower, load_clip
@@ -184,9 +185,9 @@ def test_a_run_that_remembers_its_validation_images_as_held_out_goes_on(
 ) -> None:
     train(crops, like, tmp_path / "run", recipe(steps=1))
     path = tmp_path / "run" / RUN_FILE
-    described = json.loads(path.read_text())
+    described = sealed.read_json(path)
     described["data"]["held_out"] = described["data"].pop("validation")
-    path.write_text(json.dumps(described))
+    sealed.write_json(path, described)
     assert train(crops, like, tmp_path / "run", recipe(steps=1)).computed == 0
 
 

@@ -77,7 +77,7 @@ def test_the_store_gives_back_the_towers_states(run: Any, dtype: Any, apart: flo
 def test_a_finished_run_ends_at_once(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run()
     before = run.hashes()
-    monkeypatch.setattr(module, "load_clip", None)
+    monkeypatch.setattr(module, "load_tower", None)
     monkeypatch.setattr(module, "read_corpus", None)
     again = run()
     assert (again.rows, again.computed, again.table) == (first.rows, 0, first.table)

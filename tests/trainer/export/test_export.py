@@ -89,7 +89,7 @@ def test_onnx_reads_as_torch_does_with_onnxruntime_alone(tmp_path: Path, kind: s
     summary = export(run, "onnx", tmp_path / "model.onnx")
     assert summary.checked > 0
     assert summary.largest_difference < 1e-3
-    paths = pictures(tmp_path, 7)
+    paths = pictures(tmp_path, 12)
     readings = [read_once(load_recognizer(run), path) for path in paths]
     assert len({reading.text for reading in readings}) > 1
     script = "import sys; sys.modules.update(torch=None, dptr=None, onnx=None); import runpy; sys.argv = sys.argv[1:]; "
