@@ -13,6 +13,7 @@ import torch
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import PREFIX_FILE
+from dptr.cache.progress import set_quiet
 from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.neighbours import Neighbours
@@ -207,6 +208,7 @@ def test_fewer_validation_rows_than_asked_for_are_told(
     recipe = Recipe().replace("decoder", dim=8, heads=2, feed_forward=16, layers=1)
     recipe = recipe.replace("pretrain", steps=1, batch_size=4, validation_share=0.6, validation_rows=rows)
     recipe = recipe.replace("noise", ratio=0.0)
+    set_quiet(False)
     pretrain(store, None, None, recipe, tmp_path / "run")
     said = [line for line in capsys.readouterr().err.splitlines() if "pretrain.validation_rows" in line]
     assert len(said) == told
