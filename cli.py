@@ -71,7 +71,7 @@ def demo(
     stage_one.build_orp_bank(workspace, services, data.photos, crops_per_image=40)
     note("\n3/5  pre-training the decoder on text states alone")
     pretrained = training.pretrain(workspace, services, recipe="demo").figures
-    note("\n4/5  fine-tuning on rendered crops")
+    note("\n4/5  fine-tuning on rendered crops, from the encoder of the bundled recogniser")
     run = str(training.finetune(workspace, services, [data.crops], recipe="demo", encoder="bundled").figures["out"])
     note("\n5/5  reading crops it has not seen")
     evaluated = recognition.evaluate(workspace, services, [run], data=[data.test_crops]).figures

@@ -62,6 +62,8 @@ def main() -> None:
     recognizer = load_model(arguments.model)
     images = WordImages.open(arguments.crops, recognizer.charset, Normalization())
     found = list(cuttable(recognizer, images))
+    if not found:
+        raise SystemExit(f"{arguments.model} finds the letters of none of {len(images):,} crops: train it longer")
     print(f"{len(found):,} of {len(images):,} crops can be cut")
     rng = np.random.default_rng(arguments.seed)
     with write_word_images(arguments.out) as writer:

@@ -67,6 +67,17 @@ def test_parts_of_a_crop_hold_the_letters_of_their_labels() -> None:
     assert len(labels) > 10
 
 
+def test_crops_in_which_no_letter_is_found_are_told_and_nothing_is_written(tmp_path: Path) -> None:
+    crops, out = tmp_path / "blank", tmp_path / "parts.lmdb"
+    crops.mkdir()
+    Image.new("RGB", (60, 20), "white").save(crops / "0.png")
+    (crops / "labels.tsv").write_text("0.png\tWORD\n", encoding="utf-8")
+    done = subprocess.run([sys.executable, FOLDER / "parts.py", crops, "-o", out], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith("finds the letters of none of 1 crops: train it longer\n")
+    assert not out.exists()
+
+
 def test_real_crops_are_parted_by_their_names_alone(tmp_path: Path) -> None:
     crops = tmp_path / "street"
     crops.mkdir()
