@@ -22,6 +22,7 @@ from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
+from dptr.trainer.data.row_set import RowSet
 from dptr.trainer.pretrain import PromptBatches
 from dptr.trainer.training.recipe import load_recipe
 
@@ -47,10 +48,11 @@ def measure(folder: Path, batches: int) -> None:
     started = time.perf_counter()
     store = PromptStore(folder)
     opened = time.perf_counter()
-    made = PromptBatches(store, None, np.arange(len(store)), load_recipe("tiny"))
+    every_row = RowSet.of(np.arange(len(store)), len(store))
+    made = PromptBatches(store, None, every_row, load_recipe("tiny"))
     made(0)
     first = time.perf_counter()
-    PromptBatches(store, None, np.arange(len(store)), load_recipe("tiny"))(made_steps(store) // 2)
+    PromptBatches(store, None, every_row, load_recipe("tiny"))(made_steps(store) // 2)
     middle = time.perf_counter()
     print(f"{len(store):,} rows: opened in {opened - started:.3f} s, first batch {first - opened:.2f} s later")
     print(f"a batch in the middle of an epoch, as after resuming: {middle - first:.2f} s")

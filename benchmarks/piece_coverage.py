@@ -31,6 +31,7 @@ from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.pipeline.text.made_up_words import MADE_UP
+from dptr.trainer.data.row_set import RowSet
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.pretrain import PromptBatches, read_prompts
@@ -101,7 +102,7 @@ def curve(
     torch.manual_seed(seed)
     decoder = build_decoder(recipe.decoder, len(store.charset.characters), store.dim).to(device)
     optimizer = torch.optim.AdamW(decoder.parameters(), recipe.pretrain.learning_rate, weight_decay=0, fused=True)
-    batches, points = PromptBatches(store, None, rows, recipe), []
+    batches, points = PromptBatches(store, None, RowSet.of(rows, len(store)), recipe), []
     for step in range(arguments.steps):
         decoder.train()
         for group in optimizer.param_groups:

@@ -37,6 +37,7 @@ from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.loading import Clip, load_clip
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.pipeline.text.templates import Template
+from dptr.trainer.data.row_set import RowSet
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.pretrain import PromptBatch, PromptBatches
@@ -104,7 +105,7 @@ class Bench:
     ) -> None:
         self.arguments, self.store, self.clip, self.recipe = arguments, store, clip, recipe
         self.device, self.bf16 = torch.device(arguments.device), precision == "bf16"
-        self.batches = PromptBatches(store, None, np.arange(len(store)), recipe)
+        self.batches = PromptBatches(store, None, RowSet.of(np.arange(len(store)), len(store)), recipe)
         self.order = np.random.default_rng(0).permutation(len(store))
         self.number = 0
         self.trained = {way: self.made_decoder() for way in WAYS[:3]}

@@ -32,6 +32,7 @@ from dptr.pipeline.clip.loading import Clip, load_clip
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.pipeline.text.templates import Template
+from dptr.trainer.data.row_set import RowSet
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory
@@ -136,7 +137,7 @@ class Dptr(Way):
     def __init__(self, store: PromptStore, rows: NDArray[np.int64], arguments: argparse.Namespace) -> None:
         super().__init__(arguments.device)
         self.store, self.recipe = store, small(load_recipe(arguments.recipe), arguments)
-        self.batches = PromptBatches(store, None, rows, self.recipe)
+        self.batches = PromptBatches(store, None, RowSet.of(rows, len(store)), self.recipe)
         torch.manual_seed(0)
         decoder = build_decoder(self.recipe.decoder, len(store.charset.characters), store.dim)
         self.begin(decoder, self.recipe.pretrain.learning_rate)

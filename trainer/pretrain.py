@@ -20,9 +20,10 @@ from dptr.cache.stores.manifest import Manifest, require_same_encoder
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.validation import validation_position
-from dptr.trainer.data.batch_order import BatchOrder
+from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import noisy_memory
+from dptr.trainer.data.row_set import RowSet
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
@@ -46,16 +47,29 @@ class PromptBatch:
     targets: Targets
 
 
+@dataclass(frozen=True)
+class CountWeights:
+    """Weights of a store's rows: their labels' counts to a power, 0 for those not among ``rows``."""
+
+    store: PromptStore
+    rows: RowSet
+    power: float
+
+    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the weights of ``rows``, of the same shape."""
+        return np.where(self.rows.holds(rows), self.store.counts_of(rows).astype(np.float64) ** self.power, 0.0)
+
+
 class PromptBatches:
     """Batch number -> :class:`PromptBatch`; a pure function of the recipe's seed and the number."""
 
-    def __init__(self, store: PromptStore, noise: NoiseSource | None, rows: NDArray[np.int64], recipe: Recipe) -> None:
+    def __init__(self, store: PromptStore, noise: NoiseSource | None, rows: RowSet, recipe: Recipe) -> None:
         settings = recipe.pretrain
+        weighted = None
+        if settings.sampling == "count":
+            weighted = WeightedRows(len(store), CountWeights(store, rows, settings.count_power))
         # The decoder's work grows with the label, the memory's with the tokens; labels cost more.
-        weights = (
-            store.counts[rows].astype(np.float64) ** settings.count_power if settings.sampling == "count" else None
-        )
-        self._order = BatchOrder(rows, store.label_lengths[rows], settings.batch_size, settings.seed, weights)
+        self._order = BatchOrder(rows, store.label_lengths_of, settings.batch_size, settings.seed, weighted)
         self._store = store
         self._noise = noise
         self._ratio = recipe.noise.ratio
@@ -199,10 +213,10 @@ def decode_texts(logits: Tensor, charset: Charset) -> list[str]:
     return [charset.decode(row) for row in logits.argmax(-1).cpu().numpy()]
 
 
-def split_rows(store: PromptStore, recipe: Recipe) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def split_rows(store: PromptStore, recipe: Recipe) -> tuple[NDArray[np.int64], RowSet]:
     """Return the rows to validate on, at most ``validation_rows`` of those that are for it, and the rows to train on.
 
-    Both are row numbers, int64 of shape (rows,), rising.
+    Those to validate on are row numbers, int64 of shape (rows,), rising.
 
     A label's side depends on the label and the seed alone, case aside: variants of case are never on both sides, and
     growth of the store moves none.
@@ -214,7 +228,7 @@ def split_rows(store: PromptStore, recipe: Recipe) -> tuple[NDArray[np.int64], N
     labels = pc.utf8_lower(store.labels).to_pylist()
     positions = np.array([validation_position(label, settings.seed) for label in labels])
     chosen = positions < settings.validation_share
-    validation, training = np.flatnonzero(chosen), np.flatnonzero(~chosen)
+    validation, training = np.flatnonzero(chosen), RowSet([~chosen])
     if len(validation) == 0 or len(training) == 0:
         raise UserError(
             f"{store.folder} has {len(store)} rows, too few to keep {settings.validation_share:g} for validation",

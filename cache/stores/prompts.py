@@ -70,6 +70,14 @@ class PromptStore(StatesStore):
         counts: NDArray[np.int64] = self._column("count", pa.int64()).to_numpy()
         return counts
 
+    def label_lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int16]:
+        """Return the characters of the labels of ``rows``, of the same shape."""
+        return self.label_lengths[rows]
+
+    def counts_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how often the labels of ``rows`` stood in the corpus, of the same shape."""
+        return self.counts[rows]
+
     def token_letters(self, rows: NDArray[np.int64]) -> list[NDArray[np.int16]]:
         """Return how many of its label's characters each own token (after the prefix) of ``rows`` stands for.
 

@@ -1,45 +1,91 @@
-"""Which rows make which batch: a pure function of the seed and the step, so that resuming needs no replay.
+"""Which rows make which batch: a pure function of seed, epoch and position, so that resuming needs no replay.
 
-Every epoch is a true shuffle. Where lengths are given, rows are sorted by length within a window of the shuffled order
-before they are cut into batches, so that little is padding; then the window's batches are shuffled, so that lengths
-come in no order. That is for text. Batches of images are not sorted: an image stretched to a fixed width shows how
-long its word is, and batch norm would gather statistics of one length at a time, which hold for no batch that it reads
-later.
+Every epoch is a true shuffle, computed position by position: no list of rows is kept, however many there are. Where
+lengths are given, rows are sorted by length within a window of the shuffled order before they are cut into batches, so
+that little is padding; then the window's batches are shuffled, so that lengths come in no order. That is for text.
+Batches of images are not sorted: an image stretched to a fixed width shows how long its word is, and batch norm would
+gather statistics of one length at a time, which hold for no batch that it reads later.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
 import numpy as np
 from numpy.typing import NDArray
 
+from dptr.trainer.data.keyed_permutation import KeyedPermutation
+
 _BATCHES_PER_WINDOW = 64
+#: Weights are summed in blocks of as many rows; to draw a row is to draw a block, then to look at its rows alone.
+_WEIGHTED_TOGETHER = 64
+_BLOCKS_AT_ONCE = 1 << 14
+
+
+class Rows(Protocol):
+    """Row numbers by position: an array, or one of :mod:`dptr.trainer.data.row_set`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, positions: NDArray[np.int64], /) -> NDArray[np.int64]: ...
+
+
+#: Row numbers, shape (rows,), to a number of each: its length, or its weight.
+OfRows = Callable[[NDArray[np.int64]], NDArray[np.generic]]
+
+
+class WeightedRows:
+    """Draws rows by their weights, which are asked for again where they are needed.
+
+    Args:
+        count: rows ``0 … count - 1`` are drawn. weights: of some of them, at least 0; not all are 0.
+    """
+
+    def __init__(self, count: int, weights: OfRows) -> None:
+        self._count, self._weights = count, weights
+        blocks = np.arange(-(-count // _WEIGHTED_TOGETHER))
+        pieces = np.split(blocks, range(_BLOCKS_AT_ONCE, len(blocks), _BLOCKS_AT_ONCE))
+        self._ends = np.cumsum(np.concatenate([self._within(piece).sum(axis=1) for piece in pieces]))
+
+    def draw(self, count: int, generator: np.random.Generator) -> NDArray[np.int64]:
+        """Draw ``count`` row numbers, each independent of the others."""
+        blocks = np.searchsorted(self._ends, generator.random(count) * self._ends[-1], side="right")
+        blocks = blocks.clip(max=len(self._ends) - 1)
+        ends = np.cumsum(self._within(blocks), axis=1)
+        picks = generator.random(count) * ends[:, -1]
+        within = (ends <= picks[:, None]).sum(axis=1).clip(max=_WEIGHTED_TOGETHER - 1)
+        return np.asarray(blocks * _WEIGHTED_TOGETHER + within, np.int64)
+
+    def _within(self, blocks: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the weights of the rows of ``blocks``, shape (blocks, rows of one), 0 beyond the last row."""
+        rows = blocks[:, None] * _WEIGHTED_TOGETHER + np.arange(_WEIGHTED_TOGETHER)
+        weights = np.zeros(rows.shape)
+        inside = rows < self._count
+        weights[inside] = self._weights(rows[inside])
+        return weights
 
 
 class BatchOrder:
     """Maps a step to row numbers.
 
     Args:
-        rows: candidate row numbers, shape (candidates,). lengths: what to sort by, same shape; None: not sorted.
+        rows: the candidates.
+        lengths: of some rows, to sort by; None: not sorted.
         batch_size: rows of a batch; an epoch ends with one short batch at most.
-        weights: relative chance of each candidate; None visits each exactly once an epoch.
+        weighted: draws an epoch's rows, as many as there are candidates; None visits each exactly once an epoch.
     """
 
     def __init__(
-        self,
-        rows: NDArray[np.int64],
-        lengths: NDArray[np.integer] | None,
-        batch_size: int,
-        seed: int,
-        weights: NDArray[np.float64] | None = None,
+        self, rows: Rows, lengths: OfRows | None, batch_size: int, seed: int, weighted: WeightedRows | None = None
     ) -> None:
         self._rows = rows
         self._lengths = lengths
         self._batch_size = batch_size
         self._seed = seed
-        self._cumulative = None if weights is None else np.cumsum(weights / weights.sum())
+        self._weighted = weighted
         self.batches_per_epoch = -(-len(rows) // batch_size)
-        # Only the window in use is kept; another one costs a shuffle of the epoch.
-        self._epoch, self._picks = -1, rows
+        # Only the window in use is kept.
         self._window_at: tuple[int, int] = (-1, -1)
         self._window: list[NDArray[np.int64]] = []
 
@@ -53,20 +99,17 @@ class BatchOrder:
         return self._window[index]
 
     def _cut_window(self, epoch: int, window: int) -> list[NDArray[np.int64]]:
-        span = _BATCHES_PER_WINDOW * self._batch_size
-        if self._epoch != epoch:
-            self._picks = self._shuffled(epoch)
-            self._epoch = epoch
-        picks = self._picks[window * span : (window + 1) * span]
+        picked = self._picked(epoch, window)
         if self._lengths is not None:
-            picks = picks[np.argsort(self._lengths[picks], kind="stable")]
-        starts = range(0, len(picks), self._batch_size)
-        batches = [self._rows[picks[start : start + self._batch_size]] for start in starts]
+            picked = picked[np.argsort(self._lengths(picked), kind="stable")]
+        starts = range(0, len(picked), self._batch_size)
+        batches = [picked[start : start + self._batch_size] for start in starts]
         np.random.default_rng((self._seed, 2, epoch, window)).shuffle(batches)
         return batches
 
-    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
-        generator = np.random.default_rng((self._seed, 1, epoch))
-        if self._cumulative is None:
-            return generator.permutation(len(self._rows))
-        return np.searchsorted(self._cumulative, generator.random(len(self._rows))).clip(max=len(self._rows) - 1)
+    def _picked(self, epoch: int, window: int) -> NDArray[np.int64]:
+        span = _BATCHES_PER_WINDOW * self._batch_size
+        positions = np.arange(window * span, min((window + 1) * span, len(self._rows)))
+        if self._weighted is not None:
+            return self._weighted.draw(len(positions), np.random.default_rng((self._seed, 1, epoch, window)))
+        return self._rows[KeyedPermutation(len(self._rows), (self._seed, 1, epoch))(positions)]

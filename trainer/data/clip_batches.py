@@ -17,6 +17,7 @@ from dptr.cache.pictures import photo_thumbnail
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
 from dptr.trainer.data.batch_order import BatchOrder
 from dptr.trainer.data.letter_positions import letters_by_column
+from dptr.trainer.data.row_set import EveryRow
 from dptr.trainer.model.clip_learner import ClipBatch
 from dptr.trainer.training.settings import ClipSettings
 
@@ -53,7 +54,7 @@ class ClipBatches:
         columns: int,
         alphabet: str,
     ) -> None:
-        self._order = BatchOrder(np.arange(len(images)), None, settings.batch_size, settings.seed)
+        self._order = BatchOrder(EveryRow(len(images)), None, settings.batch_size, settings.seed)
         self._images = images
         self._photos = list(photos)
         self._prompts = prompts

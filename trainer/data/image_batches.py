@@ -16,7 +16,8 @@ from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.word_images.augmentation import augment
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
-from dptr.trainer.data.batch_order import BatchOrder
+from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
+from dptr.trainer.data.row_set import EveryRow
 from dptr.trainer.model.decoders.base import Targets
 from dptr.trainer.training.recipe import Recipe
 
@@ -55,7 +56,8 @@ class CropBatches(ABC):
     def __init__(self, images: WordImages, charset: Charset, recipe: Recipe) -> None:
         settings = recipe.finetune
         weights = mixing_weights(images, settings.mix)
-        self._order = BatchOrder(np.arange(len(images)), None, settings.batch_size, settings.seed, weights)
+        weighted = None if weights is None else WeightedRows(len(images), weights)
+        self._order = BatchOrder(EveryRow(len(images)), None, settings.batch_size, settings.seed, weighted)
         self._charset = charset
         self._seed = settings.seed
 
@@ -108,8 +110,21 @@ class ImageBatches(CropBatches):
         return ImageBatch(torch.from_numpy(np.stack(pixels)), targets, tuple(unreadable), tuple(portrait))
 
 
-def mixing_weights(images: WordImages, mix: str) -> NDArray[np.float64] | None:
-    """Return each sample's weight, shape (samples,), so that data sets are drawn in the proportions of ``mix``.
+@dataclass(frozen=True)
+class MixingWeights:
+    """Weights of samples: ``of_sets`` (data sets,) has a sample's weight by its data set, ``sets`` (samples,)."""
+
+    sets: NDArray[np.integer]
+    of_sets: NDArray[np.float64]
+
+    def __call__(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the weights of ``samples``, of the same shape."""
+        weights: NDArray[np.float64] = self.of_sets[self.sets[samples]]
+        return weights
+
+
+def mixing_weights(images: WordImages, mix: str) -> MixingWeights | None:
+    """Return each sample's weight, so that data sets are drawn in the proportions of ``mix``.
 
     None without a mix: all are drawn alike.
 
@@ -118,7 +133,7 @@ def mixing_weights(images: WordImages, mix: str) -> NDArray[np.float64] | None:
     """
     if not mix:
         return None
-    sets = np.array([sample.data_set for sample in images.samples])
+    sets = np.array([sample.data_set for sample in images.samples], np.int16)
     sizes = np.bincount(sets)
     try:
         shares = np.array([float(part) for part in mix.split(",")])
@@ -128,5 +143,4 @@ def mixing_weights(images: WordImages, mix: str) -> NDArray[np.float64] | None:
         raise UserError(
             f"finetune.mix = {mix!r} does not fit {len(sizes)} data sets", "Give each one number above zero"
         )
-    weights: NDArray[np.float64] = (shares / np.maximum(sizes, 1))[sets]
-    return weights
+    return MixingWeights(sets, shares / np.maximum(sizes, 1))

@@ -37,6 +37,8 @@ RunKind = Literal["pretrain", "finetune", "clip"]
 
 #: 1 let the side of a row depend on how much data there was; 2 is :mod:`dptr.cache.validation`.
 _SPLIT = 2
+#: 1 shuffled an epoch's rows as one list; 2 is :mod:`dptr.trainer.data.keyed_permutation`.
+_ORDER = 2
 
 
 class Trained(Protocol):
@@ -76,6 +78,7 @@ class Run:
         folder: where it is. kind: which stage made it. recipe: as resolved. charset: of its decoder.
         memory_dim: width of the memory its decoder reads.
         data: identities of what it was trained on. split: version of the rule that says which data is for validation.
+        order: version of the rule that says which rows make a batch.
         clip: name of the CLIP that embedded its text; empty where that is not known.
         clip_weights: hash of that CLIP's weights, by which it is known; empty for runs of earlier versions.
     """
@@ -89,6 +92,7 @@ class Run:
     split: int = _SPLIT
     clip: str = ""
     clip_weights: str = ""
+    order: int = _ORDER
 
     @classmethod
     def load(cls, folder: Path) -> Run:
@@ -114,6 +118,7 @@ class Run:
                 info.get("split", 1),
                 info.get("clip") or _clip_of_former(info["data"]),
                 info.get("clip_weights", ""),
+                info.get("order", 1),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             advice = "Restore it from a copy, or train again into another folder"
@@ -222,6 +227,8 @@ def start_or_continue(
             return wanted
         known = Run.load(folder)
         _require_same(known, wanted, former_data)
+        if known.order != _ORDER and 0 < known.step() < getattr(recipe, kind).steps:
+            note(f"{folder} was begun by an earlier dptr: from here on its batches come in another order")
         if known.recipe != recipe:
             _write_recipe(folder, recipe)
         return replace(known, recipe=recipe)
@@ -258,6 +265,7 @@ def _describe(run: Run) -> None:
         "clip": run.clip,
         "clip_weights": run.clip_weights,
         "split": run.split,
+        "order": run.order,
         "versions": {"dptr": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     sealed.write_json(run.folder / RUN_FILE, info)

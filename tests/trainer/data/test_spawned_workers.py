@@ -31,6 +31,7 @@ from dptr.pipeline.services import prompt_of
 from dptr.trainer.data.clip_batches import ClipBatches, Prompts
 from dptr.trainer.data.image_batches import ImageBatches
 from dptr.trainer.data.noise import NoiseSource
+from dptr.trainer.data.row_set import RowSet
 from dptr.trainer.pretrain import PromptBatches
 from dptr.trainer.training.loader import load_batches
 from dptr.trainer.training.recipe import Recipe
@@ -116,7 +117,7 @@ def test_prompts_with_noise_of_neighbours(tmp_path: Path) -> None:
     neighbours = Neighbours(tmp_path / NEIGHBOURS_ARRAY)
     noise = NoiseSource(OrpBank(tmp_path / "orp"), recipe.noise, neighbours)
     assert_spawned_workers_make_the_same(
-        PromptBatches(PromptStore(tmp_path / "prompts"), noise, np.arange(ROWS), recipe)
+        PromptBatches(PromptStore(tmp_path / "prompts"), noise, RowSet.of(np.arange(ROWS), ROWS), recipe)
     )
 
 

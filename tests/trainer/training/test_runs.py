@@ -94,6 +94,20 @@ def test_a_run_with_another_choice_of_validation_data_is_not_gone_on_with_unless
     assert start(tmp_path / "run").split == 1
 
 
+def test_a_run_begun_with_another_order_of_batches_goes_on_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start(tmp_path / "run")
+    save_checkpoint(tmp_path / "run" / "checkpoints" / "last", {"model": {"w": torch.ones(1)}}, {"step": 1})
+    start(tmp_path / "run")
+    assert "another order" not in capsys.readouterr().err
+    description = sealed.read_json(tmp_path / "run" / "run.json")
+    assert description.pop("order") == 2
+    sealed.write_json(tmp_path / "run" / "run.json", description)
+    start(tmp_path / "run")
+    assert "its batches come in another order" in capsys.readouterr().err
+
+
 def test_a_damaged_optimizer_does_not_keep_a_model_from_being_used(tmp_path: Path) -> None:
     start(tmp_path / "run")
     best = tmp_path / "run" / "checkpoints" / "best"
