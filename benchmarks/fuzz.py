@@ -1,8 +1,9 @@
 """Fuzzes every reader of foreign input: valid files are made, broken at random, and read.
 
-A reader may refuse what it is given, in one line; it may not raise anything else, take longer than 10 s, or let this
-process grow above 2 GB. Each reader works in a process of its own, so that even a crash is found; the broken file stays
-in --keep. What is sealed with a hash is sealed again once it is broken, or nothing behind the seal would be tried.
+A reader may refuse what it is given, in one line; it may not raise anything else, take longer than 10 s of CPU time, or
+let this process grow above 2 GB. Each reader works in a process of its own, so that even a crash is found; the broken
+file stays in --keep. What is sealed with a hash is sealed again once it is broken, or nothing behind the seal would be
+tried. With --totals what was tried is added to a file, and the next start goes on with inputs that were not tried yet.
 
 Smallest size: --readers corpus images recipe --inputs 10
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import resource
@@ -27,8 +29,11 @@ from fuzzed_readers import READERS, Fuzzed
 
 from dptr.cache.errors import DptrError, disk_error
 from dptr.cache.progress import set_quiet
+from dptr.cache.stores.files import write_json
 
 LONGEST_SECONDS = 10
+#: Without CPU time, or in a library that hears no signal: on a busy machine a reader may have to wait for its turn.
+LONGEST_WAIT = 300
 LARGEST_BYTES = 2 << 30
 _FILES_A_PROCESS = 500
 _INTERESTING = [
@@ -51,33 +56,56 @@ def main() -> None:
     parser.add_argument("--readers", nargs="+", choices=READERS, default=list(READERS))
     parser.add_argument("--minutes", type=float, default=60.0, help="of each reader")
     parser.add_argument("--inputs", type=int, help="of each reader, in place of minutes")
+    parser.add_argument("--turn", type=float, help="minutes until the next reader has its turn; all at once without")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="folder for inputs that were not refused as they should be")
+    parser.add_argument("--totals", type=Path, help="JSON file to which everything tried is added")
     arguments = parser.parse_args()
     set_quiet(True)
+    totals = _totals(arguments.totals)
     found = 0
-    for name in arguments.readers:
-        with tempfile.TemporaryDirectory(prefix="dptr-fuzz-") as place:
-            fuzzed = READERS[name](Path(place))
-            limits = (arguments.minutes * 60, arguments.inputs)
-            counts = fuzz(fuzzed, Path(place), arguments.seed, limits, arguments.keep)
-        found += int(counts["found"])
-        print(f"{name}: {json.dumps(counts)}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="dptr-fuzz-") as name:
+        made: dict[str, Fuzzed] = {}
+        turn = min(arguments.turn or arguments.minutes, arguments.minutes)
+        for _ in range(math.ceil(arguments.minutes / turn)):
+            for reader in arguments.readers:
+                place = Path(name) / reader
+                if reader not in made:
+                    place.mkdir()
+                    made[reader] = READERS[reader](place)
+                tried = totals.setdefault(reader, {})
+                seed = arguments.seed + int(tried.get("inputs", 0))
+                counts = fuzz(made[reader], place, seed, (turn * 60, arguments.inputs), arguments.keep)
+                found += int(counts["found"])
+                print(f"{reader}: {json.dumps(counts)}", flush=True)
+                _add(tried, counts)
+                if arguments.totals is not None:
+                    write_json(arguments.totals, totals)
     sys.exit(bool(found))
+
+
+def _totals(path: Path | None) -> dict[str, dict[str, float]]:
+    return json.loads(path.read_text()) if path is not None and path.exists() else {}
+
+
+def _add(totals: dict[str, float], counts: dict[str, float]) -> None:
+    for name, count in counts.items():
+        before = totals.get(name, 0)
+        totals[name] = max(before, count) if name in ("slowest", "largest_mb") else round(before + count, 1)
 
 
 def fuzz(
     fuzzed: Fuzzed, place: Path, seed: int, limits: tuple[float, int | None], keep: Path | None
-) -> dict[str, int | float]:
+) -> dict[str, float]:
     """Read broken files until the time or their number is used up; return how many were refused, read, and wrong."""
-    counts: dict[str, int | float] = {"inputs": 0, "read": 0, "refused": 0, "found": 0, "slowest": 0.0, "largest_mb": 0}
-    ends, known = time.monotonic() + limits[0], set[str]()
+    counts: dict[str, float] = {"inputs": 0, "read": 0, "refused": 0, "found": 0, "slowest": 0.0, "largest_mb": 0}
+    ends, known, used = time.monotonic() + limits[0], set[str](), _cpu_seconds()
     while time.monotonic() < ends and (limits[1] is None or counts["inputs"] < limits[1]):
         report = place / "report.json"
         child = os.fork()
         if child == 0:
             _work(fuzzed, place, seed + int(counts["inputs"]), ends, limits[1], report)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = _watched(child, report)
         if not report.exists():
             sys.exit("a valid file was not read")
         lines = [json.loads(line) for line in report.read_text().splitlines()]
@@ -97,9 +125,31 @@ def fuzz(
                 keep.mkdir(parents=True, exist_ok=True)
                 for left in place.glob("wrong-*"):
                     shutil.copy(left, keep / left.name)
+                for left in place.glob("broken-*/*") if died else ():
+                    shutil.copy(left, keep / f"died-{seed}-{left.parent.name}-{left.name}")
         if not lines:
             break
+    counts["cpu_seconds"] = round(_cpu_seconds() - used, 1)
     return counts
+
+
+def _cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _watched(child: int, report: Path) -> int:
+    """Wait for a reader's process, and end it when it tells of no file for too long; return how it ended."""
+    seen, since = -1, time.monotonic()
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if (size := report.stat().st_size if report.exists() else 0) != seen:
+            seen, since = size, time.monotonic()
+        if time.monotonic() - since > LONGEST_WAIT:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.05)
 
 
 def _work(fuzzed: Fuzzed, place: Path, seed: int, ends: float, inputs: int | None, report: Path) -> None:
@@ -107,6 +157,7 @@ def _work(fuzzed: Fuzzed, place: Path, seed: int, ends: float, inputs: int | Non
 
     After some hundred files another process goes on, since readers keep LMDBs open, as no command opens so many.
     """
+    signal.signal(signal.SIGPROF, _too_long)
     signal.signal(signal.SIGALRM, _too_long)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     generator, tried = random.Random(seed), 0
@@ -123,8 +174,9 @@ def _work(fuzzed: Fuzzed, place: Path, seed: int, ends: float, inputs: int | Non
             shutil.rmtree(broken.parent, ignore_errors=True)
             broken.parent.mkdir()
             broken.write_bytes(mutated(source.read_bytes(), generator, source.suffix))
-            started, came, problem = time.monotonic(), "read", ""
-            signal.alarm(LONGEST_SECONDS)
+            started, came, problem = time.process_time(), "read", ""
+            signal.setitimer(signal.ITIMER_PROF, LONGEST_SECONDS)
+            signal.alarm(LONGEST_WAIT // 2)
             try:
                 fuzzed.read(broken)
             except DptrError as error:
@@ -134,10 +186,16 @@ def _work(fuzzed: Fuzzed, place: Path, seed: int, ends: float, inputs: int | Non
             except Exception as error:
                 came, problem = "refused", "" if disk_error(error) else _where(error)
             finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 signal.alarm(0)
             mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             problem = problem or (f"{mb:.0f} MB" if mb * 1024**2 > LARGEST_BYTES else "")
-            line = {"came": came, "problem": problem, "seconds": round(time.monotonic() - started, 2), "mb": round(mb)}
+            line = {
+                "came": came,
+                "problem": problem,
+                "seconds": round(time.process_time() - started, 2),
+                "mb": round(mb),
+            }
             told.write(json.dumps(line) + "\n")
             told.flush()
             tried += 1

@@ -219,6 +219,8 @@ def _checkpoint(place: Path) -> Fuzzed:
 
     def read(path: Path) -> None:
         if path.name == "model_file.safetensors":
+            if sealed.is_sealed(path) is False:
+                sealed.seal(path)
             ModelFile.open(path)
             return
         other = {"state.json": "model.safetensors", "model.safetensors": "state.json"}[path.name]
