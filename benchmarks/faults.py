@@ -1,13 +1,14 @@
 """Kills, fills, flips and tears, for every command that writes: what is promised in docs/reliability.md, tried.
 
-kill    SIGKILL at random moments, again and again until the command is finished
+kill    SIGKILL at random moments of the work (by CPU time), again and again until the command is finished
 term    the same with SIGTERM, the signal of batch systems
 fill    a disk that is full at a random size (tmpfs where one may be mounted, else a limit on a file's size), then room
 race    four at once on one folder; the one that works is killed, and another takes over
 flip    one flipped bit in each file of a prompt store, a bank, a run and an exported model
 tear    the same files, each cut short
 
-After every fault no file that a manifest lists is torn, and in the end all files equal an undisturbed run's.
+After every fault no file that a manifest lists is torn, and in the end all files equal an undisturbed run's. With
+--totals what was tried is added to a file, and the next start does what is left of --times.
 
 Smallest size: kill --times 1 --commands render-words --fresh
 """
@@ -15,6 +16,7 @@ Smallest size: kill --times 1 --commands render-words --fresh
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 import signal
@@ -24,11 +26,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from faulty_commands import STEPS, Faulty, Writer, differing, files_of, stop, wait_for
+from faulty_commands import STEPS, Faulty, Writer, cpu_seconds, differing, files_of, stop, wait_for, wait_for_work
 
 from dptr.cache.errors import DptrError
 from dptr.cache.progress import set_quiet
+from dptr.cache.stores.files import write_json
 from dptr.cache.stores.verify import is_run, is_store, verify
 
 FAULTS = ("kill", "term", "fill", "race", "flip", "tear")
@@ -49,6 +53,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=100, help="kills of each command, flips of each file")
     parser.add_argument("--minutes", type=float, default=600.0, help="begin nothing new after so long")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--totals", type=Path, help="JSON file to which everything tried is added")
     parser.add_argument("--fresh", action="store_true", help="every command in a Python of its own, not in a fork")
     arguments = parser.parse_args()
     set_quiet(True)
@@ -57,7 +62,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dptr-faults-") as name:
         faulty = Faulty(Path(name), arguments.fresh)
         faulty.fill()
-        trial = Trial(faulty, random.Random(arguments.seed), arguments.times, ends)
+        totals = Totals(arguments.totals)
+        generator = random.Random(f"{arguments.seed} {totals.faults}")
+        trial = Trial(faulty, generator, arguments.times, ends, totals)
         for fault in arguments.faults:
             if fault in ("flip", "tear"):
                 for kind in arguments.kinds:
@@ -69,42 +76,78 @@ def main() -> None:
     sys.exit(bool(trial.wrong))
 
 
+class Totals:
+    """What was tried so far, by fault and command, kept in a file if there is one.
+
+    Of kills also when they came: how many in each tenth of the CPU time that an undisturbed run needs.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.tried: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path and path.exists() else {}
+
+    @property
+    def faults(self) -> int:
+        """How many there were."""
+        return sum(tried["faults"] for tried in self.tried.values())
+
+    def of(self, fault: str, command: str) -> dict[str, Any]:
+        """Return what was tried of one fault on one command."""
+        nothing = {"faults": 0, "runs": 0, "tenths": [0] * 10, "wrong": []}
+        return self.tried.setdefault(f"{fault} {command}", nothing)
+
+    def save(self) -> None:
+        """Write the file."""
+        if self.path is not None:
+            write_json(self.path, self.tried)
+
+
 class Trial:
     """Faults tried one after another, and what they broke."""
 
-    def __init__(self, faulty: Faulty, generator: random.Random, times: int, ends: float) -> None:
-        self.faulty, self.random, self.times, self.ends = faulty, generator, times, ends
+    def __init__(self, faulty: Faulty, generator: random.Random, times: int, ends: float, totals: Totals) -> None:
+        self.faulty, self.random, self.times, self.ends, self.totals = faulty, generator, times, ends, totals
         self.wrong: list[str] = []
+        self.tenths: list[int] = []
 
     def disturb(self, fault: str, command: str) -> None:
         """Disturb a command with one kind of fault, so many times."""
         writer, whole = self.faulty.writers[command], self.faulty.folder / "whole"
         writer.prepare(whole)
-        started = time.monotonic()
+        tried = self.totals.of(fault, command)
+        started, used = time.monotonic(), cpu_seconds()
         self.faulty.done(writer.arguments(whole))
-        seconds, expected = time.monotonic() - started, files_of(whole)
-        ways: dict[str, Callable[[Writer, float, dict[str, str]], int]] = {
-            "kill": lambda *given: self._stopped(signal.SIGKILL, *given),
-            "term": lambda *given: self._stopped(signal.SIGTERM, *given),
+        seconds, work, expected = time.monotonic() - started, cpu_seconds() - used, files_of(whole)
+        ways: dict[str, Callable[[Writer, dict[str, str]], int]] = {
+            "kill": lambda *given: self._stopped(signal.SIGKILL, work, *given),
+            "term": lambda *given: self._stopped(signal.SIGTERM, work, *given),
             "fill": self._filled,
-            "race": self._raced,
+            "race": lambda *given: self._raced(seconds, *given),
         }
-        faults, rounds, problems = 0, 0, len(self.wrong)
-        while faults < self.times and time.monotonic() < self.ends:
-            faults, rounds = faults + ways[fault](writer, seconds, expected), rounds + 1
-        found = self.wrong[problems:]
-        print(f"{fault} {command}: {faults} times in {rounds} runs, {found or 'all files equal'}", flush=True)
+        while tried["faults"] < self.times and time.monotonic() < self.ends:
+            problems, self.tenths = len(self.wrong), tried["tenths"]
+            tried["faults"] += ways[fault](writer, expected)
+            tried["runs"] += 1
+            tried["wrong"] += self.wrong[problems:]
+            self.totals.save()
+        found = tried["wrong"] or "all files equal"
+        print(f"{fault} {command}: {tried['faults']} times in {tried['runs']} runs, {found}", flush=True)
         shutil.rmtree(whole)
 
-    def _stopped(self, number: signal.Signals, writer: Writer, seconds: float, expected: dict[str, str]) -> int:
-        """Stop a command at random moments until it is finished once; return how often it was stopped."""
+    def _stopped(self, number: signal.Signals, work: float, writer: Writer, expected: dict[str, str]) -> int:
+        """Stop a command at random moments until it is finished once; return how often it was stopped.
+
+        Moments are drawn from the ``work`` in seconds of CPU time that it takes undisturbed.
+        """
         out, stops = self.faulty.folder / "out", 0
         writer.prepare(out)
         while True:
             process = self.faulty.start(writer.arguments(out))
-            code = wait_for(process, self.random.uniform(0.0, seconds))
+            moment = self.random.random()
+            code = wait_for_work(process, moment * work)
             if code is None and stops < self.times and time.monotonic() < self.ends:
                 code, stops = stop(process, number), stops + 1
+                self.tenths[int(10 * moment)] += 1
                 self._require_untorn(out)
                 # It may have ended by itself just now, and then there is nothing left to do.
                 expected_codes = (-signal.SIGKILL, 0) if number == signal.SIGKILL else (130, -number, 0)
@@ -117,9 +160,9 @@ class Trial:
             self._require(finished, f"exit code {code} in the end: {self.faulty.said}")
             break
         self._require_equal(out, expected)
-        return max(stops, 1)
+        return stops
 
-    def _filled(self, writer: Writer, _: float, expected: dict[str, str]) -> int:
+    def _filled(self, writer: Writer, expected: dict[str, str]) -> int:
         """Let the disk be full, then make room."""
         out = self.faulty.folder / "full" / "out"
         out.parent.mkdir(exist_ok=True)
@@ -146,7 +189,7 @@ class Trial:
             shutil.rmtree(out.parent, ignore_errors=True)
         return 1
 
-    def _raced(self, writer: Writer, seconds: float, expected: dict[str, str]) -> int:
+    def _raced(self, seconds: float, writer: Writer, expected: dict[str, str]) -> int:
         """Start four at once, kill the one that works, and let another take over."""
         out = self.faulty.folder / "out"
         writer.prepare(out)

@@ -1,13 +1,16 @@
 """The commands that write, at tiny sizes, started so that a fault costs little: for ``faults.py``.
 
 A command is started in a fork of this process, which has loaded the libraries once, or, ``fresh``, in a Python of its
-own. What it is given and what it writes lie in one folder; what two runs of it must have in common are all files but
+own. A fork does all that the command does itself, and nothing but that, so that a random moment of it is one of its own
+work. What it is given and what it writes lie in one folder; what two runs of it must have in common are all files but
 those that tell the time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import os
 import resource
 import shutil
@@ -55,8 +58,6 @@ class Faulty:
         self.fresh = fresh
         self.prompts, self.orp = folder / "ws" / "prompts", folder / "ws" / "orp"
         self.words, self.photos, self.crops = folder / "words.txt", folder / "photos", folder / "crops"
-        if not fresh:
-            _load_libraries()
 
     def fill(self) -> None:
         """Make words, photos, stores, crops and a run."""
@@ -107,9 +108,22 @@ class Faulty:
             if self.fresh:
                 command = [sys.executable, "-m", "dptr", *full]
                 return subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=_limited(largest_file)).pid
-            return _forked(full, log, _limited(largest_file))
+            self._load_libraries()
+            return _forked(full, log, _limited(largest_file), self._modules)
         finally:
             os.close(log)
+
+    def _load_libraries(self) -> None:
+        """Import what the commands so far imported."""
+        for name in self._modules.read_text().split() if self._modules.exists() else ():
+            # Some put modules of no file there.
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+        self._modules.unlink(missing_ok=True)
+
+    @property
+    def _modules(self) -> Path:
+        return self.folder / "modules.txt"
 
     def done(self, arguments: list[str], largest_file: int | None = None) -> int:
         """Run a command; return its exit code.
@@ -157,6 +171,20 @@ def wait_for(process: int, seconds: float | None = None) -> int | None:
         time.sleep(0.001)
 
 
+def cpu_seconds() -> float:
+    """Return the CPU time of all processes that were waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def wait_for_work(process: int, seconds: float) -> int | None:
+    """Return a process's exit code; None when it has used more than ``seconds`` of CPU time and goes on (Linux)."""
+    clock = (~process << 3) | 2  # clock_getcpuclockid(3)
+    while (code := wait_for(process, 0)) is None and time.clock_gettime(clock) < seconds:
+        time.sleep(0.001)
+    return code
+
+
 def stop(process: int, number: signal.Signals) -> int:
     """Send a signal to a process and wait for its end; return its exit code."""
     os.kill(process, number)
@@ -173,7 +201,7 @@ def _limited(largest_file: int | None) -> Callable[[], None]:
     return limit
 
 
-def _forked(arguments: list[str], log: int, prepare: Callable[[], None]) -> int:
+def _forked(arguments: list[str], log: int, prepare: Callable[[], None], modules: Path) -> int:
     process = os.fork()
     if process:
         return process
@@ -185,21 +213,11 @@ def _forked(arguments: list[str], log: int, prepare: Callable[[], None]) -> int:
         os.dup2(log, 2)
         from dptr.cli import run_command
 
+        before = {*sys.modules}
         code = run_command(arguments)
+        if new := {*sys.modules} - before:
+            modules.write_text("\n".join(new))
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
         os._exit(code)
-
-
-def _load_libraries() -> None:
-    """Import what commands import when they run; none of it may start a thread, which would not be there in a fork."""
-    import faiss  # noqa: F401
-    import transformers  # noqa: F401
-
-    from dptr.pipeline.neighbours import mine_neighbours  # noqa: F401
-    from dptr.pipeline.photos import build_orp_bank  # noqa: F401
-    from dptr.pipeline.rendering import render_words  # noqa: F401
-    from dptr.pipeline.text import embed_text  # noqa: F401
-    from dptr.pipeline.word_crops import embed_crops  # noqa: F401
-    from dptr.trainer import finetune, pretrain, read  # noqa: F401
