@@ -2,7 +2,7 @@
 
 kill    SIGKILL at random moments of the work (by CPU time), again and again until the command is finished
 term    the same with SIGTERM, the signal of batch systems
-fill    a disk that is full at a random size (tmpfs where one may be mounted, else a limit on a file's size), then room
+fill    a disk of 50 MB that is full at a random moment (tmpfs; where none may be mounted, small files), then room
 race    four at once on one folder; the one that works is killed, and another takes over
 flip    one flipped bit in each file of a prompt store, a bank, a run and an exported model
 tear    the same files, each cut short
@@ -38,7 +38,7 @@ from dptr.cache.stores.verify import is_run, is_store, verify
 FAULTS = ("kill", "term", "fill", "race", "flip", "tear")
 COMMANDS = (
     *("embed-text", "build-orp-bank", "mine-neighbours", "pretrain", "finetune", "render-words"),
-    *("embed-crops", "pack-crops"),
+    *("embed-crops", "pack-crops", "train-clip", "ablate", "report", "export", "sql", "init"),
 )
 KINDS = ("prompts", "orp", "run", "model")
 #: Begun but not described yet: a store before its first shard, a run before its description.
@@ -156,38 +156,47 @@ class Trial:
             if code is None:
                 code = wait_for(process)
             # A signal that came after the last byte left a finished output, which some commands refuse to write again.
-            finished = code == 0 or (stops > 0 and "is there already" in self.faulty.said)
+            finished = code == 0 or (stops > 0 and self._is_there)
             self._require(finished, f"exit code {code} in the end: {self.faulty.said}")
             break
         self._require_equal(out, expected)
         return stops
 
     def _filled(self, writer: Writer, expected: dict[str, str]) -> int:
-        """Let the disk be full, then make room."""
-        out = self.faulty.folder / "full" / "out"
-        out.parent.mkdir(exist_ok=True)
-        size = sum(path.stat().st_size for path in (self.faulty.folder / "whole").rglob("*") if path.is_file())
-        mounted = _mount(out.parent, 4 * size + (1 << 20))
+        """Let the disk, one of 50 MB, be full after a random part of the work, then make room."""
+        disk, whole = self.faulty.folder / "full", self.faulty.folder / "whole"
+        disk.mkdir(exist_ok=True)
+        mounted = _mount(disk)
+        out, ballast = disk / "out", disk / "ballast"
         try:
             writer.prepare(out)
+            size = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file())
             held = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-            room = held + self.random.randint(1, max(2, size - held))
+            room = self.random.randint(1, max(2, size - held))
             if mounted:
-                _mount(out.parent, room, again=True)
+                ballast.write_bytes(bytes(max(0, shutil.disk_usage(disk).free - room)))
             code = self.faulty.done(writer.arguments(out), largest_file=1 << 40 if mounted else room // 8)
             lines = self.faulty.said.splitlines()
             told = code == 2 and len(lines) == 1 and ("space" in lines[0] or "too large" in lines[0])
-            self._require(told or code == 0, f"exit code {code} on a full disk: {self.faulty.said}")
+            self._require(
+                told or code == 0, f"exit code {code} with room for {room} of {size} bytes: {self.faulty.said}"
+            )
             self._require_untorn(out)
-            if mounted:
-                _mount(out.parent, 4 * size + (1 << 20), again=True)
-            self.faulty.done(writer.arguments(out))
+            ballast.unlink(missing_ok=True)
+            refused = code == 2
+            code = self.faulty.done(writer.arguments(out), largest_file=1 << 40)
+            self._require(code == 0 or self._is_there, f"exit code {code} after room was made: {self.faulty.said}")
             self._require_equal(out, expected)
         finally:
             if mounted:
-                subprocess.run(["umount", str(out.parent)], check=True)
-            shutil.rmtree(out.parent, ignore_errors=True)
-        return 1
+                subprocess.run(["umount", str(disk)], check=True)
+            shutil.rmtree(disk, ignore_errors=True)
+        return int(refused)
+
+    @property
+    def _is_there(self) -> bool:
+        """Whether the output was finished already, which some commands refuse to write again."""
+        return "is there already" in self.faulty.said
 
     def _raced(self, seconds: float, writer: Writer, expected: dict[str, str]) -> int:
         """Start four at once, kill the one that works, and let another take over."""
@@ -202,7 +211,7 @@ class Trial:
             refused += wait_for(process) == 2
         self._require(set(codes.values()) <= {0, 2, None}, f"exit codes {list(codes.values())}: {self.faulty.said}")
         code = self.faulty.done(writer.arguments(out), largest_file=1 << 40)
-        self._require(code == 0 or "is there already" in self.faulty.said, f"exit code {code}: {self.faulty.said}")
+        self._require(code == 0 or self._is_there, f"exit code {code}: {self.faulty.said}")
         self._require_equal(out, expected)
         return 1
 
@@ -255,14 +264,12 @@ class Trial:
 
 def _victim(faulty: Faulty, kind: str) -> tuple[Path, list[str]]:
     """Return the folder whose files are damaged, and a command that uses them."""
-    run, changes = faulty.folder / "ws" / "runs" / "finetuned", faulty.writers["finetune"].arguments
     if kind in ("prompts", "orp"):
         out = faulty.folder / "used"
         pretrain = [*faulty.writers["pretrain"].arguments(out)]
         pretrain[pretrain.index(str(STEPS))] = "2"
         return faulty.prompts if kind == "prompts" else faulty.orp, pretrain
-    if not run.exists():
-        faulty.done(changes(run))
+    run = faulty.run()
     if kind == "run":
         return run, ["read", str(run), str(next(faulty.crops.rglob("*.jpg"), faulty.crops))]
     model = faulty.folder / "models" / "model.safetensors"
@@ -278,10 +285,9 @@ def _is_found(checked: Path, damaged: Path) -> bool:
         return True
 
 
-def _mount(folder: Path, size: int, again: bool = False) -> bool:
-    """Let ``folder`` be a disk of ``size`` bytes; False where that is not allowed."""
-    options = f"{'remount,' if again else ''}size={size}"
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+def _mount(folder: Path) -> bool:
+    """Let ``folder`` be a disk of 50 MB; False where that is not allowed."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", str(folder)]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 

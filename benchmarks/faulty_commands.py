@@ -32,6 +32,35 @@ SMALL = [
     *("fmu.queries=8", "fmu.heads=2", "noise.draw=nearest", "noise.neighbours=4"),
 ]
 STEPS = 12
+_GRID = """
+seeds = [1]
+base = "plain"
+[decoder]
+kind = "nrtr"
+dim = 16
+heads = 2
+feed_forward = 16
+[encoder]
+kind = "convolution"
+dim = 16
+channels = 4
+[fmu]
+queries = 4
+heads = 2
+[finetune]
+steps = 4
+batch_size = 4
+log_every = 1
+validate_every = 4
+checkpoint_every = 2
+[data.crops]
+path = "{crops}"
+[tests]
+same = "{crops}"
+[arms.plain]
+[arms.small]
+finetune.batch_size = 2
+"""
 #: Tell the time, or belong to LMDB.
 _VARYING = {"timings.jsonl", "lock.mdb"}
 
@@ -98,11 +127,38 @@ class Faulty:
             ),
             "embed-crops": Writer(lambda out: ["embed-crops", str(self.crops), "--views", "2", "-o", str(out)]),
             "pack-crops": Writer(lambda out: ["pack-crops", str(self.crops), "-o", str(out / "crops.lmdb")]),
+            "train-clip": Writer(self._train_clip),
+            "ablate": Writer(lambda out: ["ablate", str(self._grid()), "--device", "cpu", "--workspace", str(out)]),
+            "report": Writer(lambda out: ["report", str(self.run()), "-o", str(out / "report.html")]),
+            "export": Writer(
+                lambda out: ["export", str(self.run()), "--to", "safetensors", "-o", str(out / "model.safetensors")]
+            ),
+            "sql": Writer(lambda out: ["sql", "from prompts order by id", "-o", str(out / "answer.parquet")]),
+            "init": Writer(lambda out: ["init", str(self.words), str(self.crops), "-o", str(out / "recipe.toml")]),
         }
+
+    def run(self) -> Path:
+        """Return a fine-tuned run, made when it is needed first."""
+        run = self.folder / "ws" / "runs" / "finetuned"
+        if not run.exists():
+            self.done(self.writers["finetune"].arguments(run))
+        return run
+
+    def _train_clip(self, out: Path) -> list[str]:
+        sizes = {"batch_size": 4, "photos": 2, "checkpoint_every": 2, "validate_every": 4, "validation_rows": 8}
+        changes = [part for key, size in sizes.items() for part in ("--set", f"clip.{key}={size}")]
+        crops = ["--data", str(self.crops), "--validation", str(self.crops), "--photos", str(self.photos)]
+        return ["train-clip", *crops, "--steps", "4", "--device", "cpu", *changes, "-o", str(out)]
+
+    def _grid(self) -> Path:
+        path = self.folder / "grid.toml"
+        path.write_text(_GRID.format(crops=self.crops))
+        return path
 
     def start(self, arguments: list[str], largest_file: int | None = None) -> int:
         """Start a command; return its process id. No file of it becomes larger than so many bytes."""
-        full = [*arguments, "--workspace", str(self.folder / "ws"), "--quiet"]
+        workspace = [] if "--workspace" in arguments else ["--workspace", str(self.folder / "ws")]
+        full = [*arguments, *workspace, "--quiet"]
         log = os.open(self.log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
         try:
             if self.fresh:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageDraw
+
+from dptr.cache.progress import set_quiet
+
+
+@pytest.fixture(autouse=True)
+def _hear_notes() -> Iterator[None]:
+    """``--quiet`` of one test hushes no other."""
+    set_quiet(False)
+    yield
+    set_quiet(False)
 
 
 @pytest.fixture(scope="session")

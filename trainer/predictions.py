@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from dptr.cache.file_names import PREDICTIONS_FOLDER, QUARANTINE_FILE, VALIDATION_WORDS
 from dptr.cache.normalization import Normalization
+from dptr.cache.stores import sealed
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.word_images.dataset import WordImages
@@ -78,8 +79,10 @@ def keep_refusals(folder: Path, images: WordImages) -> None:
 
 def _write(out: Path, columns: Sequence[Sequence[Any]]) -> None:
     arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
+    table = pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(sealed.METADATA))
     with atomic_path(out) as temporary:
-        pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd")
+        sealed.seal(temporary)
 
 
 def _written(name: str) -> str:

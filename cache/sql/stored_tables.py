@@ -75,7 +75,8 @@ def run_of_predictions(path: Path) -> str:
 
 
 def _in_runs(workspace: Workspace, pattern: str) -> list[Path]:
-    return [path for folder in (workspace.runs, workspace.models) for path in sorted(folder.glob(f"*/{pattern}"))]
+    there = [path for folder in (workspace.runs, workspace.models) for path in sorted(folder.glob(f"*/{pattern}"))]
+    return [path for path in there if _is_whole(path)]
 
 
 def _store_tables(folder: Path, kind: StoreKind, rows: str, refused: str) -> dict[str, list[Path]]:
@@ -93,6 +94,17 @@ def _store_tables(folder: Path, kind: StoreKind, rows: str, refused: str) -> dic
         elif (folder / name).is_file():
             found[view] = [folder / name]
     return found
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        sealed.require_whole(path)
+        return True
+    except OSError as error:
+        note(f"left out: {path} cannot be read ({error.strerror})")
+    except DptrError as error:
+        note(f"left out: {error.problem}")
+    return False
 
 
 def _is_described(path: Path) -> bool:

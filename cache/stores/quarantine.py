@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dptr.cache.errors import TooManyRefused
+from dptr.cache.errors import DamagedStore, TooManyRefused
 from dptr.cache.progress import note
+from dptr.cache.stores import sealed
 from dptr.cache.stores.file_record import begun_anew
 from dptr.cache.stores.files import atomic_path
 
@@ -31,7 +32,8 @@ class Quarantine:
     """Collects refusals and writes them to ``path`` when closed; memory does not grow with their number.
 
     What an earlier run refused stays, but for the sources that this run reads (:meth:`reads`): they are judged anew.
-    Whether the file is still what that run wrote is checked by the manifest (``Manifest.rewriting``).
+    Whether the file is still what that run wrote is told by its seal, in a store by the manifest, too
+    (``Manifest.rewriting``).
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,7 +43,8 @@ class Quarantine:
         self._rows: list[dict[str, object]] = []
         self._sources: set[str] = set()
         self._context = atomic_path(path)
-        self._writer = pq.ParquetWriter(self._context.__enter__(), SCHEMA, compression="zstd")
+        self._written = self._context.__enter__()
+        self._writer = pq.ParquetWriter(self._written, SCHEMA.with_metadata(sealed.METADATA), compression="zstd")
 
     @property
     def total(self) -> int:
@@ -83,6 +86,7 @@ class Quarantine:
             return
         read = pa.array(sorted(self._sources), pa.string())
         try:
+            sealed.require_whole(self.path)
             with pq.ParquetFile(self.path) as earlier:
                 # All or nothing: of a file that breaks off, the rows before are no better.
                 for _ in earlier.iter_batches(_ROWS_BUFFERED):
@@ -92,7 +96,7 @@ class Quarantine:
                     kept = rows.filter(pc.invert(pc.is_in(rows["source"], read)))
                     if len(kept):
                         self._writer.write_table(kept)
-        except (pa.ArrowException, OSError, KeyError):
+        except (DamagedStore, pa.ArrowException, OSError, KeyError):
             note(begun_anew(self.path))
 
     def __enter__(self) -> Quarantine:
@@ -105,5 +109,6 @@ class Quarantine:
             self._write()
         self._keep_earlier()
         self._writer.close()
+        sealed.seal(self._written)
         # What was refused is worth keeping even when the work was cut short.
         self._context.__exit__(None, None, None)

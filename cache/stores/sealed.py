@@ -1,7 +1,8 @@
 """Sealed files: each holds the SHA-256 of its own bytes, its own digits taken as zeros, so that no flip goes unseen.
 
 What describes a store, a run or a model is sealed from format version 2 on. The seal stands where the format has room:
-a last key in JSON, a comment in TOML, the header of safetensors, the metadata of ONNX. Files of version 1 have none.
+a last key in JSON, a comment in TOML, the header of safetensors, the metadata of ONNX and of Parquet files that belong
+to a run. Files of version 1 have none.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ _DIGITS = 64
 #: Stands in a file for its seal until :func:`seal` puts the digits in.
 UNSEALED = _MARK.decode() + "0" * _DIGITS
 _SEAL = "seal"
+_VERSION_KEY = "dptr_format_version"
+#: What the header or the metadata of a model or a table holds.
+METADATA = {_VERSION_KEY: str(FORMAT_VERSION), "dptr_seal": UNSEALED}
 RESTORE = "Restore it from a copy, or make what it belongs to again"
 
 
@@ -54,6 +58,16 @@ def require_sealed(path: Path, needed: bool = False) -> None:
     whole = is_sealed(path)
     if whole is False or (needed and whole is None):
         raise DamagedStore(f"{path} is damaged: its contents have changed", RESTORE)
+
+
+def require_whole(path: Path) -> None:
+    """Check the seal of a model or a table; one without :data:`METADATA` has none and passes.
+
+    Raises:
+        DamagedStore: the file's bytes are not those that were sealed. OSError: it cannot be read.
+    """
+    # Two marks: one flip cannot make a file look as if it never had a seal.
+    require_sealed(path, needed=_VERSION_KEY.encode() in _ends_of(path))
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -90,6 +104,14 @@ def read_json(path: Path) -> dict[str, Any]:
     require_sealed(path, needed=version >= _FIRST_SEALED)
     value.pop(_SEAL, None)
     return dict(value)
+
+
+def _ends_of(path: Path, size: int = 1 << 16) -> bytes:
+    """Return the first and the last bytes of a file, where its header and its metadata are."""
+    with path.open("rb") as stream:
+        first = stream.read(size)
+        stream.seek(max(0, path.stat().st_size - size))
+        return first + stream.read(size)
 
 
 def _place(data: mmap.mmap) -> int:

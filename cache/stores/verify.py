@@ -14,6 +14,7 @@ from dptr.cache.file_names import (
     NEIGHBOURS_ARRAY,
     NEIGHBOURS_TABLE,
     PHOTOS_FILE,
+    PREDICTIONS_FOLDER,
     PREFIX_FILE,
     QUARANTINE_FILE,
     RECIPE_FILE,
@@ -64,6 +65,7 @@ _MENDED_BY = {
     PHOTOS_FILE: "`dptr build-orp-bank` with the same photos writes it again",
     QUARANTINE_FILE: "The command that made the store writes it again",
 }
+_MENDED_BY_READING = "`dptr evaluate` with the same data, or the command that trained, writes it again"
 _TRAIN_ON = "Train again into another folder, or restore it from a copy"
 
 
@@ -132,7 +134,7 @@ def _of_store(folder: Path) -> list[Damage]:
 
 
 def _of_run(folder: Path) -> Iterator[Damage]:
-    """Check a run's description, its checkpoints and the models exported into it; logs only ever grow and have none."""
+    """Check a run's description, checkpoints, tables and exported models; logs only ever grow and have no hash."""
     needed = False
     try:
         needed = sealed.read_json(folder / RUN_FILE).get("format_version", 1) > 1
@@ -147,8 +149,16 @@ def _of_run(folder: Path) -> Iterator[Damage]:
     checkpoints = folder / CHECKPOINTS_FOLDER
     for checkpoint in sorted(path for path in checkpoints.glob("*") if path.is_dir() and path.name[0] != "."):
         yield from _of_checkpoint(folder, checkpoint)
+    for table in _tables_of(folder):
+        if problem := _seal_problem(table):
+            yield Damage(folder, str(table.relative_to(folder)), None, problem, _MENDED_BY_READING)
     for model in sorted(path for path in folder.iterdir() if path.suffix in _SEALED_SUFFIXES):
         yield from _of_model(model)
+
+
+def _tables_of(folder: Path) -> list[Path]:
+    refused = folder / QUARANTINE_FILE
+    return [refused] * refused.is_file() + sorted((folder / PREDICTIONS_FOLDER).glob("*.parquet"))
 
 
 def _of_checkpoint(folder: Path, checkpoint: Path) -> Iterator[Damage]:
@@ -174,24 +184,19 @@ def _of_checkpoint(folder: Path, checkpoint: Path) -> Iterator[Damage]:
 def _of_model(path: Path) -> list[Damage]:
     if path.suffix not in _SEALED_SUFFIXES:
         raise UserError(f"{path} is no exported model", f"Name a store, a run, or a {' or '.join(_SEALED_SUFFIXES)}")
-    # What names its format version has a seal; what does not was written by an earlier dptr.
-    problem = _seal_problem(path, needed=b"dptr_format_version" in _ends_of(path))
+    problem = _seal_problem(path)
     if problem is None and sealed.is_sealed(path) is None:
         note(f"{path} has no hash in it: an earlier dptr, or another program, wrote it")
     return [Damage(path.parent, path.name, None, problem, "Export it again")] if problem else []
 
 
-def _ends_of(path: Path, size: int = 1 << 16) -> bytes:
-    """Return the first and the last bytes of a file, where its header and its metadata are."""
-    with path.open("rb") as stream:
-        first = stream.read(size)
-        stream.seek(max(0, path.stat().st_size - size))
-        return first + stream.read(size)
-
-
-def _seal_problem(path: Path, needed: bool) -> str | None:
+def _seal_problem(path: Path, needed: bool | None = None) -> str | None:
+    """Return what a file's seal tells; where it is not known whether one is needed, its metadata says so."""
     try:
-        sealed.require_sealed(path, needed)
+        if needed is None:
+            sealed.require_whole(path)
+        else:
+            sealed.require_sealed(path, needed)
         return None
     except DamagedStore as error:
         return error.problem.removeprefix(f"{path} ")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from dptr.cache.charset import Charset
-from dptr.cache.file_names import RUN_FILE
+from dptr.cache.file_names import QUARANTINE_FILE, RUN_FILE
 from dptr.cache.normalization import Normalization
 from dptr.cache.sql.query import ask
-from dptr.cache.sql.views import connect
+from dptr.cache.sql.views import connect, tables
+from dptr.cache.stores import sealed
+from dptr.cache.stores.verify import verify
 from dptr.cache.word_images.dataset import WordImages
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
@@ -71,3 +75,39 @@ def test_evaluate_keeps_what_it_read(tmp_path: Path, capsys: pytest.CaptureFixtu
     query = "select run, truth, reading is not null as read from predictions order by key"
     assert run_command(["sql", query, "--json", "--workspace", str(workspace)]) == 0
     assert json.loads(capsys.readouterr().out)["result"] == [["english", "one", True], ["english", "two", True]]
+
+
+def test_whichever_bit_of_what_a_run_keeps_is_flipped_it_is_found_and_left_out(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = WordImages.open([crops(tmp_path / "crops", ["street", "straße"])], Charset.named("62"), Normalization())
+    keep_refusals(run, images)
+    predictions = keep_predictions(run, "crops", ReadImages(["a.png"], ["x"], [Reading("x", 1.0, [1.0])], []), 2)
+    for path in (run / QUARANTINE_FILE, predictions):
+        whole = path.read_bytes()
+        for place in range(0, len(whole), 7):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+            assert str(path.relative_to(run)) in [damage.file for damage in verify(run)]
+        assert not {"refused_words", "predictions"} <= {*tables(connect(Workspace(tmp_path)))}
+        assert f"left out: {path} is damaged" in capsys.readouterr().err
+        path.write_bytes(whole)
+    assert not {QUARANTINE_FILE, str(predictions.relative_to(run))} & {damage.file for damage in verify(run)}
+
+
+def test_what_a_run_kept_before_it_was_sealed_is_still_read(run: Path, tmp_path: Path) -> None:
+    path = keep_predictions(run, "crops", ReadImages(["a.png"], ["x"], [Reading("x", 1.0, [1.0])], []), 2)
+    pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
+    assert str(path.relative_to(run)) not in [damage.file for damage in verify(run)]
+    assert ask(connect(Workspace(tmp_path)), "select truth from predictions").rows() == [("x",)]
+
+
+def test_of_damaged_refusals_nothing_is_kept(run: Path, tmp_path: Path) -> None:
+    first, second = (crops(tmp_path / name, ["street", f"{name}ß"]) for name in ("one_folder", "other_folder"))
+    keep_refusals(run, WordImages.open([first], Charset.named("62"), Normalization()))
+    table = pq.read_table(run / QUARANTINE_FILE)
+    changed = table.set_column(2, "item", pa.array(["not what was written"]))
+    pq.write_table(changed.replace_schema_metadata(sealed.METADATA), run / QUARANTINE_FILE)
+    keep_refusals(run, WordImages.open([second], Charset.named("62"), Normalization()))
+    assert ask(connect(Workspace(tmp_path)), "select source from refused_words").rows() == [
+        (str(second / "labels.tsv"),)
+    ]

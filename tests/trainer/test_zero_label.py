@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +40,9 @@ SMALL = ["--set", "decoder.kind=nrtr", "--set", "decoder.dim=32", "--set", "deco
 SMALL += ["--set", "decoder.layers=1", "--set", "decoder.feed_forward=32", "--set", "pretrain.batch_size=16"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quiet() -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def _quiet() -> None:
     set_quiet(True)
-    yield
-    set_quiet(False)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from dptr.trainer.export import onnx_graph as export_onnx
 from dptr.trainer.export.names import Family, renamed
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
-from dptr.trainer.model.model_file import SEAL, ModelFile, load_model, save_model
+from dptr.trainer.model.model_file import ModelFile, load_model, save_model
 from dptr.trainer.model.reading import width_for
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 from dptr.trainer.tensor_file import save_tensors
@@ -126,7 +126,7 @@ def _other_names(run: Trained, family: Family, out: Path) -> int:
     weights = {name.removeprefix(prefix): value for name, value in run.weights().items() if name.startswith(prefix)}
     decoder.load_state_dict(weights)
     tensors = renamed(decoder, family)
-    header = {"format": "pt", "charset": run.charset.characters, "heads": str(decoder.shape.heads), **SEAL}
+    header = {"format": "pt", "charset": run.charset.characters, "heads": str(decoder.shape.heads), **sealed.METADATA}
     with atomic_path(out) as temporary:
         save_tensors(tensors, temporary, header)
         sealed.seal(temporary)

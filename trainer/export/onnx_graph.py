@@ -79,8 +79,7 @@ def export_onnx(recognizer: Recognizer, path: Path) -> None:
             "image_width": str(width),
             "image_widths": ",".join(map(str, widths)),
             "resize": "bicubic, aspect ratio not kept",
-            "dptr_format_version": str(sealed.FORMAT_VERSION),
-            "dptr_seal": sealed.UNSEALED,
+            **sealed.METADATA,
         }
     )
     with atomic_path(path) as temporary:

@@ -20,8 +20,6 @@ from dptr.trainer.tensor_file import save_tensors
 from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
 from dptr.trainer.training.runs import RunKind, Trained
 
-#: In the header of every safetensors file that dptr exports.
-SEAL = {"dptr_format_version": str(sealed.FORMAT_VERSION), "dptr_seal": sealed.UNSEALED}
 #: The recogniser that is installed with the package; its model card lies beside it.
 BUNDLED = Path(__file__).parent / "bundled" / "english.safetensors"
 
@@ -84,7 +82,7 @@ def save_model(run: Trained, path: Path, half: bool = False) -> None:
         "dptr_recipe": recipe_to_toml(run.recipe),
         "dptr_charset": run.charset.characters,
         "dptr_memory_dim": str(run.memory_dim),
-        **SEAL,
+        **sealed.METADATA,
     }
     weights = {
         name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pytest
 
 from dptr.cache.file_names import RUN_FILE
-from dptr.cache.progress import set_quiet
 from dptr.cache.sql.views import connect, tables
 from dptr.cache.stores.files import write_json
 from dptr.cache.stores.manifest import Manifest
@@ -18,13 +15,6 @@ from dptr.cache.stores.shards import States, write_shard
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
 from dptr.trainer.predictions import keep_readings
-
-
-@pytest.fixture(autouse=True)
-def _notes_are_shown_again() -> Iterator[None]:
-    yield
-    set_quiet(False)
-
 
 BEGIN, QUOTE, END = 0, 1, 2
 #: Label, pieces as token id and letters, and the row with the same states.

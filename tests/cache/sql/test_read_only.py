@@ -16,7 +16,6 @@ import pytest
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, QUARANTINE_FILE, RUN_FILE
-from dptr.cache.progress import set_quiet
 from dptr.cache.sql.answer_text import json_pieces
 from dptr.cache.sql.query import ask
 from dptr.cache.sql.views import connect
@@ -28,11 +27,6 @@ from dptr.cache.table import table_lines
 from dptr.cache.workspace import Workspace
 
 LABELS = ["street", "straße", "東京"]
-
-
-@pytest.fixture(autouse=True)
-def _hear_notes() -> None:
-    set_quiet(False)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from dptr.cache.errors import UserError
-from dptr.cache.progress import set_quiet
 from dptr.cache.stores.files import TEMPORARY_SUFFIX, atomic_path
 from dptr.cache.stores.lock import locked, locked_file
 
@@ -25,11 +24,6 @@ with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
-
-
-@pytest.fixture(autouse=True)
-def _hear_notes() -> None:
-    set_quiet(False)
 
 
 def hold(folder: Path) -> subprocess.Popen[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -73,10 +72,8 @@ def found(folder: Path) -> list[tuple[str, str | None, str]]:
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
+def _quiet() -> None:
     set_quiet(True)
-    yield
-    set_quiet(False)
 
 
 def flip(path: Path, byte: int, bit: int) -> None:

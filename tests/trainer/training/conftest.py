@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dptr.cache.progress import set_quiet
 from dptr.trainer.training import checkpoint, loop
 from dptr.trainer.training.settings import TrainingSettings
 
@@ -59,12 +58,6 @@ class SmallTraining:
             return self.batch(asked)
 
         return batch
-
-
-@pytest.fixture(autouse=True)
-def _not_quiet() -> None:
-    """What is noted is looked at, and tests elsewhere leave it switched off."""
-    set_quiet(False)
 
 
 @pytest.fixture

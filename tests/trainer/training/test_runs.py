@@ -10,7 +10,6 @@ import torch
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.progress import set_quiet
 from dptr.cache.stores import sealed
 from dptr.trainer.finetune import parameter_groups
 from dptr.trainer.model.recognizer import Recognizer
@@ -19,11 +18,6 @@ from dptr.trainer.training.checkpoint import load_state, save_checkpoint
 from dptr.trainer.training.recipe import Recipe
 
 CHARSET = Charset("abc")
-
-
-@pytest.fixture(autouse=True)
-def _hear_notes() -> None:
-    set_quiet(False)
 
 
 def start(folder: Path, recipe: Recipe | None = None) -> runs.Run:
