@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import IMAGE_SUFFIXES, UnusablePicture, read_picture, upright_rgb
+from dptr.cache.word_counts import read_word_counts
 from dptr.trainer.model.model_file import BUNDLED, load_model
 from dptr.trainer.model.reading import read_pictures
 from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
@@ -22,6 +23,8 @@ from dptr.trainer.zero_label import FindClip, zero_label_recognizer
 
 #: A picture of one word or line: a file, a PIL image, or pixels, uint8, (height, width, 3) RGB or (height, width) grey.
 Picture = Image.Image | Path | str | NDArray[np.uint8]
+#: Words that are likely: a file of them, one a line, how often each occurs, or ``none``.
+Words = Path | str | Mapping[str, float]
 
 _BATCH = 64
 
@@ -75,18 +78,32 @@ class Reader:
         return read_pictures(self.recognizer, pictures, self._device)
 
 
-def load(run: str | Path = BUNDLED, device: str = "cpu", find_clip: FindClip | None = None) -> Reader:
+def load(
+    run: str | Path = BUNDLED, device: str = "cpu", find_clip: FindClip | None = None, words: Words | None = None
+) -> Reader:
     """Load the recogniser of a fine-tuning run, of a file that ``--to safetensors`` wrote, or the bundled one.
 
-    With ``find_clip`` (a CLIP's name -> its folder), a pre-training run reads, too, through its CLIP's image tower.
+    Args:
+        run: what reads. device: where.
+        find_clip: a CLIP's name -> its folder; a pre-training run then reads, too, through its CLIP's image tower.
+        words: preferred where a picture leaves doubt, in place of those that the file keeps; CTC decoders only.
 
     Raises:
-        UserError: not such a run, or it has no checkpoint yet.
+        UserError: not such a run, or it has no checkpoint yet; words that cannot be used.
     """
     recognizer = _recognizer(Path(run), device, find_clip)
+    if words is not None:
+        recognizer.prefer_words(word_counts(words))
     if torch.device(device).type == "cpu":
         recognizer.read_in_bfloat16()
     return Reader(recognizer, device)
+
+
+def word_counts(words: Words) -> Mapping[str, float] | None:
+    """Return how often each word occurs; None for ``none``."""
+    if isinstance(words, Mapping):
+        return words
+    return None if str(words) == "none" else read_word_counts(Path(words))
 
 
 def _recognizer(run: Path, device: str, find_clip: FindClip | None) -> Recognizer:

@@ -90,7 +90,7 @@ HARD = RenderStyle.of_difficulty(1.0)
 #: Words cut by hand or by a detector from photos that were not taken for their sake: signs mostly, so plain behind the
 #: letters more often than not, but small, dim, blurred, and never alone.
 STREET = replace(
-    HARD, contrast=50, rotation=16, perspective=0.8, curve=0.5, tracking=0.6, outline=0.5, photos=0.35, shadow=0.7,
+    HARD, contrast=50, rotation=32, perspective=0.8, curve=0.5, tracking=0.6, outline=0.5, photos=0.35, shadow=0.7,
     noise=0.35, clutter=0.5, cut=1.0, gradient=0.7, exposure=1.0,
 )  # fmt: skip
 STYLES = {"clean": CLEAN, "natural": NATURAL, "hard": HARD, "street": STREET}

@@ -28,6 +28,9 @@ Data = Annotated[
     typer.Option("--data", help="Labelled crops, one or more; what a command reads besides stands before."),
 ]
 CharsetName = Annotated[str | None, typer.Option("--charset", help="36, 62, 94, or a file of characters.")]
+WordsFile = Annotated[
+    str | None, typer.Option("--words", help="Words, one a line, preferred where a picture leaves doubt; or none.")
+]
 RunFolder = Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run.")]
 RunName = Annotated[str, typer.Argument(help="A run: its folder or name.")]
 RecogniserFirst = Annotated[

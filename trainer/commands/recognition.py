@@ -18,6 +18,7 @@ from dptr.trainer.commands.options import (
     Data,
     RecogniserFirst,
     RunName,
+    WordsFile,
     labels_left_out,
     measuring_normalization,
     named_data,
@@ -42,6 +43,7 @@ def evaluate(
     services: Services,
     names: RecogniserFirst = None,
     data: Data = None,
+    words: WordsFile = None,
     device: Device = "auto",
 ) -> Report:
     """Word accuracy and 1-NED of a recogniser (the bundled one if none is named), per data set and charset.
@@ -55,7 +57,7 @@ def evaluate(
 
     run, more = recogniser_first(workspace, names or [])
     chosen = services.device(device)
-    reader = load(run, chosen, services.find_clip)
+    reader = load(run, chosen, services.find_clip, words)
     sets = {str(path): WordImages.open_as_written([path]) for path in named_data([*(data or []), *map(Path, more)])}
     result = stage.evaluate(reader.recognizer, sets, chosen)
     left_out = [line for images in sets.values() for line in labels_left_out(images)]
@@ -93,6 +95,7 @@ def read(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write readings to a .jsonl or .parquet file.")
     ] = None,
+    words: WordsFile = None,
     batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Pictures read at once.")] = None,
     device: Device = "auto",
 ) -> Report:
@@ -109,7 +112,7 @@ def read(
         stage.require_form(out)
     started = time.monotonic()
     run, images = recogniser_first(workspace, names)
-    reader = load(run, services.device(device), services.find_clip)
+    reader = load(run, services.device(device), services.find_clip, words)
     loaded = time.monotonic()
     if boxes is not None and (len(images) != 1 or not Path(images[0]).is_file()):
         raise UserError("--boxes is for the words of one page", "Name one image")
@@ -187,6 +190,7 @@ def export(
     out: OutFile = None,
     data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to check ONNX with.")] = None,
     half: Annotated[bool, typer.Option("--half", help="safetensors: floats in 16 bits, half the size.")] = False,
+    words: WordsFile = None,
 ) -> Report:
     """A model for other programs; ONNX is checked against torch before it counts as written.
 
@@ -196,7 +200,7 @@ def export(
 
     described = model_named(workspace, run)
     crops = _crops(data, described)
-    summary = stage.export(described, to, out or stage.default_path(described, to), crops, half)
+    summary = stage.export(described, to, out or stage.default_path(described, to), crops, half, words)
     checked = f", as torch reads on {summary.checked} images (scores {summary.largest_difference:.0e} apart)"
     text = f"{summary.out}, {summary.out.stat().st_size / 1e6:.1f} MB" + (checked if summary.checked else "")
     figures = {"out": str(summary.out), "rows": 1, "computed": 1, "quarantined": 0, "seconds": summary.seconds}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.model.model_file import ModelFile, load_model, save_model
 from dptr.trainer.model.reading import width_for
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
+from dptr.trainer.read import Words, word_counts
 from dptr.trainer.tensor_file import save_tensors
 from dptr.trainer.training.runs import Run, Trained
 
@@ -45,9 +47,16 @@ class ExportSummary:
 
 
 def export(
-    run: Trained, target: ExportTarget, out: Path, crops: WordImages | None = None, half: bool = False
+    run: Trained,
+    target: ExportTarget,
+    out: Path,
+    crops: WordImages | None = None,
+    half: bool = False,
+    words: Words | None = None,
 ) -> ExportSummary:
     """Write a run, or a model file, as ``target``; ONNX is checked on made-up images, and on ``crops`` when given.
+
+    A safetensors file keeps ``words``, or those of the model file it is made from.
 
     Raises:
         UserError: the run cannot become that. DptrError: the exported graph does not read as torch does.
@@ -58,6 +67,8 @@ def export(
         raise UserError("crops are for checking ONNX", f"Leave --data out with --to {target}")
     if half and target != "safetensors":
         raise UserError(f"{target} is not stored in half precision", "Leave --half out")
+    if words is not None and target != "safetensors":
+        raise UserError(f"{target} keeps no words", "Leave --words out")
     if isinstance(run, ModelFile) and out.exists() and out.samefile(run.path):
         raise UserError(f"{out} is the model itself", "Name another file with -o")
     if isinstance(run, Run) and run.kind == "clip":
@@ -65,11 +76,20 @@ def export(
     if target == "onnx":
         checked, apart = _onnx(run, out, crops)
     elif target == "safetensors":
-        save_model(run, out, half)
+        save_model(run, out, half, _kept_words(run, words))
         tensors = len(run.weights())
     else:
         tensors = _other_names(run, target, out)
     return ExportSummary(out, tensors, checked, apart, time.monotonic() - started)
+
+
+def _kept_words(run: Trained, words: Words | None) -> Mapping[str, float] | None:
+    if words is None:
+        return run.word_counts() if isinstance(run, ModelFile) else None
+    counts = word_counts(words)
+    if counts is not None and run.recipe.decoder.kind != "ctc":
+        raise UserError(f"words help a CTC decoder alone, {run.name} has another", "Leave --words out")
+    return counts
 
 
 def default_path(run: Trained, target: ExportTarget) -> Path:

@@ -1,7 +1,8 @@
-"""A trained model as one safetensors file: weights, and in its header all that is needed to build the model again."""
+"""A trained model as one safetensors file: weights, perhaps words, and a header that says how to build the model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.stores import sealed
 from dptr.cache.stores.files import atomic_path, sha256_of
+from dptr.cache.word_counts import pack, unpack
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 from dptr.trainer.tensor_file import save_tensors
 from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
@@ -22,6 +24,8 @@ from dptr.trainer.training.runs import RunKind, Trained
 
 #: The recogniser that is installed with the package; its model card lies beside it.
 BUNDLED = Path(__file__).parent / "bundled" / "english.safetensors"
+#: The tensor, uint8, of the words that a recogniser prefers.
+_WORDS = "words"
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,21 @@ class ModelFile:
 
     def weights(self) -> dict[str, Tensor]:
         """Return all tensors by name, of the shape and in the precision in which they are stored."""
-        return load_file(self.path)
+        return {name: tensor for name, tensor in load_file(self.path).items() if name != _WORDS}
+
+    def word_counts(self) -> Mapping[str, float] | None:
+        """Return the words that its recogniser prefers where a picture leaves doubt, and how often each occurs."""
+        with safe_open(self.path, "pt") as file:
+            return unpack(file.get_tensor(_WORDS).numpy()) if _WORDS in file.keys() else None  # noqa: SIM118
 
 
-def save_model(run: Trained, path: Path, half: bool = False) -> None:
+def save_model(run: Trained, path: Path, half: bool = False, words: Mapping[str, float] | None = None) -> None:
     """Write a model's weights with its kind, recipe, charset and memory width in the header.
 
     Args:
         run: what to write. path: the file.
         half: store floats in 16 bits, half the size; they are widened when the model is built.
+        words: word -> how often it occurs, kept for :meth:`ModelFile.word_counts`.
     """
     header = {
         "format": "pt",
@@ -91,6 +101,8 @@ def save_model(run: Trained, path: Path, half: bool = False) -> None:
     unfit = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if unfit:
         raise UserError(f"{unfit[0]} of {run.name} does not fit into 16 bits", "Export without --half")
+    if words:
+        weights[_WORDS] = torch.from_numpy(pack(words).copy())
     with atomic_path(path) as temporary:
         save_tensors(weights, temporary, header)
         sealed.seal(temporary)
@@ -105,7 +117,9 @@ def load_model(path: Path, device: str = "cpu") -> Recognizer:
     file = ModelFile.open(path)
     if file.kind != "finetune":
         raise UserError(f"{path} holds no recogniser", "Export a fine-tuning run: `dptr export RUN --to safetensors`")
-    return load_recognizer(file, device)
+    recognizer = load_recognizer(file, device)
+    recognizer.prefer_words(file.word_counts())
+    return recognizer
 
 
 def _header(path: Path) -> dict[str, str]:

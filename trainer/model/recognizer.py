@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.trainer.model.character_model import CharacterModel
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
+from dptr.trainer.model.decoders.ctc import CtcDecoder
 from dptr.trainer.model.decoders.pooled import PooledDecoder, directions
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.base import Encoder
@@ -23,10 +26,13 @@ from dptr.trainer.model.encoders.clip import ClipEncoder
 from dptr.trainer.model.fmu import FeatureMergeUnit
 from dptr.trainer.model.folding import fold_batch_norms, halve_linears
 from dptr.trainer.model.layers import grid_positions
+from dptr.trainer.model.word_search import Candidate, search
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.runs import Trained
 
 _FORMER_CTC_HEAD = "column_head."
+#: Confidence from which a text is taken as it is, whatever words there are.
+_SURE = 0.9
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Recognizer(nn.Module):
         self.fmu = _merging(recipe, self.encoder, memory_dim)
         self.decoder: Decoder = build_decoder(recipe.decoder, len(charset.characters), memory_dim, recipe.memory)
         self._in_bfloat16 = False
+        self._words: CharacterModel | None = None
         self.ctc_weight = recipe.finetune.ctc_weight
         self.ctc_head = nn.Linear(self.encoder.dim, self.decoder.classes) if self.ctc_weight > 0 else None
 
@@ -131,11 +138,36 @@ class Recognizer(nn.Module):
         if self._in_bfloat16:
             halve_linears(self)
 
+    def prefer_words(self, counts: Mapping[str, float] | None) -> None:
+        """Prefer, where a picture leaves doubt, what is likely among words from now on; None: nothing.
+
+        Args:
+            counts: word -> how often it occurs.
+
+        Raises:
+            UserError: the decoder is not CTC; the others have learnt from their text what follows what.
+        """
+        if counts is not None and not isinstance(self.decoder, CtcDecoder):
+            raise UserError("words help a CTC decoder alone, this one is another", 'Leave out --words, or give "none"')
+        self._words = None if counts is None else CharacterModel(counts, self.charset)
+
     @torch.inference_mode()
     def read(self, images: Tensor) -> list[Reading]:
         """Read a batch of images, shape as in :meth:`memory`; the module should be in evaluation mode."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self._in_bfloat16):
-            logits = self.decoder.decode(self.memory(images))
+            memory = self.memory(images)
+            if self._words is None or not isinstance(self.decoder, CtcDecoder):
+                return self._readings(self.decoder.decode(memory))
+            columns = self.decoder(memory).float()
+        readings = self._readings(self.decoder.greedy(columns, memory.padding))
+        unsure = [index for index, reading in enumerate(readings) if reading.confidence < _SURE]
+        chances = columns[unsure].log_softmax(-1).cpu().numpy()
+        for index, candidates in zip(unsure, search(list(chances), self._words), strict=True):
+            readings[index] = _among(candidates, self.charset)
+        return readings
+
+    def _readings(self, logits: Tensor) -> list[Reading]:
+        """Take the likeliest class of each position of logits (batch, positions, classes)."""
         confidences, ids = logits.float().softmax(-1).max(-1)
         return [
             _reading(row, certain, self.charset)
@@ -196,3 +228,11 @@ def _reading(ids: NDArray[np.int64], confidences: NDArray[np.float32], charset: 
     text = charset.decode(ids)
     counted = confidences[: len(text) + 1]
     return Reading(text, float(counted.prod()), [float(value) for value in confidences[: len(text)]])
+
+
+def _among(candidates: Sequence[Candidate], charset: Charset) -> Reading:
+    """Return the likeliest candidate; a character is as certain as candidates agree who agreed up to it."""
+    classes, share = candidates[0]
+    agreed = [sum(part for text, part in candidates if text[:n] == classes[:n]) for n in range(len(classes) + 1)]
+    confidences = [after / before for before, after in pairwise(agreed)]
+    return Reading(charset.decode(np.array(classes, np.int64)), share, confidences)

@@ -59,11 +59,20 @@ class CtcDecoder(Decoder):
         )
 
     def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
-        """Read greedily: equal neighbours count once, blanks not at all; logits (batch, positions, classes)."""
-        logits = self(memory).float()
-        if memory.padding is not None:
-            logits = logits.masked_fill(memory.padding[..., None], 0.0)
-            logits[..., self.end] = logits[..., self.end].masked_fill(memory.padding, torch.finfo(logits.dtype).max)
+        """Read greedily; logits (batch, positions, classes)."""
+        read = self.greedy(self(memory).float(), memory.padding)
+        return read[:, : min(self.steps(max_length), memory.tokens.shape[1])]
+
+    def greedy(self, logits: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Join logits of tokens (batch, tokens, classes): equal neighbours count once, blanks not at all.
+
+        Returns:
+            logits of characters and the end, (batch, positions, classes); positions: those of the longest label,
+            or as many as tokens.
+        """
+        if padding is not None:
+            logits = logits.masked_fill(padding[..., None], 0.0)
+            logits[..., self.end] = logits[..., self.end].masked_fill(padding, torch.finfo(logits.dtype).max)
         ids = logits.argmax(-1)
         before = F.pad(ids[:, :-1], (1, 0), value=self.end)
         kept = (ids != self.end) & (ids != before)
@@ -71,8 +80,7 @@ class CtcDecoder(Decoder):
         position = torch.where(kept, kept.cumsum(1) - 1, ids.shape[1])
         ends = self._ends(logits, kept)
         read = ends.scatter(1, position[..., None].expand_as(logits), logits)
-        length = min(self.steps(max_length), ids.shape[1])
-        return read[:, :length]
+        return read[:, : min(self.steps(None), ids.shape[1])]
 
     def _ends(self, logits: Tensor, kept: Tensor) -> Tensor:
         """Return logits (batch, tokens + 1, classes) of the end at every position.

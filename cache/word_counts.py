@@ -1,0 +1,78 @@
+"""Words and how often each occurs: read from a text file, kept small within a model's file.
+
+Kept as text, a word and its count a line, so that the counts stay what anyone can look at, change and count again;
+what is made of them is made in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from dptr.cache.errors import DamagedStore, UserError
+
+_LEVEL = 19
+#: More than any list of words needs, so that a foreign file cannot fill the memory.
+_MOST_BYTES = 1 << 28
+
+
+def read_word_counts(path: Path) -> Counter[str]:
+    """Read a UTF-8 file of words, one a line; a word counts as often as it stands there, or as a number behind a tab.
+
+    Raises:
+        UserError: it is not such a file, or there is no word in it.
+    """
+    try:
+        counts = _counted(path.read_text(encoding="utf-8-sig"), str(path))
+    except UnicodeDecodeError as error:
+        raise UserError(f"the words in {path} are not UTF-8 (byte {error.start + 1})", "Save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"the words in {path} cannot be read ({error.strerror})", "Name a text file") from error
+    if not counts:
+        raise UserError(f"{path} holds no word", "Give a text file with a word a line")
+    return counts
+
+
+def pack(counts: Mapping[str, float]) -> NDArray[np.uint8]:
+    """Return counts as compressed text, (bytes,), sorted: the same counts give the same bytes."""
+    text = "\n".join(f"{word}\t{counts[word]:g}" for word in sorted(counts))
+    return np.frombuffer(zstandard.compress(text.encode(), _LEVEL), np.uint8)
+
+
+def unpack(packed: NDArray[np.uint8]) -> Counter[str]:
+    """Return what :func:`pack` packed.
+
+    Raises:
+        DamagedStore: it was something else.
+    """
+    try:
+        text = zstandard.ZstdDecompressor().decompress(packed.tobytes(), max_output_size=_MOST_BYTES).decode()
+        return _counted(text, "the model's words")
+    except (zstandard.ZstdError, UnicodeDecodeError, UserError) as error:
+        raise DamagedStore(f"the model's words cannot be read ({error})", "Export it again") from error
+
+
+def _counted(text: str, source: str) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for number, line in enumerate(text.splitlines(), start=1):
+        word, tab, count = line.partition("\t")
+        if not word:
+            continue
+        times = _number(count) if tab else 1.0
+        if times is None:
+            raise UserError(f"line {number} of {source}: {count!r} is no count", "Write: word, tab, number above zero")
+        counts[word] += times  # type: ignore[assignment]
+    return counts
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 < number < float("inf") else None

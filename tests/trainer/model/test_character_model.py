@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dptr.cache.charset import Charset
+from dptr.trainer.model.character_model import CharacterModel
+
+CHARSET = Charset.named("94")
+
+
+def probability(model: CharacterModel, before: str, character: str) -> float:
+    context = model.begin
+    for index in CHARSET.encode(before):
+        context = model.after(context, int(index))
+    of_class = 0 if character == "" else int(CHARSET.encode(character)[0])
+    return float(np.exp(model.scores(np.array([context]), np.array([of_class]))[0]))
+
+
+def counted(words: dict[str, float], before: str, character: str, longest: int) -> float:
+    """The same by its definition: counts of each length of context, smoothed with those of the next shorter one."""
+    symbols = {c.lower() for c in CHARSET.characters}
+    chance = 1 / (len(symbols) + 1)
+    padded = {"^" * longest + word.lower() + "$": count for word, count in words.items()}
+    behind = ("^" * longest + before.lower())[-longest:]
+    for length in range(longest + 1):
+        context = behind[len(behind) - length :] if length else ""
+        met = together = 0.0
+        for word, count in padded.items():
+            for end in range(longest, len(word)):
+                if word[end - length : end] == context:
+                    met += count
+                    together += count * (word[end] == (character.lower() or "$"))
+        chance = (together + 5.0 * chance) / (met + 5.0)
+    return chance
+
+
+WORDS = {"street": 3.0, "Streets": 1.0, "STRAIT": 2.0, "a": 1.0, "tree-top": 0.5, "eeeeeeeee": 1.0}
+
+
+AFTER = [
+    " s",
+    " S",
+    "s t",
+    "st r",
+    "STREE T",
+    "street ",
+    "a ",
+    " ",
+    "x q",
+    "eeeeeee e",
+    "eeeeeeeee ",
+    "tree -",
+    "zzzztr e",
+]
+
+
+@pytest.mark.parametrize(("before", "character"), [case.split(" ") for case in AFTER])
+def test_chances_are_those_of_smoothed_counts(before: str, character: str) -> None:
+    expected = counted(WORDS, before, character, longest=6)
+    assert probability(CharacterModel(WORDS, CHARSET), before, character) == pytest.approx(expected, rel=1e-9)
+
+
+def test_chances_of_all_characters_add_up_to_one() -> None:
+    model = CharacterModel(WORDS, Charset.named("36"))
+    for context in (model.begin, model.after(model.begin, 11), model.after(model.begin, 36)):
+        chances = np.exp(model.scores(np.full(37, context), np.arange(37)))
+        assert chances.sum() == pytest.approx(1)
+
+
+def test_many_questions_are_answered_as_one_by_one() -> None:
+    model, rng = CharacterModel(WORDS, CHARSET), np.random.default_rng(0)
+    contexts = [model.begin]
+    for of_class in rng.integers(1, 95, 200).tolist():
+        contexts.append(model.after(contexts[int(rng.integers(len(contexts)))], of_class))
+    classes = rng.integers(0, 95, len(contexts))
+    one_by_one = [model.scores(np.array([a]), np.array([b]))[0] for a, b in zip(contexts, classes, strict=True)]
+    assert model.scores(np.array(contexts), classes).tolist() == one_by_one
+
+
+def test_large_charsets_get_shorter_contexts() -> None:
+    characters = "".join(chr(0x4E00 + i) for i in range(8000))
+    model = CharacterModel({"一丁丂七": 10.0, "丄丅": 1.0}, Charset(characters))
+    context = model.begin
+    for of_class in (1, 2, 3):
+        context = model.after(context, of_class)
+    seventh, other = np.exp(model.scores(np.array([context] * 2), np.array([4, 5])))
+    assert seventh > 0.6 > 0.01 > other
+
+
+def test_characters_that_the_charset_lacks_are_passed_over() -> None:
+    digits = Charset("0123456789")
+    assert CharacterModel({"1ä2": 4.0}, digits).scores(np.zeros(11, np.int64), np.arange(11)).tolist() == (
+        CharacterModel({"12": 4.0}, digits).scores(np.zeros(11, np.int64), np.arange(11)).tolist()
+    )

@@ -1,0 +1,107 @@
+"""How likely a character is behind others, counted from a list of words: an n-gram model in one sorted array.
+
+Text is what there is plenty of, and a reader trained on crops sees too little of it. Each character of the list is
+kept with the six before it, packed into one integer: the character itself in the highest bits, then the nearest
+before it, and so on. Sorted, all places that share a character and any number of those before it lie side by side
+(a suffix array of the reversed text), so that two binary searches count them. Counts behind a long context are
+smoothed with those behind the next shorter one by a Dirichlet prior. Source: MacKay and Peto, Natural Language
+Engineering, 1995.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dptr.cache.charset import Charset
+
+#: Characters of an n-gram, the one that is scored among them; fewer where the charset needs many bits a character.
+_LONGEST = 7
+#: How many occurrences the shorter context's distribution counts as.
+_PRIOR = 5.0
+_BITS = 63
+_END = 1
+
+
+class CharacterModel:
+    """Scores characters behind contexts; upper and lower case are the same to it.
+
+    A context is an integer, :attr:`begin` at a word's start and :meth:`after` behind each character.
+
+    Args:
+        counts: word -> how often it occurs. Characters that the charset lacks are passed over.
+        charset: gives the classes that are scored, 0 for the end.
+    """
+
+    #: The context of a word's first character.
+    begin = 0
+
+    def __init__(self, counts: Mapping[str, float], charset: Charset) -> None:
+        folded = [character.lower() for character in charset.characters]
+        symbols = {character: index for index, character in enumerate(dict.fromkeys(folded), start=_END + 1)}
+        self._symbol_of = np.array([_END, *(symbols[character] for character in folded)], np.int64)
+        self._symbols = len(symbols) + 1
+        self._bits = (len(symbols) + 1).bit_length()
+        self._length = min(_LONGEST, _BITS // self._bits)
+        text, weights = _as_symbols(counts, symbols)
+        grams = self._grams_of(text)
+        order = grams.argsort()
+        self._grams, self._sums = grams[order], np.concatenate([[0.0], weights[order].cumsum()])
+        self._words = weights[text == _END].sum()
+
+    def after(self, context: int, of_class: int) -> int:
+        """Return the context behind one more character."""
+        nearest = int(self._symbol_of[of_class]) << self._bits * (self._length - 2)
+        return nearest | (context >> self._bits)
+
+    def scores(self, contexts: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return log-probabilities of classes behind contexts; all three of shape (count,)."""
+        grams = (self._symbol_of[classes] << self._bits * (self._length - 1)) | contexts
+        lengths = np.arange(1, self._length + 1)
+        met = self._counts(grams[:, None], lengths)
+        # How often a context was met is how often its nearest character was, with the others before it.
+        behind = np.empty_like(met)
+        behind[:, 1:] = self._counts(contexts[:, None] << self._bits, lengths[:-1])
+        behind[contexts == self.begin] = self._words
+        behind[:, 0] = self._sums[-1]
+        chances = np.full(len(grams), 1 / self._symbols)
+        for column in range(self._length):
+            chances = (met[:, column] + _PRIOR * chances) / (behind[:, column] + _PRIOR)
+        logarithms: NDArray[np.float64] = np.log(chances)
+        return logarithms
+
+    def _counts(self, grams: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return how often n-grams occur, of each the first ``lengths`` characters alone; shapes are broadcast."""
+        unread = self._bits * (self._length - lengths)
+        first = grams >> unread << unread
+        begins, ends = np.searchsorted(self._grams, np.stack([first, first + (1 << unread)]))
+        counts: NDArray[np.float64] = self._sums[ends] - self._sums[begins]
+        return counts
+
+    def _grams_of(self, text: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return each symbol of ``text`` (length,) packed with those before it in the same word."""
+        starts = np.concatenate([[0], np.flatnonzero(text == _END) + 1])
+        place = np.arange(len(text)) - np.repeat(starts[:-1], np.diff(starts))
+        grams = np.zeros_like(text)
+        for back in range(self._length):
+            before = np.where(place >= back, np.roll(text, back), 0)
+            grams |= before << self._bits * (self._length - 1 - back)
+        return grams
+
+
+def _as_symbols(
+    counts: Mapping[str, float], symbols: Mapping[str, int]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return all words in a row, each closed by the end's symbol, and for each symbol its word's count: (length,)."""
+    end = "\n"
+    codes = np.frombuffer("".join(word.lower() + end for word in counts).encode("utf-32-le"), np.uint32)
+    of_code = np.zeros(max(map(ord, (*symbols, end))) + 1, np.int64)
+    of_code[[ord(character) for character in symbols]] = list(symbols.values())
+    of_code[ord(end)] = _END
+    text = np.where(codes < len(of_code), of_code[np.minimum(codes, len(of_code) - 1)], 0)
+    words = np.cumsum(text == _END) - (text == _END)
+    known = text > 0
+    weights = np.fromiter(counts.values(), np.float64, len(counts))
+    return text[known], weights[words[known]]
