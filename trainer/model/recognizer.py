@@ -31,6 +31,7 @@ from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.runs import Trained
 
 _FORMER_CTC_HEAD = "column_head."
+_PLACES = "places"
 #: Confidence from which a text is taken as it is, whatever words there are.
 _SURE = 0.9
 
@@ -58,12 +59,17 @@ class Recognizer(nn.Module):
         encoder: in place of the recipe's.
     """
 
+    places: Tensor | None
+
     def __init__(self, recipe: Recipe, charset: Charset, memory_dim: int, encoder: Encoder | None = None) -> None:
         super().__init__()
         self.charset = charset
         self.encoder: Encoder = encoder if encoder is not None else build_encoder(recipe.encoder)
         self.fmu = _merging(recipe, self.encoder, memory_dim)
         self.decoder: Decoder = build_decoder(recipe.decoder, len(charset.characters), memory_dim, recipe.memory)
+        needs_places = not (self.encoder.positioned or self.decoder.positions_memory)
+        #: With what strength tokens are told where they stand: 1, and 0 in weights of earlier versions, which had none.
+        self.register_buffer(_PLACES, torch.ones(()) if needs_places else None)
         self._in_bfloat16 = False
         self._words: CharacterModel | None = None
         self.ctc_weight = recipe.finetune.ctc_weight
@@ -105,10 +111,11 @@ class Recognizer(nn.Module):
 
     def _positioned(self, tokens: Tensor) -> Tensor:
         """Add where tokens (batch, tokens, dim) stand, unless the encoder or the decoder does."""
-        if self.encoder.positioned or self.decoder.positions_memory:
+        if self.places is None:
             return tokens
         rows = self.encoder.grid[0]
-        return tokens + grid_positions(rows, tokens.shape[1] // rows, tokens.shape[2]).to(tokens)
+        places = grid_positions(rows, tokens.shape[1] // rows, tokens.shape[2]).to(tokens)
+        return tokens + self.places.to(tokens) * places
 
     def _ctc_loss(self, tokens: Tensor, targets: Targets) -> Tensor:
         """CTC over the columns of the token grid, averaged over its rows; the end's class serves as the blank."""
@@ -126,7 +133,11 @@ class Recognizer(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take weights by name, those of earlier versions, too; see :func:`with_present_names`."""
-        return super().load_state_dict(with_present_names(state_dict), strict, assign)
+        weights = with_present_names(state_dict)
+        if self.places is not None and _PLACES not in weights:
+            # They read, and train on, as they were trained so far.
+            weights[_PLACES] = torch.zeros(())
+        return super().load_state_dict(weights, strict, assign)
 
     def read_in_bfloat16(self) -> None:
         """Read in half precision from now on where the CPU has instructions for it, as well and twice as fast.
