@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from dptr.cache.errors import UserError
-from dptr.cache.file_names import ABLATION_ROWS, PREFIX_FILE
+from dptr.cache.file_names import ABLATION_ROWS
 from dptr.cache.sql.views import connect
-from dptr.cache.stores.file_record import FileRecord
-from dptr.cache.stores.manifest import Manifest
-from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.cache.workspace import Workspace
 from dptr.cli import SERVICES, run_command
 from dptr.trainer.ablation import ablate as ablation
@@ -32,7 +30,6 @@ from dptr.trainer.ablation.rows import read_rows
 from dptr.trainer.data.image_batches import ImageBatch, ImageBatches
 
 WORDS = ["red", "oak", "tin", "sky", "map", "owl", "ice", "bun", "fog", "hut"]
-DIM = 16
 GRID = """
 seeds = [1, 2]
 base = "plain"
@@ -72,30 +69,11 @@ start = "pretrain"
 """
 
 
-def write_prompts(folder: Path) -> None:
-    """A prompt store of the words, a random vector each."""
-    drawn = np.random.default_rng(0).normal(size=(len(WORDS), DIM)).astype(np.float32)
-    catalogue = pa.table(
-        {
-            "label": WORDS,
-            "label_length": pa.array([3] * len(WORDS), pa.int16()),
-            "count": pa.array([1] * len(WORDS)),
-            "source": ["x"] * len(WORDS),
-        }
-    )
-    charset = "0123456789abcdefghijklmnopqrstuvwxyz"
-    manifest = Manifest("prompts", {"encoder": "t", "weights": "w", "charset": charset})
-    states = States(drawn, np.ones(len(WORDS), np.int64), drawn)
-    manifest.shards.append(write_shard(folder, 0, catalogue, states, "float32", {}))
-    write_states(folder / PREFIX_FILE, States(drawn[:1], np.array([1]), drawn[:1]), "float32")
-    manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
-    manifest.save(folder)
-
-
 @pytest.fixture
-def folder(tmp_path: Path, draw_crops: Any) -> Path:
+def folder(tmp_path: Path, draw_crops: Any, write_prompts: Callable[[Path, Sequence[str]], Path]) -> Path:
     draw_crops(tmp_path / "crops", WORDS)
     draw_crops(tmp_path / "test", WORDS[:4])
+    write_prompts(tmp_path / "prompts", WORDS)
     return tmp_path
 
 
@@ -111,8 +89,7 @@ def grid_file(folder: Path, more: str = "", **changes: str) -> Path:
 def workspace(folder: Path, name: str = "workspace") -> Workspace:
     made = Workspace(folder / name)
     if not made.prompts.exists():
-        made.prompts.mkdir(parents=True)
-        write_prompts(made.prompts)
+        shutil.copytree(folder / "prompts", made.prompts)
     return made
 
 
