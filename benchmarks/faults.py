@@ -183,7 +183,7 @@ class Trial:
             )
             self._require_untorn(out)
             ballast.unlink(missing_ok=True)
-            refused = code == 2
+            refused = code != 0
             code = self.faulty.done(writer.arguments(out), largest_file=1 << 40)
             self._require(code == 0 or self._is_there, f"exit code {code} after room was made: {self.faulty.said}")
             self._require_equal(out, expected)

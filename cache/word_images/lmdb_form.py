@@ -29,6 +29,7 @@ _COUNT = b"num-samples"
 _LABEL = b"label-%09d"
 _FIRST_MAP_BYTES = 64 << 20
 _ROWS_A_TRANSACTION = 512
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,11 @@ class LmdbWriter:
 
 @contextmanager
 def write(out: Path) -> Iterator[LmdbWriter]:
-    """Open a new environment for labelled images; it appears at ``out`` when it is whole."""
+    """Open a new environment for labelled images; it appears at ``out`` when it is whole.
+
+    Raises:
+        OSError: the disk is full, or refuses.
+    """
     temporary = temporary_beside(out)
     try:
         with lmdb.open(str(temporary), map_size=_FIRST_MAP_BYTES) as environment:
@@ -164,8 +169,20 @@ def write(out: Path) -> Iterator[LmdbWriter]:
             environment.sync(True)
         os.replace(temporary, out)
         flush(out.parent)
+    except lmdb.Error:
+        _ask_the_disk(temporary / DATA_FILE, out)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _ask_the_disk(written: Path, out: Path) -> None:
+    """Raise what the disk says of one more piece: LMDB calls a write that broke off half-way an input/output error."""
+    try:
+        with written.open("ab") as stream:
+            stream.write(bytes(_PIECE))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(out)) from error
 
 
 def _sample_count(path: Path, value: bytes | None, entries: int) -> int:

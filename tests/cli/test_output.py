@@ -6,8 +6,10 @@ import errno
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +95,25 @@ def test_every_command_says_so_when_the_disk_is_full(
     assert code == 2
     assert str(places["full"]) in said
     assert "No space left on device. " in said
+
+
+def test_an_lmdb_that_the_disk_does_not_hold_is_one_line_and_leaves_nothing(
+    tmp_path: Path, draw_crops: Callable[[Path, Sequence[str]], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    crops = draw_crops(tmp_path / "crops", [f"word{number}" for number in range(300)])
+    command = ["pack-crops", str(crops), "-o", str(tmp_path / "out" / "crops.lmdb"), "--quiet"]
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # LMDB itself calls this an input/output error.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, unlimited[1]))
+    try:
+        code = run_command(command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert said.startswith(f"error: {tmp_path / 'out' / 'crops.lmdb'}: File too large. ")
+    assert not [*(tmp_path / "out").iterdir()]
+    assert run_command(command) == 0
 
 
 def test_an_output_that_is_taken_by_a_file_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
