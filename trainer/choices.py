@@ -13,6 +13,9 @@ Sampling = Literal["uniform", "count"]
 #: The Feature Merge Unit with its queries, or all image tokens as they are (the control).
 FmuKind = Literal["queries", "none"]
 
+#: The arithmetic of reading; ``auto``: bf16 on CPUs that have instructions for it, else fp32.
+ReadingPrecision = Literal["auto", "fp32", "bf16"]
+
 #: Where else metrics are shown.
 Tracker = Literal["tensorboard", "wandb"]
 

@@ -15,6 +15,8 @@ from PIL import Image
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import IMAGE_SUFFIXES, UnusablePicture, read_picture, upright_rgb
 from dptr.cache.word_counts import read_word_counts
+from dptr.trainer.choices import ReadingPrecision
+from dptr.trainer.model.folding import cpu_has_bfloat16
 from dptr.trainer.model.model_file import BUNDLED, load_model
 from dptr.trainer.model.reading import read_pictures
 from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
@@ -79,7 +81,11 @@ class Reader:
 
 
 def load(
-    run: str | Path = BUNDLED, device: str = "cpu", find_clip: FindClip | None = None, words: Words | None = None
+    run: str | Path = BUNDLED,
+    device: str = "cpu",
+    find_clip: FindClip | None = None,
+    words: Words | None = None,
+    precision: ReadingPrecision = "auto",
 ) -> Reader:
     """Load the recogniser of a fine-tuning run, of a file that ``--to safetensors`` wrote, or the bundled one.
 
@@ -87,6 +93,8 @@ def load(
         run: what reads. device: where.
         find_clip: a CLIP's name -> its folder; a pre-training run then reads, too, through its CLIP's image tower.
         words: preferred where a picture leaves doubt, in place of those that the file keeps; CTC decoders only.
+        precision: with ``auto``, confidences of a CPU that has bfloat16 and of one that has not differ in the third
+            digit; ``fp32`` gives the same on all.
 
     Raises:
         UserError: not such a run, or it has no checkpoint yet; words that cannot be used.
@@ -94,7 +102,7 @@ def load(
     recognizer = _recognizer(Path(run), device, find_clip)
     if words is not None:
         recognizer.prefer_words(word_counts(words))
-    if torch.device(device).type == "cpu":
+    if precision == "bf16" or (precision == "auto" and torch.device(device).type == "cpu" and cpu_has_bfloat16()):
         recognizer.read_in_bfloat16()
     return Reader(recognizer, device)
 

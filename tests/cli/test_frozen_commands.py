@@ -22,7 +22,7 @@ FROZEN = {
     "embed-text": "--ascii --case --charset --clip --column --context --cover-pieces --device --dry-run "
     "--dtype --max-bad --max-label-length --min-count --out --precision --seed --shard-rows --states --template "
     "--unicode --unit",
-    "evaluate": "--data --device --words",
+    "evaluate": "--data --device --precision --words",
     "export": "--data --half --out --to --words",
     "finetune": "--charset --data --device --encoder --fmu --freeze --from --mix --out --recipe --seed --set --steps "
     "--track --validation",
@@ -30,7 +30,7 @@ FROZEN = {
     "mine-neighbours": "--orp --prompts -k",
     "pack-crops": "--out",
     "pretrain": "--decoder --device --noise --orp --out --prompts --recipe --sampling --seed --set --steps --track",
-    "read": "--batch-size --boxes --device --out --words",
+    "read": "--batch-size --boxes --device --out --precision --words",
     "render-words": "--count --fonts --out --photos --seed --style --workers",
     "report": "--data --orp --out --prompts",
     "sql": "--format --open --orp --out --prompts",

@@ -10,7 +10,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.file_names import RUN_FILE, SAFETENSORS
 from dptr.cache.options import LARGEST_SEED
 from dptr.cache.workspace import Workspace
-from dptr.trainer.choices import Tracker
+from dptr.trainer.choices import ReadingPrecision, Tracker
 
 if TYPE_CHECKING:
     from dptr.cache.normalization import Normalization
@@ -30,6 +30,9 @@ Data = Annotated[
 CharsetName = Annotated[str | None, typer.Option("--charset", help="36, 62, 94, or a file of characters.")]
 WordsFile = Annotated[
     str | None, typer.Option("--words", help="Words, one a line, preferred where a picture leaves doubt; or none.")
+]
+Arithmetic = Annotated[
+    ReadingPrecision, typer.Option("--precision", help="Arithmetic; auto: bf16 on CPUs that have it, else fp32.")
 ]
 RunFolder = Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run.")]
 RunName = Annotated[str, typer.Argument(help="A run: its folder or name.")]

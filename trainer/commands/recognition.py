@@ -15,6 +15,7 @@ from dptr.cache.progress import note
 from dptr.cache.workspace import Workspace
 from dptr.trainer.choices import ExportTarget
 from dptr.trainer.commands.options import (
+    Arithmetic,
     Data,
     RecogniserFirst,
     RunName,
@@ -44,6 +45,7 @@ def evaluate(
     names: RecogniserFirst = None,
     data: Data = None,
     words: WordsFile = None,
+    precision: Arithmetic = "auto",
     device: Device = "auto",
 ) -> Report:
     """Word accuracy and 1-NED of a recogniser (the bundled one if none is named), per data set and charset.
@@ -57,7 +59,7 @@ def evaluate(
 
     run, more = recogniser_first(workspace, names or [])
     chosen = services.device(device)
-    reader = load(run, chosen, services.find_clip, words)
+    reader = load(run, chosen, services.find_clip, words, precision)
     sets = {str(path): WordImages.open_as_written([path]) for path in named_data([*(data or []), *map(Path, more)])}
     result = stage.evaluate(reader.recognizer, sets, chosen)
     left_out = [line for images in sets.values() for line in labels_left_out(images)]
@@ -97,6 +99,7 @@ def read(
     ] = None,
     words: WordsFile = None,
     batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Pictures read at once.")] = None,
+    precision: Arithmetic = "auto",
     device: Device = "auto",
 ) -> Report:
     """Text and confidence of each image; one that cannot be read gets a line on stderr, and the exit code is 4.
@@ -112,7 +115,7 @@ def read(
         stage.require_form(out)
     started = time.monotonic()
     run, images = recogniser_first(workspace, names)
-    reader = load(run, services.device(device), services.find_clip, words)
+    reader = load(run, services.device(device), services.find_clip, words, precision)
     loaded = time.monotonic()
     if boxes is not None and (len(images) != 1 or not Path(images[0]).is_file()):
         raise UserError("--boxes is for the words of one page", "Name one image")

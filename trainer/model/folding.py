@@ -47,6 +47,12 @@ class HalfLinear(nn.Module):
         return F.linear(x.bfloat16(), self.weight, self.bias).to(x.dtype)
 
 
+def cpu_has_bfloat16() -> bool:
+    """Return whether the CPU has instructions for products of bfloat16."""
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 def halve_linears(module: nn.Module) -> None:
     """Replace, in place, every linear layer within ``module`` by a :class:`HalfLinear`; it cannot be trained then."""
     for name, child in module.named_children():

@@ -13,6 +13,8 @@ import dptr
 from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.fonts import packaged_fonts
 from dptr.pipeline.rendering.style import RenderStyle
+from dptr.trainer import read
+from dptr.trainer.choices import ReadingPrecision
 from dptr.trainer.model.model_file import BUNDLED
 
 pytest.importorskip("font_roboto")
@@ -29,9 +31,9 @@ def test_it_reads_words_in_fonts_of_the_demo() -> None:
     style = RenderStyle.of_difficulty(0.3)
     truths = [word for word in WORDS for _ in range(5)]
     crops = [render_one(word, fonts.choose(word, generator), generator, style) for word in truths]
-    read = [reading.text for reading in dptr.load().read(crops)]
-    right = sum(text.lower() == truth.lower() for text, truth in zip(read, truths, strict=True))
-    assert right >= 0.9 * len(truths), list(zip(read, truths, strict=True))
+    texts = [reading.text for reading in dptr.load().read(crops)]
+    right = sum(text.lower() == truth.lower() for text, truth in zip(texts, truths, strict=True))
+    assert right >= 0.9 * len(truths), list(zip(texts, truths, strict=True))
 
 
 def test_no_run_has_to_be_named(tmp_path: Path) -> None:
@@ -41,3 +43,20 @@ def test_no_run_has_to_be_named(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dptr", "read", "sign.png", "--quiet"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.split("\t")[:2] == ["sign.png", "Coffee"]
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_the_precision_asked_for_does_not_depend_on_the_cpu(has: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "cpu_has_bfloat16", lambda: has)
+    fonts, generator = packaged_fonts(), np.random.default_rng(1)
+    crops = [
+        render_one(word, fonts.choose(word, generator), generator, RenderStyle.of_difficulty(0.3)) for word in WORDS
+    ]
+
+    def confidences(precision: ReadingPrecision) -> list[float]:
+        return [reading.confidence for reading in dptr.load(precision=precision, words="none").read(crops)]
+
+    full, half = confidences("fp32"), confidences("bf16")
+    assert full != half
+    assert full == pytest.approx(half, abs=0.1)
+    assert confidences("auto") == (half if has else full)
