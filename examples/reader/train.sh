@@ -18,7 +18,7 @@ mkdir -p "$out"
 [ -e "$out/fonts" ] || python "$here/fonts.py" "$out/fonts"
 [ -e "$out/real" ] || python "$here/crops.py" "$@" -o "$out/real"
 
-# 770,000 rendered crops: half an hour.
+# 985,000 rendered crops: three quarters of an hour.
 render() { # name, words, crops, style, fonts, seed
   [ -e "$out/$1.lmdb" ] || dptr render-words "$out/words/$2.txt" -o "$out/$1.lmdb" --count "$3" --style "$4" \
     --fonts "$out/fonts/$5" --photos "$photos" --seed "$6" --workers 2
@@ -31,10 +31,10 @@ render dictionary dictionary 60000 0.7 plain 3
 render dictionary_hard dictionary 80000 0.9 plain 8
 render other miscellaneous 60000 0.5 plain 2
 render other_hard miscellaneous 60000 0.9 plain 6
-render street_dictionary dictionary 160000 street plain 21
-render street_common common 60000 street plain 22
-render street_other miscellaneous 80000 street plain 23
-render street_ornamental common 30000 street ornamental 24
+render street_dictionary dictionary 280000 street plain 21
+render street_common common 100000 street plain 22
+render street_other miscellaneous 110000 street plain 23
+render street_ornamental common 55000 street ornamental 24
 
 # Training, first from rendered crops with a fifth of real ones, two hours and a half; then further, with parts of real
 # crops, which the first finds, as long again.
@@ -56,5 +56,7 @@ dptr export "$out/first" --to safetensors -o "$out/first.safetensors"
 [ -e "$out/parts.lmdb" ] || python "$here/parts.py" "${real[@]}" -o "$out/parts.lmdb" --model "$out/first.safetensors"
 train "$out/first" run "$mix,3" "${data[@]}" "${real[@]}" "$out/parts.lmdb"
 
-dptr export "$out/run" --to safetensors --half -o "$out/english.safetensors"
+# What the pictures leave in doubt, words decide.
+python "$here/preferred_words.py" "$out"/words/*.txt --crops "${real[@]}" -o "$out/preferred.txt"
+dptr export "$out/run" --to safetensors --half --words "$out/preferred.txt" -o "$out/english.safetensors"
 for crops in "$out"/real/*-validation.lmdb; do dptr evaluate "$out/english.safetensors" --data "$crops"; done

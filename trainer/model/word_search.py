@@ -20,13 +20,13 @@ from dptr.trainer.model.character_model import CharacterModel
 Candidate = tuple[tuple[int, ...], float]
 _Text = tuple[int, ...]
 
-#: Texts that are kept at a column.
-_KEPT = 8
+#: Texts that are kept at a column, and how far behind the likeliest one a text may fall, as a logarithm.
+_KEPT, _BEHIND = 16, 6.0
 #: Classes that are tried at a column, and the log-probability below which a class is not.
-_TRIED, _LEAST = 5, -9.0
+_TRIED, _LEAST = 5, -7.0
 #: What a character's log-probability among words counts beside the picture's, and what each character adds, since
 #: longer texts are less likely. Chosen on the training crops that the bundled recogniser's training left out.
-_WEIGHT, _BONUS = 0.6, 1.2
+_WEIGHT, _BONUS = 0.7, 1.5
 _END = 0
 
 
@@ -81,8 +81,12 @@ class _Beam:
                     longer = (*text, of)
                     ends = grown.get(longer, (-inf, -inf))
                     grown[longer] = (ends[0], _sum(ends[1], reached))
-        best = sorted(grown.items(), key=lambda item: -_sum(*item[1]) - self.known[item[0]][0])
-        self.kept = dict(best[:_KEPT])
+        self.kept = grown if len(grown) == len(self.kept) else self._likeliest(grown)
+
+    def _likeliest(self, grown: dict[_Text, tuple[float, float]]) -> dict[_Text, tuple[float, float]]:
+        scores = {text: _sum(*ends) + self.known[text][0] for text, ends in grown.items()}
+        best = sorted(scores, key=lambda text: -scores[text])[:_KEPT]
+        return {text: grown[text] for text in best if scores[text] > scores[best[0]] - _BEHIND}
 
     def candidates(self) -> list[Candidate]:
         """Return the texts that are left, the likeliest first."""

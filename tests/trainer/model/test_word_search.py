@@ -44,6 +44,7 @@ def random_columns(seed: int, columns: int) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(5))
 def test_with_room_for_all_texts_the_search_adds_up_every_alignment(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(word_search, "_KEPT", 10_000)
+    monkeypatch.setattr(word_search, "_BEHIND", 1000.0)
     columns = random_columns(seed, 5)
     expected = by_enumeration(columns, WORDS)
     (found,) = search([columns], WORDS)
