@@ -188,7 +188,7 @@ class Bench:
         """Train as ``dptr pretrain`` does, batches through the loader."""
         first, self.number = self.number, self.number + self.arguments.steps
         waited, rows, started = 0.0, 0, self.now()
-        batches = load_batches(self.batches, first, self.number, self.arguments.workers)
+        batches = load_batches(self.batches, range(first, self.number), self.arguments.workers)
         for _ in range(self.arguments.steps):
             waiting = time.perf_counter()
             batch = next(batches)

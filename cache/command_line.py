@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from dptr.cache import plain_json
+from dptr.cache import launched, plain_json
 from dptr.cache.choices import AnswerForm
 from dptr.cache.errors import TooManyRefused, UserError
 from dptr.cache.path_lists import PathListCommand
@@ -99,8 +99,10 @@ def command_group(help: str | None = None) -> typer.Typer:
     )
 
 
-def command(group: typer.Typer, name: str) -> Callable[[Callable[_Parameters, Report]], Callable[_Parameters, Report]]:
-    """Add a function as a command with the common options.
+def command(
+    group: typer.Typer, name: str, in_several_processes: bool = False
+) -> Callable[[Callable[_Parameters, Report]], Callable[_Parameters, Report]]:
+    """Add a function as a command with the common options; ``in_several_processes`` if torchrun may start it.
 
     Its parameters become options, but for ``workspace`` (:class:`Workspace`) and ``services`` (:class:`Services`),
     which it gets from here.
@@ -123,9 +125,14 @@ def command(group: typer.Typer, name: str) -> Callable[[Callable[_Parameters, Re
             given = {"workspace": Workspace(workspace), "services": calling.obj}
             filled_in = {name: given[name] for name in _FILLED_IN if name in parameters}
             checks.turn_off(no_check)
+            if in_several_processes:
+                launched.hush_torch()
+            else:
+                launched.require_alone(name)
             with checks.before_ending():
                 report = function(**filled_in, **arguments)  # type: ignore[call-arg]
-            print_report(name, report, as_json)
+            if not launched.rank():
+                print_report(name, report, as_json)
             if report.problems:
                 raise typer.Exit(TooManyRefused.exit_code)
 

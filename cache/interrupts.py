@@ -52,6 +52,14 @@ def deferred() -> Iterator[None]:
 
 
 @contextmanager
+def collected() -> Iterator[list[int]]:
+    """Yield a list that signals are added to while a block runs, for it to act on when it can."""
+    came: list[int] = []
+    with _handled_by(lambda number, _: came.append(number)):
+        yield came
+
+
+@contextmanager
 def unheard_by_children() -> Iterator[None]:
     """Let processes that a block starts ignore Ctrl-C, which a terminal sends to them, too: their parent ends them."""
     if threading.current_thread() is not threading.main_thread():

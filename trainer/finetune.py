@@ -27,7 +27,7 @@ from dptr.trainer.model.encoders.clip import PREFIX, weights_hash
 from dptr.trainer.model.encoders.given import GivenTokens
 from dptr.trainer.model.recognizer import Recognizer, with_present_names
 from dptr.trainer.predictions import keep_refusals
-from dptr.trainer.training import loop, runs
+from dptr.trainer.training import loop, processes, runs
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.settings import EncoderSettings, FmuSettings, Settings
 from dptr.trainer.training.summary import TrainingSummary
@@ -89,9 +89,11 @@ def finetune(
         note(f"{'decoder' if start.kind == 'pretrain' else 'all'} from {start.name}: " + "; ".join(coverage.lines()))
     recognizer.to(device)
     identity = data_identity(images, start, given, encoder_model)
-    run = runs.start_or_continue(out, "finetune", recipe, charset, memory_dim, identity)
-    run.keep_untrained(untrained)
-    keep_refusals(out, images)
+    with processes.first_before_others():
+        run = runs.start_or_continue(out, "finetune", recipe, charset, memory_dim, identity)
+        if processes.is_first():
+            run.keep_untrained(untrained)
+            keep_refusals(out, images)
     batches: CropBatches
     if isinstance(training, StoredCrops):
         batches = StoredBatches(training, charset, recipe)
@@ -110,7 +112,7 @@ def finetune(
         validate=lambda model: _validate(model, validation, device),
         rows=lambda batch: len(batch.images),
         groups=parameter_groups(recognizer, recipe, batches.per_epoch),
-        observers=[observer(track, out)] if track else [],
+        observers=[observer(track, out)] if track and processes.is_first() else [],
     )
     steps_before = run.step()
     state = loop.run(out, task, recipe.finetune, device)
@@ -118,12 +120,12 @@ def finetune(
         out=out,
         rows=len(training),
         computed=(state.step - steps_before) * recipe.finetune.batch_size * recipe.finetune.accumulate,
-        quarantined=sum(images.refused.values()) + len(oddities.unreadable),
+        quarantined=sum(images.refused.values()) + len(processes.of_all(oddities.unreadable)),
         steps=state.step,
         seconds=time.monotonic() - started,
         metrics=state.metrics,
         coverage=coverage,
-        portrait=sorted(oddities.portrait),
+        portrait=sorted(processes.of_all(oddities.portrait)),
     )
 
 

@@ -29,7 +29,7 @@ from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
 from dptr.trainer.model.decoders.pooled import PooledDecoder
 from dptr.trainer.predictions import keep_readings
-from dptr.trainer.training import loop, runs
+from dptr.trainer.training import loop, processes, runs
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.settings import MemorySettings
 from dptr.trainer.training.summary import TrainingSummary
@@ -122,9 +122,10 @@ def pretrain(
         states.check_states()
     data, former_data = data_identity(store, bank), _former_data_identity(store, bank)
     clip = store.manifest.identity
-    runs.start_or_continue(
-        out, "pretrain", recipe, store.charset, store.dim, data, former_data, clip["encoder"], clip["weights"]
-    )
+    with processes.first_before_others():
+        runs.start_or_continue(
+            out, "pretrain", recipe, store.charset, store.dim, data, former_data, clip["encoder"], clip["weights"]
+        )
     device = torch.device(device)
     torch.manual_seed(recipe.pretrain.seed)
     decoder = _new_decoder(store, bank, recipe).to(device)
@@ -138,7 +139,7 @@ def pretrain(
         validate=lambda model: validate(model, store, noise, validation, recipe, device, out),
         rows=lambda batch: len(batch.targets.inputs),
         groups=[loop.ParameterGroup(list(decoder.parameters()))],
-        observers=[observer(track, out)] if track else [],
+        observers=[observer(track, out)] if track and processes.is_first() else [],
     )
     steps_before = runs.Run.load(out).step()
     state = loop.run(out, task, recipe.pretrain, device)

@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 from filelock import FileLock, Timeout
 
+from dptr.cache import launched
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.stores.files import remove_leftovers
@@ -60,11 +61,15 @@ class Owner:
 def locked(target: Path) -> Iterator[None]:
     """Hold the lock of a folder, which is made where it is missing, while a block writes into it.
 
-    Whatever a killed writer left half written there is removed.
+    Whatever a killed writer left half written there is removed. Of several processes that work as one, the first holds
+    it for all.
 
     Raises:
         UserError: another process holds it, or the folder cannot be written.
     """
+    if launched.rank():
+        yield
+        return
     made = not target.exists()
     try:
         target.mkdir(parents=True, exist_ok=True)

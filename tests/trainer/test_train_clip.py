@@ -118,17 +118,17 @@ def test_a_run_goes_on_where_it_stopped(
     crops: Path, like: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train(crops, like, tmp_path / "whole", recipe())
-    from dptr.trainer.training import loop
+    from dptr.trainer.training import recording
 
-    save = loop._save
+    save = recording.save
 
-    def save_once(folder: Path, state: loop.TrainState) -> None:
+    def save_once(folder: Path, state: recording.TrainState) -> None:
         save(folder, state)
         if folder.name == "last":
             raise RuntimeError("power is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_save", save_once)
+        patch.setattr(recording, "save", save_once)
         with pytest.raises(RuntimeError, match="power is gone"):
             train(crops, like, tmp_path / "cut", recipe())
     train(crops, like, tmp_path / "cut", recipe())

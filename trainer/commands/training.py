@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 commands = command_group()
 
 
-@command(commands, "pretrain")
+@command(commands, "pretrain", in_several_processes=True)
 def pretrain(
     workspace: Workspace,
     services: Services,
@@ -58,16 +58,19 @@ def pretrain(
     """
     from dptr.cache.stores.prompts import PromptStore
     from dptr.trainer import pretrain as stage
+    from dptr.trainer.training import processes
     from dptr.trainer.training.recipe import load_recipe
     from dptr.trainer.training.runs import default_name
 
     flags: dict[str, str | None] = {"decoder.kind": decoder, "noise.draw": noise, "pretrain.sampling": sampling}
     settings = load_recipe(recipe, recipe_changes("pretrain", changes, steps, seed, flags))
+    processes.join(settings.pretrain, "pretrain")
     workspace = workspace.with_stores(prompts, orp)
     store = PromptStore(workspace.prompts)
     bank = _open_bank(workspace, settings)
     folder = out or workspace.runs / default_name("pretrain", settings, stage.data_identity(store, bank))
-    neighbours = _open_neighbours(workspace, services, bank, settings)
+    with processes.first_before_others():
+        neighbours = _open_neighbours(workspace, services, bank, settings)
     summary = stage.pretrain(store, bank, neighbours, settings, folder, services.device(device), track)
     metrics = summary.metrics
     text = f"{summary.steps:,} steps; validation labels read from their states: {metrics['accuracy']:.1%} (case aside)"
@@ -76,7 +79,7 @@ def pretrain(
     return Report(figures_of(summary), f"{text}\nrun: {summary.out}")
 
 
-@command(commands, "finetune")
+@command(commands, "finetune", in_several_processes=True)
 def finetune(
     workspace: Workspace,
     services: Services,
@@ -121,6 +124,7 @@ def finetune(
     from dptr.cache.charset import Charset
     from dptr.trainer import finetune as stage
     from dptr.trainer.data.stored_crops import fixed_by, open_crops, stores_among
+    from dptr.trainer.training import processes
     from dptr.trainer.training.recipe import load_recipe
     from dptr.trainer.training.runs import default_name
 
@@ -140,6 +144,7 @@ def finetune(
     if encoder_run:
         parts["encoder"] = stage.encoder_of(encoder_run)
     settings = load_recipe(recipe, asked, parts)
+    processes.join(settings.finetune, "finetune")
     if stores and settings.memory.kind == "pooled":
         raise UserError(
             f"{stores[0].folder} keeps tokens of crops, and the decoder reads pooled vectors",

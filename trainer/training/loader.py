@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
 from dptr.cache.errors import DptrError, UserError
+from dptr.cache.interrupts import ignore_from_now_on
 from dptr.cache.progress import note
 
 Batch = TypeVar("Batch")
 
 
-def load_batches(batch: Callable[[int], Batch], start: int, stop: int, workers: int) -> Iterator[Batch]:
-    """Return batches ``start`` to ``stop - 1``, made by ``batch`` in ``workers`` processes (0: in this one).
+def load_batches(batch: Callable[[int], Batch], numbers: Iterable[int], workers: int) -> Iterator[Batch]:
+    """Return the batches of these numbers, in order, made by ``batch`` in ``workers`` processes (0: in this one).
 
     Torch's loader draws from the global generator when it starts, which is at once, not when the first batch is asked
     for: a caller that seeds the generator after this call gets the same numbers with and without workers.
@@ -32,11 +33,12 @@ def load_batches(batch: Callable[[int], Batch], start: int, stop: int, workers: 
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # reported by the error itself
         loader = DataLoader(
             _NumberedBatches(batch),
-            sampler=range(start, stop),
+            sampler=numbers,
             batch_size=None,
             num_workers=workers,
             collate_fn=_as_it_is,
             prefetch_factor=4 if workers else None,
+            worker_init_fn=_leave_signals_to_training,
         )
         return map(_raise_errors, iter(loader))
 
@@ -77,6 +79,11 @@ def _raise_errors(made: Any) -> Any:
     if isinstance(made, DptrError):
         raise made
     return made
+
+
+def _leave_signals_to_training(_: int) -> None:
+    """Launchers and terminals signal a whole group of processes; the step under way still needs its batches."""
+    ignore_from_now_on()
 
 
 def _as_it_is(batch: Any) -> Any:

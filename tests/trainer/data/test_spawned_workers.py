@@ -87,7 +87,7 @@ def assert_spawned_workers_make_the_same(batches: Callable[[int], Any]) -> None:
     # Made here first: what is open in this process must not hinder the way to another.
     expected = [numbers_of(batches(number)) for number in range(3)]
     assert expected[0] != expected[1]
-    assert [numbers_of(batch) for batch in load_batches(batches, 0, 3, workers=1)] == expected
+    assert [numbers_of(batch) for batch in load_batches(batches, range(3), workers=1)] == expected
 
 
 @pytest.mark.slow

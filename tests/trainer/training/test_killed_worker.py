@@ -17,7 +17,7 @@ def killed_at_two(number: int) -> int:
 
 def test_a_killed_worker_is_one_line() -> None:
     with pytest.raises(UserError, match="worker process was killed"), deaths_of_workers_told():
-        list(load_batches(killed_at_two, 0, 8, workers=1))
+        list(load_batches(killed_at_two, range(8), workers=1))
 
 
 def test_other_errors_stay_what_they_are() -> None:

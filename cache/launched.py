@@ -1,0 +1,39 @@
+"""Which of the processes that a launcher such as ``torchrun`` started this one is; a process started plainly is alone.
+
+Launchers say it in the environment (``RANK`` and ``WORLD_SIZE``), so that it is known before any library is imported.
+"""
+
+from __future__ import annotations
+
+import os
+
+from dptr.cache.errors import UserError
+
+
+def rank() -> int:
+    """Return this process's number, counted from 0: the first one writes and speaks for all."""
+    return int(os.environ.get("RANK", "0")) if size() > 1 else 0
+
+
+def size() -> int:
+    """Return how many processes were started to work as one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def hush_torch() -> None:
+    """Keep warnings of torch's C++, which every process would print, off the terminal; before torch is imported."""
+    if size() > 1:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def require_alone(command: str) -> None:
+    """Check that a command that works in one process was started in one.
+
+    Raises:
+        UserError: a launcher started several.
+    """
+    if size() > 1:
+        raise UserError(
+            f"{size()} processes were started, and dptr {command} works in one",
+            "Start it without torchrun; `--part` shares stage 1 out, pretrain and finetune take several processes",
+        )

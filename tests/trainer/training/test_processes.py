@@ -1,0 +1,154 @@
+"""Trainings in several processes, started by torchrun: what they come to, where they go on, how they end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from dptr.cache.errors import UserError
+from dptr.trainer.training import processes
+from dptr.trainer.training.checkpoint import load_state, load_tensors
+from dptr.trainer.training.settings import TrainingSettings
+
+ARCHIVE = Path(__file__).parents[2] / "fixtures" / "first_format.tar.xz"
+DECODER = ["decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1", "decoder.dropout=0.1"]
+STEPS = 50
+WORDS = [a + b + c for a in "bcdfg" for b in "aeiou" for c in "lmnrs"][:60]
+
+
+def start(count: int, arguments: Sequence[str]) -> subprocess.Popen[str]:
+    """Start a command, with torchrun where it takes several processes."""
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]
+    command = [sys.executable, "-m", *(torchrun if count > 1 else []), "dptr", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def train(count: int, arguments: Sequence[str]) -> str:
+    """Run a command to its end; return what it printed."""
+    with start(count, arguments) as running:
+        printed, said = running.communicate(timeout=300)
+    assert running.returncode == 0, said
+    return printed
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def options(section: str, workspace: Path, run: Path, steps: int, *changes: str) -> list[str]:
+    often = [f"{section}.{key}" for key in ("log_every=1", "validate_every=25", "checkpoint_every=20")]
+    made = [f"--set={change}" for change in (*DECODER, *often, f"{section}.accumulate=4", *changes)]
+    where = ["--workspace", str(workspace), "-o", str(run), "--device", "cpu", "--quiet", "--json"]
+    return [f"--set={section}.steps={steps}", f"--set={section}.schedule=constant", *made, *where]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("stores")
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "dptr_data"
+
+
+@pytest.fixture(scope="module")
+def pretraining(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Number of processes -> a run of 50 steps, made once; what it printed is in ``printed``."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def run(count: int) -> Path:
+        out = folder / str(count)
+        if not out.exists():
+            changes = ("pretrain.batch_size=4", "pretrain.ema_decay=0.9", "pretrain.workers=1")
+            printed = train(count, ["pretrain", *options("pretrain", workspace, out, STEPS, *changes)])
+            (out / "printed").write_text(printed)
+        return out
+
+    return run
+
+
+def close(one: Path, other: Path) -> bool:
+    return losses(one) == pytest.approx(losses(other), abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+def test_losses_do_not_depend_on_the_number_of_processes(pretraining: Callable[[int], Path], count: int) -> None:
+    alone, together = pretraining(1), pretraining(count)
+    assert len(losses(together)) == STEPS
+    assert close(alone, together)
+    printed = (together / "printed").read_text().splitlines()
+    assert len(printed) == 1, "one process speaks for all"
+    assert json.loads(printed[0])["steps"] == STEPS
+    for name in ("model", "average"):
+        theirs = load_tensors(together / "checkpoints" / "last", name)
+        for key, weights in load_tensors(alone / "checkpoints" / "last", name).items():
+            torch.testing.assert_close(theirs[key], weights, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 2)])
+def test_a_run_goes_on_in_another_number_of_processes(
+    workspace: Path, pretraining: Callable[[int], Path], tmp_path: Path, before: int, after: int
+) -> None:
+    out, changes = tmp_path / "run", ("pretrain.batch_size=4", "pretrain.ema_decay=0.9", "pretrain.workers=1")
+    command = ["pretrain", *options("pretrain", workspace, out, STEPS, *changes)]
+    with start(before, command) as running:
+        until = time.monotonic() + 120
+        while not (out / "checkpoints" / "last").exists() and running.poll() is None and time.monotonic() < until:
+            time.sleep(0.02)
+        running.send_signal(signal.SIGINT)
+        _, said = running.communicate(timeout=120)
+    assert running.returncode != 0
+    assert "interrupted; what was finished is kept" in said
+    stopped = load_state(out / "checkpoints" / "last")["step"]
+    assert 20 <= stopped < STEPS
+    train(after, command)
+    assert close(pretraining(1), out)
+
+
+@pytest.mark.slow
+def test_finetuning_with_batch_norm_is_the_same_in_two_processes(
+    draw_crops: Callable[[Path, Sequence[str]], Path], tmp_path: Path
+) -> None:
+    crops = draw_crops(tmp_path / "crops", WORDS)
+    changes = [
+        *("encoder.kind=convolution", "encoder.dim=32", "encoder.channels=8", "encoder.heads=2", "encoder.layers=1"),
+        *("fmu.kind=none", "encoder.image_widths=96", "finetune.batch_size=3", "finetune.ctc_weight=1.0"),
+    ]
+    changes += ['finetune.freeze="decoder:1"']
+    for count in (1, 2):
+        out = tmp_path / str(count)
+        command = ["finetune", "--data", str(crops), "--from", "none", "--charset", "36"]
+        train(count, [*command, *options("finetune", tmp_path / "ws", out, 12, *changes)])
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), abs=1e-5)
+    one, two = (load_tensors(tmp_path / name / "checkpoints" / "last", "model") for name in "12")
+    running = [name for name in one if "running_" in name or "num_batches" in name]
+    assert running
+    for name in running:
+        torch.testing.assert_close(two[name], one[name], atol=1e-5, rtol=1e-4)
+
+
+def test_more_processes_than_micro_batches_are_refused_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UserError) as refused:
+        processes.join(TrainingSettings(batch_size=64, accumulate=2), "pretrain")
+    assert "--set pretrain.accumulate=4 --set pretrain.batch_size=32" in str(refused.value)
+
+
+def test_what_works_in_one_process_refuses_several(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dptr", "embed-text", "words.txt", "-o", str(tmp_path / "store")]
+    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 2
+    assert "2 processes were started, and dptr embed-text works in one" in done.stderr

@@ -1,0 +1,45 @@
+"""What is trained, and on what: all that a stage hands to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from torch import Tensor, nn
+
+from dptr.trainer.training.trackers import Observer
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a factor on the learning rate; frozen before optimiser step ``frozen_until``."""
+
+    parameters: Sequence[nn.Parameter]
+    lr_scale: float = 1.0
+    frozen_until: int = 0
+
+
+@dataclass
+class Task(Generic[Batch]):
+    """What is trained, and on what.
+
+    Attributes:
+        model: whose weights are saved.
+        batch: micro-batch number -> batch; a pure function, called in workers when there are any.
+        loss: batch -> scalar loss.
+        validate: model -> metrics; ``score`` among them decides which checkpoint is best (higher is better).
+        rows: batch -> how many rows it has, for the rate shown.
+        groups: parameters by learning rate.
+        observers: shown every log line, besides the files.
+    """
+
+    model: nn.Module
+    batch: Callable[[int], Batch]
+    loss: Callable[[Batch], Tensor]
+    validate: Callable[[nn.Module], dict[str, float]]
+    rows: Callable[[Batch], int]
+    groups: Sequence[ParameterGroup]
+    observers: Sequence[Observer] = ()
