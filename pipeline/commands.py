@@ -10,6 +10,7 @@ from dptr.cache.command_line import Report, Services, command, command_group, fi
 from dptr.cache.options import LARGEST_SEED, LONGEST_LABEL, MOST_WORKERS, Device, OrpFolder, Out, PromptsFolder
 from dptr.cache.workspace import Workspace
 from dptr.pipeline.choices import Case, Context, Precision, StatesKind, Unit
+from dptr.pipeline.parts.part import Part
 from dptr.pipeline.starting import commands as starting
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE
 
@@ -20,6 +21,9 @@ ClipName = Annotated[str, typer.Option("--clip", help="`tiny` (bundled), a direc
 MaxBad = Annotated[int | None, typer.Option(min=0, help="Fail (exit 4) when more inputs than this are refused.")]
 Dtype = Annotated[StatesDtype, typer.Option("--dtype", help="How states are stored.")]
 Arithmetic = Annotated[Precision, typer.Option("--precision", help="Arithmetic of CLIP.")]
+PartOf = Annotated[
+    str | None, typer.Option("--part", help="Make a share of it, such as 3/16; `dptr merge` joins all of them.")
+]
 #: More would only be nearly the same rectangles again, and a bank that never ends.
 _MOST_CROPS_PER_IMAGE = 10_000
 _MOST_VIEWS = 10_000
@@ -52,6 +56,7 @@ def embed_text(
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the made-up words.")] = 0,
     max_bad: MaxBad = None,
     device: Device = "auto",
+    part: PartOf = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
 ) -> Report:
     """Corpus to prompt store.
@@ -82,7 +87,7 @@ def embed_text(
         cost = stage.estimate(files, folder, settings)
         text = f"{cost.rows:,} rows to compute, about {cost.bytes / 1e6:,.0f} MB, about {cost.seconds:,.0f} s"
         return Report({"out": str(folder), **vars(cost)}, text)
-    summary = stage.embed_text(files, folder, settings)
+    summary = stage.embed_text(files, folder, settings, Part.named(part))
     return Report(figures_of(summary), f"{summary.table}\n{summary.rows:,} rows in {summary.out}")
 
 
@@ -110,6 +115,7 @@ def build_orp_bank(
     retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Read refused photos again.")] = False,
     max_bad: MaxBad = None,
     device: Device = "auto",
+    part: PartOf = None,
 ) -> Report:
     """Photos to ORP bank, with a FAISS index.
 
@@ -131,7 +137,7 @@ def build_orp_bank(
         exclude_threshold=exclude_threshold,
         device=services.device(device),
     )
-    summary = stage.build_orp_bank(paths, out or workspace.orp, settings)
+    summary = stage.build_orp_bank(paths, out or workspace.orp, settings, Part.named(part))
     return Report(figures_of(summary), f"{summary.rows:,} crops in {summary.out}, {summary.quarantined} photos refused")
 
 
@@ -154,6 +160,7 @@ def embed_crops(
     workers: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Threads that read and distort crops.")] = 1,
     max_bad: MaxBad = None,
     device: Device = "auto",
+    part: PartOf = None,
 ) -> Report:
     """Labelled crops to a word-crop store, from which finetune trains without running CLIP's image tower.
 
@@ -175,7 +182,7 @@ def embed_crops(
         max_bad=max_bad,
         device=services.device(device),
     )
-    summary = stage.embed_crops(paths, out or workspace.word_crops, settings)
+    summary = stage.embed_crops(paths, out or workspace.word_crops, settings, Part.named(part))
     text = f"{summary.crops:,} crops in {views} views each in {summary.out}, {summary.quarantined} crops refused"
     return Report(figures_of(summary), text)
 
@@ -208,6 +215,7 @@ def render_words(
     style: Annotated[str, typer.Option(help="clean, natural, hard, street, or a number from 0 to 1.")] = "natural",
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of everything random.")] = 0,
     workers: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Processes that render.")] = 1,
+    part: PartOf = None,
 ) -> Report:
     """Labelled synthetic crops from a word list.
 
@@ -226,5 +234,22 @@ def render_words(
         photos=photo_paths(photos) if photos else (),
         style=RenderStyle.named(style),
         workers=workers,
+        part=Part.named(part),
     )
     return Report(figures_of(summary), f"{summary.rows:,} crops in {summary.out}")
+
+
+@command(commands, "merge")
+def merge(
+    outs: Annotated[list[Path], typer.Argument(help="What the parts were made for: a store, or labelled crops.")],
+) -> Report:
+    """Parts that were made with --part to the store, or the labelled crops, that one run would have made.
+
+    Example: dptr merge dptr_data/prompts
+    """
+    from dptr.pipeline.parts.merge import merge as merge_parts
+
+    merged = [merge_parts(out) for out in outs]
+    lines = [f"{one.parts} parts: {one.rows:,} rows in {one.out}" for one in merged]
+    figures = {name: sum(getattr(one, name) for one in merged) for name in ("rows", "computed", "parts")}
+    return Report({"out": str(outs[0]), **figures, "quarantined": 0}, "\n".join(lines))

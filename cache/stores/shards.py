@@ -47,6 +47,11 @@ class States:
     pooled: NDArray[np.float32]
 
 
+def shard_name(number: int) -> str:
+    """Return the name of a store's shard by its number, counted from 0."""
+    return f"part-{number:05d}"
+
+
 def write_shard(
     folder: Path, number: int, catalogue: pa.Table, states: States, dtype: StatesDtype, details: dict[str, Any]
 ) -> Shard:
@@ -54,7 +59,7 @@ def write_shard(
 
     ``catalogue`` lacks ``pooled``, ``shard`` and ``row``, which are added here.
     """
-    name = f"part-{number:05d}"
+    name = shard_name(number)
     rows = len(states.lengths)
     catalogue = catalogue.append_column("pooled", _fixed_lists(states.pooled.astype(np.float32)))
     catalogue = catalogue.append_column("shard", pa.array([name] * rows, pa.string()))

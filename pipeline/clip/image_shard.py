@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import UserError
-from dptr.cache.stores.manifest import Manifest, Shard
+from dptr.cache.stores.manifest import Shard
 from dptr.cache.stores.shards import States, write_shard
 from dptr.pipeline.clip.loading import ImageTower
+from dptr.pipeline.parts.store_in_making import Place
 
 
 class ShardInMaking:
@@ -21,7 +22,7 @@ class ShardInMaking:
 
     Args:
         tower: encodes.
-        manifest: of the store; the shard follows those that it lists.
+        place: where the shard comes in its store.
         schema: of the catalogue; ``id`` is filled in here.
         capacity: pictures it takes at most.
         tokens_per_picture: tokens kept of each picture.
@@ -32,7 +33,7 @@ class ShardInMaking:
     def __init__(
         self,
         tower: ImageTower,
-        manifest: Manifest,
+        place: Place,
         schema: pa.Schema,
         capacity: int,
         tokens_per_picture: int,
@@ -40,8 +41,7 @@ class ShardInMaking:
         batch: int,
     ) -> None:
         self._tower = tower
-        self._number = len(manifest.shards)
-        self._first_id = manifest.rows
+        self._number, self._first_id = place.number, place.first_id
         self._schema = schema
         self._dtype = dtype
         self._batch = batch

@@ -21,12 +21,13 @@ from dptr.cache.errors import UserError
 from dptr.cache.file_names import INDEX_FILE, PHOTOS_FILE, QUARANTINE_FILE
 from dptr.cache.progress import progress
 from dptr.cache.stores.lock import locked
-from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.quarantine import Quarantine
-from dptr.pipeline.clip.image_shard import ShardInMaking
+from dptr.pipeline.clip.image_shards import ImageShards, Picture, ShardForm
 from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
 from dptr.pipeline.neighbours import faiss_index
+from dptr.pipeline.parts.part import WHOLE, Part
+from dptr.pipeline.parts.store_in_making import StoreInMaking
 from dptr.pipeline.photos.near_images import NearImages
 from dptr.pipeline.photos.orp_settings import OrpBankSettings
 from dptr.pipeline.photos.photo import Photo, Refusal
@@ -66,8 +67,8 @@ class OrpBankSummary:
     index: dict[str, Any]
 
 
-def build_orp_bank(paths: Sequence[Path], out: Path, settings: OrpBankSettings) -> OrpBankSummary:
-    """Make a bank of photo crops, or go on with one.
+def build_orp_bank(paths: Sequence[Path], out: Path, settings: OrpBankSettings, part: Part = WHOLE) -> OrpBankSummary:
+    """Make a bank of photo crops, or a part of one, or go on with it.
 
     What the bank already holds is not computed again, so the same call resumes a killed run and adds new photos.
 
@@ -75,6 +76,7 @@ def build_orp_bank(paths: Sequence[Path], out: Path, settings: OrpBankSettings) 
         paths: folders, pictures and archives (tar, zip, Parquet, LMDB).
         out: the bank's folder.
         settings: see :class:`~dptr.pipeline.photos.orp_settings.OrpBankSettings`.
+        part: which share of it to make; a share has no index yet.
 
     Raises:
         UserError: no photos, or impossible settings.
@@ -84,42 +86,50 @@ def build_orp_bank(paths: Sequence[Path], out: Path, settings: OrpBankSettings) 
     started = time.monotonic()
     settings.crops()
     total = count_photos(paths)
-    with locked(out):
-        return _build(paths, total, out, settings, started)
+    with locked(part.beside(out)):
+        return _build(paths, total, out, settings, part, started)
 
 
-def _build(paths: Sequence[Path], total: int, out: Path, settings: OrpBankSettings, started: float) -> OrpBankSummary:
+def _build(
+    paths: Sequence[Path], total: int, out: Path, settings: OrpBankSettings, part: Part, started: float
+) -> OrpBankSummary:
     clip = load_clip(settings.clip, settings.precision, settings.device)
-    build = _Build(out, clip, settings)
+    build = _Build(out, clip, settings, part)
     # Pillow warns about single photos; what is wrong with them is in the quarantine.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", module="PIL")
         build.run(paths, total)
-    if not build.manifest.shards:
-        raise UserError(f"none of {total} photos can be used", f"See why in {out / QUARANTINE_FILE}")
-    bank = OrpBank(out)
-    indexed = bank.manifest.details.get("index", {}).get("rows")
-    if indexed != len(bank) or not bank.manifest.is_intact(out, INDEX_FILE):
-        faiss_index.write_index(bank)
+    making = build.making
+    if not making.rows:
+        raise UserError(f"none of {total} photos can be used", f"See why in {making.folder / QUARANTINE_FILE}")
+    manifest = indexed(out).manifest if part.is_whole else making.manifest
     return OrpBankSummary(
-        out,
-        len(bank),
-        sum(shard.details["photos"] for shard in bank.manifest.shards),
+        making.folder,
+        manifest.rows,
+        sum(shard.details["photos"] for shard in manifest.shards),
         build.computed,
         build.duplicates,
         build.quarantined,
         time.monotonic() - started - clip.load_seconds,
         clip.load_seconds,
-        bank.manifest.details["index"],
+        manifest.details.get("index", {}),
     )
+
+
+def indexed(out: Path) -> OrpBank:
+    """Open a bank whose crops are all committed, and see to it that its index holds them all."""
+    bank = OrpBank(out)
+    crops_in_index = bank.manifest.details.get("index", {}).get("rows")
+    if crops_in_index != len(bank) or not bank.manifest.is_intact(out, INDEX_FILE):
+        faiss_index.write_index(bank)
+    return bank
 
 
 class _Build:
     """The state of one run."""
 
-    def __init__(self, out: Path, clip: Clip, settings: OrpBankSettings) -> None:
-        self.out = out
+    def __init__(self, out: Path, clip: Clip, settings: OrpBankSettings, part: Part) -> None:
         self.settings = settings
         self.tower = ImageTower(clip)
         if settings.tokens_per_crop is not None and not 1 <= settings.tokens_per_crop <= self.tower.tokens:
@@ -129,12 +139,22 @@ class _Build:
         self.kept_out = (
             NearImages(settings.exclude_near, settings.exclude_threshold, self.tower) if settings.exclude_near else None
         )
-        self.manifest = Manifest.begin_or_go_on(out, "orp", _identity(clip, self.tower, settings, self.kept_out))
-        self.in_bank = _hashes(out, self.manifest)
+        self.making = StoreInMaking(out, "orp", _identity(clip, self.tower, settings, self.kept_out), part)
+        self.manifest, self.folder = self.making.manifest, self.making.folder
+        self.in_bank = _hashes(self.making.catalogues)
         self.rows_before = self.manifest.rows
         self.duplicates = 0
         self.quarantined = 0
-        self.shard: ShardInMaking | None = None
+        per_photo = settings.crops_per_image
+        form = ShardForm(
+            CATALOGUE_SCHEMA,
+            max(1, settings.shard_rows // per_photo) * per_photo,
+            self.manifest.identity["tokens_per_crop"],
+            settings.dtype,
+            settings.batch,
+            counted=("photos", "image_sha256"),
+        )
+        self.shards = ImageShards(self.making, self.tower, form)
 
     @property
     def computed(self) -> int:
@@ -142,9 +162,10 @@ class _Build:
 
     def run(self, paths: Sequence[Path], total: int) -> None:
         remember_inputs(self.manifest, [str(path) for path in paths], {"batch": self.settings.batch})
-        with self.manifest.rewriting(self.out, PHOTOS_FILE, QUARANTINE_FILE):
-            self.seen = SeenPhotos(self.out)
+        with self.manifest.rewriting(self.folder, PHOTOS_FILE, QUARANTINE_FILE):
+            self.seen = SeenPhotos(self.folder)
             self._read(paths, total)
+            self.making.finish()
 
     def _read(self, paths: Sequence[Path], total: int) -> None:
         earlier = frozenset(self.in_bank)
@@ -159,7 +180,7 @@ class _Build:
             self.settings.retry_quarantined,
         )
         with (
-            Quarantine(self.out / QUARANTINE_FILE) as quarantine,
+            Quarantine(self.folder / QUARANTINE_FILE) as quarantine,
             progress("photos into the ORP bank", total, "photos") as bar,
         ):
             try:
@@ -173,7 +194,7 @@ class _Build:
                         self.seen.remember(result.photo, result.sha256, None)
                         self.duplicates += result.sha256 not in earlier
                     bar.advance(isinstance(found, Photo), f"{quarantine.total} quarantined" if quarantine.total else "")
-                self._commit()
+                self.shards.commit()
             finally:
                 self.seen.save()
                 self.quarantined = quarantine.total
@@ -194,30 +215,7 @@ class _Build:
     def _add(self, photo: CutPhoto) -> None:
         self.in_bank.add(photo.sha256)
         self.seen.remember(photo.photo, photo.sha256, None)
-        if self.shard is None:
-            per_photo = self.settings.crops_per_image
-            self.shard = ShardInMaking(
-                self.tower,
-                self.manifest,
-                CATALOGUE_SCHEMA,
-                max(1, self.settings.shard_rows // per_photo) * per_photo,
-                self.manifest.identity["tokens_per_crop"],
-                self.settings.dtype,
-                self.settings.batch,
-            )
-        for crop in photo.crops:
-            self.shard.add(row_of(photo, crop), crop.pixels, crop.tokens)
-        if self.shard.full:
-            self._commit()
-
-    def _commit(self) -> None:
-        if self.shard is None:
-            return
-        self.manifest.shards.append(self.shard.write(self.out, {"photos": self.shard.distinct("image_sha256")}))
-        # The index no longer describes the bank; leaving it listed would let a kill while it is rewritten damage it.
-        self.manifest.files.pop(INDEX_FILE, None)
-        self.manifest.save(self.out)
-        self.shard = None
+        self.shards.add([Picture(row_of(photo, crop), crop.pixels, crop.tokens) for crop in photo.crops])
 
 
 def row_of(photo: CutPhoto, crop: Crop) -> dict[str, Any]:
@@ -239,8 +237,8 @@ def _identity(clip: Clip, tower: ImageTower, settings: OrpBankSettings, kept_out
     }
 
 
-def _hashes(out: Path, manifest: Manifest) -> set[str]:
+def _hashes(catalogues: Sequence[Path]) -> set[str]:
     hashes: set[str] = set()
-    for catalogue in manifest.catalogues(out):
+    for catalogue in catalogues:
         hashes.update(pq.read_table(catalogue, columns=["image_sha256"]).column(0).to_pylist())
     return hashes

@@ -19,6 +19,7 @@ from dptr.cache.interrupts import unheard_by_children
 from dptr.cache.progress import note, progress
 from dptr.cache.ranges import require_at_least
 from dptr.cache.word_images.writer import write_word_images
+from dptr.pipeline.parts.part import WHOLE, Part
 from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.fonts import FontCollection, find_fonts
 from dptr.pipeline.rendering.style import NATURAL, RenderStyle
@@ -73,6 +74,7 @@ def render_words(
     photos: Sequence[Path] = (),
     style: RenderStyle = NATURAL,
     workers: int = 1,
+    part: Part = WHOLE,
 ) -> RenderSummary:
     """Render ``words`` as labelled crops into ``out`` (``.lmdb``, ``.parquet`` or a folder with ``labels.tsv``).
 
@@ -85,6 +87,7 @@ def render_words(
         photos: image files that backgrounds may be cut from.
         style: how strong each effect may be.
         workers: processes that render.
+        part: which share of the crops to render, into a Parquet file that ``dptr merge`` takes.
 
     Raises:
         UserError: a number out of range, no words, no fonts, no font that can draw any word, ``out`` is taken, or a
@@ -96,14 +99,15 @@ def render_words(
     usable, refused = _drawable(words, collection)
     order = np.random.default_rng(seed).permutation(len(usable))
     job = _Job([usable[i] for i in order], collection, list(photos), style, seed)
-    total = len(usable) if count is None else count
+    wanted = part.stretch(len(usable) if count is None else count)
+    total, target = len(wanted), part.beside(out, ".parquet")
     started = time.monotonic()
-    with write_word_images(out) as writer, progress("rendering words", total, "crops") as bar:
-        for crops in _render(job, total, workers):
+    with write_word_images(target) as writer, progress("rendering words", total, "crops") as bar:
+        for crops in _render(job, wanted, workers):
             for image, label in crops:
                 writer.write(image, label)
             bar.advance(len(crops))
-    return RenderSummary(out, total, len(collection.fonts), len(refused), refused[:5], time.monotonic() - started)
+    return RenderSummary(target, total, len(collection.fonts), len(refused), refused[:5], time.monotonic() - started)
 
 
 def _drawable(words: Sequence[str], fonts: FontCollection) -> tuple[list[str], list[str]]:
@@ -121,8 +125,8 @@ def _drawable(words: Sequence[str], fonts: FontCollection) -> tuple[list[str], l
     return usable, refused
 
 
-def _render(job: _Job, total: int, workers: int) -> Iterator[list[tuple[bytes, str]]]:
-    tasks = [range(start, min(start + _CROPS_A_TASK, total)) for start in range(0, total, _CROPS_A_TASK)]
+def _render(job: _Job, wanted: range, workers: int) -> Iterator[list[tuple[bytes, str]]]:
+    tasks = [wanted[start : start + _CROPS_A_TASK] for start in range(0, len(wanted), _CROPS_A_TASK)]
     if workers <= 1:
         yield from ([job.crop(index) for index in task] for task in tasks)
         return

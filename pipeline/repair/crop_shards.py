@@ -47,7 +47,7 @@ def rebuild(losses: Losses, scratch: Path) -> None:
     batch = losses.setting("batch", EmbedCropsSettings.batch)
     making = {
         number: ShardInMaking(
-            tower, losses.before(number), CATALOGUE_SCHEMA, shard.rows, len(kept), identity["dtype"], batch
+            tower, losses.place(number), CATALOGUE_SCHEMA, shard.rows, len(kept), identity["dtype"], batch
         )
         for number, shard in losses.shards
     }

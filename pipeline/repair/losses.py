@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dptr.cache.errors import UserError
 from dptr.cache.stores.manifest import Manifest, Shard
+from dptr.pipeline.parts.store_in_making import Place
 
 #: In a manifest's details: what each run of the command was given.
 INPUTS = "inputs"
@@ -49,9 +50,9 @@ class Losses:
         """Catalogues that are as they were committed."""
         return [self.folder / s.catalogue for s in self.manifest.shards if s.catalogue not in self.files]
 
-    def before(self, number: int) -> Manifest:
-        """Return the manifest as it was when shard ``number`` was made."""
-        return replace(self.manifest, shards=self.manifest.shards[:number])
+    def place(self, number: int) -> Place:
+        """Return where shard ``number`` comes in the store."""
+        return Place(number, sum(shard.rows for shard in self.manifest.shards[:number]))
 
     def setting(self, name: str, otherwise: Any) -> Any:
         """Return what the newest run was given for a setting; stores of an earlier version do not hold it."""

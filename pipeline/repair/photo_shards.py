@@ -38,9 +38,7 @@ def rebuild(losses: Losses, scratch: Path) -> None:
     reader = PhotoReader(tower, crops, identity["seed"], kept, False, elsewhere, nothing, True)
     batch = losses.setting("batch", OrpBankSettings.batch)
     making = {
-        number: ShardInMaking(
-            tower, losses.before(number), CATALOGUE_SCHEMA, shard.rows, kept, identity["dtype"], batch
-        )
+        number: ShardInMaking(tower, losses.place(number), CATALOGUE_SCHEMA, shard.rows, kept, identity["dtype"], batch)
         for number, shard in losses.shards
     }
     paths = [Path(path) for entry in inputs for path in entry["paths"]]

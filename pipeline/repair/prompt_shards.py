@@ -54,7 +54,7 @@ def rebuild(losses: Losses, scratch: Path) -> None:
             if sum(len(prompt.labels) for prompt in prompts) != shard.rows:
                 raise UserError(f"the corpus no longer gives the {shard.rows} rows of {shard.name}", "Make it anew")
             states = tower.encode([prompt.token_ids for prompt in prompts], settings.tokens_per_batch)
-            first = losses.before(number).rows
+            first = losses.place(number).first_id
             write_prompt_shard(scratch, number, first, prompts, states, settings.dtype)
 
 

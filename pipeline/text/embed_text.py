@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dptr.cache.choices import StatesDtype
+from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, QUARANTINE_FILE
 from dptr.cache.progress import Progress, note, progress
 from dptr.cache.stores.lock import locked
@@ -24,6 +25,8 @@ from dptr.cache.stores.manifest import Manifest, Shard
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import States
 from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.parts.part import WHOLE, Part
+from dptr.pipeline.parts.store_in_making import StoreInMaking
 from dptr.pipeline.repair.losses import remember_inputs
 from dptr.pipeline.text.corpus import Corpus, corpus_fingerprint, nothing_usable, read_corpus
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
@@ -65,52 +68,70 @@ class Estimate:
 class _Filling:
     """A prompt store in the making, and what encodes its prompts."""
 
-    out: Path
-    manifest: Manifest
+    making: StoreInMaking
     tower: TextTower
     settings: EmbedTextSettings
 
 
-def embed_text(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> EmbedTextSummary:
-    """Embed the distinct labels of a corpus into the prompt store ``out``, adding what it lacks.
+def embed_text(paths: Sequence[str], out: Path, settings: EmbedTextSettings, part: Part = WHOLE) -> EmbedTextSummary:
+    """Embed the distinct labels of a corpus into the prompt store ``out``, adding what it lacks, or a ``part`` of that.
 
     Raises:
         UserError: an input or setting is wrong. DamagedStore: ``out`` holds a store of another kind of states.
         TooManyRefused: more inputs were refused than allowed; what was computed stays.
     """
     started = time.monotonic()
-    asked = _what_is_asked(paths, settings)
-    finished = _finished(out, asked, settings.max_bad, started)
+    _require_separable(paths, settings, part)
+    asked, folder = _what_is_asked(paths, settings), part.beside(out)
+    finished = _finished(folder, asked, settings.max_bad, started)
     if finished is not None:
         return finished
-    with locked(out):
-        return _embed(paths, out, settings, asked, started)
+    with locked(folder):
+        return _embed(paths, out, settings, part, asked, started)
+
+
+def _require_separable(paths: Sequence[str], settings: EmbedTextSettings, part: Part) -> None:
+    """Check that a part can know its share from the corpus alone."""
+    if part.is_whole:
+        return
+    if settings.cover_pieces:
+        raise UserError(
+            "which words --cover-pieces makes up depends on all parts", "Merge the parts, then run it without --part"
+        )
+    if "-" in paths:
+        raise UserError("each part reads the whole corpus, which standard input is only once", "Name a file")
 
 
 def _embed(
-    paths: Sequence[str], out: Path, settings: EmbedTextSettings, asked: dict[str, Any] | None, started: float
+    paths: Sequence[str],
+    out: Path,
+    settings: EmbedTextSettings,
+    part: Part,
+    asked: dict[str, Any] | None,
+    started: float,
 ) -> EmbedTextSummary:
     tower, identity, load_seconds = load_tower(settings)
-    manifest = Manifest.begin_or_go_on(out, "prompts", identity)
+    making = StoreInMaking(out, "prompts", identity, part)
+    manifest, folder = making.manifest, making.folder
     remember_inputs(manifest, list(paths), _remembered(settings))
-    filling, rows_before = _Filling(out, manifest, tower, settings), manifest.rows
-    with manifest.rewriting(out, QUARANTINE_FILE):
+    filling, rows_before = _Filling(making, tower, settings), manifest.rows
+    with manifest.rewriting(folder, QUARANTINE_FILE):
         with (
-            Quarantine(out / QUARANTINE_FILE) as quarantine,
+            Quarantine(folder / QUARANTINE_FILE) as quarantine,
             read_corpus(paths, settings.corpus, quarantine) as corpus,
         ):
-            settle_charset(out, manifest, corpus.charset, settings.corpus.charset == "auto")
-            write_prefix(out, manifest, tower)
+            settle_charset(folder, manifest, corpus.charset, settings.corpus.charset == "auto")
+            write_prefix(folder, manifest, tower)
             _embed_remaining(filling, corpus, quarantine)
-            if not manifest.rows:
+            if not making.rows:
                 raise nothing_usable(paths, quarantine)
             more = _embed_made_up(filling, corpus, quarantine) if settings.cover_pieces else []
             table = corpus.summary(quarantine, more)
         # Only now is the quarantine's file in its place, and the store as a whole finished.
-        manifest.details |= {"finished": asked, "summary": table, "quarantined": quarantine.total}
+        making.finish(finished=asked, summary=table, quarantined=quarantine.total)
     quarantine.check(settings.max_bad)
     seconds, computed = time.monotonic() - started - load_seconds, manifest.rows - rows_before
-    return EmbedTextSummary(out, manifest.rows, computed, quarantine.total, seconds, load_seconds, table)
+    return EmbedTextSummary(folder, manifest.rows, computed, quarantine.total, seconds, load_seconds, table)
 
 
 def _remembered(settings: EmbedTextSettings) -> dict[str, Any]:
@@ -185,7 +206,7 @@ def _finished(out: Path, asked: dict[str, Any] | None, max_bad: int | None, star
 def _embed_remaining(filling: _Filling, corpus: Corpus, quarantine: Quarantine) -> None:
     """Embed the labels that the store lacks."""
     total = corpus.kept
-    corpus.without(filling.manifest.catalogues(filling.out))
+    corpus.without(filling.making.catalogues)
     with progress("embedding", total, "labels", total - corpus.remaining) as shown:
         groups = _groups(corpus, filling.tower, filling.settings, quarantine, filling.settings.shard_rows)
         _embed_groups(filling, groups, shown)
@@ -196,7 +217,7 @@ def _embed_made_up(filling: _Filling, corpus: Corpus, quarantine: Quarantine) ->
     tower, settings = filling.tower, filling.settings
     template, rules = Template(settings.template), settings.corpus
     goal = CoverageGoal(settings.cover_pieces, settings.seed)
-    catalogues = filling.manifest.catalogues(filling.out)
+    catalogues = filling.making.manifest.catalogues(filling.making.folder)
     made_up = make_up_words(catalogues, tower, template, corpus.charset, rules.normalization, goal)
     remaining = made_up.without(catalogues)
     groups = prompts_of([remaining], corpus.charset, rules, template, tower, quarantine, settings.shard_rows)
@@ -206,26 +227,27 @@ def _embed_made_up(filling: _Filling, corpus: Corpus, quarantine: Quarantine) ->
 
 
 def _embed_groups(filling: _Filling, groups: Iterable[list[Prompt]], shown: Progress) -> None:
-    """Embed prompts shard by shard and commit each in its turn."""
-    out, manifest, tower, settings = filling.out, filling.manifest, filling.tower, filling.settings
-    first_id = manifest.rows
+    """Embed prompts shard by shard and commit each in its turn; shards of other parts are passed over."""
+    making, tower, settings = filling.making, filling.tower, filling.settings
     with ThreadPoolExecutor(max_workers=1) as writer:
         writing: Future[Shard] | None = None
-        for number, prompts in enumerate(groups, start=len(manifest.shards)):
-            if writing is None:
-                _check(tower, prompts)
-            states = _encode(tower, prompts, settings)
-            _commit(out, manifest, writing)
-            writing = writer.submit(write_prompt_shard, out, number, first_id, prompts, states, settings.dtype)
-            first_id += sum(len(prompt.labels) for prompt in prompts)
+        for prompts in groups:
+            wanted, place = making.wants_next, making.pass_on(sum(len(prompt.labels) for prompt in prompts))
+            if wanted:
+                if writing is None:
+                    _check(tower, prompts)
+                states = _encode(tower, prompts, settings)
+                _commit(making, writing)
+                writing = writer.submit(
+                    write_prompt_shard, making.folder, place.number, place.first_id, prompts, states, settings.dtype
+                )
             shown.advance(len(prompts))
-        _commit(out, manifest, writing)
+        _commit(making, writing)
 
 
-def _commit(out: Path, manifest: Manifest, writing: Future[Shard] | None) -> None:
+def _commit(making: StoreInMaking, writing: Future[Shard] | None) -> None:
     if writing is not None:
-        manifest.shards.append(writing.result())
-        manifest.save(out)
+        making.commit(writing.result())
 
 
 def _groups(

@@ -24,13 +24,14 @@ from dptr.cache.normalization import Normalization
 from dptr.cache.progress import progress
 from dptr.cache.ranges import require_at_least
 from dptr.cache.stores.lock import locked
-from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.word_crops import CATALOGUE_SCHEMA
 from dptr.cache.word_images.form import Refused
 from dptr.pipeline.choices import Precision
-from dptr.pipeline.clip.image_shard import ShardInMaking
+from dptr.pipeline.clip.image_shards import ImageShards, Picture, ShardForm
 from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
+from dptr.pipeline.parts.part import WHOLE, Part
+from dptr.pipeline.parts.store_in_making import StoreInMaking
 from dptr.pipeline.read_ahead import read_ahead
 from dptr.pipeline.repair.losses import remember_inputs
 from dptr.pipeline.word_crops.crop_reader import CropReader, FoundCrop, ReadCrop, find_crops
@@ -99,8 +100,10 @@ class EmbedCropsSummary:
     load_seconds: float
 
 
-def embed_crops(paths: Sequence[Path], out: Path, settings: EmbedCropsSettings) -> EmbedCropsSummary:
-    """Embed labelled crops into the word-crop store ``out``, adding those that it lacks.
+def embed_crops(
+    paths: Sequence[Path], out: Path, settings: EmbedCropsSettings, part: Part = WHOLE
+) -> EmbedCropsSummary:
+    """Embed labelled crops into the word-crop store ``out``, adding those that it lacks, or a ``part`` of that.
 
     Raises:
         UserError: no crop that can be used, or impossible settings.
@@ -110,18 +113,18 @@ def embed_crops(paths: Sequence[Path], out: Path, settings: EmbedCropsSettings) 
     started = time.monotonic()
     charset = Charset.named(settings.charset)
     total = sum(1 for _ in find_crops(paths))
-    with locked(out):
+    with locked(part.beside(out)):
         clip = load_clip(settings.clip, settings.precision, settings.device)
-        build = _Build(out, clip, charset, settings)
+        build = _Build(out, clip, charset, settings, part)
         before = build.manifest.rows
         remember_inputs(build.manifest, [str(path) for path in paths], {"batch": settings.batch})
         build.run(paths, total)
-    rows = build.manifest.rows
-    if not rows:
-        raise UserError(f"none of {total} crops can be used", f"See why in {out / QUARANTINE_FILE}")
+    rows, folder = build.manifest.rows, build.making.folder
+    if not build.making.rows:
+        raise UserError(f"none of {total} crops can be used", f"See why in {folder / QUARANTINE_FILE}")
     seconds = time.monotonic() - started - clip.load_seconds
     return EmbedCropsSummary(
-        out,
+        folder,
         rows,
         rows // settings.views,
         rows - before,
@@ -135,16 +138,18 @@ def embed_crops(paths: Sequence[Path], out: Path, settings: EmbedCropsSettings) 
 class _Build:
     """The state of one run."""
 
-    def __init__(self, out: Path, clip: Clip, charset: Charset, settings: EmbedCropsSettings) -> None:
-        self.out = out
+    def __init__(self, out: Path, clip: Clip, charset: Charset, settings: EmbedCropsSettings, part: Part) -> None:
         self.settings = settings
         self.charset = charset
         self.tower = ImageTower(clip)
         # All but the class token, which stands nowhere in the picture.
         self.kept = np.arange(1, self.tower.tokens)
-        self.manifest = Manifest.begin_or_go_on(out, "word_crops", self._identity(clip))
-        self.in_store = _in_store(out, self.manifest)
-        self.shard: ShardInMaking | None = None
+        self.making = StoreInMaking(out, "word_crops", self._identity(clip), part)
+        self.manifest = self.making.manifest
+        self.in_store = _in_store(self.making.catalogues)
+        rows = max(1, settings.shard_rows // settings.views) * settings.views
+        form = ShardForm(CATALOGUE_SCHEMA, rows, len(self.kept), settings.dtype, settings.batch)
+        self.shards = ImageShards(self.making, self.tower, form)
         self.duplicates = 0
         self.quarantined = 0
 
@@ -177,8 +182,8 @@ class _Build:
             earlier,
         )
         with (
-            self.manifest.rewriting(self.out, QUARANTINE_FILE),
-            Quarantine(self.out / QUARANTINE_FILE) as quarantine,
+            self.manifest.rewriting(self.making.folder, QUARANTINE_FILE),
+            Quarantine(self.making.folder / QUARANTINE_FILE) as quarantine,
             progress("crops into the store", total, "crops") as bar,
         ):
             for found, crop in read_ahead(find_crops(paths), reader.read, settings.workers):
@@ -192,32 +197,13 @@ class _Build:
                 else:
                     self.duplicates += identity not in earlier
                 bar.advance(1, f"{quarantine.total} quarantined" if quarantine.total else "")
-            self._commit()
+            self.shards.commit()
             self.quarantined = quarantine.total
+            self.making.finish()
 
     def _add(self, found: FoundCrop, crop: ReadCrop) -> None:
-        views = self.settings.views
-        if self.shard is None:
-            rows = max(1, self.settings.shard_rows // views) * views
-            self.shard = ShardInMaking(
-                self.tower,
-                self.manifest,
-                CATALOGUE_SCHEMA,
-                rows,
-                len(self.kept),
-                self.settings.dtype,
-                self.settings.batch,
-            )
-        for view, pixels in enumerate(crop.views):
-            self.shard.add(row_of(found, crop, view), pixels, self.kept)
-        if self.shard.full:
-            self._commit()
-
-    def _commit(self) -> None:
-        if self.shard is not None:
-            self.manifest.shards.append(self.shard.write(self.out, {}))
-            self.manifest.save(self.out)
-            self.shard = None
+        views = enumerate(crop.views)
+        self.shards.add([Picture(row_of(found, crop, view), pixels, self.kept) for view, pixels in views])
 
 
 def row_of(found: FoundCrop, crop: ReadCrop, view: int) -> dict[str, Any]:
@@ -226,9 +212,9 @@ def row_of(found: FoundCrop, crop: ReadCrop, view: int) -> dict[str, Any]:
     return {"label": crop.label, "view": view, **place}
 
 
-def _in_store(out: Path, manifest: Manifest) -> set[tuple[str, str]]:
+def _in_store(catalogues: Sequence[Path]) -> set[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
-    for catalogue in manifest.catalogues(out):
+    for catalogue in catalogues:
         table = pq.read_table(catalogue, columns=["image_sha256", "label"])
         found.update(zip(table["image_sha256"].to_pylist(), table["label"].to_pylist(), strict=True))
     return found

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader, Dataset
 
 from dptr.cache.errors import DptrError, UserError
-from dptr.cache.interrupts import ignore_from_now_on
 from dptr.cache.progress import note
 
 Batch = TypeVar("Batch")
@@ -82,8 +81,8 @@ def _raise_errors(made: Any) -> Any:
 
 
 def _leave_signals_to_training(_: int) -> None:
-    """Launchers and terminals signal a whole group of processes; the step under way still needs its batches."""
-    ignore_from_now_on()
+    """Form a group of its own: terminals and launchers signal whole groups, and a step under way needs its batches."""
+    os.setpgid(0, 0)
 
 
 def _as_it_is(batch: Any) -> Any:

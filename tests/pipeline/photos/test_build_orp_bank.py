@@ -17,6 +17,7 @@ from dptr.cache.errors import DamagedStore, TooManyRefused, UserError
 from dptr.cache.file_names import INDEX_FILE
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.orp import OrpBank
+from dptr.pipeline.clip.image_shard import ShardInMaking
 from dptr.pipeline.clip.loading import ImageTower, load_clip
 from dptr.pipeline.photos import build_orp_bank as module
 from dptr.pipeline.photos.build_orp_bank import OrpBankSettings, build_orp_bank
@@ -80,15 +81,15 @@ def test_workers_and_a_kill_change_no_byte(photos: Path, tmp_path: Path, monkeyp
     build_orp_bank([photos], tmp_path / "four", dataclasses.replace(SETTINGS, workers=4))
     assert hashes(tmp_path / "four") == hashes(tmp_path / "one")
 
-    write = module.ShardInMaking.write
+    write = ShardInMaking.write
 
-    def die_at_second(shard: module.ShardInMaking, folder: Path, details: dict[str, object]) -> object:
+    def die_at_second(shard: ShardInMaking, folder: Path, details: dict[str, object]) -> object:
         if shard._number == 1:
             raise KeyboardInterrupt
         return write(shard, folder, details)
 
     with monkeypatch.context() as patched:
-        patched.setattr(module.ShardInMaking, "write", die_at_second)
+        patched.setattr(ShardInMaking, "write", die_at_second)
         with pytest.raises(KeyboardInterrupt):
             build_orp_bank([photos], tmp_path / "killed", SETTINGS)
     (tmp_path / "killed" / "part-00001.arrow").write_bytes(b"half a shard")

@@ -23,7 +23,7 @@ from dptr.cache.stores.word_crops import WordCropStore
 from dptr.cache.word_images.dataset import preprocess
 from dptr.cache.workspace import Workspace
 from dptr.pipeline.clip import bundled
-from dptr.pipeline.word_crops import embed_crops as module
+from dptr.pipeline.clip.image_shard import ShardInMaking
 from dptr.pipeline.word_crops.embed_crops import EmbedCropsSettings, embed_crops
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe, weights_hash
@@ -105,15 +105,15 @@ def test_workers_a_kill_and_another_order_of_folders_change_no_view(
     embed_crops([crops], tmp_path / "one", SETTINGS)
     embed_crops([crops], tmp_path / "three", dataclasses.replace(SETTINGS, workers=3))
     assert hashes(tmp_path / "three") == hashes(tmp_path / "one")
-    write = module.ShardInMaking.write
+    write = ShardInMaking.write
 
-    def die_at_second(shard: module.ShardInMaking, folder: Path, details: dict[str, object]) -> object:
+    def die_at_second(shard: ShardInMaking, folder: Path, details: dict[str, object]) -> object:
         if shard._number == 1:
             raise KeyboardInterrupt
         return write(shard, folder, details)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(module.ShardInMaking, "write", die_at_second)
+        patched.setattr(ShardInMaking, "write", die_at_second)
         embed_crops([crops], tmp_path / "killed", SETTINGS)
     resumed = embed_crops([crops], tmp_path / "killed", SETTINGS)
     assert (resumed.rows, resumed.computed) == (15, 9)

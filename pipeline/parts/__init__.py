@@ -1,0 +1,4 @@
+"""Shares of stage 1, each made on its own machine without the others, and what joins them.
+
+part says which shards are whose, store_in_making fills a store or a part's share of one, merge makes one of all shares.
+"""
