@@ -14,24 +14,25 @@ COMMON = "--debug --help --json --no-check --quiet --workspace"
 FROZEN = {
     "ablate": "--device --jobs --name",
     "build-orp-bank": "--clip --crops-per-image --device --dtype --exclude-near --exclude-threshold --max-bad --out "
-    "--precision --retry-quarantined --seed --tokens-per-crop --workers",
+    "--part --precision --retry-quarantined --seed --tokens-per-crop --workers",
     "demo": "--out",
     "doctor": "",
-    "embed-crops": "--augmentation --charset --clip --device --dtype --max-bad --max-label-length --out --precision "
-    "--seed --views --workers",
+    "embed-crops": "--augmentation --charset --clip --device --dtype --max-bad --max-label-length --out --part "
+    "--precision --seed --views --workers",
     "embed-text": "--ascii --case --charset --clip --column --context --cover-pieces --device --dry-run "
-    "--dtype --max-bad --max-label-length --min-count --out --precision --seed --shard-rows --states --template "
+    "--dtype --max-bad --max-label-length --min-count --out --part --precision --seed --shard-rows --states --template "
     "--unicode --unit",
     "evaluate": "--data --device --precision --words",
     "export": "--data --half --out --to --words",
     "finetune": "--charset --data --device --encoder --fmu --freeze --from --mix --out --recipe --seed --set --steps "
     "--track --validation",
     "init": "--out",
+    "merge": "",
     "mine-neighbours": "--orp --prompts -k",
     "pack-crops": "--out",
     "pretrain": "--decoder --device --noise --orp --out --prompts --recipe --sampling --seed --set --steps --track",
     "read": "--batch-size --boxes --device --out --precision --words",
-    "render-words": "--count --fonts --out --photos --seed --style --workers",
+    "render-words": "--count --fonts --out --part --photos --seed --style --workers",
     "report": "--data --orp --out --prompts",
     "sql": "--format --open --orp --out --prompts",
     "train-clip": "--charset --clip --data --device --from --out --photos --recipe --seed --set --steps --track "
