@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -226,14 +226,14 @@ def share_statistics(model: nn.Module, before: list[Tensor], micro_batches: int)
     mine = share(micro_batches)
     known = dict(zip((id(buffer) for buffer in model.buffers()), before, strict=True))
     for norm in model.modules():
-        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or not norm.training or norm.running_mean is None:
+        if not (isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training and norm.track_running_stats):
             continue
         if norm.momentum is None:
             raise UserError("this encoder's batch norm averages over all steps", "Train it in one process")
         keep = 1 - norm.momentum
-        for running in (norm.running_mean, norm.running_var):
+        for running in (cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)):
             start = known[id(running)]
             added = (running - keep ** len(mine) * start) * keep ** (micro_batches - mine.stop)
             running.copy_(keep**micro_batches * start + total(added))
-        if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.copy_(known[id(norm.num_batches_tracked)] + micro_batches)
+        counted = cast(Tensor, norm.num_batches_tracked)
+        counted.copy_(known[id(counted)] + micro_batches)
