@@ -88,7 +88,8 @@ SELDOM = ["pretrain.log_every=1", "pretrain.validate_every=100000", "pretrain.ch
 
 
 @pytest.mark.slow
-def test_two_signals_close_to_each_other_leave_a_training_its_last_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_two_signals_close_to_each_other_leave_a_training_its_last_step(tmp_path: Path, first: signal.Signals) -> None:
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
     run = tmp_path / "run"
@@ -99,7 +100,7 @@ def test_two_signals_close_to_each_other_leave_a_training_its_last_step(tmp_path
         waited_until = time.monotonic() + 120
         while not (run / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < waited_until:
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(first)
         time.sleep(0.03)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=120)
