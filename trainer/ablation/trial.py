@@ -20,7 +20,7 @@ from dptr.cache.word_images.dataset import WordImages
 from dptr.trainer.ablation.arms import Pretraining, Trial, key_of
 from dptr.trainer.ablation.crops import fingerprint, open_data, open_validation
 from dptr.trainer.ablation.remembered import remember_tests
-from dptr.trainer.evaluate import read_word_images
+from dptr.trainer.evaluate import ReadImages, read_word_images
 from dptr.trainer.finetune import finetune
 from dptr.trainer.metrics import field_score
 from dptr.trainer.model.encoders.clip import ClipEncoder
@@ -71,8 +71,8 @@ def run_trial(trial: Trial, speeds: Path, device: str) -> list[dict[str, Any]]:
     for name, path in trial.tests.items():
         images = WordImages.open_as_written([path])
         read = read_word_images(recognizer, images, torch.device(device))
-        texts = [reading.text for reading in read.readings]
-        rows.append({**common, "test": name, "test_sha256": fingerprint(images), **_judged(read, texts, trial)})
+        judgement = judged(read, name, trial.protocol)
+        rows.append({**common, "test": name, "test_sha256": fingerprint(images), **judgement})
     return rows
 
 
@@ -115,12 +115,12 @@ def _speeds(timings: Path) -> list[dict[str, Any]]:
     return [line for line in lines if "rows_per_second" in line]
 
 
-def _judged(read: Any, texts: list[str], trial: Trial) -> dict[str, Any]:
-    """Figures of a test set, and of each image that counts whether it was read right."""
-    charset = Charset.named(trial.protocol)
+def judged(read: ReadImages, test: str, protocol: str) -> dict[str, Any]:
+    """Return a row's figures of a test set, and of each image that counts whether it was read right."""
+    charset, texts = Charset.named(protocol), [reading.text for reading in read.readings]
     total = field_score(read.truths, texts, charset).score
     if total is None:
-        raise UserError(f"no word of {', '.join(trial.tests)} counts with {trial.protocol} characters", "Name others")
+        raise UserError(f"no word of {test} counts with {protocol} characters", "Name others")
     single = [field_score([truth], [text], charset).score for truth, text in zip(read.truths, texts, strict=True)]
     counted = [(key, score.accuracy == 1) for key, score in zip(read.keys, single, strict=True) if score is not None]
     return {
