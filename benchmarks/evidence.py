@@ -3,8 +3,9 @@
     python benchmarks/evidence.py            write them into the page
     python benchmarks/evidence.py --check    exit 1 where page and rows differ
 
-A table stands between ``<!-- rows: NAME -->`` and ``<!-- end -->``; its rows are ``docs/evidence/NAME.parquet``, a copy
-of the ``rows.parquet`` that ``dptr ablate recipes/NAME.toml`` wrote. Where there are no rows the page says so.
+A table stands between ``<!-- rows: NAME -->`` and ``<!-- end -->``; its rows are ``docs/evidence/NAME.parquet``: a
+copy of the ``rows.parquet`` that ``dptr ablate recipes/NAME.toml`` wrote, or what ``benchmarks/NAME.py --out`` wrote
+(NAME may end in a hyphen and what was measured). Where there are no rows the page says so.
 """
 
 from __future__ import annotations

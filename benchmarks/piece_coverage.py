@@ -2,20 +2,22 @@
 
 One prompt store holds a word list and what `--cover-pieces` adds to it. Two decoders, the same but for their rows,
 learn for as many steps: one from the list alone, one from both. Both read the same held-out words of two kinds: words
-of the list, and made-up words, which hold every piece alike. A table in Markdown comes out, means over seeds.
+of the list, and made-up words, which hold every piece alike. A point of the curve is an arm of `dptr ablate`'s tables,
+which come out in Markdown; --out keeps the rows, for benchmarks/evidence.py.
 
 --vocabulary takes CLIP's published merges (bpe_simple_vocab_16e6.txt.gz) and a small text tower of random weights: the
 spelling of 49,408 pieces is learnt, not what a trained CLIP would say of them.
 
-Smallest size: --words FEW_WORDS --cover 2 --steps 4 --every 2 --seeds 1 --batch 8 --dim 32 --held-out 20
+Smallest size: --words FEW_WORDS --cover 2 --steps 4 --every 2 --seeds 1 --batch 8 --dim 32 --held-out 20 --out ROWS
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
-import statistics
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.pipeline.text.made_up_words import MADE_UP
+from dptr.trainer.ablation.comparison import compare
+from dptr.trainer.ablation.rows import SCHEMA, Row, write_rows
+from dptr.trainer.ablation.table import as_markdown
 from dptr.trainer.data.row_set import RowSet
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
@@ -54,6 +59,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--dim", type=int, default=128, help="of the decoder")
     parser.add_argument("--held-out", type=int, default=300, help="words of each kind that are read, at most")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--out", type=Path, help="a Parquet file for the rows")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     set_quiet(True)
@@ -81,43 +88,62 @@ def measure(store: PromptStore, arguments: argparse.Namespace) -> None:
         f"stands in {arguments.cover} prompts; {len(tests[0])} and {len(tests[1])} held out; decoder nrtr 2 x "
         f"{arguments.dim}, batches of {arguments.batch}, {arguments.seeds} seeds\n"
     )
-    curves = {way: [curve(store, rows[way], tests, seed, arguments) for seed in range(arguments.seeds)] for way in WAYS}
-    print("| steps | " + " | ".join(f"{kind}, {way}" for kind in KINDS for way in WAYS) + " |")
-    print("|" + " --- |" * (1 + len(KINDS) * len(WAYS)))
-    for point in range(len(curves[WAYS[0]][0])):
-        cells = [shown([seed[point][kind] for seed in curves[way]]) for kind in range(len(KINDS)) for way in WAYS]
-        print(f"| {(point + 1) * arguments.every} | " + " | ".join(cells) + " |")
+    rows_of_curves: list[Row] = []
+    for seed in range(arguments.seeds):
+        for way in WAYS:
+            rows_of_curves += curve(store, way, rows[way], tests, seed, arguments)
+            if arguments.out:
+                write_rows(arguments.out, in_order(rows_of_curves))
+    print(as_markdown(compare(in_order(rows_of_curves))))
 
 
 def curve(
     store: PromptStore,
+    way: str,
     rows: NDArray[np.int64],
     tests: list[NDArray[np.int64]],
     seed: int,
     arguments: argparse.Namespace,
-) -> list[list[float]]:
-    """Train on ``rows``; return what share of each test's words is read, at every point."""
-    recipe = recipe_of(arguments, seed)
+) -> Iterator[Row]:
+    """Train on ``rows``; yield what is read of each test's words at every point, compared with the way without."""
+    recipe, seconds = recipe_of(arguments, seed), 0.0
     device = torch.device(arguments.device)
     torch.manual_seed(seed)
     decoder = build_decoder(recipe.decoder, len(store.charset.characters), store.dim).to(device)
     optimizer = torch.optim.AdamW(decoder.parameters(), recipe.pretrain.learning_rate, weight_decay=0, fused=True)
-    batches, points = PromptBatches(store, None, RowSet.of(rows, len(store)), recipe), []
-    for step in range(arguments.steps):
+    batches = PromptBatches(store, None, RowSet.of(rows, len(store)), recipe)
+    blank = dict.fromkeys(SCHEMA.names) | {"ablation": "piece_coverage", "base": False, "start": "none"}
+    blank |= {"pretrain_steps": 0, "pretrain_seconds": 0.0, "protocol": "36", "crops": 0}
+    blank |= {"parameters": sum(parameter.numel() for parameter in decoder.parameters())}
+    for step in range(1, arguments.steps + 1):
+        started = time.process_time()
         decoder.train()
         for group in optimizer.param_groups:
-            group["lr"] = recipe.pretrain.learning_rate * rate_factor(step, recipe.pretrain)
-        batch = batches(step)
-        loss = decoder.loss(batch.memory.to(device), batch.targets.to(device))
+            group["lr"] = recipe.pretrain.learning_rate * rate_factor(step - 1, recipe.pretrain)
+        batch = batches(step - 1)
+        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.precision == "bf16"):
+            loss = decoder.loss(batch.memory.to(device), batch.targets.to(device))
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), recipe.pretrain.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % arguments.every == 0:
-            read = [read_prompts(decoder, store, test, None, 0.0, recipe.memory, device) for test in tests]
-            labels = [store.labels_of(test) for test in tests]
-            points.append([score(truth, texts).accuracy for truth, texts in zip(labels, read, strict=True)])
-    return points
+        seconds += time.process_time() - started
+        if step % arguments.every:
+            continue
+        against = "" if way == WAYS[0] else f"{WAYS[0]}, {step} steps"
+        point = {"arm": f"{way}, {step} steps", "against": against, "seed": seed, "steps": step, "seconds": seconds}
+        for kind, test in zip(KINDS, tests, strict=True):
+            labels = store.labels_of(test)
+            texts = read_prompts(decoder, store, test, None, 0.0, recipe.memory, device)
+            read = score(labels, texts)
+            figures = {"words": read.words, "accuracy": read.accuracy, "one_minus_ned": read.one_minus_ned}
+            right = [label == text for label, text in zip(labels, texts, strict=True)]
+            yield {**blank, **point, **figures, "test": kind, "test_sha256": kind, "images": labels, "right": right}
+
+
+def in_order(rows: list[Row]) -> list[Row]:
+    """Both ways at each point, seeds behind each other."""
+    return sorted(rows, key=lambda row: (row["steps"], WAYS.index(row["arm"].split(",")[0]), row["seed"]))
 
 
 def recipe_of(arguments: argparse.Namespace, seed: int) -> Recipe:
@@ -126,11 +152,6 @@ def recipe_of(arguments: argparse.Namespace, seed: int) -> Recipe:
     # A point of the curve is what was learnt by then, not what a schedule kept for the end.
     steady = {"schedule": "constant", "steps": arguments.steps, "batch_size": arguments.batch, "seed": seed}
     return recipe.replace("pretrain", **steady)
-
-
-def shown(values: list[float]) -> str:
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{spread}"
 
 
 def write_clip(folder: Path, vocabulary: Path) -> Path:

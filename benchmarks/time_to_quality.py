@@ -5,10 +5,11 @@ authors  their decoder (recipe `paper`: six layers of 512, six orders), one orde
 dptr     the recipe named, on states from a prompt store; the seconds of embedding count
 
 Both learn the same words from the same CLIP, with as many rows a step and a rate that stays after its warm-up; neither
-gets noise. The clock stands still while held-out words are read. By default CLIP has the sizes of ViT-B/16's text side
-and random weights, which cost the same as trained ones; what is learnt is to spell its states.
+gets noise. The clock stands still while held-out words are read; on a machine that others use, too, --clock processor
+counts processor time instead. --out keeps the curves as rows for benchmarks/evidence.py. By default CLIP has the sizes
+of ViT-B/16's text side and random weights, which cost the same as trained ones; what is learnt is to spell its states.
 
-Smallest size: --quick --rows 60 --held-out 10 --batch 4 --limit 2 --every 1
+Smallest size: --quick --rows 60 --held-out 10 --batch 4 --limit 2 --every 1 --out ROWS
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from dptr.pipeline.clip.loading import Clip, load_clip
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.pipeline.text.templates import Template
+from dptr.trainer.ablation.rows import SCHEMA, Row, write_rows
 from dptr.trainer.data.row_set import RowSet
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
@@ -55,6 +57,8 @@ def main() -> None:
     parser.add_argument("--goal", type=float, default=0.9, help="share of held-out words to be read")
     parser.add_argument("--limit", type=float, default=3600, help="seconds of training for each way")
     parser.add_argument("--every", type=float, default=60, help="seconds between two points of the curve")
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="what is counted")
+    parser.add_argument("--out", type=Path, help="a Parquet file for the rows")
     parser.add_argument("--quick", action="store_true", help="a small CLIP and decoder: only shows that it runs")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
@@ -71,22 +75,28 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     if not arguments.clip:
         write_clip(folder / "clip", arguments.quick)
     settings = EmbedTextSettings(CorpusSettings(charset="36", case="lower"), name, device=arguments.device)
-    summary = embed_text([str(folder / "words.txt")], folder / "prompts", settings)
+    clock = stopwatch(arguments)
+    started = clock()
+    embed_text([str(folder / "words.txt")], folder / "prompts", settings)
+    embedding = clock() - started
     store, clip = PromptStore(folder / "prompts"), load_clip(name, "fp32", arguments.device)
     rows = np.random.default_rng(0).permutation(len(store))
     held_out, training = np.sort(rows[: arguments.held_out]), np.sort(rows[arguments.held_out :])
     print(
         f"{len(training):,} words to learn, {len(held_out)} held out; batches of {arguments.batch}, "
-        f"{arguments.device}, {torch.get_num_threads()} threads; embedding took {summary.seconds:.1f} s"
+        f"{arguments.device}, {torch.get_num_threads()} threads; embedding took {embedding:.1f} s"
     )
     ways = {
-        "dptr": (Dptr(store, training, arguments), summary.seconds),
+        "dptr": (Dptr(store, training, arguments), embedding),
         "authors": (Authors(store, clip, training, arguments), 0.0),
     }
-    reached = {}
+    reached, points = {}, list[Row]()
     for name_of_way, (way, before) in ways.items():
         print(f"\n{name_of_way:9}{'seconds':>9}{'rows':>10}{'read':>8}", flush=True)
-        reached[name_of_way] = time_to_goal(way, held_out, before, arguments)
+        reached[name_of_way], curve = time_to_goal(way, held_out, before, arguments)
+        points += [{**row, "arm": f"{name_of_way}, {row['seconds']:,.0f} s"} for row in curve]
+        if arguments.out:
+            write_rows(arguments.out, points)
     ours, theirs = reached["dptr"], reached["authors"]
     if ours is None:
         print(f"\ndptr did not read {arguments.goal:.0%} within {arguments.limit:g} s")
@@ -111,8 +121,10 @@ class Way:
         """The loss on batch ``number``, and how many rows it has."""
         raise NotImplementedError
 
-    def read(self, rows: NDArray[np.int64]) -> float:
-        """The share of ``rows`` that is read."""
+    store: PromptStore
+
+    def read(self, rows: NDArray[np.int64]) -> list[str]:
+        """What is read of ``rows``."""
         raise NotImplementedError
 
     def begin(self, decoder: Decoder, rate: float) -> None:
@@ -148,10 +160,9 @@ class Dptr(Way):
         targets = batch.targets.to(self.device)
         return self.decoder.loss(batch.memory.to(self.device), targets), len(targets.inputs)
 
-    def read(self, rows: NDArray[np.int64]) -> float:
+    def read(self, rows: NDArray[np.int64]) -> list[str]:
         """As validation does."""
-        texts = read_prompts(self.decoder, self.store, rows, None, 0.0, self.recipe.memory, self.device)
-        return score(self.store.labels_of(rows), texts).accuracy
+        return read_prompts(self.decoder, self.store, rows, None, 0.0, self.recipe.memory, self.device)
 
 
 class Authors(Way):
@@ -187,14 +198,14 @@ class Authors(Way):
         return torch.cat([pooled[:, None], output.last_hidden_state], dim=1)
 
     @torch.inference_mode()
-    def read(self, rows: NDArray[np.int64]) -> float:
+    def read(self, rows: NDArray[np.int64]) -> list[str]:
         """From CLIP's states, padded like those of training."""
         self.decoder.eval()
         labels, texts = self.store.labels_of(rows), list[str]()
         for start in range(0, len(labels), self.batch):
             logits = self.decoder.decode(Memory(self.memory(labels[start : start + self.batch])))
             texts += decode_texts(logits, self.store.charset)
-        return score(labels, texts).accuracy
+        return texts
 
 
 def small(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
@@ -202,30 +213,43 @@ def small(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
     return recipe.replace("decoder", dim=64, heads=2, layers=2, feed_forward=64) if arguments.quick else recipe
 
 
-def time_to_goal(way: Way, held_out: NDArray[np.int64], before: float, arguments: argparse.Namespace) -> float | None:
-    """Train until the goal or the limit, printing the curve; return the seconds, or None where the limit came first."""
-    clock = stopwatch(arguments.device)
+def time_to_goal(
+    way: Way, held_out: NDArray[np.int64], before: float, arguments: argparse.Namespace
+) -> tuple[float | None, list[Row]]:
+    """Train until the goal or the limit, printing the curve.
+
+    Returns:
+        the seconds, None where the limit came first; and the curve as rows without a name.
+    """
+    clock, labels, points = stopwatch(arguments), way.store.labels_of(held_out), list[Row]()
+    blank = dict.fromkeys(SCHEMA.names) | {"ablation": "time_to_quality", "base": False, "against": "", "seed": 0}
+    blank |= {"start": "none", "protocol": "36", "test": "held-out words", "test_sha256": "words", "crops": 0}
+    blank |= {"pretrain_steps": 0, "pretrain_seconds": 0.0, "images": labels}
     spent, rows, next_point = before, 0, arguments.every
     while spent < arguments.limit:
         started = clock()
         rows += way.step()
         spent += clock() - started
         if spent >= next_point or spent >= arguments.limit:
-            share = way.read(held_out)
-            print(f"{'':9}{spent:9.1f}{rows:10,}{share:8.1%}", flush=True)
-            if share >= arguments.goal:
-                return spent
+            texts = way.read(held_out)
+            read = score(labels, texts)
+            print(f"{'':9}{spent:9.1f}{rows:10,}{read.accuracy:8.1%}", flush=True)
+            figures = {"words": read.words, "accuracy": read.accuracy, "one_minus_ned": read.one_minus_ned}
+            right = [label == text for label, text in zip(labels, texts, strict=True)]
+            points.append({**blank, **figures, "right": right, "seconds": spent, "steps": way.taken})
+            if read.accuracy >= arguments.goal:
+                return spent, points
             next_point = spent + arguments.every
-    return None
+    return None, points
 
 
-def stopwatch(device: str) -> Callable[[], float]:
-    """Return a clock that waits for the device."""
+def stopwatch(arguments: argparse.Namespace) -> Callable[[], float]:
+    """Return a clock that waits for the device, or processor time."""
 
     def now() -> float:
-        if device.startswith("cuda"):
+        if arguments.device.startswith("cuda"):
             torch.cuda.synchronize()
-        return time.perf_counter()
+        return time.process_time() if arguments.clock == "processor" else time.perf_counter()
 
     return now
 

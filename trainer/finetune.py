@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ def finetune(
         DamagedStore: ``out`` holds another run, or a store is of another tower.
     """
     started = time.monotonic()
+    if recipe.memory.kind == "pooled":
+        images, validation = _pooled(images), None if validation is None else _pooled(validation)
     training, given = images, validation
     if validation is not None:
         require_one_kind(images, validation)
@@ -146,6 +148,11 @@ def _encoder(
     images.require_tower(weights_hash(weights), recipe.encoder.kind)
     given = GivenTokens(encoder.dim, encoder.size, encoder.grid)
     return given, {f"{_ENCODER}{name}": tensor for name, tensor in weights.items()}
+
+
+def _pooled(images: WordImages) -> WordImages:
+    """Let stored crops come with their pooled vectors; pictures stay what they are."""
+    return replace(images, pooled=True) if isinstance(images, StoredCrops) else images
 
 
 def _weights_of(start: runs.Trained, images: WordImages) -> dict[str, Tensor]:

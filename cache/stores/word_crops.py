@@ -72,3 +72,7 @@ class WordCropStore(StatesStore):
         """
         positions = np.broadcast_to(np.arange(self.tokens_per_crop), (len(crops), self.tokens_per_crop))
         return self._reader.gather_tokens(crops * self.views + views, positions)
+
+    def pooled(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the pooled vectors of crops in chosen views, each of shape (batch,): (batch, pooled_dim)."""
+        return self.pooled_of(crops * self.views + views)

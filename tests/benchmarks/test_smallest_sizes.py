@@ -64,7 +64,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Named:
         pixels = generator.integers(0, 256, (12, 16, 3), np.uint8)
         Image.fromarray(pixels).resize((160, 120)).save(folder / "photos" / f"{number}.png")
     names = {"WORDS": "words.txt", "FEW_WORDS": "few.txt", "PHOTOS": "photos", "OUT": "out", "FIGURE": "figure.svg"}
-    names["PICTURE"] = "picture.png"
+    names |= {"PICTURE": "picture.png", "ROWS": "rows.parquet"}
     return {name: str(folder / file) for name, file in names.items()}
 
 
@@ -97,7 +97,7 @@ def dptr(workspace: Path, *arguments: object) -> None:
 
 #: Word in capitals -> the fixture that knows what it stands for.
 STAND_INS = {
-    **dict.fromkeys(("WORDS", "FEW_WORDS", "PHOTOS", "OUT", "FIGURE", "PICTURE"), "inputs"),
+    **dict.fromkeys(("WORDS", "FEW_WORDS", "PHOTOS", "OUT", "FIGURE", "PICTURE", "ROWS"), "inputs"),
     **dict.fromkeys(("WORKSPACE", "PRETRAINED"), "pretrained"),
     **dict.fromkeys(("CROPS", "ONNX", "IMAGE"), "exported"),
 }

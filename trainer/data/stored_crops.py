@@ -26,10 +26,12 @@ class StoredCrops(WordImages):
     """Word images whose pictures are not at hand, in several views, from stores of one image tower.
 
     A sample's ``data_set`` says which of ``stores`` it is in, ``rows`` which crop of that store it is: (samples,).
+    With ``pooled`` a view's pooled vector stands before its tokens.
     """
 
     stores: list[WordCropStore] = field(kw_only=True)
     rows: NDArray[np.int64] = field(kw_only=True)
+    pooled: bool = False
 
     @classmethod
     def of(cls, stores: Sequence[WordCropStore], charset: Charset, normalization: Normalization) -> Self:
@@ -76,11 +78,14 @@ class StoredCrops(WordImages):
         return self.views(indices, np.full(len(indices), _PLAIN_VIEW))
 
     def views(self, indices: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.floating]:
-        """Return the tokens of crops in chosen views, shape (batch, tokens, dim), in the precision that is stored."""
+        """Return the tokens of crops in chosen views, shape (batch, tokens, dim), in the precision that is stored.
+
+        With ``pooled``: each behind its pooled vector, shape (batch, 1 + tokens, dim).
+        """
         numbers = self._store_numbers()[indices]
         of_each = [np.flatnonzero(numbers == number) for number in range(len(self.stores))]
         parts = [
-            (places, store.tokens(self.rows[indices[places]], views[places]))
+            (places, self._look(store, self.rows[indices[places]], views[places]))
             for places, store in zip(of_each, self.stores, strict=True)
             if len(places)
         ]
@@ -90,6 +95,10 @@ class StoredCrops(WordImages):
         for places, part in parts:
             tokens[places] = part
         return tokens
+
+    def _look(self, store: WordCropStore, crops: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.floating]:
+        tokens = store.tokens(crops, views)
+        return np.concatenate([store.pooled(crops, views)[:, None], tokens], axis=1) if self.pooled else tokens
 
     def require_tower(self, image_weights: str, name: str) -> None:
         """Check that an image tower is the one that the tokens come from; ``name`` is for people.

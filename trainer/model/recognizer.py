@@ -23,6 +23,7 @@ from dptr.trainer.model.decoders.pooled import PooledDecoder, directions
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.base import Encoder
 from dptr.trainer.model.encoders.clip import ClipEncoder
+from dptr.trainer.model.encoders.given import GivenTokens
 from dptr.trainer.model.fmu import FeatureMergeUnit
 from dptr.trainer.model.folding import fold_batch_norms, halve_linears
 from dptr.trainer.model.layers import grid_positions
@@ -34,6 +35,8 @@ _FORMER_CTC_HEAD = "column_head."
 _PLACES = "places"
 #: Confidence from which a text is taken as it is, whatever words there are.
 _SURE = 0.9
+#: Encoders that give an image's pooled vector themselves.
+_POOLING = (ClipEncoder, GivenTokens)
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Recognizer(nn.Module):
         if not isinstance(self.decoder, PooledDecoder):
             tokens = self.tokens(images)
             return tokens, Memory(self.fmu(self._positioned(tokens)))
-        if isinstance(self.encoder, ClipEncoder):
+        if isinstance(self.encoder, _POOLING):
             tokens, pooled = self.encoder.tokens_and_pooled(_scaled(images))
             return tokens, Memory(directions(pooled, self.decoder.image_mean)[:, None])
         tokens = self.tokens(images)
@@ -187,7 +190,7 @@ class Recognizer(nn.Module):
 def _merging(recipe: Recipe, encoder: Encoder, memory_dim: int) -> nn.Module:
     """Return what turns the encoder's tokens into the memory."""
     fmu, pooled = recipe.fmu, recipe.memory.kind == "pooled"
-    if pooled and isinstance(encoder, ClipEncoder):
+    if pooled and isinstance(encoder, _POOLING):
         # The tower has merged its tokens itself; there is nothing left to do.
         if encoder.dim != memory_dim:
             raise UserError(

@@ -123,6 +123,18 @@ def test_an_arm_that_starts_from_pooled_vectors_sees_through_its_clip(inputs: Pa
     assert {row["pretrain_steps"] for row in result.rows if row["arm"] != "plain"} == {2}
 
 
+def test_pooled_vectors_of_a_store_train_what_the_tower_in_the_loop_trains(inputs: Path, tmp_path: Path) -> None:
+    pooled = 'start = "pretrain"\nmemory.kind = "pooled"\n'
+    frozen = 'finetune = {augmentation = 0.0, freeze = "encoder:1000"}\n'
+    arms = f'[arms.stored]\n{pooled}data.crops.path = "{inputs}/store1"\n[arms.looped]\n{pooled}{frozen}'
+    result = run(inputs, tmp_path, arms)
+    stored, looped = (trained(inputs, result, arm).weights() for arm in ("stored", "looped"))
+    learnt = [name for name in stored if name.startswith("decoder.")]
+    assert any("unfolding" in name for name in learnt)
+    for name in learnt:
+        torch.testing.assert_close(stored[name], looped[name], atol=1e-5, rtol=0)
+
+
 def test_a_zero_label_arm_reads_with_what_was_pre_trained_and_trains_nothing(inputs: Path, tmp_path: Path) -> None:
     arm = '[arms.none]\nstart = "pretrain"\nzero_label = true\nmemory.kind = "pooled"\n'
     result = run(inputs, tmp_path, arm)

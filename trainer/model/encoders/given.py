@@ -1,4 +1,7 @@
-"""In place of an encoder whose tokens are stored: what comes in are tokens, and they go out as they are."""
+"""In place of an encoder whose tokens are stored: what comes in are tokens, and they go out as they are.
+
+For a decoder of pooled vectors an image's own stands before its tokens.
+"""
 
 from __future__ import annotations
 
@@ -24,3 +27,7 @@ class GivenTokens(Encoder):
     def forward(self, images: Tensor) -> Tensor:
         """(batch, tokens, dim) in the precision that is stored -> the same in float32."""
         return images.float()
+
+    def tokens_and_pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, 1 + tokens, dim), the pooled vector first -> tokens, and pooled vectors (batch, dim), in float32."""
+        return images[:, 1:].float(), images[:, 0].float()
