@@ -90,7 +90,8 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         "dptr": (Dptr(store, training, arguments), embedding),
         "authors": (Authors(store, clip, training, arguments), 0.0),
     }
-    reached, points = {}, list[Row]()
+    reached: dict[str, float | None] = {}
+    points: list[Row] = []
     for name_of_way, (way, before) in ways.items():
         print(f"\n{name_of_way:9}{'seconds':>9}{'rows':>10}{'read':>8}", flush=True)
         reached[name_of_way], curve = time_to_goal(way, held_out, before, arguments)
@@ -221,7 +222,8 @@ def time_to_goal(
     Returns:
         the seconds, None where the limit came first; and the curve as rows without a name.
     """
-    clock, labels, points = stopwatch(arguments), way.store.labels_of(held_out), list[Row]()
+    clock, labels = stopwatch(arguments), way.store.labels_of(held_out)
+    points: list[Row] = []
     blank = dict.fromkeys(SCHEMA.names) | {"ablation": "time_to_quality", "base": False, "against": "", "seed": 0}
     blank |= {"start": "none", "protocol": "36", "test": "held-out words", "test_sha256": "words", "crops": 0}
     blank |= {"pretrain_steps": 0, "pretrain_seconds": 0.0, "images": labels}
