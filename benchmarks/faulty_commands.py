@@ -147,7 +147,11 @@ class Faulty:
     def _train_clip(self, out: Path) -> list[str]:
         sizes = {"batch_size": 4, "photos": 2, "checkpoint_every": 2, "validate_every": 4, "validation_rows": 8}
         changes = [part for key, size in sizes.items() for part in ("--set", f"clip.{key}={size}")]
-        crops = ["--data", str(self.crops), "--validation", str(self.crops), "--photos", str(self.photos)]
+        others = self.folder / "others"
+        if not others.exists():
+            self.words.with_name("others.txt").write_text("\n".join(f"{word}q" for word in made_up_words(20)))
+            self.done(["render-words", str(self.words.with_name("others.txt")), "-o", str(others)])
+        crops = ["--data", str(self.crops), "--validation", str(others), "--photos", str(self.photos)]
         return ["train-clip", *crops, "--steps", "4", "--device", "cpu", *changes, "-o", str(out)]
 
     def _grid(self) -> Path:

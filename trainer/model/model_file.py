@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.stores import sealed
 from dptr.cache.stores.files import atomic_path, sha256_of
 from dptr.cache.word_counts import pack, unpack
@@ -21,6 +22,7 @@ from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 from dptr.trainer.tensor_file import save_tensors
 from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
 from dptr.trainer.training.runs import RunKind, Trained
+from dptr.trainer.training.settings import WIDEST
 
 #: The recogniser that is installed with the package; its model card lies beside it.
 BUNDLED = Path(__file__).parent / "bundled" / "english.safetensors"
@@ -49,9 +51,13 @@ class ModelFile:
         try:
             recipe = load_saved_recipe(header["dptr_recipe"], str(path))
             charset, memory_dim = Charset(header["dptr_charset"]), int(header["dptr_memory_dim"])
+            if not 0 < memory_dim <= WIDEST:
+                raise ValueError(f"a memory {memory_dim} wide")
             return cls(path, header["dptr_kind"], recipe, charset, memory_dim)  # type: ignore[arg-type]
         except KeyError as error:
             raise UserError(f"{path} was not written by dptr", "Export a run: --to safetensors") from error
+        except ValueError as error:
+            raise DamagedStore(f"{path} is damaged: {what_is_wrong(error)}", "Export it again") from error
 
     @property
     def name(self) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dptr.cache.charset import Charset
-from dptr.cache.errors import UserError
+from dptr.cache.errors import DamagedStore, UserError
 from dptr.trainer.model.character_model import CharacterModel
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
@@ -230,7 +230,11 @@ def load_recognizer(run: Trained, device: str = "cpu") -> Recognizer:
         UserError: the run has no checkpoint yet. DamagedStore: its checkpoint is damaged.
     """
     recognizer = Recognizer(run.recipe, run.charset, run.memory_dim)
-    recognizer.load_state_dict(run.weights())
+    try:
+        recognizer.load_state_dict(run.weights())
+    except RuntimeError as error:
+        advice = "Restore it from a copy, or train or export it again"
+        raise DamagedStore(f"the weights of {run.name} are not those of a model of its recipe", advice) from error
     recognizer.eval()
     fold_batch_norms(recognizer)
     return recognizer.to(device)

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from dptr.trainer.choices import FmuKind, NoiseDraw, Sampling
 
 #: Beyond these no computer has the memory; a typing mistake is refused before memory is allocated.
-_WIDEST, _DEEPEST, _LARGEST_IMAGE, _LARGEST_COUNT = 16_384, 256, 8_192, 1_000_000_000
+WIDEST = 16_384
+_DEEPEST, _LARGEST_IMAGE, _LARGEST_COUNT = 256, 8_192, 1_000_000_000
 
 
 class Settings(BaseModel):
@@ -22,11 +23,11 @@ class DecoderSettings(Settings):
     """The decoder that stages 2 and 3 share. ``memory_dim`` 0 takes the store's width, or ``dim`` without a store."""
 
     kind: str = "parseq"
-    memory_dim: int = Field(default=0, ge=0, le=_WIDEST)
-    dim: int = Field(default=192, ge=1, le=_WIDEST)
+    memory_dim: int = Field(default=0, ge=0, le=WIDEST)
+    dim: int = Field(default=192, ge=1, le=WIDEST)
     heads: int = Field(default=6, ge=1, le=_DEEPEST)
     layers: int = Field(default=1, ge=1, le=_DEEPEST)
-    feed_forward: int = Field(default=768, ge=1, le=4 * _WIDEST)
+    feed_forward: int = Field(default=768, ge=1, le=4 * WIDEST)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     permutations: int = Field(default=6, ge=1, le=1000)
     refinements: int = Field(default=1, ge=0, le=100)
@@ -50,10 +51,10 @@ class EncoderSettings(Settings):
     kind: str = "vit"
     config: str = ""
     stem: Literal["linear", "convolution"] = "linear"
-    dim: int = Field(default=192, ge=1, le=_WIDEST)
+    dim: int = Field(default=192, ge=1, le=WIDEST)
     heads: int = Field(default=3, ge=1, le=_DEEPEST)
     layers: int = Field(default=6, ge=1, le=_DEEPEST)
-    channels: int = Field(default=32, ge=1, le=_WIDEST)
+    channels: int = Field(default=32, ge=1, le=WIDEST)
     image_height: int = Field(default=32, ge=2, le=_LARGEST_IMAGE)
     image_width: int = Field(default=128, ge=2, le=_LARGEST_IMAGE)
     image_widths: str = ""
