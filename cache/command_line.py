@@ -157,7 +157,8 @@ def figures_of(summary: Any) -> dict[str, Any]:
 def print_report(name: str, report: Report, as_json: bool) -> None:
     """Print what a command came to on stdout, and what it could not use on stderr."""
     for row, text in report.rows:
-        print(plain_json.dumps(row) if as_json else text)
+        # Whoever reads a pipe gets each as it comes.
+        print(plain_json.dumps(row) if as_json else text, flush=True)
     for problem in report.problems:
         print(f"error: {visible(problem)}", file=sys.stderr)
     if report.answer is not None:

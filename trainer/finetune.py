@@ -19,7 +19,7 @@ from dptr.trainer.data.image_batches import CropBatches, ImageBatch, ImageBatche
 from dptr.trainer.data.stored_batches import StoredBatches
 from dptr.trainer.data.stored_crops import StoredCrops, require_one_kind
 from dptr.trainer.evaluate import read_stored_crops, read_word_images
-from dptr.trainer.metrics import score
+from dptr.trainer.metrics import field_score, score
 from dptr.trainer.model.coverage import Coverage, load_weights
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.base import Encoder, PretrainedEncoder
@@ -254,7 +254,10 @@ def _frozen_epochs(freeze: str, parts: list[str]) -> dict[str, float]:
 
 
 def _validate(model: torch.nn.Module, images: WordImages, device: torch.device) -> dict[str, float]:
-    """Read the validation images, compared as they stand and, like the field's 36-character protocol, case aside."""
+    """Read the validation images, compared as they stand, and by the field's 36-character protocol where it has words.
+
+    Of labels in another script than Latin that protocol leaves nothing to compare, hence its own number of words.
+    """
     if not isinstance(model, Recognizer):
         raise TypeError(f"{type(model).__name__} is not a recogniser")
     if isinstance(images, StoredCrops):
@@ -262,10 +265,10 @@ def _validate(model: torch.nn.Module, images: WordImages, device: torch.device) 
     else:
         read = read_word_images(model, images, device)
     texts = [reading.text for reading in read.readings]
-    exact, folded = score(read.truths, texts), score(read.truths, texts, Charset.named("36"))
+    exact, folded = score(read.truths, texts), field_score(read.truths, texts, Charset.named("36"))
     return {
         "score": exact.accuracy,
         "accuracy": exact.accuracy,
-        "accuracy_36": folded.accuracy,
+        **({"accuracy_36": folded.score.accuracy, "words_36": folded.words} if folded.score else {}),
         "one_minus_ned": exact.one_minus_ned,
     }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,13 @@ from dptr.trainer.zero_label import FindClip, zero_label_recognizer
 Picture = Image.Image | Path | str | NDArray[np.uint8]
 #: Words that are likely: a file of them, one a line, how often each occurs, or ``none``.
 Words = Path | str | Mapping[str, float]
+#: A picture, or why there is none.
+Opened = Image.Image | UserError
 
 _BATCH = 64
+#: Batches of pictures that wait to be sorted by width, and pixels after which fewer do.
+_BATCHES_SORTED = 4
+_MOST_PIXELS = 1 << 26
 
 
 class Reader:
@@ -61,23 +66,28 @@ class Reader:
         return list(self.read_each(images, batch_size))
 
     def read_each(self, images: Iterable[Picture], batch_size: int | None = None) -> Iterator[Reading]:
-        """Yield readings as :meth:`read` lists them, batch by batch: memory does not grow with their number."""
+        """Yield readings as :meth:`read` lists them, as they are read: memory does not grow with their number."""
         if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
             raise UserError("one picture where several are wanted", "Give a list: read([picture])")
         if batch_size is not None and batch_size < 1:
             raise UserError(f"a batch of {batch_size}", "Read one picture at once at least")
-        waiting = iter(images)
-        while batch := list(islice(waiting, batch_size or self.batch_size)):
-            yield from self._read_batch([open_picture(image) for image in batch])
+        for found in self.read_opened((partial(open_picture, image) for image in images), batch_size):
+            if isinstance(found, UserError):
+                raise found
+            yield found
 
-    def read_opened(self, openers: Sequence[Callable[[], Image.Image]]) -> Iterator[Reading | UserError]:
-        """Open pictures and read them at once; yield a reading for each, or what keeps it from being read."""
-        opened = [_opened(opener) for opener in openers]
-        readings = iter(self._read_batch([picture for picture in opened if isinstance(picture, Image.Image)]))
-        yield from (next(readings) if isinstance(found, Image.Image) else found for found in opened)
+    def read_opened(
+        self, openers: Iterable[Callable[[], Image.Image]], batch_size: int | None = None
+    ) -> Iterator[Reading | UserError]:
+        """Open pictures and read them; yield a reading for each, in order, or what keeps it from being read.
 
-    def _read_batch(self, pictures: Sequence[Image.Image]) -> list[Reading]:
-        return read_pictures(self.recognizer, pictures, self._device)
+        Several batches of them wait until they are sorted by width; with a batch of one picture, none waits.
+        """
+        size = batch_size or self.batch_size
+        for opened in _groups(map(_opened, openers), 1 if size == 1 else size * _BATCHES_SORTED):
+            pictures = [picture for picture in opened if isinstance(picture, Image.Image)]
+            readings = iter(read_pictures(self.recognizer, pictures, self._device, size))
+            yield from (next(readings) if isinstance(found, Image.Image) else found for found in opened)
 
 
 def load(
@@ -132,7 +142,7 @@ def find_images(paths: Iterable[Path]) -> Iterator[Path]:
     """
     for path in paths:
         if path.is_dir():
-            found = _pictures_in(path)
+            found = pictures_in(path)
             first = next(found, None)
             if first is None:
                 raise UserError(f"no picture in {path}", f"Known kinds: {', '.join(IMAGE_SUFFIXES)}")
@@ -144,7 +154,7 @@ def find_images(paths: Iterable[Path]) -> Iterator[Path]:
             raise UserError(f"{path} does not exist", "Name picture files or folders")
 
 
-def _pictures_in(folder: Path) -> Iterator[Path]:
+def pictures_in(folder: Path) -> Iterator[Path]:
     """Yield the pictures below a folder; only names are held, and those of one folder at a time."""
     for inside, folders, names in os.walk(folder):
         folders.sort()
@@ -179,7 +189,21 @@ def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
 
 
-def _opened(opener: Callable[[], Image.Image]) -> Image.Image | UserError:
+def _groups(opened: Iterable[Opened], count: int) -> Iterator[list[Opened]]:
+    """Yield ``count`` neighbours at a time, or fewer where they are large."""
+    group: list[Opened] = []
+    pixels = 0
+    for found in opened:
+        group.append(found)
+        pixels += found.width * found.height if isinstance(found, Image.Image) else 0
+        if len(group) == count or pixels > _MOST_PIXELS:
+            yield group
+            group, pixels = [], 0
+    if group:
+        yield group
+
+
+def _opened(opener: Callable[[], Image.Image]) -> Opened:
     try:
         return opener()
     except UserError as error:

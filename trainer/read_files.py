@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +18,7 @@ from dptr.cache import plain_json
 from dptr.cache.errors import UserError
 from dptr.cache.stores.files import atomic_path
 from dptr.trainer.page_boxes import read_boxes
+from dptr.trainer.model.recognizer import Reading
 from dptr.trainer.read import Reader, find_images, open_picture
 
 Row = dict[str, Any]
@@ -37,9 +39,13 @@ _ROWS_A_GROUP = 4096
 
 
 def pictures(names: Iterable[str]) -> Iterator[Source]:
-    """Yield files and the pictures in folders, found as they are wanted."""
-    for path in find_images(Path(name) for name in names if name):
-        yield {"image": str(path)}, partial(open_picture, path)
+    """Return files and the pictures in folders, found as they are wanted."""
+    return map(picture, find_images(Path(name) for name in names if name))
+
+
+def picture(path: Path) -> Source:
+    """Return a picture of one word as a source."""
+    return {"image": str(path)}, partial(open_picture, path)
 
 
 def words_of_page(page: Path, boxes: Path) -> Iterator[Source]:
@@ -62,23 +68,36 @@ class Tally:
 
 
 def read_rows(reader: Reader, sources: Iterable[Source], tally: Tally, batch_size: int | None = None) -> Iterator[Row]:
-    """Yield a row for each picture that can be read, in order, and count; memory holds one batch.
+    """Yield a row for each picture that can be read, in order, and count; memory holds a few batches.
 
     Raises:
         UserError: there is no picture, or none can be read.
     """
-    waiting = iter(sources)
-    while batch := list(islice(waiting, batch_size or reader.batch_size)):
-        for (described, _), found in zip(batch, reader.read_opened([source[1] for source in batch]), strict=True):
-            if isinstance(found, UserError):
-                tally.problems.append(f"{found}")
-            else:
-                tally.read += 1
-                yield {**described, **vars(found)}
+    for described, found in found_in(reader, sources, batch_size):
+        if isinstance(found, UserError):
+            tally.problems.append(f"{found}")
+        else:
+            tally.read += 1
+            yield {**described, **vars(found)}
     if not tally.read and not tally.problems:
         raise UserError("no image named", "Name pictures of one word each, or folders of them")
     if not tally.read:
         raise UserError(f"none of {len(tally.problems)} images could be read: {tally.problems[0]}")
+
+
+def found_in(
+    reader: Reader, sources: Iterable[Source], batch_size: int | None = None
+) -> Iterator[tuple[Row, Reading | UserError]]:
+    """Yield each source's description, in order, with its reading or what keeps it from being read."""
+    waiting: deque[Row] = deque()
+
+    def openers() -> Iterator[Callable[[], Image.Image]]:
+        for described, opener in sources:
+            waiting.append(described)
+            yield opener
+
+    for found in reader.read_opened(openers(), batch_size):
+        yield waiting.popleft(), found
 
 
 def write_rows(out: Path, rows: Iterable[Row]) -> None:

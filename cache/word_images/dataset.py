@@ -22,7 +22,7 @@ from dptr.cache.errors import DptrError, UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.pictures import UnusablePicture, decode
 from dptr.cache.validation import validation_position
-from dptr.cache.word_images.form import Refused, Source
+from dptr.cache.word_images.form import NotLabelled, Refused, Source
 from dptr.cache.word_images.sources import find_sources
 
 _EXAMPLES = 3
@@ -99,7 +99,7 @@ class WordImages:
         images = cls()
         images._list(paths, lambda source, key, raw: raw)
         if not images.samples:
-            raise UserError(f"no label in {', '.join(map(str, paths))}", "Name data with labels and images")
+            raise NotLabelled(f"no label in {', '.join(map(str, paths))}", "Name data with labels and images")
         return images
 
     def _list(self, paths: Sequence[Path], usable: Callable[[str, str, str], str | None]) -> None:

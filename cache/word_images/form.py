@@ -6,6 +6,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from dptr.cache.errors import UserError
+
+
+class NotLabelled(UserError):
+    """What lies there is something else than labelled word images; damaged ones are a plain :class:`UserError`."""
+
 
 class Refused(NamedTuple):
     """In place of a label: why a sample cannot be used; samples are counted by the reason."""

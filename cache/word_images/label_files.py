@@ -16,7 +16,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.file_names import LABELS_FILE
 from dptr.cache.pictures import read_encoded
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.word_images.form import MISSING, Form, Refused
+from dptr.cache.word_images.form import MISSING, Form, NotLabelled, Refused
 
 #: Names of label files in a folder, the most telling first; several PaddleOCR files in one folder are all read.
 PATTERNS = (LABELS_FILE, "gt.txt", "labels.jsonl", "rec_gt_*.txt", "label.txt", "labels.txt", "*.txt")
@@ -47,14 +47,14 @@ class LabelFile:
         """Find the folder that the file's image names start from: its own, or the one above as in PaddleOCR's data.
 
         Raises:
-            UserError: no image that it names is there.
+            NotLabelled: no image that it names is there.
         """
         names = [name for name, _ in islice(_rows(path), _ROWS_PROBED)]
         for folder in (path.parent, path.parent.parent):
             if any(_is_file(folder / name) for name in names if _inside(folder, name)):
                 return cls(path, folder)
         example = f", for one {names[0]!r}" if names else ""
-        raise UserError(
+        raise NotLabelled(
             f"{path} names no image that is there{example}",
             "Each line holds an image's path inside the folder, a tab and its label",
         )

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from dptr.cache.errors import UserError
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.word_images.form import MISSING, Form, Refused
+from dptr.cache.word_images.form import MISSING, Form, NotLabelled, Refused
 
 #: Columns that may hold encoded images, the most telling first.
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "image_bytes")
@@ -127,7 +127,7 @@ def _image_column(file: pq.ParquetFile, path: Path) -> str:
     try:
         return image_column(file.schema_arrow)
     except ValueError as error:
-        raise UserError(f"{path} has {error}", _ADVICE) from error
+        raise NotLabelled(f"{path} has {error}", _ADVICE) from error
 
 
 def _label_column(file: pq.ParquetFile, path: Path) -> str:
@@ -135,7 +135,7 @@ def _label_column(file: pq.ParquetFile, path: Path) -> str:
     for name in _LABEL_COLUMNS:
         if name in present:
             return name
-    raise UserError(f"{path} has none of the columns {', '.join(_LABEL_COLUMNS)}, only {', '.join(present)}", _ADVICE)
+    raise NotLabelled(f"{path} has none of the columns {', '.join(_LABEL_COLUMNS)}, only {', '.join(present)}", _ADVICE)
 
 
 def _damaged(path: Path | str, error: Exception) -> UserError:

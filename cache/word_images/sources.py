@@ -8,7 +8,7 @@ from pathlib import Path
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE
 from dptr.cache.word_images import label_files, lmdb_form, parquet_form, tar_form
-from dptr.cache.word_images.form import Form, Source
+from dptr.cache.word_images.form import Form, NotLabelled, Source
 
 #: Every form that can be read; docs/new_crop_form.md adds one.
 FORMS: list[Form] = [lmdb_form.FORM, label_files.FORM, parquet_form.FORM, tar_form.FORM]
@@ -18,7 +18,7 @@ def find_sources(path: Path) -> list[Source]:
     """Return the data sets at ``path``: one file, one folder, or a folder of archives at any depth.
 
     Raises:
-        UserError: there is none; the message lists the accepted forms.
+        NotLabelled: there is none; the message lists the accepted forms. UserError: it is damaged, or not there.
     """
     if not path.exists():
         raise UserError(f"there is no {path}", "Name a folder or file with labelled word images")
@@ -29,7 +29,7 @@ def find_sources(path: Path) -> list[Source]:
     sources = _in_folder(path) if path.is_dir() else _in_file(path)
     if not sources:
         accepted = ", ".join(form.description for form in FORMS)
-        raise UserError(f"no labelled word images in {path}", f"Accepted are {accepted}")
+        raise NotLabelled(f"no labelled word images in {path}", f"Accepted are {accepted}")
     return sources
 
 

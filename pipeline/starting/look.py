@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dptr.cache.errors import DptrError, UserError
+from dptr.cache.errors import UserError
+from dptr.cache.word_images import label_files
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages
+from dptr.cache.word_images.form import NotLabelled
 from dptr.pipeline.photos.photo import Photo
 from dptr.pipeline.photos.photo_files import find_photos
 from dptr.pipeline.rendering.word_lists import read_words
@@ -71,7 +73,7 @@ def look_at(paths: Sequence[Path]) -> Look:
     """Tell word lists, labelled crops and photos apart, and measure each.
 
     Raises:
-        UserError: a path does not exist, or is none of these.
+        UserError: a path does not exist, is none of these, or holds labelled crops that are damaged.
     """
     look = Look()
     for path in paths:
@@ -95,18 +97,24 @@ def look_at(paths: Sequence[Path]) -> Look:
 
 
 def _labelled(path: Path) -> WordImages | None:
+    """Open what may be labelled crops; those that are damaged are an error and not words or photos."""
     try:
         return WordImages.open_as_written([path])
-    except DptrError:
+    except NotLabelled:
+        if path.is_dir() and label_files.find(path):
+            raise
         return None
 
 
 def _sizes(crops: WordImages) -> list[tuple[int, int]]:
     chosen = np.random.default_rng(0).permutation(len(crops))[:_PICTURES_LOOKED_AT]
-    sizes = []
+    sizes: list[tuple[int, int]] = []
+    problem = ""
     for index in chosen.tolist():
         try:
             sizes.append(crops.image(index).size)
-        except UnreadableImage:
-            continue
+        except UnreadableImage as error:
+            problem = str(error)
+    if not sizes:
+        raise UserError(f"none of {len(chosen)} crops can be read: {problem}", "Copy or write them again")
     return sizes

@@ -31,7 +31,7 @@ FROZEN = {
     "mine-neighbours": "--orp --prompts -k",
     "pack-crops": "--out",
     "pretrain": "--decoder --device --noise --orp --out --prompts --recipe --sampling --seed --set --steps --track",
-    "read": "--batch-size --boxes --device --out --precision --words",
+    "read": "--batch-size --boxes --device --out --precision --watch --words",
     "render-words": "--count --fonts --out --part --photos --seed --style --workers",
     "report": "--data --orp --out --prompts",
     "sql": "--format --open --orp --out --prompts",

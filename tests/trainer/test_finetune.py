@@ -77,6 +77,18 @@ def pretrained(folder: Path, charset: Charset, **decoder: int) -> runs.Run:
     return run
 
 
+def test_no_figure_for_36_characters_where_labels_have_none_of_them(tmp_path: Path, draw_crops: Any) -> None:
+    greek = ["δρόμος", "οδός", "στοπ", "νερό", "ψωμί", "τυρί"]
+    charset = Charset("".join(dict.fromkeys("".join(greek) + "5")))
+    crops = opened(draw_crops(tmp_path / "crops", greek), charset=charset)
+    found = [
+        finetune(crops, charset, None, recipe(steps=1, validate_every=1), tmp_path / name, validation=seen).metrics
+        for name, seen in (("run", crops), ("5", opened(draw_crops(tmp_path / "v", [*greek, "5"]), charset=charset)))
+    ]
+    assert "accuracy_36" not in found[0]
+    assert found[1]["words_36"] == 1
+
+
 def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 

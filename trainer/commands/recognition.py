@@ -12,6 +12,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.file_names import LABELS_FILE, REPORT_FILE
 from dptr.cache.options import Device, OrpFolder, PromptsFolder
 from dptr.cache.progress import note
+from dptr.cache.visible import visible
 from dptr.cache.workspace import Workspace
 from dptr.trainer.choices import ExportTarget
 from dptr.trainer.commands.options import (
@@ -30,6 +31,7 @@ from dptr.trainer.commands.starts import model_named
 if TYPE_CHECKING:
     from dptr.cache.word_images.dataset import WordImages
     from dptr.trainer.evaluate import Evaluation
+    from dptr.trainer.read import Reader
     from dptr.trainer.training.runs import Run, Trained
 
 OutFile = Annotated[Path | None, typer.Option("-o", "--out", help="File to write; by default in the run.")]
@@ -98,6 +100,9 @@ def read(
         Path | None, typer.Option("-o", "--out", help="Write readings to a .jsonl or .parquet file.")
     ] = None,
     words: WordsFile = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Read what is in folders and what comes into them, until interrupted.")
+    ] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Pictures read at once.")] = None,
     precision: Arithmetic = "auto",
     device: Device = "auto",
@@ -115,21 +120,27 @@ def read(
         stage.require_form(out)
     started = time.monotonic()
     run, images = recogniser_first(workspace, names)
-    reader = load(run, services.device(device), services.find_clip, words, precision)
-    loaded = time.monotonic()
+    if watch and boxes is not None:
+        raise UserError("--watch is for folders, --boxes for one page", "Leave one of them out")
     if boxes is not None and (len(images) != 1 or not Path(images[0]).is_file()):
         raise UserError("--boxes is for the words of one page", "Name one image")
+    reader = load(run, services.device(device), services.find_clip, words, precision)
+    loaded = time.monotonic()
+    if watch:
+        return _watch(reader, images, out, batch_size)
     named = (name for image in images for name in (map(_line, sys.stdin) if image == "-" else [image]))
     sources = stage.pictures(named) if boxes is None else stage.words_of_page(Path(images[0]), boxes)
     tally = stage.Tally()
     report = Report({"out": str(out or run)}, problems=tally.problems)
 
     def rows() -> Iterator[tuple[dict[str, Any], str]]:
+        used = time.process_time()
         for row in stage.read_rows(reader, sources, tally, batch_size):
-            place = row["image"] if boxes is None else f"{row['image']}:{row['box']}"
-            yield row, f"{place}\t{row['text']}\t{row['confidence']:.3f}"
+            yield row, _shown(row)
         counts = {"rows": tally.read, "computed": tally.read, "quarantined": len(tally.problems)}
-        report.figures |= {**counts, "seconds": time.monotonic() - loaded, "load_seconds": loaded - started}
+        seconds, each = time.monotonic() - loaded, 1000 * (time.process_time() - used) / tally.read
+        report.figures |= {**counts, "seconds": seconds, "load_seconds": loaded - started, "core_milliseconds": each}
+        note(f"{tally.read:,} pictures in {seconds:.1f} s, {each:.1f} ms of one core each")
 
     if out is None:
         report.rows = rows()
@@ -137,6 +148,29 @@ def read(
     stage.write_rows(out, (row for row, _ in rows()))
     report.text = f"{tally.read:,} readings in {out}"
     return report
+
+
+def _watch(reader: "Reader", names: list[str], out: Path | None, batch_size: int | None) -> Report:
+    """Read what comes into folders; the report's rows, or the file's lines, have no end."""
+    from dptr.trainer import watched_folders as stage
+
+    stage.require_watchable(names, out)
+    before = stage.images_of(out) if out is not None else ()
+    rows = stage.watched_rows(reader, [Path(name) for name in names], batch_size, before, _tell)
+    note(f"watching {', '.join(names)}; Ctrl-C ends it")
+    if out is None:
+        return Report({}, rows=((row, _shown(row)) for row in rows))
+    stage.append_rows(out, rows)
+    return Report({"out": str(out)})
+
+
+def _tell(error: UserError) -> None:
+    print(f"error: {visible(str(error))}", file=sys.stderr, flush=True)
+
+
+def _shown(row: dict[str, Any]) -> str:
+    place = row["image"] if "box" not in row else f"{row['image']}:{row['box']}"
+    return f"{place}\t{row['text']}\t{row['confidence']:.3f}"
 
 
 def _line(text: str) -> str:

@@ -169,11 +169,16 @@ def finetune(
     lines = [
         *labels_left_out(images),
         *([f"{len(portrait):,} images taller than wide, such as {portrait[0]}"] if portrait else []),
-        f"{summary.steps:,} steps; validation crops read: {metrics['accuracy']:.1%}, "
-        f"{metrics['accuracy_36']:.1%} with 36 characters",
+        f"{summary.steps:,} steps; validation crops read: {metrics['accuracy']:.1%}{_with_36(metrics)}",
         f"run: {summary.out}",
     ]
     return Report(figures_of(summary), "\n".join(lines))
+
+
+def _with_36(metrics: dict[str, float]) -> str:
+    if "accuracy_36" not in metrics:
+        return ""
+    return f"; with 36 characters {metrics['accuracy_36']:.1%} of the {metrics['words_36']:,.0f} words that have any"
 
 
 @command(commands, "train-clip")

@@ -28,24 +28,28 @@ _UNSURE = 0.5
 
 
 def read_pictures(
-    recognizer: Recognizer, pictures: Sequence[Image.Image], device: str | torch.device = "cpu"
+    recognizer: Recognizer,
+    pictures: Sequence[Image.Image],
+    device: str | torch.device = "cpu",
+    batch_size: int | None = None,
 ) -> list[Reading]:
     """Read RGB pictures of one word each, of any size, in the order given.
 
-    They are read in one batch; where memory is too short for that, in halves, as often as it takes.
+    Those of one width are read at once, ``batch_size`` of them at most; where memory is too short for that, in halves,
+    as often as it takes.
     """
     if not pictures:
         return []
     try:
-        return _read_batch(recognizer, pictures, device)
+        return _read_all(recognizer, pictures, device, batch_size or len(pictures))
     except (MemoryError, RuntimeError) as error:
         if len(pictures) == 1 or not _is_out_of_memory(error):
             raise
     half = len(pictures) // 2
     note(f"too little memory for {len(pictures)} pictures at once: they are read in halves")
     return [
-        *read_pictures(recognizer, pictures[:half], device),
-        *read_pictures(recognizer, pictures[half:], device),
+        *read_pictures(recognizer, pictures[:half], device, batch_size),
+        *read_pictures(recognizer, pictures[half:], device, batch_size),
     ]
 
 
@@ -54,24 +58,26 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
-def _read_batch(recognizer: Recognizer, pictures: Sequence[Image.Image], device: str | torch.device) -> list[Reading]:
+def _read_all(
+    recognizer: Recognizer, pictures: Sequence[Image.Image], device: str | torch.device, batch_size: int
+) -> list[Reading]:
     widths = recognizer.encoder.widths
     seen = [_views(picture) for picture in pictures]
     views = [(view, width_for(view, recognizer.image_size[0], widths)) for turned in seen for view in turned]
-    readings = iter(zip(views, _read_views(recognizer, views, device), strict=True))
+    readings = iter(zip(views, _read_views(recognizer, views, device, batch_size), strict=True))
     surest = [max((next(readings) for _ in turned), key=lambda found: found[1].confidence) for turned in seen]
-    return _read_again(recognizer, surest, device)
+    return _read_again(recognizer, surest, device, batch_size)
 
 
 def _read_again(
-    recognizer: Recognizer, read: Sequence[tuple[View, Reading]], device: str | torch.device
+    recognizer: Recognizer, read: Sequence[tuple[View, Reading]], device: str | torch.device, batch_size: int
 ) -> list[Reading]:
     """Read what is unsure in the neighbouring widths, too: what the three together are surest of counts."""
     widths = recognizer.encoder.widths
     unsure = [(index, view) for index, (view, reading) in enumerate(read) if reading.confidence < _UNSURE]
     again = [(index, (image, width)) for index, (image, used) in unsure for width in _neighbours(used, widths)]
     found = [[reading] for _, reading in read]
-    more = _read_views(recognizer, [view for _, view in again], device)
+    more = _read_views(recognizer, [view for _, view in again], device, batch_size)
     for (index, _), reading in zip(again, more, strict=True):
         found[index].append(reading)
     return [_agreed(readings) for readings in found]
@@ -86,14 +92,18 @@ def _agreed(readings: Sequence[Reading]) -> Reading:
     return max((reading for reading in readings if reading.text == text), key=lambda reading: reading.confidence)
 
 
-def _read_views(recognizer: Recognizer, views: Sequence[View], device: str | torch.device) -> list[Reading]:
-    """Read views, those of one width at once."""
+def _read_views(
+    recognizer: Recognizer, views: Sequence[View], device: str | torch.device, batch_size: int
+) -> list[Reading]:
+    """Read views sorted by width, those of one width in batches."""
     readings: dict[int, Reading] = {}
     for width in sorted({width for _, width in views}):
-        chosen = [index for index, (_, wanted) in enumerate(views) if wanted == width]
-        pixels = [preprocess(views[index][0], recognizer.image_size[0], width) for index in chosen]
-        found = recognizer.read(torch.from_numpy(np.stack(pixels)).to(device))
-        readings |= zip(chosen, found, strict=True)
+        of_width = [index for index, (_, wanted) in enumerate(views) if wanted == width]
+        for start in range(0, len(of_width), batch_size):
+            chosen = of_width[start : start + batch_size]
+            pixels = [preprocess(views[index][0], recognizer.image_size[0], width) for index in chosen]
+            found = recognizer.read(torch.from_numpy(np.stack(pixels)).to(device))
+            readings |= zip(chosen, found, strict=True)
     return [readings[index] for index in range(len(views))]
 
 

@@ -94,6 +94,26 @@ def test_another_script_gets_its_charset_and_a_clip_of_its_own(tmp_path: Path) -
     assert "Greek 100%" in proposed.found[0]
 
 
+@pytest.mark.parametrize("what", ["images gone", "pictures torn", "lmdb cut"])
+def test_labelled_crops_that_are_damaged_are_named_and_not_taken_for_words_or_photos(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    folder = crops(tmp_path / "crops", ["Road", "square"])
+    if what == "lmdb cut":
+        folder = tmp_path / "crops.lmdb"
+        assert run_command(["pack-crops", str(tmp_path / "crops"), "-o", str(folder), "--quiet"]) == 0
+        (folder / "data.mdb").write_bytes((folder / "data.mdb").read_bytes()[:5000])
+    for picture in (tmp_path / "crops").glob("*.png"):
+        if what == "images gone":
+            picture.rename(picture.with_name(f"other-{picture.name}"))
+        if what == "pictures torn":
+            picture.write_bytes(picture.read_bytes()[:40])
+    assert run_command(["init", str(folder), "-o", str(tmp_path / "r.toml")]) == 2
+    said = capsys.readouterr().err
+    assert {"images gone": "names no image", "pictures torn": "none of 2 crops", "lmdb cut": "as LMDB"}[what] in said
+    assert not (tmp_path / "r.toml").exists()
+
+
 def test_what_is_nothing_of_these_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     assert run_command(["init", str(tmp_path / "empty"), "-o", str(tmp_path / "r.toml")]) == 2
