@@ -89,10 +89,10 @@ class Report:
 
 
 def command_group(help: str | None = None) -> typer.Typer:
-    """Return an empty set of commands."""
+    """Return an empty set of commands; the one with a text of its own, the whole, completes itself in a shell."""
     return typer.Typer(
         help=help,
-        add_completion=False,
+        add_completion=help is not None,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},

@@ -28,6 +28,11 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
+def is_quiet() -> bool:
+    """Return whether progress and notes are silenced."""
+    return _quiet
+
+
 def note(message: str) -> None:
     """Print one line for the user on stderr; it stands above the bars where there are some."""
     if not _quiet:

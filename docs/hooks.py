@@ -1,14 +1,19 @@
-"""Puts every option of every command, and every key of a recipe, into the page that holds ``<!-- reference -->``."""
+"""Puts every option of every command, every key of a recipe and every message into the pages with a mark for it."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 from typer.main import get_command
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from error_messages import messages_page
+
 MARK = "<!-- reference -->"
+ERRORS_MARK = "<!-- errors -->"
 
 
 def on_config(config: Any) -> Any:
@@ -22,6 +27,8 @@ def on_config(config: Any) -> Any:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs for each page."""
+    if ERRORS_MARK in markdown:
+        markdown = markdown.replace(ERRORS_MARK, messages_page())
     return markdown.replace(MARK, reference()) if MARK in markdown else markdown
 
 

@@ -12,12 +12,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dptr.cache import hub
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import IMAGE_SUFFIXES, UnusablePicture, read_picture, upright_rgb
 from dptr.cache.word_counts import read_word_counts
 from dptr.trainer.choices import ReadingPrecision
 from dptr.trainer.model.folding import cpu_has_bfloat16
-from dptr.trainer.model.model_file import BUNDLED, load_model
+from dptr.trainer.model.model_file import BUNDLED, from_hub, load_model
 from dptr.trainer.model.reading import read_pictures
 from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
 from dptr.trainer.training.runs import Run
@@ -99,17 +100,20 @@ def load(
 ) -> Reader:
     """Load the recogniser of a fine-tuning run, of a file that ``--to safetensors`` wrote, or the bundled one.
 
+
     Args:
-        run: what reads. device: where.
+        run: what reads; ``user/model`` or ``user/model@REVISION``, where no such folder is there, is one of the Hugging
+            Face hub. device: where.
         find_clip: a CLIP's name -> its folder; a pre-training run then reads, too, through its CLIP's image tower.
         words: preferred where a picture leaves doubt, in place of those that the file keeps; CTC decoders only.
         precision: with ``auto``, confidences of a CPU that has bfloat16 and of one that has not differ in the third
             digit; ``fp32`` gives the same on all.
 
     Raises:
-        UserError: not such a run, or it has no checkpoint yet; words that cannot be used.
+        UserError: not such a run, it has no checkpoint yet, or the hub has none of that name; words that cannot be used.
     """
-    recognizer = _recognizer(Path(run), device, find_clip)
+    is_on_hub = not Path(run).exists() and hub.is_id(str(run))
+    recognizer = _recognizer(from_hub(str(run)) if is_on_hub else Path(run), device, find_clip)
     if words is not None:
         recognizer.prefer_words(word_counts(words))
     if precision == "bf16" or (precision == "auto" and torch.device(device).type == "cpu" and cpu_has_bfloat16()):

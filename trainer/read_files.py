@@ -17,8 +17,8 @@ from PIL import Image
 from dptr.cache import plain_json
 from dptr.cache.errors import UserError
 from dptr.cache.stores.files import atomic_path
-from dptr.trainer.page_boxes import read_boxes
 from dptr.trainer.model.recognizer import Reading
+from dptr.trainer.page_boxes import read_boxes
 from dptr.trainer.read import Reader, find_images, open_picture
 
 Row = dict[str, Any]

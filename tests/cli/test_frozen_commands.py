@@ -31,6 +31,7 @@ FROZEN = {
     "mine-neighbours": "--orp --prompts -k",
     "pack-crops": "--out",
     "pretrain": "--decoder --device --noise --orp --out --prompts --recipe --sampling --seed --set --steps --track",
+    "push": "--half --license --out --private",
     "read": "--batch-size --boxes --device --out --precision --watch --words",
     "render-words": "--count --fonts --out --part --photos --seed --style --workers",
     "report": "--data --orp --out --prompts",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Come with a declared package that has no use without them.
-_COME_ALONG = {"huggingface-hub", "markupsafe"}
+_COME_ALONG = {"markupsafe"}
 #: An account with a service is the user's own affair; `--track wandb` says how to install it.
 _USERS_OWN = {"wandb"}
 

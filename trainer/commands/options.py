@@ -6,17 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dptr.cache import hub
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import RUN_FILE, SAFETENSORS
 from dptr.cache.options import LARGEST_SEED
 from dptr.cache.workspace import Workspace
 from dptr.trainer.choices import ReadingPrecision, Tracker
+from dptr.trainer.commands.starts import model_path
 
 if TYPE_CHECKING:
     from dptr.cache.normalization import Normalization
     from dptr.cache.word_images.dataset import WordImages
     from dptr.trainer.training.recipe import Recipe
-    from dptr.trainer.training.runs import Run, RunKind
+    from dptr.trainer.training.runs import Run, RunKind, Trained
 
 RecipeName = Annotated[str, typer.Option("--recipe", help="tiny, small, paper, or a TOML file.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps in all.")]
@@ -35,6 +37,7 @@ Arithmetic = Annotated[
     ReadingPrecision, typer.Option("--precision", help="Arithmetic; auto: bf16 on CPUs that have it, else fp32.")
 ]
 RunFolder = Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run.")]
+OutFile = Annotated[Path | None, typer.Option("-o", "--out", help="File to write; by default in the run.")]
 RunName = Annotated[str, typer.Argument(help="A run: its folder or name.")]
 RecogniserFirst = Annotated[
     list[str] | None,
@@ -73,7 +76,7 @@ def recogniser_first(workspace: Workspace, names: list[str]) -> tuple[Path, list
         return BUNDLED, names
     if names[0] == "-":
         return BUNDLED, names
-    return workspace.find_run(names[0]), names[1:]
+    return model_path(workspace, names[0]), names[1:]
 
 
 def run_of(kind: "RunKind", workspace: Workspace, name: str) -> "Run":
@@ -112,3 +115,15 @@ def labels_left_out(images: "WordImages") -> list[str]:
         for reason, count in counts.most_common():
             lines.append(f"{what}: {count:,} labels, {reason} (such as {images.examples[reason][0]})")
     return lines
+
+
+def crops_for(data: list[Path] | None, run: "Trained") -> "WordImages | None":
+    """Open labelled crops with a run's charset; None where none are named."""
+    from dptr.cache.word_images.dataset import WordImages
+
+    return WordImages.open(data, run.charset, measuring_normalization()) if data else None
+
+
+def kept_in(workspace: Workspace, run: Path) -> Path:
+    """Return the folder that keeps what a run or a model file read."""
+    return workspace.models / hub.name_of(run) if run.is_file() else run

@@ -14,27 +14,26 @@ from dptr.cache.options import Device, OrpFolder, PromptsFolder
 from dptr.cache.progress import note
 from dptr.cache.visible import visible
 from dptr.cache.workspace import Workspace
-from dptr.trainer.choices import ExportTarget
 from dptr.trainer.commands.options import (
     Arithmetic,
     Data,
+    OutFile,
     RecogniserFirst,
     RunName,
     WordsFile,
+    crops_for,
+    kept_in,
     labels_left_out,
-    measuring_normalization,
     named_data,
     recogniser_first,
 )
-from dptr.trainer.commands.starts import model_named
 
 if TYPE_CHECKING:
     from dptr.cache.word_images.dataset import WordImages
     from dptr.trainer.evaluate import Evaluation
     from dptr.trainer.read import Reader
-    from dptr.trainer.training.runs import Run, Trained
+    from dptr.trainer.training.runs import Run
 
-OutFile = Annotated[Path | None, typer.Option("-o", "--out", help="File to write; by default in the run.")]
 _EXAMPLES = 12
 
 commands = command_group()
@@ -74,7 +73,7 @@ def _keep(workspace: Workspace, run: Path, result: "Evaluation") -> None:
     from dptr.trainer.predictions import keep_predictions
     from dptr.trainer.training.runs import Run
 
-    folder, step = (workspace.models / run.stem, None) if run.is_file() else (run, Run.load(run).step())
+    folder, step = kept_in(workspace, run), None if run.is_file() else Run.load(run).step()
     try:
         for name, read in result.read.items():
             keep_predictions(folder, name, read, step)
@@ -195,7 +194,7 @@ def report(
     from dptr.trainer.training.runs import Run
 
     described = Run.load(workspace.find_run(run))
-    crops = _crops(data, described)
+    crops = crops_for(data, described)
     if other is not None:
         return _side_by_side(described, Run.load(workspace.find_run(other)), out, crops)
     workspace = workspace.with_stores(prompts, orp)
@@ -217,37 +216,6 @@ def _side_by_side(run: "Run", other: "Run", out: Path | None, crops: "WordImages
     summary = report_two(run, other, out or run.folder / f"beside-{other.name}.html", crops)
     figures = {"out": str(summary.out), "rows": summary.sections, "computed": summary.sections, "quarantined": 0}
     return Report({**figures, "seconds": summary.seconds}, str(summary.out))
-
-
-@command(commands, "export")
-def export(
-    workspace: Workspace,
-    run: Annotated[str, typer.Argument(help="A run, a model file, or `bundled`.")],
-    to: Annotated[ExportTarget, typer.Option(help="parseq and openocr: the decoder under their names.")],
-    out: OutFile = None,
-    data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to check ONNX with.")] = None,
-    half: Annotated[bool, typer.Option("--half", help="safetensors: floats in 16 bits, half the size.")] = False,
-    words: WordsFile = None,
-) -> Report:
-    """A model for other programs; ONNX is checked against torch before it counts as written.
-
-    Example: dptr export bundled --to onnx
-    """
-    from dptr.trainer.export import export as stage
-
-    described = model_named(workspace, run)
-    crops = _crops(data, described)
-    summary = stage.export(described, to, out or stage.default_path(described, to), crops, half, words)
-    checked = f", as torch reads on {summary.checked} images (scores {summary.largest_difference:.0e} apart)"
-    text = f"{summary.out}, {summary.out.stat().st_size / 1e6:.1f} MB" + (checked if summary.checked else "")
-    figures = {"out": str(summary.out), "rows": 1, "computed": 1, "quarantined": 0, "seconds": summary.seconds}
-    return Report({**figures, "checked": summary.checked, "largest_difference": summary.largest_difference}, text)
-
-
-def _crops(data: list[Path] | None, run: "Trained") -> "WordImages | None":
-    from dptr.cache.word_images.dataset import WordImages
-
-    return WordImages.open(data, run.charset, measuring_normalization()) if data else None
 
 
 def examples_table(run: Path, crops: Path) -> str:

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dptr.cache import hub
 from dptr.cache.command_line import Services
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import SAFETENSORS
 from dptr.cache.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -40,16 +42,38 @@ def recogniser_named(workspace: Workspace, encoder: str | None) -> "Trained | No
 
 
 def model_named(workspace: Workspace, name: str) -> "Trained":
-    """Return a run by its folder or name, a model file, or the recogniser that is ``bundled``.
+    """Return a run by its folder or name, a model file, one of the hub, or the recogniser that is ``bundled``.
 
     Raises:
         UserError: there is none. DamagedStore: it cannot be read.
     """
-    from dptr.trainer.model.model_file import BUNDLED, ModelFile
+    from dptr.trainer.model.model_file import ModelFile
     from dptr.trainer.training.runs import Run
 
-    path = BUNDLED if name == "bundled" else workspace.find_run(name)
+    path = model_path(workspace, name)
     return ModelFile.open(path) if path.is_file() else Run.load(path)
+
+
+def model_path(workspace: Workspace, name: str) -> Path:
+    """Return the folder or file of what :func:`model_named` describes.
+
+    Raises:
+        UserError: there is none.
+    """
+    from dptr.cache.pictures import IMAGE_SUFFIXES
+    from dptr.trainer.model.model_file import BUNDLED, from_hub
+
+    try:
+        return workspace.find_run(name)
+    except UserError as missing:
+        if name == "bundled":
+            return BUNDLED
+        if not hub.is_id(name) or Path(name).suffix in (SAFETENSORS, *IMAGE_SUFFIXES):
+            raise
+        try:
+            return from_hub(name)
+        except UserError as error:
+            raise UserError(f"{missing.problem}, and {error.problem}", missing.advice) from error
 
 
 def encoder_model(services: Services, recipe: "Recipe") -> "tuple[Path | None, Recipe]":

@@ -12,8 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dptr.cache import hub
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.file_names import WEIGHTS_FILE
 from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.stores import sealed
 from dptr.cache.stores.files import atomic_path, sha256_of
@@ -61,8 +63,8 @@ class ModelFile:
 
     @property
     def name(self) -> str:
-        """The file's name."""
-        return self.path.name
+        """The file's name, or the model's on the hub."""
+        return self.path.name if hub.name_of(self.path) == self.path.stem else hub.name_of(self.path)
 
     @property
     def clip(self) -> str:
@@ -112,6 +114,22 @@ def save_model(run: Trained, path: Path, half: bool = False, words: Mapping[str,
     with atomic_path(path) as temporary:
         save_tensors(weights, temporary, header)
         sealed.seal(temporary)
+
+
+def from_hub(name: str) -> Path:
+    """Return a model's file from the hub, downloaded where it was not before; ``name`` as ``user/model[@REVISION]``.
+
+    Raises:
+        UserError: the hub has no such model, cannot be reached, or the model is none of dptr's.
+    """
+
+    def require(files: list[str]) -> None:
+        if WEIGHTS_FILE not in files:
+            raise UserError(f"{name} on the hub holds no {WEIGHTS_FILE}", "Name a model that `dptr push` put there")
+
+    path = hub.download(name, [WEIGHTS_FILE], require) / WEIGHTS_FILE
+    require([WEIGHTS_FILE] if path.is_file() else [])
+    return path
 
 
 def load_model(path: Path, device: str = "cpu") -> Recognizer:

@@ -8,7 +8,7 @@ that training never saw, 12 are read so instead of 3; IIIT5K's, narrow letters a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ View = tuple[Image.Image, int]
 _PORTRAIT = 1.2
 #: Confidence below which a picture is read in the neighbouring widths, too.
 _UNSURE = 0.5
+#: Views that one picture may have at once, which no batch parts.
+_TOGETHER = 4
 
 
 def read_pictures(
@@ -35,13 +37,13 @@ def read_pictures(
 ) -> list[Reading]:
     """Read RGB pictures of one word each, of any size, in the order given.
 
-    Those of one width are read at once, ``batch_size`` of them at most; where memory is too short for that, in halves,
+    Those of one width are read at once, or ``batch_size`` of them; where memory is too short for that, in halves,
     as often as it takes.
     """
     if not pictures:
         return []
     try:
-        return _read_all(recognizer, pictures, device, batch_size or len(pictures))
+        return _read_all(recognizer, pictures, device, batch_size)
     except (MemoryError, RuntimeError) as error:
         if len(pictures) == 1 or not _is_out_of_memory(error):
             raise
@@ -59,7 +61,7 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _read_all(
-    recognizer: Recognizer, pictures: Sequence[Image.Image], device: str | torch.device, batch_size: int
+    recognizer: Recognizer, pictures: Sequence[Image.Image], device: str | torch.device, batch_size: int | None
 ) -> list[Reading]:
     widths = recognizer.encoder.widths
     seen = [_views(picture) for picture in pictures]
@@ -70,7 +72,7 @@ def _read_all(
 
 
 def _read_again(
-    recognizer: Recognizer, read: Sequence[tuple[View, Reading]], device: str | torch.device, batch_size: int
+    recognizer: Recognizer, read: Sequence[tuple[View, Reading]], device: str | torch.device, batch_size: int | None
 ) -> list[Reading]:
     """Read what is unsure in the neighbouring widths, too: what the three together are surest of counts."""
     widths = recognizer.encoder.widths
@@ -93,18 +95,30 @@ def _agreed(readings: Sequence[Reading]) -> Reading:
 
 
 def _read_views(
-    recognizer: Recognizer, views: Sequence[View], device: str | torch.device, batch_size: int
+    recognizer: Recognizer, views: Sequence[View], device: str | torch.device, batch_size: int | None
 ) -> list[Reading]:
     """Read views sorted by width, those of one width in batches."""
     readings: dict[int, Reading] = {}
     for width in sorted({width for _, width in views}):
         of_width = [index for index, (_, wanted) in enumerate(views) if wanted == width]
-        for start in range(0, len(of_width), batch_size):
-            chosen = of_width[start : start + batch_size]
+        for chosen in _batches(of_width, batch_size):
             pixels = [preprocess(views[index][0], recognizer.image_size[0], width) for index in chosen]
             found = recognizer.read(torch.from_numpy(np.stack(pixels)).to(device))
             readings |= zip(chosen, found, strict=True)
     return [readings[index] for index in range(len(views))]
+
+
+def _batches(indices: list[int], batch_size: int | None) -> Iterator[list[int]]:
+    """Yield full batches, and what is left in powers of two: the CPU's library keeps memory for each size it meets.
+
+    The few views of one picture stay together; without ``batch_size`` all do.
+    """
+    while indices:
+        size = len(indices)
+        if batch_size is not None and size > _TOGETHER:
+            size = batch_size if batch_size <= size else 1 << (size.bit_length() - 1)
+        yield indices[:size]
+        indices = indices[size:]
 
 
 def _neighbours(width: int, widths: Sequence[int]) -> list[int]:

@@ -86,6 +86,18 @@ def test_the_width_grows_with_the_shape_and_is_one_of_those_the_encoder_takes() 
     assert width_for(shapes[0], 32, (128,)) == 128
 
 
+def test_batches_have_few_sizes_and_the_views_of_one_picture_stay_together() -> None:
+    recogniser = DarkLeft()
+    shades = [round(255 * number / 20) for number in range(21)]
+    pictures = [Image.new("RGB", (20, 10), (shade, shade, shade)) for shade in shades]
+    readings = read_pictures(recogniser, pictures, batch_size=8)  # type: ignore[arg-type]
+    assert recogniser.seen == [8, 8, 4, 1]
+    assert [reading.text for reading in readings] == [f"{1 - shade / 255:.1f}" for shade in shades]
+    recogniser.seen.clear()
+    read_pictures(recogniser, [half((20, 40), (0, 0, 20, 20))], batch_size=1)  # type: ignore[arg-type]
+    assert recogniser.seen == [3]
+
+
 def test_where_memory_is_short_a_batch_is_read_in_halves_and_in_order() -> None:
     class Small(DarkLeft):
         def read(self, images: Tensor) -> list[Reading]:

@@ -1,0 +1,104 @@
+"""Every message that ends a command, and what to do about it, as the source has them: for the page of messages."""
+
+from __future__ import annotations
+
+import ast
+import html
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_CLASSES = {"UserError": 2, "NotLabelled": 2, "DamagedStore": 3, "TooManyRefused": 4}
+#: Folder or file of the source -> the title under which its messages stand; the first that fits counts.
+_PLACES = {
+    "cli.py": "Any command",
+    "cache/command_line.py": "Any command",
+    "cache/path_lists.py": "Any command",
+    "cache/workspace.py": "Any command",
+    "cache/interrupts.py": "Any command",
+    "cache/errors.py": "Any command",
+    "cache/sql": "Questions: `sql`",
+    "cache/commands.py": "Questions and checks: `sql`, `verify`, `pack-crops`",
+    "cache/stores": "Stores, runs and models on disk",
+    "cache/word_images": "Labelled crops",
+    "cache/hub.py": "The hub",
+    "cache": "Charsets, labels and pictures",
+    "pipeline/starting": "Beginning: `doctor`, `init`",
+    "pipeline/text": "Text: `embed-text`",
+    "pipeline/photos": "Photos: `build-orp-bank`",
+    "pipeline/neighbours": "Neighbours: `mine-neighbours`",
+    "pipeline/word_crops": "Stored crops: `embed-crops`",
+    "pipeline/rendering": "Rendering: `render-words`, `demo`",
+    "pipeline/clip": "CLIP models",
+    "pipeline": "Stage 1",
+    "trainer/ablation": "Comparing trainings: `ablate`",
+    "trainer/export": "Taking models elsewhere: `export`, `push`",
+    "trainer/report": "Reports: `report`",
+    "trainer/model": "Recognisers, decoders and encoders",
+    "trainer": "Training and reading: `pretrain`, `finetune`, `train-clip`, `evaluate`, `read`",
+}
+
+
+def messages_page() -> str:
+    """Return tables of messages and advice as Markdown, by what one was doing."""
+    found: dict[str, list[str]] = {title: [] for title in _PLACES.values()}
+    for path in _sources():
+        rows = found[_title(path)]
+        rows += [row for row in _rows(path) if row not in rows]
+    head = "| it says | do this | exit |\n| --- | --- | --- |"
+    return "\n\n".join(f"## {title}\n\n{head}\n" + "\n".join(rows) for title, rows in found.items() if rows)
+
+
+def _sources() -> list[Path]:
+    folders = ("cache", "pipeline", "trainer")
+    return [ROOT / "cli.py", *(path for folder in folders for path in sorted((ROOT / folder).rglob("*.py")))]
+
+
+def _title(path: Path) -> str:
+    name = path.relative_to(ROOT).as_posix()
+    return next(title for place, title in _PLACES.items() if name == place or name.startswith(f"{place}/"))
+
+
+def _rows(path: Path) -> Iterator[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    module = ".".join(("dptr", *path.relative_to(ROOT).with_suffix("").parts))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _CLASSES:
+            parts = [" ".join(_text(argument, module).split()) for argument in node.args[:2]]
+            # What only passes another error's text on says nothing here.
+            if parts and parts[0].replace("…", "").strip(" :;,."):
+                said, advice = [*parts, ""][:2]
+                yield f"| {_cell(said)} | {_cell(advice)} | {_CLASSES[node.func.id]} |"
+
+
+def _text(node: ast.expr, module: str) -> str:
+    """The text that an expression gives; what differs from case to case stands as a name or three dots."""
+    match node:
+        case ast.Constant(value=value):
+            return html.escape(str(value), quote=False)
+        case ast.JoinedStr(values=values):
+            return "".join(_text(value, module) for value in values)
+        case ast.FormattedValue(value=value):
+            return _text(value, module)
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return _text(left, module) + _text(right, module)
+        case ast.IfExp(body=one, orelse=other):
+            return " / ".join(text for text in (_text(one, module), _text(other, module)) if text)
+        case ast.Name(id=name) if name.isupper() or name.startswith("_"):
+            value = getattr(importlib.import_module(module), name, None)
+            return html.escape(str(value), quote=False) if isinstance(value, str | int | float) else "…"
+        case ast.Attribute(value=ast.Name(id=holder), attr=name) if name.isupper() and holder != "self":
+            return html.escape(str(getattr(getattr(importlib.import_module(module), holder), name)), quote=False)
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return f"<var>{name.strip('_').replace('_', ' ')}</var>"
+    return "…"
+
+
+def _cell(text: str) -> str:
+    # Within a span of code nothing is markup: names stand there in capitals.
+    spans = [re.sub("<var>(.*?)</var>", lambda found: found[1].upper(), span) for span in re.findall("`.*?`", text)]
+    rest = [part.replace("*", "\\*").replace("[", "\\[") for part in re.split("`.*?`", text)]
+    whole = "".join(part + span for part, span in zip(rest, [*spans, ""], strict=True))
+    return whole.replace("|", "\\|")

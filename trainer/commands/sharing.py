@@ -1,0 +1,73 @@
+"""Commands that take a model elsewhere: to another program's form, or to the hub."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dptr.cache.command_line import Report, command, command_group
+from dptr.cache.workspace import Workspace
+from dptr.trainer.choices import ExportTarget
+from dptr.trainer.commands.options import OutFile, WordsFile, crops_for, kept_in
+from dptr.trainer.commands.starts import model_named, model_path
+
+commands = command_group()
+_Half = Annotated[bool, typer.Option("--half", help="safetensors: floats in 16 bits, half the size.")]
+
+
+@command(commands, "export")
+def export(
+    workspace: Workspace,
+    run: Annotated[str, typer.Argument(help="A run, a model file, or `bundled`.")],
+    to: Annotated[ExportTarget, typer.Option(help="parseq and openocr: the decoder under their names.")],
+    out: OutFile = None,
+    data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to check ONNX with.")] = None,
+    half: _Half = False,
+    words: WordsFile = None,
+) -> Report:
+    """A model for other programs; ONNX is checked against torch before it counts as written.
+
+    Example: dptr export bundled --to onnx
+    """
+    from dptr.trainer.export import export as stage
+
+    described = model_named(workspace, run)
+    crops = crops_for(data, described)
+    summary = stage.export(described, to, out or stage.default_path(described, to), crops, half, words)
+    checked = f", as torch reads on {summary.checked} images (scores {summary.largest_difference:.0e} apart)"
+    text = f"{summary.out}, {summary.out.stat().st_size / 1e6:.1f} MB" + (checked if summary.checked else "")
+    figures = {"out": str(summary.out), "rows": 1, "computed": 1, "quarantined": 0, "seconds": summary.seconds}
+    return Report({**figures, "checked": summary.checked, "largest_difference": summary.largest_difference}, text)
+
+
+@command(commands, "push")
+def push(
+    workspace: Workspace,
+    run: Annotated[str, typer.Argument(help="A run, or a model file.")],
+    repo: Annotated[str, typer.Argument(help="Where: USER/MODEL on the Hugging Face hub.")],
+    private: Annotated[bool, typer.Option("--private", help="A new repository is seen by nobody else.")] = False,
+    licence: Annotated[str | None, typer.Option("--license", help="Its identifier, such as apache-2.0.")] = None,
+    half: _Half = False,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the files here, and push nothing.")] = None,
+) -> Report:
+    """A model to the hub, with a card of its data and of what `evaluate` found; `user/model` then names it.
+
+    Example: dptr push dptr_data/runs/greek me/greek-signs --license apache-2.0
+    """
+    from dptr.trainer.export import push as stage
+
+    started = time.monotonic()
+    described = model_named(workspace, run)
+    read = kept_in(workspace, model_path(workspace, run))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        files = [path.name for path in stage.write_files(described, repo, read, out, licence, half)]
+        figures: dict[str, Any] = {"out": str(out), "files": files}
+        text = f"in {out}: {', '.join(files)}; nothing was pushed"
+    else:
+        pushed = stage.push(described, repo, read, private, licence, half)
+        figures = {"out": repo, "files": pushed.files, "commit": pushed.commit, "url": pushed.url}
+        text = f"{pushed.url}\nread with it: dptr read {repo} word.png"
+    counts = {"rows": 1, "computed": 1, "quarantined": 0, "seconds": time.monotonic() - started}
+    return Report({**figures, **counts}, text)
