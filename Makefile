@@ -10,7 +10,7 @@ TESTS_ARE_LOOSER := --allow-untyped-defs --allow-incomplete-defs --allow-untyped
 	--no-warn-return-any --no-warn-unused-ignores --namespace-packages --explicit-package-bases \
 	$(foreach code,union-attr index operator func-returns-value,--disable-error-code=$(code))
 
-.PHONY: demo test lint types check site clean
+.PHONY: demo test lint types check site notebook clean
 
 demo: $(READY)
 	$(BIN)/dptr demo
@@ -38,6 +38,10 @@ check: lint types test
 # build/site/index.html; nothing on it is fetched from elsewhere.
 site: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# examples/notebook.ipynb, run from top to bottom and kept with what its cells gave.
+notebook: $(READY)
+	$(BIN)/python examples/execute_notebook.py
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

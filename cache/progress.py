@@ -1,4 +1,7 @@
-"""Progress of long work: rate, time left and memory; a bar on a terminal, plain lines elsewhere, always on stderr."""
+"""Progress of long work: rate, time left and memory; a bar on a terminal, plain lines elsewhere, always on stderr.
+
+In a notebook it is a line with a bar below the cell, redrawn in place.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +15,15 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from dptr.cache.notebook_line import NotebookLine, in_notebook
+
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from dptr.cache.terminal_bars import TerminalBars
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SECONDS_BETWEEN_CELL_LINES = 0.5
 _SECONDS_BETWEEN_DRAWINGS = 0.1
 _quiet = False
 
@@ -57,6 +63,7 @@ class Progress:
         self._started = time.monotonic()
         self._last_shown = self._started
         self._bar: TaskID | None = None
+        self._cell: NotebookLine | None = None
 
     @property
     def seconds(self) -> float:
@@ -74,13 +81,19 @@ class Progress:
         if detail:
             self.detail = detail
         now = time.monotonic()
-        interval = _SECONDS_BETWEEN_LINES if self._bar is None else _SECONDS_BETWEEN_DRAWINGS
-        if not _quiet and now - self._last_shown >= interval:
+        if not _quiet and now - self._last_shown >= self._seconds_between():
             self._last_shown = now
-            if self._bar is None:
+            if self._cell is not None:
+                self._cell.update(self.line(), self.done, self.total)
+            elif self._bar is None:
                 print(self.line(), file=sys.stderr, flush=True)
             else:
                 _terminal_bars().update(self._bar, self.done, self.detail)
+
+    def _seconds_between(self) -> float:
+        if self._cell is not None:
+            return _SECONDS_BETWEEN_CELL_LINES
+        return _SECONDS_BETWEEN_LINES if self._bar is None else _SECONDS_BETWEEN_DRAWINGS
 
     def line(self) -> str:
         """Return the present state as one line."""
@@ -91,16 +104,21 @@ class Progress:
         return f"{self.description}: " + ", ".join(parts) + (f", {self.detail}" if self.detail else "")
 
     def start(self) -> None:
-        """Show a bar where there is a terminal that can redraw its lines."""
-        if not _quiet and sys.stderr.isatty() and os.environ.get("TERM") not in (None, "", "dumb"):
+        """Show a bar where there is a terminal that can redraw its lines, or a notebook."""
+        if not _quiet and in_notebook():
+            self._cell = NotebookLine(self.line(), self.done, self.total)
+        elif not _quiet and sys.stderr.isatty() and os.environ.get("TERM") not in (None, "", "dumb"):
             self._bar = _terminal_bars().add(self.description, self.total, self.unit, self.done)
 
     def end(self) -> None:
         """Take the bar away and print the last state as a line."""
         if self._bar is not None:
             _terminal_bars().remove(self._bar)
-        if not _quiet:
-            print(f"{self.line()}, {self.seconds:.1f} s", file=sys.stderr, flush=True)
+        last = f"{self.line()}, {self.seconds:.1f} s"
+        if self._cell is not None:
+            self._cell.update(last, self.done, self.total)
+        elif not _quiet:
+            print(last, file=sys.stderr, flush=True)
 
 
 @contextmanager

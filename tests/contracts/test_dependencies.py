@@ -12,8 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 #: Come with a declared package that has no use without them.
 _COME_ALONG = {"markupsafe"}
-#: An account with a service is the user's own affair; `--track wandb` says how to install it.
-_USERS_OWN = {"wandb"}
+#: An account with a service is the user's own affair; `--track wandb` says how to install it. A notebook has IPython.
+_USERS_OWN = {"wandb", "ipython"}
 
 
 def names_of(requirements: list[str]) -> set[str]:

@@ -1,0 +1,50 @@
+"""The example notebook: it runs from top to bottom, shows progress as a bar below its cells, and is kept as it ran."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
+
+
+def outputs(path: Path) -> list[Any]:
+    nbformat = pytest.importorskip("nbformat")
+    return [output for cell in nbformat.read(path, as_version=4).cells for output in cell.get("outputs", [])]
+
+
+def shown(found: list[Any], kind: str) -> Iterator[str]:
+    return (output.data[kind] for output in found if kind in output.get("data", {}))
+
+
+def require_readings(found: list[Any]) -> None:
+    assert [output for output in found if output.output_type == "error"] == []
+    said = "\n".join(shown(found, "text/plain"))
+    assert "PromptStore('dptr_data/prompts', rows=16" in said
+    assert "OrpBank('dptr_data/orp'" in said
+    assert "('street'," in said
+    assert "Name a folder that pretrain or finetune made" in "".join(output.get("text", "") for output in found)
+    bars = [page for page in shown(found, "text/html") if "<progress" in page]
+    assert any('value="16" max="16"' in bar and "embedding" in bar for bar in bars), bars
+    assert not [output for output in found if output.get("name") == "stderr" and "/s," in output.text]
+
+
+def test_the_notebook_is_kept_with_what_its_cells_gave() -> None:
+    require_readings(outputs(NOTEBOOK))
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    pytest.importorskip("nbclient")
+    spec = importlib.util.spec_from_file_location("execute_notebook", ROOT / "examples" / "execute_notebook.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.execute(NOTEBOOK, tmp_path / "out.ipynb")
+    require_readings(outputs(tmp_path / "out.ipynb"))
