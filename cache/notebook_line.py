@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import sys
+import warnings
 from typing import Any
 
 
@@ -12,6 +13,11 @@ def in_notebook() -> bool:
     ipython: Any = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return hasattr(shell, "kernel")
+
+
+if in_notebook():
+    # Libraries that are loaded with tqdm miss widgets, which nothing here draws.
+    warnings.filterwarnings("ignore", "IProgress not found")
 
 
 class NotebookLine:

@@ -110,7 +110,7 @@ def load(
             digit; ``fp32`` gives the same on all.
 
     Raises:
-        UserError: not such a run, it has no checkpoint yet, or the hub has none of that name; words that cannot be used.
+        UserError: not such a run, it has no checkpoint yet, the hub has none of that name; words that cannot be used.
     """
     is_on_hub = not Path(run).exists() and hub.is_id(str(run))
     recognizer = _recognizer(from_hub(str(run)) if is_on_hub else Path(run), device, find_clip)

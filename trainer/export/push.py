@@ -10,8 +10,8 @@ from dptr.cache import hub
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import RECIPE_FILE, WEIGHTS_FILE
 from dptr.cache.progress import note
+from dptr.trainer.export.export import export
 from dptr.trainer.export.model_card import model_card
-from dptr.trainer.model.model_file import save_model
 from dptr.trainer.training.recipe import recipe_to_toml
 from dptr.trainer.training.runs import Trained
 
@@ -43,7 +43,7 @@ def write_files(model: Trained, repo: str, predictions: Path, out: Path, licence
         raise UserError(f"{repo} is no name on the hub", "Give USER/MODEL")
     if model.kind == "clip":
         raise UserError(f"{model.name} is a CLIP", "Push its folder `clip` with transformers")
-    save_model(model, out / WEIGHTS_FILE, half)
+    export(model, "safetensors", out / WEIGHTS_FILE, half=half)
     (out / _CARD).write_text(model_card(model, repo, predictions, licence), encoding="utf-8")
     (out / RECIPE_FILE).write_text(recipe_to_toml(model.recipe), encoding="utf-8")
     return [out / name for name in (WEIGHTS_FILE, _CARD, RECIPE_FILE)]
