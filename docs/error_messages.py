@@ -76,19 +76,19 @@ def _rows(path: Path) -> Iterator[str]:
 def _text(node: ast.expr, module: str) -> str:
     """The text that an expression gives; what differs from case to case stands as a name or three dots."""
     match node:
-        case ast.Constant(value=value):
-            return html.escape(str(value), quote=False)
+        case ast.Constant(value=constant):
+            return html.escape(str(constant), quote=False)
         case ast.JoinedStr(values=values):
-            return "".join(_text(value, module) for value in values)
-        case ast.FormattedValue(value=value):
-            return _text(value, module)
+            return "".join(_text(part, module) for part in values)
+        case ast.FormattedValue(value=inner):
+            return _text(inner, module)
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             return _text(left, module) + _text(right, module)
         case ast.IfExp(body=one, orelse=other):
             return " / ".join(text for text in (_text(one, module), _text(other, module)) if text)
         case ast.Name(id=name) if name.isupper() or name.startswith("_"):
-            value = getattr(importlib.import_module(module), name, None)
-            return html.escape(str(value), quote=False) if isinstance(value, str | int | float) else "…"
+            known = getattr(importlib.import_module(module), name, None)
+            return html.escape(str(known), quote=False) if isinstance(known, str | int | float) else "…"
         case ast.Attribute(value=ast.Name(id=holder), attr=name) if name.isupper() and holder != "self":
             return html.escape(str(getattr(getattr(importlib.import_module(module), holder), name)), quote=False)
         case ast.Name(id=name) | ast.Attribute(attr=name):

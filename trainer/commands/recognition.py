@@ -154,7 +154,7 @@ def _watch(reader: "Reader", names: list[str], out: Path | None, batch_size: int
     from dptr.trainer import watched_folders as stage
 
     stage.require_watchable(names, out)
-    before = stage.images_of(out) if out is not None else ()
+    before = stage.images_of(out) if out is not None else set()
     rows = stage.watched_rows(reader, [Path(name) for name in names], batch_size, before, _tell)
     note(f"watching {', '.join(names)}; Ctrl-C ends it")
     if out is None:
