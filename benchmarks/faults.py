@@ -79,8 +79,7 @@ def main() -> None:
 class Totals:
     """What was tried so far, by fault and command, kept in a file if there is one.
 
-    Of kills also when they came: how many in each tenth of the CPU time that an undisturbed run needs; of races how
-    each process ended.
+    Of kills also when they came, in tenths of an undisturbed run's CPU time; of races how each process ended.
     """
 
     def __init__(self, path: Path | None) -> None:
