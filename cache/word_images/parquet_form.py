@@ -73,7 +73,7 @@ class ParquetSource:
         group = int(np.searchsorted(first_rows, row, side="right")) - 1
         try:
             value = _images(str(self.path), os.getpid(), group)[row - int(first_rows[group])].as_py()
-        except pa.ArrowException as error:
+        except (ValueError, pa.ArrowException) as error:
             raise OSError(str(error)) from error
         value = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(value, bytes):
@@ -92,7 +92,8 @@ class _OpenFile:
 def _open(path: str, process: int) -> _OpenFile:
     try:
         return _OpenFile(path)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
+        # ValueError: names of columns that are no UTF-8.
         raise _damaged(path, error) from error
 
 

@@ -140,7 +140,7 @@ def _parquet_rows(source: str, column: str, refuse: Refuse) -> Iterator[Rows]:
             for batch in file.iter_batches(_TABLE_ROWS, columns=[column]):
                 yield _column_rows(batch.column(0), line, column, refuse)
                 line += len(batch)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         refuse(line, "", f"damaged or cut short from here on: {error}")
 
 

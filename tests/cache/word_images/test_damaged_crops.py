@@ -195,3 +195,18 @@ def test_a_parquet_dictionary_out_of_bounds_ends_in_one_line(tmp_path: Path) -> 
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"a\.parquet cannot be read as Parquet"):
         open_images(path)
+
+
+def test_a_column_of_a_parquet_whose_name_is_no_text_ends_in_one_line(tmp_path: Path) -> None:
+    """Of crops, of words and of photos: pyarrow raises UnicodeDecodeError when the file is opened."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [b""], "text": ["word"], "unlikely": [1]}), path)
+    path.write_bytes(path.read_bytes().replace(b"unlikely", b"unl\x94kely"))
+    with pytest.raises(UnicodeDecodeError):
+        pq.ParquetFile(path)
+    with pytest.raises(UserError, match=r"a\.parquet cannot be read as Parquet"):
+        open_images(path)
+    refused: list[str] = []
+    assert not list(read_rows(str(path), "line", "text", lambda _line, _item, reason: refused.append(reason)))
+    assert len(refused) == 1
+    assert [type(photo) for photo in find_photos([path])] == [Refusal]
