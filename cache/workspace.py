@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, RUN_FILE
+from dptr.cache.remote import at_hand
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,12 @@ class Workspace:
     other_orp: Path | None = None
 
     def with_stores(self, prompts: Path | None, orp: Path | None = None) -> Workspace:
-        """Return the same workspace, with stores in other folders; None keeps its own.
+        """Return the same workspace, with stores in other folders or on object storage; None keeps its own.
 
         Raises:
-            UserError: a folder that is named holds no store.
+            UserError: a folder that is named holds no store. DamagedStore: an object of a store is damaged.
         """
+        prompts, orp = (folder and at_hand(folder) for folder in (prompts, orp))
         for folder in (prompts, orp):
             if folder is not None and not (folder / MANIFEST_FILE).is_file():
                 raise UserError(f"no store in {folder}", "Name a folder that embed-text or build-orp-bank made")

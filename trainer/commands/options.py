@@ -10,6 +10,7 @@ from dptr.cache import hub
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import RUN_FILE, SAFETENSORS
 from dptr.cache.options import LARGEST_SEED
+from dptr.cache.remote import at_hand
 from dptr.cache.workspace import Workspace
 from dptr.trainer.choices import ReadingPrecision, Tracker
 from dptr.trainer.commands.starts import model_path
@@ -57,14 +58,14 @@ def recipe_changes(
 
 
 def named_data(data: list[Path] | None) -> list[Path]:
-    """Return the paths given with ``--data``.
+    """Return the paths given with ``--data``; what lies on object storage is fetched.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or one cannot be fetched.
     """
     if not data:
         raise UserError("no data named", "Give labelled crops: --data FOLDER")
-    return data
+    return [at_hand(path) for path in data]
 
 
 def recogniser_first(workspace: Workspace, names: list[str]) -> tuple[Path, list[str]]:

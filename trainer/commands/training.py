@@ -157,7 +157,7 @@ def finetune(
     characters = Charset.named(charset) if charset else known
     normalization = training_normalization(settings)
     images = open_crops(paths, characters, normalization)
-    to_validate = open_crops(validation, characters, normalization) if validation else None
+    to_validate = open_crops(named_data(validation), characters, normalization) if validation else None
     folder = out or workspace.runs / default_name(
         "finetune", settings, stage.data_identity(images, run, to_validate, model)
     )
@@ -222,7 +222,7 @@ def train_clip(
     images = WordImages.open(named_data(data), characters, training_normalization(settings))
     summary = stage.train_clip(
         images,
-        WordImages.open(validation, characters, training_normalization(settings)),
+        WordImages.open(named_data(validation), characters, training_normalization(settings)),
         characters,
         services.photo_paths(photos) if photos else (),
         services.find_clip(clip),
