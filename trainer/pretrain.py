@@ -46,6 +46,10 @@ class PromptBatch:
     memory: Memory
     targets: Targets
 
+    def pin_memory(self) -> PromptBatch:
+        """Return a copy from which a GPU takes it while it computes."""
+        return PromptBatch(self.memory.pin_memory(), self.targets.pin_memory())
+
 
 @dataclass(frozen=True)
 class CountWeights:

@@ -16,8 +16,12 @@ from dptr.cache.progress import note
 Batch = TypeVar("Batch")
 
 
-def load_batches(batch: Callable[[int], Batch], numbers: Iterable[int], workers: int) -> Iterator[Batch]:
+def load_batches(
+    batch: Callable[[int], Batch], numbers: Iterable[int], workers: int, for_gpu: bool = False
+) -> Iterator[Batch]:
     """Return the batches of these numbers, in order, made by ``batch`` in ``workers`` processes (0: in this one).
+
+    ``for_gpu`` moves those that know how (``pin_memory``) into memory from which a GPU takes them while it computes.
 
     Torch's loader draws from the global generator when it starts, which is at once, not when the first batch is asked
     for: a caller that seeds the generator after this call gets the same numbers with and without workers.
@@ -37,6 +41,7 @@ def load_batches(batch: Callable[[int], Batch], numbers: Iterable[int], workers:
             num_workers=workers,
             collate_fn=_as_it_is,
             prefetch_factor=4 if workers else None,
+            pin_memory=for_gpu,
             worker_init_fn=_leave_signals_to_training,
         )
         return map(_raise_errors, iter(loader))

@@ -53,6 +53,9 @@ def run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: tor
 
 
 def _run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: torch.device) -> TrainState:
+    if device.type == "cuda":
+        # Products in TF32: an eighth of the time of full float32, and still more digits than bfloat16 has.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     state = _new_state(task, settings, device)
     resume(folder, state)
     processes.wait()  # nothing is written before all have read
@@ -64,7 +67,7 @@ def _run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: to
     if _is_done(state, settings):
         return state
     last, interval = checkpoint_folder(folder, "last"), Interval()
-    shared, batches = processes.SharedLoss(task.model, task.loss), _batches(state.step, task, settings)
+    shared, batches = processes.SharedLoss(task.model, task.loss), _batches(state.step, task, settings, device)
     with progress("training", settings.steps, "steps", state.step) as shown, processes.stopping_together() as stop:
         try:
             after_step(folder, state, task, settings, interval)
@@ -90,11 +93,11 @@ def _run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: to
     return state
 
 
-def _batches(step: int, task: Task[Batch], settings: TrainingSettings) -> Iterator[Batch]:
+def _batches(step: int, task: Task[Batch], settings: TrainingSettings, device: torch.device) -> Iterator[Batch]:
     """Return this process's batches from optimiser step ``step`` on."""
     each, mine = settings.accumulate, processes.share(settings.accumulate)
     numbers = (each * number + micro for number in range(step, settings.steps) for micro in mine)
-    return load_batches(task.batch, numbers, settings.workers)
+    return load_batches(task.batch, numbers, settings.workers, for_gpu=device.type == "cuda")
 
 
 def _is_done(state: TrainState, settings: TrainingSettings) -> bool:

@@ -38,6 +38,10 @@ class Memory:
         padding = None if self.padding is None else self.padding.to(device, non_blocking=True)
         return Memory(self.tokens.to(device, non_blocking=True), padding)
 
+    def pin_memory(self) -> Memory:
+        """Return a copy from which a GPU takes it while it computes."""
+        return Memory(self.tokens.pin_memory(), None if self.padding is None else self.padding.pin_memory())
+
 
 @dataclass(frozen=True)
 class Targets:
@@ -75,6 +79,10 @@ class Targets:
             self.end,
             self.padding,
         )
+
+    def pin_memory(self) -> Targets:
+        """Return a copy from which a GPU takes it while it computes."""
+        return Targets(self.inputs.pin_memory(), self.outputs.pin_memory(), self.end, self.padding)
 
 
 @dataclass(frozen=True)
