@@ -18,3 +18,6 @@ Context = Literal["content", "full"]
 
 #: Arithmetic of CLIP.
 Precision = Literal["fp32", "bf16"]
+
+#: Where shards are made: on this machine, or by the workers of a Ray cluster.
+Engine = Literal["local", "ray"]

@@ -1,5 +1,6 @@
 """Commands of stage 1: text and photos to stores, and words to labelled crops."""
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -7,9 +8,11 @@ import typer
 
 from dptr.cache.choices import StatesDtype, UnicodeForm
 from dptr.cache.command_line import Report, Services, command, command_group, figures_of
+from dptr.cache.errors import UserError
 from dptr.cache.options import LARGEST_SEED, LONGEST_LABEL, MOST_WORKERS, Device, OrpFolder, Out, PromptsFolder
 from dptr.cache.workspace import Workspace
-from dptr.pipeline.choices import Case, Context, Precision, StatesKind, Unit
+from dptr.pipeline.choices import Case, Context, Engine, Precision, StatesKind, Unit
+from dptr.pipeline.parts.cluster import Cluster, joined
 from dptr.pipeline.parts.part import Part
 from dptr.pipeline.starting import commands as starting
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE
@@ -23,6 +26,11 @@ Dtype = Annotated[StatesDtype, typer.Option("--dtype", help="How states are stor
 Arithmetic = Annotated[Precision, typer.Option("--precision", help="Arithmetic of CLIP.")]
 PartOf = Annotated[
     str | None, typer.Option("--part", help="Make a share of it, such as 3/16; `dptr merge` joins all of them.")
+]
+EngineName = Annotated[Engine, typer.Option("--engine", help="Where it is done: here, or on a Ray cluster.")]
+Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to join; else one starts on this machine.")]
+EngineWorkers = Annotated[
+    int | None, typer.Option("--engine-workers", min=1, help="Ray: by default one for each GPU, or else for each CPU.")
 ]
 #: More would only be nearly the same rectangles again, and a bank that never ends.
 _MOST_CROPS_PER_IMAGE = 10_000
@@ -57,6 +65,9 @@ def embed_text(
     max_bad: MaxBad = None,
     device: Device = "auto",
     part: PartOf = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    engine_workers: EngineWorkers = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
 ) -> Report:
     """Corpus to prompt store.
@@ -87,7 +98,8 @@ def embed_text(
         cost = stage.estimate(files, folder, settings)
         text = f"{cost.rows:,} rows to compute, about {cost.bytes / 1e6:,.0f} MB, about {cost.seconds:,.0f} s"
         return Report({"out": str(folder), **vars(cost)}, text)
-    summary = stage.embed_text(files, folder, settings, Part.named(part))
+    with _engine(engine, address, engine_workers, device) as cluster:
+        summary = stage.embed_text(files, folder, settings, Part.named(part), cluster)
     return Report(figures_of(summary), f"{summary.table}\n{summary.rows:,} rows in {summary.out}")
 
 
@@ -116,6 +128,9 @@ def build_orp_bank(
     max_bad: MaxBad = None,
     device: Device = "auto",
     part: PartOf = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    engine_workers: EngineWorkers = None,
 ) -> Report:
     """Photos to ORP bank, with a FAISS index.
 
@@ -137,7 +152,8 @@ def build_orp_bank(
         exclude_threshold=exclude_threshold,
         device=services.device(device),
     )
-    summary = stage.build_orp_bank(paths, out or workspace.orp, settings, Part.named(part))
+    with _engine(engine, address, engine_workers, device) as cluster:
+        summary = stage.build_orp_bank(paths, out or workspace.orp, settings, Part.named(part), cluster)
     return Report(figures_of(summary), f"{summary.rows:,} crops in {summary.out}, {summary.quarantined} photos refused")
 
 
@@ -216,6 +232,9 @@ def render_words(
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of everything random.")] = 0,
     workers: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Processes that render.")] = 1,
     part: PartOf = None,
+    engine: EngineName = "local",
+    address: Address = None,
+    engine_workers: EngineWorkers = None,
 ) -> Report:
     """Labelled synthetic crops from a word list.
 
@@ -225,17 +244,19 @@ def render_words(
     from dptr.pipeline.rendering.style import RenderStyle
     from dptr.pipeline.rendering.word_lists import photo_paths, read_words
 
-    summary = stage.render_words(
-        read_words(files),
-        out,
-        count=count,
-        seed=seed,
-        fonts=fonts,
-        photos=photo_paths(photos) if photos else (),
-        style=RenderStyle.named(style),
-        workers=workers,
-        part=Part.named(part),
-    )
+    with _engine(engine, address, engine_workers, "cpu") as cluster:
+        summary = stage.render_words(
+            read_words(files),
+            out,
+            count=count,
+            seed=seed,
+            fonts=fonts,
+            photos=photo_paths(photos) if photos else (),
+            style=RenderStyle.named(style),
+            workers=workers,
+            part=Part.named(part),
+            cluster=cluster,
+        )
     return Report(figures_of(summary), f"{summary.rows:,} crops in {summary.out}")
 
 
@@ -253,3 +274,14 @@ def merge(
     lines = [f"{one.parts} parts: {one.rows:,} rows in {one.out}" for one in merged]
     figures = {name: sum(getattr(one, name) for one in merged) for name in ("rows", "computed", "parts")}
     return Report({"out": str(outs[0]), **figures, "quarantined": 0}, "\n".join(lines))
+
+
+def _engine(
+    engine: Engine, address: str | None, workers: int | None, device: str
+) -> AbstractContextManager[Cluster | None]:
+    """Return the cluster to work on while a block runs; None: this machine does it by itself."""
+    if engine == "ray":
+        return joined(address, workers, with_gpus=device != "cpu")
+    if address or workers:
+        raise UserError("--address and --engine-workers are of a Ray cluster", "Add --engine ray, or leave them out")
+    return nullcontext()

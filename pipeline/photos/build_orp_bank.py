@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,14 @@ from PIL import Image
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import INDEX_FILE, PHOTOS_FILE, QUARANTINE_FILE
 from dptr.cache.progress import progress
+from dptr.cache.stores.files import remove_leftovers
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.quarantine import Quarantine
-from dptr.pipeline.clip.image_shards import ImageShards, Picture, ShardForm
+from dptr.pipeline.clip.image_shards import ImageShards, ImageShardsOnCluster, Picture, ShardForm, shard_maker
 from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
 from dptr.pipeline.neighbours import faiss_index
+from dptr.pipeline.parts.cluster import Cluster
 from dptr.pipeline.parts.part import WHOLE, Part
 from dptr.pipeline.parts.store_in_making import StoreInMaking
 from dptr.pipeline.photos.near_images import NearImages
@@ -67,7 +71,13 @@ class OrpBankSummary:
     index: dict[str, Any]
 
 
-def build_orp_bank(paths: Sequence[Path], out: Path, settings: OrpBankSettings, part: Part = WHOLE) -> OrpBankSummary:
+def build_orp_bank(
+    paths: Sequence[Path],
+    out: Path,
+    settings: OrpBankSettings,
+    part: Part = WHOLE,
+    cluster: Cluster | None = None,
+) -> OrpBankSummary:
     """Make a bank of photo crops, or a part of one, or go on with it.
 
     What the bank already holds is not computed again, so the same call resumes a killed run and adds new photos.
@@ -77,6 +87,7 @@ def build_orp_bank(paths: Sequence[Path], out: Path, settings: OrpBankSettings, 
         out: the bank's folder.
         settings: see :class:`~dptr.pipeline.photos.orp_settings.OrpBankSettings`.
         part: which share of it to make; a share has no index yet.
+        cluster: whose workers do it; this process does by default.
 
     Raises:
         UserError: no photos, or impossible settings.
@@ -87,11 +98,17 @@ def build_orp_bank(paths: Sequence[Path], out: Path, settings: OrpBankSettings, 
     settings.crops()
     total = count_photos(paths)
     with locked(part.beside(out)):
-        return _build(paths, total, out, settings, part, started)
+        return _build(paths, total, out, settings, part, cluster, started)
 
 
 def _build(
-    paths: Sequence[Path], total: int, out: Path, settings: OrpBankSettings, part: Part, started: float
+    paths: Sequence[Path],
+    total: int,
+    out: Path,
+    settings: OrpBankSettings,
+    part: Part,
+    cluster: Cluster | None,
+    started: float,
 ) -> OrpBankSummary:
     clip = load_clip(settings.clip, settings.precision, settings.device)
     build = _Build(out, clip, settings, part)
@@ -99,7 +116,7 @@ def _build(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", module="PIL")
-        build.run(paths, total)
+        build.run(paths, total, cluster)
     making = build.making
     if not making.rows:
         raise UserError(f"none of {total} photos can be used", f"See why in {making.folder / QUARANTINE_FILE}")
@@ -146,7 +163,7 @@ class _Build:
         self.duplicates = 0
         self.quarantined = 0
         per_photo = settings.crops_per_image
-        form = ShardForm(
+        self.form = ShardForm(
             CATALOGUE_SCHEMA,
             max(1, settings.shard_rows // per_photo) * per_photo,
             self.manifest.identity["tokens_per_crop"],
@@ -154,22 +171,42 @@ class _Build:
             settings.batch,
             counted=("photos", "image_sha256"),
         )
-        self.shards = ImageShards(self.making, self.tower, form)
 
     @property
     def computed(self) -> int:
         return self.manifest.rows - self.rows_before
 
-    def run(self, paths: Sequence[Path], total: int) -> None:
+    def run(self, paths: Sequence[Path], total: int, cluster: Cluster | None) -> None:
         remember_inputs(self.manifest, [str(path) for path in paths], {"batch": self.settings.batch})
         with self.manifest.rewriting(self.folder, PHOTOS_FILE, QUARANTINE_FILE):
             self.seen = SeenPhotos(self.folder)
-            self._read(paths, total)
+            if cluster is None:
+                self._fill_here(paths, total)
+            else:
+                self._fill_on(cluster, paths, total)
             self.making.finish()
 
-    def _read(self, paths: Sequence[Path], total: int) -> None:
-        earlier = frozenset(self.in_bank)
-        reader = PhotoReader(
+    def _fill_here(self, paths: Sequence[Path], total: int) -> None:
+        shards = ImageShards(self.making, self.tower, self.form)
+        read = read_ahead(find_photos(paths), self._reader().read, self.settings.workers)
+        with closing(self._usable(((found, result, None) for found, result in read), total)) as usable:
+            for photo, _ in usable:
+                shards.add(pictures_of(photo))
+            shards.commit()
+
+    def _fill_on(self, cluster: Cluster, paths: Sequence[Path], total: int) -> None:
+        settings = self.settings
+        read = cluster.read_ahead(find_photos(paths), partial(_read, self._reader()))
+        given = (self.folder.absolute(), settings.clip, settings.precision, self.form)
+        with cluster.crew(shard_maker, given) as crew, closing(self._usable(read, total)) as usable:
+            shards = ImageShardsOnCluster(self.making, crew, self.form)
+            for _, pictures in usable:
+                shards.add(pictures, settings.crops_per_image)
+            shards.finish()
+        remove_leftovers(self.folder)  # of workers that were lost
+
+    def _reader(self) -> PhotoReader:
+        return PhotoReader(
             self.tower,
             self.settings.crops(),
             self.settings.seed,
@@ -179,22 +216,29 @@ class _Build:
             self.seen,
             self.settings.retry_quarantined,
         )
+
+    def _usable(
+        self, read: Iterable[tuple[Photo | Refusal, CutPhoto | str, Any]], total: int
+    ) -> Generator[tuple[CutPhoto, Any], None, None]:
+        """Yield the photos that are new and fit, each with what it came with; note what becomes of the others."""
+        earlier = frozenset(self.in_bank)
         with (
             Quarantine(self.folder / QUARANTINE_FILE) as quarantine,
             progress("photos into the ORP bank", total, "photos") as bar,
         ):
             try:
-                for found, result in read_ahead(find_photos(paths), reader.read, self.settings.workers):
+                for found, result, more in read:
                     quarantine.reads(found.file)
                     if isinstance(result, str):
                         self._refuse(quarantine, found, result)
-                    elif result.sha256 not in self.in_bank:
-                        self._add_or_keep_out(quarantine, result)
-                    else:
+                    elif result.sha256 in self.in_bank:
                         self.seen.remember(result.photo, result.sha256, None)
                         self.duplicates += result.sha256 not in earlier
+                    elif not self._is_kept_out(quarantine, result):
+                        self.in_bank.add(result.sha256)
+                        self.seen.remember(result.photo, result.sha256, None)
+                        yield result, more
                     bar.advance(isinstance(found, Photo), f"{quarantine.total} quarantined" if quarantine.total else "")
-                self.shards.commit()
             finally:
                 self.seen.save()
                 self.quarantined = quarantine.total
@@ -205,17 +249,22 @@ class _Build:
             self.seen.remember(found, None, reason)
         quarantine.check(self.settings.max_bad)
 
-    def _add_or_keep_out(self, quarantine: Quarantine, photo: CutPhoto) -> None:
+    def _is_kept_out(self, quarantine: Quarantine, photo: CutPhoto) -> bool:
         near = self.kept_out.reason(photo.whole) if self.kept_out and photo.whole is not None else None
         if near:
             self._refuse(quarantine, photo.photo, near)
-        else:
-            self._add(photo)
+        return bool(near)
 
-    def _add(self, photo: CutPhoto) -> None:
-        self.in_bank.add(photo.sha256)
-        self.seen.remember(photo.photo, photo.sha256, None)
-        self.shards.add([Picture(row_of(photo, crop), crop.pixels, crop.tokens) for crop in photo.crops])
+
+def pictures_of(photo: CutPhoto) -> list[Picture]:
+    """Return a photo's crops as a store takes them."""
+    return [Picture(row_of(photo, crop), crop.pixels, crop.tokens) for crop in photo.crops]
+
+
+def _read(reader: PhotoReader, found: Photo | Refusal) -> tuple[CutPhoto | str, list[Picture]]:
+    """Read a photo on a cluster, where its crops stay; the rest is small."""
+    result = reader.read(found)
+    return (result, []) if isinstance(result, str) else (replace(result, crops=[]), pictures_of(result))
 
 
 def row_of(photo: CutPhoto, crop: Crop) -> dict[str, Any]:

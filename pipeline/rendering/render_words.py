@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from dptr.cache.interrupts import unheard_by_children
 from dptr.cache.progress import note, progress
 from dptr.cache.ranges import require_at_least
 from dptr.cache.word_images.writer import write_word_images
+from dptr.pipeline.parts.cluster import Cluster
 from dptr.pipeline.parts.part import WHOLE, Part
 from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.fonts import FontCollection, find_fonts
@@ -75,6 +76,7 @@ def render_words(
     style: RenderStyle = NATURAL,
     workers: int = 1,
     part: Part = WHOLE,
+    cluster: Cluster | None = None,
 ) -> RenderSummary:
     """Render ``words`` as labelled crops into ``out`` (``.lmdb``, ``.parquet`` or a folder with ``labels.tsv``).
 
@@ -88,6 +90,7 @@ def render_words(
         style: how strong each effect may be.
         workers: processes that render.
         part: which share of the crops to render, into a Parquet file that ``dptr merge`` takes.
+        cluster: whose workers render; processes of this machine do by default.
 
     Raises:
         UserError: a number out of range, no words, no fonts, no font that can draw any word, ``out`` is taken, or a
@@ -103,7 +106,7 @@ def render_words(
     total, target = len(wanted), part.beside(out, ".parquet")
     started = time.monotonic()
     with write_word_images(target) as writer, progress("rendering words", total, "crops") as bar:
-        for crops in _render(job, wanted, workers):
+        for crops in _render(job, wanted, workers, cluster):
             for image, label in crops:
                 writer.write(image, label)
             bar.advance(len(crops))
@@ -125,8 +128,11 @@ def _drawable(words: Sequence[str], fonts: FontCollection) -> tuple[list[str], l
     return usable, refused
 
 
-def _render(job: _Job, wanted: range, workers: int) -> Iterator[list[tuple[bytes, str]]]:
+def _render(job: _Job, wanted: range, workers: int, cluster: Cluster | None) -> Iterator[list[tuple[bytes, str]]]:
     tasks = [wanted[start : start + _CROPS_A_TASK] for start in range(0, len(wanted), _CROPS_A_TASK)]
+    if cluster is not None:
+        yield from cluster.in_order(_renderer, (job,), tasks)
+        return
     if workers <= 1:
         yield from ([job.crop(index) for index in task] for task in tasks)
         return
@@ -135,6 +141,11 @@ def _render(job: _Job, wanted: range, workers: int) -> Iterator[list[tuple[bytes
         started = multiprocessing.get_context("spawn").Pool(workers, _set_job, (job,))
     with started as pool:
         yield from pool.imap(_render_task, tasks)
+
+
+def _renderer(job: _Job) -> Callable[[range], list[tuple[bytes, str]]]:
+    """Return what renders crops in a worker of a cluster."""
+    return lambda task: [job.crop(index) for index in task]
 
 
 _job: _Job

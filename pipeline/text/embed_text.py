@@ -8,37 +8,34 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, QUARANTINE_FILE
-from dptr.cache.progress import Progress, note, progress
+from dptr.cache.progress import note, progress
 from dptr.cache.stores.lock import locked
-from dptr.cache.stores.manifest import Manifest, Shard
+from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import States
 from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.parts.cluster import Cluster
 from dptr.pipeline.parts.part import WHOLE, Part
 from dptr.pipeline.parts.store_in_making import StoreInMaking
 from dptr.pipeline.repair.losses import remember_inputs
 from dptr.pipeline.text.corpus import Corpus, corpus_fingerprint, nothing_usable, read_corpus
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.made_up_words import CoverageGoal, make_up_words
-from dptr.pipeline.text.prompt_shard import write_prompt_shard
+from dptr.pipeline.text.prompt_shards import Filling, embed_groups, encode
 from dptr.pipeline.text.prompt_store import load_tower, settle_charset, write_prefix
 from dptr.pipeline.text.prompts import Prompt, prompts_of
 from dptr.pipeline.text.templates import Template
 
 __all__ = ["EmbedTextSettings", "EmbedTextSummary", "Estimate", "embed_text", "estimate"]
 
-_PROMPTS_CHECKED = 16
 _PROMPTS_TIMED = 512
 
 
@@ -64,17 +61,16 @@ class Estimate:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Filling:
-    """A prompt store in the making, and what encodes its prompts."""
-
-    making: StoreInMaking
-    tower: TextTower
-    settings: EmbedTextSettings
-
-
-def embed_text(paths: Sequence[str], out: Path, settings: EmbedTextSettings, part: Part = WHOLE) -> EmbedTextSummary:
+def embed_text(
+    paths: Sequence[str],
+    out: Path,
+    settings: EmbedTextSettings,
+    part: Part = WHOLE,
+    cluster: Cluster | None = None,
+) -> EmbedTextSummary:
     """Embed the distinct labels of a corpus into the prompt store ``out``, adding what it lacks, or a ``part`` of that.
+
+    With a ``cluster``, its workers do it.
 
     Raises:
         UserError: an input or setting is wrong. DamagedStore: ``out`` holds a store of another kind of states.
@@ -87,7 +83,7 @@ def embed_text(paths: Sequence[str], out: Path, settings: EmbedTextSettings, par
     if finished is not None:
         return finished
     with locked(folder):
-        return _embed(paths, out, settings, part, asked, started)
+        return _embed(paths, out, settings, part, cluster, asked, started)
 
 
 def _require_separable(paths: Sequence[str], settings: EmbedTextSettings, part: Part) -> None:
@@ -107,6 +103,7 @@ def _embed(
     out: Path,
     settings: EmbedTextSettings,
     part: Part,
+    cluster: Cluster | None,
     asked: dict[str, Any] | None,
     started: float,
 ) -> EmbedTextSummary:
@@ -114,7 +111,7 @@ def _embed(
     making = StoreInMaking(out, "prompts", identity, part)
     manifest, folder = making.manifest, making.folder
     remember_inputs(manifest, list(paths), _remembered(settings))
-    filling, rows_before = _Filling(making, tower, settings), manifest.rows
+    filling, rows_before = Filling(making, tower, settings, cluster), manifest.rows
     with manifest.rewriting(folder, QUARANTINE_FILE):
         with (
             Quarantine(folder / QUARANTINE_FILE) as quarantine,
@@ -160,9 +157,9 @@ def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Es
         prompts = next(_groups(corpus, tower, settings, quarantine, min(_PROMPTS_TIMED, corpus.remaining)), [])
         if not prompts:
             return Estimate(0, 0, 0.0)
-        _encode(tower, prompts, settings)  # the first one is slow
+        encode(tower, prompts, settings)  # the first one is slow
         started = time.monotonic()
-        states = _encode(tower, prompts, settings)
+        states = encode(tower, prompts, settings)
         share = len(prompts) / corpus.remaining
         seconds = (time.monotonic() - started) / share
     rows = round(sum(len(prompt.labels) for prompt in prompts) / share)
@@ -203,16 +200,16 @@ def _finished(out: Path, asked: dict[str, Any] | None, max_bad: int | None, star
     )
 
 
-def _embed_remaining(filling: _Filling, corpus: Corpus, quarantine: Quarantine) -> None:
+def _embed_remaining(filling: Filling, corpus: Corpus, quarantine: Quarantine) -> None:
     """Embed the labels that the store lacks."""
     total = corpus.kept
     corpus.without(filling.making.catalogues)
     with progress("embedding", total, "labels", total - corpus.remaining) as shown:
         groups = _groups(corpus, filling.tower, filling.settings, quarantine, filling.settings.shard_rows)
-        _embed_groups(filling, groups, shown)
+        embed_groups(filling, groups, shown)
 
 
-def _embed_made_up(filling: _Filling, corpus: Corpus, quarantine: Quarantine) -> list[tuple[str, str]]:
+def _embed_made_up(filling: Filling, corpus: Corpus, quarantine: Quarantine) -> list[tuple[str, str]]:
     """Make up words that complete the corpus, embed those that the store lacks, and return counts of both."""
     tower, settings = filling.tower, filling.settings
     template, rules = Template(settings.template), settings.corpus
@@ -222,32 +219,8 @@ def _embed_made_up(filling: _Filling, corpus: Corpus, quarantine: Quarantine) ->
     remaining = made_up.without(catalogues)
     groups = prompts_of([remaining], corpus.charset, rules, template, tower, quarantine, settings.shard_rows)
     with progress("embedding made-up words", len(remaining.labels), "labels") as shown:
-        _embed_groups(filling, groups, shown)
+        embed_groups(filling, groups, shown)
     return made_up.summary(settings.cover_pieces)
-
-
-def _embed_groups(filling: _Filling, groups: Iterable[list[Prompt]], shown: Progress) -> None:
-    """Embed prompts shard by shard and commit each in its turn; shards of other parts are passed over."""
-    making, tower, settings = filling.making, filling.tower, filling.settings
-    with ThreadPoolExecutor(max_workers=1) as writer:
-        writing: Future[Shard] | None = None
-        for prompts in groups:
-            wanted, place = making.wants_next, making.pass_on(sum(len(prompt.labels) for prompt in prompts))
-            if wanted:
-                if writing is None:
-                    _check(tower, prompts)
-                states = _encode(tower, prompts, settings)
-                _commit(making, writing)
-                writing = writer.submit(
-                    write_prompt_shard, making.folder, place.number, place.first_id, prompts, states, settings.dtype
-                )
-            shown.advance(len(prompts))
-        _commit(making, writing)
-
-
-def _commit(making: StoreInMaking, writing: Future[Shard] | None) -> None:
-    if writing is not None:
-        making.commit(writing.result())
 
 
 def _groups(
@@ -255,12 +228,3 @@ def _groups(
 ) -> Iterator[list[Prompt]]:
     template = Template(settings.template)
     return prompts_of(corpus.batches(size), corpus.charset, settings.corpus, template, tower, quarantine, size)
-
-
-def _encode(tower: TextTower, prompts: list[Prompt], settings: EmbedTextSettings) -> States:
-    return tower.encode([prompt.token_ids for prompt in prompts], settings.tokens_per_batch)
-
-
-def _check(tower: TextTower, prompts: list[Prompt]) -> None:
-    spread = np.linspace(0, len(prompts) - 1, min(_PROMPTS_CHECKED, len(prompts))).astype(int)
-    note(f"text states agree with transformers' own to {tower.check([prompts[i].token_ids for i in spread]):.1e}")

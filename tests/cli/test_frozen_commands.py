@@ -13,15 +13,15 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMON = "--debug --help --json --no-check --quiet --workspace"
 FROZEN = {
     "ablate": "--device --jobs --name",
-    "build-orp-bank": "--clip --crops-per-image --device --dtype --exclude-near --exclude-threshold --max-bad --out "
-    "--part --precision --retry-quarantined --seed --tokens-per-crop --workers",
+    "build-orp-bank": "--address --clip --crops-per-image --device --dtype --engine --engine-workers --exclude-near "
+    "--exclude-threshold --max-bad --out --part --precision --retry-quarantined --seed --tokens-per-crop --workers",
     "demo": "--out",
     "doctor": "",
     "embed-crops": "--augmentation --charset --clip --device --dtype --max-bad --max-label-length --out --part "
     "--precision --seed --views --workers",
-    "embed-text": "--ascii --case --charset --clip --column --context --cover-pieces --device --dry-run "
-    "--dtype --max-bad --max-label-length --min-count --out --part --precision --seed --shard-rows --states --template "
-    "--unicode --unit",
+    "embed-text": "--address --ascii --case --charset --clip --column --context --cover-pieces --device --dry-run "
+    "--dtype --engine --engine-workers --max-bad --max-label-length --min-count --out --part --precision --seed "
+    "--shard-rows --states --template --unicode --unit",
     "evaluate": "--data --device --precision --words",
     "export": "--data --half --out --to --words",
     "finetune": "--charset --data --device --encoder --fmu --freeze --from --mix --out --recipe --seed --set --steps "
@@ -33,7 +33,8 @@ FROZEN = {
     "pretrain": "--decoder --device --noise --orp --out --prompts --recipe --sampling --seed --set --steps --track",
     "push": "--half --license --out --private",
     "read": "--batch-size --boxes --device --out --precision --watch --words",
-    "render-words": "--count --fonts --out --part --photos --seed --style --workers",
+    "render-words": "--address --count --engine --engine-workers --fonts --out --part --photos --seed --style "
+    "--workers",
     "report": "--data --orp --out --prompts",
     "sql": "--format --open --orp --out --prompts",
     "train-clip": "--charset --clip --data --device --from --out --photos --recipe --seed --set --steps --track "

@@ -1,0 +1,110 @@
+"""Stage 1 on a Ray cluster of two workers on this machine: the hashes of a plain run, also when a worker is lost."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from PIL import Image
+
+from dptr.cache.errors import UserError
+from dptr.pipeline.parts.store_in_making import StoreInMaking
+from dptr.pipeline.text.embed_settings import EmbedTextSettings
+from dptr.pipeline.text.embed_text import embed_text
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'dptr[ray]'")
+from dptr.pipeline.parts.cluster import Cluster, joined
+
+WORDS = [a + b + c for a in "bcdfghk" for b in "aeiou" for c in "lmnrst"]
+SETTINGS = EmbedTextSettings(shard_rows=32)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    # By default Ray's workers step back for whatever else runs, such as the other half of the tests.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        yield from _of_two_workers()
+
+
+def _of_two_workers() -> Iterator[Cluster]:
+    with joined(None, workers=2) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus") / "words.txt"
+    path.write_text("\n".join(WORDS) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def plain(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plain") / "store"
+    embed_text([str(corpus)], folder, SETTINGS)
+    return folder
+
+
+@pytest.mark.slow
+def test_prompts_of_two_workers_are_those_of_one_process(
+    cluster: Cluster, corpus: Path, plain: Path, tmp_path: Path
+) -> None:
+    summary = embed_text([str(corpus)], tmp_path / "store", SETTINGS, cluster=cluster)
+    assert summary.computed == len(WORDS)
+    assert hashes(tmp_path / "store") == hashes(plain), "the manifest, too"
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_half_way_changes_nothing(
+    cluster: Cluster, corpus: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[int] = []
+    commit = StoreInMaking.commit
+
+    def kill_one(making: StoreInMaking, *shard: object) -> None:
+        commit(making, *shard)  # type: ignore[arg-type]
+        if not killed:
+            workers = [p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::_Worker")]
+            workers[0].kill()
+            killed.append(workers[0].pid)
+
+    monkeypatch.setattr(StoreInMaking, "commit", kill_one)
+    embed_text([str(corpus)], tmp_path / "store", SETTINGS, cluster=cluster)
+    assert killed
+    assert hashes(tmp_path / "store") == hashes(plain)
+
+
+@pytest.mark.slow
+def test_a_bank_of_two_workers_is_that_of_one_process(cluster: Cluster, tmp_path: Path) -> None:
+    from dptr.pipeline.photos.build_orp_bank import OrpBankSettings, build_orp_bank
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(5):
+        picture = Image.effect_mandelbrot((120, 90), (-2 + number * 0.3, -1.5, 1, 1.5), 50).convert("RGB")
+        picture.save(photos / f"{number}.png")
+    (photos / "2broken.png").write_bytes(b"no picture")
+    (photos / "3again.png").write_bytes((photos / "3.png").read_bytes())
+    settings = OrpBankSettings(crops_per_image=2, shard_rows=4, batch=4)
+    build_orp_bank([photos], tmp_path / "plain", settings)
+    build_orp_bank([photos], tmp_path / "cluster", settings, cluster=cluster)
+    assert hashes(tmp_path / "cluster") == hashes(tmp_path / "plain")
+
+
+def test_a_worker_says_what_is_wrong_in_one_line(cluster: Cluster) -> None:
+    def maker() -> object:
+        def work(item: int) -> int:
+            raise UserError("the item is wrong", "Give another")
+
+        return work
+
+    with pytest.raises(UserError, match="the item is wrong"):
+        list(cluster.in_order(maker, (), [1]))  # type: ignore[arg-type]
