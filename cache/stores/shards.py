@@ -22,13 +22,14 @@ from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import DamagedStore
 from dptr.cache.stores import checks
 from dptr.cache.stores.file_record import FileRecord
-from dptr.cache.stores.files import atomic_path
+from dptr.cache.stores.files import TEMPORARY_SUFFIX, atomic_path
 from dptr.cache.stores.manifest import Shard
 from dptr.cache.stores.mapped_file import MappedFile
 
 #: A token touches a page at least, and the kernel maps its neighbours with it.
 _TOKENS_BETWEEN_RELEASES = 1 << 14
 _ENOUGH_FOR_A_MEAN = 100_000
+_SHARD = "part-"
 _STORED: dict[StatesDtype, type[np.generic]] = {"float16": np.float16, "float32": np.float32, "int8": np.int8}
 
 
@@ -49,7 +50,13 @@ class States:
 
 def shard_name(number: int) -> str:
     """Return the name of a store's shard by its number, counted from 0."""
-    return f"part-{number:05d}"
+    return f"{_SHARD}{number:05d}"
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what lost workers left of shards; the folder may hold other unfinished files, of its writer."""
+    for left in folder.glob(f".{_SHARD}*{TEMPORARY_SUFFIX}"):
+        left.unlink(missing_ok=True)
 
 
 def write_shard(

@@ -22,10 +22,10 @@ from PIL import Image
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import INDEX_FILE, PHOTOS_FILE, QUARANTINE_FILE
 from dptr.cache.progress import progress
-from dptr.cache.stores.files import remove_leftovers
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.quarantine import Quarantine
+from dptr.cache.stores.shards import remove_unfinished
 from dptr.pipeline.clip.image_shards import ImageShards, ImageShardsOnCluster, Picture, ShardForm, shard_maker
 from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
 from dptr.pipeline.neighbours import faiss_index
@@ -203,7 +203,7 @@ class _Build:
             for _, pictures in usable:
                 shards.add(pictures, settings.crops_per_image)
             shards.finish()
-        remove_leftovers(self.folder)  # of workers that were lost
+        remove_unfinished(self.folder)
 
     def _reader(self) -> PhotoReader:
         return PhotoReader(

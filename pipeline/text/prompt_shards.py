@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from dptr.cache.progress import Progress, note
-from dptr.cache.stores.files import remove_leftovers
 from dptr.cache.stores.manifest import Shard
-from dptr.cache.stores.shards import States
+from dptr.cache.stores.shards import States, remove_unfinished
 from dptr.pipeline.clip.text_tower import TextTower
 from dptr.pipeline.parts.cluster import Cluster, device_of_worker
 from dptr.pipeline.parts.store_in_making import Place, StoreInMaking
@@ -72,7 +71,7 @@ def _made_here(filling: Filling, wanted: Iterable[_Work]) -> Iterator[Shard]:
 def _made_there(filling: Filling, cluster: Cluster, wanted: Iterable[_Work]) -> Iterator[Shard]:
     """Let the workers of a cluster make shards."""
     yield from cluster.in_order(_shard_maker, (filling.making.folder.absolute(), filling.settings), wanted)
-    remove_leftovers(filling.making.folder)  # of workers that were lost
+    remove_unfinished(filling.making.folder)
 
 
 def _shard_maker(folder: Path, settings: EmbedTextSettings) -> Callable[[_Work], Shard]:
