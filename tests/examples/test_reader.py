@@ -30,6 +30,21 @@ def test_what_signs_say_is_in_the_charset_and_same_for_a_seed() -> None:
     assert {"EXIT", "Exit", "exit"} <= cases
 
 
+def test_preferred_words_are_those_of_lists_and_labels_among_strings_without_order(tmp_path: Path) -> None:
+    count = runpy.run_path(str(FOLDER / "preferred_words.py"))
+    (tmp_path / "a.txt").write_text("Exit\nexit\nopen\n")
+    (tmp_path / "b.txt").write_text("exit\n")
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    Image.new("RGB", (40, 16)).save(crops / "1.png")
+    (crops / "labels.tsv").write_text("1.png\tOpen\n")
+    counts = count["count"]([tmp_path / "a.txt", tmp_path / "b.txt"], [crops])
+    assert counts["exit"] == 2
+    assert counts["open"] == 1 + count["LABELS_COUNT"]
+    assert counts.total() == 3 + count["LABELS_COUNT"] + count["WITHOUT_ORDER"]
+    assert counts == count["count"]([tmp_path / "a.txt", tmp_path / "b.txt"], [crops])
+
+
 def test_plain_fonts_are_legible_and_symbols_are_not() -> None:
     pytest.importorskip("font_roboto")
     fonts = runpy.run_path(str(FOLDER / "fonts.py"))

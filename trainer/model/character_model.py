@@ -21,6 +21,8 @@ from dptr.cache.charset import Charset
 _LONGEST = 7
 #: How many occurrences the shorter context's distribution counts as.
 _PRIOR = 5.0
+#: Share of characters taken to follow no rule, as in numbers and names, so that none is ruled out.
+_UNKNOWN = 0.1
 _BITS = 63
 _END = 1
 
@@ -69,7 +71,7 @@ class CharacterModel:
         chances = np.full(len(grams), 1 / self._symbols)
         for column in range(self._length):
             chances = (met[:, column] + _PRIOR * chances) / (behind[:, column] + _PRIOR)
-        logarithms: NDArray[np.float64] = np.log(chances)
+        logarithms: NDArray[np.float64] = np.log((1 - _UNKNOWN) * chances + _UNKNOWN / self._symbols)
         return logarithms
 
     def _counts(self, grams: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ _KEPT, _BEHIND = 16, 6.0
 _TRIED, _LEAST = 5, -7.0
 #: What a character's log-probability among words counts beside the picture's, and what each character adds, since
 #: longer texts are less likely. Chosen on the training crops that the bundled recogniser's training left out.
-_WEIGHT, _BONUS = 0.7, 1.5
+_WEIGHT, _BONUS = 0.6, 1.3
 _END = 0
 
 

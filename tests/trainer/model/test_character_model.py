@@ -32,7 +32,7 @@ def counted(words: dict[str, float], before: str, character: str, longest: int) 
                     met += count
                     together += count * (word[end] == (character.lower() or "$"))
         chance = (together + 5.0 * chance) / (met + 5.0)
-    return chance
+    return 0.9 * chance + 0.1 / (len(symbols) + 1)
 
 
 WORDS = {"street": 3.0, "Streets": 1.0, "STRAIT": 2.0, "a": 1.0, "tree-top": 0.5, "eeeeeeeee": 1.0}
