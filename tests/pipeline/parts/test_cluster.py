@@ -18,6 +18,9 @@ from dptr.pipeline.text.embed_text import embed_text
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'dptr[ray]'")
 from dptr.pipeline.parts.cluster import Cluster, joined
 
+#: One cluster for all of them.
+pytestmark = pytest.mark.xdist_group("cluster")
+
 WORDS = [a + b + c for a in "bcdfghk" for b in "aeiou" for c in "lmnrst"]
 SETTINGS = EmbedTextSettings(shard_rows=32)
 

@@ -20,6 +20,9 @@ from dptr.trainer.training import processes
 from dptr.trainer.training.checkpoint import load_state, load_tensors
 from dptr.trainer.training.settings import TrainingSettings
 
+#: They compare with one run that is made once.
+pytestmark = pytest.mark.xdist_group("processes")
+
 ARCHIVE = Path(__file__).parents[2] / "fixtures" / "first_format.tar.xz"
 DECODER = ["decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1", "decoder.dropout=0.1"]
 STEPS = 50
