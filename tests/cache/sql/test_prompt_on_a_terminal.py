@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,15 +28,15 @@ def test_lines_are_completed_recalled_and_kept(workspace: Path, tmp_path: Path) 
     environment = {**os.environ, "TERM": "xterm", "XDG_STATE_HOME": str(tmp_path / "state"), "INPUTRC": "/dev/null"}
     arguments = ["-m", "dptr", "sql", "--workspace", str(workspace)]
 
-    def opened() -> object:
+    def opened() -> Any:
         child = pexpect.spawn(sys.executable, arguments, env=environment, encoding="utf-8", timeout=_SECONDS)
         child.expect_exact("dptr> ")
         return child
 
     child = opened()
-    child.send("select count(*) from prom\t")  # completes to `prompts`
-    child.expect_exact("prompts")
-    child.sendline()
+    child.send("select count(*) from prompts where label_l\t")
+    child.expect_exact("label_length")
+    child.sendline("> 0")
     child.expect(r"\b3\b")
     child.expect_exact("dptr> ")
     child.sendline("select lable from prompts")
@@ -46,7 +47,10 @@ def test_lines_are_completed_recalled_and_kept(workspace: Path, tmp_path: Path) 
     child.close()
     assert child.exitstatus == 0
     history = tmp_path / "state" / "dptr" / "sql_history"
-    assert history.read_text().splitlines()[-2:] == ["select count(*) from prompts ", "select lable from prompts"]
+    assert history.read_text().splitlines()[-2:] == [
+        "select count(*) from prompts where label_length> 0",
+        "select lable from prompts",
+    ]
 
     child = opened()
     child.send("\x1b[A\x1b[A")  # twice up: the query before the last, of the time before
