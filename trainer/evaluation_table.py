@@ -15,8 +15,7 @@ _TITLES = {**{name: f"{name} characters" for name in FIELD_PROTOCOLS}, AS_WRITTE
 
 def table(result: Evaluation) -> str:
     """Return words, accuracy and 1-NED per protocol and set, what was left out, and the most confident mistakes."""
-    counted = [protocol for protocol in PROTOCOLS if any(found[protocol].words for found in result.sets.values())]
-    rows = [row for protocol in counted for row in _rows(result, protocol)]
+    rows = [row for protocol in PROTOCOLS for row in _rows(result, protocol)]
     lines = [laid_out(["", "data", "words", "accuracy", "1-NED"], rows, numbers=(2, 3, 4)), "", *_left_out(result)]
     lengths = ", ".join(
         f"{length}: {part:.0%} of {words}" for length, (words, part) in result.accuracy_by_length.items()

@@ -139,7 +139,7 @@ def read(
         counts = {"rows": tally.read, "computed": tally.read, "quarantined": len(tally.problems)}
         seconds, each = time.monotonic() - loaded, 1000 * (time.process_time() - used) / tally.read
         report.figures |= {**counts, "seconds": seconds, "load_seconds": loaded - started, "core_milliseconds": each}
-        note(f"{tally.read:,} pictures in {seconds:.1f} s, {each:.1f} ms of one core each")
+        note(f"{tally.read:,} read in {seconds:.1f} s, {each:.1f} ms of one core each")
 
     if out is None:
         report.rows = rows()
