@@ -99,6 +99,13 @@ def test_every_message_of_an_error_is_told_with_what_to_do() -> None:
     assert sum(not row[1].strip() for row in rows) < 0.1 * len(rows)
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_every_page_opens_with_what_one_gets(page: Path) -> None:
+    title, _, said, *_ = page.read_text(encoding="utf-8").splitlines()
+    assert title.startswith("# ")
+    assert said.startswith("What you get:")
+
+
 def test_no_page_is_out_of_reach(tmp_path: Path) -> None:
     for name in ("known.md", "forgotten.md"):
         (tmp_path / name).write_text("# A page\n")
