@@ -27,9 +27,7 @@ class Cluster:
     """The workers of a Ray cluster that this process has joined; see :func:`joined`."""
 
     def __init__(self, workers: int | None, with_gpus: bool) -> None:
-        import ray
-
-        resources = ray.cluster_resources()
+        resources = _resources()
         gpus = int(resources.get("GPU", 0)) if with_gpus else 0
         self._gpus = 1 if gpus else 0
         self.workers = workers or gpus or max(1, int(resources.get("CPU", 1)))
@@ -73,7 +71,7 @@ class Cluster:
 
         shared, waiting = ray.put(read), deque[Any]()
         task = ray.remote(num_returns=2, max_retries=-1, scheduling_strategy="SPREAD")(_call)
-        ahead = 4 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+        ahead = 4 * max(1, int(_resources().get("CPU", 1)))
         for item in items:
             waiting.append((item, *task.remote(shared, item)))
             if len(waiting) > ahead:
@@ -166,6 +164,13 @@ def joined(address: str | None, workers: int | None = None, with_gpus: bool = Tr
         yield Cluster(workers, with_gpus)
     finally:
         ray.shutdown()
+
+
+def _resources() -> dict[str, float]:
+    import ray
+
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
 
 
 def _result(reference: Any) -> Any:
