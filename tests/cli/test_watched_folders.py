@@ -27,7 +27,11 @@ def write(path: Path, content: bytes = b"picture", at: int = 1) -> None:
 def rounds(folder: Path, happenings: list[Callable[[], object]], before: set[str] | None = None) -> list[list[str]]:
     """What each look yields; between two of them, one thing happens."""
     waiting = iter(happenings)
-    looks = new_pictures([folder], before or set(), lambda _: next(waiting)())
+
+    def pause(_: float) -> None:
+        next(waiting)()
+
+    looks = new_pictures([folder], before or set(), pause)
     return [[path.name for path in found] for found in islice(looks, len(happenings) + 1)]
 
 
