@@ -63,6 +63,8 @@ finetune.batch_size = 2
 """
 #: Tell the time, or belong to LMDB.
 _VARYING = {"timings.jsonl", "lock.mdb"}
+#: Holds the rows and the report of the ablation, which tell how many seconds its trainings took.
+_TIMED = "ablations/grid"
 
 
 @dataclass(frozen=True)
@@ -211,6 +213,7 @@ class Faulty:
 def files_of(out: Path) -> dict[str, str]:
     """Return the SHA-256 of every file below ``out``, hidden ones included, but for those that tell the time."""
     files = [path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in _VARYING]
+    files = [path for path in files if path.parent != out / _TIMED]
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
