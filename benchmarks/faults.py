@@ -167,7 +167,7 @@ class Trial:
         """Let the disk, one of 50 MB, be full after a random part of the work, then make room."""
         disk, whole = self.faulty.folder / "full", self.faulty.folder / "whole"
         disk.mkdir(exist_ok=True)
-        mounted = _mount(disk)
+        mounted = _mount(disk, 2 * sum(path.stat().st_size for path in whole.rglob("*") if path.is_file()))
         out, ballast = disk / "out", disk / "ballast"
         try:
             writer.prepare(out)
@@ -197,7 +197,7 @@ class Trial:
     @property
     def _is_there(self) -> bool:
         """Whether the output was finished already, which some commands refuse to write again."""
-        return "is there already" in self.faulty.said
+        return any(told in self.faulty.said for told in ("is there already", "exists. Name another"))
 
     def _raced(self, writer: Writer, expected: dict[str, str]) -> int:
         """Start four at once; when three have ended, kill the one that works, and let another take over."""
@@ -290,9 +290,9 @@ def _is_found(checked: Path, damaged: Path) -> bool:
         return True
 
 
-def _mount(folder: Path) -> bool:
-    """Let ``folder`` be a disk of 50 MB; False where that is not allowed."""
-    command = ["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", str(folder)]
+def _mount(folder: Path, needed: int) -> bool:
+    """Let ``folder`` be a disk of 50 MB, or of ``needed`` bytes if they are more; False where that is not allowed."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={max(needed, 50 << 20)}", "tmpfs", str(folder)]
     return subprocess.run(command, capture_output=True).returncode == 0
 
 
