@@ -136,7 +136,7 @@ def test_word_crops_in_parts_are_those_of_one_run(
 
 @pytest.mark.parametrize("name", ["crops", "crops.parquet"])
 def test_rendered_crops_in_parts_are_those_of_one_run(corpus: Path, tmp_path: Path, name: str) -> None:
-    command = ["render-words", corpus, "--count", "20", "--style", "clean"]
+    command: list[str | Path] = ["render-words", corpus, "--count", "20", "--style", "clean"]
     succeed(*command, "-o", tmp_path / "whole" / name)
     for number in (3, 1, 2):
         succeed(*command, "-o", tmp_path / "parts" / name, "--part", f"{number}/3")
