@@ -88,6 +88,11 @@ class TrainState:
             index, name = key.split(".", 1)
             moments.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
+        for parameter, moments_of in self.optimizer.state.items():
+            for name, value in moments_of.items():
+                if value.shape == parameter.shape:
+                    # The fused optimiser pairs elements as they lie in memory, in a file they lie row by row.
+                    moments_of[name] = torch.empty_like(parameter).copy_(value)
         self.step, self.best_step, self.metrics = numbers["step"], numbers["best_step"], numbers["metrics"]
         self.best_score = -math.inf if numbers["best_score"] is None else numbers["best_score"]
         unlogged = numbers.get("unlogged")
