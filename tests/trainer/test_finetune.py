@@ -175,7 +175,7 @@ def test_data_sets_are_drawn_in_the_proportions_asked_for(tmp_path: Path, draw_c
     weights = mixing_weights(images, "3,1")
     assert weights is not None
     sets = np.array([sample.data_set for sample in images.samples])
-    assert weights[sets == 0].sum() / weights[sets == 1].sum() == pytest.approx(3)
+    assert weights(np.flatnonzero(sets == 0)).sum() / weights(np.flatnonzero(sets == 1)).sum() == pytest.approx(3)
     batches = ImageBatches(images, Charset.named("94"), recipe(mix="3,1"), 32, [128])
     drawn = [label for number in range(200) for label in batches(number).targets.outputs[:, 0].tolist()]
     first = {int(Charset.named("94").encode(word)[0]) for word in WORDS[:2]}
