@@ -73,7 +73,8 @@ class Cluster:
         task = ray.remote(num_returns=2, max_retries=-1, scheduling_strategy="SPREAD")(_call)
         ahead = 4 * max(1, int(_resources().get("CPU", 1)))
         for item in items:
-            waiting.append((item, *task.remote(shared, item)))
+            parts: Any = task.remote(shared, item)
+            waiting.append((item, *parts))
             if len(waiting) > ahead:
                 done, first, second = waiting.popleft()
                 yield done, _result(first), second
