@@ -1,14 +1,21 @@
-"""A prompt store of a million rows: how fast it opens, when the first batch is there, and whether memory stays flat.
+"""A prompt store of a hundred million rows: how fast it opens, when the first batch is there, what a process holds.
 
-The store is made up: short states of few dimensions, since opening reads none of them. Resident memory counts mapped
-pages of the store, which the kernel takes back when it needs them; what the process holds for itself is named apart.
+The store is made up: two states of eight numbers a row, since opening reads none of them and a batch reads its own
+rows'. Only the first 64 shards are files of their own, the others are hard links to them: each is opened and mapped as
+any other, but all states fit into the page cache, so how fast the disk reads is not measured. A process's own memory
+(USS) is what would be free again if it alone ended; pages of the store that no other process has mapped at the moment
+count to it, though the kernel takes them back when it needs them, so memory without pages of files is named apart.
+Hashes are not compared meanwhile (DPTR_NO_CHECK): that is `check_cost.py`.
 
-Smallest size: --rows 2000 --batches 4
+Smallest size: --rows 2000 --batches 4 --workers 1
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,94 +23,170 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pyarrow as pa
+from torch.utils.data import get_worker_info
 
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.stores.file_record import FileRecord
-from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.manifest import Manifest, Shard
+from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
-from dptr.trainer.data.row_set import RowSet
+from dptr.trainer.data.held_out import split_rows
 from dptr.trainer.pretrain import PromptBatches
+from dptr.trainer.training.loader import load_batches
 from dptr.trainer.training.recipe import load_recipe
 
-SHARD_ROWS, TOKENS = 16384, 4
-LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+SHARD_ROWS, TOKENS, LONGEST, DISTINCT_SHARDS = 16384, 2, 12, 64
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--batches", type=int, default=1000)
+    parser.add_argument("--rows", type=int, default=100_000_000)
+    parser.add_argument("--dim", type=int, default=8)
+    parser.add_argument("--batches", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--store", type=Path, help="an empty folder to keep the store in, or one that has it")
     parser.add_argument("--quick", action="store_true", help="50,000 rows and 100 batches")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.rows, arguments.batches = 50_000, 100
-    with tempfile.TemporaryDirectory() as folder:
-        write_store(Path(folder), arguments.rows, arguments.dim)
-        measure(Path(folder), arguments.batches)
+        arguments.rows, arguments.batches, arguments.workers = 50_000, 100, 1
+    if arguments.measure:
+        measure(arguments.store, arguments.batches, arguments.workers)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.store or Path(scratch)
+        if not any(folder.iterdir()):
+            write_store(folder, arguments.rows, arguments.dim)
+        # In a process of its own: what it holds is not what writing the store left behind.
+        asked = ["--store", str(folder), "--batches", str(arguments.batches), "--workers", str(arguments.workers)]
+        surroundings = {**os.environ, "DPTR_NO_CHECK": "1"}
+        subprocess.run([sys.executable, __file__, "--measure", *asked], check=True, env=surroundings)
 
 
-def measure(folder: Path, batches: int) -> None:
+def measure(folder: Path, batches: int, workers: int) -> None:
+    recipe = load_recipe("tiny")
+    print(f"{'':44}{'seconds':>10}{'of CPU':>10}{'own MB':>10}{'without files':>15}")
+    tell("torch and dptr imported", None)
     started = time.perf_counter()
     store = PromptStore(folder)
-    opened = time.perf_counter()
-    every_row = RowSet.of(np.arange(len(store)), len(store))
-    made = PromptBatches(store, None, every_row, load_recipe("tiny"))
+    tell(f"{len(store):,} rows opened", started)
+    started = time.perf_counter()
+    _, training = split_rows(store, recipe)
+    tell("validation rows chosen", started)
+    made = PromptBatches(store, None, training, recipe)
     made(0)
-    first = time.perf_counter()
-    PromptBatches(store, None, every_row, load_recipe("tiny"))(made_steps(store) // 2)
-    middle = time.perf_counter()
-    print(f"{len(store):,} rows: opened in {opened - started:.3f} s, first batch {first - opened:.2f} s later")
-    print(f"a batch in the middle of an epoch, as after resuming: {middle - first:.2f} s")
-    before = memory()
+    tell("first batch there, both included", started)
+    started = time.perf_counter()
+    PromptBatches(store, None, training, recipe)(len(training) // recipe.pretrain.batch_size // 2)
+    tell("a batch in the middle of an epoch", started)
+    started = time.perf_counter()
     for number in range(batches):
         made(number)
-        if number + 1 == batches // 2:
-            halfway = memory()
-    after = memory()
-    print(f"{'MB':>12}{'before':>10}{'halfway':>10}{'after':>10}  {batches} batches")
-    for index, name in enumerate(("resident", "its own")):
-        print(f"{name:>12}" + "".join(f"{moment[index]:10.0f}" for moment in (before, halfway, after)))
+    tell(f"{batches} batches in turn", started)
+    spread = np.random.default_rng(0).integers(0, len(training) // recipe.pretrain.batch_size + 1, 8)
+    started = time.perf_counter()
+    for number in spread.tolist():
+        made(number)
+    tell("8 batches anywhere in the epoch", started)
+    if workers:
+        held = [0.0] * workers
+        started = time.perf_counter()
+        for number, own in load_batches(OwnMemory(made), range(batches), workers):
+            held[number] = max(held[number], own)
+        told = ", ".join(f"{own:.0f}" for own in held)
+        print(f"{batches} batches by {workers} workers: {time.perf_counter() - started:.2f} s; own MB of each: {told}")
+    maps = Path("/proc/self/maps")
+    mapped = sum(1 for _ in maps.open()) if maps.exists() else 0
+    print(f"descriptors {psutil.Process().num_fds()}, mappings {mapped}")
+    tell_commit(folder, store.manifest)
 
 
-def made_steps(store: PromptStore) -> int:
-    return len(store) // load_recipe("tiny").pretrain.batch_size
+class OwnMemory:
+    """Makes batches, and tells which worker made them and what it holds then."""
+
+    def __init__(self, batches: PromptBatches) -> None:
+        self._batches = batches
+
+    def __call__(self, number: int) -> tuple[int, float]:
+        """Make batch ``number``; return the worker's number and its memory in MB."""
+        self._batches(number)
+        worker = get_worker_info()
+        return (worker.id if worker else 0), psutil.Process().memory_full_info().uss / 1e6
 
 
-def memory() -> tuple[float, float]:
-    """Resident memory in MB: all of it, and without pages of files."""
-    information = psutil.Process().memory_info()
-    return information.rss / 1e6, (information.rss - information.shared) / 1e6
+def tell(what: str, started: float | None) -> None:
+    seconds = "" if started is None else f"{time.perf_counter() - started:.3f}"
+    memory, spent = psutil.Process().memory_full_info(), time.process_time()
+    own, without_files = memory.uss / 1e6, (memory.rss - memory.shared) / 1e6
+    print(f"{what:44}{seconds:>10}{spent - _spent[-1]:10.3f}{own:10.0f}{without_files:15.0f}", flush=True)
+    _spent.append(time.process_time())
+
+
+_spent = [0.0]
+
+
+def tell_commit(folder: Path, manifest: Manifest) -> None:
+    """Save a manifest of as many shards, elsewhere, as is done for each shard, and say how long that takes."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        copy = Manifest(manifest.kind, manifest.identity, list(manifest.shards), dict(manifest.files))
+        started = time.perf_counter()
+        copy.save(Path(scratch))
+        seconds = time.perf_counter() - started
+        bytes_written = sum(path.stat().st_size for path in Path(scratch).iterdir())
+    size = f"manifest {bytes_written:,} bytes"
+    print(f"a shard committed behind {len(manifest.shards):,}: {seconds * 1e3:.1f} ms; {size}")
 
 
 def write_store(folder: Path, rows: int, dim: int) -> None:
+    started = time.perf_counter()
     generator = np.random.default_rng(0)
-    identity = {"encoder": "made up", "weights": "made up", "charset": "".join(LETTERS)}
+    identity = {"encoder": "made up", "weights": "made up", "charset": LETTERS}
     manifest = Manifest("prompts", identity)
     for number, start in enumerate(range(0, rows, SHARD_ROWS)):
         count = min(SHARD_ROWS, rows - start)
-        lengths = generator.integers(2, 13, count)
-        letters = LETTERS[generator.integers(0, len(LETTERS), (count, 12))]
-        labels = ["".join(row[:length]) for row, length in zip(letters, lengths, strict=True)]
-        catalogue = pa.table(
-            {
-                "label": labels,
-                "label_length": pa.array(lengths, pa.int16()),
-                "count": pa.array(np.ones(count, np.int64)),
-                "source": ["made up"] * count,
-            }
-        )
+        if number >= DISTINCT_SHARDS and count == SHARD_ROWS:
+            manifest.shards.append(linked(folder, manifest.shards[number % DISTINCT_SHARDS], number))
+            continue
+        columns = {
+            "label": made_up_labels(count, generator),
+            "count": pa.array(np.ones(count, np.int64)),
+            "source": ["made up"] * count,
+        }
         states = States(
             generator.standard_normal((count * TOKENS, dim)).astype(np.float32),
             np.full(count, TOKENS),
             np.zeros((count, dim), np.float32),
         )
-        manifest.shards.append(write_shard(folder, number, catalogue, states, "float16", {}))
+        manifest.shards.append(write_shard(folder, number, pa.table(columns), states, "float16", {}))
     prefix = np.zeros((5, dim), np.float32)
     write_states(folder / PREFIX_FILE, States(prefix, np.array([5]), prefix[:1]), "float16")
     manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
     manifest.save(folder)
+    written = time.perf_counter()
+    write_rows(folder, manifest)
+    total = sum(path.stat().st_size for path in folder.iterdir())
+    print(
+        f"{rows:,} rows in {len(manifest.shards):,} shards, {total / 1e9:.2f} GB counting links, in "
+        f"{written - started:.0f} s; what every start needs in {time.perf_counter() - written:.0f} s"
+    )
+
+
+def linked(folder: Path, shard: Shard, number: int) -> Shard:
+    """Return a shard of another number whose files are those of ``shard``."""
+    name = f"part-{number:05d}"
+    files = {file.replace(shard.name, name): record for file, record in shard.files.items()}
+    for old, new in zip(shard.files, files, strict=True):
+        os.link(folder / old, folder / new)
+    return Shard(name, shard.rows, files)
+
+
+def made_up_labels(count: int, generator: np.random.Generator) -> pa.StringArray:
+    offsets = np.zeros(count + 1, np.int32)
+    np.cumsum(generator.integers(2, LONGEST + 1, count), out=offsets[1:])
+    letters = np.frombuffer(LETTERS.encode(), np.uint8)[generator.integers(0, len(LETTERS), int(offsets[-1]))]
+    return pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(letters))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ import torch
 
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
+from dptr.trainer.data.held_out import split_rows
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
-from dptr.trainer.pretrain import read_prompts, split_rows
+from dptr.trainer.pretrain import read_prompts
 from dptr.trainer.training.runs import Run
 
 
@@ -31,7 +32,7 @@ def main() -> None:
         run = Run.load(folder)
         decoder = build_decoder(run.recipe.decoder, len(run.charset.characters), run.memory_dim, run.recipe.memory)
         decoder.load_state_dict(run.weights())
-        rows, _ = split_rows(store, run.recipe)
+        rows, _ = split_rows(store, run.recipe, run.split)
         truths = [label.lower() for label in store.labels_of(rows)]
         noise = NoiseSource(bank, run.recipe.noise, None)
         line = f"{folder.name:28}{run.recipe.noise.ratio:11g}"

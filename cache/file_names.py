@@ -8,6 +8,7 @@ QUARANTINE_FILE = "quarantine.parquet"
 
 # In a prompt store.
 PREFIX_FILE = "prefix.arrow"
+ROWS_FILE = "rows.arrow"
 NEIGHBOURS_TABLE = "neighbours.parquet"
 NEIGHBOURS_ARRAY = "neighbours.npy"
 

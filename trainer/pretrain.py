@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -19,8 +18,8 @@ from dptr.cache.progress import note
 from dptr.cache.stores.manifest import Manifest, require_same_encoder
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.validation import validation_position
 from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
+from dptr.trainer.data.held_out import split_rows
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import noisy_memory
 from dptr.trainer.data.row_set import RowSet
@@ -121,20 +120,21 @@ def pretrain(
     if bank is not None:
         require_same_encoder(store.manifest, bank.manifest)
         _require_same_width(store, bank)
-    _require_room(store, recipe)
+    with processes.first_before_others():
+        _require_room(store, recipe)
     for states in [store] if bank is None else [store, bank]:
         states.check_states()
     data, former_data = data_identity(store, bank), _former_data_identity(store, bank)
     clip = store.manifest.identity
     with processes.first_before_others():
-        runs.start_or_continue(
+        run = runs.start_or_continue(
             out, "pretrain", recipe, store.charset, store.dim, data, former_data, clip["encoder"], clip["weights"]
         )
     device = torch.device(device)
     torch.manual_seed(recipe.pretrain.seed)
     decoder = _new_decoder(store, bank, recipe).to(device)
     noise = None if bank is None else NoiseSource(bank, recipe.noise, neighbours)
-    validation, training = split_rows(store, recipe)
+    validation, training = split_rows(store, recipe, run.split)
     _tell_of_fewer(len(validation), store, recipe)
     task = loop.Task(
         model=decoder,
@@ -145,7 +145,7 @@ def pretrain(
         groups=[loop.ParameterGroup(list(decoder.parameters()))],
         observers=[observer(track, out)] if track and processes.is_first() else [],
     )
-    steps_before = runs.Run.load(out).step()
+    steps_before = run.step()
     state = loop.run(out, task, recipe.pretrain, device)
     return TrainingSummary(
         out=out,
@@ -218,31 +218,6 @@ def decode_texts(logits: Tensor, charset: Charset) -> list[str]:
     return [charset.decode(row) for row in logits.argmax(-1).cpu().numpy()]
 
 
-def split_rows(store: PromptStore, recipe: Recipe) -> tuple[NDArray[np.int64], RowSet]:
-    """Return the rows to validate on, at most ``validation_rows`` of those that are for it, and the rows to train on.
-
-    Those to validate on are row numbers, int64 of shape (rows,), rising.
-
-    A label's side depends on the label and the seed alone, case aside: variants of case are never on both sides, and
-    growth of the store moves none.
-
-    Raises:
-        UserError: the store has too few labels.
-    """
-    settings = recipe.pretrain
-    labels = pc.utf8_lower(store.labels).to_pylist()
-    positions = np.array([validation_position(label, settings.seed) for label in labels])
-    chosen = positions < settings.validation_share
-    validation, training = np.flatnonzero(chosen), RowSet([~chosen])
-    if len(validation) == 0 or len(training) == 0:
-        raise UserError(
-            f"{store.folder} has {len(store)} rows, too few to keep {settings.validation_share:g} for validation",
-            "Embed at least 100 labels, or change pretrain.validation_share",
-        )
-    first = validation[np.argsort(positions[validation], kind="stable")[: settings.validation_rows]]
-    return np.sort(first), training
-
-
 def _tell_of_fewer(rows: int, store: PromptStore, recipe: Recipe) -> None:
     """Note when fewer labels are validated on than the recipe has."""
     settings = recipe.pretrain
@@ -278,7 +253,7 @@ def _require_room(store: PromptStore, recipe: Recipe) -> None:
         raise UserError(
             f"decoder.memory_dim is {recipe.decoder.memory_dim}, the store's states are {store.dim} wide", "Set it to 0"
         )
-    longest = int(store.label_lengths.max())
+    longest = store.longest_label
     if longest > recipe.decoder.max_label_length:
         raise UserError(
             f"the store has labels of {longest} characters, the recipe reads {recipe.decoder.max_label_length}",

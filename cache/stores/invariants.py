@@ -16,7 +16,9 @@ from dptr.cache.file_names import (
     NEIGHBOURS_ARRAY,
     NEIGHBOURS_TABLE,
     PREFIX_FILE,
+    ROWS_FILE,
 )
+from dptr.cache.stores import prompt_rows
 from dptr.cache.stores.manifest import Manifest, Shard
 from dptr.cache.stores.neighbours import DETAIL, Neighbours
 from dptr.cache.stores.shards import StatesFile
@@ -50,6 +52,8 @@ def contradictions(folder: Path, manifest: Manifest, damaged: Collection[str]) -
     if len(widths) > 1:
         yield MANIFEST_FILE, None, f"lists shards of different widths: {sorted(widths)}"
     yield from _of_neighbours(folder, manifest, damaged)
+    if ROWS_FILE not in damaged and (problem := prompt_rows.contradiction(folder, manifest)):
+        yield ROWS_FILE, None, problem
     if INDEX_FILE in manifest.files and manifest.details.get("index", {}).get("rows") != manifest.rows:
         yield INDEX_FILE, None, "is of another number of crops than the bank has"
 

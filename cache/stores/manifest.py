@@ -22,6 +22,7 @@ from dptr.cache.file_names import (
     NEIGHBOURS_TABLE,
     PHOTOS_FILE,
     QUARANTINE_FILE,
+    ROWS_FILE,
 )
 from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.progress import note
@@ -31,7 +32,7 @@ from dptr.cache.stores.file_record import FileRecord, begun_anew
 _LONGEST_SHOWN = 40
 
 #: Files that can be derived again, or only record past runs: damage to them does not keep a store from being used.
-DISPENSABLE = frozenset({INDEX_FILE, NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE, PHOTOS_FILE, QUARANTINE_FILE})
+DISPENSABLE = frozenset({INDEX_FILE, NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE, PHOTOS_FILE, QUARANTINE_FILE, ROWS_FILE})
 
 StoreKind = Literal["prompts", "orp", "word_crops"]
 _COMMAND_THAT_MAKES = {"prompts": "dptr embed-text", "orp": "dptr build-orp-bank", "word_crops": "dptr embed-crops"}

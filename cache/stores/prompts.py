@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import PREFIX_FILE
+from dptr.cache.stores.prompt_rows import PromptRows, open_rows
 from dptr.cache.stores.shards import States, StatesFile
 from dptr.cache.stores.states_store import StatesStore
 
@@ -53,6 +55,15 @@ class PromptStore(StatesStore):
         """States that all prompts share, shape (prefix tokens, dim)."""
         return StatesFile(self.manifest.checked(self.folder, PREFIX_FILE)).tokens.astype(np.float32)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Where the rows are, and that they fit, was found out here.
+        return super().__getstate__() | ({"rows": self.rows} if "rows" in self.__dict__ else {})
+
+    @cached_property
+    def rows(self) -> PromptRows:
+        """What training asks of every row: labels, lengths, counts and hashes, mapped."""
+        return open_rows(self.folder, self.manifest)
+
     @cached_property
     def labels(self) -> pa.StringArray:
         """All labels in row order (one contiguous Arrow array; index it, do not turn it into a list)."""
@@ -70,13 +81,20 @@ class PromptStore(StatesStore):
         counts: NDArray[np.int64] = self._column("count", pa.int64()).to_numpy()
         return counts
 
+    @cached_property
+    def longest_label(self) -> int:
+        """Characters of the longest label."""
+        return max(int(lengths.max()) for lengths in self.rows.column("label_length"))
+
     def label_lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int16]:
         """Return the characters of the labels of ``rows``, of the same shape."""
-        return self.label_lengths[rows]
+        lengths: NDArray[np.int16] = self.rows.numbers_of("label_length", rows)
+        return lengths
 
     def counts_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return how often the labels of ``rows`` stood in the corpus, of the same shape."""
-        return self.counts[rows]
+        counts: NDArray[np.int64] = self.rows.numbers_of("count", rows)
+        return counts
 
     def token_letters(self, rows: NDArray[np.int64]) -> list[NDArray[np.int16]]:
         """Return how many of its label's characters each own token (after the prefix) of ``rows`` stands for.
@@ -86,29 +104,20 @@ class PromptStore(StatesStore):
         Raises:
             UserError: the store was made before token letters were kept.
         """
-        lists = self._token_letters.take(pa.array(rows))
-        letters, offsets = lists.values.to_numpy(), lists.offsets.to_numpy()
-        own = offsets[:-1] + len(self.prefix)
-        return [letters[start:stop] for start, stop in zip(own.tolist(), offsets[1:].tolist(), strict=True)]
+        if not self.rows.has("token_letters"):
+            raise UserError(
+                f"{self.folder} does not say how many letters each token has: an earlier dptr made it",
+                "Embed the text again: `dptr embed-text FILE -o FOLDER`, then --prompts FOLDER",
+            )
+        return [letters[len(self.prefix) :] for letters in self.rows.token_letters_of(rows)]
 
     def labels_of(self, rows: NDArray[np.int64]) -> list[str]:
         """Return the labels of ``rows``, shape (batch,), in order."""
-        labels: list[str] = self.labels.take(pa.array(rows)).to_pylist()
-        return labels
+        return self.rows.labels_of(rows)
 
     def states(self, rows: NDArray[np.int64]) -> States:
         """Return the own states (after the prefix) and pooled vectors of ``rows``, shape (batch,)."""
         return self._reader.gather(rows)
-
-    @cached_property
-    def _token_letters(self) -> pa.ListArray:
-        for shard in self.manifest.shards:
-            if "token_letters" not in pq.read_schema(self.folder / shard.catalogue).names:
-                raise UserError(
-                    f"{self.folder} does not say how many letters each token has: an earlier dptr made it",
-                    "Embed the text again: `dptr embed-text FILE -o FOLDER`, then --prompts FOLDER",
-                )
-        return self._column("token_letters", pa.list_(pa.int16()))
 
     def pooled(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the pooled vectors of ``rows``, shape (rows, pooled_dim)."""

@@ -30,6 +30,8 @@ from dptr.cache.stores.mapped_file import MappedFile
 _TOKENS_BETWEEN_RELEASES = 1 << 14
 _ENOUGH_FOR_A_MEAN = 100_000
 _SHARD = "part-"
+#: Linux lets a process have 65,530 mappings, and each costs it some kilobytes.
+_MOST_MAPPED = 8192
 _STORED: dict[StatesDtype, type[np.generic]] = {"float16": np.float16, "float32": np.float32, "int8": np.int8}
 
 
@@ -138,7 +140,7 @@ class StatesFile:
 
 
 class StatesReader:
-    """All shards' states as one table of rows; files are mapped on first use and stay mapped.
+    """All shards' states as one table of rows; files are mapped on first use, and of very many those used last stay so.
 
     Mapped pages that random reads of tokens gather count as this process's memory, though the kernel could take them
     back. They are dropped now and then, so that memory stays flat however long a training runs.
@@ -157,11 +159,15 @@ class StatesReader:
 
     def file(self, shard: int) -> StatesFile:
         """Return the mapped file of shard number ``shard``."""
-        if shard not in self._files:
+        file = self._files.pop(shard, None)
+        if file is None:
             found = self._shards[shard]
             checks.soon(self._folder / found.states, found.files[found.states])
-            self._files[shard] = StatesFile(self._folder / found.states)
-        return self._files[shard]
+            file = StatesFile(self._folder / found.states)
+            while len(self._files) >= _MOST_MAPPED:
+                del self._files[next(iter(self._files))]
+        self._files[shard] = file  # the last of them now
+        return file
 
     def check_all(self) -> None:
         """Begin to compare every shard with its hash: for callers that hand it to workers, which check nothing."""
@@ -189,6 +195,8 @@ class StatesReader:
         Tokens and pooled vectors come back as float32: the copy has to be made anyway, and half precision is a storage
         format, not one to compute in on a CPU.
         """
+        # A row's tokens lie together: they count as one, its offset and its pooled vector as two more.
+        self._release_now_and_then(3 * len(rows))
         lengths = self.lengths(rows)
         ends = np.cumsum(lengths)
         shards, local = self.locate(rows)
@@ -218,9 +226,7 @@ class StatesReader:
         """
         if not len(rows):
             raise ValueError("no rows were asked for")
-        self._tokens_since_release += tokens.size
-        if self._tokens_since_release > _TOKENS_BETWEEN_RELEASES:
-            self.release()
+        self._release_now_and_then(tokens.size)
         shards, local = self.locate(rows)
         files = [self.file(shard) for shard in shards.tolist()]
         starts = [int(file.offsets[row]) for file, row in zip(files, local.tolist(), strict=True)]
@@ -255,6 +261,11 @@ class StatesReader:
         for file in self._files.values():
             file.release()
         self._tokens_since_release = 0
+
+    def _release_now_and_then(self, tokens: int) -> None:
+        self._tokens_since_release += tokens
+        if self._tokens_since_release > _TOKENS_BETWEEN_RELEASES:
+            self.release()
 
 
 def _fixed_lists(matrix: NDArray[Any]) -> pa.Array:

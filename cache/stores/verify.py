@@ -18,6 +18,7 @@ from dptr.cache.file_names import (
     PREFIX_FILE,
     QUARANTINE_FILE,
     RECIPE_FILE,
+    ROWS_FILE,
     RUN_FILE,
     STATE_FILE,
 )
@@ -64,6 +65,7 @@ _MENDED_BY = {
     NEIGHBOURS_ARRAY: "`dptr mine-neighbours` searches them again",
     PHOTOS_FILE: "`dptr build-orp-bank` with the same photos writes it again",
     QUARANTINE_FILE: "The command that made the store writes it again",
+    ROWS_FILE: "`dptr verify --repair`, or the next training, writes it again",
 }
 _MENDED_BY_READING = "`dptr evaluate` with the same data, or the command that trained, writes it again"
 _TRAIN_ON = "Train again into another folder, or restore it from a copy"
@@ -103,10 +105,10 @@ def verify(path: Path) -> list[Damage]:
 
 
 def repairable(damages: Iterable[Damage]) -> dict[Path, set[str]]:
-    """Return, for each store, its damaged files that can be computed again: those of shards, and the shared states."""
+    """Return, for each store, its damaged files that can be computed again: those of shards, shared states, rows."""
     found: dict[Path, set[str]] = {}
     for damage in damages:
-        if damage.shard is not None or damage.file == PREFIX_FILE:
+        if damage.shard is not None or damage.file in (PREFIX_FILE, ROWS_FILE):
             found.setdefault(damage.folder, set()).add(damage.file)
     return found
 

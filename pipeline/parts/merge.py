@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.file_names import INDEX_FILE, MANIFEST_FILE
+from dptr.cache.file_names import INDEX_FILE, MANIFEST_FILE, ROWS_FILE
 from dptr.cache.progress import progress
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest, Shard
+from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.word_images.parquet_form import ParquetSource
 from dptr.cache.word_images.writer import write_word_images
 from dptr.pipeline.parts.part import Part, parts_folder
@@ -113,8 +114,11 @@ def _merge_store(out: Path, found: Sequence[Path]) -> MergeSummary:
         whole.shards += computed
         whole.identity, whole.files = first.identity, {**whole.files, **first.files}
         whole.details = {name: value for name, value in first.details.items() if name != SHARE}
-        whole.files.pop(INDEX_FILE, None)
+        for name in (INDEX_FILE, ROWS_FILE):
+            whole.files.pop(name, None)
         whole.save(out)
+    if whole.kind == "prompts":
+        write_rows(out, whole)
     if whole.kind == "orp":
         from dptr.pipeline.photos.build_orp_bank import indexed
 

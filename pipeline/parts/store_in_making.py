@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dptr.cache.errors import UserError
-from dptr.cache.file_names import INDEX_FILE, PHOTOS_FILE, PREFIX_FILE, QUARANTINE_FILE
+from dptr.cache.file_names import INDEX_FILE, PHOTOS_FILE, PREFIX_FILE, QUARANTINE_FILE, ROWS_FILE
 from dptr.cache.stores.manifest import Manifest, Shard, StoreKind
 from dptr.cache.stores.shards import shard_name
 from dptr.pipeline.parts.part import WHOLE, Part
@@ -82,8 +82,9 @@ class StoreInMaking:
     def commit(self, shard: Shard) -> None:
         """List a shard that was written."""
         self.manifest.shards.append(shard)
-        # The index no longer describes the bank; leaving it listed would let a kill while it is rewritten damage it.
-        self.manifest.files.pop(INDEX_FILE, None)
+        # They no longer describe the store; leaving them listed would let a kill while they are rewritten damage it.
+        for name in (INDEX_FILE, ROWS_FILE):
+            self.manifest.files.pop(name, None)
         self.manifest.save(self.folder)
 
     def finish(self, **details: Any) -> None:

@@ -12,10 +12,12 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 
 from dptr.cache.errors import DptrError
+from dptr.cache.file_names import ROWS_FILE
 from dptr.cache.progress import note
 from dptr.cache.stores.files import flush, temporary_beside
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.prompt_rows import write_rows_file
 from dptr.pipeline.repair import crop_shards, photo_shards, prompt_shards
 from dptr.pipeline.repair.losses import Losses
 
@@ -42,11 +44,14 @@ def repair(folder: Path, files: Collection[str]) -> list[str]:
         scratch.mkdir()
         try:
             try:
-                _REBUILD[manifest.kind](Losses(folder, manifest, frozenset(files)), scratch)
+                if computed := frozenset(files) - {ROWS_FILE}:
+                    _REBUILD[manifest.kind](Losses(folder, manifest, computed), scratch)
             except DptrError as error:
                 problems.append(str(error))
-            for name in sorted(files):
+            for name in sorted(files, key=lambda name: (name == ROWS_FILE, name)):
                 made = scratch / name
+                if name == ROWS_FILE:
+                    problems += _make_rows(made, folder, manifest)
                 if not made.is_file():
                     problems.append(f"{folder / name} was not made again")
                 elif known[name].problem(made) is not None:
@@ -59,3 +64,12 @@ def repair(folder: Path, files: Collection[str]) -> list[str]:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return problems
+
+
+def _make_rows(path: Path, folder: Path, manifest: Manifest) -> list[str]:
+    """Derive the rows from the catalogues, which come first: those that were damaged are as they were by now."""
+    try:
+        write_rows_file(path, folder, manifest)
+    except DptrError as error:
+        return [str(error)]
+    return []

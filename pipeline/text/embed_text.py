@@ -19,6 +19,7 @@ from dptr.cache.file_names import MANIFEST_FILE, QUARANTINE_FILE
 from dptr.cache.progress import note, progress
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import States
 from dptr.pipeline.clip.text_tower import TextTower
@@ -126,6 +127,8 @@ def _embed(
             table = corpus.summary(quarantine, more)
         # Only now is the quarantine's file in its place, and the store as a whole finished.
         making.finish(finished=asked, summary=table, quarantined=quarantine.total)
+    if part.is_whole:
+        write_rows(folder, manifest)
     quarantine.check(settings.max_bad)
     seconds, computed = time.monotonic() - started - load_seconds, manifest.rows - rows_before
     return EmbedTextSummary(folder, manifest.rows, computed, quarantine.total, seconds, load_seconds, table)

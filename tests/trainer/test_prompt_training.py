@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.progress import set_quiet
+from dptr.cache.stores import sealed
 from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.neighbours import Neighbours
@@ -21,12 +23,13 @@ from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
+from dptr.trainer.data.held_out import HASHED_TEXT, STORED_HASHES, split_rows
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import text_memory, token_memory
 from dptr.trainer.data.row_set import EveryRow
 from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder
-from dptr.trainer.pretrain import pretrain, split_rows
+from dptr.trainer.pretrain import pretrain
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.settings import DecoderSettings, NoiseSettings
 
@@ -171,28 +174,52 @@ def test_weights_set_how_often_a_row_comes() -> None:
     assert (drawn == 0).mean() == pytest.approx(0.75, abs=0.03)
 
 
-def test_growth_of_a_store_moves_no_validation_row(tmp_path: Path) -> None:
+def store_of(folder: Path, words: list[str]) -> PromptStore:
+    """Labels alone matter; one token each, zero."""
+    folder.mkdir()
+    manifest = Manifest(
+        "prompts", {"encoder": "made up", "weights": "w", "charset": "".join(sorted(set("".join(words))))}
+    )
+    for number, start in enumerate(range(0, len(words), 3000)):
+        part = words[start : start + 3000]
+        states = States(np.zeros((len(part), 2), np.float32), np.ones(len(part), np.int64), np.zeros((len(part), 2)))
+        manifest.shards.append(write_shard(folder, number, pa.table({"label": part}), states, "float16", {}))
+    manifest.save(folder)
+    return PromptStore(folder)
+
+
+@pytest.mark.parametrize("rule", [HASHED_TEXT, STORED_HASHES])
+def test_growth_of_a_store_moves_no_validation_row(tmp_path: Path, rule: int) -> None:
     recipe = Recipe().replace("pretrain", validation_rows=100_000)
     words = [f"word{number}" for number in range(20_000)]
-
-    class Words:
-        folder = tmp_path
-
-        def __init__(self, labels: list[str]) -> None:
-            self.labels = pa.chunked_array([labels])
-
-        def __len__(self) -> int:
-            return len(self.labels)
-
-    small, large = Words(words[:2000]), Words([*reversed(words), *(word.upper() for word in words)])
-    chosen = [
-        {store.labels[int(row)].as_py() for row in split_rows(store, recipe)[0]}  # type: ignore[arg-type]
-        for store in (small, large)
-    ]
+    small = store_of(tmp_path / "small", words[:2000])
+    large = store_of(tmp_path / "large", [*reversed(words), *(word.upper() for word in words)])
+    chosen = [set(store.labels_of(split_rows(store, recipe, rule)[0])) for store in (small, large)]
     assert len(chosen[0]) == pytest.approx(100, abs=40)
     assert chosen[0] <= chosen[1]
     assert {word for word in chosen[1] if word in words[:2000]} == chosen[0]
     assert {word.lower() for word in chosen[1] if word.isupper()} == {word for word in chosen[1] if word.islower()}
+
+
+def test_seeds_hold_out_labels_of_their_own(tmp_path: Path) -> None:
+    store = store_of(tmp_path / "prompts", [f"word{number}" for number in range(20_000)])
+    recipes = [Recipe().replace("pretrain", validation_rows=100_000, seed=seed) for seed in range(4)]
+    chosen = [set(split_rows(store, recipe)[0].tolist()) for recipe in recipes]
+    for one, other in combinations(chosen, 2):
+        assert len(one) == pytest.approx(1000, abs=150)
+        assert len(one & other) == pytest.approx(50, abs=40), "as often as chance has it"
+
+
+def test_a_run_begun_with_the_former_split_keeps_to_it(store: PromptStore, tmp_path: Path) -> None:
+    recipe = Recipe().replace("decoder", dim=8, heads=2, feed_forward=16, layers=1).replace("noise", ratio=0.0)
+    recipe = recipe.replace("pretrain", steps=1, batch_size=4, validation_share=0.4)
+    summary = pretrain(store, None, None, recipe, tmp_path / "run")
+    description = sealed.read_json(tmp_path / "run" / "run.json")
+    assert description["split"] == STORED_HASHES
+    sealed.write_json(tmp_path / "run" / "run.json", {**description, "split": HASHED_TEXT})
+    former = len(split_rows(store, recipe, HASHED_TEXT)[1])
+    assert former != summary.rows, "or this shows nothing"
+    assert pretrain(store, None, None, recipe, tmp_path / "run").rows == former
 
 
 def test_no_more_validation_rows_are_read_than_asked_for_and_none_is_trained_on(store: PromptStore) -> None:

@@ -35,8 +35,10 @@ from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_to
 
 RunKind = Literal["pretrain", "finetune", "clip"]
 
-#: 1 let the side of a row depend on how much data there was; 2 is :mod:`dptr.cache.validation`.
-_SPLIT = 2
+#: Versions of the rule that says which data is for validation; the last is that of new runs, the others are kept to.
+#: 1, which no run goes on with, let the side of a row depend on how much data there was; the others are in
+#: :mod:`dptr.cache.validation`.
+_SPLITS: dict[RunKind, tuple[int, ...]] = {"pretrain": (2, 3), "finetune": (2,), "clip": (2,)}
 #: 1 shuffled an epoch's rows as one list; 2 is :mod:`dptr.trainer.data.keyed_permutation`.
 _ORDER = 2
 
@@ -89,7 +91,7 @@ class Run:
     charset: Charset
     memory_dim: int
     data: dict[str, Any]
-    split: int = _SPLIT
+    split: int = 2
     clip: str = ""
     clip_weights: str = ""
     order: int = _ORDER
@@ -195,7 +197,7 @@ def newest(folders: Sequence[Path], kind: RunKind) -> Run | None:
 
 def default_name(kind: RunKind, recipe: Recipe, data: dict[str, Any]) -> str:
     """Name a run by what fixes it, so that the same command finds the same run and goes on."""
-    fixed = [_SPLIT, recipe.defining(kind, without_defaults=True), data]
+    fixed = [_SPLITS[kind][0], recipe.defining(kind, without_defaults=True), data]
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
     return f"{kind}-{recipe.decoder.kind}-{digest[:8]}"
 
@@ -220,7 +222,8 @@ def start_or_continue(
         DamagedStore: the folder holds a run of another recipe or of other data.
         UserError: another process trains into it.
     """
-    wanted = Run(folder, kind, recipe, charset, memory_dim, data, clip=clip, clip_weights=clip_weights)
+    split = _SPLITS[kind][-1]
+    wanted = Run(folder, kind, recipe, charset, memory_dim, data, split, clip, clip_weights)
     with locked(folder):
         if not (folder / RUN_FILE).is_file():
             _describe(wanted)
@@ -241,7 +244,7 @@ def _require_same(known: Run, wanted: Run, former_data: dict[str, Any] | None) -
     same = {
         "kind": known.kind == kind,
         "recipe": known.recipe.defining(kind) == wanted.recipe.defining(kind),
-        "way of choosing validation data": is_finished or known.split == wanted.split,
+        "way of choosing validation data": is_finished or known.split in _SPLITS[kind],
         "charset": known.charset == wanted.charset,
         "data": known.data in (wanted.data, former_data),
     }

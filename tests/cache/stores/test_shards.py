@@ -10,6 +10,7 @@ import pytest
 
 from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import DamagedStore
+from dptr.cache.stores import shards
 from dptr.cache.stores.manifest import Shard
 from dptr.cache.stores.shards import States, StatesFile, StatesReader, write_shard
 
@@ -87,3 +88,17 @@ def test_a_cut_file_is_damage(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(DamagedStore, match=r"part-00000\.arrow"):
         StatesFile(path)
+
+
+def test_of_many_shards_those_used_last_stay_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "_MOST_MAPPED", 2)
+    one = States(np.ones((1, 4), np.float32), np.array([1]), np.ones((1, 4), np.float32))
+    written = [write_shard(tmp_path, number, pa.table({"id": [number]}), one, "float16", {}) for number in range(4)]
+    reader = StatesReader(tmp_path, written)
+    first = reader.file(0)
+    assert reader.file(1) is not first
+    assert reader.file(0) is first
+    reader.file(2)
+    assert reader.file(0) is first, "used after the other"
+    assert len(reader._files) == 2
+    assert len(reader.gather(np.arange(4)).lengths) == 4

@@ -34,7 +34,7 @@ def test_a_store_is_as_the_contract_says(run: Any) -> None:
     summary = run()
     assert (summary.rows, summary.computed, summary.quarantined) == (len(run.words), len(run.words), 0)
     assert sorted(path.name for path in run.out.iterdir()) == sorted(
-        ["manifest.json", "prefix.arrow", "quarantine.parquet"]
+        ["manifest.json", "prefix.arrow", "quarantine.parquet", "rows.arrow"]
         + [f"part-0000{number}.{suffix}" for number in range(4) for suffix in ("arrow", "parquet")]
     )
     assert verify(run.out) == []

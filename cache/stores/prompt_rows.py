@@ -1,0 +1,233 @@
+"""What training asks of every row of a prompt store, in one mapped file: labels, their lengths, counts and hashes.
+
+The catalogues hold the same, in as many files as there are shards, to be read and unpacked as a whole. This file is
+derived from them when a store is finished, and again where it is missing or of other shards; to open it costs the same
+whatever the number of rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc as ipc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.file_names import ROWS_FILE
+from dptr.cache.progress import note
+from dptr.cache.stores import checks
+from dptr.cache.stores.files import atomic_path
+from dptr.cache.stores.lock import locked
+from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.mapped_file import MappedFile
+from dptr.cache.validation import hashes_of
+
+#: Rows of a block of the file, as a power of two: a row's block is found by a shift.
+_BLOCK_BITS = 20
+#: Each touches a page, and the kernel maps its neighbours with it, which count as this process's memory.
+_ROWS_BETWEEN_RELEASES = 1 << 13
+_MADE_FROM = b"made_from"
+#: Columns of catalogues that are taken over where every catalogue has them.
+_TAKEN_OVER = ("count", "token_letters")
+
+Lookup = Callable[[pa.RecordBatch, NDArray[np.int64]], NDArray[Any]]
+
+
+class PromptRows:
+    """The mapped file: all rows, in blocks; it goes to other processes by its path.
+
+    Attributes:
+        path: where it is. made_from: digest of the shards that it was made from.
+        kept_in: a folder that goes when this process no longer needs it; None for a file in a store.
+    """
+
+    _read_since_release = 0
+    kept_in: tempfile.TemporaryDirectory[str] | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._map = MappedFile(path)
+            self._reader = ipc.open_file(self._map.buffer)
+            metadata = self._reader.schema.metadata or {}
+            self.made_from = metadata.get(_MADE_FROM, b"").decode()
+            self._blocks = [self._reader.get_batch(number) for number in range(self._reader.num_record_batches)]
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise DamagedStore(f"{path} cannot be read ({error})", "`dptr verify --repair` makes it again") from error
+
+    def __reduce__(self) -> tuple[type[PromptRows], tuple[Path]]:
+        return PromptRows, (self.path,)
+
+    def __len__(self) -> int:
+        return sum(block.num_rows for block in self._blocks)
+
+    def column(self, name: str) -> Iterator[NDArray[Any]]:
+        """Yield a column of numbers block by block, from row 0 on, each of shape (rows,), without a copy.
+
+        Pages that were read are dropped behind it: a pass over all rows leaves nothing in memory.
+        """
+        for block in self._blocks:
+            yield block.column(name).to_numpy(zero_copy_only=True)
+            self.release()
+
+    def labels(self) -> Iterator[pa.Array]:
+        """Yield the labels block by block, from row 0 on."""
+        for block in self._blocks:
+            yield block.column("label")
+            self.release()
+
+    def numbers_of(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return a column of numbers at ``rows``, of the same shape."""
+        self._release_now_and_then(rows.size)
+        blocks, within = rows >> _BLOCK_BITS, rows & ((1 << _BLOCK_BITS) - 1)
+        found = np.empty(rows.shape, self._blocks[0].column(name).type.to_pandas_dtype())
+        for number in np.unique(blocks).tolist():
+            chosen = blocks == number
+            found[chosen] = self._blocks[number].column(name).to_numpy(zero_copy_only=True)[within[chosen]]
+        return found
+
+    def labels_of(self, rows: NDArray[np.int64]) -> list[str]:
+        """Return the labels of ``rows``, shape (batch,), in order."""
+        self._release_now_and_then(len(rows))
+        return [self._value("label", row).as_py() for row in rows.tolist()]
+
+    def token_letters_of(self, rows: NDArray[np.int64]) -> list[NDArray[np.int16]]:
+        """Return for each of ``rows`` how many of its label's characters each of its tokens stands for."""
+        return [self._value("token_letters", row).values.to_numpy() for row in rows.tolist()]
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a column of this name."""
+        return name in self._reader.schema.names
+
+    def release(self) -> None:
+        """Drop mapped pages from the process; they are read again when touched."""
+        self._map.release()
+        self._read_since_release = 0
+
+    def _release_now_and_then(self, rows: int) -> None:
+        self._read_since_release += rows
+        if self._read_since_release > _ROWS_BETWEEN_RELEASES:
+            self.release()
+
+    def _value(self, name: str, row: int) -> Any:
+        return self._blocks[row >> _BLOCK_BITS].column(name)[row & ((1 << _BLOCK_BITS) - 1)]
+
+
+def open_rows(folder: Path, manifest: Manifest) -> PromptRows:
+    """Open a store's rows; where the file is missing or of other shards it is written, and listed in the manifest.
+
+    Where the store cannot be written, or another process writes it, the file lies in a folder for temporary files, for
+    as long as this process uses it.
+    """
+    rows = _fitting(folder, manifest)
+    if rows is not None:
+        return rows
+    note(f"labels and lengths of {folder} are gathered into {ROWS_FILE}")
+    try:
+        with locked(folder):
+            current = Manifest.load(folder, manifest.kind)
+            write_rows(folder, current)
+            manifest.files[ROWS_FILE] = current.files[ROWS_FILE]
+    except (UserError, OSError) as error:
+        note(f"{ROWS_FILE} is made for this command alone: {error}")
+        return _made_for_now(folder, manifest)
+    return _fitting(folder, manifest) or _made_for_now(folder, manifest)
+
+
+def write_rows(folder: Path, manifest: Manifest) -> None:
+    """Write the file of a store's rows and commit it, unless it is there; the caller holds the store's lock."""
+    if _fitting(folder, manifest) is None:
+        manifest.withdraw_files(folder, ROWS_FILE)
+        with atomic_path(folder / ROWS_FILE) as path:
+            write_rows_file(path, folder, manifest)
+        manifest.commit_files(folder, ROWS_FILE)
+
+
+def write_rows_file(path: Path, folder: Path, manifest: Manifest) -> None:
+    """Write the rows of the store in ``folder`` to ``path``; the same catalogues give the same bytes.
+
+    Raises:
+        DamagedStore: a catalogue is not what was committed.
+    """
+    catalogues = manifest.catalogues(folder)
+    named = [set(pq.read_schema(catalogue).names) for catalogue in catalogues]
+    taken_over = [name for name in _TAKEN_OVER if all(name in names for names in named)]
+    writer: ipc.RecordBatchFileWriter | None = None
+    with pa.OSFile(str(path), "wb") as sink:
+        for table in _in_blocks(catalogues, ["label", *taken_over]):
+            block = _block(table, taken_over)
+            if writer is None:
+                metadata = {_MADE_FROM: digest_of_shards(manifest).encode()}
+                writer = ipc.new_file(sink, block.schema.with_metadata(metadata))
+            writer.write_batch(block)
+        if writer is not None:
+            writer.close()
+
+
+def digest_of_shards(manifest: Manifest) -> str:
+    """Return a digest of the catalogues that the rows are made from."""
+    digest = hashlib.sha256()
+    for shard in manifest.shards:
+        digest.update(f"{shard.rows} {shard.files[shard.catalogue].sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def _fitting(folder: Path, manifest: Manifest) -> PromptRows | None:
+    record, path = manifest.files.get(ROWS_FILE), folder / ROWS_FILE
+    if record is None or not path.is_file() or path.stat().st_size != record.bytes:
+        return None
+    rows = PromptRows(path)
+    if rows.made_from != digest_of_shards(manifest):
+        return None
+    checks.soon(path, record)
+    return rows
+
+
+def _made_for_now(folder: Path, manifest: Manifest) -> PromptRows:
+    scratch = tempfile.TemporaryDirectory(prefix="dptr-")
+    write_rows_file(Path(scratch.name) / ROWS_FILE, folder, manifest)
+    rows = PromptRows(Path(scratch.name) / ROWS_FILE)
+    rows.kept_in = scratch
+    return rows
+
+
+def _in_blocks(catalogues: list[Path], columns: list[str]) -> Iterator[pa.Table]:
+    """Yield the rows of all catalogues in tables of a block's rows; the last one has what is left."""
+    waiting: list[pa.Table] = []
+    size = 1 << _BLOCK_BITS
+    for catalogue in catalogues:
+        waiting.append(pq.read_table(catalogue, columns=columns))
+        while sum(len(table) for table in waiting) >= size:
+            whole = pa.concat_tables(waiting)
+            yield whole.slice(0, size)
+            waiting = [whole.slice(size)]
+    if waiting and (rest := pa.concat_tables(waiting)):
+        yield rest
+
+
+def _block(table: pa.Table, taken_over: list[str]) -> pa.RecordBatch:
+    labels = pa.concat_arrays(table["label"].chunks).cast(pa.string())
+    columns = {
+        "label": labels,
+        "label_length": pc.utf8_length(labels).cast(pa.int16()),
+        "label_hash": pa.array(hashes_of(labels)),
+        **{name: pa.concat_arrays(table[name].chunks) for name in taken_over},
+    }
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def contradiction(folder: Path, manifest: Manifest) -> str | None:
+    """Return what is wrong between the file, which is whole, and the shards; None where it fits or there is none."""
+    if ROWS_FILE not in manifest.files:
+        return None
+    rows = PromptRows(folder / ROWS_FILE)
+    fits = rows.made_from == digest_of_shards(manifest) and len(rows) == manifest.rows
+    return None if fits else "was made from other shards than the store has"

@@ -1,0 +1,80 @@
+"""Which rows of a prompt store are for validation: by a hash of the label, looked at block by block.
+
+A label's side depends on the label and the seed alone, case aside: variants of case are never on both sides, and growth
+of the store moves none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from dptr.cache.errors import UserError
+from dptr.cache.stores.prompts import PromptStore
+from dptr.cache.validation import positions_of, validation_position
+from dptr.trainer.data.row_set import RowSet
+from dptr.trainer.training.recipe import Recipe
+
+#: Version of the rule by which runs place prompts that hash a label's text together with the seed.
+HASHED_TEXT = 2
+#: Version of the rule by which runs place prompts whose hashes are stored.
+STORED_HASHES = 3
+
+_PLACES = 1 << 32
+
+
+def split_rows(store: PromptStore, recipe: Recipe, rule: int = STORED_HASHES) -> tuple[NDArray[np.int64], RowSet]:
+    """Return the rows to validate on, at most ``validation_rows`` of those that are for it, and the rows to train on.
+
+    Those to validate on are row numbers, int64 of shape (rows,), rising. ``rule`` is the run's ``split``.
+
+    Raises:
+        UserError: the store has too few labels.
+    """
+    settings = recipe.pretrain
+    lowest = _Lowest(settings.validation_rows)
+
+    def trained_on() -> Iterator[NDArray[np.bool_]]:
+        first = 0
+        for positions, limit in _positions(store, settings.seed, settings.validation_share, rule):
+            chosen = positions < limit
+            lowest.add(first + np.flatnonzero(chosen), positions[chosen])
+            first += len(positions)
+            yield ~chosen
+
+    training = RowSet(trained_on())
+    if not len(lowest.rows) or not len(training):
+        raise UserError(
+            f"{store.folder} has {len(store)} rows, too few to keep {settings.validation_share:g} for validation",
+            "Embed at least 100 labels, or change pretrain.validation_share",
+        )
+    return np.sort(lowest.rows), training
+
+
+class _Lowest:
+    """The ``count`` rows of the lowest positions, of two equal ones the first."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self.rows = np.zeros(0, np.int64)
+        self._positions: NDArray[Any] = np.zeros(0)
+
+    def add(self, rows: NDArray[np.int64], positions: NDArray[Any]) -> None:
+        positions = np.concatenate([self._positions, positions])
+        kept = np.argsort(positions, kind="stable")[: self._count]
+        self.rows, self._positions = np.concatenate([self.rows, rows])[kept], positions[kept]
+
+
+def _positions(store: PromptStore, seed: int, share: float, rule: int) -> Iterator[tuple[NDArray[Any], Any]]:
+    """Yield where each block's labels stand, shape (rows,), and below which position they are for validation."""
+    if rule == HASHED_TEXT:
+        for labels in store.rows.labels():
+            lower = pc.utf8_lower(labels).to_pylist()
+            yield np.array([validation_position(label, seed) for label in lower]), np.float64(share)
+    else:
+        for hashes in store.rows.column("label_hash"):
+            yield positions_of(hashes, seed), np.uint32(share * _PLACES)
