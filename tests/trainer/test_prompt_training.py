@@ -182,7 +182,9 @@ def store_of(folder: Path, words: list[str]) -> PromptStore:
     )
     for number, start in enumerate(range(0, len(words), 3000)):
         part = words[start : start + 3000]
-        states = States(np.zeros((len(part), 2), np.float32), np.ones(len(part), np.int64), np.zeros((len(part), 2)))
+        states = States(
+            np.zeros((len(part), 2), np.float32), np.ones(len(part), np.int64), np.zeros((len(part), 2), np.float32)
+        )
         manifest.shards.append(write_shard(folder, number, pa.table({"label": part}), states, "float16", {}))
     manifest.save(folder)
     return PromptStore(folder)

@@ -12,9 +12,10 @@ import pytest
 
 from dptr.cache.charset import Charset
 from dptr.cache.progress import set_quiet
+from dptr.cache.stores.manifest import Shard
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.clip.text_tower import TextTower
-from dptr.pipeline.text import embed_text as module
+from dptr.pipeline.parts.store_in_making import StoreInMaking
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, EmbedTextSummary, embed_text
 from dptr.pipeline.text.made_up_words import MADE_UP
@@ -90,16 +91,16 @@ def test_the_seed_fixes_the_words(covered: Path, tmp_path: Path) -> None:
 
 
 def test_a_killed_run_makes_up_the_same_words(covered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commit, commits = module._commit, []
+    commit, commits = StoreInMaking.commit, []
 
-    def dies_soon(*arguments: object) -> None:
-        commit(*arguments)  # type: ignore[arg-type]
-        commits.append(arguments)
+    def dies_soon(making: StoreInMaking, shard: Shard) -> None:
+        commit(making, shard)
+        commits.append(shard)
         if len(commits) == 4:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(module, "_commit", dies_soon)
+        patched.setattr(StoreInMaking, "commit", dies_soon)
         embed(tmp_path)
     assert 0 < len(made_up(tmp_path / "prompts")) < len(made_up(covered))
     embed(tmp_path)

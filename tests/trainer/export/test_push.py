@@ -176,8 +176,10 @@ def test_what_is_pushed_is_read_with_again(
     assert said["commit"] == server.commit("me/reader")
     assert not server.private
     card = ModelCard(files["README.md"].decode())
-    assert (card.data.library_name, card.data.license) == ("dptr", "apache-2.0")
-    assert [(found.dataset_name, found.metric_value) for found in card.data.eval_results or []] == [("signs", 0.5)]
+    data = card.data.to_dict()
+    assert (data["library_name"], data["license"]) == ("dptr", "apache-2.0")
+    results = data["model-index"][0]["results"]
+    assert [(found["dataset"]["name"], found["metrics"][0]["value"]) for found in results] == [("signs", 0.5)]
     assert "| signs | 2 | 50.0% (" in card.text
     assert "someone" not in files["README.md"].decode()
     there, here = (dptr.load(name).read([word])[0] for name in ("me/reader", BUNDLED))
