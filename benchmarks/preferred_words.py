@@ -1,12 +1,12 @@
 """What words add to a recogniser: the same pictures read without and with each of several lists of words.
 
-    python benchmarks/preferred_words.py --data crops/ others/ --words lists.txt lists_and_labels.txt --rows out.parquet
+    python benchmarks/preferred_words.py --data crops/ others/ --words lists.txt lists_and_labels.txt --out out.parquet
 
 The first arm reads without words; each of the others with a file of words as ``examples/reader/preferred_words.py``
-writes them. Differences are paired by picture. ``--rows`` keeps the rows as those of an ablation, which
+writes them. Differences are paired by picture. ``--out`` keeps the rows as those of an ablation, which
 ``benchmarks/evidence.py`` takes.
 
-Smallest size: --data CROPS --words FEW_WORDS --rows OUT
+Smallest size: --data CROPS --words FEW_WORDS --out OUT
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ def main() -> None:
     parser.add_argument("--words", type=Path, nargs="+", required=True, help="files of words, each an arm by its name")
     parser.add_argument("--model", type=Path, default=BUNDLED, help="a run or file with a CTC decoder")
     parser.add_argument("--protocol", default="36", help="characters that count")
-    parser.add_argument("--rows", type=Path, help="keep the rows here")
+    parser.add_argument("-o", "--out", type=Path, help="keep the rows here")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for arm, words in {_WITHOUT: "none", **{path.stem: str(path) for path in arguments.words}}.items():
         recognizer = load(arguments.model, words=words).recognizer
         rows += [row(arm, recognizer, path, arguments.protocol) for path in arguments.data]
-    if arguments.rows:
-        write_rows(arguments.rows, rows)
+    if arguments.out:
+        write_rows(arguments.out, rows)
     print(as_text(compare(rows)))
 
 

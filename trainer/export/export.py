@@ -111,6 +111,8 @@ def _recognizer(run: Trained) -> Recognizer:
 
 def _onnx(run: Trained, out: Path, crops: WordImages | None) -> tuple[int, float]:
     recognizer = _recognizer(run)
+    # The graph holds none, and is compared with what torch reads.
+    recognizer.prefer_words(None)
     height, widths = recognizer.image_size[0], recognizer.encoder.widths
     images = {width: [*_made_up(height, width)] for width in widths}
     for row in range(0 if crops is None else len(crops)):

@@ -15,7 +15,7 @@ from dptr.pipeline.rendering.fonts import packaged_fonts
 from dptr.pipeline.rendering.style import RenderStyle
 from dptr.trainer import read
 from dptr.trainer.choices import ReadingPrecision
-from dptr.trainer.model.model_file import BUNDLED
+from dptr.trainer.model.model_file import BUNDLED, ModelFile
 
 pytest.importorskip("font_roboto")
 WORDS = ["Exit", "OPEN", "Station", "SALE", "Hotel", "coffee", "2026", "Library", "STREET", "Museum", "$4.50", "Taxi"]
@@ -34,6 +34,12 @@ def test_it_reads_words_in_fonts_of_the_demo() -> None:
     texts = [reading.text for reading in dptr.load().read(crops)]
     right = sum(text.lower() == truth.lower() for text, truth in zip(texts, truths, strict=True))
     assert right >= 0.9 * len(truths), list(zip(texts, truths, strict=True))
+
+
+def test_it_keeps_english_words_and_strings_without_order() -> None:
+    counts = ModelFile.open(BUNDLED).word_counts() or {}
+    assert len(counts) > 100_000
+    assert counts["street"] > counts["streets"] > 0
 
 
 def test_no_run_has_to_be_named(tmp_path: Path) -> None:
