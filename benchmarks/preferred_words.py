@@ -6,7 +6,7 @@ The first arm reads without words; each of the others with a file of words as ``
 writes them. Differences are paired by picture. ``--out`` keeps the rows as those of an ablation, which
 ``benchmarks/evidence.py`` takes.
 
-Smallest size: --data CROPS --words FEW_WORDS --out OUT
+Smallest size: --data CROPS --words FEW_WORDS
 """
 
 from __future__ import annotations
