@@ -157,13 +157,16 @@ class Manifest:
             self.commit_files(folder, *names)
 
     def save(self, folder: Path) -> None:
-        """Write ``manifest.json`` atomically; what it lists is committed from then on."""
+        """Write ``manifest.json`` atomically; what it lists is committed from then on.
+
+        In the order of names: files that a kill made a run withdraw and list again leave no trace.
+        """
         value = {
             "kind": self.kind,
             "rows": self.rows,
             "identity": self.identity,
-            "details": self.details,
-            "files": {name: vars(record) for name, record in self.files.items()},
+            "details": dict(sorted(self.details.items())),
+            "files": {name: vars(record) for name, record in sorted(self.files.items())},
             "shards": [
                 {
                     "name": shard.name,

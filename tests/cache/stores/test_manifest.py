@@ -33,6 +33,18 @@ def test_round_trip(tmp_path: Path) -> None:
     assert loaded.rows == 3
 
 
+def test_files_that_were_withdrawn_and_listed_again_leave_no_trace(tmp_path: Path) -> None:
+    manifest = saved(tmp_path)
+    for name in ("index.faiss", "photos.parquet"):
+        (tmp_path / name).write_bytes(name.encode())
+    manifest.commit_files(tmp_path, "index.faiss", "photos.parquet")
+    undisturbed = (tmp_path / "manifest.json").read_bytes()
+    manifest.withdraw_files(tmp_path, "index.faiss")
+    assert (tmp_path / "manifest.json").read_bytes() != undisturbed
+    manifest.commit_files(tmp_path, "index.faiss")
+    assert (tmp_path / "manifest.json").read_bytes() == undisturbed
+
+
 def test_a_missing_store_names_the_command_that_makes_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="dptr build-orp-bank"):
         Manifest.load(tmp_path, "orp")
