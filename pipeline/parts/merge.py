@@ -126,10 +126,6 @@ def _merge_store(out: Path, found: Sequence[Path]) -> MergeSummary:
     return MergeSummary(out, whole.rows, sum(shard.rows for shard in computed), len(found))
 
 
-def _number(shard: Shard) -> int:
-    return int(shard.name.rpartition("-")[2])
-
-
 def _take_files(out: Path, shares: Sequence[tuple[Path, Manifest]]) -> None:
     """Let the store have what its shares hold, each file checked on the way; the first share's hold for all."""
     with progress("merging", sum(len(share.shards) for _, share in shares), "shards") as shown:

@@ -125,10 +125,10 @@ def _embed(
                 raise nothing_usable(paths, quarantine)
             more = _embed_made_up(filling, corpus, quarantine) if settings.cover_pieces else []
             table = corpus.summary(quarantine, more)
+        if part.is_whole:
+            write_rows(folder, manifest)
         # Only now is the quarantine's file in its place, and the store as a whole finished.
         making.finish(finished=asked, summary=table, quarantined=quarantine.total)
-    if part.is_whole:
-        write_rows(folder, manifest)
     quarantine.check(settings.max_bad)
     seconds, computed = time.monotonic() - started - load_seconds, manifest.rows - rows_before
     return EmbedTextSummary(folder, manifest.rows, computed, quarantine.total, seconds, load_seconds, table)

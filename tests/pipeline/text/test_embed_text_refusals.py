@@ -17,7 +17,7 @@ from dptr.cache.normalization import Normalization
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.verify import verify
 from dptr.pipeline.clip.text_tower import TextTower
-from dptr.pipeline.text import embed_text as module
+from dptr.pipeline.text import prompt_shards
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 
@@ -80,7 +80,7 @@ def scaled_states(monkeypatch: pytest.MonkeyPatch, factor: float, shard_rows: in
         return states
 
     monkeypatch.setattr(TextTower, "encode", encode)
-    monkeypatch.setattr(module, "_check", lambda *_: None)
+    monkeypatch.setattr(prompt_shards, "_check", lambda *_: None)
 
 
 def test_states_that_half_precision_cannot_hold_are_told_with_their_prompt(

@@ -10,6 +10,7 @@ import pytest
 
 from dptr.cache.errors import UserError
 from dptr.cache.stores import sealed
+from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.prompts import PromptStore
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.text.templates import Template
@@ -44,7 +45,10 @@ def test_a_store_without_letters_is_refused_with_what_to_do(run: Any) -> None:
     path = run.out / "part-00002.parquet"
     pq.write_table(pq.read_table(path).drop(["token_letters"]), path)
     manifest = sealed.read_json(run.out / "manifest.json")
-    manifest["shards"][2]["files"][path.name]["bytes"] = path.stat().st_size
+    manifest["shards"][2]["files"][path.name] = vars(FileRecord.of(path))
+    # As before letters were kept for all prompts at once.
+    del manifest["files"]["rows.arrow"]
+    (run.out / "rows.arrow").unlink()
     sealed.write_json(run.out / "manifest.json", manifest)
     with pytest.raises(UserError, match="how many letters") as error:
         PromptStore(run.out).token_letters(np.array([0]))
