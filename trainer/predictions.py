@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from dptr.cache.file_names import PREDICTIONS_FOLDER, QUARANTINE_FILE, VALIDATION_WORDS
 from dptr.cache.normalization import Normalization
 from dptr.cache.stores import sealed
-from dptr.cache.stores.files import atomic_path
+from dptr.cache.stores.files import atomic_path, remove_leftovers
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.word_images.dataset import WordImages
 from dptr.trainer.evaluate import ReadImages
@@ -63,6 +63,8 @@ def keep_readings(folder: Path, labels: Sequence[str], readings: Sequence[str]) 
     nothing = [None] * len(labels)
     correct = [label == reading for label, reading in zip(labels, readings, strict=True)]
     columns = [[VALIDATION_WORDS] * len(labels), labels, labels, readings, correct, [*map(len, labels)], *[nothing] * 3]
+    # What holds the run's lock is its only writer, but for an evaluation at the very moment, which is told and goes on.
+    remove_leftovers(folder / PREDICTIONS_FOLDER)
     _write(folder / PREDICTIONS_FOLDER / "validation_words.parquet", columns)
 
 

@@ -22,7 +22,7 @@ from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
 from dptr.trainer.evaluate import ReadImages
 from dptr.trainer.model.recognizer import Reading
-from dptr.trainer.predictions import keep_predictions, keep_refusals
+from dptr.trainer.predictions import keep_predictions, keep_readings, keep_refusals
 
 
 @pytest.fixture
@@ -111,3 +111,11 @@ def test_of_damaged_refusals_nothing_is_kept(run: Path, tmp_path: Path) -> None:
     assert ask(connect(Workspace(tmp_path)), "select source from refused_words").rows() == [
         (str(second / "labels.tsv"),)
     ]
+
+
+def test_what_a_killed_training_left_half_written_is_removed(run: Path) -> None:
+    keep_readings(run, ["street"], ["strect"])
+    left = run / "predictions" / ".validation_words.parquet.1.writing"
+    left.write_bytes(b"PAR1")
+    keep_readings(run, ["street"], ["street"])
+    assert [path.name for path in (run / "predictions").iterdir()] == ["validation_words.parquet"]
