@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from dptr.cache.errors import DamagedStore, UserError
 
 _LEVEL = 19
-#: More than any list of words needs, so that a foreign file cannot fill the memory.
-_MOST_BYTES = 1 << 28
+#: More than lists of words need, so that a foreign file cannot fill the memory.
+_MOST_BYTES = 1 << 26
 
 
 def read_word_counts(path: Path) -> Counter[str]:
@@ -38,10 +38,31 @@ def read_word_counts(path: Path) -> Counter[str]:
     return counts
 
 
+def checked(counts: Mapping[str, float]) -> Mapping[str, float]:
+    """Return counts that a program gives, as they are.
+
+    Raises:
+        UserError: a word is empty or has a tab or a line break, or a count is no number above zero.
+    """
+    for word, count in counts.items():
+        if word.splitlines() != [word] or "\t" in word or not 0 < count < float("inf"):
+            raise UserError(f"{word!r} with the count {count!r}", "Give words of one line, and counts above zero")
+    return counts
+
+
 def pack(counts: Mapping[str, float]) -> NDArray[np.uint8]:
-    """Return counts as compressed text, (bytes,), sorted: the same counts give the same bytes."""
-    text = "\n".join(f"{word}\t{counts[word]:g}" for word in sorted(counts))
-    return np.frombuffer(zstandard.compress(text.encode(), _LEVEL), np.uint8)
+    """Return counts as compressed text, (bytes,), sorted: the same counts give the same bytes.
+
+    Raises:
+        UserError: they are more than a model's file may keep.
+    """
+    text = "\n".join(f"{word}\t{counts[word]:.17g}" for word in sorted(counts)).encode()
+    if len(text) > _MOST_BYTES:
+        raise UserError(
+            f"words of {len(text) / 1e6:,.0f} MB, and a model's file keeps {_MOST_BYTES / 1e6:,.0f}",
+            "Leave out those that seldom occur",
+        )
+    return np.frombuffer(zstandard.compress(text, _LEVEL), np.uint8)
 
 
 def unpack(packed: NDArray[np.uint8]) -> Counter[str]:
@@ -51,7 +72,11 @@ def unpack(packed: NDArray[np.uint8]) -> Counter[str]:
         DamagedStore: it was something else.
     """
     try:
-        text = zstandard.ZstdDecompressor().decompress(packed.tobytes(), max_output_size=_MOST_BYTES).decode()
+        compressed = packed.tobytes()
+        # The limit below counts for nothing where the file itself names a size.
+        if zstandard.frame_content_size(compressed) > _MOST_BYTES:
+            raise UserError("they are said to be larger than such words may be")
+        text = zstandard.ZstdDecompressor().decompress(compressed, max_output_size=_MOST_BYTES).decode()
         return _counted(text, "the model's words")
     except (zstandard.ZstdError, UnicodeDecodeError, UserError) as error:
         raise DamagedStore(f"the model's words cannot be read ({error})", "Export it again") from error

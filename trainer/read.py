@@ -15,7 +15,7 @@ from PIL import Image
 from dptr.cache import hub
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import IMAGE_SUFFIXES, UnusablePicture, read_picture, upright_rgb
-from dptr.cache.word_counts import read_word_counts
+from dptr.cache.word_counts import checked, read_word_counts
 from dptr.trainer.choices import ReadingPrecision
 from dptr.trainer.model.folding import cpu_has_bfloat16
 from dptr.trainer.model.model_file import BUNDLED, from_hub, load_model
@@ -122,9 +122,13 @@ def load(
 
 
 def word_counts(words: Words) -> Mapping[str, float] | None:
-    """Return how often each word occurs; None for ``none``."""
+    """Return how often each word occurs; None for ``none``.
+
+    Raises:
+        UserError: the file, or what a program gives, is no list of words.
+    """
     if isinstance(words, Mapping):
-        return words
+        return checked(words)
     return None if str(words) == "none" else read_word_counts(Path(words))
 
 

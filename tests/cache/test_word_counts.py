@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.word_counts import pack, read_word_counts, unpack
+from dptr.cache.word_counts import checked, pack, read_word_counts, unpack
 
 
 def words_file(folder: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -48,3 +48,25 @@ def test_packed_counts_come_back_and_are_the_same_bytes_in_any_order() -> None:
 def test_damaged_counts_are_told(damage) -> None:
     with pytest.raises(DamagedStore, match="words cannot be read"):
         unpack(damage(pack({"street": 3.0})))
+
+
+@pytest.mark.parametrize(
+    ("word", "count"), [("two\nlines", 1), ("a\tb", 1), ("\u2028", 1), ("", 1), ("a", 0), ("a", -2)]
+)
+def test_counts_that_a_file_could_not_hold_are_refused(word: str, count: float) -> None:
+    with pytest.raises(UserError, match="with the count"):
+        checked({"street": 1, word: count})
+
+
+def test_large_counts_come_back_exactly() -> None:
+    counts = {"street": 1234567.0, "a": 0.1, "b": 1e-9}
+    assert unpack(pack(checked(counts))) == counts
+
+
+def test_words_that_would_fill_the_memory_are_neither_kept_nor_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = pack({"street" * 1000: 1.0})
+    monkeypatch.setattr("dptr.cache.word_counts._MOST_BYTES", 1000)
+    with pytest.raises(UserError, match="a model's file keeps"):
+        pack({"street" * 1000: 1.0})
+    with pytest.raises(DamagedStore, match="larger than such words may be"):
+        unpack(packed)

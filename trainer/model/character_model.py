@@ -23,7 +23,8 @@ _LONGEST = 7
 _PRIOR = 5.0
 #: Share of characters taken to follow no rule, as in numbers and names, so that none is ruled out.
 _UNKNOWN = 0.1
-_BITS = 63
+#: One less than a signed integer has, so that what lies behind the last n-gram can still be asked for.
+_BITS = 62
 _END = 1
 
 
@@ -41,7 +42,7 @@ class CharacterModel:
     begin = 0
 
     def __init__(self, counts: Mapping[str, float], charset: Charset) -> None:
-        folded = [character.lower() for character in charset.characters]
+        folded = [_folded(character) for character in charset.characters]
         symbols = {character: index for index, character in enumerate(dict.fromkeys(folded), start=_END + 1)}
         self._symbol_of = np.array([_END, *(symbols[character] for character in folded)], np.int64)
         self._symbols = len(symbols) + 1
@@ -98,12 +99,23 @@ def _as_symbols(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return all words in a row, each closed by the end's symbol, and for each symbol its word's count: (length,)."""
     end = "\n"
-    codes = np.frombuffer("".join(word.lower() + end for word in counts).encode("utf-32-le"), np.uint32)
-    of_code = np.zeros(max(map(ord, (*symbols, end))) + 1, np.int64)
-    of_code[[ord(character) for character in symbols]] = list(symbols.values())
+    joined = "".join(word + end for word in counts)
+    codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
+    of_code = np.zeros(int(codes.max(initial=ord(end))) + 1, np.int64)
+    for character in set(joined):
+        of_code[ord(character)] = symbols.get(_folded(character), 0)
     of_code[ord(end)] = _END
-    text = np.where(codes < len(of_code), of_code[np.minimum(codes, len(of_code) - 1)], 0)
+    text = of_code[codes]
     words = np.cumsum(text == _END) - (text == _END)
     known = text > 0
     weights = np.fromiter(counts.values(), np.float64, len(counts))
     return text[known], weights[words[known]]
+
+
+def _folded(character: str) -> str:
+    """Return a character in lower case, by itself: within a word a sigma would depend on its neighbours.
+
+    A few capitals, such as the dotted one of Turkish, become two characters; these stay as they are.
+    """
+    lower = character.lower()
+    return lower if len(lower) == 1 else character

@@ -93,3 +93,31 @@ def test_characters_that_the_charset_lacks_are_passed_over() -> None:
     assert CharacterModel({"1ä2": 4.0}, digits).scores(np.zeros(11, np.int64), np.arange(11)).tolist() == (
         CharacterModel({"12": 4.0}, digits).scores(np.zeros(11, np.int64), np.arange(11)).tolist()
     )
+
+
+def likeliest(model: CharacterModel, charset: Charset, before: str) -> str:
+    context = model.begin
+    for index in charset.encode(before):
+        context = model.after(context, int(index))
+    classes = np.arange(1, len(charset.characters) + 1)
+    return charset.characters[int(model.scores(np.full(len(classes), context), classes).argmax())]
+
+
+def test_capitals_are_folded_one_by_one() -> None:
+    greek = Charset("σάΣΆς")
+    assert likeliest(CharacterModel({"ΣΆΣ": 50.0}, greek), greek, "σά") == "σ", "not the one that ends a word"
+    turkish = Charset("aiıİz")
+    assert likeliest(CharacterModel({"zİa": 50.0}, turkish), turkish, "z") == "İ"
+
+
+@pytest.mark.parametrize("count", [509, 510, 511, 1022])
+def test_the_last_character_of_a_charset_is_counted_whatever_its_size(count: int) -> None:
+    charset = Charset("".join(chr(0x4E00 + i) for i in range(count)))
+    last = charset.characters[-1]
+    model = CharacterModel({last * 9: 50.0}, charset)
+    context = model.begin
+    for _ in range(7):
+        context = model.after(context, count)
+    assert np.exp(model.scores(np.array([context]), np.array([count])))[0] > 0.5
+    chances = np.exp(model.scores(np.zeros(count + 1, np.int64), np.arange(count + 1)))
+    assert chances.sum() == pytest.approx(1)

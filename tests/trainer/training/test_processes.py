@@ -96,8 +96,9 @@ def test_losses_do_not_depend_on_the_number_of_processes(pretraining: Callable[[
     for name in ("model", "average"):
         theirs = load_tensors(together / "checkpoints" / "last", name)
         for key, weights in load_tensors(alone / "checkpoints" / "last", name).items():
-            # Where a gradient is nothing but rounding, as for the biases of keys, Adam makes steps of it all the same.
-            torch.testing.assert_close(theirs[key], weights, atol=1e-3, rtol=1e-3)
+            # A bias of keys shifts all scores of a query alike, so its gradient is rounding alone, which Adam enlarges.
+            first = len(weights) // 2 if key.endswith(".key_value.bias") else 0
+            torch.testing.assert_close(theirs[key][first:], weights[first:], atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow
