@@ -29,6 +29,7 @@ WITHOUT = {
     "peer_readers.py",
     "evidence.py",
     "rapidocr_worker.py",
+    "word_lists.py",
 }
 SIZES = [
     *("decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1"),
