@@ -21,6 +21,7 @@ from dptr.trainer.data.stored_crops import StoredCrops, require_one_kind
 from dptr.trainer.evaluate import read_stored_crops, read_word_images
 from dptr.trainer.metrics import field_score, score
 from dptr.trainer.model.coverage import Coverage, load_weights
+from dptr.trainer.model.decoders.base import sent
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.base import Encoder, PretrainedEncoder
 from dptr.trainer.model.encoders.clip import PREFIX, weights_hash
@@ -105,7 +106,7 @@ def finetune(
 
     def loss(batch: ImageBatch) -> Tensor:
         oddities.take(batch)
-        return recognizer.loss(batch.images.to(device), batch.targets.to(device))
+        return recognizer.loss(sent(batch.images, device), batch.targets.to(device))
 
     task = loop.Task(
         model=recognizer,

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dptr.trainer.model.decoders.base import sent
+
 #: Letters classified within the width of one patch.
 _LETTERS_A_PATCH = 4
 #: As in CLIP: beyond a hundredfold, similarities make training unstable.
@@ -38,7 +40,12 @@ class ClipBatch:
 
     def to(self, device: torch.device) -> ClipBatch:
         """Copy the tensors to a device."""
-        tensors = (self.images.to(device), self.token_ids.to(device), self.letters.to(device))
+        tensors = (sent(tensor, device) for tensor in (self.images, self.token_ids, self.letters))
+        return ClipBatch(*tensors, self.unreadable)
+
+    def pin_memory(self) -> ClipBatch:
+        """Return a copy from which a GPU takes it while it computes."""
+        tensors = (tensor.pin_memory() for tensor in (self.images, self.token_ids, self.letters))
         return ClipBatch(*tensors, self.unreadable)
 
 

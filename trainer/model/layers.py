@@ -95,12 +95,12 @@ class SelfAttentionLayer(nn.Module):
 
 def sinusoids(positions: Tensor, dim: int) -> Tensor:
     """Return sines and cosines of positions (count,) at geometric frequencies, (count, dim), as in the Transformer."""
-    frequencies = 1e4 ** -torch.linspace(0, 1, -(-dim // 2))
+    frequencies = 1e4 ** -torch.linspace(0, 1, -(-dim // 2), device=positions.device)
     angles = positions[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :dim]
 
 
-def grid_positions(rows: int, columns: int, dim: int) -> Tensor:
+def grid_positions(rows: int, columns: int, dim: int, device: torch.device | None = None) -> Tensor:
     """Return where each token of a grid stands, half of the width for its column and half for its row.
 
     Without them, or with learnt ones that start near zero, a decoder reads the right characters in the wrong order for
@@ -109,7 +109,8 @@ def grid_positions(rows: int, columns: int, dim: int) -> Tensor:
     Returns:
         shape (rows * columns, dim), row by row.
     """
-    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    of_rows, of_columns = torch.arange(rows, device=device), torch.arange(columns, device=device)
+    row, column = torch.meshgrid(of_rows, of_columns, indexing="ij")
     half = dim // 2
     return torch.cat([sinusoids(column.flatten(), dim - half), sinusoids(row.flatten(), half)], dim=1)
 

@@ -117,7 +117,7 @@ class Recognizer(nn.Module):
         if self.places is None:
             return tokens
         rows = self.encoder.grid[0]
-        places = grid_positions(rows, tokens.shape[1] // rows, tokens.shape[2]).to(tokens)
+        places = grid_positions(rows, tokens.shape[1] // rows, tokens.shape[2], tokens.device).to(tokens)
         return tokens + self.places.to(tokens) * places
 
     def _ctc_loss(self, tokens: Tensor, targets: Targets) -> Tensor:

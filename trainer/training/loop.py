@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from dptr.cache.file_names import METRICS_FILE, TIMINGS_FILE
 from dptr.cache.interrupts import deferred
@@ -24,7 +23,7 @@ from dptr.cache.progress import progress
 from dptr.cache.stores import checks
 from dptr.cache.stores.lock import locked
 from dptr.trainer.training import processes, step_log
-from dptr.trainer.training.averaging import moving_average
+from dptr.trainer.training.averaging import MovingAverage
 from dptr.trainer.training.checkpoint import checkpoint_folder
 from dptr.trainer.training.loader import deaths_of_workers_told, load_batches
 from dptr.trainer.training.recording import Interval, after_step, save
@@ -117,11 +116,7 @@ def _new_state(task: Task[Any], settings: TrainingSettings, device: torch.device
         for group in task.groups
     ]
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-    average = None
-    if settings.ema_decay > 0:
-        # Batch norm's statistics belong to the weights they were gathered with: both are averaged, or neither fits.
-        average = AveragedModel(task.model, multi_avg_fn=moving_average(settings.ema_decay), use_buffers=True)
-        average.requires_grad_(False)
+    average = MovingAverage(task.model, settings.ema_decay) if settings.ema_decay > 0 else None
     return TrainState(task.model, optimizer, average)
 
 
@@ -167,7 +162,7 @@ def _update(state: TrainState, settings: TrainingSettings) -> Tensor:
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     if state.average is not None:
-        state.average.update_parameters(state.model)
+        state.average.update(state.model)
     return norm
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from typing import Any, Generic, TypeVar, cast
 
@@ -80,27 +80,44 @@ def share(micro_batches: int) -> range:
 
 @contextmanager
 def first_before_others() -> Iterator[None]:
-    """Let the first process through a block before the others, who find what it made."""
-    if not is_first():
-        wait()
-    yield
+    """Let the first process through a block before the others, who find what it made.
+
+    Raises:
+        UserError: in the others, where the block raised in the first one.
+    """
+    if not is_first() and _failures(0):
+        raise _other_has_ended()
+    try:
+        yield
+    except BaseException:
+        if is_first():
+            # Those that have ended themselves need not be told.
+            with suppress(RuntimeError):
+                _failures(1)
+        raise
     if is_first():
-        wait()
+        _failures(0)
 
 
 def wait() -> None:
     """Wait until all processes are here."""
-    if dist.is_initialized():
-        # Not a barrier, for which NCCL would have to know the device.
-        dist.all_reduce(torch.zeros(1))
+    # Not a barrier, for which NCCL would have to know the device.
+    total(torch.zeros(1))
+
+
+def _failures(own: int) -> int:
+    """Wait until all processes are here; return how many of them have failed."""
+    return int(total(torch.tensor(own)))
 
 
 def by_first(work: Callable[[], Value]) -> Value:
     """Let the first process do some work, and give its result to all."""
-    if not dist.is_initialized():
-        return work()
-    result: list[Any] = [work() if is_first() else None]
-    dist.broadcast_object_list(result)
+    result: list[Any] = [None]
+    with first_before_others():
+        if is_first():
+            result = [work()]
+    if dist.is_initialized():
+        dist.broadcast_object_list(result)
     value: Value = result[0]
     return value
 
@@ -155,10 +172,14 @@ def deaths_of_others_told() -> Iterator[None]:
         of_network = isinstance(error, dist.DistError) or "gloo" in str(error)
         if not (dist.is_initialized() and of_network):
             raise
-        raise UserError(
-            "another process of this training has ended",
-            "See what it said; the same command goes on from the last checkpoint",
-        ) from error
+        raise _other_has_ended() from error
+
+
+def _other_has_ended() -> UserError:
+    return UserError(
+        "another process of this training has ended",
+        "See what it said; the same command goes on from the last checkpoint",
+    )
 
 
 class SharedLoss(Generic[Batch]):

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
+from dptr.trainer.training.averaging import MovingAverage
 from dptr.trainer.training.checkpoint import AVERAGE, MODEL, OPTIMIZER, load_state, load_tensors
 
 
@@ -28,7 +28,7 @@ class TrainState:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
-    average: AveragedModel | None
+    average: MovingAverage | None
     step: int = 0
     best_score: float = -math.inf
     best_step: int = 0
@@ -39,10 +39,7 @@ class TrainState:
     @property
     def trained(self) -> nn.Module:
         """The model to validate and to use: the averaged one where an average is kept."""
-        if self.average is None:
-            return self.model
-        averaged: nn.Module = self.average.module
-        return averaged
+        return self.model if self.average is None else self.average.module
 
     def is_finite(self) -> bool:
         """Return whether the newest step's loss and gradient were finite; True once they are logged."""
@@ -82,7 +79,7 @@ class TrainState:
         self.model.load_state_dict(load_tensors(folder, MODEL))
         if self.average is not None:
             self.trained.load_state_dict(load_tensors(folder, AVERAGE))
-            self.average.n_averaged.fill_(numbers["step"])
+            self.average.count = numbers["step"]
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in load_tensors(folder, OPTIMIZER).items():
             index, name = key.split(".", 1)

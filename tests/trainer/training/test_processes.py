@@ -158,3 +158,45 @@ def test_what_works_in_one_process_refuses_several(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     assert done.returncode == 2
     assert "2 processes were started, and dptr embed-text works in one" in done.stderr
+
+
+FAILING_FIRST = """
+import os, sys, time
+from pathlib import Path
+import torch.distributed as dist
+from dptr.cache.errors import UserError
+from dptr.trainer.training import processes
+
+dist.init_process_group("gloo")
+told = Path(sys.argv[1]) / "told"
+
+def fail():
+    raise ValueError
+
+for block in ("around", "by"):
+    try:
+        if block == "by":
+            processes.by_first(fail)
+        with processes.first_before_others():
+            if processes.is_first():
+                fail()
+    except ValueError:
+        # It stays: not its end is what the other learns it from.
+        until = time.monotonic() + 60
+        while not told.with_suffix('.' + block).exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        assert told.with_suffix('.' + block).exists()
+    except UserError as error:
+        assert "another process of this training has ended" in str(error)
+        told.with_suffix('.' + block).touch()
+"""
+
+
+def test_where_the_first_process_fails_the_others_do_not_wait_for_its_end(tmp_path: Path) -> None:
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING_FIRST)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *torchrun, str(script), str(tmp_path)], env=environment, timeout=240)
+    assert done.returncode == 0
+    assert {path.name for path in tmp_path.glob("told.*")} == {"told.around", "told.by"}

@@ -7,13 +7,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dptr.cache.charset import Charset
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor on a device; to a GPU it goes while that computes.
+
+    From memory that is not pinned, the processor would have to wait until the GPU has done all it was given.
+    """
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,7 @@ class Memory:
 
     def to(self, device: torch.device | str) -> Memory:
         """Move to a device."""
-        padding = None if self.padding is None else self.padding.to(device, non_blocking=True)
-        return Memory(self.tokens.to(device, non_blocking=True), padding)
+        return Memory(sent(self.tokens, device), None if self.padding is None else sent(self.padding, device))
 
     def pin_memory(self) -> Memory:
         """Return a copy from which a GPU takes it while it computes."""
@@ -73,16 +82,11 @@ class Targets:
 
     def to(self, device: torch.device | str) -> Targets:
         """Move to a device."""
-        return Targets(
-            self.inputs.to(device, non_blocking=True),
-            self.outputs.to(device, non_blocking=True),
-            self.end,
-            self.padding,
-        )
+        return replace(self, inputs=sent(self.inputs, device), outputs=sent(self.outputs, device))
 
     def pin_memory(self) -> Targets:
         """Return a copy from which a GPU takes it while it computes."""
-        return Targets(self.inputs.pin_memory(), self.outputs.pin_memory(), self.end, self.padding)
+        return replace(self, inputs=self.inputs.pin_memory(), outputs=self.outputs.pin_memory())
 
 
 @dataclass(frozen=True)

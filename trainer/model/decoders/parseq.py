@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dptr.trainer.model.decoders.autoregressive import AutoregressiveDecoder, Step
-from dptr.trainer.model.decoders.base import DecoderShape, Memory, Targets
+from dptr.trainer.model.decoders.base import DecoderShape, Memory, Targets, sent
 from dptr.trainer.model.decoders.decoder_layer import DecoderLayer, KeysValues, extend
 from dptr.trainer.model.decoders.permutations import attention_masks, cloze_orders, draw_permutations
 
@@ -65,7 +65,7 @@ class ParseqDecoder(AutoregressiveDecoder[TwoStreamLayer]):
     def loss(self, memory: Memory, targets: Targets) -> Tensor:
         """Cross-entropy over all orders, a scalar; the end counts in the first two only, as in PARSeq."""
         characters = targets.inputs.shape[1] - 1  # inputs are the begin and the characters
-        orders = draw_permutations(characters, self.shape.permutations).to(targets.inputs.device)
+        orders = sent(draw_permutations(characters, self.shape.permutations), targets.inputs.device)
         return self.loss_over_orders(memory, targets, orders)
 
     def loss_over_orders(self, memory: Memory, targets: Targets, orders: Tensor) -> Tensor:
@@ -73,37 +73,32 @@ class ParseqDecoder(AutoregressiveDecoder[TwoStreamLayer]):
         content_mask, query_mask = attention_masks(orders)  # (orders, length, length), length = characters + 1 for end
         visible = (targets.inputs != targets.padding)[:, None, None, :]  # (batch, 1, 1, length): keys, for all orders
         # The last output, length - 1, is the longest label's end, and padding in shorter labels. The end counts in the
-        # first two orders only, so from the third on the last query is never computed:
-        # kept holds orders * length - max(orders - 2, 0) indices into (orders, length) flattened.
-        counted = torch.ones(len(orders), targets.inputs.shape[1], dtype=torch.bool)
-        counted[2:, -1] = False
-        kept = counted.flatten().nonzero()[:, 0].to(orders.device)
-        logits = self._forward(targets.inputs, memory, content_mask & visible, query_mask & visible, kept)
+        # first two orders only, so from the third on the last query is never computed (:func:`_counted`).
+        logits = self._forward(targets.inputs, memory, content_mask & visible, query_mask & visible)
         outputs = targets.outputs[:, None].expand(-1, len(orders), -1)  # (batch, orders, length)
         # In shorter labels the end stands before the last output: computed with the rest, and not counted.
         without_end = outputs.masked_fill(outputs == targets.end, targets.padding)
-        outputs = torch.cat([outputs[:, :2], without_end[:, 2:]], dim=1).flatten(1)[:, kept]  # (batch, kept)
+        outputs = _counted(torch.cat([outputs[:, :2], without_end[:, 2:]], dim=1))  # (batch, counted)
         # One mean over all orders' outputs is PARSeq's mean of orders, each weighted by how many outputs it counts.
         return F.cross_entropy(logits.flatten(0, 1).float(), outputs.flatten(), ignore_index=targets.padding)
 
     def _forward(
-        self, inputs: Tensor, memory: Memory, content_mask: Tensor, query_mask: Tensor, kept: Tensor | None
+        self, inputs: Tensor, memory: Memory, content_mask: Tensor, query_mask: Tensor, refining: bool = False
     ) -> Tensor:
         """Run both streams over all orders at once.
 
         Args:
             inputs: (batch, length). Masks: (batch, orders, length, length), True where a query may attend.
-            kept: (kept,) indices of the queries that count, into (orders, length) flattened; None for refinement, where
-                orders == length and only query i of order i is computed.
+            refining: orders == length, and only query i of order i is computed; else those that :func:`_counted` names.
 
         Returns:
-            logits (batch, kept queries, classes).
+            logits (batch, computed queries, classes).
         """
         batch, orders, length = content_mask.shape[:3]
         content = self.dropout(self.embed(inputs))  # (batch, length, dim): one for all orders up to the first layer
         query = self.dropout(self.positions[:length].expand(batch, -1, -1))
         query_normed = self.stack[0].norm_query(query)
-        if kept is None:
+        if refining:
             # Each position becomes an order of length 1, (batch, length, dim) -> (batch * length, 1, dim), and of the
             # mask (batch, orders, length, keys) only the rows (i, i) remain: (batch, orders, 1, keys).
             query_mask = query_mask.diagonal(dim1=1, dim2=2).movedim(-1, 1)[:, :, None]
@@ -117,10 +112,10 @@ class ParseqDecoder(AutoregressiveDecoder[TwoStreamLayer]):
             if depth > 0:
                 query_normed = layer.norm_query(query)
             query = layer.self_attend(query, query_normed, keys_values, query_mask)
-            if depth + 1 == len(self.layers) and kept is not None:
+            if depth + 1 == len(self.layers) and not refining:
                 # Queries attend to the content, never to each other: those that do not count go as soon as they can.
-                # (batch * orders, length, dim) -> (batch, kept, dim)
-                query = query.view(batch, orders * length, -1)[:, kept]
+                # (batch * orders, length, dim) -> (batch, counted, dim)
+                query = _counted(query.view(batch, orders, length, -1))
             query = layer.cross_attend(query, memory_keys_values, memory.mask)
             if depth + 1 < len(self.layers):
                 if content.shape[0] == batch and orders > 1:
@@ -128,7 +123,7 @@ class ParseqDecoder(AutoregressiveDecoder[TwoStreamLayer]):
                     content = content.repeat_interleave(orders, dim=0)
                 content = layer.self_attend(content, normed, keys_values, content_mask)
                 content = layer.cross_attend(content, memory_keys_values, memory.mask)
-        # Training: (batch, kept, dim). Refinement: (batch * length, 1, dim) -> (batch, length, dim).
+        # Training: (batch, counted, dim). Refinement: (batch * length, 1, dim) -> (batch, length, dim).
         return self.logits(query.reshape(batch, -1, self.shape.dim))
 
     def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
@@ -171,4 +166,16 @@ class ParseqDecoder(AutoregressiveDecoder[TwoStreamLayer]):
         ended = (inputs == self.end).cumsum(-1) > 0  # an end that was read, and whatever was read after it
         visible = ~ended[:, None, None, :]
         content_mask, query_mask = attention_masks(cloze_orders(ids.shape[1], ids.device))
-        return self._forward(inputs, memory, content_mask & visible, query_mask & visible, None)
+        return self._forward(inputs, memory, content_mask & visible, query_mask & visible, refining=True)
+
+
+def _counted(x: Tensor) -> Tensor:
+    """Leave out the last of each order's positions from the third order on, where no end counts.
+
+    Args:
+        x: (batch, orders, length, ..).
+
+    Returns:
+        (batch, counted, ..), counted = orders * length - max(orders - 2, 0). By slices: an index would have to be sent.
+    """
+    return torch.cat([x[:, :2].flatten(1, 2), x[:, 2:, :-1].flatten(1, 2)], dim=1)
