@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import MANIFEST_FILE
-from dptr.cache.progress import progress
+from dptr.cache.progress import note, progress
 from dptr.cache.stores.files import atomic_path, write_json
 
 if TYPE_CHECKING:
@@ -67,7 +67,10 @@ def _fetch(address: str, place: Path) -> Path:
     listed = [found] if is_file else files.get_file_info(fs.FileSelector(top, recursive=True))
     base = str(PurePosixPath(top).parent) if is_file else top
     objects = {str(PurePosixPath(one.path).relative_to(base)): one for one in listed if one.type == fs.FileType.File}
-    now: _Known = {name: [one.size, one.mtime_ns or 0] for name, one in objects.items()}
+    now: _Known = {name: [one.size, one.mtime_ns or 0] for name, one in objects.items() if name != _FETCHED}
+    for name in now:
+        if not _stays_inside(name):
+            raise UserError(f"the object {base}/{name} has `..` in its name", "Rename it, or remove it there")
     _make_room(place, sum(size for size, _ in now.values()))
     before = _known(place)
     for name in before.keys() - now.keys():
@@ -131,12 +134,33 @@ def _make_room(place: Path, size: int) -> None:
 
 
 def _known(place: Path) -> _Known:
-    """Return what was fetched to a place."""
+    """Return what was fetched to a place; where the record of it is damaged, nothing of it is kept."""
     try:
-        known: _Known = json.loads((place / _FETCHED).read_text(encoding="utf-8"))
+        known = json.loads((place / _FETCHED).read_text(encoding="utf-8"))
+        if _is_record(known):
+            return cast(_Known, known)
     except FileNotFoundError:
         return {}
-    return known
+    except (ValueError, RecursionError):
+        pass
+    note(f"{place / _FETCHED} is damaged: what is in this folder will be fetched again")
+    shutil.rmtree(place)
+    return {}
+
+
+def _is_record(known: object) -> bool:
+    return isinstance(known, dict) and all(
+        _stays_inside(name)
+        and isinstance(values, list)
+        and len(values) == 2
+        and all(isinstance(value, int) for value in values)
+        for name, values in known.items()
+    )
+
+
+def _stays_inside(name: str) -> bool:
+    """Tell whether a name below a folder leads to no place outside of it."""
+    return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
 
 
 def _cache() -> Path:

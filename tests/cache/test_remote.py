@@ -138,3 +138,63 @@ def test_the_cache_is_bounded(
 def test_a_path_stays_as_it_is(tmp_path: Path) -> None:
     assert remote.at_hand(tmp_path) == tmp_path
     assert remote.at_hand(Path()) == Path()
+
+
+def put(key: str, content: bytes) -> None:
+    """Store an object under a key that clients would not send."""
+    from moto.s3.models import s3_backends
+
+    backend = next(iter(s3_backends.values()))["aws"]
+    backend.put_object("bucket", key, content)
+
+
+def test_an_object_whose_name_leads_out_of_the_cache_is_refused_and_named(
+    bucket: fs.FileSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put("prompts/a.txt", b"whole")
+    put("prompts/../../bucket/evil", b"evil")
+    put("evil", b"evil")  # what a client gets that takes the path apart
+    before = {*tmp_path.rglob("*")}
+    assert run_command(["evaluate", "--data", "s3://bucket/prompts", "--quiet"]) == 2
+    told = capsys.readouterr().err
+    assert "prompts/../../bucket/evil has `..` in its name" in told
+    assert {path.name for path in {*tmp_path.rglob("*")} - before} == {"cache", ".lock"}, "nothing was written"
+
+
+@pytest.mark.parametrize("record", [b"", b"{", b"[1]", b'{"labels.tsv": 1}', b'{"../../mine.txt": [1, 1]}', b"\xff"])
+def test_where_the_record_of_what_was_fetched_is_damaged_it_is_fetched_again(
+    bucket: fs.FileSystem,
+    tmp_path: Path,
+    draw_crops: Callable[[Path, Sequence[str]], Path],
+    capsys: pytest.CaptureFixture[str],
+    record: bytes,
+) -> None:
+    crops = draw_crops(tmp_path / "crops", ["one", "two"])
+    upload(crops, bucket, "crops")
+    mine = tmp_path / "mine.txt"
+    mine.write_text("mine")
+    found = remote.at_hand(Path("s3://bucket/crops"))
+    (found / "labels.tsv").write_text("other")
+    (found / ".fetched.json").write_bytes(record)
+    assert remote.at_hand(Path("s3://bucket/crops")) == found
+    assert ".fetched.json is damaged" in capsys.readouterr().err
+    assert (found / "labels.tsv").read_text() == (crops / "labels.tsv").read_text()
+    assert mine.read_text() == "mine"
+
+
+def test_a_damaged_record_of_another_address_is_no_hindrance(bucket: fs.FileSystem, tmp_path: Path) -> None:
+    for name in ("old.tar", "new.tar"):
+        with bucket.open_output_stream(name) as stream:
+            stream.write(bytes(600))
+    old = remote.at_hand(Path("s3://bucket/old.tar"))
+    (old.parent / ".fetched.json").write_text("{")
+    assert remote.at_hand(Path("s3://bucket/new.tar")).stat().st_size == 600
+    assert remote.at_hand(Path("s3://bucket/old.tar")).stat().st_size == 600
+
+
+def test_an_object_named_as_the_record_is_not_taken_for_it(bucket: fs.FileSystem, tmp_path: Path) -> None:
+    for name in ("crops/.fetched.json", "crops/labels.tsv"):
+        with bucket.open_output_stream(name) as stream:
+            stream.write(b"not a record")
+    found = remote.at_hand(Path("s3://bucket/crops"))
+    assert list(json.loads((found / ".fetched.json").read_text())) == ["labels.tsv"]

@@ -77,6 +77,23 @@ def test_evaluate_keeps_what_it_read(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert json.loads(capsys.readouterr().out)["result"] == [["english", "one", True], ["english", "two", True]]
 
 
+@pytest.mark.parametrize("words", ["none", "words.txt"])
+def test_what_was_read_with_words_that_the_model_lacks_is_not_kept_as_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    folder, workspace = crops(tmp_path / "crops", ["one", "two"]), tmp_path / "work"
+    if words != "none":
+        (tmp_path / words).write_text("one\ntwo\n")
+        words = str(tmp_path / words)
+    shared = ["evaluate", "--data", str(folder), "--workspace", str(workspace)]
+    assert run_command([*shared, "--quiet"]) == 0
+    kept = {path: path.read_bytes() for path in workspace.rglob("*.parquet")}
+    assert run_command([*shared, "--words", words]) == 0
+    assert "not kept for `dptr sql`" in capsys.readouterr().err
+    assert kept
+    assert {path: path.read_bytes() for path in workspace.rglob("*.parquet")} == kept
+
+
 def test_whichever_bit_of_what_a_run_keeps_is_flipped_it_is_found_and_left_out(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -64,7 +64,10 @@ def evaluate(
     sets = {str(path): WordImages.open_as_written([path]) for path in named_data([*(data or []), *map(Path, more)])}
     result = stage.evaluate(reader.recognizer, sets, chosen)
     left_out = [line for images in sets.values() for line in labels_left_out(images)]
-    _keep(workspace, run, result)
+    if words is None:
+        _keep(workspace, run, result)
+    else:
+        note("read with other words than the model's own: not kept for `dptr sql`, nor for the page of `dptr push`")
     return Report({"out": str(run), **figures(result)}, "\n".join([table(result), *left_out]))
 
 

@@ -22,7 +22,7 @@ from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.model.model_file import ModelFile, load_model, save_model
 from dptr.trainer.model.reading import width_for
-from dptr.trainer.model.recognizer import Recognizer, load_recognizer
+from dptr.trainer.model.recognizer import Recognizer, load_recognizer, require_ctc
 from dptr.trainer.read import Words, word_counts
 from dptr.trainer.tensor_file import save_tensors
 from dptr.trainer.training.runs import Run, Trained
@@ -87,8 +87,8 @@ def _kept_words(run: Trained, words: Words | None) -> Mapping[str, float] | None
     if words is None:
         return run.word_counts() if isinstance(run, ModelFile) else None
     counts = word_counts(words)
-    if counts is not None and run.recipe.decoder.kind != "ctc":
-        raise UserError(f"words help a CTC decoder alone, {run.name} has another", "Leave --words out")
+    if counts is not None:
+        require_ctc(run.recipe.decoder.kind == "ctc", run.name)
     return counts
 
 

@@ -159,8 +159,8 @@ class Recognizer(nn.Module):
         Raises:
             UserError: the decoder is not CTC; the others have learnt from their text what follows what.
         """
-        if counts is not None and not isinstance(self.decoder, CtcDecoder):
-            raise UserError("words help a CTC decoder alone, this one is another", 'Leave out --words, or give "none"')
+        if counts is not None:
+            require_ctc(isinstance(self.decoder, CtcDecoder))
         self._words = None if counts is None else CharacterModel(counts, self.charset)
 
     @torch.inference_mode()
@@ -185,6 +185,18 @@ class Recognizer(nn.Module):
             _reading(row, certain, self.charset)
             for row, certain in zip(ids.cpu().numpy(), confidences.cpu().numpy(), strict=True)
         ]
+
+
+def require_ctc(has_ctc: bool, name: str = "this recogniser") -> None:
+    """Refuse words for a decoder that is not CTC.
+
+    Raises:
+        UserError: it is another.
+    """
+    if not has_ctc:
+        raise UserError(
+            f"words help a CTC decoder alone, {name} has another", 'Leave out --words, or give "none" for them'
+        )
 
 
 def _merging(recipe: Recipe, encoder: Encoder, memory_dim: int) -> nn.Module:
