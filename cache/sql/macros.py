@@ -9,11 +9,14 @@ import re
 from collections.abc import Collection
 
 import duckdb
+import pyarrow.dataset as ds
 
-_GIVEN = """given as (
+#: A label's vector as DuckDB finds it: it decodes the vectors of all labels for it.
+_FOUND_BY_DUCKDB = "(select any_value(pooled) from prompts where label = word)"
+_FOUND_HERE = "vector_of(word)"
+_GIVEN = f"""given as (
     select coalesce(
-        (select any_value(pooled) from prompts where label = word),
-        error('no prompt has the label ' || word || '; dptr embed-text adds labels')
+        {_FOUND_BY_DUCKDB}, error('no prompt has the label ' || word || '; dptr embed-text adds labels')
     ) as vector
 )"""
 _NEAREST = f"""create macro nearest(word, k := 10) as table
@@ -28,12 +31,38 @@ order by similarity desc, id limit k"""
 _TABLES = {"nearest": ({"prompts"}, _NEAREST), "nearest_crops": ({"prompts", "crops"}, _NEAREST_CROPS)}
 
 
-def add_macros(connection: duckdb.DuckDBPyConnection, views: Collection[str]) -> None:
-    """Make the macros whose views are there."""
+def add_macros(
+    connection: duckdb.DuckDBPyConnection, views: Collection[str], prompts: ds.Dataset | None = None
+) -> None:
+    """Make the macros whose views are there.
+
+    Args:
+        views: their names. prompts: the files behind the view ``prompts`` where this process reads them for DuckDB; a
+            word's vector is then found without all others.
+    """
     connection.execute(_similarity(connection))
+    found = _FOUND_BY_DUCKDB
+    if prompts is not None and {"id", "label", "pooled"} <= set(prompts.schema.names):
+        _add_vector_of(connection, prompts)
+        found = _FOUND_HERE
     for needed, definition in _TABLES.values():
         if needed <= set(views):
-            connection.execute(definition)
+            connection.execute(definition.replace(_FOUND_BY_DUCKDB, found))
+
+
+def _add_vector_of(connection: duckdb.DuckDBPyConnection, prompts: ds.Dataset) -> None:
+    """Make ``vector_of(label)``: the labels alone tell the row, and its number which piece of which file to decode."""
+
+    def vector_of(label: str) -> list[float] | None:
+        ids = prompts.scanner(["id"], ds.field("label") == label).head(1)["id"]
+        if not len(ids):
+            return None
+        vectors: list[list[float]] = prompts.to_table(["pooled"], ds.field("id") == ids[0])["pooled"].to_pylist()
+        return vectors[0]
+
+    kinds = "select data_type from information_schema.columns where table_name = 'prompts' and column_name = 'pooled'"
+    ((kind,),) = connection.execute(kinds).fetchall()
+    connection.create_function("vector_of", vector_of, ["VARCHAR"], kind, null_handling="special")
 
 
 def _similarity(connection: duckdb.DuckDBPyConnection) -> str:

@@ -43,14 +43,13 @@ def connect(workspace: Workspace, prompts: Path | None = None, orp: Path | None 
     for name, files in json_tables(workspace).items():
         connection.execute(f"create table {name} as {json_query(name, files)}")
     _close(connection)
-    for name, files in parquet_tables(workspace).items():
-        _add_view(connection, name, files)
+    views = {name: _add_view(connection, name, files) for name, files in parquet_tables(workspace).items()}
     there = tables(connection)
     if not there:
         raise UserError(
             f"nothing to query in {workspace.root}", "Run `dptr embed-text FILE` first, or give --workspace"
         )
-    add_macros(connection, there)
+    add_macros(connection, there, views.get("prompts"))
     add_pieces(connection)
     return connection
 
@@ -83,11 +82,14 @@ def _close(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute("set lock_configuration = true")
 
 
-def _add_view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path]) -> None:
+def _add_view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path]) -> ds.Dataset | None:
     try:
-        connection.register(name, _predictions(files) if name == "predictions" else _dataset(files))
+        rows = _predictions(files) if name == "predictions" else _dataset(files)
     except (pa.ArrowException, OSError) as error:
         note(f"left out: {name}, because {files[0]} cannot be read ({str(error).splitlines()[0]})")
+        return None
+    connection.register(name, rows)
+    return rows
 
 
 def _dataset(files: list[Path]) -> ds.Dataset:
