@@ -16,6 +16,7 @@ from dptr.cache.normalization import Normalization
 from dptr.cache.progress import note, progress
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages
 from dptr.trainer.data.stored_crops import StoredCrops
+from dptr.trainer.data.stored_memory import StoredTensor
 from dptr.trainer.metrics import ProtocolScore, field_score, score_as_written
 from dptr.trainer.model.reading import read_pictures
 from dptr.trainer.model.recognizer import Reading, Recognizer
@@ -112,7 +113,7 @@ def read_stored_crops(recognizer: Recognizer, crops: StoredCrops, device: torch.
     with progress("reading", len(crops), "crops") as shown:
         for start in range(0, len(crops), _BATCH):
             rows = np.arange(start, min(start + _BATCH, len(crops)))
-            result.readings.extend(recognizer.read(torch.from_numpy(crops.plain(rows)).to(device)))
+            result.readings.extend(recognizer.read(StoredTensor.of(crops.plain(rows)).to(device)))
             shown.advance(len(rows))
     return result
 

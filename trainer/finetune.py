@@ -15,13 +15,12 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.word_images.dataset import WordImages, split
-from dptr.trainer.data.image_batches import CropBatches, ImageBatch, ImageBatches, Oddities
+from dptr.trainer.data.image_batches import CropBatches, ImageBatches, Oddities
 from dptr.trainer.data.stored_batches import StoredBatches
 from dptr.trainer.data.stored_crops import StoredCrops, require_one_kind
 from dptr.trainer.evaluate import read_stored_crops, read_word_images
 from dptr.trainer.metrics import field_score, score
 from dptr.trainer.model.coverage import Coverage, load_weights
-from dptr.trainer.model.decoders.base import sent
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.base import Encoder, PretrainedEncoder
 from dptr.trainer.model.encoders.clip import PREFIX, weights_hash
@@ -104,14 +103,11 @@ def finetune(
         batches = ImageBatches(training, charset, recipe, recognizer.image_size[0], recognizer.encoder.widths)
     oddities = Oddities()
 
-    def loss(batch: ImageBatch) -> Tensor:
-        oddities.take(batch)
-        return recognizer.loss(sent(batch.images, device), batch.targets.to(device))
-
     task = loop.Task(
         model=recognizer,
         batch=batches,
-        loss=loss,
+        loss=lambda batch: recognizer.loss(batch.images, batch.targets),
+        notice=oddities.take,
         validate=lambda model: _validate(model, validation, device),
         rows=lambda batch: len(batch.images),
         groups=parameter_groups(recognizer, recipe, batches.per_epoch),

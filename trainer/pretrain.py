@@ -23,6 +23,7 @@ from dptr.trainer.data.held_out import split_rows
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import noisy_memory
 from dptr.trainer.data.row_set import RowSet
+from dptr.trainer.data.stored_memory import StoredMemory
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
@@ -42,8 +43,12 @@ if TYPE_CHECKING:
 class PromptBatch:
     """A batch of noisy memories with their labels."""
 
-    memory: Memory
+    memory: Memory | StoredMemory
     targets: Targets
+
+    def to(self, device: torch.device) -> PromptBatch:
+        """Return the batch on a device, its memory put together."""
+        return PromptBatch(self.memory.to(device), self.targets.to(device))
 
     def pin_memory(self) -> PromptBatch:
         """Return a copy from which a GPU takes it while it computes."""
@@ -139,7 +144,7 @@ def pretrain(
     task = loop.Task(
         model=decoder,
         batch=PromptBatches(store, noise, training, recipe),
-        loss=lambda batch: decoder.loss(batch.memory.to(device), batch.targets.to(device)),
+        loss=lambda batch: decoder.loss(batch.memory, batch.targets),
         validate=lambda model: validate(model, store, noise, validation, recipe, device, out),
         rows=lambda batch: len(batch.targets.inputs),
         groups=[loop.ParameterGroup(list(decoder.parameters()))],

@@ -95,14 +95,11 @@ def train_clip(
             note(f"left out: {line}")
         unreadable.update(lines)
 
-    def loss(batch: Any) -> Tensor:
-        leave_out(batch.unreadable)
-        return learner.loss(batch.to(device), recipe.clip.letters_weight, recipe.clip.states_weight)
-
     task = loop.Task(
         model=learner,
         batch=batches,
-        loss=loss,
+        loss=lambda batch: learner.loss(batch, recipe.clip.letters_weight, recipe.clip.states_weight),
+        notice=lambda batch: leave_out(batch.unreadable),
         validate=lambda model: retrieval(model, validation, prompts, rows, device, leave_out),
         rows=lambda batch: len(batch.images),
         groups=[loop.ParameterGroup(list(learner.parameters()))],

@@ -7,6 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dptr.cache.stores.states_store import StatesStore
+from dptr.cache.stores.stored_tokens import StoredTokens
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(
@@ -36,7 +37,11 @@ class OrpBank(StatesStore):
         return int(self.manifest.identity["tokens_per_crop"])
 
     def tokens(self, crops: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.floating]:
-        """Return chosen tokens of chosen crops, in the precision that is stored (int8 as float32).
+        """Return what :meth:`stored_tokens` does as numbers to compute with: int8 as float32, others as they are."""
+        return self.stored_tokens(crops, positions).floating()
+
+    def stored_tokens(self, crops: NDArray[np.int64], positions: NDArray[np.int64]) -> StoredTokens:
+        """Return chosen tokens of chosen crops, in the precision that is stored.
 
         Args:
             crops: crop row numbers, shape (batch,).

@@ -16,6 +16,7 @@ from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.stores.prompt_rows import PromptRows, open_rows
 from dptr.cache.stores.shards import States, StatesFile
 from dptr.cache.stores.states_store import StatesStore
+from dptr.cache.stores.stored_tokens import StoredStates
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(
@@ -118,6 +119,10 @@ class PromptStore(StatesStore):
     def states(self, rows: NDArray[np.int64]) -> States:
         """Return the own states (after the prefix) and pooled vectors of ``rows``, shape (batch,)."""
         return self._reader.gather(rows)
+
+    def stored_states(self, rows: NDArray[np.int64]) -> StoredStates:
+        """Return what :meth:`states` does, in the precision that is stored."""
+        return self._reader.gather_stored(rows)
 
     def pooled(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the pooled vectors of ``rows``, shape (rows, pooled_dim)."""

@@ -25,6 +25,7 @@ from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import TEMPORARY_SUFFIX, atomic_path
 from dptr.cache.stores.manifest import Shard
 from dptr.cache.stores.mapped_file import MappedFile
+from dptr.cache.stores.stored_tokens import StoredStates, StoredTokens
 
 #: A token touches a page at least, and the kernel maps its neighbours with it.
 _TOKENS_BETWEEN_RELEASES = 1 << 14
@@ -190,30 +191,32 @@ class StatesReader:
         return lengths
 
     def gather(self, rows: NDArray[np.int64]) -> States:
-        """Copy the states of ``rows``, shape (batch,), out of the maps, in the order given.
+        """Copy the states of ``rows``, shape (batch,), in the order given, as float32."""
+        stored = self.gather_stored(rows)
+        return States(stored.tokens.widened(), stored.lengths, stored.pooled.astype(np.float32))
 
-        Tokens and pooled vectors come back as float32: the copy has to be made anyway, and half precision is a storage
-        format, not one to compute in on a CPU.
-        """
+    def gather_stored(self, rows: NDArray[np.int64]) -> StoredStates:
+        """Copy the states of ``rows``, shape (batch,), out of the maps, in the order given, as they are stored."""
         # A row's tokens lie together: they count as one, its offset and its pooled vector as two more.
         self._release_now_and_then(3 * len(rows))
         lengths = self.lengths(rows)
         ends = np.cumsum(lengths)
         shards, local = self.locate(rows)
         first = self.file(int(shards[0]))
-        tokens = np.empty((int(ends[-1]), first.tokens.shape[1]), np.float32)
-        pooled = np.empty((len(rows), first.pooled.shape[1]), np.float32)
+        values = np.empty((int(ends[-1]), first.tokens.shape[1]), first.tokens.dtype)
+        scale = None if first.scale is None else np.empty(len(values), np.float32)
+        pooled = np.empty((len(rows), first.pooled.shape[1]), np.float16)
         for index, (shard, row) in enumerate(zip(shards.tolist(), local.tolist(), strict=True)):
             file = self.file(shard)
             start, stop = int(file.offsets[row]), int(file.offsets[row + 1])
-            target = tokens[ends[index] - lengths[index] : ends[index]]
-            target[...] = file.tokens[start:stop]
-            if file.scale is not None:
-                target *= file.scale[start:stop, None]
+            target = slice(int(ends[index] - lengths[index]), int(ends[index]))
+            values[target] = file.tokens[start:stop]
+            if scale is not None and file.scale is not None:
+                scale[target] = file.scale[start:stop]
             pooled[index] = file.pooled[row]
-        return States(tokens, lengths, pooled)
+        return StoredStates(StoredTokens(values, scale), lengths, pooled)
 
-    def gather_tokens(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.floating]:
+    def gather_tokens(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> StoredTokens:
         """Copy chosen tokens of chosen rows: ``out[b, t] = states of row rows[b] at token tokens[b, t]``.
 
         Args:
@@ -221,8 +224,7 @@ class StatesReader:
             tokens: shape (batch, count), each below that row's length.
 
         Returns:
-            shape (batch, count, dim), in the precision that is stored: the caller widens them on
-            the way, which is cheaper than to write them out wide. What is stored as int8 comes scaled, as float32.
+            shape (batch, count, dim), as they are stored.
         """
         if not len(rows):
             raise ValueError("no rows were asked for")
@@ -236,7 +238,7 @@ class StatesReader:
             # Into a buffer NumPy copies at once only in a mode that never raises.
             np.take(file.tokens, positions[index], axis=0, out=stored[index], mode="clip")
         scales = [file.scale[chosen] for file, chosen in zip(files, positions, strict=True) if file.scale is not None]
-        return stored if not scales else stored * np.stack(scales)[..., None]
+        return StoredTokens(stored, np.stack(scales) if scales else None)
 
     def gather_pooled(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Copy the pooled vectors of ``rows``, shape (rows, pooled_dim)."""

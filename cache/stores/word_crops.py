@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dptr.cache.charset import Charset
 from dptr.cache.stores.states_store import StatesStore
+from dptr.cache.stores.stored_tokens import StoredTokens
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(
@@ -65,10 +66,14 @@ class WordCropStore(StatesStore):
         return rows
 
     def tokens(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.floating]:
+        """Return what :meth:`stored_tokens` does as numbers to compute with: int8 as float32, others as they are."""
+        return self.stored_tokens(crops, views).floating()
+
+    def stored_tokens(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> StoredTokens:
         """Return crops in chosen views, each of shape (batch,), as tokens in the precision that is stored.
 
         Returns:
-            shape (batch, tokens, dim); int8 comes as float32.
+            shape (batch, tokens, dim).
         """
         positions = np.broadcast_to(np.arange(self.tokens_per_crop), (len(crops), self.tokens_per_crop))
         return self._reader.gather_tokens(crops * self.views + views, positions)

@@ -196,7 +196,7 @@ def test_two_stores_of_one_tower_are_trained_from_in_the_proportions_asked_for(
     rows = np.array([13, 2, 9, 10])
     expected = [second.tokens(np.array([3]), np.array([0])), first.tokens(np.array([2]), np.array([1]))]
     expected += [first.tokens(np.array([9]), np.array([2])), second.tokens(np.array([0]), np.array([0]))]
-    assert np.array_equal(both.views(rows, np.array([0, 1, 2, 0])), np.concatenate(expected))
+    assert np.array_equal(both.views(rows, np.array([0, 1, 2, 0])).floating(), np.concatenate(expected))
     batches = StoredBatches(both, CHARSET, recipe(mix="3,1", batch_size=10))
     drawn = [batches._order.rows_of(number) for number in range(200)]
     assert np.mean(np.concatenate(drawn) < 10) == pytest.approx(0.75, abs=0.03)

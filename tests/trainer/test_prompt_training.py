@@ -80,28 +80,29 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> OrpBank:
 
 
 def test_memory_is_pooled_then_prefix_then_own_states(store: PromptStore) -> None:
-    tokens, padding = text_memory(store, np.array([7, 2]))
-    assert tokens[:, :, 0].tolist() == [[107, -1, -1, 7, 7, 0], [102, -1, -1, 2, 2, 2]]
-    assert padding.tolist() == [[False] * 5 + [True], [False] * 6]
+    memory = text_memory(store, np.array([7, 2])).to("cpu")
+    assert memory.tokens[:, :, 0].tolist() == [[107, -1, -1, 7, 7, 0], [102, -1, -1, 2, 2, 2]]
+    assert memory.padding is not None
+    assert memory.padding.tolist() == [[False] * 5 + [True], [False] * 6]
 
 
 def test_noise_is_drawn_per_row_scaled_and_reproducible(store: PromptStore, bank: OrpBank) -> None:
     rows = np.arange(20)
     noise = NoiseSource(bank, NoiseSettings(), None)
-    clean = token_memory(store, rows, None, 0.0, np.random.default_rng(0)).tokens
-    noisy = token_memory(store, rows, noise, 0.5, np.random.default_rng(0)).tokens
+    clean = token_memory(store, rows, None, 0.0, np.random.default_rng(0)).to("cpu").tokens
+    noisy = token_memory(store, rows, noise, 0.5, np.random.default_rng(0)).to("cpu").tokens
     drawn = ((noisy - clean) / 0.5)[:, :, 0].round().long()
     crops, positions = drawn // 1000, drawn % 1000
     assert (crops == crops[:, :1]).all(), "a row draws from one crop"
     assert len(crops[:, 0].unique()) == 3
     assert all(len(row.unique()) == len(row) for row in positions), "no token twice while there are enough"
     assert len({tuple(row.tolist()) for row in positions}) > 10, "rows draw apart"
-    again = token_memory(store, rows, noise, 0.5, np.random.default_rng(0)).tokens
+    again = token_memory(store, rows, noise, 0.5, np.random.default_rng(0)).to("cpu").tokens
     assert torch.equal(noisy, again)
 
 
 def test_a_crop_with_too_few_tokens_repeats_them(bank: OrpBank) -> None:
-    drawn = NoiseSource(bank, NoiseSettings(), None).draw(np.arange(5), 30, np.random.default_rng(0))
+    drawn = NoiseSource(bank, NoiseSettings(), None).draw(np.arange(5), 30, np.random.default_rng(0)).widened()
     crops, positions = np.divmod(drawn[:, :, 0].round().astype(int), 1000)
     assert positions.shape == (5, 30)
     assert (crops == crops[:, :1]).all(), "a row draws from one crop"
@@ -118,9 +119,11 @@ def test_nearest_and_mixed_noise_come_from_the_neighbours(bank: OrpBank) -> None
             return np.full((len(rows), 4), 2)
 
     rows, generator = np.arange(300), np.random.default_rng(0)
-    nearest = NoiseSource(bank, NoiseSettings(draw="nearest"), Nearest()).draw(rows, 1, generator)
+    nearest = NoiseSource(bank, NoiseSettings(draw="nearest"), Nearest()).draw(rows, 1, generator).widened()
     assert (nearest // 1000 == 2).all()
-    mixed = NoiseSource(bank, NoiseSettings(draw="mixed", nearest_share=0.5), Nearest()).draw(rows, 1, generator)
+    mixed = (
+        NoiseSource(bank, NoiseSettings(draw="mixed", nearest_share=0.5), Nearest()).draw(rows, 1, generator).widened()
+    )
     share = float((mixed[:, 0, 0] // 1000 == 2).mean())
     assert 0.55 < share < 0.8  # a half from the neighbours, and a third of the rest by chance
 
@@ -128,13 +131,13 @@ def test_nearest_and_mixed_noise_come_from_the_neighbours(bank: OrpBank) -> None
 def test_gaussian_noise_is_as_large_as_the_banks_states_and_shows_none_of_them(bank: OrpBank) -> None:
     rows = np.arange(400)
     noise = NoiseSource(bank, NoiseSettings(draw="gaussian"), None)
-    drawn = noise.draw(rows, 3, np.random.default_rng(0))
+    drawn = noise.draw(rows, 3, np.random.default_rng(0)).widened()
     assert drawn.shape == (400, 3, DIM)
     states = bank.tokens(np.arange(len(bank)), np.tile(np.arange(bank.tokens_per_crop), (len(bank), 1)))
     size = np.sqrt(np.mean(states.astype(np.float64) ** 2))
     assert np.sqrt(np.mean(drawn.astype(np.float64) ** 2)) == pytest.approx(size, rel=0.05)
     assert abs(drawn.mean()) < 0.05 * size, "round zero, wherever the states lie"
-    assert np.array_equal(drawn, noise.draw(rows, 3, np.random.default_rng(0)))
+    assert np.array_equal(drawn, noise.draw(rows, 3, np.random.default_rng(0)).widened())
     pooled = noise.draw_pooled(rows, np.random.default_rng(0))
     assert np.allclose(np.linalg.norm(pooled, axis=1), 1, atol=1e-5)
     assert np.abs(pooled.mean(0)).max() < 0.1, "in every direction alike"

@@ -111,7 +111,7 @@ def test_centred_vectors_have_their_sides_mean_taken_away(store: PromptStore) ->
 def test_columns_show_each_letters_state_in_order_and_nothing_of_template_and_end(store: PromptStore) -> None:
     seen = set()
     for seed in range(50):
-        memory = column_memory(store, np.array([0, 1]), None, 0.0, 16, np.random.default_rng(seed))
+        memory = column_memory(store, np.array([0, 1]), None, 0.0, 16, np.random.default_rng(seed)).to("cpu")
         assert memory.tokens.shape == (2, 16, DIM)
         for row, own in enumerate(([1, 2], [11, 12])):
             values = memory.tokens[row, :, 0].tolist()
@@ -122,7 +122,9 @@ def test_columns_show_each_letters_state_in_order_and_nothing_of_template_and_en
     assert len(seen) > 30, "widths and margins are drawn anew"
     shares = []
     for seed in range(200):
-        columns = column_memory(store, np.array([0]), None, 0, 16, np.random.default_rng(seed)).tokens[0, :, 0]
+        columns = (
+            column_memory(store, np.array([0]), None, 0, 16, np.random.default_rng(seed)).to("cpu").tokens[0, :, 0]
+        )
         shares.append(float((columns == 1).sum() / (columns == 2).sum()))
     assert 1.6 < np.median(shares) < 2.4, "two letters take up about twice one's room"
 
@@ -139,8 +141,8 @@ def test_every_letter_has_a_column_however_many_there_are() -> None:
 
 def test_noise_lies_on_columns_beside_the_word_too(store: PromptStore, bank: OrpBank) -> None:
     noise = NoiseSource(bank, NoiseSettings(), None)
-    clean = column_memory(store, np.array([0]), None, 0.5, 16, np.random.default_rng(1)).tokens
-    noisy = column_memory(store, np.array([0]), noise, 0.5, 16, np.random.default_rng(1)).tokens
+    clean = column_memory(store, np.array([0]), None, 0.5, 16, np.random.default_rng(1)).to("cpu").tokens
+    noisy = column_memory(store, np.array([0]), noise, 0.5, 16, np.random.default_rng(1)).to("cpu").tokens
     torch.testing.assert_close(noisy - clean, torch.full_like(clean, 3.5))
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
 from dptr.cache.stores.prompts import PromptStore
-from dptr.trainer.model.decoders.base import Memory
+from dptr.trainer.data.stored_memory import StoredMemory, StoredTensor
 
 if TYPE_CHECKING:
     from dptr.trainer.data.noise import NoiseSource
@@ -32,7 +32,7 @@ def column_memory(
     ratio: float,
     columns: int,
     generator: np.random.Generator,
-) -> Memory:
+) -> StoredMemory:
     """Return the states of ``rows`` as columns of a crop plus ``ratio`` times ORP states: (batch, columns, dim).
 
     Columns beside the word are zero but for the noise. What stands for no letter (the pooled vector, the template and
@@ -42,18 +42,18 @@ def column_memory(
         UserError: the store does not hold its tokens' letters, or a label has more letters than there are columns.
     """
     letters = store.token_letters(rows)
-    states = store.states(rows)
-    tokens = np.zeros((len(rows), columns, states.tokens.shape[1]), np.float32)
+    states = store.stored_states(rows)
+    places = np.full((len(rows), columns), -1)
     starts = np.cumsum(states.lengths) - states.lengths
     for row, (start, counts) in enumerate(zip(starts.tolist(), letters, strict=True)):
         shown = place_letters(int(counts.sum()), columns, generator)
         of_letter = np.repeat(np.arange(len(counts)), counts)
         inside = shown >= 0
-        tokens[row, inside] = states.tokens[start + of_letter[shown[inside]]]
-    memory = torch.from_numpy(tokens)
-    if noise is not None and ratio > 0:
-        memory.add_(torch.from_numpy(noise.draw(rows, columns, generator)), alpha=ratio)
-    return Memory(memory)
+        places[row, inside] = start + of_letter[shown[inside]]
+    memory = StoredMemory(StoredTensor.of(states.tokens), torch.from_numpy(places), padded=False)
+    if noise is None or ratio == 0:
+        return memory
+    return memory.with_noise(noise.draw(rows, columns, generator), ratio)
 
 
 def place_letters(letters: int, columns: int, generator: np.random.Generator) -> NDArray[np.int64]:

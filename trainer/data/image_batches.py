@@ -18,7 +18,8 @@ from dptr.cache.word_images.augmentation import augment
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
 from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
 from dptr.trainer.data.row_set import EveryRow
-from dptr.trainer.model.decoders.base import Targets
+from dptr.trainer.data.stored_memory import StoredTensor
+from dptr.trainer.model.decoders.base import Targets, sent
 from dptr.trainer.training.recipe import Recipe
 
 
@@ -29,10 +30,15 @@ class ImageBatch:
     ``unreadable`` says what had to be left out and why, ``portrait`` names images taller than wide.
     """
 
-    images: Tensor
+    images: Tensor | StoredTensor
     targets: Targets
     unreadable: tuple[str, ...] = ()
     portrait: tuple[str, ...] = ()
+
+    def to(self, device: torch.device) -> ImageBatch:
+        """Return the batch on a device, stored tokens as float32."""
+        images = self.images.to(device) if isinstance(self.images, StoredTensor) else sent(self.images, device)
+        return replace(self, images=images, targets=self.targets.to(device))
 
     def pin_memory(self) -> ImageBatch:
         """Return a copy from which a GPU takes it while it computes."""

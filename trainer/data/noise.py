@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
+from dptr.cache.stores.stored_tokens import StoredTokens
 from dptr.trainer.training.settings import NoiseSettings
 
 if TYPE_CHECKING:
@@ -43,21 +44,21 @@ class NoiseSource:
         self._neighbours = neighbours
         self._size = _size_of_entries(bank) if settings.draw == "gaussian" else None
 
-    def draw(self, rows: NDArray[np.int64], tokens: int, generator: np.random.Generator) -> NDArray[np.floating]:
+    def draw(self, rows: NDArray[np.int64], tokens: int, generator: np.random.Generator) -> StoredTokens:
         """Draw noise of shape (len(rows), tokens, dim): for each row one crop, and ``tokens`` of that crop's tokens.
 
         It comes in the precision that the bank stores. Tokens repeat within a row only when the crop has fewer than are
         needed.
         """
         if self._size is not None:
-            return self._size * generator.standard_normal((len(rows), tokens, self._bank.dim), np.float32)
+            return StoredTokens(self._size * generator.standard_normal((len(rows), tokens, self._bank.dim), np.float32))
         crops = self._crops(rows, generator)
         available = self._bank.tokens_per_crop
         if available >= tokens:
             positions = generator.random((len(rows), available)).argsort(axis=1)[:, :tokens]
         else:
             positions = generator.integers(0, available, (len(rows), tokens))
-        return self._bank.tokens(crops, positions)
+        return self._bank.stored_tokens(crops, positions)
 
     def draw_pooled(self, rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.float32]:
         """Draw for each row where one crop's pooled vector points from the bank's mean: (rows, dim), of length one."""

@@ -15,28 +15,22 @@ from dptr.cache.stores.prompts import PromptStore
 from dptr.trainer.data.column_memory import column_memory
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.pooled_memory import pooled_memory
+from dptr.trainer.data.stored_memory import StoredMemory, StoredTensor
 from dptr.trainer.model.decoders.base import Memory
 from dptr.trainer.training.settings import MemorySettings
 
 
-def text_memory(store: PromptStore, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Gather rows as ``[pooled; prefix; states]``, padded to the longest row.
-
-    Returns:
-        tokens (batch, tokens, dim) float32, zero where padded; padding (batch, tokens), True where padded.
-    """
-    states = store.states(rows)
-    prefix = store.prefix
-    first_own = 1 + len(prefix)
-    longest = int(states.lengths.max())
-    tokens = np.zeros((len(rows), first_own + longest, prefix.shape[1]), np.float32)
-    tokens[:, 0] = states.pooled
-    tokens[:, 1:first_own] = prefix
-    real = np.arange(longest) < states.lengths[:, None]
-    tokens[:, first_own:][real] = states.tokens
-    padding = np.zeros(tokens.shape[:2], np.bool_)
-    padding[:, first_own:] = ~real
-    return tokens, padding
+def text_memory(store: PromptStore, rows: NDArray[np.int64]) -> StoredMemory:
+    """Gather rows as ``[pooled; prefix; states]``, padded to the longest row."""
+    states = store.stored_states(rows)
+    starts, own = np.cumsum(states.lengths) - states.lengths, np.arange(int(states.lengths.max()))
+    places = np.where(own < states.lengths[:, None], starts[:, None] + own, -1)
+    return StoredMemory(
+        StoredTensor.of(states.tokens),
+        torch.from_numpy(places),
+        torch.from_numpy(states.pooled),
+        torch.from_numpy(store.prefix),
+    )
 
 
 def noisy_memory(
@@ -46,7 +40,7 @@ def noisy_memory(
     ratio: float,
     generator: np.random.Generator,
     settings: MemorySettings,
-) -> Memory:
+) -> Memory | StoredMemory:
     """Return a memory of the recipe's kind, with noise of size ``ratio``."""
     if settings.kind == "pooled":
         return pooled_memory(store, rows, noise, ratio, settings.centred, generator)
@@ -61,11 +55,9 @@ def token_memory(
     noise: NoiseSource | None,
     ratio: float,
     generator: np.random.Generator,
-) -> Memory:
+) -> StoredMemory:
     """Return text states plus ``ratio`` times ORP states; padded positions stay masked."""
-    states, padding = text_memory(store, rows)
-    tokens = torch.from_numpy(states)
-    if noise is not None and ratio > 0:
-        # Torch widens half precision while it adds; NumPy would first write it out, number by number.
-        tokens.add_(torch.from_numpy(noise.draw(rows, tokens.shape[1], generator)), alpha=ratio)
-    return Memory(tokens, torch.from_numpy(padding))
+    memory = text_memory(store, rows)
+    if noise is None or ratio == 0:
+        return memory
+    return memory.with_noise(noise.draw(rows, memory.tokens, generator), ratio)

@@ -15,6 +15,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.stores.manifest import kind_of
+from dptr.cache.stores.stored_tokens import StoredTokens
 from dptr.cache.stores.word_crops import WordCropStore
 from dptr.cache.word_images.dataset import Sample, UnreadableImage, WordImages
 
@@ -73,14 +74,15 @@ class StoredCrops(WordImages):
         sample = self.samples[index]
         raise UnreadableImage(f"the picture of {sample.key} is not in {self.stores[sample.data_set].folder}")
 
-    def plain(self, indices: NDArray[np.int64]) -> NDArray[np.floating]:
+    def plain(self, indices: NDArray[np.int64]) -> StoredTokens:
         """Return the tokens of crops as they are, shape (batch, tokens, dim), in the precision that is stored."""
         return self.views(indices, np.full(len(indices), _PLAIN_VIEW))
 
-    def views(self, indices: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.floating]:
+    def views(self, indices: NDArray[np.int64], views: NDArray[np.int64]) -> StoredTokens:
         """Return the tokens of crops in chosen views, shape (batch, tokens, dim), in the precision that is stored.
 
-        With ``pooled``: each behind its pooled vector, shape (batch, 1 + tokens, dim).
+        With ``pooled``: each behind its pooled vector, shape (batch, 1 + tokens, dim). Where that is of another
+        precision, or one store's is than another's, they come as float32.
         """
         numbers = self._store_numbers()[indices]
         of_each = [np.flatnonzero(numbers == number) for number in range(len(self.stores))]
@@ -91,14 +93,19 @@ class StoredCrops(WordImages):
         ]
         if len(parts) == 1:
             return parts[0][1]
-        tokens = np.empty((len(indices), *parts[0][1].shape[1:]), np.result_type(*(part for _, part in parts)))
-        for places, part in parts:
+        floating = [part.floating() for _, part in parts]
+        tokens = np.empty((len(indices), *floating[0].shape[1:]), np.result_type(*floating))
+        for (places, _), part in zip(parts, floating, strict=True):
             tokens[places] = part
-        return tokens
+        return StoredTokens(tokens)
 
-    def _look(self, store: WordCropStore, crops: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.floating]:
-        tokens = store.tokens(crops, views)
-        return np.concatenate([store.pooled(crops, views)[:, None], tokens], axis=1) if self.pooled else tokens
+    def _look(self, store: WordCropStore, crops: NDArray[np.int64], views: NDArray[np.int64]) -> StoredTokens:
+        tokens = store.stored_tokens(crops, views)
+        if not self.pooled:
+            return tokens
+        # Half precision is what is stored of them.
+        pooled = store.pooled(crops, views)[:, None].astype(np.float16)
+        return StoredTokens(np.concatenate([pooled, tokens.floating()], axis=1))
 
     def require_tower(self, image_weights: str, name: str) -> None:
         """Check that an image tower is the one that the tokens come from; ``name`` is for people.

@@ -53,9 +53,9 @@ def prompt_sections(run: Run, store: PromptStore, bank: OrpBank | None) -> list[
 
 def _noise(store: PromptStore, rows: NDArray[np.int64], noise: NoiseSource, ratio: float) -> Section:
     """Text states, the same with noise, and the noise itself, in the plane that spreads them most."""
-    tokens, padding = text_memory(store, rows)
-    drawn = noise.draw(rows, tokens.shape[1], np.random.default_rng(0)).astype(np.float32)
-    kept = ~padding
+    memory = text_memory(store, rows)
+    drawn = noise.draw(rows, memory.tokens, np.random.default_rng(0)).widened()
+    tokens, kept = memory.to("cpu").tokens.numpy(), memory.to("cpu").real.numpy()
     kept[:, : 1 + len(store.prefix)] = False  # what all prompts share does not differ
     text, perturbation = tokens[kept][:_TOKENS_SHOWN], drawn[kept][:_TOKENS_SHOWN]
     groups = {"text states": text, f"with {ratio:g} × noise": text + ratio * perturbation, "image states": perturbation}

@@ -32,9 +32,10 @@ from dptr.trainer.training.schedule import rate_factor
 from dptr.trainer.training.settings import TrainingSettings
 from dptr.trainer.training.state import TrainState
 from dptr.trainer.training.task import ParameterGroup as ParameterGroup
+from dptr.trainer.training.task import Sendable
 from dptr.trainer.training.task import Task as Task
 
-Batch = TypeVar("Batch")
+Batch = TypeVar("Batch", bound=Sendable)
 
 
 def run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: torch.device) -> TrainState:
@@ -145,9 +146,11 @@ def _gradients(
         batch = next(batches)
         interval.waited += time.perf_counter() - waiting
         interval.rows += task.rows(batch) * settings.accumulate / len(mine)
+        task.notice(batch)
+        placed = batch.to(device)
         with shared.exchanging(last=micro == mine[-1]):
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                loss = shared(batch)
+                loss = shared(placed)
             (loss * shared.weight / settings.accumulate).backward()  # type: ignore[no-untyped-call]
         total += loss.detach() / settings.accumulate
     processes.share_statistics(state.model, state.buffers, settings.accumulate)

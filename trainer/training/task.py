@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from dptr.trainer.training.trackers import Observer
 
-Batch = TypeVar("Batch")
+
+class Sendable(Protocol):
+    """What a batch has to be: able to go to a device."""
+
+    def to(self, device: torch.device) -> Any:
+        """Return the batch on a device."""
+
+
+Batch = TypeVar("Batch", bound=Sendable)
 
 
 @dataclass(frozen=True)
@@ -29,11 +38,12 @@ class Task(Generic[Batch]):
     Attributes:
         model: whose weights are saved.
         batch: micro-batch number -> batch; a pure function, called in workers when there are any.
-        loss: batch -> scalar loss.
+        loss: batch on the device -> scalar loss.
         validate: model -> metrics; ``score`` among them decides which checkpoint is best (higher is better).
         rows: batch -> how many rows it has, for the rate shown.
         groups: parameters by learning rate.
         observers: shown every log line, besides the files.
+        notice: shown every batch before it is computed.
     """
 
     model: nn.Module
@@ -43,3 +53,4 @@ class Task(Generic[Batch]):
     rows: Callable[[Batch], int]
     groups: Sequence[ParameterGroup]
     observers: Sequence[Observer] = ()
+    notice: Callable[[Batch], None] = lambda batch: None

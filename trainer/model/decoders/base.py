@@ -39,6 +39,11 @@ class Memory:
     padding: Tensor | None = None
 
     @property
+    def real(self) -> Tensor:
+        """Which tokens are none of the padding, shape (batch, tokens)."""
+        return torch.ones_like(self.tokens[..., 0], dtype=torch.bool) if self.padding is None else ~self.padding
+
+    @property
     def mask(self) -> Tensor | None:
         """Which tokens may be attended to, shape (batch, 1, 1, tokens), broadcast over heads and queries; None: all."""
         return None if self.padding is None else ~self.padding[:, None, None, :]

@@ -1,0 +1,107 @@
+"""Memories and image tokens on their way from a store to the device that computes: as they are stored.
+
+What has to be copied, between processes and to a GPU, is half as much in half precision and a quarter in int8, and a
+GPU widens it in no time. So batches carry what the store holds; float32 is made of it where the batch is used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dptr.cache.stores.stored_tokens import StoredTokens
+from dptr.trainer.model.decoders.base import Memory, sent
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Token states as they are stored.
+
+    Attributes:
+        values: shape (.., dim), float16, float32 or int8.
+        scale: what int8 values are multiplied by, shape (..), float32; None for the others.
+    """
+
+    values: Tensor
+    scale: Tensor | None = None
+
+    @classmethod
+    def of(cls, tokens: StoredTokens) -> StoredTensor:
+        """Take NumPy's arrays, without a copy."""
+        scale = None if tokens.scale is None else torch.from_numpy(tokens.scale)
+        return cls(torch.from_numpy(tokens.values), scale)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def to(self, device: torch.device | str) -> Tensor:
+        """Return the states on a device, as float32, shape (.., dim)."""
+        widened = sent(self.values, device).float()
+        return widened if self.scale is None else widened * sent(self.scale, device)[..., None]
+
+    def pin_memory(self) -> StoredTensor:
+        """Return a copy from which a GPU takes it while it computes."""
+        return StoredTensor(self.values.pin_memory(), None if self.scale is None else self.scale.pin_memory())
+
+
+@dataclass(frozen=True)
+class StoredMemory:
+    """The parts of a memory: :meth:`to` puts them together where the decoder is.
+
+    Attributes:
+        states: text states of all rows behind each other, shape (states, dim).
+        places: which state stands where, shape (batch, places), int64; -1: none.
+        pooled: each row's pooled vector, which comes first, shape (batch, dim); None: there is none.
+        prefix: the states that come next in every row, shape (prefix, dim).
+        noise: what is added, ``ratio`` times, shape (batch, tokens, dim); None: nothing.
+        padded: whether places without a state are padding; else they are zero, as columns beside a word.
+    """
+
+    states: StoredTensor
+    places: Tensor
+    pooled: Tensor | None = None
+    prefix: Tensor | None = None
+    noise: StoredTensor | None = None
+    ratio: float = 0.0
+    padded: bool = True
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of each row's memory."""
+        before = 0 if self.prefix is None else len(self.prefix)
+        return (self.pooled is not None) + before + self.places.shape[1]
+
+    def with_noise(self, noise: StoredTokens, ratio: float) -> StoredMemory:
+        """Return this memory with noise of shape (batch, tokens, dim)."""
+        return replace(self, noise=StoredTensor.of(noise), ratio=ratio)
+
+    def to(self, device: torch.device | str) -> Memory:
+        """Return the memory on a device: ``[pooled; prefix; states]`` plus noise, float32."""
+        places = sent(self.places, device)
+        missing = places < 0
+        own = self.states.to(device)[places.clamp(min=0)].masked_fill_(missing[..., None], 0.0)
+        parts = [own]
+        if self.prefix is not None:
+            parts.insert(0, sent(self.prefix, device).float().expand(len(own), -1, -1))
+        if self.pooled is not None:
+            parts.insert(0, sent(self.pooled, device).float()[:, None])
+        tokens = torch.cat(parts, dim=1) if len(parts) > 1 else own
+        if self.noise is not None:
+            tokens[:, : self.noise.values.shape[1]].add_(self.noise.to(device), alpha=self.ratio)
+        if not self.padded:
+            return Memory(tokens)
+        real = missing.new_zeros(len(own), tokens.shape[1] - own.shape[1])
+        return Memory(tokens, torch.cat([real, missing], dim=1))
+
+    def pin_memory(self) -> StoredMemory:
+        """Return a copy from which a GPU takes it while it computes."""
+        return replace(
+            self,
+            states=self.states.pin_memory(),
+            places=self.places.pin_memory(),
+            pooled=None if self.pooled is None else self.pooled.pin_memory(),
+            prefix=None if self.prefix is None else self.prefix.pin_memory(),
+            noise=None if self.noise is None else self.noise.pin_memory(),
+        )
