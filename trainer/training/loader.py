@@ -6,12 +6,14 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
 
 from dptr.cache.errors import DptrError, UserError
 from dptr.cache.progress import note
+from dptr.trainer.training.shared_memory import workers_and_ready
 
 Batch = TypeVar("Batch")
 
@@ -26,12 +28,22 @@ def load_batches(
     Torch's loader draws from the global generator when it starts, which is at once, not when the first batch is asked
     for: a caller that seeds the generator after this call gets the same numbers with and without workers.
 
+    Fewer workers make them, or none, where batches would not fit into the system's shared memory.
+
     Raises:
         DptrError: what ``batch`` raised, in whatever process.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if workers > cores:
         note(f"{workers} workers on {cores} cores: more than {cores} only wait for each other")
+    ready = None
+    if workers:
+        numbers = iter(numbers)
+        first = next(numbers, None)
+        if first is None:
+            return iter(())
+        numbers = chain([first], numbers)
+        workers, ready = workers_and_ready(workers, _NumberedBatches(batch)[first])
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")  # reported by the error itself
         loader = DataLoader(
@@ -40,7 +52,7 @@ def load_batches(
             batch_size=None,
             num_workers=workers,
             collate_fn=_as_it_is,
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=ready if workers else None,
             pin_memory=for_gpu,
             worker_init_fn=_leave_signals_to_training,
         )
