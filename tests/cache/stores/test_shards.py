@@ -53,7 +53,7 @@ def test_gather_tokens_picks_positions_within_rows(tmp_path: Path, dtype: States
     states = States(tokens, np.full(4, 3), np.zeros((4, 2), np.float32))
     catalogue = pa.table({"id": np.arange(4), "source": ["x"] * 4})
     reader = StatesReader(tmp_path, [write_shard(tmp_path, 0, catalogue, states, dtype, {})])
-    got = reader.gather_tokens(np.array([3, 0]), np.array([[2, 0], [1, 1]]))
+    got = reader.gather_tokens(np.array([3, 0]), np.array([[2, 0], [1, 1]])).widened()
     np.testing.assert_allclose(got, [[tokens[11], tokens[9]], [tokens[1], tokens[1]]], atol=0.1)
 
 
