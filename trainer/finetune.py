@@ -15,6 +15,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.word_images.dataset import WordImages, split
+from dptr.trainer.data.buckets import few_shapes
 from dptr.trainer.data.image_batches import CropBatches, ImageBatches, Oddities
 from dptr.trainer.data.stored_batches import StoredBatches
 from dptr.trainer.data.stored_crops import StoredCrops, require_one_kind
@@ -28,6 +29,7 @@ from dptr.trainer.model.encoders.given import GivenTokens
 from dptr.trainer.model.recognizer import Recognizer, with_present_names
 from dptr.trainer.predictions import keep_refusals
 from dptr.trainer.training import loop, processes, runs
+from dptr.trainer.training.compilation import is_compiled
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.settings import EncoderSettings, FmuSettings, Settings
 from dptr.trainer.training.summary import TrainingSummary
@@ -105,7 +107,7 @@ def finetune(
 
     task = loop.Task(
         model=recognizer,
-        batch=batches,
+        batch=few_shapes(batches, recipe.decoder) if is_compiled(recipe.finetune, device) else batches,
         loss=lambda batch: recognizer.loss(batch.images, batch.targets),
         notice=oddities.take,
         validate=lambda model: _validate(model, validation, device),

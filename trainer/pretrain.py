@@ -19,6 +19,7 @@ from dptr.cache.stores.manifest import Manifest, require_same_encoder
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
+from dptr.trainer.data.buckets import few_shapes, padded_memory, padded_targets
 from dptr.trainer.data.held_out import split_rows
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import noisy_memory
@@ -30,6 +31,7 @@ from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
 from dptr.trainer.model.decoders.pooled import PooledDecoder
 from dptr.trainer.predictions import keep_readings
 from dptr.trainer.training import loop, processes, runs
+from dptr.trainer.training.compilation import is_compiled
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.settings import MemorySettings
 from dptr.trainer.training.summary import TrainingSummary
@@ -49,6 +51,10 @@ class PromptBatch:
     def to(self, device: torch.device) -> PromptBatch:
         """Return the batch on a device, its memory put together."""
         return PromptBatch(self.memory.to(device), self.targets.to(device))
+
+    def padded(self, positions: int) -> PromptBatch:
+        """Return the batch in one of few shapes, its labels with at most ``positions``, the end's included."""
+        return PromptBatch(padded_memory(self.memory), padded_targets(self.targets, positions))
 
     def pin_memory(self) -> PromptBatch:
         """Return a copy from which a GPU takes it while it computes."""
@@ -141,9 +147,10 @@ def pretrain(
     noise = None if bank is None else NoiseSource(bank, recipe.noise, neighbours)
     validation, training = split_rows(store, recipe, run.split)
     _tell_of_fewer(len(validation), store, recipe)
+    batches = PromptBatches(store, noise, training, recipe)
     task = loop.Task(
         model=decoder,
-        batch=PromptBatches(store, noise, training, recipe),
+        batch=few_shapes(batches, recipe.decoder) if is_compiled(recipe.pretrain, device) else batches,
         loss=lambda batch: decoder.loss(batch.memory, batch.targets),
         validate=lambda model: validate(model, store, noise, validation, recipe, device, out),
         rows=lambda batch: len(batch.targets.inputs),

@@ -17,6 +17,7 @@ from dptr.cache.progress import note
 from dptr.cache.word_images.augmentation import augment
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
 from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
+from dptr.trainer.data.buckets import padded_targets
 from dptr.trainer.data.row_set import EveryRow
 from dptr.trainer.data.stored_memory import StoredTensor
 from dptr.trainer.model.decoders.base import Targets, sent
@@ -39,6 +40,10 @@ class ImageBatch:
         """Return the batch on a device, stored tokens as float32."""
         images = self.images.to(device) if isinstance(self.images, StoredTensor) else sent(self.images, device)
         return replace(self, images=images, targets=self.targets.to(device))
+
+    def padded(self, positions: int) -> ImageBatch:
+        """Return the batch in one of few shapes, its labels with at most ``positions``, the end's included."""
+        return replace(self, targets=padded_targets(self.targets, positions))
 
     def pin_memory(self) -> ImageBatch:
         """Return a copy from which a GPU takes it while it computes."""

@@ -25,6 +25,7 @@ from dptr.cache.stores.lock import locked
 from dptr.trainer.training import processes, step_log
 from dptr.trainer.training.averaging import MovingAverage
 from dptr.trainer.training.checkpoint import checkpoint_folder
+from dptr.trainer.training.compilation import compiled, is_compiled
 from dptr.trainer.training.loader import deaths_of_workers_told, load_batches
 from dptr.trainer.training.recording import Interval, after_step, save
 from dptr.trainer.training.resuming import resume
@@ -67,7 +68,8 @@ def _run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: to
     if _is_done(state, settings):
         return state
     last, interval = checkpoint_folder(folder, "last"), Interval()
-    shared, batches = processes.SharedLoss(task.model, task.loss), _batches(state.step, task, settings, device)
+    loss_of = compiled(task.loss) if is_compiled(settings, device) else task.loss
+    shared, batches = processes.SharedLoss(task.model, loss_of), _batches(state.step, task, settings, device)
     with progress("training", settings.steps, "steps", state.step) as shown, processes.stopping_together() as stop:
         try:
             after_step(folder, state, task, settings, interval)

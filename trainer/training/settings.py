@@ -115,6 +115,9 @@ class NoiseSettings(Settings):
 class TrainingSettings(Settings):
     """One run of the training loop.
 
+    ``compile`` joins the loss's operations into few kernels, once for each shape of a batch; batches are then padded to
+    few shapes. Losses are the same to rounding, dropout draws other numbers.
+
     Attributes:
         HOW: keys that say how a run is carried out. They change neither its batches nor its weights, so that a run may
             go on with others.
@@ -133,6 +136,7 @@ class TrainingSettings(Settings):
     accumulate: int = Field(default=1, ge=1, le=10_000)
     ema_decay: float = Field(default=0.0, ge=0, lt=1, description="0: no average is kept")
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: Literal["no", "yes", "auto"] = Field(default="no", description="auto: on a GPU")
     log_every: int = Field(default=50, ge=1, le=_LARGEST_COUNT)
     validate_every: int = Field(default=500, ge=1, le=_LARGEST_COUNT)
     checkpoint_every: int = Field(default=500, ge=1, le=_LARGEST_COUNT)

@@ -59,17 +59,24 @@ class Memory:
 
 @dataclass(frozen=True)
 class Targets:
-    """Labels as ids, padded to the longest label of the batch and no further.
+    """Labels as ids, padded to the longest label of the batch, or further where shapes are to be few.
 
     Attributes:
         inputs: begin, characters, then padding; shape (batch, length), int64.
-        outputs: characters, end, then padding; shape (batch, length), int64. length = longest label + 1.
+        outputs: characters, end, then padding; shape (batch, length), int64.
+        longest: characters of the longest label; None: length - 1, as nothing is padded further.
     """
 
     inputs: Tensor
     outputs: Tensor
     end: int
     padding: int
+    longest: int | None = None
+
+    @property
+    def characters(self) -> int:
+        """Characters of the longest label."""
+        return self.inputs.shape[1] - 1 if self.longest is None else self.longest
 
     @classmethod
     def of(cls, labels: Sequence[str], charset: Charset) -> Targets:

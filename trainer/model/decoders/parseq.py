@@ -64,9 +64,7 @@ class ParseqDecoder(AutoregressiveDecoder[TwoStreamLayer]):
 
     def loss(self, memory: Memory, targets: Targets) -> Tensor:
         """Cross-entropy over all orders, a scalar; the end counts in the first two only, as in PARSeq."""
-        characters = targets.inputs.shape[1] - 1  # inputs are the begin and the characters
-        orders = sent(draw_permutations(characters, self.shape.permutations), targets.inputs.device)
-        return self.loss_over_orders(memory, targets, orders)
+        return self.loss_over_orders(memory, targets, _orders_for(targets, self.shape.permutations))
 
     def loss_over_orders(self, memory: Memory, targets: Targets, orders: Tensor) -> Tensor:
         """Return the loss for given reading orders, shape (orders, length + 1)."""
@@ -167,6 +165,18 @@ class ParseqDecoder(AutoregressiveDecoder[TwoStreamLayer]):
         visible = ~ended[:, None, None, :]
         content_mask, query_mask = attention_masks(cloze_orders(ids.shape[1], ids.device))
         return self._forward(inputs, memory, content_mask & visible, query_mask & visible, refining=True)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _orders_for(targets: Targets, count: int) -> Tensor:
+    """Draw reading orders for the longest label; what is padded beyond it comes last in each.
+
+    Returns:
+        shape (orders, length + 1), on the targets' device.
+    """
+    orders = draw_permutations(targets.characters, count)
+    beyond = torch.arange(orders.shape[1], targets.inputs.shape[1] + 1)
+    return sent(torch.cat([orders, beyond.expand(len(orders), -1)], dim=1), targets.inputs.device)
 
 
 def _counted(x: Tensor) -> Tensor:
