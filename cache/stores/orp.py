@@ -37,7 +37,7 @@ class OrpBank(StatesStore):
         return int(self.manifest.identity["tokens_per_crop"])
 
     def tokens(self, crops: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.floating]:
-        """Return what :meth:`stored_tokens` does as numbers to compute with: int8 as float32, others as they are."""
+        """Return what :meth:`stored_tokens` does, shape (batch, count, dim), to compute with: int8 as float32."""
         return self.stored_tokens(crops, positions).floating()
 
     def stored_tokens(self, crops: NDArray[np.int64], positions: NDArray[np.int64]) -> StoredTokens:

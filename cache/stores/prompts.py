@@ -121,7 +121,7 @@ class PromptStore(StatesStore):
         return self._reader.gather(rows)
 
     def stored_states(self, rows: NDArray[np.int64]) -> StoredStates:
-        """Return what :meth:`states` does, in the precision that is stored."""
+        """Return what :meth:`states` does for ``rows``, shape (batch,), in the precision that is stored."""
         return self._reader.gather_stored(rows)
 
     def pooled(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -27,7 +27,7 @@ class StoredTokens:
         return values if self.scale is None else values * self.scale[..., None]
 
     def floating(self) -> NDArray[np.floating]:
-        """Return the states as numbers to compute with: in the precision that is stored, int8 as float32."""
+        """Return the states to compute with, shape (.., dim): in the precision that is stored, int8 as float32."""
         return self.widened() if self.scale is not None else cast("NDArray[np.floating]", self.values)
 
 

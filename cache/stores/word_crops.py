@@ -66,7 +66,7 @@ class WordCropStore(StatesStore):
         return rows
 
     def tokens(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.floating]:
-        """Return what :meth:`stored_tokens` does as numbers to compute with: int8 as float32, others as they are."""
+        """Return what :meth:`stored_tokens` does, shape (batch, tokens, dim), to compute with: int8 as float32."""
         return self.stored_tokens(crops, views).floating()
 
     def stored_tokens(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> StoredTokens:

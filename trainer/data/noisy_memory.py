@@ -21,7 +21,7 @@ from dptr.trainer.training.settings import MemorySettings
 
 
 def text_memory(store: PromptStore, rows: NDArray[np.int64]) -> StoredMemory:
-    """Gather rows as ``[pooled; prefix; states]``, padded to the longest row."""
+    """Gather ``rows``, shape (batch,), as ``[pooled; prefix; states]``, padded to the longest row."""
     states = store.stored_states(rows)
     starts, own = np.cumsum(states.lengths) - states.lengths, np.arange(int(states.lengths.max()))
     places = np.where(own < states.lengths[:, None], starts[:, None] + own, -1)
@@ -56,7 +56,7 @@ def token_memory(
     ratio: float,
     generator: np.random.Generator,
 ) -> StoredMemory:
-    """Return text states plus ``ratio`` times ORP states; padded positions stay masked."""
+    """Return text states of ``rows``, shape (batch,), plus ``ratio`` times ORP states; padded places stay masked."""
     memory = text_memory(store, rows)
     if noise is None or ratio == 0:
         return memory
