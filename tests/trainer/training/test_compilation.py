@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 def batch(number: int) -> PromptBatch:
     """Labels of one length or another, with as many own states, behind a pooled vector and two of a prefix."""
     generator = np.random.default_rng(number)
-    labels = ["".join(generator.choice(list("abcdefgh"), length)) for length in generator.integers(1, 12, ROWS)]
+    labels = ["".join(generator.choice(list("abcdefgh"), length)) for length in generator.integers(1, 3 + number % 11, ROWS)]
     lengths = np.array([len(label) for label in labels])
     own, starts = np.arange(lengths.max()), np.cumsum(lengths) - lengths
     made = [generator.standard_normal((count, DIM)).astype(np.float32) for count in (lengths.sum(), ROWS, 2)]
@@ -72,7 +72,7 @@ def test_padding_to_few_shapes_changes_neither_loss_nor_gradients(kind: str) -> 
         assert padded.to(CPU).memory.tokens.shape[1] % 8 == 0
         assert padded.targets.inputs.shape[1] in (4, 8, 12, LONGEST + 1)
         shapes.add((padded.to(CPU).memory.tokens.shape, padded.targets.inputs.shape))
-    assert 1 < len(shapes) < 6
+    assert 2 < len(shapes) < 8
 
 
 @pytest.mark.parametrize("kind", ["parseq", "nrtr", "parallel"])
