@@ -29,8 +29,8 @@ CPU = torch.device("cpu")
 def batch(number: int) -> PromptBatch:
     """Labels of one length or another, with as many own states, behind a pooled vector and two of a prefix."""
     generator = np.random.default_rng(number)
-    labels = ["".join(generator.choice(list("abcdefgh"), length)) for length in generator.integers(1, 3 + number % 11, ROWS)]
-    lengths = np.array([len(label) for label in labels])
+    lengths = generator.integers(1, 3 + number % 11, ROWS)
+    labels = ["".join(generator.choice(list("abcdefgh"), length)) for length in lengths]
     own, starts = np.arange(lengths.max()), np.cumsum(lengths) - lengths
     made = [generator.standard_normal((count, DIM)).astype(np.float32) for count in (lengths.sum(), ROWS, 2)]
     memory = StoredMemory(
