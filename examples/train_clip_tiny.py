@@ -110,7 +110,7 @@ def part_fonts(out: Path) -> None:
     """Copy the fonts of this machine to two folders: those of the ``demo`` extra's families, and all others."""
     unseen = tuple({font.names[0] for font in packaged_fonts().fonts})
     for number, font in enumerate(find_fonts().fonts):
-        if font.names[0].startswith(_ORNAMENTAL):
+        if font.index or font.names[0].startswith(_ORNAMENTAL):
             continue
         folder = out / ("fonts_unseen" if font.names[0].startswith(unseen) else "fonts_train")
         folder.mkdir(exist_ok=True)

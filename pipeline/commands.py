@@ -1,6 +1,7 @@
 """Commands of stage 1: text and photos to stores, and words to labelled crops."""
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -229,6 +230,8 @@ def render_words(
     fonts: Annotated[Path | None, typer.Option(help="Folder of fonts; otherwise those that are installed.")] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder of photos for backgrounds.")] = None,
     style: Annotated[str, typer.Option(help="clean, natural, hard, street, or a number from 0 to 1.")] = "natural",
+    language: Annotated[str | None, typer.Option(help="Whose forms to draw, as zh-Hans, zh-Hant, ja or ko.")] = None,
+    vertical: Annotated[float, typer.Option(min=0, max=1, help="Share of Chinese and Japanese words in columns.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of everything random.")] = 0,
     workers: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Processes that render.")] = 1,
     part: PartOf = None,
@@ -251,8 +254,9 @@ def render_words(
             count=count,
             seed=seed,
             fonts=fonts,
+            language=language,
             photos=photo_paths(photos) if photos else (),
-            style=RenderStyle.named(style),
+            style=replace(RenderStyle.named(style), vertical=vertical),
             workers=workers,
             part=Part.named(part),
             cluster=cluster,

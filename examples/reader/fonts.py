@@ -30,7 +30,7 @@ ODD = ("Px ", "BRK")
 
 def main(out: Path) -> None:
     """Copy the fonts to ``plain/`` and ``ornamental/``."""
-    fonts = [font for font in find_fonts().fonts if font.covers(CHARACTERS)]
+    fonts = [font for font in find_fonts().fonts if not font.index and font.covers(CHARACTERS)]
     for number, (font, share) in enumerate(zip(fonts, legibility(fonts), strict=True)):
         if share < LEGIBLE or font.names[0].startswith(ODD[0]):
             continue

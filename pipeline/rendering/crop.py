@@ -29,7 +29,7 @@ def render_one(
     style: RenderStyle = NATURAL,
     photos: Sequence[Path] = (),
 ) -> Image.Image:
-    """Render ``word`` as a word crop: RGB, as high as ``style`` says and as wide as the word needs.
+    """Render ``word`` as a word crop: RGB, as high as ``style`` says and as wide as the word needs (or a column).
 
     Args:
         word: what is written; ``font`` has to cover it.
@@ -41,9 +41,11 @@ def render_one(
     Raises:
         UserError: a photo cannot be read, or ``word`` leaves no ink.
     """
-    masks = letter_masks(word, font, rng, style)
+    column = bool(style.vertical) and rng.random() < style.vertical and font.covers(word, column=True)
+    masks = letter_masks(word, font, rng, style, column)
     image = _paint(masks, _background(masks.size, rng, style, photos), rng, style)
-    return _damage(_light(image, rng, style), rng, style)
+    image = _damage(_light(image, rng, style), rng, style)
+    return image.transpose(Image.Transpose.ROTATE_270) if column else image
 
 
 def _background(

@@ -1,12 +1,14 @@
 """Fonts to render words with, and which words each of them can draw.
 
-Whether a font has a character is found by drawing it: a character it lacks is drawn as the font's "missing"
-box, one with an empty glyph as nothing. That needs no reader of font tables, and finds blank glyphs that tables list.
+Whether a font has a character is found in its table of characters and then by drawing it: some glyphs that tables list
+are blank, or the font's "missing" box. A word whose letters combine has to be within the font's rules, too.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import struct
 import sys
 from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
@@ -14,13 +16,19 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
+import uharfbuzz
 from PIL import ImageFont
 
+from dptr.cache.columns import may_stand_in_a_column
 from dptr.cache.errors import UserError
+from dptr.pipeline.rendering.shaping import JOINERS, has_rules, needs_shaping, table_of
 
 _SUFFIXES = (".ttf", ".otf", ".ttc")
 _PROBE_SIZE = 24
 _NO_CHARACTER = "\uffff"
+#: Bits of ulCodePageRange1 in the table OS/2, by language.
+_HAN_LANGUAGES = {"ja": 1 << 17, "zh": 1 << 18, "ko": 1 << 19, "zh-hant": 1 << 20}
+_LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
 # These draw pictures, or boxes, in the place of letters.
 _NOT_FOR_WORDS = (
     "symbol",
@@ -39,21 +47,27 @@ _NOT_FOR_WORDS = (
 
 
 class Font:
-    """One font file; picklable, because what is loaded is kept apart from it."""
+    """One face of a font file; picklable, because what is loaded is kept apart from it.
 
-    def __init__(self, path: Path) -> None:
+    Attributes:
+        index: which of the faces of a collection (.ttc). language: whose forms of the characters are drawn, or None.
+    """
+
+    def __init__(self, path: Path, index: int = 0, language: str | None = None) -> None:
         self.path = path
+        self.index = index
+        self.language = language
         self._has: dict[str, bool] = {}
 
     def __repr__(self) -> str:
-        return f"Font({self.path.name})"
+        return f"Font({self.path.name}" + (f", {self.index})" if self.index else ")")
 
     def at(self, size: int, shaped: bool = True) -> ImageFont.FreeTypeFont:
         """Return the font at ``size`` pixels per em.
 
         ``shaped`` joins and reorders letters as many scripts need (where Pillow has Raqm); ASCII is quicker without.
         """
-        return _load(str(self.path), size, shaped)
+        return _load(str(self.path), self.index, size, shaped)
 
     @cached_property
     def names(self) -> tuple[str, str]:
@@ -65,28 +79,48 @@ class Font:
     def _missing_box(self) -> bytes:
         return _ink(self, _NO_CHARACTER)
 
-    def covers(self, word: str) -> bool:
-        """Return whether every character of ``word`` can be drawn; a space always can."""
-        return all(self._covers(character) for character in word)
+    @cached_property
+    def family(self) -> str:
+        """The family of the file's first face: those of a collection differ by region, weight or width."""
+        return Font(self.path).names[0] if self.index else self.names[0]
+
+    @cached_property
+    def han_languages(self) -> int:
+        """Languages with Han characters that the font says it is made for, as bits of ``_HAN_LANGUAGES``."""
+        table = table_of(str(self.path), self.index).face.reference_table("OS/2").data
+        return struct.unpack_from(">I", table, 78)[0] & sum(_HAN_LANGUAGES.values()) if len(table) >= 82 else 0
+
+    def covers(self, word: str, column: bool = False) -> bool:
+        """Return whether the font draws ``word`` as it is read, or draws it as a column; a space always can be."""
+        if column and not may_stand_in_a_column(word):
+            return False
+        shaped = needs_shaping(word)
+        if not all(self._covers(character) for character in word if not (shaped and character in JOINERS)):
+            return False
+        return not (shaped or column) or has_rules(table_of(str(self.path), self.index), word, column)
 
     def _covers(self, character: str) -> bool:
         known = self._has.get(character)
         if known is None:
-            ink = b"" if character.isspace() else _ink(self, character)
-            known = character == " " or (any(ink) and ink != self._missing_box)
+            known = character == " " or self._draws(character)
             self._has[character] = known
         return known
+
+    def _draws(self, character: str) -> bool:
+        if character.isspace() or not table_of(str(self.path), self.index).get_nominal_glyph(ord(character)):
+            return False
+        ink = _ink(self, character)
+        return any(ink) and ink != self._missing_box
 
 
 class FontCollection:
     """Fonts by family, so that a family with twenty styles is not drawn twenty times as often as one with one."""
 
     def __init__(self, fonts: Iterable[Font]) -> None:
-        families: dict[str, dict[str, Font]] = {}
+        families: dict[str, dict[tuple[str, str], Font]] = {}
         for font in fonts:
-            family, style = font.names
             # The same font is often there twice, as .ttf and as .otf.
-            families.setdefault(family, {}).setdefault(style, font)
+            families.setdefault(font.family, {}).setdefault(font.names, font)
         self._families = [list(styles.values()) for _, styles in sorted(families.items())]
 
     @property
@@ -113,20 +147,36 @@ class FontCollection:
         raise UserError(f"no font has all characters of {word!r}", "Name a folder with fonts that do (--fonts)")
 
 
-def find_fonts(folder: Path | None = None) -> FontCollection:
+def find_fonts(folder: Path | None = None, language: str | None = None) -> FontCollection:
     """Return the fonts in ``folder``, or else those of installed ``font-*`` packages and of the system.
 
+    With ``language`` (as zh-Hans, zh-Hant, ja, ko, sr), characters are drawn in its forms, and fonts that are made for
+    other languages with Han characters are left out.
+
     Raises:
-        UserError: no usable font was found.
+        UserError: no usable font was found, or ``language`` is none.
     """
     if folder is not None and not folder.exists():
         raise UserError(f"there is no folder {folder}", "Name a folder with .ttf or .otf files (--fonts)")
     paths = _font_files(folder) if folder is not None else [*_packaged(), *_system()]
-    fonts = FontCollection(font for font in map(Font, paths) if _is_usable(font))
+    pages = _han_language(language)
+    found = (font for path in paths for font in _faces(path, language))
+    fonts = FontCollection(font for font in found if not (pages and font.han_languages) or font.han_languages & pages)
     if not fonts.fonts:
         where = f"in {folder}" if folder is not None else "on this machine"
         raise UserError(f"no font found {where}", "Run `pip install 'dptr[demo]'`, or name a folder with --fonts")
     return fonts
+
+
+def _han_language(language: str | None) -> int:
+    """Return the bit of a language with Han characters, or 0."""
+    if language is None:
+        return 0
+    if not _LANGUAGE.fullmatch(language):
+        raise UserError(f"no language is called {language!r}", "Give a tag such as zh-Hans, zh-Hant, ja, ko or hi")
+    first, *rest = language.lower().split("-")
+    traditional = first == "zh" and not {"hant", "tw", "hk", "mo"}.isdisjoint(rest)
+    return _HAN_LANGUAGES.get("zh-hant" if traditional else first, 0)
 
 
 def packaged_fonts() -> FontCollection:
@@ -135,7 +185,7 @@ def packaged_fonts() -> FontCollection:
     Raises:
         UserError: there are none.
     """
-    fonts = FontCollection(font for font in map(Font, _packaged()) if _is_usable(font))
+    fonts = FontCollection(font for path in _packaged() for font in _faces(path, None))
     if not fonts.fonts:
         raise UserError("no package of fonts is installed", "Run: pip install 'dptr[demo]'")
     return fonts
@@ -170,16 +220,20 @@ def _names_pictures(name: str) -> bool:
     return any(word in name.lower() for word in _NOT_FOR_WORDS) or name.lower().endswith("dings")
 
 
-def _is_usable(font: Font) -> bool:
+def _faces(path: Path, language: str | None) -> Iterator[Font]:
+    """Yield the faces of a font file; none of one that is no font, or of bitmaps only."""
     try:
-        return bool(font.names)
-    except OSError:  # not a font, or one of bitmaps only
-        return False
+        count = table_of(str(path), 0).face.count if path.suffix.lower() == ".ttc" else 1
+        for font in (Font(path, index, language) for index in range(count)):
+            if font.names:
+                yield font
+    except (OSError, uharfbuzz.HarfBuzzError):
+        return
 
 
 @lru_cache(maxsize=2048)
-def _load(path: str, size: int, shaped: bool) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, size, layout_engine=None if shaped else ImageFont.Layout.BASIC)
+def _load(path: str, index: int, size: int, shaped: bool) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size, index, layout_engine=None if shaped else ImageFont.Layout.BASIC)
 
 
 def _ink(font: Font, character: str) -> bytes:

@@ -12,41 +12,62 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from dptr.cache.errors import UserError
 from dptr.pipeline.rendering.fonts import Font
+from dptr.pipeline.rendering.shaping import may_stand_apart, parts
 from dptr.pipeline.rendering.style import RenderStyle, amount
 
 _STRIPS = 8
 
 
-def letter_masks(word: str, font: Font, rng: np.random.Generator, style: RenderStyle) -> Image.Image:
+#: How Pillow is to set text: ``direction`` and ``language``, which only Raqm takes.
+Setting = dict[str, str]
+
+
+def letter_masks(
+    word: str, font: Font, rng: np.random.Generator, style: RenderStyle, column: bool = False
+) -> Image.Image:
     """Return the masks of fill, outline, cast shadow and the word alone as channels, cut round the word.
 
-    The image's mode is CMYK, Pillow's one of four equal channels.
+    The image's mode is CMYK, Pillow's one of four equal channels. A ``column``, set from top to bottom, is
+    turned to the left: what follows then meets a picture wider than high, as always.
 
     Raises:
         UserError: the word leaves no ink.
     """
     size = int(rng.integers(style.height[0] // 2, style.height[1] // 2 + 1)) * 2
     margin = size // 3
-    drawn = _draw(word, font.at(size, shaped=not word.isascii()), margin, rng, style)
+    shaped = not word.isascii()
+    setting: Setting = {"language": font.language} if font.language and shaped else {}
+    if column:
+        setting["direction"] = "ttb"
+    drawn = _draw(word, font.at(size, shaped), setting, margin, rng, style)
+    if column:
+        drawn = drawn.transpose(Image.Transpose.ROTATE_90)
     return _cut_out(_warp(drawn, margin, rng, style), rng, style, word)
 
 
 def _draw(
-    word: str, font: ImageFont.FreeTypeFont, margin: int, rng: np.random.Generator, style: RenderStyle
+    word: str,
+    font: ImageFont.FreeTypeFont,
+    setting: Setting,
+    margin: int,
+    rng: np.random.Generator,
+    style: RenderStyle,
 ) -> Image.Image:
-    size = round(font.size)
+    size, column = round(font.size), "direction" in setting
     stroke = round(amount(rng, style.outline) * size / 10)
     tracking = round(amount(rng, style.tracking) * size / 3)
-    left, top, right, bottom = font.getbbox(word, stroke_width=stroke)
+    if column or not may_stand_apart(word):
+        tracking = 0
+    left, top, right, bottom = font.getbbox(word, stroke_width=stroke, **setting)
     canvas = (int(right - left) + tracking * len(word) + 2 * margin, int(bottom - top) + 2 * margin)
     fill, outline = Image.new("L", canvas), Image.new("L", canvas)
     for text, x in _pieces(word, font, tracking):
         place = (margin - left + x, margin - top)
-        ImageDraw.Draw(fill).text(place, text, 255, font)
+        ImageDraw.Draw(fill).text(place, text, 255, font, **setting)
         if stroke:
-            ImageDraw.Draw(outline).text(place, text, 255, font, stroke_width=stroke)
+            ImageDraw.Draw(outline).text(place, text, 255, font, stroke_width=stroke, **setting)
     word_alone = fill
-    if style.clutter and rng.random() < style.clutter:
+    if style.clutter and not column and rng.random() < style.clutter:
         fill = _with_other_text(fill, word, font, margin, rng)
     return Image.merge("CMYK", (fill, outline, _cast_shadow(fill, size, rng, style), word_alone))
 
@@ -59,7 +80,8 @@ def _with_other_text(
     draw = ImageDraw.Draw(fill)
     width, height = fill.size
     # Only letters of the word itself: the font is checked to have those.
-    others = ["".join(rng.choice(list(word), 2 + len(word)).tolist()) for _ in range(4)]
+    letters = parts(word)
+    others = ["".join(rng.choice(letters, 2 + len(letters)).tolist()) for _ in range(4)]
     gaps = (margin * rng.uniform(0.15, 0.9, 4)).tolist()
     shown = (rng.random(4) < (0.5, 0.5, 0.3, 0.3)).tolist()
     aside = float(rng.uniform(-0.5, 0.5)) * width / 2
@@ -76,9 +98,11 @@ def _with_other_text(
 
 
 def _pieces(word: str, font: ImageFont.FreeTypeFont, tracking: int) -> list[tuple[str, float]]:
-    """Split a word into what is drawn at once, each with its place to the right of the word's beginning."""
-    # Only letters that never join may be set apart; ASCII is the safe choice.
-    if not tracking or not word.isascii():
+    """Split a word into what is drawn at once, each with its place to the right of the word's beginning.
+
+    Letters that join, or run from right to left, are not to be tracked.
+    """
+    if not tracking:
         return [(word, 0.0)]
     return [(letter, font.getlength(word[:index]) + tracking * index) for index, letter in enumerate(word)]
 

@@ -23,6 +23,7 @@ from dptr.pipeline.parts.cluster import Cluster
 from dptr.pipeline.parts.part import WHOLE, Part
 from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.fonts import FontCollection, find_fonts
+from dptr.pipeline.rendering.shaping import needs_shaping, require_raqm
 from dptr.pipeline.rendering.style import NATURAL, RenderStyle
 
 _CROPS_A_TASK = 64
@@ -72,6 +73,7 @@ def render_words(
     count: int | None = None,
     seed: int = 0,
     fonts: Path | None = None,
+    language: str | None = None,
     photos: Sequence[Path] = (),
     style: RenderStyle = NATURAL,
     workers: int = 1,
@@ -86,6 +88,7 @@ def render_words(
         count: crops in all; by default one a word.
         seed: with it every crop is the same again, on any number of workers.
         fonts: folder of fonts; by default those of installed packages and of the system.
+        language: whose forms of the characters are drawn, as zh-Hans, zh-Hant, ja or ko; fonts for others are left out.
         photos: image files that backgrounds may be cut from.
         style: how strong each effect may be.
         workers: processes that render.
@@ -94,11 +97,12 @@ def render_words(
 
     Raises:
         UserError: a number out of range, no words, no fonts, no font that can draw any word, ``out`` is taken, or a
-            photo cannot be read.
+            photo cannot be read; or Pillow has no Raqm, and a word, ``language`` or a column needs it.
     """
     require_at_least(1, count=count, workers=workers)
     require_at_least(0, seed=seed)
-    collection = find_fonts(fonts)
+    _require_raqm(words, language, style)
+    collection = find_fonts(fonts, language)
     usable, refused = _drawable(words, collection)
     order = np.random.default_rng(seed).permutation(len(usable))
     job = _Job([usable[i] for i in order], collection, list(photos), style, seed)
@@ -113,6 +117,14 @@ def render_words(
     return RenderSummary(target, total, len(collection.fonts), len(refused), refused[:5], time.monotonic() - started)
 
 
+def _require_raqm(words: Sequence[str], language: str | None, style: RenderStyle) -> None:
+    combining = next(filter(needs_shaping, words), None)
+    if combining is not None:
+        require_raqm(f"the word {combining!r}")
+    if language is not None or style.vertical:
+        require_raqm("--language" if language is not None else "--vertical")
+
+
 def _drawable(words: Sequence[str], fonts: FontCollection) -> tuple[list[str], list[str]]:
     usable: list[str] = []
     refused: list[str] = []
@@ -120,11 +132,13 @@ def _drawable(words: Sequence[str], fonts: FontCollection) -> tuple[list[str], l
         (usable if word.strip() and fonts.covers(word) else refused).append(word)
     if not usable:
         problem = (
-            f"no font has the characters of {refused[0]!r} or of any other word" if words else "there are no words"
+            f"no font has the characters and rules for {refused[0]!r} or any other word"
+            if words
+            else "there are no words"
         )
         raise UserError(problem, "Name a folder with fonts of that script (--fonts)" if words else "Give a word list")
     if refused:
-        note(f"{len(refused)} of {len(words)} words left out, no font has their characters: {', '.join(refused[:5])}")
+        note(f"{len(refused)} of {len(words)} words left out, no font draws them: {', '.join(refused[:5])}")
     return usable, refused
 
 

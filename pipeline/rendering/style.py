@@ -23,6 +23,7 @@ class RenderStyle:
         clutter: share of crops at whose borders other text of the same sign shows.
         cut: how carelessly the box was drawn: into the letters or far from them.
         gradient: how much the colour changes over the letters. exposure: too dark, too bright, or washed out.
+        vertical: share of Chinese, Japanese and Korean words that are set as a column, from top to bottom.
     """
 
     contrast: float
@@ -43,6 +44,7 @@ class RenderStyle:
     cut: float = 0.0
     gradient: float = 0.0
     exposure: float = 0.0
+    vertical: float = 0.0
 
     @classmethod
     def of_difficulty(cls, difficulty: float) -> RenderStyle:

@@ -18,6 +18,7 @@ from PIL import features
 
 from dptr.cache.errors import UserError
 from dptr.pipeline.rendering.fonts import find_fonts
+from dptr.pipeline.rendering.shaping import needs_shaping
 
 _LIBRARIES = (
     "dptr",
@@ -39,20 +40,22 @@ _OPTIONAL = {
     "tensorboard": ("--track tensorboard", "pip install 'dptr[track]'"),
     "readline": ("history and completion of dptr sql", "a Python built with readline"),
 }
-#: Script -> characters that a font must all have to write in it.
+#: Script -> words that a font must draw to write in it, letters joined and marks in their places.
 _SCRIPTS = {
     "Latin": "aZ0é",
+    "Vietnamese": "Việt",
     "Greek": "αΩ",
     "Cyrillic": "аЯ",
-    "Arabic": "ابي",
+    "Arabic": "عربي",
     "Hebrew": "אש",
-    "Devanagari": "कह",
-    "Thai": "กฮ",
+    "Devanagari": "हिन्दी",
+    "Bengali": "বাংলা",
+    "Tamil": "தமிழ்",
+    "Thai": "ที่",
     "Hangul": "가힣",
     "Kana": "あん",
     "Han": "中国",
 }
-_SHAPED = ("Arabic", "Devanagari", "Thai")
 _BYTES = 32 << 20
 _SIZE = 512
 
@@ -114,8 +117,8 @@ def _fonts() -> Iterator[Finding]:
     for script, letters in _SCRIPTS.items():
         count = sum(font.covers(letters) for font in fonts)
         text = f"{count} of {len(fonts)} families" if count else "no font: render-words needs --fonts FOLDER"
-        if count and script in _SHAPED and not shapes:
-            text += "; Pillow lacks Raqm, which joins its letters"
+        if count and needs_shaping(letters) and not shapes:
+            text += "; Pillow lacks Raqm, which joins and orders its letters"
         yield Finding("font", script, text, missing=not count)
 
 

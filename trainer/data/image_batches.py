@@ -9,9 +9,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from dptr.cache.charset import Charset
+from dptr.cache.columns import PORTRAIT, may_stand_in_a_column
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.word_images.augmentation import augment
@@ -111,12 +113,15 @@ class ImageBatches(CropBatches):
             except UnreadableImage as error:
                 unreadable.append(str(error))
                 continue
+            label = self._images.samples[row].label
             if image.height > image.width:
                 portrait.append(self._images.samples[row].key)
+            if image.height > PORTRAIT * image.width and may_stand_in_a_column(label):
+                image = image.transpose(Image.Transpose.ROTATE_90)
             if self._strength > 0:
                 image = augment(image, np.random.default_rng((self._seed, 5, number, row)), self._strength)
             pixels.append(preprocess(image, self._height, width))
-            labels.append(self._images.samples[row].label)
+            labels.append(label)
         if not pixels:
             raise UserError(
                 f"batch {number} has no readable image: {unreadable[0]}", "Check the data with `dptr evaluate`"

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from dptr.cache.columns import PORTRAIT
 from dptr.cache.progress import note
 from dptr.cache.word_images.dataset import preprocess
 from dptr.trainer.model.recognizer import Reading, Recognizer
@@ -21,8 +22,6 @@ from dptr.trainer.model.recognizer import Reading, Recognizer
 #: A picture, turned or not, and the width in pixels in which it is read.
 View = tuple[Image.Image, int]
 
-#: Height over width from which a picture is turned, too; below it are narrow letters and digits.
-_PORTRAIT = 1.2
 #: Confidence below which a picture is read in the neighbouring widths, too.
 _UNSURE = 0.5
 #: Views that one picture may have at once, which no batch parts.
@@ -136,7 +135,7 @@ def width_for(picture: Image.Image, height: int, widths: Sequence[int]) -> int:
 
 
 def _views(picture: Image.Image) -> list[Image.Image]:
-    if picture.height <= _PORTRAIT * picture.width:
+    if picture.height <= PORTRAIT * picture.width:
         return [picture]
     turns = (Image.Transpose.ROTATE_90, Image.Transpose.ROTATE_270)
     return [picture, *(picture.transpose(turn) for turn in turns)]
