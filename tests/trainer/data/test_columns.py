@@ -1,4 +1,4 @@
-"""Crops of Chinese and Japanese in columns are turned for training as reading turns them; others are left as they are."""
+"""Crops of Chinese and Japanese columns are turned for training as reading turns them; others are left as they are."""
 
 from __future__ import annotations
 
