@@ -40,6 +40,7 @@ from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.pretrain import PromptBatches, decode_texts, read_prompts
+from dptr.trainer.training.averaging import MovingAverage
 from dptr.trainer.training.recipe import Recipe, load_recipe
 
 #: The authors' rate for 768 rows a step, which they scale with the batch; and steps until it is reached.
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--words", type=Path, help="a word list; by default words are made up from syllables")
     parser.add_argument("--clip", help="bundled name, directory or hub id, instead of random weights")
     parser.add_argument("--recipe", default="tiny", help="of dptr's way")
+    parser.add_argument("--set", dest="changes", action="append", default=[], help="section.key=value of that recipe")
     parser.add_argument("--rows", type=int, default=20_000, help="how many words")
     parser.add_argument("--held-out", type=int, default=200, help="of them never trained on")
     parser.add_argument("--batch", type=int, default=64)
@@ -149,21 +151,32 @@ class Dptr(Way):
 
     def __init__(self, store: PromptStore, rows: NDArray[np.int64], arguments: argparse.Namespace) -> None:
         super().__init__(arguments.device)
-        self.store, self.recipe = store, small(load_recipe(arguments.recipe), arguments)
+        self.store, self.recipe = store, small(load_recipe(arguments.recipe, arguments.changes), arguments)
         self.batches = PromptBatches(store, None, RowSet.of(rows, len(store)), self.recipe)
         torch.manual_seed(0)
         decoder = build_decoder(self.recipe.decoder, len(store.charset.characters), store.dim)
-        self.begin(decoder, self.recipe.pretrain.learning_rate)
+        settings = self.recipe.pretrain
+        self.begin(decoder, settings.learning_rate)
+        self.low_precision = settings.precision == "bf16"
+        self.average = MovingAverage(self.decoder, settings.ema_decay)
 
     def loss(self, number: int) -> tuple[Tensor, int]:
         """All orders in one pass, over states of the store."""
         batch = self.batches(number)
         targets = batch.targets.to(self.device)
-        return self.decoder.loss(batch.memory.to(self.device), targets), len(targets.inputs)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
+            return self.decoder.loss(batch.memory.to(self.device), targets), len(targets.inputs)
+
+    def step(self) -> int:
+        """One step, and the average of weights that a recipe asks for; without one it is the weights themselves."""
+        rows = super().step()
+        self.average.update(self.decoder)
+        return rows
 
     def read(self, rows: NDArray[np.int64]) -> list[str]:
         """As validation does."""
-        return read_prompts(self.decoder, self.store, rows, None, 0.0, self.recipe.memory, self.device)
+        averaged = self.average.module.eval()
+        return read_prompts(averaged, self.store, rows, None, 0.0, self.recipe.memory, self.device)
 
 
 class Authors(Way):

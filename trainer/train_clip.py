@@ -23,6 +23,7 @@ from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preproce
 from dptr.trainer.data.clip_batches import ClipBatches, Prompts
 from dptr.trainer.data.letter_positions import alphabet_of
 from dptr.trainer.model.clip_learner import ClipLearner
+from dptr.trainer.model.clip_start import take_weights_of_clip
 from dptr.trainer.tensor_file import save_tensors
 from dptr.trainer.training import loop, runs
 from dptr.trainer.training.recipe import Recipe
@@ -48,7 +49,7 @@ def train_clip(
     photos: Sequence[Path],
     like: Path,
     prompt: Callable[[str], str],
-    start: runs.Run | None,
+    start: runs.Run | Path | None,
     recipe: Recipe,
     out: Path,
     device: str | torch.device = "cpu",
@@ -62,7 +63,8 @@ def train_clip(
         photos: image files without text; empty for none.
         like: folder with the configuration, tokenizer and preprocessing to use.
         prompt: label to sentence.
-        start: run to take the weights from, such as one on easier images; None for new weights.
+        start: run to take the weights from, such as one on easier images, or the folder of a CLIP, which may know other
+            pieces; None for new weights.
 
     Raises:
         UserError: ``like`` is no square CLIP, words are on both sides, or photos are given and not asked for, or asked
@@ -78,7 +80,9 @@ def train_clip(
     torch.manual_seed(recipe.clip.seed)
     alphabet = alphabet_of(charset.characters)
     learner, tokenizer = open_learner(like, len(alphabet))
-    if start is not None:
+    if isinstance(start, Path):
+        take_weights_of_clip(learner.clip, tokenizer.get_vocab(), start)
+    elif start is not None:
         _take_weights(learner, start)
     prompts = Prompts(tokenizer, prompt)
     device = torch.device(device)
@@ -235,7 +239,7 @@ def _require_apart(images: WordImages, validation: WordImages) -> None:
 
 
 def _data_identity(
-    images: WordImages, validation: WordImages, photos: Sequence[Path], like: Path, start: runs.Run | None
+    images: WordImages, validation: WordImages, photos: Sequence[Path], like: Path, start: runs.Run | Path | None
 ) -> dict[str, Any]:
     def fingerprint(lines: list[str]) -> str:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -244,9 +248,15 @@ def _data_identity(
         "images": images.identity(),
         "validation": validation.identity(),
         "photos": {"files": len(photos), "sha256": fingerprint([path.name for path in photos])},
-        "from": None if start is None else [start.folder.name, start.data],
+        "from": _identity_of_start(start),
         "like": fingerprint([(like / name).read_text(encoding="utf-8") for name in _DESCRIPTIONS]),
     }
+
+
+def _identity_of_start(start: runs.Run | Path | None) -> list[Any] | None:
+    if isinstance(start, Path):
+        return [start.name, hashlib.sha256((start / WEIGHTS_FILE).read_bytes()).hexdigest()]
+    return None if start is None else [start.folder.name, start.data]
 
 
 def _former_identity(data: dict[str, Any]) -> dict[str, Any]:

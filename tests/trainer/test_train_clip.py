@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
@@ -22,6 +23,7 @@ from dptr.pipeline.rendering.style import CLEAN
 from dptr.pipeline.text.templates import Template
 from dptr.trainer.export.export import export
 from dptr.trainer.model.clip_learner import contrastive_loss
+from dptr.trainer.model.clip_start import take_weights_of_clip
 from dptr.trainer.report.report import report
 from dptr.trainer.train_clip import TrainClipSummary, open_learner, train_clip
 from dptr.trainer.training.recipe import Recipe, load_recipe
@@ -112,6 +114,36 @@ def test_training_sees_what_stage_1_sees(crops: Path, like: Path, tmp_path: Path
     text_tower = TextTower(clip, Template())
     pooled = text_tower.encode(text_tower.tokenize([Template().prompt(word) for word in ("exit", "street's")])).pooled
     assert np.abs(texts.numpy() - pooled / np.linalg.norm(pooled, axis=1, keepdims=True)).max() < 2e-3
+
+
+def test_a_clip_with_other_pieces_starts_from_one_of_the_same_shape(crops: Path, like: Path, tmp_path: Path) -> None:
+    """The image tower, the layers and the pieces that both know are taken; pieces of its own begin anew."""
+    first = train(crops, like, tmp_path / "first", recipe(steps=2))
+    other = tmp_path / "other"
+    shutil.copytree(like, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    # Pieces a and b change places, so that rows have to be found by their text.
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    learner, pieces = open_learner(other, 68)
+    take_weights_of_clip(learner.clip, pieces.get_vocab(), first.model)
+    ours, theirs = learner.clip.state_dict(), load_file(first.model / "model.safetensors")
+    embeddings = "text_model.embeddings.token_embedding.weight"
+    assert all(torch.equal(ours[name].half(), theirs[name]) for name in ours if name != embeddings)
+    assert torch.equal(ours[embeddings][vocabulary["a"]].half(), theirs[embeddings][vocabulary["b"]])
+    photos = [crops / "photos" / "one.png"]
+    images, unseen, out = opened(crops / "train"), opened(crops / "unseen"), tmp_path / "second"
+    train_clip(images, unseen, CHARSET, photos, other, Template().prompt, first.model, recipe(steps=2), out)
+    assert Run.load(out).data["from"][0] == first.model.name
+
+
+def test_a_start_of_another_shape_is_refused(crops: Path, like: Path, tmp_path: Path) -> None:
+    learner, pieces = open_learner(like, 68)
+    with pytest.raises(UserError, match="of another shape"):
+        take_weights_of_clip(learner.clip, pieces.get_vocab(), bundled_clip.BUNDLED)
+    with pytest.raises(UserError, match="is no CLIP to start from"):
+        take_weights_of_clip(learner.clip, pieces.get_vocab(), crops)
 
 
 def test_a_run_goes_on_where_it_stopped(

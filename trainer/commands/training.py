@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from dptr.cache.stores.neighbours import Neighbours
     from dptr.cache.stores.orp import OrpBank
     from dptr.trainer.training.recipe import Recipe
+    from dptr.trainer.training.runs import Run
 
 commands = command_group()
 
@@ -197,7 +198,9 @@ def train_clip(
     clip: Annotated[
         str, typer.Option("--clip", help="The CLIP whose shape, tokenizer and preprocessing are taken.")
     ] = "tiny",
-    start: Annotated[str, typer.Option("--from", help="Run of train-clip to go on from, or `none`.")] = "none",
+    start: Annotated[
+        str, typer.Option("--from", help="Run of train-clip, or CLIP (`tiny`, a folder), to go on from, or `none`.")
+    ] = "none",
     recipe: Annotated[str, typer.Option("--recipe", help="clip, or a TOML file.")] = "clip",
     out: RunFolder = None,
     steps: Steps = None,
@@ -227,7 +230,7 @@ def train_clip(
         services.photo_paths(photos) if photos else (),
         services.find_clip(clip),
         services.prompt_of(settings.clip.template),
-        None if start == "none" else run_of("clip", workspace, start),
+        _start_of_clip(workspace, services, start),
         settings,
         out or workspace.runs / "clip",
         services.device(device),
@@ -240,6 +243,16 @@ def train_clip(
         f"CLIP: {summary.model}",
     ]
     return Report(figures_of(summary), "\n".join(lines))
+
+
+def _start_of_clip(workspace: Workspace, services: Services, start: str) -> "Run | Path | None":
+    from dptr.cache.file_names import MODEL_CONFIG_FILE
+
+    if start == "none":
+        return None
+    if start == "tiny" or (Path(start) / MODEL_CONFIG_FILE).is_file():
+        return services.find_clip(start)
+    return run_of("clip", workspace, start)
 
 
 def _open_bank(workspace: Workspace, recipe: "Recipe") -> "OrpBank | None":

@@ -7,6 +7,7 @@ whole words that images can be read at all.
 
 from __future__ import annotations
 
+import unicodedata
 from functools import lru_cache
 
 import numpy as np
@@ -28,6 +29,7 @@ def letters_by_column(label: str, columns: int, alphabet: str) -> NDArray[np.int
     Returns:
         Shape (columns,): 1 and up count through ``alphabet``, 0 is any other character.
     """
+    label = _from_left_to_right(label)
     edges = np.cumsum([0.0, *(_width(character) for character in label)])
     edges = edges / edges[-1] * (1 - 2 * _MARGIN) + _MARGIN
     middles = (np.arange(columns) + 0.5) / columns
@@ -37,7 +39,17 @@ def letters_by_column(label: str, columns: int, alphabet: str) -> NDArray[np.int
     return letters
 
 
-@lru_cache(maxsize=4096)
+def _from_left_to_right(label: str) -> str:
+    """Return a word of a script that is written from right to left as its columns show it; any other as it is."""
+    return label[::-1] if any(unicodedata.bidirectional(character) in ("R", "AL") for character in label) else label
+
+
+@lru_cache(maxsize=65536)
 def _width(character: str) -> float:
-    """Width in the font that Pillow brings along: proportional, and the same on every machine."""
-    return max(1.0, ImageFont.load_default(64).getlength(character))
+    """Width in the font that Pillow brings along: proportional, and the same on every machine.
+
+    A mark above or below a letter takes next to none: the letter is what stands at those columns.
+    """
+    return (
+        0.01 if unicodedata.category(character) == "Mn" else max(1.0, ImageFont.load_default(64).getlength(character))
+    )

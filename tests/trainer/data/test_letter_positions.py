@@ -39,3 +39,14 @@ def test_an_alphabet_is_a_charset_case_and_spaces_aside() -> None:
     assert alphabet_of("Bab A-") == "-ab"
     assert alphabet_of("Ωω中") == "ω中"
     assert letters_by_column("ΩΩ", 2, "ω中").tolist() == [1, 1]
+
+
+def test_a_word_from_right_to_left_has_its_first_letter_in_the_last_column() -> None:
+    hebrew = alphabet_of("אבגד")
+    found = letters_by_column("אבד", 9, hebrew).tolist()
+    assert [hebrew[letter - 1] for letter in found[::3]] == ["ד", "ב", "א"]
+
+
+def test_a_mark_takes_no_column_from_the_letter_under_it() -> None:
+    thai = alphabet_of("ทีนู")
+    assert {thai[letter - 1] for letter in letters_by_column("ที่นู", 12, thai).tolist()} == {"ท", "น"}
