@@ -18,10 +18,11 @@ from pathlib import Path
 from dptr.cache.stores.files import write_text
 from dptr.trainer.ablation.comparison import compare
 from dptr.trainer.ablation.rows import read_rows
-from dptr.trainer.ablation.table import HOW_TO_READ, as_markdown
+from dptr.trainer.ablation.table import as_markdown
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "evidence.md"
 NOT_MEASURED = "*Not measured yet: there are no rows for this table.*"
+FOLDED = '\n\n<details markdown="1">\n<summary>Each test set</summary>\n\n{}\n\n</details>'
 _BLOCK = re.compile(r"(<!-- rows: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -43,8 +44,14 @@ def filled_in(page: str, folder: Path) -> str:
 
 
 def _table(path: Path) -> str:
+    """The table of all test sets together, those of each folded below it."""
     rows = read_rows(path)
-    return f"{as_markdown(compare(rows))}\n\n{HOW_TO_READ}" if rows else NOT_MEASURED
+    if not rows:
+        return NOT_MEASURED
+    results = compare(rows)
+    together = [result for result in results if result.test == results[-1].test]
+    each = [result for result in results if result.test != results[-1].test]
+    return as_markdown(together) + (FOLDED.format(as_markdown(each)) if each else "")
 
 
 if __name__ == "__main__":

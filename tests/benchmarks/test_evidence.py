@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 from dptr.trainer.ablation.rows import SCHEMA, write_rows
+from dptr.trainer.ablation.table import HOW_TO_READ
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,6 +25,27 @@ def test_every_table_of_the_page_is_what_its_rows_say() -> None:
     page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
     assert "<!-- rows: " in page
     assert evidence().filled_in(page, ROOT / "docs" / "evidence") == page
+
+
+def test_the_page_opens_with_what_held_and_how_tables_are_read() -> None:
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    opening, *_ = page.partition("<!-- rows: ")
+    assert opening.index("## In short") < opening.index("## How it was measured")
+    assert " ".join(HOW_TO_READ.split()) in " ".join(opening.split())
+
+
+def test_what_sets_read_each_is_folded_below_what_they_read_together(tmp_path: Path) -> None:
+    module = evidence()
+    blank = dict.fromkeys(SCHEMA.names)
+    common = {"seed": 1, "test_sha256": "t", "words": 1, "one_minus_ned": 0.5, "steps": 3, "accuracy": 1.0}
+    common |= {"seconds": 1.0, "pretrain_seconds": 0.0, "images": ["a"], "right": [True], "arm": "plain", "base": True}
+    write_rows(tmp_path / "two.parquet", [{**blank, **common, "test": name} for name in ("signs", "plates")])
+    filled = module.filled_in("<!-- rows: two -->\n<!-- end -->", tmp_path)
+    together, _, each = filled.partition('<details markdown="1">')
+    assert "**all (2 words)**" in together
+    assert "signs" not in together
+    assert "**signs (1 words)**" in each
+    assert "**plates (1 words)**" in each
 
 
 def test_tables_of_evidence_have_a_grid_or_a_program_in_the_repository() -> None:
