@@ -150,7 +150,9 @@ def retrieval(
     chosen: list[int] = []
     texts: list[Tensor] = []
     seen: list[Tensor] = []
-    wanted = sorted(first.values())[:rows]
+    every_word = sorted(first.values())
+    # Evenly over all of them: crops of several scripts stand one after another.
+    wanted = [every_word[i * len(every_word) // rows] for i in range(rows)] if rows < len(every_word) else every_word
     for start in range(0, len(wanted), _BATCH):
         readable, pixels = _pixels(images, wanted[start : start + _BATCH], model.size, leave_out)
         if not readable:

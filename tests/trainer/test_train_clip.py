@@ -21,11 +21,12 @@ from dptr.pipeline.clip.text_tower import TextTower
 from dptr.pipeline.rendering.render_words import render_words
 from dptr.pipeline.rendering.style import CLEAN
 from dptr.pipeline.text.templates import Template
+from dptr.trainer.data.clip_batches import Prompts
 from dptr.trainer.export.export import export
 from dptr.trainer.model.clip_learner import contrastive_loss
 from dptr.trainer.model.clip_start import take_weights_of_clip
 from dptr.trainer.report.report import report
-from dptr.trainer.train_clip import TrainClipSummary, open_learner, train_clip
+from dptr.trainer.train_clip import TrainClipSummary, open_learner, retrieval, train_clip
 from dptr.trainer.training.recipe import Recipe, load_recipe
 from dptr.trainer.training.runs import Run
 
@@ -97,7 +98,6 @@ def test_it_learns_and_what_it_writes_is_a_clip(crops: Path, like: Path, tmp_pat
 def test_training_sees_what_stage_1_sees(crops: Path, like: Path, tmp_path: Path) -> None:
     """The same picture and prompt give the same vectors in training as by the towers of stage 1."""
     from dptr.cache.word_images.dataset import preprocess
-    from dptr.trainer.data.clip_batches import Prompts
 
     summary = train(crops, like, tmp_path / "run", recipe(steps=2))
     learner, tokenizer = open_learner(summary.model, 68)
@@ -274,3 +274,21 @@ def test_an_unreadable_validation_image_is_left_out_of_validation_and_named(
         image.write_bytes(b"no picture")
     with pytest.raises(UserError, match="not one validation image can be read"):
         train(tmp_path / "crops", like, tmp_path / "other", recipe(steps=2))
+
+
+def test_validation_looks_at_all_sets_of_crops_not_at_the_first(crops: Path, like: Path, tmp_path: Path) -> None:
+    """Of more words than are asked for, every n-th is taken."""
+    looked: list[int] = []
+    learner, tokenizer = open_learner(like, 68)
+    images = opened(crops / "train")
+    taken = WordImages.image
+
+    def image(self: WordImages, row: int) -> Image.Image:
+        looked.append(row)
+        return taken(self, row)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WordImages, "image", image)
+        retrieval(learner, images, Prompts(tokenizer, Template().prompt), 2, torch.device("cpu"), lambda lines: None)
+    words = list(dict.fromkeys(sample.label for sample in images.samples))
+    assert [images.samples[row].label for row in looked] == [words[0], words[len(words) // 2]]
