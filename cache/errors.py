@@ -75,3 +75,11 @@ def disk_problem(error: OSError) -> str:
     # Of two names the second is the one that was to be.
     name = error.filename2 if error.filename2 is not None else error.filename
     return f"{name}: {error.strerror}"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that memory is too short, the processor's or a GPU's."""
+    # On the CPU torch has no error of its own for it; a GPU's is told by its name, as torch is not loaded here.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(told in str(error) for told in ("allocate memory", "ALLOC_FAILED"))

@@ -25,6 +25,9 @@ ClipName = Annotated[str, typer.Option("--clip", help="`tiny` (bundled), a direc
 MaxBad = Annotated[int | None, typer.Option(min=0, help="Fail (exit 4) when more inputs than this are refused.")]
 Dtype = Annotated[StatesDtype, typer.Option("--dtype", help="How states are stored.")]
 Arithmetic = Annotated[Precision, typer.Option("--precision", help="Arithmetic of CLIP.")]
+BatchSize = Annotated[
+    int | None, typer.Option(min=1, help="Tokens or pictures encoded at once; by default what suits the device.")
+]
 PartOf = Annotated[
     str | None, typer.Option("--part", help="Make a share of it, such as 3/16; `dptr merge` joins all of them.")
 ]
@@ -65,6 +68,7 @@ def embed_text(
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the made-up words.")] = 0,
     max_bad: MaxBad = None,
     device: Device = "auto",
+    batch_size: BatchSize = None,
     part: PartOf = None,
     engine: EngineName = "local",
     address: Address = None,
@@ -93,6 +97,7 @@ def embed_text(
         seed=seed,
         max_bad=max_bad,
         device=services.device(device),
+        tokens_per_batch=batch_size,
     )
     folder = out or workspace.prompts
     if dry_run:
@@ -128,6 +133,7 @@ def build_orp_bank(
     retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Read refused photos again.")] = False,
     max_bad: MaxBad = None,
     device: Device = "auto",
+    batch_size: BatchSize = None,
     part: PartOf = None,
     engine: EngineName = "local",
     address: Address = None,
@@ -152,6 +158,7 @@ def build_orp_bank(
         exclude_near=tuple(exclude_near or ()),
         exclude_threshold=exclude_threshold,
         device=services.device(device),
+        batch=batch_size,
     )
     with _engine(engine, address, engine_workers, device) as cluster:
         summary = stage.build_orp_bank(paths, out or workspace.orp, settings, Part.named(part), cluster)
@@ -177,6 +184,7 @@ def embed_crops(
     workers: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Threads that read and distort crops.")] = 1,
     max_bad: MaxBad = None,
     device: Device = "auto",
+    batch_size: BatchSize = None,
     part: PartOf = None,
 ) -> Report:
     """Labelled crops to a word-crop store, from which finetune trains without running CLIP's image tower.
@@ -198,6 +206,7 @@ def embed_crops(
         workers=workers,
         max_bad=max_bad,
         device=services.device(device),
+        batch=batch_size,
     )
     summary = stage.embed_crops(paths, out or workspace.word_crops, settings, Part.named(part))
     text = f"{summary.crops:,} crops in {views} views each in {summary.out}, {summary.quarantined} crops refused"

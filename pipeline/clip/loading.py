@@ -26,6 +26,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.tensor_hash import hash_tensors
 from dptr.cache.word_images.dataset import preprocess
 from dptr.pipeline.choices import Precision
+from dptr.pipeline.clip.batch_size import Halving, batch_for
 from dptr.pipeline.clip.clip_files import find_clip, require_safetensors
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ _FAMILIES = {
 }
 #: Every tokenizer has several tokens for these together; one without a vocabulary has its unknown token only.
 _PROBES = ["street", "Q", "7"]
+#: On a CPU.
+PICTURES_PER_BATCH = 32
 _IMAGE_SIDE = ("vision_model.", "visual_projection.")
 _REASON_CHARACTERS = 300
 
@@ -224,6 +227,9 @@ class ImageTower:
         self.tokens = (config.image_size // config.patch_size) ** 2 + 1
         self.dim = int(clip.model.config.projection_dim)
         self._side = int(config.image_size)
+        #: Pictures that are encoded at once where nothing else is asked for.
+        self.batch = batch_for(clip.model, int(config.hidden_size), self.tokens, PICTURES_PER_BATCH)
+        self._halving = Halving("pictures")
 
     def preprocess(self, image: Image.Image) -> NDArray[np.float32]:
         """Resize, crop and normalise one picture as its CLIP expects, shape (3, height, width)."""
@@ -251,14 +257,19 @@ class ImageTower:
         Returns:
             token states (batch, tokens, dim) and pooled vectors (batch, dim), float32.
         """
+        parts = self._halving.run(self._encode, pixels)
+        tokens = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return tokens, tokens[:, 0].copy()
+
+    def _encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         import torch
 
         with torch.inference_mode():
             inputs = torch.from_numpy(pixels).to(self._clip.device, self._model.dtype)
             hidden = self._model.vision_model(pixel_values=inputs).last_hidden_state
             projected = self._model.visual_projection(self._model.vision_model.post_layernorm(hidden))
-            tokens = projected.float().cpu().numpy()
-        return tokens, tokens[:, 0].copy()
+            tokens: NDArray[np.float32] = projected.float().cpu().numpy()
+        return tokens
 
 
 def _tokenizer_hash(tokenizer: Any) -> str:

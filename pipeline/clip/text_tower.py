@@ -14,10 +14,13 @@ from dptr.cache.errors import DptrError, UserError
 from dptr.cache.stores.shards import States
 from dptr.pipeline.choices import Context, StatesKind
 from dptr.pipeline.clip.batch_per_core import batch_per_core
+from dptr.pipeline.clip.batch_size import Halving, batch_for
 from dptr.pipeline.clip.loading import Clip
 from dptr.pipeline.clip.text_forward import AfterPrefix, Forward, Whole, is_causal
 from dptr.pipeline.text.templates import Template
 
+#: On a CPU: few enough to stay in its cache.
+TOKENS_PER_BATCH = 1024
 #: Most that a state may be apart from transformers' own in fp32, as a share of its length (2-norm), and the least
 #: cosine in lower precision.
 MOST_APART = 1e-4
@@ -38,6 +41,7 @@ class TextTower:
     Attributes:
         prefix_ids: tokens that start every prompt. prefix: their states, shape (len(prefix_ids), dim), float32.
         max_tokens: the longest prompt that the tower takes, begin and end included.
+        tokens_per_batch: how many are encoded at once where nothing else is asked for.
 
     Raises:
         UserError: the template alone is too long, the kind of states does not suit, or states are no numbers.
@@ -51,6 +55,9 @@ class TextTower:
         self.context = context
         self.states: StatesKind = _states_kind(clip, states)
         self.max_tokens = int(min(self._model.config.max_position_embeddings, clip.tokenizer.model_max_length))
+        width = self._model.config.hidden_size
+        self.tokens_per_batch = batch_for(clip.model, width, 1, TOKENS_PER_BATCH)
+        self._halving = Halving("tokens")
         self._require_room(template)
         self._forward = self._choose_forward(template)
         self.prefix_ids = self._forward.prefix_ids
@@ -86,11 +93,12 @@ class TextTower:
         texts = tokenizer.batch_decode([[piece] for piece in ids])
         return {piece: text.strip().removeprefix("##") for piece, text in zip(ids, texts, strict=True)}
 
-    def encode(self, token_ids: list[list[int]], tokens_per_batch: int = 1024) -> States:
+    def encode(self, token_ids: list[list[int]], tokens_per_batch: int | None = None) -> States:
         """Encode tokenized prompts that start with :attr:`prefix_ids` and have at most :attr:`max_tokens` tokens.
 
         Returns:
             The states after the prefix, in the order given. Memory grows with the number of prompts: call it by shard.
+            They do not depend on ``tokens_per_batch`` (by default the tower's own) but for rounding.
 
         Raises:
             UserError: the model gives states that are no numbers.
@@ -112,7 +120,8 @@ class TextTower:
             pooled[rows] = self._pool(hidden, pooled_at[rows])
 
         with batch_per_core(self._clip.device) as pool:
-            for _ in pool.map(encode_batch, _batches_of_equal_length(stored, tokens_per_batch)):
+            batches = _batches_of_equal_length(stored, tokens_per_batch or self.tokens_per_batch)
+            for _ in pool.map(lambda rows: self._halving.run(encode_batch, rows, int(stored[rows[0]])), batches):
                 pass  # raises what a batch raised
         return States(tokens, stored, pooled)
 

@@ -168,7 +168,7 @@ class _Build:
             max(1, settings.shard_rows // per_photo) * per_photo,
             self.manifest.identity["tokens_per_crop"],
             settings.dtype,
-            settings.batch,
+            settings.batch or self.tower.batch,
             counted=("photos", "image_sha256"),
         )
 
@@ -177,7 +177,7 @@ class _Build:
         return self.manifest.rows - self.rows_before
 
     def run(self, paths: Sequence[Path], total: int, cluster: Cluster | None) -> None:
-        remember_inputs(self.manifest, [str(path) for path in paths], {"batch": self.settings.batch})
+        remember_inputs(self.manifest, [str(path) for path in paths], {"batch": self.form.batch})
         with self.manifest.rewriting(self.folder, PHOTOS_FILE, QUARANTINE_FILE):
             self.seen = SeenPhotos(self.folder)
             if cluster is None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import UserError
+from dptr.cache.ranges import require_at_least
 from dptr.pipeline.choices import Precision
 from dptr.pipeline.photos.crops import CropSettings
 
@@ -22,7 +23,7 @@ class OrpBankSettings(CropSettings):
         seed: of crops and tokens.
         dtype: how states are stored.
         shard_rows: crops per shard; a killed run loses at most these.
-        batch: crops per forward pass. Another batch may change the last bits of the states.
+        batch: crops per forward pass; None: what suits the device. Another may change the last bits of the states.
         workers: threads that read and cut photos ahead of the model. Never changes a byte.
         max_bad: refused photos allowed; None allows any number.
         retry_quarantined: read again what an earlier run refused and what has not changed since.
@@ -37,7 +38,7 @@ class OrpBankSettings(CropSettings):
     seed: int = 0
     dtype: StatesDtype = "float16"
     shard_rows: int = 1024
-    batch: int = 32
+    batch: int | None = None
     workers: int = 1
     max_bad: int | None = None
     retry_quarantined: bool = False
@@ -50,6 +51,7 @@ class OrpBankSettings(CropSettings):
         # Drawing would fail photo by photo, and each would be remembered as a bad one.
         if not 0 <= self.seed < 1 << 64:
             raise UserError(f"seed {self.seed} is impossible", "Use 0 or any whole number below 2**64")
+        require_at_least(1, batch=self.batch)
 
     def crops(self) -> CropSettings:
         """Return the part that says which rectangles are cut."""

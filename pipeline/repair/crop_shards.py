@@ -11,11 +11,11 @@ from dptr.cache.charset import Charset
 from dptr.cache.normalization import Normalization
 from dptr.cache.stores.word_crops import CATALOGUE_SCHEMA
 from dptr.pipeline.clip.image_shard import ShardInMaking
-from dptr.pipeline.clip.loading import ImageTower, load_clip
+from dptr.pipeline.clip.loading import PICTURES_PER_BATCH, ImageTower, load_clip
 from dptr.pipeline.read_ahead import read_ahead
 from dptr.pipeline.repair.losses import Losses
 from dptr.pipeline.word_crops.crop_reader import CropReader, ReadCrop, find_crops
-from dptr.pipeline.word_crops.embed_crops import EmbedCropsSettings, row_of
+from dptr.pipeline.word_crops.embed_crops import row_of
 
 _Crop = tuple[str, str]  # SHA-256 of the picture, label
 
@@ -44,7 +44,7 @@ def rebuild(losses: Losses, scratch: Path) -> None:
         identity["seed"],
         elsewhere,
     )
-    batch = losses.setting("batch", EmbedCropsSettings.batch)
+    batch = losses.setting("batch", PICTURES_PER_BATCH)
     making = {
         number: ShardInMaking(
             tower, losses.place(number), CATALOGUE_SCHEMA, shard.rows, len(kept), identity["dtype"], batch

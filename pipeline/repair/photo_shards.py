@@ -8,10 +8,9 @@ import pyarrow.parquet as pq
 
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA
 from dptr.pipeline.clip.image_shard import ShardInMaking
-from dptr.pipeline.clip.loading import ImageTower, load_clip
+from dptr.pipeline.clip.loading import PICTURES_PER_BATCH, ImageTower, load_clip
 from dptr.pipeline.photos.build_orp_bank import row_of
 from dptr.pipeline.photos.crops import CropSettings
-from dptr.pipeline.photos.orp_settings import OrpBankSettings
 from dptr.pipeline.photos.photo_files import find_photos
 from dptr.pipeline.photos.reader import CutPhoto, PhotoReader
 from dptr.pipeline.photos.seen_photos import SeenPhotos
@@ -36,7 +35,7 @@ def rebuild(losses: Losses, scratch: Path) -> None:
     crops = CropSettings(**identity["crops"])
     nothing = SeenPhotos(scratch)
     reader = PhotoReader(tower, crops, identity["seed"], kept, False, elsewhere, nothing, True)
-    batch = losses.setting("batch", OrpBankSettings.batch)
+    batch = losses.setting("batch", PICTURES_PER_BATCH)
     making = {
         number: ShardInMaking(tower, losses.place(number), CATALOGUE_SCHEMA, shard.rows, kept, identity["dtype"], batch)
         for number, shard in losses.shards

@@ -15,7 +15,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.file_names import PREFIX_FILE, QUARANTINE_FILE
 from dptr.cache.normalization import Normalization
 from dptr.cache.stores.quarantine import Quarantine
-from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.clip.text_tower import TOKENS_PER_BATCH, TextTower
 from dptr.pipeline.repair.losses import Losses
 from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
@@ -39,7 +39,7 @@ def rebuild(losses: Losses, scratch: Path) -> None:
         context=identity["context"],
         precision=identity["precision"],
         dtype=identity["dtype"],
-        tokens_per_batch=losses.setting("tokens_per_batch", EmbedTextSettings.tokens_per_batch),
+        tokens_per_batch=losses.setting("tokens_per_batch", TOKENS_PER_BATCH),
     )
     tower, found, _ = load_tower(settings)
     losses.manifest.require_equal(losses.folder, {"weights": found["weights"], "tokenizer": found["tokenizer"]})

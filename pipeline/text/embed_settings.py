@@ -18,7 +18,7 @@ class EmbedTextSettings:
     Attributes:
         clip: ``tiny``, a directory or a hub id. states: None picks by width (see TextTower).
         dtype: how states are stored. shard_rows: prompts of a shard; peak memory grows with it.
-        tokens_per_batch: tokens encoded at once; few enough to stay in the processor's cache.
+        tokens_per_batch: tokens encoded at once; None: what suits the device.
         cover_pieces: in how many prompts each piece of the tokenizer that the charset can spell is to stand at least;
             words are made up for those that the corpus lacks. seed: of the made-up words.
         max_bad: most refused inputs before the command fails; None for no limit.
@@ -32,7 +32,7 @@ class EmbedTextSettings:
     precision: Precision = "fp32"
     dtype: StatesDtype = "float16"
     shard_rows: int = 16384
-    tokens_per_batch: int = 1024
+    tokens_per_batch: int | None = None
     cover_pieces: int = 0
     seed: int = 0
     max_bad: int | None = None

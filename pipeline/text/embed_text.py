@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import States
-from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.clip.text_tower import TOKENS_PER_BATCH, TextTower
 from dptr.pipeline.parts.cluster import Cluster
 from dptr.pipeline.parts.part import WHOLE, Part
 from dptr.pipeline.parts.store_in_making import StoreInMaking
@@ -109,6 +109,8 @@ def _embed(
     started: float,
 ) -> EmbedTextSummary:
     tower, identity, load_seconds = load_tower(settings)
+    # Settled here, so that a cluster's workers and a repair take as many.
+    settings = replace(settings, tokens_per_batch=settings.tokens_per_batch or tower.tokens_per_batch)
     making = StoreInMaking(out, "prompts", identity, part)
     manifest, folder = making.manifest, making.folder
     remember_inputs(manifest, list(paths), _remembered(settings))
@@ -184,6 +186,7 @@ def _what_is_asked(paths: Sequence[str], settings: EmbedTextSettings) -> dict[st
     files = sorted(Path(settings.clip).iterdir()) if Path(settings.clip).is_dir() else []
     model = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     asked = {name: value for name, value in asdict(settings).items() if name not in ("corpus", "max_bad", "device")}
+    asked["tokens_per_batch"] = settings.tokens_per_batch or TOKENS_PER_BATCH  # what stores of before say
     return {**asked, "corpus": fingerprint, "model": model}
 
 

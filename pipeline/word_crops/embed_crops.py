@@ -51,7 +51,7 @@ class EmbedCropsSettings:
         seed: of the views.
         precision: arithmetic of the image tower. dtype: how states are stored.
         shard_rows: views of a shard; a killed run loses at most these.
-        batch: views per forward pass. Another batch may change the last bits of the states.
+        batch: views per forward pass; None: what suits the device. Another may change the last bits of the states.
         workers: threads that read and distort crops ahead of the model. Never changes a byte.
         max_bad: refused crops allowed; None allows any number.
     """
@@ -65,7 +65,7 @@ class EmbedCropsSettings:
     precision: Precision = "fp32"
     dtype: StatesDtype = "float16"
     shard_rows: int = 1024
-    batch: int = 32
+    batch: int | None = None
     workers: int = 1
     max_bad: int | None = None
     device: str = "cpu"
@@ -117,7 +117,7 @@ def embed_crops(
         clip = load_clip(settings.clip, settings.precision, settings.device)
         build = _Build(out, clip, charset, settings, part)
         before = build.manifest.rows
-        remember_inputs(build.manifest, [str(path) for path in paths], {"batch": settings.batch})
+        remember_inputs(build.manifest, [str(path) for path in paths], {"batch": build.batch})
         build.run(paths, total)
     rows, folder = build.manifest.rows, build.making.folder
     if not build.making.rows:
@@ -148,7 +148,8 @@ class _Build:
         self.manifest = self.making.manifest
         self.in_store = _in_store(self.making.catalogues)
         rows = max(1, settings.shard_rows // settings.views) * settings.views
-        form = ShardForm(CATALOGUE_SCHEMA, rows, len(self.kept), settings.dtype, settings.batch)
+        self.batch = settings.batch or self.tower.batch
+        form = ShardForm(CATALOGUE_SCHEMA, rows, len(self.kept), settings.dtype, self.batch)
         self.shards = ImageShards(self.making, self.tower, form)
         self.duplicates = 0
         self.quarantined = 0

@@ -13,15 +13,15 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMON = "--debug --help --json --no-check --quiet --workspace"
 FROZEN = {
     "ablate": "--device --jobs --name",
-    "build-orp-bank": "--address --clip --crops-per-image --device --dtype --engine --engine-workers --exclude-near "
-    "--exclude-threshold --max-bad --out --part --precision --retry-quarantined --seed --tokens-per-crop --workers",
+    "build-orp-bank": "--address --batch-size --clip --crops-per-image --device --dtype --engine --engine-workers "
+    "--exclude-near --exclude-threshold --max-bad --out --part --precision --retry-quarantined --seed --tokens-per-crop --workers",
     "demo": "--out",
     "doctor": "",
-    "embed-crops": "--augmentation --charset --clip --device --dtype --max-bad --max-label-length --out --part "
-    "--precision --seed --views --workers",
-    "embed-text": "--address --ascii --case --charset --clip --column --context --cover-pieces --device --dry-run "
-    "--dtype --engine --engine-workers --max-bad --max-label-length --min-count --out --part --precision --seed "
-    "--shard-rows --states --template --unicode --unit",
+    "embed-crops": "--augmentation --batch-size --charset --clip --device --dtype --max-bad --max-label-length "
+    "--out --part --precision --seed --views --workers",
+    "embed-text": "--address --ascii --batch-size --case --charset --clip --column --context --cover-pieces --device "
+    "--dry-run --dtype --engine --engine-workers --max-bad --max-label-length --min-count --out --part --precision "
+    "--seed --shard-rows --states --template --unicode --unit",
     "evaluate": "--data --device --precision --words",
     "export": "--data --half --out --to --words",
     "finetune": "--charset --data --device --encoder --fmu --freeze --from --mix --out --recipe --seed --set --steps "

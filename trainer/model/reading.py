@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from dptr.cache.columns import PORTRAIT
+from dptr.cache.errors import is_out_of_memory
 from dptr.cache.progress import note
 from dptr.cache.word_images.dataset import preprocess
 from dptr.trainer.model.recognizer import Reading, Recognizer
@@ -44,7 +45,7 @@ def read_pictures(
     try:
         return _read_all(recognizer, pictures, device, batch_size)
     except (MemoryError, RuntimeError) as error:
-        if len(pictures) == 1 or not _is_out_of_memory(error):
+        if len(pictures) == 1 or not is_out_of_memory(error):
             raise
     half = len(pictures) // 2
     note(f"too little memory for {len(pictures)} pictures at once: they are read in halves")
@@ -52,11 +53,6 @@ def read_pictures(
         *read_pictures(recognizer, pictures[:half], device, batch_size),
         *read_pictures(recognizer, pictures[half:], device, batch_size),
     ]
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # On the CPU torch has no error of its own for it.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _read_all(
