@@ -14,7 +14,8 @@ COMMON = "--debug --help --json --no-check --quiet --workspace"
 FROZEN = {
     "ablate": "--device --jobs --name",
     "build-orp-bank": "--address --batch-size --clip --crops-per-image --device --dtype --engine --engine-workers "
-    "--exclude-near --exclude-threshold --max-bad --out --part --precision --retry-quarantined --seed --tokens-per-crop --workers",
+    "--exclude-near --exclude-threshold --max-bad --out --part --precision --retry-quarantined --seed "
+    "--tokens-per-crop --workers",
     "demo": "--out",
     "doctor": "",
     "embed-crops": "--augmentation --batch-size --charset --clip --device --dtype --max-bad --max-label-length "
