@@ -14,12 +14,15 @@ import gzip
 import json
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from chip_rate import peak
+from torch.utils.flop_counter import FlopCounterMode
 
 from dptr.cache.progress import set_quiet
 from dptr.pipeline.choices import Precision
@@ -40,6 +43,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=4096, help="words, spread over the dictionary")
     parser.add_argument("--padded", type=int, default=256, help="words that the slow way is timed on")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], nargs="+", default=["fp32", "bf16"])
     arguments = parser.parse_args()
     set_quiet(True)
@@ -52,43 +56,59 @@ def main() -> None:
             save_clip(folder / "clip", arguments.bpe)
         clip = "tiny" if arguments.tiny else str(folder / "clip")
         for precision in arguments.precision:
-            measure(folder, clip, words, precision, arguments.padded, arguments.rounds)
+            measure(folder, clip, words, precision, arguments)
 
 
-def measure(folder: Path, name: str, words: list[str], precision: Precision, padded: int, rounds: int) -> None:
-    clip = load_clip(name, precision)
+def measure(folder: Path, name: str, words: list[str], precision: Precision, arguments: argparse.Namespace) -> None:
+    clip = load_clip(name, precision, arguments.device)
     tower = TextTower(clip, Template())
     prompts = [Template().prompt(word) for word in words]
     token_ids = tower.tokenize(prompts)
-    settings = EmbedTextSettings(clip=name, precision=precision)
+    settings = EmbedTextSettings(clip=name, precision=precision, device=arguments.device)
 
     def command() -> float:
         with tempfile.TemporaryDirectory(dir=folder) as out:
             summary = embed_text([str(folder / "words.txt")], Path(out) / "store", settings)
             return summary.computed / summary.seconds
 
-    some = prompts[:: max(1, len(prompts) // padded)]
+    some = prompts[:: max(1, len(prompts) // arguments.padded)]
     ways: dict[str, Callable[[], float]] = {
         "transformers, padded to 77": lambda: rate(lambda: run_padded(clip, some), len(some)),
         "dptr's tower": lambda: rate(lambda: tower.encode(token_ids), len(token_ids)),
         "dptr embed-text, whole command": command,
     }
     rates = dict.fromkeys(ways, 0.0)
-    for _ in range(rounds):
+    for _ in range(arguments.rounds):
         for way, measured in ways.items():
             rates[way] = max(rates[way], measured())
     own = sum(map(len, token_ids)) / len(token_ids) - len(tower.prefix_ids)
     print(f"{len(words)} words, {len(tower.prefix_ids)} shared and {own:.1f} own tokens, {precision}", flush=True)
     for way, value in rates.items():
         print(f"  {way:32} {value:9.1f} words/s {value / next(iter(rates.values())):7.1f}", flush=True)
+    reached, most = flops_of(tower, token_ids) / len(token_ids) * rates["dptr's tower"], peak(clip.device, precision)
+    print(
+        f"  the tower reaches {reached / 1e12:.2f} TFLOP/s, {reached / most:.0%} of what products of matrices do",
+        flush=True,
+    )
     print(f"  largest difference of any state: {tower.check(token_ids[:: len(token_ids) // 16]):.1e}", flush=True)
+
+
+def flops_of(tower: TextTower, token_ids: list[list[int]]) -> float:
+    """Floating-point operations for prompts' own tokens, counted by torch for one prompt of each length."""
+    shared, total = len(tower.prefix_ids), 0.0
+    counts = Counter(len(ids) - shared for ids in token_ids)
+    for own, prompts in counts.items():
+        with FlopCounterMode(display=False) as counter:
+            tower._forward.run(torch.zeros(1, own, dtype=torch.int64, device=tower._clip.device))
+        total += prompts * counter.get_total_flops()
+    return total
 
 
 @torch.inference_mode()
 def run_padded(clip: Clip, prompts: list[str]) -> None:
     for first in range(0, len(prompts), PADDED_BATCH):
         batch = clip.tokenizer(prompts[first : first + PADDED_BATCH], padding="max_length", return_tensors="pt")
-        clip.model.get_text_features(input_ids=batch["input_ids"])
+        clip.model.get_text_features(input_ids=batch["input_ids"].to(clip.device))
 
 
 def rate(work: Callable[[], Any], items: int) -> float:

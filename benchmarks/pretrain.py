@@ -5,6 +5,9 @@ b  the same decoder loop, on states from a prompt store, padded to the same 78 t
 c  dptr: all orders in one pass, nothing longer than the batch needs, batches through the loader
 d  c with batches that already lie on the device: what feeding costs
 
+The loader's share is the time that c's loop waits for a batch. The share of the peak is the rate of the products that a
+step takes, counted by torch, by the rate of products of large matrices in the same precision and run.
+
 CLIP has the sizes of ViT-B/16's text side and random weights, which cost the same as trained ones. All ways train a
 decoder of the same sizes with the same optimiser and take turns; rates are medians, and only ratios travel. (a) and (b)
 attend as the authors' modules do, by torch's multi-head attention that also returns its weights; with --same-kernels
@@ -25,6 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from chip_rate import now, peak
 from numpy.typing import NDArray
 from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update
 from torch import Tensor
@@ -57,7 +61,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6, help="steps of c and d in a round; a and b take one")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--peak", type=float, help="the chip's bf16 rate in TFLOP/s, to say which share a step reaches")
     parser.add_argument("--same-kernels", action="store_true", help="a and b use fused attention, as c does")
     parser.add_argument("--quick", action="store_true", help="a small decoder and CLIP: only shows that it runs")
     arguments = parser.parse_args()
@@ -80,20 +83,21 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         f"{len(store):,} words of {store.label_lengths.mean():.1f} characters, {tokens:.1f} memory tokens; decoder "
         f"{recipe.decoder.layers} x {recipe.decoder.dim}, {recipe.decoder.permutations} orders, batch "
         f"{arguments.batch}, {arguments.device}, {torch.get_num_threads()} threads; embedding the words once took "
-        f"{summary.seconds:.1f} s\n\n{'':14}{'rows/s':>10}{'to a':>8}{'to b':>8}{'loader':>9}"
+        f"{summary.seconds:.1f} s\n\n{'':14}{'rows/s':>10}{'to a':>8}{'to b':>8}{'loader':>9}{'of peak':>9}"
     )
     rates: dict[str, dict[str, float]] = {}
     for precision in ("fp32", "bf16"):
         clip = load_clip(str(folder / "clip"), "fp32", arguments.device)
         bench = Bench(arguments, store, clip, recipe, precision)
         rates[precision] = bench.rates()
+        most = peak(torch.device(arguments.device), precision)
+        share_of_peak = {way: bench.step_flops() / arguments.batch / most for way in WAYS[2:]}
         for way, rate in rates[precision].items():
             to_a, to_b = (rate / rates[precision][other] for other in WAYS[:2])
             share = f"{bench.loader_share:9.2%}" if way == WAYS[2] else ""
-            print(f"{precision} {way:13}{rate:6.1f}{to_a:8.1f}{to_b:8.1f}{share}")
-        if arguments.peak:
-            reached = bench.step_flops() * rates[precision][WAYS[2]] / arguments.batch / 1e12
-            print(f"{precision} c reaches {reached:.1f} TFLOP/s, {reached / arguments.peak:.0%} of the peak")
+            of_peak = f"{share_of_peak[way] * rate:9.1%}" if way in share_of_peak else ""
+            print(f"{precision} {way:13}{rate:6.1f}{to_a:8.1f}{to_b:8.1f}{share:>9}{of_peak}")
+        print(f"{precision} peak, measured by products of matrices: {most / 1e12:.2f} TFLOP/s")
     print(f"\nc in bf16 to a in fp32: {rates['bf16'][WAYS[2]] / rates['fp32'][WAYS[0]]:.1f}")
 
 
@@ -151,7 +155,7 @@ class Bench:
     ) -> float:
         """Train with one order after another over labels padded to the longest possible."""
         decoder, optimizer = self.trained[way]
-        started = self.now()
+        started = now(self.device)
         for rows in batches:
             labels = self.store.labels_of(rows)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -162,7 +166,7 @@ class Bench:
                     self.arguments.same_kernels,
                 )
             update(decoder, optimizer, loss)
-        return sum(len(rows) for rows in batches) / (self.now() - started)
+        return sum(len(rows) for rows in batches) / (now(self.device) - started)
 
     def authors_memory(self, labels: list[str], rows: NDArray[np.int64]) -> Tensor:
         """[pooled; all 77 states] from CLIP, as the authors make it at every step."""
@@ -187,14 +191,14 @@ class Bench:
     def ours(self, shares: list[float]) -> float:
         """Train as ``dptr pretrain`` does, batches through the loader."""
         first, self.number = self.number, self.number + self.arguments.steps
-        waited, rows, started = 0.0, 0, self.now()
+        waited, rows, started = 0.0, 0, now(self.device)
         batches = load_batches(self.batches, range(first, self.number), self.arguments.workers)
         for _ in range(self.arguments.steps):
             waiting = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - waiting
             rows += self.step(WAYS[2], batch)
-        seconds = self.now() - started
+        seconds = now(self.device) - started
         shares.append(waited / seconds)
         return rows / seconds
 
@@ -202,9 +206,9 @@ class Bench:
         """The same steps with batches made beforehand."""
         made = [self.batches(self.number + step) for step in range(self.arguments.steps)]
         made = [PromptBatch(batch.memory.to(self.device), batch.targets.to(self.device)) for batch in made]
-        started = self.now()
+        started = now(self.device)
         rows = sum(self.step(WAYS[3], batch) for batch in made)
-        return rows / (self.now() - started)
+        return rows / (now(self.device) - started)
 
     def step(self, way: str, batch: PromptBatch) -> int:
         """One training step; returns its rows."""
@@ -219,12 +223,6 @@ class Bench:
         with FlopCounterMode(display=False) as counter:
             self.step(WAYS[2], self.batches(0))
         return float(counter.get_total_flops())
-
-    def now(self) -> float:
-        """Seconds, once the device has finished its queue."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 def write_clip(folder: Path, quick: bool) -> None:

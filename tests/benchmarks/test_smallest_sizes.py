@@ -25,6 +25,7 @@ WITHOUT = {
     "faulty_commands.py",
     "fuzzed_readers.py",
     "plain_parseq.py",
+    "chip_rate.py",
     "peers.py",
     "peer_readers.py",
     "evidence.py",

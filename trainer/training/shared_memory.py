@@ -30,7 +30,7 @@ def workers_and_ready(workers: int, batch: Any) -> tuple[int, int]:
 
     None at all where even one's would not fit: batches are then made in the training process.
     """
-    size, free = _bytes(batch), _free()
+    size, free = bytes_of(batch), _free()
     room = int(_SHARE * free / max(size, 1)) - _IN_USE
     ready = min(_READY, room // workers)
     if ready > 0:
@@ -48,10 +48,10 @@ def _free() -> float:
     return shutil.disk_usage(_PLACE).free if _PLACE.is_dir() else float("inf")
 
 
-def _bytes(value: Any) -> int:
+def bytes_of(value: Any) -> int:
     """Return how many bytes a batch's tensors take up."""
     if isinstance(value, Tensor):
         return value.nbytes
     if dataclasses.is_dataclass(value):
-        return sum(_bytes(getattr(value, field.name)) for field in dataclasses.fields(value))
+        return sum(bytes_of(getattr(value, field.name)) for field in dataclasses.fields(value))
     return 0
