@@ -106,7 +106,7 @@ def load(
             Face hub. device: where.
         find_clip: a CLIP's name -> its folder; a pre-training run then reads, too, through its CLIP's image tower.
         words: preferred where a picture leaves doubt, in place of those that the file keeps; CTC decoders only.
-        precision: with ``auto``, confidences of a CPU that has bfloat16 and of one that has not differ in the third
+        precision: with ``auto``, confidences of a device that has bfloat16 and of one that has not differ in the third
             digit; ``fp32`` gives the same on all.
 
     Raises:
@@ -116,9 +116,16 @@ def load(
     recognizer = _recognizer(from_hub(str(run)) if is_on_hub else Path(run), device, find_clip)
     if words is not None:
         recognizer.prefer_words(word_counts(words))
-    if precision == "bf16" or (precision == "auto" and torch.device(device).type == "cpu" and cpu_has_bfloat16()):
+    if precision == "bf16" or (precision == "auto" and _has_bfloat16(torch.device(device))):
         recognizer.read_in_bfloat16()
     return Reader(recognizer, device)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Return whether a device has instructions for products of bfloat16."""
+    if device.type == "cpu":
+        return cpu_has_bfloat16()
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def word_counts(words: Words) -> Mapping[str, float] | None:

@@ -89,7 +89,9 @@ class StoredMemory:
             parts.insert(0, sent(self.pooled, device).float()[:, None])
         tokens = torch.cat(parts, dim=1) if len(parts) > 1 else own
         if self.noise is not None:
-            tokens[:, : self.noise.values.shape[1]].add_(self.noise.to(device), alpha=self.ratio)
+            # Of half precision each number is widened while it is added, and never written out wide.
+            drawn = sent(self.noise.values, device) if self.noise.scale is None else self.noise.to(device)
+            tokens[:, : drawn.shape[1]].add_(drawn, alpha=self.ratio)
         if not self.padded:
             return Memory(tokens)
         real = missing.new_zeros(len(own), tokens.shape[1] - own.shape[1])
