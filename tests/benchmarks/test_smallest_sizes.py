@@ -31,6 +31,7 @@ WITHOUT = {
     "evidence.py",
     "rapidocr_worker.py",
     "word_lists.py",
+    "number_plates.py",
 }
 SIZES = [
     *("decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1"),
