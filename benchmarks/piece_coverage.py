@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from dptr.cache.progress import set_quiet
+from dptr.cache.row_set import RowSet
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.validation import validation_position
 from dptr.pipeline.clip.bundled import BUNDLED
@@ -36,7 +37,6 @@ from dptr.pipeline.text.made_up_words import MADE_UP
 from dptr.trainer.ablation.comparison import compare
 from dptr.trainer.ablation.rows import SCHEMA, Row, write_rows
 from dptr.trainer.ablation.table import as_markdown
-from dptr.trainer.data.row_set import RowSet
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.pretrain import PromptBatches, read_prompts

@@ -36,12 +36,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel
 
 from dptr.cache.progress import set_quiet
+from dptr.cache.row_set import RowSet
 from dptr.cache.stores.prompts import PromptStore
 from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.loading import Clip, load_clip
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.pipeline.text.templates import Template
-from dptr.trainer.data.row_set import RowSet
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.pretrain import PromptBatch, PromptBatches

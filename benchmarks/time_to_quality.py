@@ -28,13 +28,13 @@ from pretrain import PROMPT_TOKENS, write_clip
 from torch import Tensor
 
 from dptr.cache.progress import set_quiet
+from dptr.cache.row_set import RowSet
 from dptr.cache.stores.prompts import PromptStore
 from dptr.pipeline.clip.loading import Clip, load_clip
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.pipeline.text.templates import Template
 from dptr.trainer.ablation.rows import SCHEMA, Row, write_rows
-from dptr.trainer.data.row_set import RowSet
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory

@@ -49,7 +49,7 @@ def at_hand(path: Path) -> Path:
     from filelock import FileLock
 
     address = f"{path.parts[0]}//{'/'.join(path.parts[1:])}"
-    root = _cache()
+    root = cache_folder()
     place = root / hashlib.sha256(address.encode()).hexdigest()[:16]
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / ".lock"), _failures_told(address):
@@ -163,7 +163,8 @@ def _stays_inside(name: str) -> bool:
     return not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Return the folder of this machine's cache."""
     named = os.environ.get(FOLDER)
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dptr"
 

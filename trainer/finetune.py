@@ -14,7 +14,8 @@ from torch import Tensor
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
-from dptr.cache.word_images.dataset import WordImages, split
+from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.word_images.split import split
 from dptr.trainer.data.buckets import few_shapes
 from dptr.trainer.data.image_batches import CropBatches, ImageBatches, Oddities
 from dptr.trainer.data.stored_batches import StoredBatches

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
+from dptr.cache.row_set import RowSet
 from dptr.cache.stores.manifest import Manifest, require_same_encoder
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
@@ -23,7 +24,6 @@ from dptr.trainer.data.buckets import few_shapes, padded_memory, padded_targets
 from dptr.trainer.data.held_out import split_rows
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import noisy_memory
-from dptr.trainer.data.row_set import RowSet
 from dptr.trainer.data.stored_memory import StoredMemory
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder

@@ -15,9 +15,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol
 
 from dptr.cache.errors import DamagedStore
-from dptr.cache.stores.file_record import FileRecord
 
 _ADVICE = "`dptr verify` lists all damage, `dptr verify --repair` mends what can be computed again"
 _OFF = "DPTR_NO_CHECK"
@@ -25,16 +25,23 @@ _OFF = "DPTR_NO_CHECK"
 _Known = tuple[str, int, int, int]  # path, size, time of change, inode
 
 
+class Record(Protocol):
+    """What is known of a file, by which damage to it is found."""
+
+    def problem(self, path: Path, fast: bool = False) -> str | None:
+        """Return what is wrong with the file at ``path``, None when it is as it was written."""
+
+
 class _Background:
     """The files that were checked or are to be, the thread that does it, and what it found."""
 
     def __init__(self) -> None:
         self.known: set[_Known] = set()
-        self.waiting: queue.Queue[tuple[Path, FileRecord]] = queue.Queue()
+        self.waiting: queue.Queue[tuple[Path, Record]] = queue.Queue()
         self.damage: list[str] = []
         self.thread: threading.Thread | None = None
 
-    def add(self, path: Path, record: FileRecord) -> None:
+    def add(self, path: Path, record: Record) -> None:
         self.waiting.put((path, record))
         if self.thread is None:
             # A daemon: an interrupted command does not wait for it.
@@ -57,7 +64,7 @@ def turn_off(off: bool) -> None:
     os.environ[_OFF] = "1" if off else ""
 
 
-def now(path: Path, record: FileRecord) -> Path:
+def now(path: Path, record: Record) -> Path:
     """Check a file that is about to be read as a whole; return its path.
 
     Raises:
@@ -70,7 +77,7 @@ def now(path: Path, record: FileRecord) -> Path:
     return path
 
 
-def soon(path: Path, record: FileRecord) -> None:
+def soon(path: Path, record: Record) -> None:
     """Check a file in the background; :func:`raise_found` and :func:`finish` report what was found."""
     if _is_new(path) and path.is_file():
         _background.known.add(_known(path))

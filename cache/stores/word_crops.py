@@ -6,8 +6,7 @@ View 0 is the crop as it is.
 
 from __future__ import annotations
 
-from functools import cached_property
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -56,14 +55,13 @@ class WordCropStore(StatesStore):
         """The charset that every label was checked against."""
         return Charset(self.manifest.identity["charset"])
 
-    @cached_property
-    def crops(self) -> list[dict[str, Any]]:
-        """Label, source and key of each crop."""
-        columns = ["label", "source", "key"]
-        parts = [pq.read_table(path, columns=columns) for path in self.manifest.catalogues(self.folder)]
-        whole = pa.concat_tables(parts)
-        rows: list[dict[str, Any]] = whole.take(pa.array(np.arange(len(self)) * self.views)).to_pylist()
-        return rows
+    def crops(self) -> Iterator[tuple[str, str, str]]:
+        """Yield label, source and key of each crop."""
+        for path in self.manifest.catalogues(self.folder):
+            # A shard holds all views of its crops.
+            whole = pq.read_table(path, columns=["label", "source", "key"])
+            chosen = whole.take(pa.array(np.arange(0, len(whole), self.views)))
+            yield from zip(*(column.to_pylist() for column in chosen.columns), strict=True)
 
     def tokens(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.floating]:
         """Return what :meth:`stored_tokens` does, shape (batch, tokens, dim), to compute with: int8 as float32."""

@@ -1,17 +1,16 @@
 """Labelled word images for training and evaluation: which there are, which were left out and why, and their pixels.
 
-Labels are normalised and checked once, when the data is opened. Images are read on demand, in whichever process needs
+Labels are normalised and checked once, when the data is listed. Images are read on demand, in whichever process needs
 them.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,37 +20,17 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import DptrError, UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.pictures import UnusablePicture, decode
-from dptr.cache.validation import validation_position
-from dptr.cache.word_images.form import NotLabelled, Refused, Source
+from dptr.cache.word_images.columns import Columns
+from dptr.cache.word_images.form import NotLabelled, Place, PlacedSource, Source
+from dptr.cache.word_images.listing import Refusal, Rules, Tally, list_crops
+from dptr.cache.word_images.samples import Rows, Sample, Samples
 from dptr.cache.word_images.sources import find_sources
 
-_EXAMPLES = 3
-_MOST_REFUSALS = 100_000
 _LEAST_SIDE = 2
 
 
 class UnreadableImage(DptrError):
     """A word image that cannot be decoded; the caller counts it and goes on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One word image that can be used: where it is, what it says, and which of the data sets named it belongs to."""
-
-    source: str
-    key: str
-    label: str
-    data_set: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """One word image that cannot be used: where it is, what its label says, and why."""
-
-    source: str
-    key: str
-    label: str
-    reason: str
 
 
 @dataclass
@@ -65,7 +44,7 @@ class WordImages:
         refusals: each that was left out, but for what would be more than 100,000.
     """
 
-    samples: list[Sample] = field(default_factory=list)
+    samples: Samples = field(default_factory=Samples)
     refused: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -79,8 +58,7 @@ class WordImages:
         Raises:
             UserError: a path holds no labelled images in an accepted form, or no label can be used.
         """
-        images = cls()
-        images._list(paths, lambda source, key, raw: images._usable(source, key, raw, charset, normalization))
+        images = cls._listed(paths, Rules(charset, normalization))
         if not images.samples:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in images.refused.most_common(3))
             raise UserError(
@@ -96,58 +74,30 @@ class WordImages:
         Raises:
             UserError: a path holds no labelled images in an accepted form, or not one label.
         """
-        images = cls()
-        images._list(paths, lambda source, key, raw: raw)
+        images = cls._listed(paths, None)
         if not images.samples:
             raise NotLabelled(f"no label in {', '.join(map(str, paths))}", "Name data with labels and images")
         return images
 
-    def _list(self, paths: Sequence[Path], usable: Callable[[str, str, str], str | None]) -> None:
-        for number, path in enumerate(paths):
-            for source in find_sources(path):
-                self.sources[source.name] = source
-                for key, raw in source.labels():
-                    if isinstance(raw, Refused):
-                        self._refuse(source.name, key, "", raw.reason)
-                    elif (label := usable(source.name, key, raw)) is not None:
-                        self.samples.append(Sample(source.name, key, label, number))
-
-    def _usable(self, source: str, key: str, raw: str, charset: Charset, normalization: Normalization) -> str | None:
-        """Return the label of ``raw``, counting what was changed, or None after counting why it cannot be used."""
-        normalized = normalization.apply(raw)
-        label = usable_label(raw, charset, normalization)
-        if isinstance(label, Refused):
-            self._refuse(source, key, raw, label.reason)
-            return None
-        place = f"{source} {key}"
-        if label != normalized:
-            self._count(self.changed, "case folded, as the charset has one case only", place, raw)
-        if normalized != raw:
-            only_spaces = normalized == "".join(raw.split())
-            self._count(self.changed, "spaces removed" if only_spaces else "normalised", place, raw)
-        return label
-
-    def _refuse(self, source: str, key: str, raw: str, reason: str) -> None:
-        self._count(self.refused, reason.split(":", 1)[0], f"{source} {key}", raw)
-        if len(self.refusals) < _MOST_REFUSALS:
-            self.refusals.append(Refusal(source, key, raw, reason))
-
-    def _count(self, counts: Counter[str], reason: str, place: str, raw: str) -> None:
-        counts[reason] += 1
-        examples = self.examples.setdefault(reason, [])
-        if len(examples) < _EXAMPLES:
-            examples.append(f"{place} {raw[:40]!r}")
+    @classmethod
+    def _listed(cls, paths: Sequence[Path], rules: Rules | None) -> WordImages:
+        sources: dict[str, Source] = {}
+        data_sets: list[Columns] = []
+        tally = Tally()
+        for path in paths:
+            found = find_sources(path)
+            sources |= {source.name: source for source in found}
+            columns, of_path = list_crops(path, found, rules)
+            data_sets.append(columns)
+            tally.add(of_path)
+        return cls(Samples(data_sets), sources=sources, **told(tally))
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def listed(self) -> list[str]:
-        """Name and label of each sample, in order, as identities of data are made of."""
-        return [f"{sample.key}\t{sample.label}" for sample in self.samples]
-
     def identity(self) -> dict[str, Any]:
         """What a run saves about its images, so that it notices when they change."""
-        return {"rows": len(self), "sha256": hashlib.sha256("\n".join(self.listed()).encode()).hexdigest()}
+        return {"rows": len(self), "sha256": self.samples.digest()}
 
     def image(self, index: int) -> Image.Image:
         """Return the image of sample ``index``, RGB, as large as it is stored.
@@ -155,55 +105,32 @@ class WordImages:
         Raises:
             UnreadableImage: it is missing, damaged, or too small to hold a character.
         """
-        sample = self.samples[index]
+        sample, place = self.samples.look(index)
         try:
-            image = decode_crop(self.sources[sample.source].read(sample.key))
+            return decode_crop(self._encoded(sample, place))
         except (OSError, KeyError, ValueError, UnusablePicture) as error:
             raise UnreadableImage(f"image {sample.key} of {sample.source} cannot be read ({error})") from error
-        return image
 
-    def only(self, indices: Sequence[int]) -> Self:
+    def _encoded(self, sample: Sample, place: Place | None) -> bytes:
+        source = self.sources[sample.source]
+        if place is not None and isinstance(source, PlacedSource):
+            return source.read_at(place)
+        return source.read(sample.key)
+
+    def only(self, indices: Rows | Sequence[int]) -> Self:
         """Return the samples at ``indices``; what was refused stays with the whole."""
-        return replace(
-            self,
-            samples=[self.samples[index] for index in indices],
-            refused=Counter(),
-            changed=Counter(),
-            examples={},
-            refusals=[],
-        )
+        nothing = told(Tally())
+        return replace(self, samples=self.samples.only(indices), **nothing)
 
 
-Images = TypeVar("Images", bound=WordImages)
-
-
-def usable_label(raw: str, charset: Charset, normalization: Normalization) -> str | Refused:
-    """Return what a recogniser is to read where ``raw`` stands, or why it cannot be used."""
-    label = charset.fold_case(normalization.apply(raw))
-    refusal = normalization.refuse(label, charset)
-    return label if refusal is None else Refused(refusal)
-
-
-def split(images: Images, share: float, seed: int) -> tuple[Images, Images]:
-    """Choose about ``share`` of the images for validation, each by its own key and label: more data moves none.
-
-    Returns:
-        The images to train on and those for validation, each in the order of the data.
-
-    Raises:
-        UserError: one of the two would be empty.
-    """
-    positions = [validation_position(f"{sample.key}\t{sample.label}", seed) for sample in images.samples]
-    # Of few images none may fall below the share: the nearest to it is better than nothing.
-    limit = max(share, min(positions, default=0.0) + 1e-15)
-    chosen = [position < limit for position in positions]
-    if share <= 0 or all(chosen):
-        raise UserError(
-            f"cannot keep {share:g} of {len(images)} images for validation",
-            "Give a share between 0 and 1, or more data",
-        )
-    indices = range(len(images))
-    return images.only([i for i in indices if not chosen[i]]), images.only([i for i in indices if chosen[i]])
+def told(tally: Tally) -> dict[str, Any]:
+    """Return what a tally counted, as :class:`WordImages` holds it."""
+    examples = {
+        reason: [f"{one.source} {one.key} {one.label[:40]!r}" for one in found]
+        for reason, found in tally.examples.items()
+    }
+    counted = {"refused": tally.refused, "changed": tally.changed}
+    return {**counted, "examples": examples, "refusals": tally.refusals}
 
 
 def decode_crop(encoded: bytes) -> Image.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from dptr.cache.errors import UserError
 
@@ -22,12 +22,19 @@ class Refused(NamedTuple):
 MISSING = Refused("label or image is missing")
 
 
+class Place(NamedTuple):
+    """Where in a file an image is, in bytes."""
+
+    offset: int
+    size: int
+
+
 class Source(Protocol):
     """One data set of labelled images. It is picklable and opens its files where it is used."""
 
     @property
     def name(self) -> str:
-        """Where it is, for people."""
+        """Where it is, for people: the path of the file that its labels are in, or of its folder."""
 
     def labels(self) -> Iterator[tuple[str, str | Refused]]:
         """Yield key and raw label of each sample in order.
@@ -42,6 +49,17 @@ class Source(Protocol):
         Raises:
             OSError, KeyError, ValueError, UnusablePicture: it is not there or cannot be read.
         """
+
+
+@runtime_checkable
+class PlacedSource(Source, Protocol):
+    """A source that finds an image by its place in a file: the places are kept with the labels, not in memory."""
+
+    def placed_labels(self) -> Iterator[tuple[str, str | Refused, Place | None]]:
+        """Yield key, raw label and place of each sample in order; see :meth:`Source.labels`."""
+
+    def read_at(self, place: Place) -> bytes:
+        """Return the encoded image at a place; see :meth:`Source.read`."""
 
 
 class Form(NamedTuple):

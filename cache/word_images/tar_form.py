@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import IMAGE_SUFFIXES, LARGEST_FILE
-from dptr.cache.word_images.form import MISSING, Form, Refused
+from dptr.cache.word_images.form import MISSING, Form, Place, Refused
 
 _LABEL_SUFFIXES = ("txt", "label", "json")
 _LARGEST_LABEL = 1 << 20
@@ -50,7 +50,7 @@ class TarSource:
     """One uncompressed shard."""
 
     path: Path
-    _place: dict[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+    _place: dict[str, Place] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
@@ -63,7 +63,15 @@ class TarSource:
         Raises:
             UserError: it is no plain tar file, or a damaged one.
         """
+        for stem, label, place in self.placed_labels():
+            if place is not None:
+                self._place[stem] = place
+            yield stem, label
+
+    def placed_labels(self) -> Iterator[tuple[str, str | Refused, Place | None]]:
+        """Yield stem, label and place of each sample: see :meth:`labels`."""
         labels: dict[str, str | Refused] = {}
+        places: dict[str, Place] = {}
         try:
             for member in members(self.path):
                 stem, suffix = _split(member.name)
@@ -74,7 +82,7 @@ class TarSource:
                 if not member.isreg() or member.issparse():
                     continue
                 if is_image:
-                    self._place[stem] = (member.offset_data, member.size)
+                    places[stem] = Place(member.offset_data, member.size)
                 elif suffix in _LABEL_SUFFIXES and member.size <= _LARGEST_LABEL:
                     labels[stem] = _label(read_piece(self.path, member.offset_data, member.size), suffix)
         except tarfile.TarError as error:
@@ -82,7 +90,7 @@ class TarSource:
                 f"{self.path} cannot be read as tar: {error}", "Copy or write it again, as an uncompressed WebDataset"
             ) from error
         for stem, label in labels.items():
-            yield stem, label if stem in self._place else MISSING
+            yield stem, label if stem in places else MISSING, places.get(stem)
 
     def read(self, key: str) -> bytes:
         """Return one encoded image; :meth:`labels` has to have listed the shard before.
@@ -90,7 +98,11 @@ class TarSource:
         Raises:
             KeyError, OSError: it is missing or cannot be read.
         """
-        return read_piece(self.path, *self._place[key])
+        return self.read_at(self._place[key])
+
+    def read_at(self, place: Place) -> bytes:
+        """Return the encoded image at a place."""
+        return read_piece(self.path, *place)
 
 
 FORM = Form("WebDataset .tar", ("*.tar",), TarSource)

@@ -14,8 +14,9 @@ from dptr.cache.charset import Charset
 from dptr.cache.normalization import Normalization
 from dptr.cache.pictures import UnusablePicture
 from dptr.cache.word_images.augmentation import augment
-from dptr.cache.word_images.dataset import decode_crop, usable_label
+from dptr.cache.word_images.dataset import decode_crop
 from dptr.cache.word_images.form import Refused, Source
+from dptr.cache.word_images.listing import usable_label
 from dptr.cache.word_images.sources import find_sources
 from dptr.pipeline.clip.loading import ImageTower
 

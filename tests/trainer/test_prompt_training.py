@@ -15,6 +15,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.progress import set_quiet
+from dptr.cache.row_set import EveryRow
 from dptr.cache.stores import sealed
 from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.manifest import Manifest
@@ -26,7 +27,6 @@ from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
 from dptr.trainer.data.held_out import HASHED_TEXT, STORED_HASHES, split_rows
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import text_memory, token_memory
-from dptr.trainer.data.row_set import EveryRow
 from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.pretrain import pretrain

@@ -8,6 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
@@ -25,13 +27,16 @@ def open_data(trial_data: dict[str, DataSet], charset: str, recipe: Recipe) -> W
     """
     paths = [require(Path(str(data.path)), f"data {name!r}", data.made_by) for name, data in trial_data.items()]
     images = _opened(tuple(paths), charset, recipe.decoder.max_label_length)
+    data_sets = images.samples.every_data_set()
     kept: list[int] = []
     for number, (name, data) in enumerate(trial_data.items()):
-        rows = [row for row, sample in enumerate(images.samples) if sample.data_set == number]
+        rows = np.flatnonzero(data_sets == number).tolist()
         if data.crops is not None and data.crops > len(rows):
             raise UserError(f"data {name!r} has {len(rows):,} usable crops, not {data.crops:,}", "Ask for fewer")
-        ranked = sorted(rows, key=lambda row: _rank(images, row, recipe.finetune.seed))
-        kept += rows if data.crops is None else sorted(ranked[: data.crops])
+        if data.crops is not None:
+            ranked = sorted(rows, key=lambda row: _rank(images, row, recipe.finetune.seed))
+            rows = sorted(ranked[: data.crops])
+        kept += rows
     return images.only(kept)
 
 
@@ -52,10 +57,8 @@ def fixed_by_stores(trial_data: dict[str, DataSet]) -> dict[str, dict[str, Any]]
 
 def fingerprint(images: WordImages) -> str:
     """Return the SHA-256 of names and labels, in order, and of the stores that they are in."""
-    listed = images.listed()
-    if isinstance(images, StoredCrops):
-        listed += [json.dumps(store.manifest.fingerprint(), sort_keys=True) for store in images.stores]
-    return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+    stores = images.stores if isinstance(images, StoredCrops) else []
+    return images.samples.digest([json.dumps(store.manifest.fingerprint(), sort_keys=True) for store in stores])
 
 
 def require(path: Path, what: str, made_by: str) -> Path:

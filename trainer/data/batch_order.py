@@ -24,7 +24,7 @@ _BLOCKS_AT_ONCE = 1 << 14
 
 
 class Rows(Protocol):
-    """Row numbers by position: an array, or one of :mod:`dptr.trainer.data.row_set`."""
+    """Row numbers by position: an array, or one of :mod:`dptr.cache.row_set`."""
 
     def __len__(self) -> int: ...
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import photo_thumbnail
+from dptr.cache.row_set import EveryRow
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
 from dptr.trainer.data.batch_order import BatchOrder
 from dptr.trainer.data.letter_positions import letters_by_column
-from dptr.trainer.data.row_set import EveryRow
 from dptr.trainer.model.clip_learner import ClipBatch
 from dptr.trainer.training.settings import ClipSettings
 

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
+from dptr.cache.row_set import RowSet
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.validation import positions_of, validation_position
-from dptr.trainer.data.row_set import RowSet
 from dptr.trainer.training.recipe import Recipe
 
 #: Version of the rule by which runs place prompts that hash a label's text together with the seed.

@@ -16,11 +16,11 @@ from dptr.cache.charset import Charset
 from dptr.cache.columns import PORTRAIT, may_stand_in_a_column
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
+from dptr.cache.row_set import EveryRow
 from dptr.cache.word_images.augmentation import augment
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
 from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
 from dptr.trainer.data.buckets import padded_targets
-from dptr.trainer.data.row_set import EveryRow
 from dptr.trainer.data.stored_memory import StoredTensor
 from dptr.trainer.model.decoders.base import Targets, sent
 from dptr.trainer.training.recipe import Recipe
@@ -153,7 +153,7 @@ def mixing_weights(images: WordImages, mix: str) -> MixingWeights | None:
     """
     if not mix:
         return None
-    sets = np.array([sample.data_set for sample in images.samples], np.int16)
+    sets = images.samples.every_data_set()
     sizes = np.bincount(sets)
     try:
         shares = np.array([float(part) for part in mix.split(",")])

@@ -17,7 +17,11 @@ from dptr.cache.normalization import Normalization
 from dptr.cache.stores.manifest import kind_of
 from dptr.cache.stores.stored_tokens import StoredTokens
 from dptr.cache.stores.word_crops import WordCropStore
-from dptr.cache.word_images.dataset import Sample, UnreadableImage, WordImages
+from dptr.cache.word_images.columns import Columns, ColumnsInMaking
+from dptr.cache.word_images.dataset import UnreadableImage, WordImages, told
+from dptr.cache.word_images.kept_file import blocks_in_making
+from dptr.cache.word_images.listing import Rules, Tally
+from dptr.cache.word_images.samples import Rows, Samples, positions_of
 
 _PLAIN_VIEW = 0
 
@@ -41,23 +45,21 @@ class StoredCrops(WordImages):
         Raises:
             UserError: there are none. DamagedStore: the stores are of different image towers.
         """
-        crops = cls(stores=list(stores), rows=np.empty(0, np.int64))
-        usable: list[int] = []
-        for number, store in enumerate(stores):
+        rules, tally = Rules(charset, normalization), Tally()
+        data_sets: list[Columns] = []
+        rows: list[NDArray[np.int64]] = []
+        for store in stores:
             store.check_states()
-            crops.require_tower(store.manifest.identity["image_weights"], str(store.folder))
-            for row, crop in enumerate(store.crops):
-                label = crops._usable(crop["source"], crop["key"], crop["label"], charset, normalization)
-                if label is not None:
-                    crops.samples.append(Sample(crop["source"], crop["key"], label, number))
-                    usable.append(row)
-        if not usable:
+            _require_tower(stores[0], store.manifest.identity["image_weights"], str(store.folder))
+            columns, usable = _usable(store, rules, tally)
+            data_sets.append(columns)
+            rows.append(usable)
+        if not sum(map(len, rows)):
             raise UserError(
                 f"no usable label in {', '.join(str(store.folder) for store in stores)}",
                 "Choose a charset and a longest label that fit the store",
             )
-        crops.rows = np.array(usable)
-        return crops
+        return cls(Samples(data_sets), stores=list(stores), rows=np.concatenate(rows), **told(tally))
 
     def identity(self) -> dict[str, Any]:
         """See :meth:`WordImages.identity`; with the identity of the stores."""
@@ -67,7 +69,7 @@ class StoredCrops(WordImages):
     @property
     def view_counts(self) -> NDArray[np.int64]:
         """How many views there are of each sample, shape (samples,)."""
-        return np.array([store.views for store in self.stores])[self._store_numbers()]
+        return np.array([store.views for store in self.stores])[self.samples.every_data_set()]
 
     def image(self, index: int) -> Image.Image:
         """Refuse: the pictures are not in the store."""
@@ -84,7 +86,7 @@ class StoredCrops(WordImages):
         With ``pooled``: each behind its pooled vector, shape (batch, 1 + tokens, dim). Where that is of another
         precision, or one store's is than another's, they come as float32.
         """
-        numbers = self._store_numbers()[indices]
+        numbers = self.samples.data_sets_of(indices)
         of_each = [np.flatnonzero(numbers == number) for number in range(len(self.stores))]
         parts = [
             (places, self._look(store, self.rows[indices[places]], views[places]))
@@ -113,19 +115,34 @@ class StoredCrops(WordImages):
         Raises:
             DamagedStore: it is another one.
         """
-        identity = self.stores[0].manifest.identity
-        if identity["image_weights"] != image_weights:
-            raise DamagedStore(
-                f"{self.stores[0].folder} is of the image tower of {identity['encoder']}, and that of {name} differs",
-                "Use that one (`--encoder clip:` and where it is now), or embed the crops again",
-            )
+        _require_tower(self.stores[0], image_weights, name)
 
-    def only(self, indices: Sequence[int]) -> Self:
+    def only(self, indices: Rows | Sequence[int]) -> Self:
         """Return the samples at ``indices``; what was refused stays with the whole."""
-        return replace(super().only(indices), rows=self.rows[np.asarray(indices, np.int64)])
+        return replace(super().only(indices), rows=self.rows[positions_of(indices)])
 
-    def _store_numbers(self) -> NDArray[np.int64]:
-        return np.array([sample.data_set for sample in self.samples], np.int64)
+
+def _usable(store: WordCropStore, rules: Rules, tally: Tally) -> tuple[Columns, NDArray[np.int64]]:
+    """Return the crops of a store whose labels can be used, and which of the store's crops they are."""
+    rows: list[int] = []
+    with blocks_in_making([], "") as making:
+        columns = ColumnsInMaking(making)
+        for row, (label, source, key) in enumerate(store.crops()):
+            usable = rules.usable(source, key, label, tally)
+            if usable is not None:
+                columns.add(source, key, usable)
+                rows.append(row)
+        columns.flush()
+    return Columns(making.made, columns.sources, columns.starts), np.array(rows, np.int64)
+
+
+def _require_tower(store: WordCropStore, image_weights: str, name: str) -> None:
+    identity = store.manifest.identity
+    if identity["image_weights"] != image_weights:
+        raise DamagedStore(
+            f"{store.folder} is of the image tower of {identity['encoder']}, and that of {name} differs",
+            "Use that one (`--encoder clip:` and where it is now), or embed the crops again",
+        )
 
 
 def stores_among(paths: Sequence[Path]) -> list[WordCropStore]:

@@ -16,8 +16,10 @@ from PIL import Image
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
-from dptr.cache.word_images.dataset import Sample, UnreadableImage, WordImages, preprocess, split
+from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
 from dptr.cache.word_images.pack import pack_crops
+from dptr.cache.word_images.samples import Sample
+from dptr.cache.word_images.split import split
 from dptr.cache.word_images.writer import write_word_images
 
 LABELS = ["Open", "24/7", "Exit", 'a"b,c']

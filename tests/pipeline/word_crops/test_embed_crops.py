@@ -72,7 +72,7 @@ def test_the_plain_view_is_what_the_encoder_of_a_recogniser_makes_of_the_crop(cr
     assert (summary.rows, summary.crops, summary.computed, summary.quarantined) == (15, 5, 15, 0)
     store = WordCropStore(tmp_path / "store")
     assert (len(store), store.views, store.tokens_per_crop) == (5, 3, 36)
-    assert [crop["label"] for crop in store.crops] == WORDS
+    assert [label for label, _, _ in store.crops()] == WORDS
     folder = bundled.BUNDLED
     encoder = build_encoder(Recipe().replace("encoder", kind="clip:tiny", config=describe(folder)).encoder)
     assert isinstance(encoder, ClipEncoder)

@@ -18,6 +18,7 @@ from PIL import Image
 from dptr.cache.charset import Charset
 from dptr.cache.file_names import NEIGHBOURS_ARRAY, PREFIX_FILE
 from dptr.cache.normalization import Normalization
+from dptr.cache.row_set import RowSet
 from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.neighbours import Neighbours
@@ -31,7 +32,6 @@ from dptr.pipeline.services import prompt_of
 from dptr.trainer.data.clip_batches import ClipBatches, Prompts
 from dptr.trainer.data.image_batches import ImageBatches
 from dptr.trainer.data.noise import NoiseSource
-from dptr.trainer.data.row_set import RowSet
 from dptr.trainer.pretrain import PromptBatches
 from dptr.trainer.training.loader import load_batches
 from dptr.trainer.training.recipe import Recipe

@@ -1,4 +1,4 @@
-"""Some of a store's rows as a bit each: which rows are trained on costs 12 MB where there are a hundred million."""
+"""Some of all rows as a bit each: which are trained on costs 12 MB where there are a hundred million."""
 
 from __future__ import annotations
 
