@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +26,12 @@ import psutil
 import pyarrow as pa
 from torch.utils.data import get_worker_info
 
-from dptr.cache.file_names import PREFIX_FILE
+from dptr.cache.file_names import MANIFEST_FILE, MANIFEST_LOG, PREFIX_FILE
 from dptr.cache.stores.file_record import FileRecord
-from dptr.cache.stores.manifest import Manifest, Shard
+from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.prompts import PromptStore
+from dptr.cache.stores.shard_record import Shard
 from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.trainer.data.held_out import split_rows
 from dptr.trainer.pretrain import PromptBatches
@@ -128,15 +130,28 @@ _spent = [0.0]
 
 
 def tell_commit(folder: Path, manifest: Manifest) -> None:
-    """Save a manifest of as many shards, elsewhere, as is done for each shard, and say how long that takes."""
+    """Commit a shard behind as many, elsewhere: in the log, and by writing the manifest whole as was done before."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         copy = Manifest(manifest.kind, manifest.identity, list(manifest.shards), dict(manifest.files))
-        started = time.perf_counter()
-        copy.save(Path(scratch))
-        seconds = time.perf_counter() - started
-        bytes_written = sum(path.stat().st_size for path in Path(scratch).iterdir())
-    size = f"manifest {bytes_written:,} bytes"
-    print(f"a shard committed behind {len(manifest.shards):,}: {seconds * 1e3:.1f} ms; {size}")
+        log, written = Path(scratch) / MANIFEST_LOG, Path(scratch) / MANIFEST_FILE
+        tell_one("written whole", lambda: copy.save(Path(scratch)), written, len(manifest.shards))
+        copy.commit_shard(Path(scratch), manifest.shards[0])
+        before = log.stat().st_size
+        tell_one(
+            "in the log",
+            lambda: copy.commit_shard(Path(scratch), manifest.shards[0]),
+            log,
+            len(manifest.shards),
+            before,
+        )
+
+
+def tell_one(how: str, commit: Callable[[], None], file: Path, shards: int, before: int = 0) -> None:
+    started, spent = time.perf_counter(), time.process_time()
+    commit()
+    seconds, of_cpu = time.perf_counter() - started, time.process_time() - spent
+    size = f"{file.stat().st_size - before:,} bytes"
+    print(f"a shard committed behind {shards:,}, {how}: {seconds * 1e3:.1f} ms, {of_cpu * 1e3:.1f} of CPU; {size}")
 
 
 def write_store(folder: Path, rows: int, dim: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # In a store of either kind.
 MANIFEST_FILE = "manifest.json"
+MANIFEST_LOG = "manifest.log"
 QUARANTINE_FILE = "quarantine.parquet"
 
 # In a prompt store.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dptr.cache.stores.files import sha256_of, xxh3_of
 
@@ -37,6 +38,11 @@ class FileRecord:
             return "is missing"
         except OSError as error:
             return f"cannot be read: {error.strerror}"
+
+
+def file_records(stored: dict[str, dict[str, Any]]) -> dict[str, FileRecord]:
+    """Return the records of files that JSON holds, by name."""
+    return {name: FileRecord(**record) for name, record in stored.items()}
 
 
 def begun_anew(path: Path) -> str:

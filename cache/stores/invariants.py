@@ -19,8 +19,9 @@ from dptr.cache.file_names import (
     ROWS_FILE,
 )
 from dptr.cache.stores import prompt_rows
-from dptr.cache.stores.manifest import Manifest, Shard
+from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.neighbours import DETAIL, Neighbours
+from dptr.cache.stores.shard_record import Shard
 from dptr.cache.stores.shards import StatesFile
 
 #: Parts of the identity without which a store of a kind cannot be used.

@@ -1,4 +1,4 @@
-"""The manifest is the commit point of a store: a shard exists once the manifest lists it.
+"""The manifest is the commit point of a store: a shard exists once the manifest, or its log, lists it.
 
 It also holds the store's identity, so that states of different encoders are never mixed, and the hash of every file, so
 that damage is found rather than trained on.
@@ -26,8 +26,10 @@ from dptr.cache.file_names import (
 )
 from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.progress import note
-from dptr.cache.stores import checks, sealed
-from dptr.cache.stores.file_record import FileRecord, begun_anew
+from dptr.cache.stores import checks, manifest_log, sealed
+from dptr.cache.stores.file_record import FileRecord, begun_anew, file_records
+from dptr.cache.stores.files import sha256_of
+from dptr.cache.stores.shard_record import Shard
 
 _LONGEST_SHOWN = 40
 
@@ -36,26 +38,6 @@ DISPENSABLE = frozenset({INDEX_FILE, NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE, PHOTOS_
 
 StoreKind = Literal["prompts", "orp", "word_crops"]
 _COMMAND_THAT_MAKES = {"prompts": "dptr embed-text", "orp": "dptr build-orp-bank", "word_crops": "dptr embed-crops"}
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One committed shard: its catalogue ``<name>.parquet`` and its states ``<name>.arrow``."""
-
-    name: str
-    rows: int
-    files: dict[str, FileRecord]
-    details: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def catalogue(self) -> str:
-        """Name of the file that describes its rows."""
-        return f"{self.name}.parquet"
-
-    @property
-    def states(self) -> str:
-        """Name of the file that holds its states."""
-        return f"{self.name}.arrow"
 
 
 @dataclass
@@ -75,6 +57,8 @@ class Manifest:
     shards: list[Shard] = field(default_factory=list)
     files: dict[str, FileRecord] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
+    #: Of the manifest that this process wrote last: its SHA-256, and what it says besides its shards.
+    _written: tuple[str, str] = field(default=("", ""), init=False, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -156,28 +140,35 @@ class Manifest:
         if self.shards or (folder / MANIFEST_FILE).is_file():
             self.commit_files(folder, *names)
 
+    def commit_shard(self, folder: Path, shard: Shard) -> None:
+        """List one more finished shard: in the log, where nothing else has changed since this process last saved."""
+        self.shards.append(shard)
+        base, head = self._written
+        if head == json.dumps(self._head()):
+            manifest_log.append(folder, base, shard)
+        else:
+            self.save(folder)
+
     def save(self, folder: Path) -> None:
-        """Write ``manifest.json`` atomically; what it lists is committed from then on.
+        """Write ``manifest.json`` atomically; what it lists is committed from then on."""
+        head = self._head()
+        shards = [shard.stored() for shard in self.shards]
+        value = {"kind": head.pop("kind"), "rows": self.rows, **head, "shards": shards}
+        sealed.write_json(folder / MANIFEST_FILE, value)
+        manifest_log.remove(folder)
+        self._written = sha256_of(folder / MANIFEST_FILE), json.dumps(self._head())
+
+    def _head(self) -> dict[str, Any]:
+        """Return what is said besides shards and the number of rows.
 
         In the order of names: files that a kill made a run withdraw and list again leave no trace.
         """
-        value = {
+        return {
             "kind": self.kind,
-            "rows": self.rows,
             "identity": self.identity,
             "details": dict(sorted(self.details.items())),
             "files": {name: vars(record) for name, record in sorted(self.files.items())},
-            "shards": [
-                {
-                    "name": shard.name,
-                    "rows": shard.rows,
-                    "files": {name: vars(record) for name, record in shard.files.items()},
-                    "details": shard.details,
-                }
-                for shard in self.shards
-            ],
         }
-        sealed.write_json(folder / MANIFEST_FILE, value)
 
     @classmethod
     def load(cls, folder: Path, kind: StoreKind) -> Manifest:
@@ -203,10 +194,12 @@ class Manifest:
             UserError: it is of a newer format. DamagedStore: it cannot be read or contradicts itself.
         """
         path = folder / MANIFEST_FILE
+        # Before it is read: a manifest that is written meanwhile has no log under this name.
+        base = sha256_of(path)
         value = sealed.read_json(path)
         try:
-            shards = [Shard(s["name"], s["rows"], _records(s["files"]), s.get("details", {})) for s in value["shards"]]
-            files, details = _records(value["files"]), dict(value["details"])
+            shards = [Shard.of(stored) for stored in value["shards"]]
+            files, details = file_records(value["files"]), dict(value["details"])
             manifest = cls(value["kind"], dict(value["identity"]), shards, files, details)
             told = value["rows"]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -215,6 +208,7 @@ class Manifest:
             raise DamagedStore(f"{path} is of no known kind: {manifest.kind!r}", _REPAIR)
         if manifest.rows != told:
             raise DamagedStore(f"{path} says {told} rows but its shards have {manifest.rows}", _REPAIR)
+        manifest.shards += manifest_log.read(folder, base)
         return manifest
 
     @classmethod
@@ -291,7 +285,3 @@ def require_same_encoder(one: Manifest, other: Manifest) -> None:
 def _shown(value: Any) -> str:
     text = str(value)
     return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "…"
-
-
-def _records(files: dict[str, dict[str, Any]]) -> dict[str, FileRecord]:
-    return {name: FileRecord(**record) for name, record in files.items()}

@@ -23,8 +23,8 @@ from dptr.cache.errors import DamagedStore
 from dptr.cache.stores import checks
 from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import TEMPORARY_SUFFIX, atomic_path
-from dptr.cache.stores.manifest import Shard
 from dptr.cache.stores.mapped_file import MappedFile
+from dptr.cache.stores.shard_record import Shard
 from dptr.cache.stores.stored_tokens import StoredStates, StoredTokens
 
 #: A token touches a page at least, and the kernel maps its neighbours with it.

@@ -11,6 +11,7 @@ from dptr.cache.file_names import (
     CHECKPOINTS_FOLDER,
     INDEX_FILE,
     MANIFEST_FILE,
+    MANIFEST_LOG,
     NEIGHBOURS_ARRAY,
     NEIGHBOURS_TABLE,
     PHOTOS_FILE,
@@ -120,7 +121,8 @@ def _of_store(folder: Path) -> list[Damage]:
     try:
         manifest = Manifest.read(folder)
     except DamagedStore as error:
-        return [Damage(folder, MANIFEST_FILE, None, error.problem.removeprefix(f"{folder / MANIFEST_FILE} "))]
+        name = MANIFEST_LOG if error.problem.startswith(f"{folder / MANIFEST_LOG} ") else MANIFEST_FILE
+        return [Damage(folder, name, None, error.problem.removeprefix(f"{folder / name} "))]
     listed: list[tuple[str, str | None, FileRecord]] = [(name, None, known) for name, known in manifest.files.items()]
     for shard in manifest.shards:
         listed += [(name, shard.name, known) for name, known in shard.files.items()]

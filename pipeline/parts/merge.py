@@ -13,8 +13,9 @@ from dptr.cache.file_names import INDEX_FILE, MANIFEST_FILE, ROWS_FILE
 from dptr.cache.progress import progress
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.lock import locked
-from dptr.cache.stores.manifest import Manifest, Shard
+from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompt_rows import write_rows
+from dptr.cache.stores.shard_record import Shard
 from dptr.cache.word_images.parquet_form import ParquetSource
 from dptr.cache.word_images.writer import write_word_images
 from dptr.pipeline.parts.part import Part, parts_folder

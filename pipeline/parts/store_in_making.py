@@ -13,7 +13,8 @@ from typing import Any
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import INDEX_FILE, PHOTOS_FILE, PREFIX_FILE, QUARANTINE_FILE, ROWS_FILE
-from dptr.cache.stores.manifest import Manifest, Shard, StoreKind
+from dptr.cache.stores.manifest import Manifest, StoreKind
+from dptr.cache.stores.shard_record import Shard
 from dptr.cache.stores.shards import shard_name
 from dptr.pipeline.parts.part import WHOLE, Part
 
@@ -81,11 +82,10 @@ class StoreInMaking:
 
     def commit(self, shard: Shard) -> None:
         """List a shard that was written."""
-        self.manifest.shards.append(shard)
         # They no longer describe the store; leaving them listed would let a kill while they are rewritten damage it.
         for name in (INDEX_FILE, ROWS_FILE):
             self.manifest.files.pop(name, None)
-        self.manifest.save(self.folder)
+        self.manifest.commit_shard(self.folder, shard)
 
     def finish(self, **details: Any) -> None:
         """Note what the store came to; a share then waits to be merged."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dptr.cache.progress import Progress, note
-from dptr.cache.stores.manifest import Shard
+from dptr.cache.stores.shard_record import Shard
 from dptr.cache.stores.shards import States, remove_unfinished
 from dptr.pipeline.clip.text_tower import TextTower
 from dptr.pipeline.parts.cluster import Cluster, device_of_worker

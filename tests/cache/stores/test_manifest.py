@@ -8,7 +8,8 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.stores import sealed
 from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.stores.manifest import Manifest, Shard, require_same_encoder
+from dptr.cache.stores.manifest import Manifest, require_same_encoder
+from dptr.cache.stores.shard_record import Shard
 from dptr.cache.stores.verify import verify
 
 
