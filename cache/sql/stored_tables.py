@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from dptr.cache.errors import DptrError
@@ -40,7 +41,8 @@ def parquet_tables(workspace: Workspace) -> dict[str, list[Path]]:
 def json_tables(workspace: Workspace) -> dict[str, list[Path]]:
     """Return the JSON files of ``runs`` and ``metrics``; those that cannot be read are named and left out."""
     folders = workspace.run_folders()
-    described = [folder / RUN_FILE for folder in folders if _is_described(folder / RUN_FILE)]
+    descriptions = [folder / RUN_FILE for folder in folders]
+    described = [path for path in descriptions if _can_be_used(path, sealed.read_json, "runs")]
     logs = [folder / METRICS_FILE for folder in folders if _has_metrics(folder / METRICS_FILE)]
     return {name: files for name, files in (("runs", described), ("metrics", logs)) if files}
 
@@ -76,7 +78,7 @@ def run_of_predictions(path: Path) -> str:
 
 def _in_runs(workspace: Workspace, pattern: str) -> list[Path]:
     there = [path for folder in (workspace.runs, workspace.models) for path in sorted(folder.glob(f"*/{pattern}"))]
-    return [path for path in there if _is_whole(path)]
+    return [path for path in there if _can_be_used(path, sealed.require_whole)]
 
 
 def _store_tables(folder: Path, kind: StoreKind, rows: str, refused: str) -> dict[str, list[Path]]:
@@ -96,25 +98,16 @@ def _store_tables(folder: Path, kind: StoreKind, rows: str, refused: str) -> dic
     return found
 
 
-def _is_whole(path: Path) -> bool:
+def _can_be_used(path: Path, check: Callable[[Path], object], table: str = "") -> bool:
+    """Return whether a file passes a check; say so where it does not."""
+    left_out = f"left out of {table}" if table else "left out"
     try:
-        sealed.require_whole(path)
+        check(path)
         return True
     except OSError as error:
-        note(f"left out: {path} cannot be read ({error.strerror})")
+        note(f"{left_out}: {path} cannot be read ({error.strerror})")
     except DptrError as error:
-        note(f"left out: {error.problem}")
-    return False
-
-
-def _is_described(path: Path) -> bool:
-    try:
-        sealed.read_json(path)
-        return True
-    except OSError as error:
-        note(f"left out of runs: {path} cannot be read ({error.strerror})")
-    except DptrError as error:
-        note(f"left out of runs: {error.problem}")
+        note(f"{left_out}: {error.problem}")
     return False
 
 
