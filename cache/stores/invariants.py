@@ -55,8 +55,9 @@ def contradictions(folder: Path, manifest: Manifest, damaged: Collection[str]) -
     yield from _of_neighbours(folder, manifest, damaged)
     if ROWS_FILE not in damaged and (problem := prompt_rows.contradiction(folder, manifest)):
         yield ROWS_FILE, None, problem
-    if INDEX_FILE in manifest.files and manifest.details.get("index", {}).get("rows") != manifest.rows:
-        yield INDEX_FILE, None, "is of another number of crops than the bank has"
+    # One of fewer is that of a bank which is being added to.
+    if INDEX_FILE in manifest.files and manifest.details.get("index", {}).get("rows", 0) > manifest.rows:
+        yield INDEX_FILE, None, "is of more crops than the bank has"
 
 
 class _Contradicts(Exception):

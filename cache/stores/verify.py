@@ -22,6 +22,7 @@ from dptr.cache.file_names import (
     ROWS_FILE,
     RUN_FILE,
     STATE_FILE,
+    is_index_file,
 )
 from dptr.cache.progress import note, progress
 from dptr.cache.stores import sealed
@@ -130,11 +131,15 @@ def _of_store(folder: Path) -> list[Damage]:
     with progress(f"checking {folder}", sum(known.bytes for _, _, known in listed), "bytes") as bar:
         for name, shard_name, known in listed:
             if problem := known.problem(folder / name):
-                found.append(Damage(folder, name, shard_name, problem, _MENDED_BY.get(name, _REPAIRABLE)))
+                found.append(Damage(folder, name, shard_name, problem, _advice_for(name)))
             bar.advance(known.bytes)
     # Between whole files alone: what is damaged contradicts everything.
     broken = {damage.file for damage in found}
     return found + [Damage(folder, *told) for told in contradictions(folder, manifest, broken)]
+
+
+def _advice_for(name: str) -> str:
+    return _MENDED_BY.get(INDEX_FILE if is_index_file(name) else name, _REPAIRABLE)
 
 
 def _of_run(folder: Path) -> Iterator[Damage]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.file_names import INDEX_FILE, MANIFEST_FILE, ROWS_FILE
+from dptr.cache.file_names import MANIFEST_FILE, ROWS_FILE
 from dptr.cache.progress import progress
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.lock import locked
@@ -115,8 +115,7 @@ def _merge_store(out: Path, found: Sequence[Path]) -> MergeSummary:
         whole.shards += computed
         whole.identity, whole.files = first.identity, {**whole.files, **first.files}
         whole.details = {name: value for name, value in first.details.items() if name != SHARE}
-        for name in (INDEX_FILE, ROWS_FILE):
-            whole.files.pop(name, None)
+        whole.files.pop(ROWS_FILE, None)
         whole.save(out)
     if whole.kind == "prompts":
         write_rows(out, whole)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dptr.cache.errors import UserError
-from dptr.cache.file_names import INDEX_FILE, PHOTOS_FILE, PREFIX_FILE, QUARANTINE_FILE, ROWS_FILE
+from dptr.cache.file_names import PHOTOS_FILE, PREFIX_FILE, QUARANTINE_FILE, ROWS_FILE
 from dptr.cache.stores.manifest import Manifest, StoreKind
 from dptr.cache.stores.shard_record import Shard
 from dptr.cache.stores.shards import shard_name
@@ -82,9 +82,8 @@ class StoreInMaking:
 
     def commit(self, shard: Shard) -> None:
         """List a shard that was written."""
-        # They no longer describe the store; leaving them listed would let a kill while they are rewritten damage it.
-        for name in (INDEX_FILE, ROWS_FILE):
-            self.manifest.files.pop(name, None)
+        # It no longer describes the store; leaving it listed would let a kill while it is rewritten damage it.
+        self.manifest.files.pop(ROWS_FILE, None)
         self.manifest.commit_shard(self.folder, shard)
 
     def finish(self, **details: Any) -> None:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dptr.cache.errors import UserError
-from dptr.cache.file_names import INDEX_FILE, PHOTOS_FILE, QUARANTINE_FILE
+from dptr.cache.file_names import PHOTOS_FILE, QUARANTINE_FILE
 from dptr.cache.progress import progress
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
@@ -137,8 +137,7 @@ def _build(
 def indexed(out: Path) -> OrpBank:
     """Open a bank whose crops are all committed, and see to it that its index holds them all."""
     bank = OrpBank(out)
-    crops_in_index = bank.manifest.details.get("index", {}).get("rows")
-    if crops_in_index != len(bank) or not bank.manifest.is_intact(out, INDEX_FILE):
+    if not faiss_index.is_complete(bank):
         faiss_index.write_index(bank)
     return bank
 
