@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from dptr.cache.choices import StatesDtype
 from dptr.cache.file_names import PREFIX_FILE
+from dptr.cache.row_set import RowSet
 from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import OrpBank
@@ -34,7 +35,6 @@ from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import token_memory
-from dptr.trainer.data.row_set import RowSet
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory
 from dptr.trainer.pretrain import PromptBatch, PromptBatches

@@ -20,7 +20,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import DptrError, UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.pictures import UnusablePicture, decode
-from dptr.cache.word_images.columns import Columns
+from dptr.cache.word_images.crop_columns import Columns
 from dptr.cache.word_images.form import NotLabelled, Place, PlacedSource, Source
 from dptr.cache.word_images.listing import Refusal, Rules, Tally, list_crops
 from dptr.cache.word_images.samples import Rows, Sample, Samples

@@ -21,9 +21,8 @@ from dptr.cache import charset as charset_module
 from dptr.cache import normalization as normalization_module
 from dptr.cache.charset import Charset
 from dptr.cache.normalization import Normalization
-from dptr.cache.word_images import columns as columns_module
-from dptr.cache.word_images import lmdb_form
-from dptr.cache.word_images.columns import Columns, ColumnsInMaking
+from dptr.cache.word_images import crop_columns, lmdb_form
+from dptr.cache.word_images.crop_columns import Columns, ColumnsInMaking
 from dptr.cache.word_images.form import Place, PlacedSource, Refused, Source
 from dptr.cache.word_images.kept_file import KeptFile, blocks_in_making, places_beside
 
@@ -194,6 +193,6 @@ def _made_from(path: Path, sources: Sequence[Source], judged_by: str) -> str:
 def _code_of(sources: Sequence[Source]) -> list[str]:
     """Return digests of the code that makes a list: whoever changes how labels are read or judged gets a new one."""
     forms = {type(source).__module__ for source in sources}
-    names = [__name__, columns_module.__name__, charset_module.__name__, normalization_module.__name__, *sorted(forms)]
+    names = [__name__, crop_columns.__name__, charset_module.__name__, normalization_module.__name__, *sorted(forms)]
     files = [Path(sys.modules[name].__file__ or "") for name in names]
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]

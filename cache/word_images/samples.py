@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dptr.cache.row_set import EveryRow
-from dptr.cache.word_images.columns import Columns, text_of
+from dptr.cache.word_images.crop_columns import Columns, text_of
 from dptr.cache.word_images.form import Place
 from dptr.cache.word_images.kept_file import BLOCK_BITS
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dptr.cache.errors import UserError
 from dptr.cache.row_set import RowSet
 from dptr.cache.validation import validation_position
-from dptr.cache.word_images.columns import Columns
+from dptr.cache.word_images.crop_columns import Columns
 from dptr.cache.word_images.dataset import WordImages
 from dptr.cache.word_images.kept_file import Blocks, KeptFile, blocks_in_making, places_beside
 from dptr.cache.word_images.samples import Samples

@@ -17,7 +17,7 @@ from dptr.cache.normalization import Normalization
 from dptr.cache.stores.manifest import kind_of
 from dptr.cache.stores.stored_tokens import StoredTokens
 from dptr.cache.stores.word_crops import WordCropStore
-from dptr.cache.word_images.columns import Columns, ColumnsInMaking
+from dptr.cache.word_images.crop_columns import Columns, ColumnsInMaking
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages, told
 from dptr.cache.word_images.kept_file import blocks_in_making
 from dptr.cache.word_images.listing import Rules, Tally

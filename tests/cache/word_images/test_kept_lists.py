@@ -17,7 +17,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.stores import checks
-from dptr.cache.word_images import columns, kept_file, lmdb_form, parquet_form, samples
+from dptr.cache.word_images import crop_columns, kept_file, lmdb_form, parquet_form, samples
 from dptr.cache.word_images.dataset import WordImages
 from dptr.cache.word_images.label_files import LabelFile
 from dptr.cache.word_images.samples import Samples
@@ -33,9 +33,9 @@ FORMS = ["folder", "lmdb", "parquet", "tar"]
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    for module in (kept_file, columns, samples):
+    for module in (kept_file, crop_columns, samples):
         monkeypatch.setattr(module, "BLOCK_BITS", BLOCK_BITS)
-    monkeypatch.setattr(columns, "_WITHIN", (1 << BLOCK_BITS) - 1)
+    monkeypatch.setattr(crop_columns, "_WITHIN", (1 << BLOCK_BITS) - 1)
     monkeypatch.setattr(samples, "_AT_ONCE", 11)
     monkeypatch.setenv("DPTR_CACHE", str(tmp_path / "cache"))
     yield
@@ -90,9 +90,9 @@ def test_a_kept_list_gives_what_listing_in_memory_gave(
 ) -> None:
     path = make(form, tmp_path / "data")
     with monkeypatch.context() as in_memory:
-        for module in (kept_file, columns, samples):
+        for module in (kept_file, crop_columns, samples):
             in_memory.setattr(module, "BLOCK_BITS", 16)
-        in_memory.setattr(columns, "_WITHIN", (1 << 16) - 1)
+        in_memory.setattr(crop_columns, "_WITHIN", (1 << 16) - 1)
         expected = everything(opened(path))
         assert kept_in(tmp_path) == []
     first = everything(opened(path))
