@@ -74,9 +74,10 @@ def line_chart(
         for number, (name, points) in enumerate(lines.items()):
             # Dashes distinguish lines that cover each other, and all of them without colours.
             colour, dashes = _SERIES[number % len(_SERIES)], _DASHES[number % len(_DASHES)]
-            marker = "o" if len(points) < 2 else None  # one point alone makes no line
+            # One point alone makes no line; a later one that covers it is smaller.
+            marker, size = ("o" if len(points) < 2 else None), max(9 - 2 * number, 3)
             axes.plot(
-                points[:, 0], points[:, 1], color=colour, linestyle=dashes, label=name, marker=marker, markersize=3
+                points[:, 0], points[:, 1], color=colour, linestyle=dashes, label=name, marker=marker, markersize=size
             )
         axes.set_xlabel("step")
         axes.set_ylabel(unit)
