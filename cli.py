@@ -17,7 +17,7 @@ from typer.main import get_command
 
 from dptr.cache import commands as stored
 from dptr.cache.command_line import Report, Services, command, command_group, require_no_empty_argument, speak_utf8
-from dptr.cache.errors import OF_THE_DISK, DptrError, UserError, disk_error, disk_problem
+from dptr.cache.errors import OF_THE_DISK, DptrError, UserError, disk_error, disk_problem, usage_problem
 from dptr.cache.interrupts import ignore_from_now_on, stop_once
 from dptr.cache.visible import visible
 from dptr.cache.workspace import Workspace
@@ -136,7 +136,7 @@ def _explained(error: BaseException) -> tuple[int, str]:
         case DptrError():
             return error.exit_code, str(error)
         case TyperException():
-            return 2, f"{error.format_message().rstrip('.')}. See `dptr --help`"
+            return 2, usage_problem(error)
         case KeyboardInterrupt() | Abort():
             return _INTERRUPTED, "interrupted; what was finished is kept, and the same command goes on"
         case MemoryError():

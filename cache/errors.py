@@ -8,6 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typer.exceptions import TyperException
 
 _NOT_THERE = "Name a place where a file or folder can be written"
 #: What a disk can refuse, by its number, and what to do about it; the user's to mend, so exit code 2.
@@ -75,6 +79,14 @@ def disk_problem(error: OSError) -> str:
     # Of two names the second is the one that was to be.
     name = error.filename2 if error.filename2 is not None else error.filename
     return f"{name}: {error.strerror}"
+
+
+def usage_problem(error: TyperException) -> str:
+    """Say what of a command line was wrong, and whose help tells more."""
+    context = getattr(error, "ctx", None)
+    command = f"dptr {context.info_name}" if context is not None and context.parent else "dptr"
+    said = error.format_message().rstrip(".")
+    return f"{said}{'' if said.endswith('?') else '.'} See `{command} --help`"
 
 
 def is_out_of_memory(error: Exception) -> bool:

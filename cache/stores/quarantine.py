@@ -28,6 +28,13 @@ _ROWS_BUFFERED = 8192
 _ITEM_CHARACTERS = 200
 
 
+def example(path: Path) -> str:
+    """Return where the first refused input of a file came from, and why it was refused; nothing where there is none."""
+    with pq.ParquetFile(path) as refused:
+        first = next(refused.iter_batches(1, columns=["source", "reason"]), None)
+    return "" if first is None else ": {source}, {reason}".format(**first.to_pylist()[0])
+
+
 class Quarantine:
     """Collects refusals and writes them to ``path`` when closed; memory does not grow with their number.
 

@@ -24,7 +24,7 @@ from dptr.cache.file_names import PHOTOS_FILE, QUARANTINE_FILE
 from dptr.cache.progress import progress
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
-from dptr.cache.stores.quarantine import Quarantine
+from dptr.cache.stores.quarantine import Quarantine, example
 from dptr.cache.stores.shards import remove_unfinished
 from dptr.pipeline.clip.image_shards import ImageShards, ImageShardsOnCluster, Picture, ShardForm, shard_maker
 from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
@@ -119,7 +119,8 @@ def _build(
         build.run(paths, total, cluster)
     making = build.making
     if not making.rows:
-        raise UserError(f"none of {total} photos can be used", f"See why in {making.folder / QUARANTINE_FILE}")
+        refused = making.folder / QUARANTINE_FILE
+        raise UserError(f"none of {total} photos can be used{example(refused)}", f"Name others; all are in {refused}")
     manifest = indexed(out).manifest if part.is_whole else making.manifest
     return OrpBankSummary(
         making.folder,

@@ -59,7 +59,10 @@ def init(
     if proposed.own_charset:
         write_text(charset_file, proposed.charset + "\n")
     charset = f"{len(proposed.charset)} characters, in {charset_file}" if proposed.own_charset else proposed.charset
-    lines = [*proposed.found, "", f"recipe {out}, from {proposed.base}", f"charset {charset}", "", *proposed.commands]
+    lines = [*proposed.found, "", f"recipe {out}, from {proposed.base}", f"charset {charset}", ""]
+    lines += ["the short way, minutes: trained on from the bundled recogniser", *proposed.short_way, ""]
+    lines += ["the long way, hours: with a decoder that has learnt to spell from your text", *proposed.commands]
     figures = {"out": str(out), "rows": look.labels.words + look.crop_labels.words, "base": proposed.base}
     figures |= {"charset": str(charset_file) if proposed.own_charset else proposed.charset}
-    return Report({**figures, "commands": proposed.commands, "seconds": time.monotonic() - started}, "\n".join(lines))
+    figures |= {"short_way": proposed.short_way, "commands": proposed.commands}
+    return Report({**figures, "seconds": time.monotonic() - started}, "\n".join(lines))

@@ -31,7 +31,8 @@ class Plan:
     Attributes:
         base: the bundled recipe it begins with. recipe: TOML with comments. charset: a name, or characters of its own.
         own_charset: whether ``charset`` is characters, to be written to a file. found: what was seen, in lines.
-        commands: to run, in order.
+        short_way: commands of minutes, from the encoder of the bundled recogniser.
+        commands: those of the long way, with a decoder that has learnt to spell from text; each in order.
     """
 
     base: str
@@ -39,6 +40,7 @@ class Plan:
     charset: str
     own_charset: bool
     found: list[str]
+    short_way: list[str]
     commands: list[str]
 
 
@@ -47,13 +49,15 @@ def plan(look: Look, recipe_file: Path, charset_file: Path, on_gpu: bool) -> Pla
     base = "small" if on_gpu and look.labels.words >= _MANY_WORDS else "tiny"
     charset = choose_charset(look.all_characters)
     own = charset not in _NAMED
+    named = str(charset_file) if own else charset
     return Plan(
         base,
         _recipe(look, base),
         charset,
         own,
         _found(look),
-        _commands(look, recipe_file, str(charset_file) if own else charset),
+        _short_way(look, named),
+        _commands(look, recipe_file, named),
     )
 
 
@@ -119,6 +123,16 @@ def _found(look: Look) -> list[str]:
     if look.photo_count:
         lines.append(f"{look.photo_count:,} photos")
     return lines
+
+
+def _short_way(look: Look, charset: str) -> list[str]:
+    """Crops rendered from the words beside the labelled ones, a thousand steps; words longer than 25 are left out."""
+    own, run = shlex.quote(charset), "dptr_data/runs/short"
+    crops, words = (" ".join(shlex.quote(str(path)) for path in paths) for paths in (look.crops, look.corpora))
+    lines = [f"dptr render-words {words} -o short.lmdb --count 4000"] if words else []
+    data = " ".join(part for part in (crops, "short.lmdb" if words else "") if part) or "CROPS"
+    lines.append(f"dptr finetune --from bundled --charset {own} --data {data} --steps 1000 -o {run}")
+    return [*lines, f"dptr read {run} sign.png"]
 
 
 def _commands(look: Look, recipe_file: Path, charset: str) -> list[str]:

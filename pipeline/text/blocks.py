@@ -30,7 +30,15 @@ _PIECE_BYTES = 1 << 20
 #: Small, because a few compressed bytes can stand for very many.
 _COMPRESSED_BYTES = 16 << 10
 
-_UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+#: How files begin that hold no text in UTF-8, and what is said of them.
+_NO_TEXT = {
+    b"\xff\xfe": "UTF-16 where UTF-8 is expected",
+    b"\xfe\xff": "UTF-16 where UTF-8 is expected",
+    b"%PDF-": "a PDF, not text: save its text as .txt",
+    b"PK\x03\x04": "a zip file or an office document, not text: save its text as .txt",
+    b"\x89PNG": "a picture, not text",
+    b"\xff\xd8\xff": "a picture, not text",
+}
 
 
 class _Decompressor(Protocol):
@@ -54,15 +62,15 @@ _DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError)
 def item_blocks(source: str, ends: tuple[bytes, ...], refuse: Refuse) -> Iterator[tuple[int, bytes]]:
     """Yield (number of the first line, bytes) of ``source``, each block ending after one of ``ends`` or with the file.
 
-    Refused through ``refuse``: an item longer than a block, the rest of a damaged or cut file, a file in UTF-16.
+    Refused through ``refuse``: an item longer than a block, the rest of a damaged or cut file, what is no UTF-8 text.
     """
     line = 1
     waiting = bytearray()
     skipping = False
     try:
         for number, piece in enumerate(_pieces(source)):
-            if number == 0 and piece[:2] in _UTF_16_MARKS:
-                refuse(None, "", "UTF-16 where UTF-8 is expected")
+            if number == 0 and (reason := _why_no_text(piece)):
+                refuse(None, "", reason)
                 return
             if skipping:
                 start = _first_end(piece, ends)
@@ -120,6 +128,10 @@ def _pieces(source: str) -> Iterator[bytes]:
 def _last_end(block: bytearray, ends: tuple[bytes, ...]) -> int:
     """Return the position after the last of ``ends``, or 0."""
     return max(block.rfind(end) for end in ends) + 1
+
+
+def _why_no_text(start: bytes) -> str | None:
+    return next((reason for mark, reason in _NO_TEXT.items() if start.startswith(mark)), None)
 
 
 def _first_end(piece: bytes, ends: tuple[bytes, ...]) -> int:

@@ -24,7 +24,7 @@ from dptr.cache.normalization import Normalization
 from dptr.cache.progress import progress
 from dptr.cache.ranges import require_at_least
 from dptr.cache.stores.lock import locked
-from dptr.cache.stores.quarantine import Quarantine
+from dptr.cache.stores.quarantine import Quarantine, example
 from dptr.cache.stores.word_crops import CATALOGUE_SCHEMA
 from dptr.cache.word_images.form import Refused
 from dptr.pipeline.choices import Precision
@@ -121,7 +121,8 @@ def embed_crops(
         build.run(paths, total)
     rows, folder = build.manifest.rows, build.making.folder
     if not build.making.rows:
-        raise UserError(f"none of {total} crops can be used", f"See why in {folder / QUARANTINE_FILE}")
+        refused = folder / QUARANTINE_FILE
+        raise UserError(f"none of {total} crops can be used{example(refused)}", f"Name others; all are in {refused}")
     seconds = time.monotonic() - started - clip.load_seconds
     return EmbedCropsSummary(
         folder,

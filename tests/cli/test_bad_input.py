@@ -147,3 +147,22 @@ def test_ctrl_c_in_a_terminal_is_one_line_from_all_processes(tmp_path: Path) -> 
     _, said = started.communicate(timeout=60)
     assert started.returncode == 130
     assert len(said.splitlines()) == 1, said
+
+
+def test_a_picture_that_is_not_there_is_not_taken_for_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["read", str(tmp_path / "sign.png")]) == 2
+    assert "sign.png does not exist. Name picture files or folders" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["init"], "error: Missing argument 'data'. See `dptr init --help`"),
+        (["pretrian"], "error: No such command 'pretrian'. Did you mean 'pretrain'? See `dptr --help`"),
+    ],
+)
+def test_a_wrong_command_line_names_the_help_that_tells_more(
+    typed: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(typed) == 2
+    assert capsys.readouterr().err.strip() == said

@@ -70,12 +70,14 @@ def named_data(data: list[Path] | None) -> list[Path]:
 
 def recogniser_first(workspace: Workspace, names: list[str]) -> tuple[Path, list[str]]:
     """Part arguments into the recogniser that the first may name, the bundled one if it does not, and the rest."""
+    from dptr.cache.pictures import IMAGE_SUFFIXES
     from dptr.trainer.model.model_file import BUNDLED
 
     first = Path(names[0]) if names else None
     if first is None or (first.exists() and first.suffix != SAFETENSORS and not (first / RUN_FILE).is_file()):
         return BUNDLED, names
-    if names[0] == "-":
+    # A picture that is not there is told of as such, not as a run.
+    if names[0] == "-" or (first.suffix.lower() in IMAGE_SUFFIXES and not first.exists()):
         return BUNDLED, names
     return model_path(workspace, names[0]), names[1:]
 

@@ -25,7 +25,7 @@ def start_run(workspace: Workspace, start: str) -> "Trained | None":
         if found is None:
             raise UserError(
                 f"no pre-trained run in {workspace.runs}",
-                "Run `dptr pretrain` first, or use --from none for the control",
+                "Run `dptr pretrain` first, or start from the bundled recogniser (--from bundled) or nothing (none)",
             )
         return found
     trained = model_named(workspace, start)

@@ -227,7 +227,7 @@ def test_other_settings_need_another_folder(photos: Path, tmp_path: Path) -> Non
 
 def test_no_photo_that_can_be_used(tmp_path: Path, refused: Any) -> None:
     (tmp_path / "bad.png").write_text("no picture")
-    with pytest.raises(UserError, match="none of 1 photos"):
+    with pytest.raises(UserError, match=r"none of 1 photos can be used: .*bad\.png, not a picture"):
         build_orp_bank([tmp_path / "bad.png"], tmp_path / "bank", SETTINGS)
     assert refused(tmp_path / "bank") == {"bad.png": "not a picture"}
 

@@ -77,6 +77,8 @@ def test_data_are_told_apart_and_the_recipe_fits_them(tmp_path: Path, capsys: py
     assert (recipe.decoder.max_label_length, recipe.encoder.image_width) == (40, 256)
     assert "# 99.9 % of your labels" in out.read_text()
     assert (said["charset"], said["base"]) == ("62", "tiny")
+    assert [shlex.split(line)[1] for line in said["short_way"]] == ["render-words", "finetune", "read"]
+    assert str(wide) in shlex.split(said["short_way"][1])
     parts = [shlex.split(line) for line in said["commands"]]
     embed = ["dptr", "embed-text", str(tmp_path / "words.txt"), "--charset", "62", "--max-label-length", "40"]
     assert parts[1] == embed

@@ -148,6 +148,21 @@ def test_utf16_is_refused_as_such(tmp_path: Path, read: Read) -> None:
     assert result.refused == [("a.txt", None, "", "UTF-16 where UTF-8 is expected")]
 
 
+@pytest.mark.parametrize(
+    ("start", "reason"),
+    [
+        (b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n", "a PDF, not text: save its text as .txt"),
+        (b"PK\x03\x04", "a zip file or an office document, not text: save its text as .txt"),
+        (b"\x89PNG\r\n\x1a\n", "a picture, not text"),
+        (b"\xff\xd8\xff\xe0", "a picture, not text"),
+    ],
+)
+def test_what_is_no_text_gives_no_words(tmp_path: Path, read: Read, start: bytes, reason: str) -> None:
+    result = read(write(tmp_path / "a.txt", start + b"endobj stream"), write(tmp_path / "b.txt", "good"))
+    assert result.labels == ["good"]
+    assert result.refused == [("a.txt", None, "", reason)]
+
+
 @pytest.mark.parametrize("suffix", ["txt", "gz"])
 def test_a_line_of_50_megabytes(tmp_path: Path, read: Read, suffix: str) -> None:
     content = b"one\n" + b"x" * 50_000_000 + b"\ntwo \xff\nthree"
