@@ -21,7 +21,7 @@ from dptr.pipeline.text.templates import DEFAULT_TEMPLATE
 commands = command_group()
 commands.add_typer(starting.commands)
 
-ClipName = Annotated[str, typer.Option("--clip", help="`tiny` (bundled), a directory, or a hub id.")]
+ClipName = Annotated[str, typer.Option("--clip", help="`tiny` (bundled), a directory, a hub id, or TEXT+IMAGE.")]
 MaxBad = Annotated[int | None, typer.Option(min=0, help="Fail (exit 4) when more inputs than this are refused.")]
 Dtype = Annotated[StatesDtype, typer.Option("--dtype", help="How states are stored.")]
 Arithmetic = Annotated[Precision, typer.Option("--precision", help="Arithmetic of CLIP.")]

@@ -17,16 +17,34 @@ _CONVERT = (
 )
 
 
+#: Stands between the text tower and the image tower of a pair, in its name and in its weights' hash.
+PAIRED = "+"
+
+
+def find_both(name: str) -> tuple[Path, Path]:
+    """Return the directories of a CLIP's text tower and of its image tower: one and the same unless it is a pair.
+
+    Raises:
+        UserError: as :func:`find_clip`.
+    """
+    text, pair, image = name.partition(PAIRED)
+    if not pair or Path(name).exists():
+        return (found := find_clip(name)), found
+    return find_clip(text), find_clip(image)
+
+
 def find_clip(name: str) -> Path:
-    """Return a directory with a CLIP's files.
+    """Return a directory with a CLIP's files; of a pair, with those of its image tower.
 
     Args:
         name: ``tiny``, a directory that transformers saved, or a hub id such as ``openai/clip-vit-base-patch16``; a hub
-            id may end in ``@REVISION``.
+            id may end in ``@REVISION``. A pair is ``TEXT+IMAGE``.
 
     Raises:
         UserError: there is no such directory, or the hub cannot give it and did not give it earlier.
     """
+    if PAIRED in name and not Path(name).exists():
+        name = name.partition(PAIRED)[2]
     if name == bundled_clip.NAME:
         return bundled_clip.BUNDLED
     if Path(name).exists() or not _looks_like_hub_id(name):

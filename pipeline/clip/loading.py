@@ -1,8 +1,7 @@
 """CLIP, loaded once by one path, for both towers.
 
 They come from the same files and carry the same weights hash, which is how a prompt store and an ORP bank know that
-they belong together. A family of models is supported when its two towers are named and joined as CLIP's are; what
-differs otherwise stands in one table.
+they belong together. What differs between kinds of CLIP is in :mod:`dptr.pipeline.clip.families`.
 """
 
 from __future__ import annotations
@@ -17,49 +16,29 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import MODEL_CONFIG_FILE
 from dptr.cache.tensor_hash import hash_tensors
-from dptr.cache.word_images.dataset import preprocess
 from dptr.pipeline.choices import Precision
 from dptr.pipeline.clip.batch_size import Halving, batch_for
-from dptr.pipeline.clip.clip_files import find_clip, require_safetensors
+from dptr.pipeline.clip.clip_files import PAIRED, find_both, require_safetensors
+from dptr.pipeline.clip.families import FAMILIES
+from dptr.pipeline.clip.families.base import Family
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
 
-@dataclass(frozen=True)
-class _Family:
-    """What sets one kind of model apart.
-
-    Attributes:
-        image_processor: how it reads pictures.
-        pooled_token: which token of a prompt is its pooled one.
-        padding: the token that fills prompts up where its authors' tokenizer fills them with another one than
-            transformers' does; None where both agree. OpenAI's fills with 0, transformers' with the end token.
-    """
-
-    image_processor: str
-    pooled_token: Literal["first", "last"]
-    padding: int | None = None
-
-
-_FAMILIES = {
-    "clip": _Family("CLIPImageProcessorPil", "last", padding=0),
-    "metaclip_2": _Family("CLIPImageProcessorPil", "last"),
-    "chinese_clip": _Family("ChineseCLIPImageProcessorPil", "first"),
-}
 #: Every tokenizer has several tokens for these together; one without a vocabulary has its unknown token only.
 _PROBES = ["street", "Q", "7"]
 #: On a CPU.
 PICTURES_PER_BATCH = 32
-_IMAGE_SIDE = ("vision_model.", "visual_projection.")
 _REASON_CHARACTERS = 300
 
 
@@ -68,21 +47,23 @@ class Clip:
     """A frozen CLIP with its tokenizer and image processor.
 
     Attributes:
-        name: as given (``tiny``, a path or a hub id).
-        model: in evaluation mode, in the precision asked for.
-        pooled_token: the token whose state, projected, is a prompt's pooled vector.
+        name: as given (``tiny``, a path or a hub id, two of them with a plus for a pair).
+        family: how texts are run. model: its model, in evaluation mode, in the precision asked for.
+        image_family: how pictures are run. image_model: its model; the same one unless the CLIP is a pair.
         padding: the token id that fills prompts up as the model's authors do.
         tokenizer: transformers tokenizer; a call gives ``input_ids`` with begin and end tokens.
         image_processor: transformers' PIL image processor.
-        weights: SHA-256 over all weights as loaded in float32, whatever file they came from.
+        weights: SHA-256 over all weights as loaded in float32, whatever file they came from; of a pair both of them.
         image_weights: the same of the image tower alone.
         tokenizer_hash: SHA-256 over the tokenizer's vocabulary, merges and rules.
         load_seconds: how long loading took.
     """
 
     name: str
+    family: Family
     model: Any  # a CLIPModel or its like; annotations inside transformers do not pass a strict check
-    pooled_token: Literal["first", "last"]
+    image_family: Family
+    image_model: Any
     padding: int
     tokenizer: Any
     image_processor: Any
@@ -105,7 +86,8 @@ def load_clip(name: str, precision: Precision = "fp32", device: str = "cpu") -> 
     """Load a CLIP.
 
     Args:
-        name: ``tiny``, a directory that transformers saved, or a hub id such as ``openai/clip-vit-base-patch16``.
+        name: ``tiny``, a directory that transformers saved, or a hub id such as ``openai/clip-vit-base-patch16``; a
+            text tower and the CLIP whose images it is for as ``TEXT+IMAGE``.
         precision: the arithmetic of both towers.
         device: a torch device.
 
@@ -115,15 +97,27 @@ def load_clip(name: str, precision: Precision = "fp32", device: str = "cpu") -> 
     started = time.monotonic()
     import torch
 
-    folder = find_clip(name)
-    family, model, tokenizer, image_processor = _parts(name, folder)
-    weights, image_weights = weights_hash(model), weights_hash(model, _IMAGE_SIDE)
-    model.train(False).requires_grad_(False)
-    torch.nn.Module.to(model, device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    _silence()
+    text_folder, image_folder = find_both(name)
+    image_family, image_model, image_processor = _image_half(name, image_folder)
+    if text_folder == image_folder:
+        family, model, weights = image_family, image_model, weights_hash(image_model)
+    else:
+        family, model = _text_half(name, text_folder)
+        _require_one_space(name, family.joint_dim(model), image_family.joint_dim(image_model))
+        # What the image tower's own folder is known by stands last.
+        weights = f"{weights_hash(model)}{PAIRED}{weights_hash(image_model)}"
+    tokenizer = _tokenizer(name, text_folder, family, model)
+    image_weights = weights_hash(image_model, image_family.image_side)
+    for part in (model, image_model):
+        part.train(False).requires_grad_(False)
+        torch.nn.Module.to(part, device, torch.bfloat16 if precision == "bf16" else torch.float32)
     return Clip(
         name=name,
+        family=family,
         model=model,
-        pooled_token=family.pooled_token,
+        image_family=image_family,
+        image_model=image_model,
         padding=family.padding if family.padding is not None else tokenizer.pad_token_id,
         tokenizer=tokenizer,
         image_processor=image_processor,
@@ -134,18 +128,24 @@ def load_clip(name: str, precision: Precision = "fp32", device: str = "cpu") -> 
     )
 
 
-def _parts(name: str, folder: Path) -> tuple[_Family, Any, Any, Any]:
-    """Return family, model, tokenizer and image processor, each checked against the others."""
-    import torch
+def _silence() -> None:
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+def _image_half(name: str, folder: Path) -> tuple[Family, Any, Any]:
+    """Return family, model (both towers of it) and image processor."""
+    import torch
+    import transformers
+
     # Code that came with a model is never run, and transformers does not ask on a terminal whether to run it.
     safely = {"trust_remote_code": False}
     with _loading(name, "configuration"):
-        family = _family(name, transformers.AutoConfig.from_pretrained(folder, **safely).model_type)
+        family = _family(name, folder)
+        transformers.AutoConfig.from_pretrained(folder, **safely)
     require_safetensors(folder)
     with _loading(name, "weights"):
         model, loading = transformers.AutoModel.from_pretrained(
@@ -156,15 +156,38 @@ def _parts(name: str, folder: Path) -> tuple[_Family, Any, Any, Any]:
             output_loading_info=True,
             **safely,
         )
-    with _loading(name, "tokenizer"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **safely)
-        spelt = tokenizer(_PROBES)["input_ids"]
     with _loading(name, "image processor"):
         image_processor = getattr(transformers, family.image_processor).from_pretrained(folder)
-    problem = _weights_problem(loading) or _tokenizer_problem(tokenizer, spelt, family, model)
+    problem = _weights_problem(loading) or family.problem(model)
     if problem:
         raise _cannot_load(name, problem)
-    return family, model, tokenizer, image_processor
+    return family, model, image_processor
+
+
+def _text_half(name: str, folder: Path) -> tuple[Family, Any]:
+    from dptr.pipeline.clip.families.multilingual import Multilingual, load_text_half
+
+    require_safetensors(folder)
+    with _loading(name, "text tower"):
+        return Multilingual(), load_text_half(folder)
+
+
+def _tokenizer(name: str, folder: Path, family: Family, model: Any) -> Any:
+    with _loading(name, "tokenizer"):
+        tokenizer = family.tokenizer(folder)
+        spelt = tokenizer(_PROBES)["input_ids"]
+    problem = _tokenizer_problem(tokenizer, spelt, family, model)
+    if problem:
+        raise _cannot_load(name, problem)
+    return tokenizer
+
+
+def _require_one_space(name: str, text: int, image: int) -> None:
+    if text != image:
+        raise UserError(
+            f"the text vectors of {name} are {text} wide, its image vectors {image}",
+            "Pair a text tower with the CLIP whose joint space it was trained for",
+        )
 
 
 @contextlib.contextmanager
@@ -192,12 +215,14 @@ def _weights_problem(loading: dict[str, Any]) -> str | None:
     return f"its weights have {min(layers)}, a layer that its config.json does not have" if layers else None
 
 
-def _tokenizer_problem(tokenizer: Any, spelt: list[list[int]], family: _Family, model: Any) -> str | None:
-    if len({token for row in spelt for token in row[1:-1]}) < len(_PROBES):
+def _tokenizer_problem(tokenizer: Any, spelt: list[list[int]], family: Family, model: Any) -> str | None:
+    if not tokenizer.is_fast:
+        return "its tokenizer has no tokenizer.json, which says where in a prompt a token stands"
+    if len({token for row in spelt for token in row} - set(tokenizer.all_special_ids)) < len(_PROBES):
         return "it has no tokenizer, or one that knows no letters"
     if family.padding is None and tokenizer.pad_token_id is None:
         return "its tokenizer has no padding token"
-    largest, room = max(tokenizer.get_vocab().values()), model.config.text_config.vocab_size
+    largest, room = max(tokenizer.get_vocab().values()), family.vocabulary(model)
     return f"its tokenizer has token {largest}, its text model {room} of them" if largest >= room else None
 
 
@@ -205,10 +230,14 @@ def _cannot_load(name: str, problem: str) -> UserError:
     return UserError(f"cannot load CLIP {name!r}: {problem}", "Give a directory with all of the model's files")
 
 
-def _family(name: str, model_type: str) -> _Family:
-    if model_type not in _FAMILIES:
-        raise UserError(f"{name} is a model of type {model_type!r}", f"Supported are {', '.join(_FAMILIES)}")
-    return _FAMILIES[model_type]
+def _family(name: str, folder: Path) -> Family:
+    kind = json.loads((folder / MODEL_CONFIG_FILE).read_text(encoding="utf-8")).get("model_type")
+    if kind not in FAMILIES:
+        raise UserError(
+            f"{name} is a model of type {kind!r}",
+            f"Supported are {', '.join(FAMILIES)}, and a text tower of M-CLIP or sentence-transformers as TEXT+IMAGE",
+        )
+    return FAMILIES[kind]
 
 
 def weights_hash(model: torch.nn.Module, prefixes: tuple[str, ...] = ("",)) -> str:
@@ -218,38 +247,36 @@ def weights_hash(model: torch.nn.Module, prefixes: tuple[str, ...] = ("",)) -> s
 
 
 class ImageTower:
-    """CLIP's image side: pictures to token states and pooled vectors in the joint space."""
+    """CLIP's image side: pictures to token states and pooled vectors in the joint space.
+
+    Attributes:
+        tokens: of a picture. class_tokens: those of them, at the front, that stand nowhere in it. dim: their width.
+    """
 
     def __init__(self, clip: Clip) -> None:
         self._clip = clip
-        self._model = clip.model
-        config = clip.model.config.vision_config
-        self.tokens = (config.image_size // config.patch_size) ** 2 + 1
-        self.dim = int(clip.model.config.projection_dim)
-        self._side = int(config.image_size)
+        self._family, self._model = clip.image_family, clip.image_model
+        self.tokens = self._family.image_tokens(self._model)
+        self.class_tokens = self._family.class_tokens
+        self.dim = self._family.joint_dim(self._model)
         #: Pictures that are encoded at once where nothing else is asked for.
-        self.batch = batch_for(clip.model, int(config.hidden_size), self.tokens, PICTURES_PER_BATCH)
+        width = int(self._model.config.vision_config.hidden_size)
+        self.batch = batch_for(self._model, width, self.tokens, PICTURES_PER_BATCH)
         self._halving = Halving("pictures")
 
     def preprocess(self, image: Image.Image) -> NDArray[np.float32]:
         """Resize, crop and normalise one picture as its CLIP expects, shape (3, height, width)."""
-        pixels = self._clip.image_processor(images=image.convert("RGB"), return_tensors="np")["pixel_values"][0]
-        return np.asarray(pixels, dtype=np.float32)
+        return self._family.pixels(self._model, self._clip.image_processor, image.convert("RGB"))
 
     def preprocess_word(self, image: Image.Image) -> NDArray[np.float32]:
         """Stretch a word image to the tower's square, as fine-tuning does: cut to a square it would lose its ends."""
-        processor = self._clip.image_processor
-        pixels = preprocess(image, self._side, self._side).astype(np.float32) / 255
-        mean, std = (
-            np.array(values, np.float32)[:, None, None] for values in (processor.image_mean, processor.image_std)
-        )
-        return np.asarray((pixels - mean) / std, np.float32)
+        return self._family.stretched(self._model, self._clip.image_processor, image)
 
     def encode(self, pixels: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Encode pictures.
 
-        All tokens pass through the final layer norm and the projection, as in the authors' code; CLIP itself does that
-        with the class token only, which is the pooled vector.
+        All tokens are taken to the joint space, as in the authors' code; CLIP itself does that with the class token
+        only, which is the pooled vector.
 
         Args:
             pixels: shape (batch, 3, height, width).
@@ -258,18 +285,17 @@ class ImageTower:
             token states (batch, tokens, dim) and pooled vectors (batch, dim), float32.
         """
         parts = self._halving.run(self._encode, pixels)
-        tokens = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return tokens, tokens[:, 0].copy()
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate([tokens for tokens, _ in parts]), np.concatenate([pooled for _, pooled in parts])
 
-    def _encode(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _encode(self, pixels: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         import torch
 
         with torch.inference_mode():
             inputs = torch.from_numpy(pixels).to(self._clip.device, self._model.dtype)
-            hidden = self._model.vision_model(pixel_values=inputs).last_hidden_state
-            projected = self._model.visual_projection(self._model.vision_model.post_layernorm(hidden))
-            tokens: NDArray[np.float32] = projected.float().cpu().numpy()
-        return tokens
+            tokens, pooled = self._family.image_states(self._model, inputs)
+            return tokens.float().cpu().numpy(), pooled.float().cpu().numpy()
 
 
 def _tokenizer_hash(tokenizer: Any) -> str:

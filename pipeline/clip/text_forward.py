@@ -1,8 +1,9 @@
-"""Two ways to run a text tower, with one result: that of transformers' own forward.
+"""Three ways to run a text tower, each with the result of transformers' own forward.
 
 In a causal tower nothing after a token can change its state. Hence the template's tokens before the label have the
 same states, keys and values in every prompt: :class:`AfterPrefix` runs them once, and every prompt runs only its own
-tokens against these. A bidirectional tower shares nothing between prompts: :class:`Whole` runs them as they are.
+tokens against these. A tower that looks both ways shares nothing between prompts: :class:`Whole` runs them as they are
+where its mask hides padding, :class:`Filled` at the one length that it was trained on where it has none.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+
+from dptr.pipeline.clip.families.base import Family
 
 
 class Forward(Protocol):
@@ -25,34 +28,35 @@ class Forward(Protocol):
     prefix: torch.Tensor
 
     def run(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return final states (batch, own, dim) of own tokens (batch, own), all of them real."""
-
-
-def is_causal(text_model: Any, vocabulary: int) -> bool:
-    """Return whether a tower's states ignore later tokens, by changing the last one."""
-    ids = torch.arange(1, 9, device=text_model.device)[None] % vocabulary
-    changed = ids.clone()
-    changed[0, -1] = (ids[0, -1] + 1) % vocabulary
-    with torch.inference_mode():
-        one, other = (text_model(input_ids=row).last_hidden_state[:, :-1] for row in (ids, changed))
-    # nan of a broken tower is reported where its states are used; it does not mean that the tower is bidirectional.
-    return torch.equal(one.nan_to_num(), other.nan_to_num())
+        """Return final states (batch, at least own, dim) of own tokens (batch, own), then those of filling."""
 
 
 class Whole:
     """Every prompt from its first token, through transformers' own forward."""
 
-    def __init__(self, text_model: Any) -> None:
-        self._model = text_model
+    def __init__(self, family: Family, model: Any) -> None:
+        self._family, self._model = family, model
         self.prefix_ids: list[int] = []
-        weight = next(text_model.parameters())
-        self.prefix = torch.zeros(0, text_model.config.hidden_size, dtype=weight.dtype, device=weight.device)
+        self.prefix = torch.zeros(0, family.text_dim(model), dtype=model.dtype, device=model.device)
 
     @torch.inference_mode()
     def run(self, ids: torch.Tensor) -> torch.Tensor:
         """(batch, length) -> (batch, length, width), as :class:`Forward` says."""
-        states: torch.Tensor = self._model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
-        return states
+        return self._family.text_states(self._model, ids, torch.ones_like(ids))
+
+
+class Filled(Whole):
+    """Every prompt filled up to the tower's length, with nothing masked."""
+
+    def __init__(self, family: Family, model: Any, padding: int) -> None:
+        super().__init__(family, model)
+        self._padding = padding
+
+    @torch.inference_mode()
+    def run(self, ids: torch.Tensor) -> torch.Tensor:
+        """(batch, own) -> (batch, all, width), as :class:`Forward` says."""
+        missing = self._family.most_tokens(self._model) - ids.shape[1]
+        return self._family.text_states(self._model, F.pad(ids, (0, missing), value=self._padding))
 
 
 class AfterPrefix:

@@ -16,7 +16,7 @@ from dptr.pipeline.choices import Context, StatesKind
 from dptr.pipeline.clip.batch_per_core import batch_per_core
 from dptr.pipeline.clip.batch_size import Halving, batch_for
 from dptr.pipeline.clip.loading import Clip
-from dptr.pipeline.clip.text_forward import AfterPrefix, Forward, Whole, is_causal
+from dptr.pipeline.clip.text_forward import AfterPrefix, Filled, Forward, Whole
 from dptr.pipeline.text.templates import Template
 
 #: On a CPU: few enough to stay in its cache.
@@ -51,12 +51,18 @@ class TextTower:
         self, clip: Clip, template: Template, states: StatesKind | None = None, context: Context = "content"
     ) -> None:
         self._clip = clip
-        self._model = clip.model.text_model
+        self._family, self._model = clip.family, clip.model
         self.context = context
         self.states: StatesKind = _states_kind(clip, states)
-        self.max_tokens = int(min(self._model.config.max_position_embeddings, clip.tokenizer.model_max_length))
-        width = self._model.config.hidden_size
-        self.tokens_per_batch = batch_for(clip.model, width, 1, TOKENS_PER_BATCH)
+        self.max_tokens = self._family.most_tokens(self._model)
+        if self._family.way != "fixed length":
+            self.max_tokens = int(min(self.max_tokens, clip.tokenizer.model_max_length))
+        self._special = set(clip.tokenizer.all_special_ids)
+        # CLIP's end stands for what is unknown, too, of which its pieces of bytes leave nothing.
+        ends = self.tokenize([""])[0]
+        self._ends = len(ends)
+        self._unknown = clip.tokenizer.unk_token_id if clip.tokenizer.unk_token_id not in ends else None
+        self.tokens_per_batch = batch_for(clip.model, self._family.text_dim(clip.model), 1, TOKENS_PER_BATCH)
         self._halving = Halving("tokens")
         self._require_room(template)
         self._forward = self._choose_forward(template)
@@ -83,6 +89,18 @@ class TextTower:
             for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ]
 
+    def why_unusable(self, token_ids: list[int]) -> str | None:
+        """Say why a prompt with these tokens, as :meth:`tokenize` gives them, is not to be encoded; None if it is."""
+        if len(token_ids) > self.max_tokens:
+            return f"prompt longer than {self.max_tokens} tokens"
+        if self._unknown in token_ids:
+            return "a character that the tokenizer does not know"
+        if sum(token in self._special for token in token_ids) > self._ends:
+            return "label spells a special token of the tokenizer"
+        if token_ids[: len(self.prefix_ids)] != self.prefix_ids:
+            return "prompt does not start with the shared tokens"
+        return None
+
     def pieces(self) -> dict[int, str]:
         """Return the characters of every piece of the tokenizer by its id, in order; special tokens are no pieces.
 
@@ -106,22 +124,22 @@ class TextTower:
         own = [ids[len(self.prefix_ids) :] for ids in token_ids]
         lengths = np.array([len(ids) for ids in own], np.int64)
         stored = np.full_like(lengths, self.max_tokens - len(self.prefix_ids)) if self.context == "full" else lengths
-        pooled_at = lengths - 1 if self._clip.pooled_token == "last" else np.zeros_like(lengths)
         starts = np.cumsum(stored) - stored
         tokens = np.empty((int(stored.sum()), self.prefix.shape[1]), np.float32)
-        pooled = np.empty((len(own), self._clip.model.config.projection_dim), np.float32)
+        pooled = np.empty((len(own), self._family.joint_dim(self._model)), np.float32)
 
         def encode_batch(rows: NDArray[np.int64]) -> None:
             ids = self._pad([own[row] for row in rows], int(stored[rows[0]]))
             hidden = self._forward.run(ids)
-            finished = self._finish(hidden)
+            finished = self._finish(hidden[:, : ids.shape[1]])
             self._require_numbers(finished)
             tokens[starts[rows][:, None] + np.arange(ids.shape[1])] = finished
-            pooled[rows] = self._pool(hidden, pooled_at[rows])
+            pooled[rows] = self._pool(hidden, lengths[rows])
 
         with batch_per_core(self._clip.device) as pool:
-            batches = _batches_of_equal_length(stored, tokens_per_batch or self.tokens_per_batch)
-            for _ in pool.map(lambda rows: self._halving.run(encode_batch, rows, int(stored[rows[0]])), batches):
+            run = np.full_like(stored, self.max_tokens) if isinstance(self._forward, Filled) else stored
+            batches = _batches_of_equal_length(stored, run, tokens_per_batch or self.tokens_per_batch)
+            for _ in pool.map(lambda rows: self._halving.run(encode_batch, rows, int(run[rows[0]])), batches):
                 pass  # raises what a batch raised
         return States(tokens, stored, pooled)
 
@@ -156,11 +174,8 @@ class TextTower:
         ids = self._pad(token_ids, self.max_tokens)
         lengths = torch.tensor([len(row) for row in token_ids], device=ids.device)
         mask = (torch.arange(self.max_tokens, device=ids.device) < lengths[:, None]).long()
-        # The authors' way, which `full` stores, masks nothing.
-        output = self._clip.model.get_text_features(
-            input_ids=ids, attention_mask=None if isinstance(self._forward, AfterPrefix) else mask
-        )
-        return self._finish(output.last_hidden_state), output.pooler_output.float().cpu().numpy()
+        states, pooled = self._family.text_features(self._model, ids, mask)
+        return self._finish(states), pooled.float().cpu().numpy()
 
     def _require_room(self, template: Template) -> None:
         needed = len(self.tokenize([template.prompt("a")])[0])
@@ -178,31 +193,33 @@ class TextTower:
             )
 
     def _choose_forward(self, template: Template) -> Forward:
-        if is_causal(self._model, self._model.config.vocab_size):
-            return AfterPrefix(self._model, template.shared_tokens(self.tokenize))
+        if self._family.way == "after prefix":
+            return AfterPrefix(self._family.text_model(self._model), template.shared_tokens(self.tokenize))
+        if self._family.way == "fixed length":
+            return Filled(self._family, self._model, self._clip.padding)
         if self.context == "full":
             raise UserError(f"{self._clip.name} looks both ways: its padding has no states", "Use --context content")
-        return Whole(self._model)
+        return Whole(self._family, self._model)
 
     def _pad(self, rows: list[list[int]], length: int) -> torch.Tensor:
         padded = [row + [self._clip.padding] * (length - len(row)) for row in rows]
         return torch.tensor(padded, device=self._clip.device)
 
     @torch.inference_mode()
-    def _pool(self, hidden: torch.Tensor, at: NDArray[np.int64]) -> NDArray[np.float32]:
-        chosen = hidden[torch.arange(len(hidden)), torch.from_numpy(at)]
-        pooled: NDArray[np.float32] = self._clip.model.text_projection(chosen).float().cpu().numpy()
+    def _pool(self, hidden: torch.Tensor, lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+        real = torch.from_numpy(lengths).to(hidden.device)
+        pooled: NDArray[np.float32] = self._family.pool_text(self._model, hidden, real).float().cpu().numpy()
         return pooled
 
     @torch.inference_mode()
     def _finish(self, hidden: torch.Tensor) -> NDArray[np.float32]:
-        states = self._clip.model.text_projection(hidden) if self.states == "projected" else hidden
+        states = self._family.project_text(self._model, hidden) if self.states == "projected" else hidden
         finished: NDArray[np.float32] = states.float().cpu().numpy()
         return finished
 
 
 def _states_kind(clip: Clip, asked: StatesKind | None) -> StatesKind:
-    width, joint = clip.model.text_model.config.hidden_size, clip.model.config.projection_dim
+    width, joint = clip.family.text_dim(clip.model), clip.family.joint_dim(clip.model)
     if asked == "hidden" and width != joint:
         raise UserError(
             f"hidden text states of {clip.name} are {width} wide, image states {joint}", "Use --states projected"
@@ -210,13 +227,18 @@ def _states_kind(clip: Clip, asked: StatesKind | None) -> StatesKind:
     return asked or ("hidden" if width == joint else "projected")
 
 
-def _batches_of_equal_length(lengths: NDArray[np.int64], tokens_per_batch: int) -> list[NDArray[np.int64]]:
-    """Split row numbers into batches of equal length, long ones first, so that memory peaks at once."""
+def _batches_of_equal_length(
+    lengths: NDArray[np.int64], run: NDArray[np.int64], tokens_per_batch: int
+) -> list[NDArray[np.int64]]:
+    """Split row numbers into batches of equal length, long ones first, so that memory peaks at once.
+
+    Each has as many of the tokens that are ``run`` as are asked for.
+    """
     order = np.argsort(-lengths, kind="stable")
     edges = np.flatnonzero(np.diff(lengths[order])) + 1
     batches: list[NDArray[np.int64]] = []
     for rows in np.split(order, edges):
-        size = max(1, tokens_per_batch // max(1, int(lengths[rows[0]])))
+        size = max(1, tokens_per_batch // max(1, int(run[rows[0]])))
         batches.extend(rows[start : start + size] for start in range(0, len(rows), size))
     return batches
 

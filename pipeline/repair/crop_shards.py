@@ -31,7 +31,7 @@ def rebuild(losses: Losses, scratch: Path) -> None:
     clip = load_clip(identity["encoder"], identity["precision"], "cpu")
     losses.manifest.require_equal(losses.folder, {"image_weights": clip.image_weights})
     tower = ImageTower(clip)
-    kept = np.arange(1, tower.tokens)
+    kept = np.arange(tower.class_tokens, tower.tokens)
     elsewhere = {crop for path in losses.whole_catalogues for crop in _crops(path)}
     wanted = {number: _wanted(losses, number) for number, _ in losses.shards}
     elsewhere -= {crop for crops in wanted.values() for crop in crops or ()}

@@ -51,11 +51,11 @@ def prompts_of(
             batch.labels, texts, tower.tokenize_with_places(texts), batch.counts.tolist(), batch.sources, strict=True
         ):
             labels = _variants(label, settings, charset)
-            reason = _refuse(labels, token_ids, tower)
+            letters = template.letters_of(label, offsets)
+            reason = _refuse(labels, token_ids, letters, tower)
             if reason is not None:
                 quarantine.refuse(source, None, label, reason)
                 continue
-            letters = template.letters_of(label, offsets)
             group.append(Prompt(labels, text, token_ids, letters, count, source))
             if len(group) == size:
                 yield group
@@ -71,13 +71,7 @@ def _variants(label: str, settings: CorpusSettings, charset: Charset) -> list[st
     return [variant for variant in variants if settings.normalization.refuse(variant, charset) is None]
 
 
-def _refuse(labels: list[str], token_ids: list[int], tower: TextTower) -> str | None:
+def _refuse(labels: list[str], token_ids: list[int], letters: list[int], tower: TextTower) -> str | None:
     if not labels:
         return "no case variant fits the charset and the length"
-    if len(token_ids) > tower.max_tokens:
-        return f"prompt longer than {tower.max_tokens} tokens"
-    if token_ids.count(token_ids[0]) > 1 or token_ids.count(token_ids[-1]) > 1:
-        return "label spells a special token of the tokenizer"
-    if token_ids[: len(tower.prefix_ids)] != tower.prefix_ids:
-        return "prompt does not start with the shared tokens"
-    return None
+    return tower.why_unusable(token_ids) or (None if any(letters) else "the tokenizer leaves nothing of the label")

@@ -143,8 +143,8 @@ class _Build:
         self.settings = settings
         self.charset = charset
         self.tower = ImageTower(clip)
-        # All but the class token, which stands nowhere in the picture.
-        self.kept = np.arange(1, self.tower.tokens)
+        # All but a class token, which stands nowhere in the picture.
+        self.kept = np.arange(self.tower.class_tokens, self.tower.tokens)
         self.making = StoreInMaking(out, "word_crops", self._identity(clip), part)
         self.manifest = self.making.manifest
         self.in_store = _in_store(self.making.catalogues)

@@ -141,7 +141,7 @@ def test_full_states_are_those_of_prompts_padded_with_zeros(tower: TextTower) ->
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(EXPECTED[prompt])] = torch.tensor(EXPECTED[prompt])
     with torch.inference_mode():
-        theirs = tower._model(input_ids=padded).last_hidden_state
+        theirs = tower._model.text_model(input_ids=padded).last_hidden_state
     ours = tower.encode([EXPECTED[prompt] for prompt in prompts])
     assert ours.lengths.tolist() == [CONTEXT - len(tower.prefix_ids)] * len(prompts)
     kept = torch.from_numpy(ours.tokens).view(len(prompts), -1, theirs.shape[2])
