@@ -127,7 +127,8 @@ def _transformer(folder: Path, weights: dict[str, torch.Tensor]) -> Any:
     """Build the sentence encoder that a folder's configuration says, with these weights."""
     from transformers import AutoConfig, AutoModel
 
-    model = AutoModel.from_config(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
     missing, unexpected = model.load_state_dict(weights, strict=False)
     # A pooler of the model's own is not used; older files list the positions, which are no weights.
     wrong = [name for name in missing if not name.startswith("pooler.")]
