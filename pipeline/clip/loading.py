@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import logging
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,14 +28,13 @@ from dptr.pipeline.clip.batch_size import Halving, batch_for
 from dptr.pipeline.clip.clip_files import PAIRED, find_both, require_safetensors
 from dptr.pipeline.clip.families import FAMILIES
 from dptr.pipeline.clip.families.base import Family
+from dptr.pipeline.clip.fitting import PROBES, tokenizer_problem, weights_problem
 
 if TYPE_CHECKING:
     import torch
     from PIL import Image
 
 
-#: Every tokenizer has several tokens for these together; one without a vocabulary has its unknown token only.
-_PROBES = ["street", "Q", "7"]
 #: On a CPU.
 PICTURES_PER_BATCH = 32
 _REASON_CHARACTERS = 300
@@ -158,7 +156,7 @@ def _image_half(name: str, folder: Path) -> tuple[Family, Any, Any]:
         )
     with _loading(name, "image processor"):
         image_processor = getattr(transformers, family.image_processor).from_pretrained(folder)
-    problem = _weights_problem(loading) or family.problem(model)
+    problem = weights_problem(loading) or family.problem(model)
     if problem:
         raise _cannot_load(name, problem)
     return family, model, image_processor
@@ -175,8 +173,8 @@ def _text_half(name: str, folder: Path) -> tuple[Family, Any]:
 def _tokenizer(name: str, folder: Path, family: Family, model: Any) -> Any:
     with _loading(name, "tokenizer"):
         tokenizer = family.tokenizer(folder)
-        spelt = tokenizer(_PROBES)["input_ids"]
-    problem = _tokenizer_problem(tokenizer, spelt, family, model)
+        spelt = tokenizer(PROBES)["input_ids"]
+    problem = tokenizer_problem(tokenizer, spelt, family, model)
     if problem:
         raise _cannot_load(name, problem)
     return tokenizer
@@ -202,28 +200,6 @@ def _loading(name: str, part: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
         raise _cannot_load(name, f"its {part} cannot be read ({reason})") from error
-
-
-def _weights_problem(loading: dict[str, Any]) -> str | None:
-    """Say which weights do not fit; transformers draws such tensors at random, or leaves them out."""
-    if loading["mismatched_keys"]:
-        key, stored, expected = min(loading["mismatched_keys"])
-        return f"its weights have {key} of shape {tuple(stored)}, its config.json says {tuple(expected)}"
-    if loading["missing_keys"]:
-        return f"its weights lack {min(loading['missing_keys'])}"
-    layers = [key for key in loading["unexpected_keys"] if re.search(r"\.layers?\.\d+\.", key)]
-    return f"its weights have {min(layers)}, a layer that its config.json does not have" if layers else None
-
-
-def _tokenizer_problem(tokenizer: Any, spelt: list[list[int]], family: Family, model: Any) -> str | None:
-    if not tokenizer.is_fast:
-        return "its tokenizer has no tokenizer.json, which says where in a prompt a token stands"
-    if len({token for row in spelt for token in row} - set(tokenizer.all_special_ids)) < len(_PROBES):
-        return "it has no tokenizer, or one that knows no letters"
-    if family.padding is None and tokenizer.pad_token_id is None:
-        return "its tokenizer has no padding token"
-    largest, room = max(tokenizer.get_vocab().values()), family.vocabulary(model)
-    return f"its tokenizer has token {largest}, its text model {room} of them" if largest >= room else None
 
 
 def _cannot_load(name: str, problem: str) -> UserError:
