@@ -25,7 +25,7 @@ from dptr.trainer.model.encoders.base import Encoder
 from dptr.trainer.model.encoders.clip import ClipEncoder
 from dptr.trainer.model.encoders.given import GivenTokens
 from dptr.trainer.model.fmu import FeatureMergeUnit
-from dptr.trainer.model.folding import fold_batch_norms, halve
+from dptr.trainer.model.folding import fold_batch_norms, halve_linears
 from dptr.trainer.model.layers import grid_positions
 from dptr.trainer.model.word_search import Candidate, search
 from dptr.trainer.training.recipe import Recipe
@@ -148,7 +148,7 @@ class Recognizer(nn.Module):
         What it gives differs in the third digit; it cannot be trained any further.
         """
         self._in_bfloat16 = True
-        halve(self)
+        halve_linears(self)
 
     def prefer_words(self, counts: Mapping[str, float] | None) -> None:
         """Prefer, where a picture leaves doubt, what is likely among words from now on; None: nothing.
