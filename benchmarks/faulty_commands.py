@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,7 +285,9 @@ def _forked(arguments: list[str], log: int, prepare: Callable[[], None], modules
         code = run_command(arguments)
         if new := {*sys.modules} - before:
             modules.write_text("\n".join(new))
+    except BaseException:
+        traceback.print_exc()
+    finally:
         sys.stdout.flush()
         sys.stderr.flush()
-    finally:
         os._exit(code)
