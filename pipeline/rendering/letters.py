@@ -6,6 +6,8 @@ of one image, so that one warp bends all of them.
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
@@ -18,8 +20,11 @@ from dptr.pipeline.rendering.style import RenderStyle, amount
 _STRIPS = 8
 
 
-#: How Pillow is to set text: ``direction`` and ``language``, which only Raqm takes.
-Setting = dict[str, str]
+class Setting(TypedDict, total=False):
+    """How Pillow is to set text, which only Raqm takes."""
+
+    direction: str
+    language: str
 
 
 def letter_masks(
@@ -36,7 +41,9 @@ def letter_masks(
     size = int(rng.integers(style.height[0] // 2, style.height[1] // 2 + 1)) * 2
     margin = size // 3
     shaped = not word.isascii()
-    setting: Setting = {"language": font.language} if font.language and shaped else {}
+    setting = Setting()
+    if font.language and shaped:
+        setting["language"] = font.language
     if column:
         setting["direction"] = "ttb"
     drawn = _draw(word, font.at(size, shaped), setting, margin, rng, style)
