@@ -149,8 +149,7 @@ class _FileInMaking:
         self._path = Path(self._scratch.name) / "listing" if self._scratch else held or Path()
         self._temporary = stack.enter_context(atomic_path(self._path))
         self._sink = stack.enter_context(pa.OSFile(str(self._temporary), "wb"))
-        metadata: dict[bytes | str, bytes | str] = {_MADE_FROM: made_from.encode(), **sealed.METADATA}
-        self._schema = schema.with_metadata(metadata)
+        self._schema = schema.with_metadata({_MADE_FROM.decode(): made_from, **sealed.METADATA})
         self._writer = ipc.new_file(self._sink, self._schema)
         if held is not None:
             note(f"labels are listed once and kept in {held}")

@@ -165,7 +165,9 @@ def _can_grow(bank: OrpBank, known: dict[str, Any]) -> bool:
     """Return whether the index that is there needs no more than what was added to the bank."""
     if not known.get("lists") or not _is_whole(bank, known):
         return False
-    return known["rows"] <= len(bank) < _GROWN_TOO_FAR * known.get("trained_on", known["rows"])
+    indexed: int = known["rows"]
+    trained_on: int = known.get("trained_on", indexed)
+    return indexed <= len(bank) < _GROWN_TOO_FAR * trained_on
 
 
 def _is_whole(bank: OrpBank, known: dict[str, Any]) -> bool:
