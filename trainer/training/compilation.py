@@ -1,7 +1,7 @@
 """A loss compiled by torch: its operations joined into few kernels, once for each shape.
 
 Compiling a shape takes seconds to minutes, so batches are padded to few (:mod:`dptr.trainer.data.buckets`). On a GPU
-a small model's step is otherwise mostly the time to launch its kernels; on a CPU little is gained.
+a small model's step is otherwise mostly the time to launch its kernels; on a CPU it only took longer.
 """
 
 from __future__ import annotations
