@@ -41,6 +41,12 @@ class StoredTensor:
         widened = sent(self.values, device).float()
         return widened if self.scale is None else widened * sent(self.scale, device)[..., None]
 
+    def gather(self, at: Tensor, out: Tensor) -> None:
+        """Write the states at places ``at``, shape (batch, places), to ``out``, float32 on its device: (.., dim)."""
+        out.copy_(sent(self.values, out.device)[at])  # widens on the way
+        if self.scale is not None:
+            out.mul_(sent(self.scale, out.device)[at][..., None])
+
     def pin_memory(self) -> StoredTensor:
         """Return a copy from which a GPU takes it while it computes."""
         return StoredTensor(self.values.pin_memory(), None if self.scale is None else self.scale.pin_memory())
@@ -81,21 +87,21 @@ class StoredMemory:
         """Return the memory on a device: ``[pooled; prefix; states]`` plus noise, float32."""
         places = sent(self.places, device)
         missing = places < 0
-        own = self.states.to(device)[places.clamp(min=0)].masked_fill_(missing[..., None], 0.0)
-        parts = [own]
+        first = self.tokens - places.shape[1]
+        tokens = torch.empty(len(places), self.tokens, self.states.values.shape[1], device=places.device)
+        self.states.gather(places.clamp(min=0), tokens[:, first:])
+        tokens[:, first:].masked_fill_(missing[..., None], 0.0)
         if self.prefix is not None:
-            parts.insert(0, sent(self.prefix, device).float().expand(len(own), -1, -1))
+            tokens[:, first - len(self.prefix) : first] = sent(self.prefix, device)
         if self.pooled is not None:
-            parts.insert(0, sent(self.pooled, device).float()[:, None])
-        tokens = torch.cat(parts, dim=1) if len(parts) > 1 else own
+            tokens[:, 0] = sent(self.pooled, device)
         if self.noise is not None:
             # Of half precision each number is widened while it is added, and never written out wide.
             drawn = sent(self.noise.values, device) if self.noise.scale is None else self.noise.to(device)
             tokens[:, : drawn.shape[1]].add_(drawn, alpha=self.ratio)
         if not self.padded:
             return Memory(tokens)
-        real = missing.new_zeros(len(own), tokens.shape[1] - own.shape[1])
-        return Memory(tokens, torch.cat([real, missing], dim=1))
+        return Memory(tokens, torch.cat([missing.new_zeros(len(places), first), missing], dim=1))
 
     def pin_memory(self) -> StoredMemory:
         """Return a copy from which a GPU takes it while it computes."""
