@@ -7,7 +7,7 @@ both towers, from the pooled vector. Sharing that head makes both vectors encode
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,13 +40,21 @@ class ClipBatch:
 
     def to(self, device: torch.device) -> ClipBatch:
         """Copy the tensors to a device."""
-        tensors = (sent(tensor, device) for tensor in (self.images, self.token_ids, self.letters))
-        return ClipBatch(*tensors, self.unreadable)
+        return replace(
+            self,
+            images=sent(self.images, device),
+            token_ids=sent(self.token_ids, device),
+            letters=sent(self.letters, device),
+        )
 
     def pin_memory(self) -> ClipBatch:
         """Return a copy from which a GPU takes it while it computes."""
-        tensors = (tensor.pin_memory() for tensor in (self.images, self.token_ids, self.letters))
-        return ClipBatch(*tensors, self.unreadable)
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            token_ids=self.token_ids.pin_memory(),
+            letters=self.letters.pin_memory(),
+        )
 
 
 class ClipLearner(nn.Module):
