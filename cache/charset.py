@@ -1,84 +1,84 @@
-"""Charsets: which characters a decoder can emit, in which order, and what evaluation makes of the others."""
+"""Charsets: which units a decoder can emit, in which order, and what evaluation makes of the others."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dptr.cache import named_charsets, reading_order
+from dptr.cache.charset_text import Described, parse, written
+from dptr.cache.choices import ReadingOrder, Units
 from dptr.cache.errors import UserError
-
-_DIGITS_AND_LOWER = "0123456789abcdefghijklmnopqrstuvwxyz"
-_UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
-
-#: The field's three evaluation charsets, by their number of characters.
-NAMED_CHARACTERS = {
-    "36": _DIGITS_AND_LOWER,
-    "62": _DIGITS_AND_LOWER + _UPPER,
-    "94": _DIGITS_AND_LOWER + _UPPER + _PUNCTUATION,
-}
+from dptr.cache.units import clusters, number_of_units, split
 
 LetterCase = Literal["lower", "upper"]
 
 
-#: Zero-width joiners: invisible, but Persian and the Indic scripts spell with them.
-JOINERS = "\u200c\u200d"
-_SPACE = "+space"
-
-
 @dataclass(frozen=True)
 class Charset:
-    """An ordered set of characters with the ids that decoders use.
+    """An ordered set of units with the ids that decoders use.
 
-    Ids: 0 ends a label, 1..n are the characters in order, n+1 begins a label, n+2 is padding. A decoder emits the first
+    Ids: 0 ends a label, 1..n are the units in order, n+1 begins a label, n+2 is padding. A decoder emits the first
     n+1 classes only, so that beginning and padding can never be predicted (as in PARSeq).
+
+    Attributes:
+        characters: the units: a string of code points, or a tuple of grapheme clusters.
+        units: what each of them is.
+        order: in which a decoder emits the units of a label: as they are written, or as they are seen from left to
+            right. By default as they are seen, where there are letters that run from right to left.
     """
 
-    characters: str
+    characters: str | tuple[str, ...]
+    units: Units = "codepoint"
+    order: ReadingOrder | None = None
 
     def __post_init__(self) -> None:
         if not self.characters:
             raise UserError("the charset is empty", "Give at least one character")
         if len(set(self.characters)) != len(self.characters):
-            twice = sorted({c for c in self.characters if self.characters.count(c) > 1})
+            twice = sorted(unit for unit, count in Counter(self.characters).items() if count > 1)
             raise UserError(f"the charset names {''.join(twice)!r} more than once", "List each character once")
+        of_one = isinstance(self.characters, str) and self.units == "codepoint"
+        wrong = None if of_one else next((u for u in self.characters if number_of_units(u, self.units) != 1), None)
+        if wrong is not None:
+            raise UserError(f"the charset has {wrong!r}, which is not one {self.units}", "Give one at a time")
+        if self.order is None:
+            visual = any(map(reading_order.runs_right_to_left, self.characters))
+            object.__setattr__(self, "order", "visual" if visual else "logical")
 
     @classmethod
     def named(cls, name: str) -> Charset:
-        """Return charset ``36``, ``62`` or ``94``, or the characters of a UTF-8 file (line breaks are not characters).
-
-        ``+space`` behind either adds the space, which labels that are whole lines need.
+        """Return the charset of a name, of a file, or of several joined by ``+``; see :mod:`dptr.cache.named_charsets`.
 
         Raises:
-            UserError: neither a known name nor a readable file of printable characters, each once.
+            UserError: neither a known name nor a readable file of printable units, each once.
         """
-        if name.endswith(_SPACE):
-            return cls(cls.named(name.removesuffix(_SPACE)).characters + " ")
-        if name in NAMED_CHARACTERS:
-            return cls(NAMED_CHARACTERS[name])
-        path = Path(name)
-        if not path.is_file():
-            raise UserError(f"no charset called {name!r}", "Use 36, 62, 94 or a UTF-8 file with the characters")
+        found = named_charsets.named(name)
         try:
-            # Some editors put a byte-order mark in front, which is no character of the charset.
-            text = path.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise UserError(f"the charset {path} is not UTF-8 (byte {error.start + 1})", "Save it as UTF-8") from error
-        except OSError as error:
-            raise UserError(f"the charset {path} cannot be read ({error.strerror})", "Check its permissions") from error
-        characters = text.replace("\n", "").replace("\r", "")
-        hidden = next((c for c in characters if not (c.isprintable() or c in JOINERS)), None)
-        if hidden is not None:
-            raise UserError(f"the charset {path} has U+{ord(hidden):04X}, which prints nothing", "Remove it")
-        try:
-            return cls(characters)
+            return cls(*found)
         except UserError as error:
-            raise UserError(f"{path}: {error.problem}", error.advice) from error
+            raise UserError(f"{name}: {error.problem}", error.advice) from error
+
+    @classmethod
+    def from_text(cls, text: str) -> Charset:
+        """Return the charset that a store, a run or a model file keeps; those of earlier versions name no order.
+
+        Raises:
+            UserError: it is none.
+        """
+        characters, units, order = parse(text)
+        return cls(characters, units, order or "logical")
+
+    @property
+    def text(self) -> str:
+        """The charset as stores, runs and model files keep it, and as a file may hold it."""
+        return written(Described(self.characters, self.units, self.order))
 
     end = 0
 
@@ -94,40 +94,75 @@ class Charset:
 
     @property
     def classes(self) -> int:
-        """How many classes a decoder predicts: the end and every character."""
+        """How many classes a decoder predicts: the end and every unit."""
         return len(self.characters) + 1
 
     @cached_property
     def _id_of(self) -> dict[str, int]:
-        return {character: index + 1 for index, character in enumerate(self.characters)}
+        return {unit: index + 1 for index, unit in enumerate(self.characters)}
+
+    def with_more(self, units: Iterable[str]) -> Charset:
+        """Return a charset with these units as well, sorted."""
+        both = sorted({*self.characters, *units})
+        return Charset(tuple(both) if self.units == "grapheme" else "".join(both), self.units, self.order)
+
+    def split(self, label: str) -> Sequence[str]:
+        """Return the units of ``label`` as it is written."""
+        return split(label, self.units)
+
+    def length(self, label: str) -> int:
+        """Return how many units ``label`` has."""
+        return len(self.split(label))
+
+    def emitted(self, label: str) -> Sequence[str]:
+        """Return the units of ``label`` in the order in which a decoder emits them."""
+        if self.order == "logical" or not reading_order.runs_right_to_left(label):
+            return self.split(label)
+        moved, _ = reading_order.seen(clusters(label))
+        return moved if self.units == "grapheme" else "".join(moved)
 
     def missing(self, label: str) -> str:
-        """Return the characters of ``label`` that this charset lacks, each once, in order."""
-        return "".join(dict.fromkeys(c for c in label if c not in self._id_of))
+        """Return the units of ``label`` that this charset lacks, each once, in order."""
+        return "".join(dict.fromkeys(unit for unit in self.split(label) if unit not in self._id_of))
 
     def encode(self, label: str) -> NDArray[np.int64]:
-        """Return the ids of ``label``'s characters, without beginning and end, shape (len(label),).
+        """Return the ids of ``label``'s units, without beginning and end, shape (units,), in the charset's order.
 
         Raises:
-            UserError: a character is not in the charset.
+            UserError: a unit is not in the charset.
         """
+        units = self.emitted(label)
         try:
-            return np.fromiter((self._id_of[c] for c in label), np.int64, len(label))
-        except KeyError:
+            return np.fromiter((self._id_of[unit] for unit in units), np.int64, len(units))
+        except KeyError as error:
             raise UserError(
-                f"label {label!r} has {self.missing(label)!r}, which the charset lacks",
+                f"label {label!r} has {self.missing(label) or error.args[0]!r}, which the charset lacks",
                 "Choose a charset that covers the labels (--charset)",
             ) from None
 
     def decode(self, ids: NDArray[np.int64]) -> str:
         """Return the text of a row of ids, shape (length,), up to the first end."""
-        characters: list[str] = []
-        for index in ids.tolist():
+        return self.decode_with_places(ids)[0]
+
+    def decode_with_places(self, ids: NDArray[np.int64]) -> tuple[str, list[int]]:
+        """Return the text of a row of ids, shape (length,), up to the first end, and the place of each unit's id."""
+        units: list[str] = []
+        places: list[int] = []
+        for place, index in enumerate(ids.tolist()):
             if index == self.end:
                 break
             if index <= len(self.characters):
-                characters.append(self.characters[index - 1])
-        return "".join(characters)
+                units.append(self.characters[index - 1])
+                places.append(place)
+        text = "".join(units)
+        if self.order == "logical" or not reading_order.runs_right_to_left(text):
+            return text, places
+        together = units if self.units == "grapheme" else clusters(text)
+        moved, order = reading_order.written(together)
+        # Units of one cluster keep their order among themselves.
+        sizes = np.array([1 if self.units == "grapheme" else len(cluster) for cluster in together])
+        firsts = np.cumsum(sizes) - sizes
+        return "".join(moved), [places[firsts[place] + part] for place in order for part in range(sizes[place])]
 
     @cached_property
     def one_case(self) -> LetterCase | None:
@@ -144,9 +179,9 @@ class Charset:
     def project(self, text: str) -> str:
         """Map ``text`` onto this charset as the field's evaluation does.
 
-        A charset of one case folds case; then every character outside the charset is removed.
+        A charset of one case folds case; then every unit outside the charset is removed.
         """
-        return "".join(c for c in self.fold_case(text) if c in self._id_of)
+        return "".join(unit for unit in self.split(self.fold_case(text)) if unit in self._id_of)
 
 
 def fold_case(text: str, case: LetterCase | None) -> str:

@@ -10,5 +10,11 @@ StatesDtype = Literal["float16", "float32", "int8"]
 #: Unicode normal form of labels.
 UnicodeForm = Literal["nfc", "nfkc", "none"]
 
+#: What a label is a sequence of: code points, or what a person sees as one character.
+Units = Literal["codepoint", "grapheme"]
+
+#: The order in which a decoder emits a label: as it is written, or as it is seen from left to right.
+ReadingOrder = Literal["logical", "visual"]
+
 #: Forms of an answer of ``dptr sql``.
 AnswerForm = Literal["table", "csv", "json", "parquet"]

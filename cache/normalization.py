@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from dptr.cache.charset import Charset
-from dptr.cache.choices import UnicodeForm
+from dptr.cache.choices import UnicodeForm, Units
 from dptr.cache.ranges import require_at_least
+
+#: What the first version knew of normalisation.
+_FIRST = ("unicode", "ascii", "keep_spaces", "max_label_length")
+#: Longer clusters are no writing: families of emoji have eleven code points.
+_MOST_OF_A_CLUSTER = 16
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,7 @@ class Normalization:
         unicode: Unicode normal form applied first.
         ascii: decompose (NFKD) and drop what is not ASCII, as in the authors' code; off, because it loses labels.
         keep_spaces: keep single spaces inside the label (for lines); otherwise all white space is removed.
-        max_label_length: longest label in characters.
+        max_label_length: longest label in units of its charset.
     """
 
     unicode: UnicodeForm = "nfkc"
@@ -38,11 +44,20 @@ class Normalization:
             text = unicodedata.normalize(self.unicode.upper(), text)  # type: ignore[arg-type]
         return " ".join(text.split()) if self.keep_spaces else "".join(text.split())
 
+    def identity(self) -> dict[str, Any]:
+        """Return what a store's identity says of it: what earlier versions did not know only where it is used."""
+        told = asdict(self)
+        return {name: value for name, value in told.items() if name in _FIRST or value != getattr(Normalization, name)}
+
+    def most_code_points(self, units: Units) -> int:
+        """Return how many code points a label may have at most."""
+        return self.max_label_length * (1 if units == "codepoint" else _MOST_OF_A_CLUSTER)
+
     def refuse(self, label: str, charset: Charset) -> str | None:
         """Return why ``label`` cannot be used, or None when it can."""
         if not label:
             return "empty"
-        if len(label) > self.max_label_length:
+        if len(label) > self.most_code_points(charset.units) or charset.length(label) > self.max_label_length:
             return f"longer than {self.max_label_length} characters"
         missing = charset.missing(label)
         return f"not in the charset: {_visible(missing)}" if missing else None

@@ -1,4 +1,4 @@
-"""Read word images with an exported model and nothing but onnxruntime, NumPy and Pillow.
+"""Read word images with an exported model and nothing but onnxruntime, NumPy, Pillow and python-bidi.
 
 dptr export RUN --to onnx -o model.onnx
 python examples/read_onnx.py model.onnx sign.png shop.jpg
@@ -11,6 +11,7 @@ import sys
 
 import numpy as np
 import onnxruntime
+from bidi import get_display
 from PIL import Image
 
 
@@ -31,6 +32,9 @@ def main(model: str, *paths: str) -> None:
         ends = np.flatnonzero(row == 0)
         length = int(ends[0]) if len(ends) else len(row)
         text = "".join(characters[index - 1] for index in row[:length])
+        if described.get("order") == "visual":
+            # As it is seen, from left to right; right-to-left writing is stored and typed the other way round.
+            text = get_display(text, base_dir="R")
         print(f"{path}\t{text}\t{scores[: length + 1].prod():.3f}")
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dptr.cache.choices import StatesDtype, UnicodeForm
+from dptr.cache.choices import StatesDtype, UnicodeForm, Units
 from dptr.cache.command_line import Report, Services, command, command_group, figures_of
 from dptr.cache.errors import UserError
 from dptr.cache.options import LARGEST_SEED, LONGEST_LABEL, MOST_WORKERS, Device, OrpFolder, Out, PromptsFolder
@@ -50,7 +50,12 @@ def embed_text(
     clip: ClipName = "tiny",
     unit: Annotated[Unit, typer.Option(help="What a label is.")] = "word",
     column: Annotated[str, typer.Option(help="Column of JSONL and Parquet files.")] = "text",
-    charset: Annotated[str, typer.Option(help="36, 62, 94, a file, or auto (learnt from the corpus).")] = "94",
+    charset: Annotated[
+        str, typer.Option(help="36, 62, 94, a script (ja, ar, …), a file, several (94+ru), or auto: the corpus's own.")
+    ] = "94",
+    units: Annotated[
+        Units | None, typer.Option(help="What a label is made of; grapheme where a script writes marks on letters.")
+    ] = None,
     min_count: Annotated[int, typer.Option(min=1, help="auto: least occurrences of a character.")] = 1,
     case: Annotated[Case, typer.Option(help="What becomes of upper and lower case.")] = "keep",
     unicode: Annotated[UnicodeForm, typer.Option(help="Normal form.")] = "nfkc",
@@ -85,7 +90,7 @@ def embed_text(
 
     normalization = Normalization(unicode, ascii, unit == "line", max_label_length)
     settings = stage.EmbedTextSettings(
-        corpus=CorpusSettings(unit, column, normalization, charset, min_count, case),
+        corpus=CorpusSettings(unit, column, normalization, charset, min_count, case, units),
         clip=clip,
         template=template,
         states=states,
@@ -172,7 +177,9 @@ def embed_crops(
     paths: Annotated[list[Path], typer.Argument(help="Labelled crops in any accepted form.")],
     out: Out = None,
     clip: ClipName = "tiny",
-    charset: Annotated[str, typer.Option(help="36, 62, 94, or a file of characters.")] = "94",
+    charset: Annotated[
+        str, typer.Option(help="36, 62, 94, a script (ja, ar, …), a file of characters, or several (94+ru).")
+    ] = "94",
     max_label_length: Annotated[int, typer.Option(min=1, help="Longest label in characters.")] = 25,
     views: Annotated[int, typer.Option(min=1, max=_MOST_VIEWS, help="Views of each crop, the first undistorted.")] = 8,
     augmentation: Annotated[

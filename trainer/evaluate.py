@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from dptr.cache.charset import Charset
+from dptr.cache.choices import Units
 from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import note, progress
+from dptr.cache.units import number_of_units
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages
 from dptr.trainer.data.stored_crops import StoredCrops
 from dptr.trainer.data.stored_memory import StoredTensor
@@ -32,12 +34,13 @@ _EXAMPLES = 20
 
 @dataclass(frozen=True)
 class ReadImages:
-    """Readings of word images beside the truth; unreadable images are left out and counted."""
+    """Readings of word images beside the truth, in ``units`` of labels; unreadable images are left out and counted."""
 
     keys: list[str] = field(default_factory=list)
     truths: list[str] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
+    units: Units = "codepoint"
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Evaluation:
         sets: data set -> protocol -> figures, with how many words the protocol leaves out.
         weighted: protocol -> accuracy over all words (PARSeq's "combined"); None where no word counts.
         averaged: protocol -> mean of the sets' accuracies (OpenOCR's); None where no word counts.
-        accuracy_by_length: characters of the truth -> (words, accuracy), as written.
+        accuracy_by_length: units of the truth -> (words, accuracy), as written.
         mistakes: the most confident wrong readings, as written.
         words: images read. quarantined: images that are missing or cannot be read.
         read: data set -> every reading, beside the truth.
@@ -109,7 +112,8 @@ def evaluate(recognizer: Recognizer, sets: dict[str, WordImages], device: str = 
 def read_stored_crops(recognizer: Recognizer, crops: StoredCrops, device: torch.device) -> ReadImages:
     """Read the crops of a store in order, in batches; ``recognizer`` takes tokens for images."""
     recognizer.eval()
-    result = ReadImages([sample.key for sample in crops.samples], [sample.label for sample in crops.samples])
+    keys, labels = [sample.key for sample in crops.samples], [sample.label for sample in crops.samples]
+    result = ReadImages(keys, labels, units=recognizer.charset.units)
     with progress("reading", len(crops), "crops") as shown:
         for start in range(0, len(crops), _BATCH):
             rows = np.arange(start, min(start + _BATCH, len(crops)))
@@ -121,7 +125,7 @@ def read_stored_crops(recognizer: Recognizer, crops: StoredCrops, device: torch.
 def read_word_images(recognizer: Recognizer, images: WordImages, device: torch.device) -> ReadImages:
     """Read labelled word images in order, in batches."""
     recognizer.eval()
-    result = ReadImages()
+    result = ReadImages(units=recognizer.charset.units)
     with progress("reading", len(images), "images") as shown:
         for start in range(0, len(images), _BATCH):
             pictures = []
@@ -142,7 +146,7 @@ def read_word_images(recognizer: Recognizer, images: WordImages, device: torch.d
 def _scores(read: ReadImages) -> dict[str, ProtocolScore]:
     texts = [reading.text for reading in read.readings]
     scores = {name: field_score(read.truths, texts, Charset.named(name)) for name in FIELD_PROTOCOLS}
-    return {**scores, AS_WRITTEN: score_as_written(read.truths, texts)}
+    return {**scores, AS_WRITTEN: score_as_written(read.truths, texts, read.units)}
 
 
 def _weighted(scores: Sequence[ProtocolScore]) -> float | None:
@@ -166,7 +170,7 @@ def _by_length(results: Sequence[ReadImages]) -> dict[int, tuple[int, float]]:
     hits: dict[int, list[bool]] = defaultdict(list)
     for result in results:
         for _, truth, reading in _as_written(result):
-            hits[len(truth)].append(truth == reading.text)
+            hits[number_of_units(truth, result.units)].append(truth == reading.text)
     return {length: (len(found), sum(found) / len(found)) for length, found in sorted(hits.items())}
 
 

@@ -265,7 +265,7 @@ def _validate(model: torch.nn.Module, images: WordImages, device: torch.device) 
     else:
         read = read_word_images(model, images, device)
     texts = [reading.text for reading in read.readings]
-    exact, folded = score(read.truths, texts), field_score(read.truths, texts, Charset.named("36"))
+    exact, folded = score(read.truths, texts, units=read.units), field_score(read.truths, texts, Charset.named("36"))
     return {
         "score": exact.accuracy,
         "accuracy": exact.accuracy,

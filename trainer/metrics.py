@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from rapidfuzz.distance import Levenshtein
 
 from dptr.cache.charset import Charset
+from dptr.cache.choices import Units
 from dptr.cache.normalization import Normalization
+from dptr.cache.units import split
 
 #: Words with more characters than this, after folding to ASCII, are no part of the field's evaluation.
 LONGEST = 25
@@ -27,7 +29,7 @@ class Score:
 
     Attributes:
         words: how many. accuracy: share read exactly. one_minus_ned: 1 - mean(edit distance / longer length).
-        character_error_rate: all edit distances over all true characters.
+        character_error_rate: all edit distances over all true units.
     """
 
     words: int
@@ -56,8 +58,12 @@ class ProtocolScore:
         return self.score.words if self.score else 0
 
 
-def score(truths: Sequence[str], readings: Sequence[str], charset: Charset | None = None) -> Score:
+def score(
+    truths: Sequence[str], readings: Sequence[str], charset: Charset | None = None, units: Units = "codepoint"
+) -> Score:
     """Compare readings with the truth, both mapped onto ``charset`` first when one is given; no word is left out.
+
+    Distances and lengths count ``units``.
 
     Raises:
         ValueError: nothing to compare, or the two differ in number.
@@ -66,13 +72,14 @@ def score(truths: Sequence[str], readings: Sequence[str], charset: Charset | Non
         raise ValueError(f"{len(truths)} truths and {len(readings)} readings")
     if charset is not None:
         truths, readings = [charset.project(t) for t in truths], [charset.project(r) for r in readings]
-    distances = [Levenshtein.distance(t, r) for t, r in zip(truths, readings, strict=True)]
-    normalized = [distance / max(len(t), len(r), 1) for distance, t, r in zip(distances, truths, readings, strict=True)]
+    pairs = [(split(t, units), split(r, units)) for t, r in zip(truths, readings, strict=True)]
+    distances = [Levenshtein.distance(*pair) for pair in pairs]
+    normalized = [distance / max(len(t), len(r), 1) for distance, (t, r) in zip(distances, pairs, strict=True)]
     return Score(
         words=len(truths),
         accuracy=sum(distance == 0 for distance in distances) / len(truths),
         one_minus_ned=1 - sum(normalized) / len(truths),
-        character_error_rate=sum(distances) / max(sum(map(len, truths)), 1),
+        character_error_rate=sum(distances) / max(sum(len(t) for t, _ in pairs), 1),
     )
 
 
@@ -92,19 +99,21 @@ def field_score(raw_truths: Sequence[str], readings: Sequence[str], charset: Cha
     return _protocol_score(pairs, len(truths), sum(too_long))
 
 
-def score_as_written(raw_truths: Sequence[str], readings: Sequence[str]) -> ProtocolScore:
+def score_as_written(raw_truths: Sequence[str], readings: Sequence[str], units: Units = "codepoint") -> ProtocolScore:
     """Compare whole labels of any length and any characters (NFKC, without white space): nothing is folded away.
 
     Args:
-        raw_truths: labels as they are stored. readings: of the same words.
+        raw_truths: labels as they are stored. readings: of the same words. units: in which distances are counted.
     """
     form = Normalization().apply
     pairs = [(form(truth), form(reading)) for truth, reading in zip(raw_truths, readings, strict=True)]
-    return _protocol_score([pair for pair in pairs if pair[0]], len(pairs), 0)
+    return _protocol_score([pair for pair in pairs if pair[0]], len(pairs), 0, units)
 
 
-def _protocol_score(pairs: list[tuple[str, str]], words: int, too_long: int) -> ProtocolScore:
-    figures = score([truth for truth, _ in pairs], [reading for _, reading in pairs]) if pairs else None
+def _protocol_score(
+    pairs: list[tuple[str, str]], words: int, too_long: int, units: Units = "codepoint"
+) -> ProtocolScore:
+    figures = score([t for t, _ in pairs], [r for _, r in pairs], units=units) if pairs else None
     return ProtocolScore(figures, words - len(pairs) - too_long, too_long)
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dptr.cache.choices import Units
 from dptr.cache.file_names import PREDICTIONS_FOLDER, QUARANTINE_FILE, VALIDATION_WORDS
 from dptr.cache.normalization import Normalization
 from dptr.cache.stores import sealed
 from dptr.cache.stores.files import atomic_path, remove_leftovers
 from dptr.cache.stores.quarantine import Quarantine
+from dptr.cache.units import number_of_units
 from dptr.cache.word_images.dataset import WordImages
 from dptr.trainer.evaluate import ReadImages
 
@@ -26,7 +28,7 @@ SCHEMA = pa.schema(
         ("truth", pa.string()),
         ("reading", pa.string()),
         ("correct", pa.bool_()),
-        ("length", pa.int32()),  # characters of the truth
+        ("length", pa.int32()),  # units of the truth
         ("confidence", pa.float64()),
         ("character_confidences", pa.list_(pa.float64())),
         ("step", pa.int64()),  # of the training; null for a model file
@@ -49,7 +51,7 @@ def keep_predictions(folder: Path, data: str, read: ReadImages, step: int | None
         [*truths, *nothing],
         [*texts, *nothing],
         [*(truth == text for truth, text in zip(truths, texts, strict=True)), *nothing],
-        [*map(len, truths), *nothing],
+        [*(number_of_units(truth, read.units) for truth in truths), *nothing],
         [*(reading.confidence for reading in read.readings), *nothing],
         [*(reading.character_confidences for reading in read.readings), *nothing],
         [step] * rows,
@@ -58,11 +60,15 @@ def keep_predictions(folder: Path, data: str, read: ReadImages, step: int | None
     return out
 
 
-def keep_readings(folder: Path, labels: Sequence[str], readings: Sequence[str]) -> None:
-    """Write what a pre-training read last of its validation words, each of shape (words,), into its folder."""
+def keep_readings(folder: Path, labels: Sequence[str], readings: Sequence[str], units: Units = "codepoint") -> None:
+    """Write what a pre-training read last of its validation words, each of shape (words,), into its folder.
+
+    Lengths count ``units``.
+    """
     nothing = [None] * len(labels)
     correct = [label == reading for label, reading in zip(labels, readings, strict=True)]
-    columns = [[VALIDATION_WORDS] * len(labels), labels, labels, readings, correct, [*map(len, labels)], *[nothing] * 3]
+    lengths = [number_of_units(label, units) for label in labels]
+    columns = [[VALIDATION_WORDS] * len(labels), labels, labels, readings, correct, lengths, *[nothing] * 3]
     # What holds the run's lock is its only writer, but for an evaluation at the very moment, which is told and goes on.
     remove_leftovers(folder / PREDICTIONS_FOLDER)
     _write(folder / PREDICTIONS_FOLDER / "validation_words.parquet", columns)

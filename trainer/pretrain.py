@@ -184,12 +184,12 @@ def validate(
     CLIP folds case, so states do not encode it; ``accuracy_with_case`` is that of labels as they are. What was read
     from clean states is kept in the folder ``run``, if one is named.
     """
-    labels = store.labels_of(rows)
+    labels, units = store.labels_of(rows), store.charset.units
     clean = read_prompts(model, store, rows, None, 0.0, recipe.memory, device)
     if run is not None:
-        keep_readings(run, labels, clean)
+        keep_readings(run, labels, clean, units)
     folded = [label.lower() for label in labels]
-    result = score(folded, [text.lower() for text in clean])
+    result = score(folded, [text.lower() for text in clean], units=units)
     metrics = {
         "score": result.accuracy,
         "accuracy": result.accuracy,

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -162,7 +161,7 @@ def write_rows_file(path: Path, folder: Path, manifest: Manifest) -> None:
     taken_over = [name for name in _TAKEN_OVER if all(name in names for names in named)]
     writer: ipc.RecordBatchFileWriter | None = None
     with pa.OSFile(str(path), "wb") as sink:
-        for table in _in_blocks(catalogues, ["label", *taken_over]):
+        for table in _in_blocks(catalogues, ["label", "label_length", *taken_over]):
             block = _block(table, taken_over)
             if writer is None:
                 metadata = {_MADE_FROM: digest_of_shards(manifest).encode()}
@@ -217,7 +216,7 @@ def _block(table: pa.Table, taken_over: list[str]) -> pa.RecordBatch:
     labels = pa.concat_arrays(table["label"].chunks).cast(pa.string())
     columns = {
         "label": labels,
-        "label_length": pc.utf8_length(labels).cast(pa.int16()),
+        "label_length": pa.concat_arrays(table["label_length"].chunks).cast(pa.int16()),
         "label_hash": pa.array(hashes_of(labels)),
         **{name: pa.concat_arrays(table[name].chunks) for name in taken_over},
     }

@@ -46,10 +46,10 @@ class PromptStore(StatesStore):
     MADE_BY = "dptr embed-text"
     VIEW = "prompts"
 
-    @property
+    @cached_property
     def charset(self) -> Charset:
         """The charset that every label was checked against."""
-        return Charset(self.manifest.identity["charset"])
+        return Charset.from_text(self.manifest.identity["charset"])
 
     @cached_property
     def prefix(self) -> NDArray[np.float32]:
@@ -72,7 +72,7 @@ class PromptStore(StatesStore):
 
     @cached_property
     def label_lengths(self) -> NDArray[np.int16]:
-        """Characters of each label, shape (rows,)."""
+        """Units of each label, shape (rows,)."""
         lengths: NDArray[np.int16] = self._column("label_length", pa.int16()).to_numpy()
         return lengths
 
@@ -84,11 +84,11 @@ class PromptStore(StatesStore):
 
     @cached_property
     def longest_label(self) -> int:
-        """Characters of the longest label."""
+        """Units of the longest label."""
         return max(int(lengths.max()) for lengths in self.rows.column("label_length"))
 
     def label_lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int16]:
-        """Return the characters of the labels of ``rows``, of the same shape."""
+        """Return how many units the labels of ``rows`` have, of the same shape."""
         lengths: NDArray[np.int16] = self.rows.numbers_of("label_length", rows)
         return lengths
 

@@ -50,10 +50,10 @@ class WordCropStore(StatesStore):
         """Tokens of each view."""
         return int(self.manifest.identity["tokens_per_crop"])
 
-    @property
+    @cached_property
     def charset(self) -> Charset:
         """The charset that every label was checked against."""
-        return Charset(self.manifest.identity["charset"])
+        return Charset.from_text(self.manifest.identity["charset"])
 
     def crops(self) -> Iterator[tuple[str, str, str]]:
         """Yield label, source and key of each crop."""

@@ -37,7 +37,7 @@ def rebuild(losses: Losses, scratch: Path) -> None:
     elsewhere -= {crop for crops in wanted.values() for crop in crops or ()}
     reader = CropReader(
         tower,
-        Charset(identity["charset"]),
+        Charset.from_text(identity["charset"]),
         Normalization(**identity["normalization"]),
         identity["views"],
         identity["augmentation"],

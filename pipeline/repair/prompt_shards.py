@@ -59,22 +59,23 @@ def rebuild(losses: Losses, scratch: Path) -> None:
 
 
 def _of_catalogue(path: Path) -> list[Prompt]:
-    columns = ["label", "prompt", "token_ids", "token_letters", "states_of", "count", "source"]
+    columns = ["label", "prompt", "token_ids", "token_letters", "states_of", "count", "source", "label_length"]
     rows = pq.read_table(path, columns=columns)
     prompts: dict[int, Prompt] = {}
     for row in rows.to_pylist():
         known = prompts.setdefault(
             row["states_of"],
-            Prompt([], row["prompt"], row["token_ids"], row["token_letters"], row["count"], row["source"]),
+            Prompt([], row["prompt"], row["token_ids"], row["token_letters"], row["count"], row["source"], []),
         )
         known.labels.append(row["label"])
+        known.lengths.append(row["label_length"])
     return list(prompts.values())
 
 
 def _of_corpus(losses: Losses, tower: TextTower, place: Path) -> Generator[list[Prompt], None, None]:
     """Yield the prompts that no whole catalogue has, in groups as they were embedded."""
     identity = losses.manifest.identity
-    charset = Charset(identity["charset"])
+    charset = Charset.from_text(identity["charset"])
     for entry in losses.inputs():
         told: dict[str, Any] = {**entry["corpus"], "normalization": Normalization(**entry["corpus"]["normalization"])}
         rules = CorpusSettings(**{**told, "charset": charset})

@@ -11,14 +11,15 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dptr.cache.charset import JOINERS, Charset, LetterCase
+from dptr.cache.charset import Charset, LetterCase
+from dptr.cache.choices import Units
 from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import Progress, note, progress
@@ -26,6 +27,7 @@ from dptr.cache.ranges import require_at_least
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.table import table
 from dptr.pipeline.choices import Case, Unit
+from dptr.pipeline.text.corpus_charset import AUTO, WantedCharset
 from dptr.pipeline.text.corpus_files import read_rows, require_readable
 from dptr.pipeline.text.corpus_labels import count_labels
 from dptr.pipeline.text.distinct_labels import DistinctLabels
@@ -39,10 +41,12 @@ class CorpusSettings:
         unit: an item is a word (between white space) or a line (a text line, or the whole value of a row).
         column: the column of JSONL and Parquet files that holds the text.
         normalization: how an item becomes a label.
-        charset: ``36``, ``62``, ``94``, a file of characters, or ``auto`` for those that the corpus has; a Charset
-            for the one that a store was begun with.
-        min_count: ``auto`` takes the characters that occur at least so often.
+        charset: a name or a file, as of :meth:`Charset.named`, or ``auto`` for the units that the corpus has; a
+            Charset for the one that a store was begun with.
+        min_count: a learnt charset takes the units that occur at least so often.
         case: ``keep``; ``lower`` folds; ``upper-lower-title`` folds too, and the caller writes :func:`case_variants`.
+        units: what a label is a sequence of; None for what the charset is made of, and where a name's letters carry
+            marks (``hi``, ``th``, ``ar``), for grapheme clusters.
     """
 
     unit: Unit = "word"
@@ -51,9 +55,15 @@ class CorpusSettings:
     charset: str | Charset = "94"
     min_count: int = 1
     case: Case = "keep"
+    units: Units | None = None
 
     def __post_init__(self) -> None:
         require_at_least(1, min_count=self.min_count)
+
+    @cached_property
+    def wanted(self) -> WantedCharset:
+        """What is asked for as a charset."""
+        return WantedCharset.of(self.charset, self.units)
 
 
 @dataclass(frozen=True)
@@ -70,17 +80,6 @@ class LabelBatch:
     sources: list[str]
 
 
-def case_variants(label: str, case: Case) -> list[str]:
-    """Return the forms of ``label`` that are rows of the same states, each once: for one in three, upper case first.
-
-    A variant may lack a character of the charset or be longer than its label (ß has no single capital): judge each.
-    """
-    if case != "upper-lower-title":
-        return [label]
-    title = " ".join(word.capitalize() for word in label.split(" "))
-    return list(dict.fromkeys([label.upper(), label.lower(), title]))
-
-
 def corpus_fingerprint(paths: Sequence[str], settings: CorpusSettings) -> str | None:
     """Return a hash of the files' names, sizes and times and of the settings, to know an unchanged corpus at once.
 
@@ -91,8 +90,11 @@ def corpus_fingerprint(paths: Sequence[str], settings: CorpusSettings) -> str | 
     require_readable(paths)
     files = [path / "data.mdb" if path.is_dir() else path for path in (Path(path).resolve() for path in paths)]
     states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    charset = settings.charset if settings.charset == "auto" else _charset(settings).characters
-    value = json.dumps([states, {**asdict(settings), "charset": charset}], sort_keys=True)
+    given = settings.wanted.given
+    # What earlier versions did not know is left out where it changes nothing: their stores stay finished.
+    told = {name: value for name, value in asdict(settings).items() if name != "units" or value is not None}
+    told["normalization"] = settings.normalization.identity()
+    value = json.dumps([states, {**told, "charset": AUTO if given is None else given.text}], sort_keys=True)
     return hashlib.sha256(value.encode()).hexdigest()
 
 
@@ -166,12 +168,12 @@ def read_corpus(paths: Sequence[str], settings: CorpusSettings, quarantine: Quar
         UserError: an input that does not exist, or a corpus without one usable label.
     """
     require_readable(paths)
-    charset = None if settings.charset == "auto" else _charset(settings)  # a wrong name is an error before any work
+    wanted = settings.wanted  # a wrong name is an error before any work
     # A charset of one case folds case, as the field's evaluation does; refusing capitals would lose most names.
-    case: LetterCase | None = "lower" if settings.case != "keep" else charset.one_case if charset else None
-    if charset and settings.normalization.keep_spaces and charset.missing(" "):
+    case: LetterCase | None = "lower" if settings.case != "keep" else wanted.given.one_case if wanted.given else None
+    if wanted.given and settings.normalization.keep_spaces and wanted.given.missing(" "):
         note("the charset has no space, so lines with one are refused; add it with +space, as in --charset 94+space")
-    labels = DistinctLabels()
+    labels, charset = DistinctLabels(), None if wanted.learnt else wanted.given
     folded = 0
     try:
         with progress("reading the corpus", None, f"{settings.unit}s") as state:
@@ -180,7 +182,8 @@ def read_corpus(paths: Sequence[str], settings: CorpusSettings, quarantine: Quar
                 folded += _count_file(number, path, settings, case, quarantine, labels, state)
         distinct = labels.count_up()
         if distinct:
-            charset = charset or _learn_charset(labels, settings)
+            longest = settings.normalization.max_label_length
+            charset = charset or wanted.learn(labels, longest, settings.min_count, settings.case)
             _refuse_labels(labels, paths, settings.normalization, charset, quarantine)
         if charset is None or len(labels) == 0:
             raise nothing_usable(paths, quarantine)
@@ -204,8 +207,9 @@ def _count_file(
     """Count the labels of a file; return of how many items the case was changed."""
     refuse = partial(quarantine.refuse, path)
     refused_before, rows_read, folded = quarantine.total, 0, 0
+    units = settings.wanted.units
     for rows in read_rows(path, settings.unit, settings.column, refuse):
-        found = count_labels(rows, settings.unit, settings.normalization, case, refuse)
+        found = count_labels(rows, settings.unit, settings.normalization, case, refuse, units)
         labels.add(found.labels, found.counts, number, found.lines)
         rows_read += len(rows.lines)
         folded += found.folded
@@ -215,24 +219,10 @@ def _count_file(
     return folded
 
 
-def _charset(settings: CorpusSettings) -> Charset:
-    return settings.charset if isinstance(settings.charset, Charset) else Charset.named(settings.charset)
-
-
-def _learn_charset(labels: DistinctLabels, settings: CorpusSettings) -> Charset:
-    """Return the printable characters that occur often enough, by code point."""
-    counts = labels.character_counts(settings.normalization.max_label_length)
-    frequent = [c for c, count in counts.items() if count >= settings.min_count and (c.isprintable() or c in JOINERS)]
-    characters = {form for c in frequent for variant in case_variants(c, settings.case) for form in variant}
-    if not characters:
-        raise UserError(f"no character occurs {settings.min_count} times in the corpus", "Lower --min-count")
-    return Charset("".join(sorted(characters)))
-
-
 def _refuse_labels(
     labels: DistinctLabels, paths: Sequence[str], normalization: Normalization, charset: Charset, quarantine: Quarantine
 ) -> None:
-    for label, source, line in labels.refuse(charset.characters, normalization.max_label_length):
+    for label, source, line in labels.refuse(charset, normalization):
         quarantine.refuse(paths[source], line, label, normalization.refuse(label, charset) or "not usable")
 
 

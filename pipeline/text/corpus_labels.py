@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dptr.cache.charset import LetterCase, fold_case
+from dptr.cache.choices import Units
 from dptr.cache.normalization import Normalization
 from dptr.pipeline.choices import Unit
 from dptr.pipeline.text.blocks import Refuse
@@ -42,7 +43,12 @@ class CountedLabels:
 
 
 def count_labels(
-    rows: Rows, unit: Unit, normalization: Normalization, case: LetterCase | None, refuse: Refuse
+    rows: Rows,
+    unit: Unit,
+    normalization: Normalization,
+    case: LetterCase | None,
+    refuse: Refuse,
+    units: Units = "codepoint",
 ) -> CountedLabels:
     """Split rows into items and items into normalised labels; undecodable items and NUL bytes are refused.
 
@@ -54,7 +60,7 @@ def count_labels(
     distinct, counts, lines = _distinct(items, lines)
     plain = pc.match_substring_regex(distinct, _PLAIN_LINE if normalization.keep_spaces else _PLAIN_WORD)
     is_plain = plain.to_numpy(zero_copy_only=False)
-    shown = max(_SHOWN_CHARACTERS, normalization.max_label_length + 1)
+    shown = max(_SHOWN_CHARACTERS, normalization.most_code_points(units) + 1)
 
     labels = pc.utf8_slice_codeunits(distinct.filter(plain).cast(pa.string()), 0, shown)
     rest: list[tuple[str, int, int]] = []

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,13 +19,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dptr.cache.charset import Charset
+from dptr.cache.choices import Units
 from dptr.cache.errors import UserError
+from dptr.cache.normalization import Normalization
+from dptr.cache.units import clusters
 
 _MEMORY = "256MB"
 #: Each thread needs its share of the memory; more threads than this and an aggregation no longer fits.
 _MOST_THREADS = 4
 _ROWS_BUFFERED = 200_000
 _ROWS_REFUSED_AT_ONCE = 10_000
+_ROWS_SPLIT_AT_ONCE = 100_000
 
 #: A place is a file's number and a line in it as one integer, so that the first place is the smallest.
 _LINE_BITS = 40
@@ -66,8 +72,10 @@ class DistinctLabels:
     def __len__(self) -> int:
         return self._rows_in("labels")
 
-    def character_counts(self, max_label_length: int) -> dict[str, int]:
-        """Return how often each character occurs in the labels that are not too long."""
+    def unit_counts(self, max_label_length: int, units: Units) -> Mapping[str, int]:
+        """Return how often each unit occurs in the labels that are not too long."""
+        if units == "grapheme":
+            return self._cluster_counts(max_label_length)
         query = (
             "select character, sum(count)::bigint from ("
             "select unnest(string_split(label, '')) as character, count from labels where length(label) <= ?"
@@ -75,19 +83,42 @@ class DistinctLabels:
         )
         return dict(self._execute(query, [max_label_length]).fetchall())
 
-    def refuse(self, characters: str, max_label_length: int) -> Iterator[tuple[str, int, int]]:
-        """Take out the labels that are empty, too long, or have other characters; yield (label, file number, line)."""
-        allowed = "[" + "".join(f"\\x{{{ord(character):x}}}" for character in characters) + "]+"
-        unusable = "length(label) > ? or not regexp_full_match(label, ?)"
+    def _cluster_counts(self, max_label_length: int) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for table in self._windows("labels", _ROWS_SPLIT_AT_ONCE):
+            for label, count in zip(table["label"].to_pylist(), table["count"].to_pylist(), strict=True):
+                found = clusters(label)
+                if len(found) <= max_label_length:
+                    for cluster in found:
+                        counts[cluster] += count
+        return counts
+
+    def refuse(self, charset: Charset, normalization: Normalization) -> Iterator[tuple[str, int, int]]:
+        """Take out the labels that are empty, too long, or have other units; yield (label, file number, line)."""
+        unusable, values = "label in (select label from unusable)", list[object]()
+        if charset.units == "codepoint":
+            allowed = "[" + "".join(f"\\x{{{ord(character):x}}}" for character in charset.characters) + "]+"
+            unusable = "length(label) > ? or not regexp_full_match(label, ?)"
+            values = [normalization.max_label_length, allowed]
+        else:
+            self._list_unusable(charset, normalization)
         self._execute(
-            f"create table refused as select label, place from labels where {unusable} order by place, label",
-            [max_label_length, allowed],
+            f"create table refused as select label, place from labels where {unusable} order by place, label", values
         )
-        self._execute(f"delete from labels where {unusable}", [max_label_length, allowed])
+        self._execute(f"delete from labels where {unusable}", values)
         for table in self._windows("refused", _ROWS_REFUSED_AT_ONCE):
             for label, place in zip(table["label"].to_pylist(), table["place"].to_pylist(), strict=True):
                 yield label, *_split_place(place)
         self._execute("drop table refused")
+
+    def _list_unusable(self, charset: Charset, normalization: Normalization) -> None:
+        """Judge labels one by one: what a cluster is, a pattern cannot say."""
+        self._execute("create table unusable (label varchar)")
+        for table in self._windows("labels", _ROWS_SPLIT_AT_ONCE):
+            labels = [label for label in table["label"].to_pylist() if normalization.refuse(label, charset) is not None]
+            self._connection.register("found", pa.table({"label": pa.array(labels, pa.string())}))
+            self._execute("insert into unusable select label from found")
+            self._connection.unregister("found")
 
     def remove(self, catalogues: Sequence[Path], lower: bool) -> None:
         """Take out the labels in the column ``label`` of Parquet files, with ``lower`` also their lower-case forms."""

@@ -120,7 +120,7 @@ def _embed(
             Quarantine(folder / QUARANTINE_FILE) as quarantine,
             read_corpus(paths, settings.corpus, quarantine) as corpus,
         ):
-            settle_charset(folder, manifest, corpus.charset, settings.corpus.charset == "auto")
+            settle_charset(folder, manifest, corpus.charset, settings.corpus.wanted.learnt)
             write_prefix(folder, manifest, tower)
             _embed_remaining(filling, corpus, quarantine)
             if not making.rows:
@@ -140,7 +140,7 @@ def _remembered(settings: EmbedTextSettings) -> dict[str, Any]:
     """Return what, besides the identity, the bits of a shard depend on."""
     rules = settings.corpus
     corpus = {name: getattr(rules, name) for name in ("unit", "column", "min_count", "case")}
-    corpus["normalization"] = asdict(rules.normalization)
+    corpus["normalization"] = rules.normalization.identity()
     return {"corpus": corpus, "shard_rows": settings.shard_rows, "tokens_per_batch": settings.tokens_per_batch}
 
 

@@ -36,7 +36,7 @@ def write_prompt_shard(
         "id": pa.array(np.arange(first_id, first_id + len(rows))),
         "label": [label for label, _ in rows],
         "prompt": [prompt.text for _, prompt in rows],
-        "label_length": pa.array([len(label) for label, _ in rows], pa.int16()),
+        "label_length": pa.array([length for prompt in prompts for length in prompt.lengths], pa.int16()),
         "n_tokens": pa.array([len(prompt.token_ids) for _, prompt in rows], pa.int16()),
         "token_ids": pa.array([prompt.token_ids for _, prompt in rows], pa.list_(pa.int32())),
         "token_letters": pa.array([prompt.token_letters for _, prompt in rows], pa.list_(pa.int16())),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,14 @@ def settle_charset(folder: Path, manifest: Manifest, charset: Charset, learnt: b
     Raises:
         DamagedStore: the store's charset is another.
     """
-    characters = charset.characters
-    known = manifest.identity.get("charset", "")
-    if learnt:
-        characters = "".join(sorted({*characters, *known}))
-    elif known:
-        manifest.require_equal(folder, {"charset": characters})
-    manifest.identity["charset"] = characters
+    known = Charset.from_text(manifest.identity["charset"]) if manifest.identity.get("charset") else None
+    if known is not None:
+        # One that an earlier version began emits what runs from right to left as it is written, and goes on so.
+        charset = Charset(charset.characters, charset.units, known.order)
+        if learnt and charset.units == known.units:
+            charset = charset.with_more(known.characters)
+        manifest.require_equal(folder, {} if learnt and charset.units == known.units else {"charset": charset.text})
+    manifest.identity["charset"] = charset.text
 
 
 def write_prefix(folder: Path, manifest: Manifest, tower: TextTower) -> None:
@@ -66,7 +66,7 @@ def load_tower(settings: EmbedTextSettings) -> tuple[TextTower, dict[str, Any], 
         "precision": settings.precision,
         "dtype": settings.dtype,
         "case": settings.corpus.case,
-        "normalization": asdict(settings.corpus.normalization),
+        "normalization": settings.corpus.normalization.identity(),
         "prefix_ids": tower.prefix_ids,
         **({"padding": clip.padding} if settings.context == "full" else {}),
     }

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from dptr.cache.charset import Charset
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.pipeline.clip.text_tower import TextTower
-from dptr.pipeline.text.corpus import CorpusSettings, LabelBatch, case_variants
+from dptr.pipeline.text.case_variants import case_variants
+from dptr.pipeline.text.corpus import CorpusSettings, LabelBatch
 from dptr.pipeline.text.templates import Template
 
 
@@ -20,6 +21,7 @@ class Prompt:
         labels: what its states are to be read as: the corpus's label, or the case variants of it.
         text: the prompt. token_ids: its tokens, begin and end included.
         token_letters: how many of the label's characters each token stands for; 0 for the template's and the end.
+        lengths: how many units each of ``labels`` has.
         count: how often the label stood in the corpus. source: the file where it stood first.
     """
 
@@ -29,6 +31,7 @@ class Prompt:
     token_letters: list[int]
     count: int
     source: str
+    lengths: list[int]
 
 
 def prompts_of(
@@ -56,7 +59,8 @@ def prompts_of(
             if reason is not None:
                 quarantine.refuse(source, None, label, reason)
                 continue
-            group.append(Prompt(labels, text, token_ids, letters, count, source))
+            lengths = [*map(charset.length, labels)]
+            group.append(Prompt(labels, text, token_ids, letters, count, source, lengths))
             if len(group) == size:
                 yield group
                 group = []

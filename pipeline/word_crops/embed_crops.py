@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class EmbedCropsSettings:
 
     Attributes:
         clip: ``tiny``, a directory or a hub id.
-        charset: ``36``, ``62``, ``94`` or a file of characters, which labels must fit. normalization: of labels.
+        charset: a name or a file, as of :meth:`Charset.named`, which labels must fit. normalization: of labels.
         views: of each crop, the first of them the crop as it is. augmentation: strength of the others; 1 is PARSeq's.
         seed: of the views.
         precision: arithmetic of the image tower. dtype: how states are stored.
@@ -163,8 +163,8 @@ class _Build:
             "precision": settings.precision,
             "states": "projected",
             "tokens_per_crop": len(self.kept),
-            "charset": self.charset.characters,
-            "normalization": asdict(settings.normalization),
+            "charset": self.charset.text,
+            "normalization": settings.normalization.identity(),
             "views": settings.views,
             "augmentation": settings.augmentation,
             "seed": settings.seed,

@@ -140,7 +140,7 @@ def _trial(
     key = key_of(
         recipe_to_toml(fixed),
         budget,
-        Charset.named(grid.charset).characters,
+        Charset.named(grid.charset).text,
         fingerprint(open_data(data, grid.charset, recipe)),
         None if validation is None else fingerprint(open_validation(validation, grid.charset, recipe)),
         None if start.folder is None else start.folder.name,

@@ -30,7 +30,10 @@ Data = Annotated[
     list[Path] | None,
     typer.Option("--data", help="Labelled crops, one or more; what a command reads besides stands before."),
 ]
-CharsetName = Annotated[str | None, typer.Option("--charset", help="36, 62, 94, or a file of characters.")]
+CharsetName = Annotated[
+    str | None,
+    typer.Option("--charset", help="36, 62, 94, a script (ja, ar, …), a file of characters, or several (94+ru)."),
+]
 WordsFile = Annotated[
     str | None, typer.Option("--words", help="Words, one a line, preferred where a picture leaves doubt; or none.")
 ]

@@ -1,7 +1,8 @@
 """Memory of kind ``columns``: text states laid out as an image's columns show a word, letter beside letter.
 
-Each piece's state stands over as many columns as its letters would take up. Letters differ in width and words in where
-they stand in a crop, so both are drawn anew each time; now and then a crop cuts into a word's first or last letter.
+Each piece's state stands over as many columns as its letters would take up, right-to-left writing as it is seen.
+Letters differ in width and words in where they stand in a crop, so both are drawn anew each time; now and then a crop
+cuts into a word's first or last letter.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dptr.cache import reading_order
 from dptr.cache.errors import UserError
 from dptr.cache.stores.prompts import PromptStore
+from dptr.cache.units import clusters
 from dptr.trainer.data.stored_memory import StoredMemory, StoredTensor
 
 if TYPE_CHECKING:
@@ -42,11 +45,14 @@ def column_memory(
         UserError: the store does not hold its tokens' letters, or a label has more letters than there are columns.
     """
     letters = store.token_letters(rows)
+    seen = _places_seen(store, rows) if store.charset.order == "visual" else [None] * len(rows)
     states = store.stored_states(rows)
     places = np.full((len(rows), columns), -1)
     starts = np.cumsum(states.lengths) - states.lengths
-    for row, (start, counts) in enumerate(zip(starts.tolist(), letters, strict=True)):
+    for row, (start, counts, order) in enumerate(zip(starts.tolist(), letters, seen, strict=True)):
         shown = place_letters(int(counts.sum()), columns, generator)
+        if order is not None:
+            shown = np.where(shown >= 0, order[shown], -1)
         of_letter = np.repeat(np.arange(len(counts)), counts)
         inside = shown >= 0
         places[row, inside] = start + of_letter[shown[inside]]
@@ -54,6 +60,20 @@ def column_memory(
     if noise is None or ratio == 0:
         return memory
     return memory.with_noise(noise.draw(rows, columns, generator), ratio)
+
+
+def _places_seen(store: PromptStore, rows: NDArray[np.int64]) -> list[NDArray[np.int64] | None]:
+    """Return of the labels of ``rows`` which of their characters stands where, from left to right."""
+    places: list[NDArray[np.int64] | None] = []
+    for label in store.labels_of(rows):
+        if not reading_order.runs_right_to_left(label):
+            places.append(None)
+            continue
+        found = clusters(label)
+        ends = np.cumsum([len(cluster) for cluster in found])
+        _, order = reading_order.seen(found)
+        places.append(np.concatenate([np.arange(ends[place] - len(found[place]), ends[place]) for place in order]))
+    return places
 
 
 def place_letters(letters: int, columns: int, generator: np.random.Generator) -> NDArray[np.int64]:

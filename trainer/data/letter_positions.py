@@ -8,6 +8,7 @@ whole words that images can be read at all.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
@@ -18,9 +19,9 @@ from PIL import ImageFont
 _MARGIN = 0.03
 
 
-def alphabet_of(characters: str) -> str:
+def alphabet_of(characters: Iterable[str]) -> str:
     """Return the letters to classify: the characters of a charset, case aside, in the order of their code points."""
-    return "".join(sorted({character for character in characters.lower() if not character.isspace()}))
+    return "".join(sorted({character for character in "".join(characters).lower() if not character.isspace()}))
 
 
 def letters_by_column(label: str, columns: int, alphabet: str) -> NDArray[np.int64]:

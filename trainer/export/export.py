@@ -148,7 +148,7 @@ def _other_names(run: Trained, family: Family, out: Path) -> int:
     weights = {name.removeprefix(prefix): value for name, value in run.weights().items() if name.startswith(prefix)}
     decoder.load_state_dict(weights)
     tensors = renamed(decoder, family)
-    header = {"format": "pt", "charset": run.charset.characters, "heads": str(decoder.shape.heads), **sealed.METADATA}
+    header = {"format": "pt", "charset": run.charset.text, "heads": str(decoder.shape.heads), **sealed.METADATA}
     with atomic_path(out) as temporary:
         save_tensors(tensors, temporary, header)
         sealed.seal(temporary)

@@ -106,7 +106,7 @@ def _header(model: Trained, repo: str, figures: Sequence[Figure], licence: str |
 
 def _reads(model: Trained) -> str:
     characters = model.charset.characters
-    shown = characters[:_MOST_CHARACTERS] + ("…" if len(characters) > _MOST_CHARACTERS else "")
+    shown = "".join(characters[:_MOST_CHARACTERS]) + ("…" if len(characters) > _MOST_CHARACTERS else "")
     decoder, encoder = model.recipe.decoder, model.recipe.encoder
     seen = f", encoder `{encoder.kind}`" if model.kind == "finetune" else ""
     said = (

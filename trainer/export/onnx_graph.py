@@ -31,7 +31,8 @@ TOLERANCE = 1e-3
 class ReadingGraph(nn.Module):
     """What is exported: ``images`` (batch, 3, height, width) uint8 RGB -> ``ids`` and ``confidences`` (batch, steps).
 
-    Ids count from 0, the end; id i is the i-th character of the charset. Confidences are probabilities.
+    Ids count from 0, the end; id i is the i-th unit of the charset, in the order that the metadata names. Confidences
+    are probabilities.
     """
 
     def __init__(self, recognizer: Recognizer) -> None:
@@ -75,6 +76,7 @@ def export_onnx(recognizer: Recognizer, path: Path) -> None:
     program.model.metadata_props.update(
         {
             "charset": json.dumps(recognizer.charset.characters),
+            "order": str(recognizer.charset.order),
             "image_height": str(height),
             "image_width": str(width),
             "image_widths": ",".join(map(str, widths)),

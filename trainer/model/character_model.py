@@ -48,7 +48,7 @@ class CharacterModel:
         self._symbols = len(symbols) + 1
         self._bits = (len(symbols) + 1).bit_length()
         self._length = min(_LONGEST, _BITS // self._bits)
-        text, weights = _as_symbols(counts, symbols)
+        text, weights = _as_symbols(counts, symbols, charset)
         grams = self._grams_of(text)
         order = grams.argsort()
         self._grams, self._sums = grams[order], np.concatenate([[0.0], weights[order].cumsum()])
@@ -95,9 +95,11 @@ class CharacterModel:
 
 
 def _as_symbols(
-    counts: Mapping[str, float], symbols: Mapping[str, int]
+    counts: Mapping[str, float], symbols: Mapping[str, int], charset: Charset
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return all words in a row, each closed by the end's symbol, and for each symbol its word's count: (length,)."""
+    if charset.units == "grapheme" or charset.order == "visual":
+        return _as_symbols_of_units(counts, symbols, charset)
     end = "\n"
     joined = "".join(word + end for word in counts)
     codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
@@ -112,10 +114,25 @@ def _as_symbols(
     return text[known], weights[words[known]]
 
 
+def _as_symbols_of_units(
+    counts: Mapping[str, float], symbols: Mapping[str, int], charset: Charset
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """As :func:`_as_symbols`, word by word: what a unit is, and where it is seen, its neighbours decide."""
+    text: list[int] = []
+    lengths: list[int] = []
+    for word in counts:
+        before = len(text)
+        text += [symbol for unit in charset.emitted(word) if (symbol := symbols.get(_folded(unit), 0))]
+        text.append(_END)
+        lengths.append(len(text) - before)
+    weights = np.fromiter(counts.values(), np.float64, len(counts))
+    return np.array(text, np.int64), np.repeat(weights, lengths)
+
+
 def _folded(character: str) -> str:
     """Return a character in lower case, by itself: within a word a sigma would depend on its neighbours.
 
     A few capitals, such as the dotted one of Turkish, become two characters; these stay as they are.
     """
     lower = character.lower()
-    return lower if len(lower) == 1 else character
+    return lower if len(lower) == len(character) else character

@@ -1,6 +1,6 @@
 """Loading weights that do not fit exactly, and saying so: what matched, what was missing, what was extra.
 
-A changed charset keeps every character that both sides have; a longer label keeps the positions that both have. All
+A changed charset keeps every unit that both sides have; a longer label keeps the positions that both have. All
 else must fit or is reported, because a decoder that starts from random weights unnoticed is taken for a bad recipe.
 """
 
@@ -92,7 +92,9 @@ def _carry_characters(target: Tensor, source: Tensor, name: str, old: Charset, n
     if "embedding" in name:
         target[new.begin].copy_(source[old.begin])
         target[new.padding].copy_(source[old.padding])
-    shared = [c for c in new.characters if not old.missing(c)]
-    for character in shared:
-        target[int(new.encode(character)[0])].copy_(source[int(old.encode(character)[0])])
+    row_of = {unit: row for row, unit in enumerate(old.characters, start=1)}
+    shared = [(row, row_of[unit]) for row, unit in enumerate(new.characters, start=1) if unit in row_of]
+    if shared:
+        rows, rows_of_old = torch.tensor(shared).T
+        target[rows] = source[rows_of_old]
     return len(shared)

@@ -52,7 +52,7 @@ class ModelFile:
         header = _header(path)
         try:
             recipe = load_saved_recipe(header["dptr_recipe"], str(path))
-            charset, memory_dim = Charset(header["dptr_charset"]), int(header["dptr_memory_dim"])
+            charset, memory_dim = Charset.from_text(header["dptr_charset"]), int(header["dptr_memory_dim"])
             if not 0 < memory_dim <= WIDEST:
                 raise ValueError(f"a memory {memory_dim} wide")
             return cls(path, header["dptr_kind"], recipe, charset, memory_dim)  # type: ignore[arg-type]
@@ -98,7 +98,7 @@ def save_model(run: Trained, path: Path, half: bool = False, words: Mapping[str,
         "format": "pt",
         "dptr_kind": run.kind,
         "dptr_recipe": recipe_to_toml(run.recipe),
-        "dptr_charset": run.charset.characters,
+        "dptr_charset": run.charset.text,
         "dptr_memory_dim": str(run.memory_dim),
         **sealed.METADATA,
     }

@@ -45,7 +45,7 @@ class Reading:
 
     Attributes:
         text: the characters. confidence: product of the probabilities of all characters and the end.
-        character_confidences: one for each character of ``text``.
+        character_confidences: one for each unit of ``text``, a character or what a person sees as one.
     """
 
     text: str
@@ -253,9 +253,9 @@ def load_recognizer(run: Trained, device: str = "cpu") -> Recognizer:
 
 
 def _reading(ids: NDArray[np.int64], confidences: NDArray[np.float32], charset: Charset) -> Reading:
-    text = charset.decode(ids)
-    counted = confidences[: len(text) + 1]
-    return Reading(text, float(counted.prod()), [float(value) for value in confidences[: len(text)]])
+    text, places = charset.decode_with_places(ids)
+    counted = confidences[: len(places) + 1]
+    return Reading(text, float(counted.prod()), confidences[places].tolist())
 
 
 def _among(candidates: Sequence[Candidate], charset: Charset) -> Reading:
@@ -263,4 +263,5 @@ def _among(candidates: Sequence[Candidate], charset: Charset) -> Reading:
     classes, share = candidates[0]
     agreed = [sum(part for text, part in candidates if text[:n] == classes[:n]) for n in range(len(classes) + 1)]
     confidences = [after / before for before, after in pairwise(agreed)]
-    return Reading(charset.decode(np.array(classes, np.int64)), share, confidences)
+    text, places = charset.decode_with_places(np.array(classes, np.int64))
+    return Reading(text, share, [confidences[place] for place in places])

@@ -36,7 +36,9 @@ def image_sections(recognizer: Recognizer, crops: WordImages) -> list[Section]:
     right = [(index, reading) for index, reading in read if reading.text == crops.samples[index].label]
     wrong = [(index, reading) for index, reading in read if reading.text != crops.samples[index].label]
     by_doubt = sorted(read, key=lambda one: one[1].confidence)
-    sections = [Section("How well it reads", said, [accuracy_by_length(truths, texts)], [confusions(truths, texts)])]
+    units = recognizer.charset.units
+    shown = accuracy_by_length(truths, texts, units), confusions(truths, texts, units)
+    sections = [Section("How well it reads", said, [shown[0]], [shown[1]])]
     for title, note, ranked in (
         ("Worst examples", "Wrong, and most certain of it.", sorted(wrong, key=lambda one: -one[1].confidence)),
         ("Best examples", "Right, and most certain of it.", sorted(right, key=lambda one: -one[1].confidence)),

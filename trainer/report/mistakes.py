@@ -8,6 +8,8 @@ from statistics import NormalDist
 
 from rapidfuzz.distance import Levenshtein
 
+from dptr.cache.choices import Units
+from dptr.cache.units import number_of_units, split
 from dptr.trainer.report.charts import bars_with_intervals
 from dptr.trainer.report.page import Chart, Table, text_row
 
@@ -16,11 +18,11 @@ _MOST_BARS = 16
 _NOTHING = "∅"
 
 
-def accuracy_by_length(truths: Sequence[str], readings: Sequence[str]) -> Chart:
-    """Draw the share of words read exactly, by characters of the truth, with 95 % intervals."""
+def accuracy_by_length(truths: Sequence[str], readings: Sequence[str], units: Units = "codepoint") -> Chart:
+    """Draw the share of words read exactly, by units of the truth, with 95 % intervals."""
     hits: dict[int, list[bool]] = defaultdict(list)
     for truth, reading in zip(truths, readings, strict=True):
-        hits[min(len(truth), _MOST_BARS)].append(truth == reading)
+        hits[min(number_of_units(truth, units), _MOST_BARS)].append(truth == reading)
     bars = [
         (
             f"{length}+" if length == _MOST_BARS else str(length),
@@ -47,10 +49,10 @@ def wilson(right: int, words: int, level: float = 0.95) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def confusions(truths: Sequence[str], readings: Sequence[str]) -> Table:
+def confusions(truths: Sequence[str], readings: Sequence[str], units: Units = "codepoint") -> Table:
     """List the commonest differences of aligned truth and reading; ``∅`` stands for no character."""
     counts: Counter[tuple[str, str]] = Counter()
-    for truth, reading in zip(truths, readings, strict=True):
+    for truth, reading in ((split(t, units), split(r, units)) for t, r in zip(truths, readings, strict=True)):
         for edit in Levenshtein.editops(truth, reading):
             there = _NOTHING if edit.tag == "insert" else truth[edit.src_pos]
             counts[there, _NOTHING if edit.tag == "delete" else reading[edit.dest_pos]] += 1

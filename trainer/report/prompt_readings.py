@@ -42,8 +42,11 @@ def prompt_sections(run: Run, store: PromptStore, bank: OrpBank | None) -> list[
             "What the decoder reads",
             f"{len(labels):,} validation labels, read from their text states; case aside, which CLIP does not see. "
             "Mistakes are marked in the table.",
-            [accuracy_by_length(folded, clean)],
-            [Table(["label", *(f"noise {ratio:g}" for ratio in ratios)], examples), confusions(folded, clean)],
+            [accuracy_by_length(folded, clean, run.charset.units)],
+            [
+                Table(["label", *(f"noise {ratio:g}" for ratio in ratios)], examples),
+                confusions(folded, clean, run.charset.units),
+            ],
         )
     ]
     if noise is not None and run.recipe.memory.kind != "pooled":

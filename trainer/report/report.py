@@ -112,7 +112,7 @@ def _facts(run: Run) -> Section:
     described = json.loads((run.folder / RUN_FILE).read_text(encoding="utf-8"))
     rows = [
         text_row("stage", run.kind),
-        text_row("charset", f"{len(run.charset.characters)} characters: {run.charset.characters}"),
+        text_row("charset", f"{len(run.charset.characters)} characters: {''.join(run.charset.characters)}"),
         text_row("memory", f"{run.memory_dim} wide"),
         *(text_row(name, version) for name, version in described.get("versions", {}).items()),
         *(text_row(f"data: {name}", json.dumps(value, ensure_ascii=False)) for name, value in run.data.items()),

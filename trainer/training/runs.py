@@ -114,7 +114,7 @@ class Run:
                 folder,
                 info["kind"],
                 recipe,
-                Charset(info["charset"]),
+                Charset.from_text(info["charset"]),
                 info["memory_dim"],
                 info["data"],
                 info.get("split", 1),
@@ -262,7 +262,7 @@ def _describe(run: Run) -> None:
 
     info = {
         "kind": run.kind,
-        "charset": run.charset.characters,
+        "charset": run.charset.text,
         "memory_dim": run.memory_dim,
         "data": run.data,
         "clip": run.clip,

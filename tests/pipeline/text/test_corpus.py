@@ -22,7 +22,8 @@ from dptr.cache.progress import set_quiet
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.pipeline.text import blocks as text_blocks
 from dptr.pipeline.text import distinct_labels
-from dptr.pipeline.text.corpus import CorpusSettings, case_variants, corpus_fingerprint, read_corpus
+from dptr.pipeline.text.case_variants import case_variants
+from dptr.pipeline.text.corpus import CorpusSettings, corpus_fingerprint, read_corpus
 
 
 @dataclass
