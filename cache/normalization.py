@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from dptr.cache.charset import Charset
 from dptr.cache.choices import UnicodeForm, Units
+from dptr.cache.errors import UserError
 from dptr.cache.ranges import require_at_least
 
 #: What the first version knew of normalisation.
@@ -24,6 +26,7 @@ class Normalization:
         unicode: Unicode normal form applied first.
         ascii: decompose (NFKD) and drop what is not ASCII, as in the authors' code; off, because it loses labels.
         keep_spaces: keep single spaces inside the label (for lines); otherwise all white space is removed.
+        simplified: fold traditional Chinese to simplified, word by word; other text stays as it is.
         max_label_length: longest label in units of its charset.
     """
 
@@ -31,6 +34,7 @@ class Normalization:
     ascii: bool = False
     keep_spaces: bool = False
     max_label_length: int = 25
+    simplified: bool = False
 
     def __post_init__(self) -> None:
         require_at_least(1, max_label_length=self.max_label_length)
@@ -42,6 +46,8 @@ class Normalization:
             text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")
         elif self.unicode != "none":
             text = unicodedata.normalize(self.unicode.upper(), text)  # type: ignore[arg-type]
+        if self.simplified:
+            text = simplify(text)
         return " ".join(text.split()) if self.keep_spaces else "".join(text.split())
 
     def identity(self) -> dict[str, Any]:
@@ -61,6 +67,25 @@ class Normalization:
             return f"longer than {self.max_label_length} characters"
         missing = charset.missing(label)
         return f"not in the charset: {_visible(missing)}" if missing else None
+
+
+def simplify(text: str) -> str:
+    """Return ``text`` with traditional Chinese as it is written in simplified Chinese.
+
+    Raises:
+        UserError: the package for it is missing.
+    """
+    simplified: str = _to_simplified().convert(text)
+    return simplified
+
+
+@lru_cache(maxsize=1)
+def _to_simplified() -> Any:
+    try:
+        from opencc import OpenCC
+    except ModuleNotFoundError as error:
+        raise UserError("folding traditional Chinese needs opencc", "pip install 'dptr[chinese]'") from error
+    return OpenCC("t2s")
 
 
 def _visible(characters: str) -> str:

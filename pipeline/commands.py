@@ -60,6 +60,7 @@ def embed_text(
     case: Annotated[Case, typer.Option(help="What becomes of upper and lower case.")] = "keep",
     unicode: Annotated[UnicodeForm, typer.Option(help="Normal form.")] = "nfkc",
     ascii: Annotated[bool, typer.Option("--ascii", help="Fold to ASCII, as the authors do.")] = False,
+    simplified: Annotated[bool, typer.Option("--simplified", help="Fold traditional Chinese to simplified.")] = False,
     max_label_length: Annotated[int, typer.Option(min=1, max=LONGEST_LABEL, help="Longest label in characters.")] = 25,
     template: Annotated[str, typer.Option(help="Sentence around {label}.")] = DEFAULT_TEMPLATE,
     states: Annotated[StatesKind | None, typer.Option(help="By default what fits the images.")] = None,
@@ -88,7 +89,7 @@ def embed_text(
     from dptr.pipeline.text import embed_text as stage
     from dptr.pipeline.text.corpus import CorpusSettings
 
-    normalization = Normalization(unicode, ascii, unit == "line", max_label_length)
+    normalization = Normalization(unicode, ascii, unit == "line", max_label_length, simplified)
     settings = stage.EmbedTextSettings(
         corpus=CorpusSettings(unit, column, normalization, charset, min_count, case, units),
         clip=clip,

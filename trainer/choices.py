@@ -16,6 +16,9 @@ FmuKind = Literal["queries", "none"]
 #: The arithmetic of reading; ``auto``: bf16 on CPUs that have instructions for it, else fp32.
 ReadingPrecision = Literal["auto", "fp32", "bf16"]
 
+#: By which rules readings are compared: the field's for Latin, or the Chinese benchmark's.
+Protocol = Literal["field", "chinese"]
+
 #: Where else metrics are shown.
 Tracker = Literal["tensorboard", "wandb"]
 

@@ -1,4 +1,4 @@
-"""Judge a recogniser by the field's protocol: word accuracy and 1-NED, per data set and charset."""
+"""Judge a recogniser by the field's protocol, or the Chinese benchmark's: word accuracy and 1-NED, per data set."""
 
 from __future__ import annotations
 
@@ -15,18 +15,25 @@ from dptr.cache.choices import Units
 from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import note, progress
+from dptr.cache.scripts import script_of_label
 from dptr.cache.units import number_of_units
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages
+from dptr.trainer.choices import Protocol
 from dptr.trainer.data.stored_crops import StoredCrops
 from dptr.trainer.data.stored_memory import StoredTensor
-from dptr.trainer.metrics import ProtocolScore, field_score, score_as_written
+from dptr.trainer.metrics import ProtocolScore, chinese_score, field_score, score_as_written
 from dptr.trainer.model.reading import read_pictures
 from dptr.trainer.model.recognizer import Reading, Recognizer
 
-#: The field's charsets, and the labels as they are written, in the order of tables.
+#: The field's charsets.
 FIELD_PROTOCOLS = ("36", "62", "94")
+CHINESE = "chinese"
 AS_WRITTEN = "as_written"
-PROTOCOLS = (*FIELD_PROTOCOLS, AS_WRITTEN)
+#: What readings are compared by, in the order of tables; the labels as they are written always come last.
+PROTOCOLS: dict[Protocol, tuple[str, ...]] = {
+    "field": (*FIELD_PROTOCOLS, AS_WRITTEN),
+    "chinese": (CHINESE, AS_WRITTEN),
+}
 
 _BATCH = 128
 _EXAMPLES = 20
@@ -55,22 +62,26 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of one recogniser; keys of protocols are those of :data:`PROTOCOLS`.
+    """Figures of one recogniser.
 
     Attributes:
+        protocols: what was compared by, some of :data:`PROTOCOLS`.
         sets: data set -> protocol -> figures, with how many words the protocol leaves out.
         weighted: protocol -> accuracy over all words (PARSeq's "combined"); None where no word counts.
         averaged: protocol -> mean of the sets' accuracies (OpenOCR's); None where no word counts.
+        accuracy_by_script: script of the truth's letters -> (words, accuracy), as written; the commonest first.
         accuracy_by_length: units of the truth -> (words, accuracy), as written.
         mistakes: the most confident wrong readings, as written.
         words: images read. quarantined: images that are missing or cannot be read.
         read: data set -> every reading, beside the truth.
     """
 
+    protocols: tuple[str, ...]
     sets: dict[str, dict[str, ProtocolScore]]
     weighted: dict[str, float | None]
     averaged: dict[str, float | None]
     accuracy_by_length: dict[int, tuple[int, float]]
+    accuracy_by_script: dict[str, tuple[int, float]]
     mistakes: list[Mistake]
     words: int
     quarantined: int
@@ -78,13 +89,15 @@ class Evaluation:
     read: dict[str, ReadImages] = field(repr=False)
 
 
-def evaluate(recognizer: Recognizer, sets: dict[str, WordImages], device: str = "cpu") -> Evaluation:
+def evaluate(
+    recognizer: Recognizer, sets: dict[str, WordImages], device: str = "cpu", protocol: Protocol = "field"
+) -> Evaluation:
     """Read every image of every data set and compare.
 
     Args:
         recognizer: reads.
         sets: name -> data set with its labels as stored, from :meth:`WordImages.open_as_written`.
-        device: where to read.
+        device: where to read. protocol: by which rules to compare.
 
     Raises:
         UserError: a data set has no readable image.
@@ -94,13 +107,16 @@ def evaluate(recognizer: Recognizer, sets: dict[str, WordImages], device: str = 
     for name, result in read.items():
         if not result.truths:
             raise UserError(f"{name} has no readable word image", "Check the folder and its label file")
-    scores = {name: _scores(result) for name, result in read.items()}
+    protocols = PROTOCOLS[protocol]
+    scores = {name: {p: _score(result, p) for p in protocols} for name, result in read.items()}
     refused = sum(sum(images.refused.values()) for images in sets.values())
     return Evaluation(
+        protocols=protocols,
         sets=scores,
-        weighted={p: _weighted([scores[name][p] for name in scores]) for p in PROTOCOLS},
-        averaged={p: _averaged([scores[name][p] for name in scores]) for p in PROTOCOLS},
+        weighted={p: _weighted([scores[name][p] for name in scores]) for p in protocols},
+        averaged={p: _averaged([scores[name][p] for name in scores]) for p in protocols},
         accuracy_by_length=_by_length(list(read.values())),
+        accuracy_by_script=_by_script(list(read.values())),
         mistakes=_mistakes(list(read.values())),
         words=sum(len(result.truths) for result in read.values()),
         quarantined=refused + sum(len(result.unreadable) for result in read.values()),
@@ -143,10 +159,11 @@ def read_word_images(recognizer: Recognizer, images: WordImages, device: torch.d
     return result
 
 
-def _scores(read: ReadImages) -> dict[str, ProtocolScore]:
+def _score(read: ReadImages, protocol: str) -> ProtocolScore:
     texts = [reading.text for reading in read.readings]
-    scores = {name: field_score(read.truths, texts, Charset.named(name)) for name in FIELD_PROTOCOLS}
-    return {**scores, AS_WRITTEN: score_as_written(read.truths, texts, read.units)}
+    if protocol in FIELD_PROTOCOLS:
+        return field_score(read.truths, texts, Charset.named(protocol))
+    return (chinese_score if protocol == CHINESE else score_as_written)(read.truths, texts, read.units)
 
 
 def _weighted(scores: Sequence[ProtocolScore]) -> float | None:
@@ -172,6 +189,15 @@ def _by_length(results: Sequence[ReadImages]) -> dict[int, tuple[int, float]]:
         for _, truth, reading in _as_written(result):
             hits[number_of_units(truth, result.units)].append(truth == reading.text)
     return {length: (len(found), sum(found) / len(found)) for length, found in sorted(hits.items())}
+
+
+def _by_script(results: Sequence[ReadImages]) -> dict[str, tuple[int, float]]:
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for result in results:
+        for _, truth, reading in _as_written(result):
+            hits[script_of_label(truth)].append(truth == reading.text)
+    commonest = sorted(hits.items(), key=lambda item: (-len(item[1]), item[0]))
+    return {script: (len(found), sum(found) / len(found)) for script, found in commonest}
 
 
 def _mistakes(results: Sequence[ReadImages]) -> list[Mistake]:

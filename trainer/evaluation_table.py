@@ -7,16 +7,26 @@ from dataclasses import asdict
 from typing import Any
 
 from dptr.cache.table import table as laid_out
-from dptr.trainer.evaluate import AS_WRITTEN, FIELD_PROTOCOLS, PROTOCOLS, Evaluation
+from dptr.trainer.evaluate import AS_WRITTEN, CHINESE, FIELD_PROTOCOLS, Evaluation
 from dptr.trainer.metrics import LONGEST, ProtocolScore
 
-_TITLES = {**{name: f"{name} characters" for name in FIELD_PROTOCOLS}, AS_WRITTEN: "as written"}
+_TITLES = {
+    **{name: f"{name} characters" for name in FIELD_PROTOCOLS},
+    CHINESE: "Chinese benchmark",
+    AS_WRITTEN: "as written",
+}
+_RULES = {
+    "36": f"36, 62, 94: as PARSeq's loader has it: folded to ASCII, without words longer than {LONGEST} or emptied",
+    CHINESE: "Chinese benchmark: NFKC; white space, case and traditional forms aside",
+}
 
 
 def table(result: Evaluation) -> str:
     """Return words, accuracy and 1-NED per protocol and set, what was left out, and the most confident mistakes."""
-    rows = [row for protocol in PROTOCOLS for row in _rows(result, protocol)]
+    rows = [row for protocol in result.protocols for row in _rows(result, protocol)]
     lines = [laid_out(["", "data", "words", "accuracy", "1-NED"], rows, numbers=(2, 3, 4)), "", *_left_out(result)]
+    if len(result.accuracy_by_script) > 1:
+        lines += ["", *_by_script(result)]
     lengths = ", ".join(
         f"{length}: {part:.0%} of {words}" for length, (words, part) in result.accuracy_by_length.items()
     )
@@ -34,12 +44,13 @@ def figures(result: Evaluation) -> dict[str, Any]:
         "computed": result.words,
         "quarantined": result.quarantined,
         "seconds": result.seconds,
-        "sets": {name: {p: _plain(scores[p]) for p in PROTOCOLS} for name, scores in result.sets.items()},
+        "sets": {name: {p: _plain(scores[p]) for p in result.protocols} for name, scores in result.sets.items()},
         "metrics": {
-            **{f"accuracy_{p}_weighted": result.weighted[p] for p in PROTOCOLS},
-            **{f"accuracy_{p}_averaged": result.averaged[p] for p in PROTOCOLS},
+            **{f"accuracy_{p}_weighted": result.weighted[p] for p in result.protocols},
+            **{f"accuracy_{p}_averaged": result.averaged[p] for p in result.protocols},
         },
         "accuracy_by_length": {length: share for length, (_, share) in result.accuracy_by_length.items()},
+        "accuracy_by_script": {script: share for script, (_, share) in result.accuracy_by_script.items()},
         "mistakes": [asdict(mistake) for mistake in result.mistakes],
     }
 
@@ -56,14 +67,20 @@ def _rows(result: Evaluation, protocol: str) -> Iterator[tuple[str, ...]]:
     yield "", "averaged over sets", "", _share(result.averaged[protocol]), ""
 
 
+def _by_script(result: Evaluation) -> list[str]:
+    """Return accuracy by the script of the label, for data of several scripts."""
+    rows = [(script, f"{words:,}", _share(part)) for script, (words, part) in result.accuracy_by_script.items()]
+    return ["by the label's script, as written:", laid_out(["script", "words", "accuracy"], rows, numbers=(1, 2))]
+
+
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.2%}"
 
 
 def _left_out(result: Evaluation) -> list[str]:
     """Return the rule by which words do not count, so that figures can be compared with those of other programs."""
-    lines = [f"36, 62, 94: as PARSeq's loader has it: folded to ASCII, without words longer than {LONGEST} or emptied"]
-    for protocol in PROTOCOLS:
+    lines = [_RULES[protocol] for protocol in ("36", CHINESE) if protocol in result.protocols]
+    for protocol in result.protocols:
         empty = sum(scores[protocol].empty for scores in result.sets.values())
         too_long = sum(scores[protocol].too_long for scores in result.sets.values())
         counted = sum(scores[protocol].words for scores in result.sets.values())

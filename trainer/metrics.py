@@ -110,6 +110,22 @@ def score_as_written(raw_truths: Sequence[str], readings: Sequence[str], units: 
     return _protocol_score([pair for pair in pairs if pair[0]], len(pairs), 0, units)
 
 
+def chinese_score(raw_truths: Sequence[str], readings: Sequence[str], units: Units = "codepoint") -> ProtocolScore:
+    """Compare as the Chinese benchmark does: full width is half, and case, white space and traditional forms go aside.
+
+    Args:
+        raw_truths: labels as they are stored. readings: of the same words. units: in which distances are counted.
+
+    Source: Chen et al., Benchmarking Chinese Text Recognition, 2021.
+
+    Raises:
+        UserError: the package that folds traditional Chinese is missing.
+    """
+    form = Normalization(simplified=True).apply
+    pairs = [(form(truth).lower(), form(reading).lower()) for truth, reading in zip(raw_truths, readings, strict=True)]
+    return _protocol_score([pair for pair in pairs if pair[0]], len(pairs), 0, units)
+
+
 def _protocol_score(
     pairs: list[tuple[str, str]], words: int, too_long: int, units: Units = "codepoint"
 ) -> ProtocolScore:

@@ -109,3 +109,10 @@ def test_the_space_can_be_added_to_any_charset(tmp_path: Path) -> None:
     assert Charset.named("36+space").characters == Charset.named("36").characters + " "
     (tmp_path / "letters.txt").write_text("ab")
     assert Charset.named(f"{tmp_path / 'letters.txt'}+space").characters == "ab "
+
+
+def test_traditional_chinese_is_folded_where_asked_for_and_the_identity_says_so() -> None:
+    assert Normalization(simplified=True).apply("龍門 客棧") == "龙门客栈"
+    assert Normalization().apply("龍門") == "龍門"
+    assert Normalization(simplified=True).identity()["simplified"] is True
+    assert set(Normalization().identity()) == {"unicode", "ascii", "keep_spaces", "max_label_length"}

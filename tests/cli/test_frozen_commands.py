@@ -22,11 +22,11 @@ FROZEN = {
     "--out --part --precision --seed --views --workers",
     "embed-text": "--address --ascii --batch-size --case --charset --clip --column --context --cover-pieces --device "
     "--dry-run --dtype --engine --engine-workers --max-bad --max-label-length --min-count --out --part --precision "
-    "--seed --shard-rows --states --template --unicode --unit --units",
-    "evaluate": "--data --device --precision --words",
+    "--seed --shard-rows --simplified --states --template --unicode --unit --units",
+    "evaluate": "--data --device --precision --protocol --words",
     "export": "--data --half --out --to --words",
-    "finetune": "--charset --data --device --encoder --fmu --freeze --from --mix --out --recipe --seed --set --steps "
-    "--track --validation",
+    "finetune": "--charset --data --device --encoder --fmu --freeze --from --mix --out --recipe --seed --set "
+    "--simplified --steps --track --validation",
     "init": "--out",
     "merge": "",
     "mine-neighbours": "--orp --prompts -k",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from dptr.cache.charset import Charset
 from dptr.cache.word_images.dataset import WordImages
 from dptr.trainer.evaluate import Evaluation, evaluate
 from dptr.trainer.evaluation_table import figures, table
@@ -16,6 +17,7 @@ from dptr.trainer.model.recognizer import Reading
 class ReadsFrom:
     """Stands for a recogniser: reads what it was told, in order."""
 
+    charset = Charset.named("94")
     image_size = (8, 16)
     encoder = SimpleNamespace(widths=(16,))
 
@@ -78,3 +80,30 @@ def test_totals_weigh_the_words_that_count_and_a_set_without_any_has_no_figure(t
     assert (alone.weighted["36"], alone.averaged["36"]) == (None, None)
     assert figures(alone)["sets"]["b"]["36"] == {"words": 0, "empty": 2, "too_long": 0}
     assert table(alone).splitlines()[2].split() == ["36", "characters", "b", "0", "-", "-"]
+
+
+def test_accuracy_by_script_is_told_where_labels_are_of_several(tmp_path: Path) -> None:
+    labels = ["Street", "дом", "мир", "東京タワー", "42"]
+    result = evaluated(["Street", "дом", "мор", "東京タワー", "41"], a=crops(tmp_path / "a", labels))
+    assert result.accuracy_by_script == {
+        "Cyrillic": (2, 0.5),
+        "Japanese": (1, 1.0),
+        "Latin": (1, 1.0),
+        "no letters": (1, 0.0),
+    }
+    assert "Cyrillic" in table(result)
+    assert figures(result)["accuracy_by_script"]["Cyrillic"] == 0.5
+    alone = evaluated(["Street"], a=crops(tmp_path / "b", ["Street"]))
+    assert "Latin" not in table(alone)
+
+
+def test_the_chinese_protocol_stands_in_place_of_the_fields(tmp_path: Path) -> None:
+    images = {"a": WordImages.open_as_written([crops(tmp_path / "a", ["龍門", "ＡＢ"])])}
+    recognizer: Any = ReadsFrom(["龙门", "ab"])
+    result = evaluate(recognizer, images, protocol="chinese")
+    assert {name: found.score and found.score.accuracy for name, found in result.sets["a"].items()} == {
+        "chinese": 1.0,
+        "as_written": 0.0,
+    }
+    assert "Chinese benchmark: NFKC" in table(result)
+    assert figures(result)["metrics"]["accuracy_chinese_weighted"] == 1.0

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dptr.cache.charset import Charset
-from dptr.trainer.metrics import Score, field_score, score, score_as_written
+from dptr.trainer.metrics import Score, chinese_score, field_score, score, score_as_written
 
 
 def test_figures_by_hand() -> None:
@@ -100,3 +100,16 @@ def test_as_written_nothing_is_folded_away_and_only_blank_labels_do_not_count() 
     )
     assert result.score is not None
     assert (result.words, result.score.accuracy, result.empty, result.too_long) == (4, 0.75, 1, 0)
+
+
+def test_the_chinese_benchmark_folds_width_case_white_space_and_traditional_forms() -> None:
+    result = chinese_score(["龍門 客棧", "ＡＢＣ１２", "頭髮", "乾隆", " "], ["龙门客栈", "abc12", "头发", "干", "x"])
+    assert result.score is not None
+    assert (result.words, result.empty, result.score.accuracy) == (4, 1, 0.75)
+    assert score_as_written(["龍"], ["龙"]).score == Score(1, 0.0, 0.0, 1.0)
+
+
+def test_distances_count_what_a_person_sees_as_one_character() -> None:
+    whole = score(["क्षत्रिय"], ["क्षत्रिक"], units="grapheme")
+    assert whole.one_minus_ned == pytest.approx(2 / 3)
+    assert score(["क्षत्रिय"], ["क्षत्रिक"]).one_minus_ned == pytest.approx(7 / 8)

@@ -100,11 +100,11 @@ def run_of(kind: "RunKind", workspace: Workspace, name: str) -> "Run":
     return run
 
 
-def training_normalization(recipe: "Recipe") -> "Normalization":
-    """Labels as the recipe's decoder can take them."""
+def training_normalization(recipe: "Recipe", simplified: bool = False) -> "Normalization":
+    """Labels as the recipe's decoder can take them, traditional Chinese ``simplified`` if asked for."""
     from dptr.cache.normalization import Normalization
 
-    return Normalization(max_label_length=recipe.decoder.max_label_length)
+    return Normalization(max_label_length=recipe.decoder.max_label_length, simplified=simplified)
 
 
 def measuring_normalization() -> "Normalization":

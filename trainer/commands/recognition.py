@@ -14,6 +14,7 @@ from dptr.cache.options import Device, OrpFolder, PromptsFolder
 from dptr.cache.progress import note
 from dptr.cache.visible import visible
 from dptr.cache.workspace import Workspace
+from dptr.trainer.choices import Protocol
 from dptr.trainer.commands.options import (
     Arithmetic,
     Data,
@@ -45,6 +46,9 @@ def evaluate(
     services: Services,
     names: RecogniserFirst = None,
     data: Data = None,
+    protocol: Annotated[
+        Protocol, typer.Option(help="field: 36, 62 and 94 characters; chinese: NFKC, case and traditional forms aside.")
+    ] = "field",
     words: WordsFile = None,
     precision: Arithmetic = "auto",
     device: Device = "auto",
@@ -62,7 +66,7 @@ def evaluate(
     chosen = services.device(device)
     reader = load(run, chosen, services.find_clip, words, precision)
     sets = {str(path): WordImages.open_as_written([path]) for path in named_data([*(data or []), *map(Path, more)])}
-    result = stage.evaluate(reader.recognizer, sets, chosen)
+    result = stage.evaluate(reader.recognizer, sets, chosen, protocol)
     left_out = [line for images in sets.values() for line in labels_left_out(images)]
     if words is None:
         _keep(workspace, run, result)

@@ -114,6 +114,9 @@ def finetune(
             help="Labelled crops, one or more, that checkpoints are chosen by; else a share of the data is taken."
         ),
     ] = None,
+    simplified: Annotated[
+        bool, typer.Option("--simplified", help="Fold traditional Chinese of labels to simplified.")
+    ] = False,
     track: Track = None,
     changes: Changes = None,
     device: Device = "auto",
@@ -156,7 +159,7 @@ def finetune(
     model = encoder_run or described
     known = run.charset if run else stores[0].charset if stores else Charset.named("94")
     characters = Charset.named(charset) if charset else known
-    normalization = training_normalization(settings)
+    normalization = training_normalization(settings, simplified)
     images = open_crops(paths, characters, normalization)
     to_validate = open_crops(named_data(validation), characters, normalization) if validation else None
     folder = out or workspace.runs / default_name(

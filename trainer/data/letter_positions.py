@@ -15,6 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageFont
 
+from dptr.cache import reading_order
+from dptr.cache.units import clusters
+
 #: Share of a crop's width that is left free on each side.
 _MARGIN = 0.03
 
@@ -42,7 +45,7 @@ def letters_by_column(label: str, columns: int, alphabet: str) -> NDArray[np.int
 
 def _from_left_to_right(label: str) -> str:
     """Return a word of a script that is written from right to left as its columns show it; any other as it is."""
-    return label[::-1] if any(unicodedata.bidirectional(character) in ("R", "AL") for character in label) else label
+    return "".join(reading_order.seen(clusters(label))[0]) if reading_order.runs_right_to_left(label) else label
 
 
 @lru_cache(maxsize=65536)
