@@ -7,12 +7,26 @@ from typing import Annotated
 
 import typer
 
-from dptr.cache.choices import StatesDtype, UnicodeForm, Units
+from dptr.cache.choices import UnicodeForm
 from dptr.cache.command_line import Report, Services, command, command_group, figures_of
 from dptr.cache.errors import UserError
 from dptr.cache.options import LARGEST_SEED, LONGEST_LABEL, MOST_WORKERS, Device, OrpFolder, Out, PromptsFolder
 from dptr.cache.workspace import Workspace
-from dptr.pipeline.choices import Case, Context, Engine, Precision, StatesKind, Unit
+from dptr.pipeline.choices import Case, Context, StatesKind, Unit
+from dptr.pipeline.options import (
+    Address,
+    Arithmetic,
+    BatchSize,
+    CharsetName,
+    ClipName,
+    Dtype,
+    EngineName,
+    EngineWorkers,
+    LearntCharset,
+    MaxBad,
+    PartOf,
+    UnitsKind,
+)
 from dptr.pipeline.parts.cluster import Cluster, joined
 from dptr.pipeline.parts.part import Part
 from dptr.pipeline.starting import commands as starting
@@ -21,24 +35,8 @@ from dptr.pipeline.text.templates import DEFAULT_TEMPLATE
 commands = command_group()
 commands.add_typer(starting.commands)
 
-ClipName = Annotated[str, typer.Option("--clip", help="`tiny` (bundled), a directory, a hub id, or TEXT+IMAGE.")]
-MaxBad = Annotated[int | None, typer.Option(min=0, help="Fail (exit 4) when more inputs than this are refused.")]
-Dtype = Annotated[StatesDtype, typer.Option("--dtype", help="How states are stored.")]
-Arithmetic = Annotated[Precision, typer.Option("--precision", help="Arithmetic of CLIP.")]
-BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Tokens or pictures encoded at once; by default what suits the device.")
-]
-PartOf = Annotated[
-    str | None, typer.Option("--part", help="Make a share of it, such as 3/16; `dptr merge` joins all of them.")
-]
-EngineName = Annotated[Engine, typer.Option("--engine", help="Where it is done: here, or on a Ray cluster.")]
-Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to join; else one starts on this machine.")]
-EngineWorkers = Annotated[
-    int | None, typer.Option("--engine-workers", min=1, help="Ray: by default one for each GPU, or else for each CPU.")
-]
 #: More would only be nearly the same rectangles again, and a bank that never ends.
-_MOST_CROPS_PER_IMAGE = 10_000
-_MOST_VIEWS = 10_000
+_MOST_CROPS_PER_IMAGE = _MOST_VIEWS = 10_000
 
 
 @command(commands, "embed-text")
@@ -50,12 +48,8 @@ def embed_text(
     clip: ClipName = "tiny",
     unit: Annotated[Unit, typer.Option(help="What a label is.")] = "word",
     column: Annotated[str, typer.Option(help="Column of JSONL and Parquet files.")] = "text",
-    charset: Annotated[
-        str, typer.Option(help="36, 62, 94, a script (ja, ar, …), a file, several (94+ru), or auto: the corpus's own.")
-    ] = "94",
-    units: Annotated[
-        Units | None, typer.Option(help="What a label is made of; grapheme where a script writes marks on letters.")
-    ] = None,
+    charset: LearntCharset = "94",
+    units: UnitsKind = None,
     min_count: Annotated[int, typer.Option(min=1, help="auto: least occurrences of a character.")] = 1,
     case: Annotated[Case, typer.Option(help="What becomes of upper and lower case.")] = "keep",
     unicode: Annotated[UnicodeForm, typer.Option(help="Normal form.")] = "nfkc",
@@ -178,9 +172,7 @@ def embed_crops(
     paths: Annotated[list[Path], typer.Argument(help="Labelled crops in any accepted form.")],
     out: Out = None,
     clip: ClipName = "tiny",
-    charset: Annotated[
-        str, typer.Option(help="36, 62, 94, a script (ja, ar, …), a file of characters, or several (94+ru).")
-    ] = "94",
+    charset: CharsetName = "94",
     max_label_length: Annotated[int, typer.Option(min=1, help="Longest label in characters.")] = 25,
     views: Annotated[int, typer.Option(min=1, max=_MOST_VIEWS, help="Views of each crop, the first undistorted.")] = 8,
     augmentation: Annotated[
@@ -298,7 +290,7 @@ def merge(
 
 
 def _engine(
-    engine: Engine, address: str | None, workers: int | None, device: str
+    engine: EngineName, address: str | None, workers: int | None, device: str
 ) -> AbstractContextManager[Cluster | None]:
     """Return the cluster to work on while a block runs; None: this machine does it by itself."""
     if engine == "ray":
