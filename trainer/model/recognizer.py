@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -18,7 +17,7 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.trainer.model.character_model import CharacterModel
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
-from dptr.trainer.model.decoders.ctc import CtcDecoder
+from dptr.trainer.model.decoders.ctc import CtcDecoder, ctc_loss
 from dptr.trainer.model.decoders.pooled import PooledDecoder, directions
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.base import Encoder
@@ -124,15 +123,7 @@ class Recognizer(nn.Module):
         """CTC over the columns of the token grid, averaged over its rows; the end's class serves as the blank."""
         by_row = tokens.view(len(tokens), self.encoder.grid[0], -1, tokens.shape[2])
         logits = self.ctc_head(by_row.mean(1))  # type: ignore[misc]
-        lengths = (targets.outputs != targets.padding).sum(1) - 1
-        return F.ctc_loss(
-            logits.float().log_softmax(-1).transpose(0, 1),
-            targets.outputs[:, :-1],
-            torch.full_like(lengths, logits.shape[1]),
-            lengths,
-            blank=targets.end,
-            zero_infinity=True,
-        )
+        return ctc_loss(logits, targets, torch.full_like(targets.outputs[:, 0], logits.shape[1]))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take weights by name, those of earlier versions, too; see :func:`with_present_names`."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from dptr.cache.charset import Charset
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory, Targets
-from dptr.trainer.model.decoders.ctc import CtcDecoder
+from dptr.trainer.model.decoders.ctc import CtcDecoder, ctc_loss
 from dptr.trainer.training.settings import DecoderSettings
 
 CHARSET = Charset("abc")
@@ -90,3 +90,31 @@ def test_confidence_is_the_probability_of_the_alignment(monkeypatch: pytest.Monk
     chances = logits.softmax(-1).amax(-1)[0]
     # Of equal neighbours only the first counts as the character; the other belongs to the end.
     assert float(confidences[0, : len(text) + 1].prod()) == pytest.approx(float(chances.prod()), rel=1e-4)
+
+
+def test_the_loss_of_few_classes_and_its_gradient_are_those_of_all() -> None:
+    charset = Charset("".join(map(chr, range(0x4E00, 0x4E00 + 50))))
+    targets = Targets.of([charset.characters[0] * 2 + "\u4e05", "\u4e07", charset.characters[9] * 7], charset)
+    logits = torch.randn(3, 12, 51, generator=torch.Generator().manual_seed(0))
+    tokens = torch.tensor([12, 5, 12])  # the last label does not fit: it counts as nothing
+    lengths = (targets.outputs != targets.padding).sum(1) - 1
+    found, expected = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    whole = F.ctc_loss(
+        expected.log_softmax(-1).transpose(0, 1), targets.outputs[:, :-1], tokens, lengths, zero_infinity=True
+    )
+    few = ctc_loss(found, targets, tokens)
+    torch.testing.assert_close(few, whole)
+    whole.backward()  # type: ignore[no-untyped-call]
+    few.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(found.grad, expected.grad)
+    assert found.grad is not None
+    assert float(found.grad[2].abs().max()) == 0.0
+
+
+def test_a_reading_has_no_more_positions_than_its_longest_label_and_an_end() -> None:
+    model = decoder()
+    paths = torch.tensor([[1, 1, 0, 1, 2, 2], [0, 0, 0, 0, 3, 0]])
+    read = model.greedy(F.one_hot(paths, 4).float() * 5)
+    assert read.shape == (2, 4, 4)
+    assert [CHARSET.decode(row) for row in read.argmax(-1).numpy()] == ["aab", "c"]
+    assert read.argmax(-1)[1].tolist() == [3, 0, 0, 0]

@@ -49,14 +49,7 @@ class CtcDecoder(Decoder):
         """
         logits = self(memory)
         tokens = torch.full((len(logits),), logits.shape[1]) if memory.padding is None else (~memory.padding).sum(1)
-        return F.ctc_loss(
-            logits.float().log_softmax(-1).transpose(0, 1),
-            targets.outputs[:, :-1],
-            tokens.to(targets.outputs.device),
-            (targets.outputs != targets.padding).sum(1) - 1,
-            blank=targets.end,
-            zero_infinity=True,
-        )
+        return ctc_loss(logits, targets, tokens.to(targets.outputs.device))
 
     def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
         """Read greedily; logits (batch, positions, classes)."""
@@ -76,24 +69,62 @@ class CtcDecoder(Decoder):
         ids = logits.argmax(-1)
         before = F.pad(ids[:, :-1], (1, 0), value=self.end)
         kept = (ids != self.end) & (ids != before)
+        count = kept.sum(1, keepdim=True)
+        positions = min(self.steps(None), ids.shape[1])
+        # An exported graph has as many positions whatever is read; else none is filled that no label reaches.
+        if not torch.compiler.is_exporting():
+            positions = min(positions, int(count.max()) + 1)
         # What is kept moves to the front; the rest goes to one position behind it, which is cut off.
         position = torch.where(kept, kept.cumsum(1) - 1, ids.shape[1])
-        ends = self._ends(logits, kept)
-        read = ends.scatter(1, position[..., None].expand_as(logits), logits)
-        return read[:, : min(self.steps(None), ids.shape[1])]
+        tokens = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        source = F.pad(torch.zeros_like(ids), (0, 1)).scatter(1, position, tokens)[:, :positions]
+        read = logits.gather(1, source[..., None].expand(-1, -1, self.classes))
+        return self._with_ends(read, count, self._doubtful(logits, kept))
 
-    def _ends(self, logits: Tensor, kept: Tensor) -> Tensor:
-        """Return logits (batch, tokens + 1, classes) of the end at every position.
+    def _with_ends(self, read: Tensor, count: Tensor, doubtful: Tensor) -> Tensor:
+        """Put the end behind the characters of logits (batch, positions, classes), of which ``count`` (batch, 1) count.
 
-        At the first position behind the characters the end is as probable as all the tokens that name none of them, so
-        that a reading's confidence is the probability of its alignment; behind that the end is certain.
+        The end is ``doubtful``, (batch, 1, classes), at the first position behind them, and certain behind that.
         """
-        certain = torch.zeros_like(logits[:, :1]).expand(-1, logits.shape[1] + 1, -1).clone()
-        certain[..., self.end] = _CERTAIN
+        places = torch.arange(read.shape[1], device=read.device)
+        certain = _CERTAIN * self._is_end(read.device).to(read.dtype)
+        read = torch.where((places > count)[..., None], certain, read)
+        return torch.where((places == count)[..., None], doubtful, read)
+
+    def _doubtful(self, logits: Tensor, kept: Tensor) -> Tensor:
+        """Return logits (batch, 1, classes) of the end at the first position behind the characters.
+
+        It is as probable as all the tokens that name none of them, so that a reading's confidence is the probability of
+        its alignment.
+        """
         unnamed = logits.log_softmax(-1).amax(-1).masked_fill(kept, 0.0).sum(1)
         # At least 2 / classes: the end stays the likeliest class of its position, however doubtful the alignment.
         chance = unnamed.exp().clamp(2 / self.classes, 1 - 1e-6)[:, None, None]
-        is_end = torch.arange(self.classes, device=logits.device) == self.end
-        doubtful = torch.where(is_end, chance.log(), ((1 - chance) / (self.classes - 1)).log())
-        first = torch.arange(certain.shape[1], device=logits.device) == kept.sum(1, keepdim=True)
-        return torch.where(first[..., None], doubtful, certain)
+        return torch.where(self._is_end(logits.device), chance.log(), ((1 - chance) / (self.classes - 1)).log())
+
+    def _is_end(self, device: torch.device) -> Tensor:
+        return torch.arange(self.classes, device=device) == self.end
+
+
+def ctc_loss(logits: Tensor, targets: Targets, tokens: Tensor) -> Tensor:
+    """CTC loss of logits (batch, tokens, classes), each label's divided by its length and then averaged; a scalar.
+
+    A label's alignments name its own classes and the blank alone. So torch's loss is given these few, and thousands of
+    classes cost no more than their softmax.
+
+    Args:
+        logits: of the tokens. targets: the end's class is the blank. tokens: how many of each row count, (batch,).
+    """
+    labels = targets.outputs[:, :-1]
+    labels = labels.masked_fill(labels == targets.padding, targets.end)
+    lengths = (targets.outputs != targets.padding).sum(1) - 1
+    own = F.pad(labels, (1, 0), value=targets.end)[:, None].expand(-1, logits.shape[1], -1)
+    chances = logits.float().log_softmax(2).gather(2, own)
+    # Class 0 is the blank, class n the label's n-th; where one comes again, it goes by its first place.
+    places = (labels[:, :, None] == labels[:, None, :]).int().argmax(2) + 1
+    losses = F.ctc_loss(chances.transpose(0, 1), places, tokens, lengths, reduction="none", zero_infinity=True)
+    # The gradient that torch gives has the classes' own probabilities in it, which is right for all classes together
+    # behind a softmax alone. They are taken out again, where there is a loss; its value stays.
+    inside = torch.arange(logits.shape[1], device=logits.device) < tokens[:, None]
+    added = (chances.exp().sum(2) * inside).sum(1) * (losses.detach() > 0)
+    return ((losses - added + added.detach()) / lengths.clamp(min=1)).mean()
