@@ -7,6 +7,7 @@ View 0 is the crop as it is.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
