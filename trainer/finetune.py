@@ -109,7 +109,7 @@ def finetune(
     task = loop.Task(
         model=recognizer,
         batch=few_shapes(batches, recipe.decoder) if is_compiled(recipe.finetune, device) else batches,
-        loss=lambda batch: recognizer.loss(batch.images, batch.targets),
+        loss=lambda batch: recognizer.loss(batch.images, batch.targets),  # type: ignore[arg-type]  # widened by now
         notice=oddities.take,
         validate=lambda model: _validate(model, validation, device),
         rows=lambda batch: len(batch.images),

@@ -176,7 +176,7 @@ def test_no_step_of_pre_training_waits_for_the_gpu(batch: PromptBatch, kind: str
     task = loop.Task(
         model=model,
         batch=lambda number: batch,
-        loss=lambda given: model.loss(given.memory, given.targets),
+        loss=lambda given: model.loss(given.memory, given.targets),  # type: ignore[arg-type]
         validate=lambda _: {"score": 0.0},
         rows=lambda given: len(given.targets.inputs),
         groups=[loop.ParameterGroup(list(model.parameters()))],
@@ -190,7 +190,7 @@ def test_no_step_of_fine_tuning_waits_for_the_gpu(tmp_path: Path) -> None:
     task = loop.Task(
         model=model,
         batch=lambda number: ImageBatch(images, Targets.of(LABELS, CHARSET)),
-        loss=lambda given: model.loss(given.images, given.targets),
+        loss=lambda given: model.loss(given.images, given.targets),  # type: ignore[arg-type]
         validate=lambda _: {"score": 0.0},
         rows=lambda given: len(given.images),
         groups=[loop.ParameterGroup(list(model.parameters()))],

@@ -50,7 +50,7 @@ def decoder(kind: str, memory: str = "tokens") -> Decoder:
 
 
 def plain_loss(model: Decoder) -> Callable[[PromptBatch], Tensor]:
-    return lambda given: model.loss(given.memory, given.targets)
+    return lambda given: model.loss(given.memory, given.targets)  # type: ignore[arg-type]
 
 
 def loss_and_gradients(loss: Callable[[PromptBatch], Tensor], model: Decoder, given: PromptBatch) -> list[Tensor]:
