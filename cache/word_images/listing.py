@@ -17,11 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dptr.cache import charset as charset_module
-from dptr.cache import normalization as normalization_module
 from dptr.cache.charset import Charset
 from dptr.cache.normalization import Normalization
-from dptr.cache.word_images import crop_columns, lmdb_form
+from dptr.cache.word_images import lmdb_form
 from dptr.cache.word_images.crop_columns import Columns, ColumnsInMaking
 from dptr.cache.word_images.form import Place, PlacedSource, Refused, Source
 from dptr.cache.word_images.kept_file import KeptFile, blocks_in_making, places_beside
@@ -139,7 +137,7 @@ def list_crops(path: Path, sources: Sequence[Source], rules: Rules | None) -> tu
     Raises:
         UserError: a data set is damaged.
     """
-    judged_by = "" if rules is None else json.dumps([rules.charset.characters, asdict(rules.normalization)])
+    judged_by = "" if rules is None else json.dumps([asdict(rules.charset), asdict(rules.normalization)])
     made_from = _made_from(path, sources, judged_by)
     places = places_beside(path, judged_by) if made_from else []
     names = [source.name for source in sources]
@@ -192,7 +190,7 @@ def _made_from(path: Path, sources: Sequence[Source], judged_by: str) -> str:
 
 def _code_of(sources: Sequence[Source]) -> list[str]:
     """Return digests of the code that makes a list: whoever changes how labels are read or judged gets a new one."""
-    forms = {type(source).__module__ for source in sources}
-    names = [__name__, crop_columns.__name__, charset_module.__name__, normalization_module.__name__, *sorted(forms)]
-    files = [Path(sys.modules[name].__file__ or "") for name in names]
-    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()]
+    here = Path(__file__).parent
+    forms = {Path(sys.modules[type(source).__module__].__file__ or "") for source in sources}
+    files = {*here.glob("*.py"), *here.parent.glob("*.py"), *forms}
+    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files) if file.is_file()]

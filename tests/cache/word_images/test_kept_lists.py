@@ -119,6 +119,14 @@ def test_another_charset_has_a_list_of_its_own_and_labels_as_written_have_one(tm
     assert len(kept_in(tmp_path)) == 3
 
 
+def test_the_same_characters_emitted_in_another_order_have_a_list_of_their_own(tmp_path: Path) -> None:
+    path = make("lmdb", tmp_path / "data")
+    characters = Charset.named("62").characters
+    for charset in (Charset(characters, order="logical"), Charset(characters, order="visual")):
+        WordImages.open([path], charset, Normalization())
+    assert len(kept_in(tmp_path)) == 2
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_data_that_changed_is_listed_again(form: str, tmp_path: Path) -> None:
     path = make(form, tmp_path / "data")
