@@ -137,12 +137,12 @@ def _known(place: Path) -> _Known:
     """Return what was fetched to a place; where the record of it is damaged, nothing of it is kept."""
     try:
         known = json.loads((place / _FETCHED).read_text(encoding="utf-8"))
-        if _is_record(known):
-            return cast(_Known, known)
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError):
-        pass
+        known = None
+    if _is_record(known):
+        return cast(_Known, known)
     note(f"{place / _FETCHED} is damaged: what is in this folder will be fetched again")
     shutil.rmtree(place)
     return {}

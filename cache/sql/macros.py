@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from typing import Any
 
 import duckdb
 import pyarrow.dataset as ds
+from duckdb.func import SPECIAL
 
 #: A label's vector as DuckDB finds it: it decodes the vectors of all labels for it.
 _FOUND_BY_DUCKDB = "(select any_value(pooled) from prompts where label = word)"
@@ -53,16 +55,16 @@ def add_macros(
 def _add_vector_of(connection: duckdb.DuckDBPyConnection, prompts: ds.Dataset) -> None:
     """Make ``vector_of(label)``: the labels alone tell the row, and its number which piece of which file to decode."""
 
-    def vector_of(label: str) -> list[float] | None:
+    def vector_of(label: str) -> Any:
         ids = prompts.scanner(["id"], ds.field("label") == label).head(1)["id"]
         if not len(ids):
             return None
-        vectors: list[list[float]] = prompts.to_table(["pooled"], ds.field("id") == ids[0])["pooled"].to_pylist()
-        return vectors[0]
+        return prompts.to_table(["pooled"], ds.field("id") == ids[0])["pooled"][0].as_py()
 
     kinds = "select data_type from information_schema.columns where table_name = 'prompts' and column_name = 'pooled'"
     ((kind,),) = connection.execute(kinds).fetchall()
-    connection.create_function("vector_of", vector_of, ["VARCHAR"], kind, null_handling="special")
+    text, vector = duckdb.sqltype("VARCHAR"), duckdb.sqltype(str(kind))
+    connection.create_function("vector_of", vector_of, [text], vector, null_handling=SPECIAL)
 
 
 def _similarity(connection: duckdb.DuckDBPyConnection) -> str:
