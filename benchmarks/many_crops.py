@@ -76,6 +76,8 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> None:
     tell = Tell(arguments.measure)
+    images: WordImages
+    training: WordImages
     if arguments.measure == "objects":
         images = tell("opened", lambda: objects_of(arguments.data))
         tell("identity", lambda: hashlib.sha256("\n".join(listed(images)).encode()).hexdigest())
@@ -116,7 +118,7 @@ def listed(images: WordImages) -> list[str]:
     return [f"{sample.key}\t{sample.label}" for sample in images.samples]
 
 
-def split_objects(images: Objects) -> Objects:
+def split_objects(images: WordImages) -> WordImages:
     """Leave out the crops for validation."""
     chosen = [validation_position(line, SEED) < SHARE for line in listed(images)]
     samples = [sample for sample, is_chosen in zip(images.samples, chosen, strict=True) if not is_chosen]

@@ -88,7 +88,7 @@ def from_catalogue(path: Path, rows: NDArray[np.int64]) -> NDArray[np.float32]:
     return np.concatenate(found)
 
 
-def nearest(reader: StatesReader, wanted: NDArray[np.float32]) -> NDArray[np.int64]:
+def nearest(reader: StatesReader, wanted: NDArray[np.float32]) -> NDArray[np.intp]:
     vectors = reader.file(0).pooled.astype(np.float32)
     cosines = vectors @ wanted / np.linalg.norm(vectors, axis=1)
     return np.argsort(-cosines)[:10]
