@@ -56,7 +56,10 @@ def embed_text(
     ascii: Annotated[bool, typer.Option("--ascii", help="Fold to ASCII, as the authors do.")] = False,
     simplified: Annotated[bool, typer.Option("--simplified", help="Fold traditional Chinese to simplified.")] = False,
     max_label_length: Annotated[int, typer.Option(min=1, max=LONGEST_LABEL, help="Longest label in characters.")] = 25,
-    template: Annotated[str, typer.Option(help="Sentence around {label}.")] = DEFAULT_TEMPLATE,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Sentence around {{label}}, by default {DEFAULT_TEMPLATE}; labels are spread over several."),
+    ] = None,
     states: Annotated[StatesKind | None, typer.Option(help="By default what fits the images.")] = None,
     context: Annotated[Context, typer.Option(help="States up to the end token, or all.")] = "content",
     precision: Arithmetic = "fp32",
@@ -65,7 +68,7 @@ def embed_text(
     cover_pieces: Annotated[
         int, typer.Option(min=0, help="Add made-up words until each piece of the tokenizer stands in so many prompts.")
     ] = 0,
-    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the made-up words.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of made-up words and templates.")] = 0,
     max_bad: MaxBad = None,
     device: Device = "auto",
     batch_size: BatchSize = None,
@@ -87,7 +90,7 @@ def embed_text(
     settings = stage.EmbedTextSettings(
         corpus=CorpusSettings(unit, column, normalization, charset, min_count, case, units),
         clip=clip,
-        template=template,
+        templates=(template,) if isinstance(template, str) else tuple(template or [DEFAULT_TEMPLATE]),
         states=states,
         context=context,
         precision=precision,

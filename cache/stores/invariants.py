@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from dptr.cache.errors import DptrError
 from dptr.cache.file_names import (
@@ -21,6 +22,7 @@ from dptr.cache.file_names import (
 from dptr.cache.stores import prompt_rows
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.neighbours import DETAIL, Neighbours
+from dptr.cache.stores.prompts import TEMPLATE_COLUMN
 from dptr.cache.stores.shard_record import Shard
 from dptr.cache.stores.shards import StatesFile
 
@@ -67,6 +69,8 @@ class _Contradicts(Exception):
 def _require_consistent(folder: Path, manifest: Manifest, shard: Shard, first: int) -> tuple[int, int]:
     """Compare a shard's catalogue and states; return the widths of its states and of its pooled vectors."""
     columns = ["id", "shard", "row"] + (["n_tokens"] if manifest.kind == "prompts" else [])
+    templates = manifest.identity.get("template")
+    columns += [TEMPLATE_COLUMN.name] if isinstance(templates, list) else []
     catalogue = pq.read_table(folder / shard.catalogue, columns=columns)
     states = StatesFile(folder / shard.states)
     offsets = states.offsets.astype(np.int64)
@@ -81,13 +85,26 @@ def _require_consistent(folder: Path, manifest: Manifest, shard: Shard, first: i
     _require(np.array_equal(rows, np.arange(shard.rows)), "row numbers that do not count from 0")
     _require(set(catalogue["shard"].unique().to_pylist()) <= {shard.name}, "rows of another shard")
     if manifest.kind == "prompts" and manifest.identity.get("context") == "content":
-        own = catalogue["n_tokens"].to_numpy() - len(StatesFile(folder / PREFIX_FILE).tokens)
+        own = catalogue["n_tokens"].to_numpy() - _shared_tokens(folder, catalogue, templates)
         _require(np.array_equal(lengths, own), "other numbers of tokens than its catalogue says")
     if manifest.kind != "prompts":
         _require(bool((lengths == manifest.identity.get("tokens_per_crop")).all()), "crops of other numbers of tokens")
     if manifest.kind == "word_crops":
         _require(shard.rows % int(manifest.identity.get("views", 1)) == 0, "a crop without all of its views")
     return states.tokens.shape[1], states.pooled.shape[1]
+
+
+def _shared_tokens(folder: Path, catalogue: pa.Table, templates: object) -> NDArray[np.int64]:
+    """Return how many tokens of each row's prompt are in the prefix of its template, shape (rows,)."""
+    lengths = np.diff(StatesFile(folder / PREFIX_FILE).offsets.astype(np.int64))
+    expected = len(templates) if isinstance(templates, list) else 1
+    _require(len(lengths) == expected, f"{len(lengths)} prefixes beside {expected} templates")
+    if not isinstance(templates, list):
+        return np.broadcast_to(lengths, len(catalogue))
+    which = catalogue[TEMPLATE_COLUMN.name].to_numpy()
+    _require(bool(((which >= 0) & (which < expected)).all()), "rows of a template that it does not have")
+    shared: NDArray[np.int64] = lengths[which]
+    return shared
 
 
 def _of_neighbours(folder: Path, manifest: Manifest, damaged: Collection[str]) -> Iterator[Contradiction]:

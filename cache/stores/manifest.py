@@ -153,7 +153,9 @@ class Manifest:
         """Write ``manifest.json`` atomically; what it lists is committed from then on."""
         head = self._head()
         shards = [shard.stored() for shard in self.shards]
-        value = {"kind": head.pop("kind"), "rows": self.rows, **head, "shards": shards}
+        several = isinstance(self.identity.get("template"), list)
+        version = {"format_version": sealed.SEVERAL_TEMPLATES} if several else {}
+        value = {**version, "kind": head.pop("kind"), "rows": self.rows, **head, "shards": shards}
         sealed.write_json(folder / MANIFEST_FILE, value)
         manifest_log.remove(folder)
         self._written = sha256_of(folder / MANIFEST_FILE), json.dumps(self._head())

@@ -35,7 +35,7 @@ _BLOCK_BITS = 20
 _ROWS_BETWEEN_RELEASES = 1 << 13
 _MADE_FROM = b"made_from"
 #: Columns of catalogues that are taken over where every catalogue has them.
-_TAKEN_OVER = ("count", "token_letters")
+_TAKEN_OVER = ("count", "token_letters", "template")
 
 Lookup = Callable[[pa.RecordBatch, NDArray[np.int64]], NDArray[Any]]
 

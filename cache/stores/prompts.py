@@ -33,6 +33,8 @@ CATALOGUE_SCHEMA = pa.schema(
         ("source", pa.string()),
     ]
 )
+#: The number of a row's template, in stores of several.
+TEMPLATE_COLUMN = pa.field("template", pa.int16())
 
 
 class PromptStore(StatesStore):
@@ -51,10 +53,28 @@ class PromptStore(StatesStore):
         """The charset that every label was checked against."""
         return Charset.from_text(self.manifest.identity["charset"])
 
-    @cached_property
+    @property
     def prefix(self) -> NDArray[np.float32]:
-        """States that all prompts share, shape (prefix tokens, dim)."""
-        return StatesFile(self.manifest.checked(self.folder, PREFIX_FILE)).tokens.astype(np.float32)
+        """States that all prompts of the first template share, shape (prefix tokens, dim)."""
+        return self.prefixes[0]
+
+    @cached_property
+    def prefixes(self) -> list[NDArray[np.float32]]:
+        """States that all prompts of a template share, for each template, of shape (prefix tokens, dim)."""
+        file = StatesFile(self.manifest.checked(self.folder, PREFIX_FILE))
+        return [tokens.astype(np.float32) for tokens in np.split(file.tokens, file.offsets[1:-1])]
+
+    def templates_of(self, rows: NDArray[np.int64]) -> NDArray[np.int16]:
+        """Return the number of the template of each of ``rows``, of the same shape."""
+        if len(self.prefixes) == 1:
+            return np.zeros(rows.shape, np.int16)
+        templates: NDArray[np.int16] = self.rows.numbers_of(TEMPLATE_COLUMN.name, rows)
+        return templates
+
+    def prefix_lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many tokens stand before those that ``rows`` have states of, of the same shape."""
+        lengths: NDArray[np.int64] = np.array([len(prefix) for prefix in self.prefixes])[self.templates_of(rows)]
+        return lengths
 
     def __getstate__(self) -> dict[str, Any]:
         # Where the rows are, and that they fit, was found out here.
@@ -110,7 +130,8 @@ class PromptStore(StatesStore):
                 f"{self.folder} does not say how many letters each token has: an earlier dptr made it",
                 "Embed the text again: `dptr embed-text FILE -o FOLDER`, then --prompts FOLDER",
             )
-        return [letters[len(self.prefix) :] for letters in self.rows.token_letters_of(rows)]
+        shared = self.prefix_lengths_of(rows).tolist()
+        return [letters[n:] for n, letters in zip(shared, self.rows.token_letters_of(rows), strict=True)]
 
     def labels_of(self, rows: NDArray[np.int64]) -> list[str]:
         """Return the labels of ``rows``, shape (batch,), in order."""

@@ -19,6 +19,9 @@ from dptr.cache.stores.files import atomic_path
 
 #: Of manifests, runs and model files alike. A newer one is refused, older ones are read.
 FORMAT_VERSION = 2
+#: Of the manifests of prompt stores of several templates, which a dptr that knows of one alone must not read.
+SEVERAL_TEMPLATES = 3
+_NEWEST = SEVERAL_TEMPLATES
 _FIRST_SEALED = 2
 
 _MARK = b"dptr-sha256:"
@@ -99,8 +102,8 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError(f"format version {version!r}")
     except (ValueError, AttributeError, RecursionError) as error:
         raise DamagedStore(f"{path} is damaged: {what_is_wrong(error)}", RESTORE) from error
-    if version > FORMAT_VERSION:
-        raise UserError(f"{path} has format version {version}, this dptr reads {FORMAT_VERSION}", "Update dptr")
+    if version > _NEWEST:
+        raise UserError(f"{path} has format version {version}, this dptr reads {_NEWEST}", "Update dptr")
     require_sealed(path, needed=version >= _FIRST_SEALED)
     value.pop(_SEAL, None)
     return dict(value)

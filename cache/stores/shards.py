@@ -50,6 +50,13 @@ class States:
     lengths: NDArray[np.int64]
     pooled: NDArray[np.float32]
 
+    def at(self, rows: NDArray[np.int64]) -> States:
+        """Return the states of ``rows``, shape (any number,), which may name one more than once."""
+        starts = np.cumsum(self.lengths) - self.lengths
+        lengths = self.lengths[rows]
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return States(self.tokens[np.repeat(starts[rows], lengths) + within], lengths, self.pooled[rows])
+
 
 def shard_name(number: int) -> str:
     """Return the name of a store's shard by its number, counted from 0."""

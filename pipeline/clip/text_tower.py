@@ -17,7 +17,7 @@ from dptr.pipeline.clip.batch_per_core import batch_per_core
 from dptr.pipeline.clip.batch_size import Halving, batch_for
 from dptr.pipeline.clip.loading import Clip
 from dptr.pipeline.clip.text_forward import AfterPrefix, Filled, Forward, Whole
-from dptr.pipeline.text.templates import Template
+from dptr.pipeline.text.templates import Template, Tokenized
 
 #: On a CPU: few enough to stay in its cache.
 TOKENS_PER_BATCH = 1024
@@ -52,7 +52,7 @@ class TextTower:
     ) -> None:
         self._clip = clip
         self._family, self._model = clip.family, clip.model
-        self.context = context
+        self.template, self.context = template, context
         self.states: StatesKind = _states_kind(clip, states)
         self.max_tokens = self._family.most_tokens(self._model)
         if self._family.way != "fixed length":
@@ -77,16 +77,16 @@ class TextTower:
         encoded = self._clip.tokenizer(prompts, padding=False, truncation=False, verbose=False)["input_ids"]
         return [list(row) for row in encoded]
 
-    def tokenize_with_places(self, prompts: list[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """Return for each prompt what :meth:`tokenize` does, and which characters (from, to) each token stands for."""
+    def tokenize_with_places(self, prompts: list[str]) -> list[Tokenized]:
+        """Return for each prompt what :meth:`tokenize` does, and where in it each token stands."""
         if not prompts:
             return []
         encoded = self._clip.tokenizer(
             prompts, padding=False, truncation=False, verbose=False, return_offsets_mapping=True
         )
         return [
-            (list(ids), [(int(start), int(stop)) for start, stop in offsets])
-            for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+            Tokenized(list(ids), [(int(start), int(stop)) for start, stop in offsets], encoded.word_ids(row))
+            for row, (ids, offsets) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
         ]
 
     def why_unusable(self, token_ids: list[int]) -> str | None:
@@ -194,7 +194,7 @@ class TextTower:
 
     def _choose_forward(self, template: Template) -> Forward:
         if self._family.way == "after prefix":
-            return AfterPrefix(self._family.text_model(self._model), template.shared_tokens(self.tokenize))
+            return AfterPrefix(self._family.text_model(self._model), template.shared_tokens(self.tokenize_with_places))
         if self._family.way == "fixed length":
             return Filled(self._family, self._model, self._clip.padding)
         if self.context == "full":

@@ -14,15 +14,18 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import PREFIX_FILE, QUARANTINE_FILE
 from dptr.cache.normalization import Normalization
+from dptr.cache.stores.prompts import TEMPLATE_COLUMN
 from dptr.cache.stores.quarantine import Quarantine
-from dptr.pipeline.clip.text_tower import TOKENS_PER_BATCH, TextTower
+from dptr.pipeline.clip.text_tower import TOKENS_PER_BATCH
 from dptr.pipeline.repair.losses import Losses
 from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.prompt_shard import write_prompt_shard
-from dptr.pipeline.text.prompt_store import load_tower, write_prefix_states
+from dptr.pipeline.text.prompt_shards import encode
+from dptr.pipeline.text.prompt_store import load_towers, write_prefix_states
+from dptr.pipeline.text.prompt_towers import PromptTowers
 from dptr.pipeline.text.prompts import Prompt, prompts_of
-from dptr.pipeline.text.templates import Template
+from dptr.pipeline.text.templates import from_store
 
 
 def rebuild(losses: Losses, scratch: Path) -> None:
@@ -34,18 +37,19 @@ def rebuild(losses: Losses, scratch: Path) -> None:
     identity = losses.manifest.identity
     settings = EmbedTextSettings(
         clip=identity["encoder"],
-        template=identity["template"],
+        templates=from_store(identity["template"]),
+        seed=identity.get("template_seed", EmbedTextSettings.seed),
         states=identity["states"],
         context=identity["context"],
         precision=identity["precision"],
         dtype=identity["dtype"],
         tokens_per_batch=losses.setting("tokens_per_batch", TOKENS_PER_BATCH),
     )
-    tower, found, _ = load_tower(settings)
+    towers, found, _ = load_towers(settings)
     losses.manifest.require_equal(losses.folder, {"weights": found["weights"], "tokenizer": found["tokenizer"]})
     if PREFIX_FILE in losses.files:
-        write_prefix_states(scratch / PREFIX_FILE, tower)
-    with tempfile.TemporaryDirectory(prefix="dptr-") as place, closing(_of_corpus(losses, tower, Path(place))) as anew:
+        write_prefix_states(scratch / PREFIX_FILE, towers)
+    with tempfile.TemporaryDirectory(prefix="dptr-") as place, closing(_of_corpus(losses, towers, Path(place))) as anew:
         for number, shard in losses.shards:
             if shard.catalogue not in losses.files:
                 prompts = _of_catalogue(losses.folder / shard.catalogue)
@@ -53,26 +57,24 @@ def rebuild(losses: Losses, scratch: Path) -> None:
                 prompts = next(anew, [])
             if sum(len(prompt.labels) for prompt in prompts) != shard.rows:
                 raise UserError(f"the corpus no longer gives the {shard.rows} rows of {shard.name}", "Make it anew")
-            states = tower.encode([prompt.token_ids for prompt in prompts], settings.tokens_per_batch)
+            states = encode(towers, prompts, settings)
             first = losses.place(number).first_id
-            write_prompt_shard(scratch, number, first, prompts, states, settings.dtype)
+            write_prompt_shard(scratch, number, first, prompts, states, settings.dtype, len(settings.templates))
 
 
 def _of_catalogue(path: Path) -> list[Prompt]:
     columns = ["label", "prompt", "token_ids", "token_letters", "states_of", "count", "source", "label_length"]
-    rows = pq.read_table(path, columns=columns)
+    several = TEMPLATE_COLUMN.name in pq.read_schema(path).names
     prompts: dict[int, Prompt] = {}
-    for row in rows.to_pylist():
-        known = prompts.setdefault(
-            row["states_of"],
-            Prompt([], row["prompt"], row["token_ids"], row["token_letters"], row["count"], row["source"], []),
-        )
+    for row in pq.read_table(path, columns=[*columns, *([TEMPLATE_COLUMN.name] if several else [])]).to_pylist():
+        made = [row[name] for name in ("prompt", "token_ids", "token_letters", "count", "source")]
+        known = prompts.setdefault(row["states_of"], Prompt([], *made, [], row.get(TEMPLATE_COLUMN.name, 0)))
         known.labels.append(row["label"])
         known.lengths.append(row["label_length"])
     return list(prompts.values())
 
 
-def _of_corpus(losses: Losses, tower: TextTower, place: Path) -> Generator[list[Prompt], None, None]:
+def _of_corpus(losses: Losses, towers: PromptTowers, place: Path) -> Generator[list[Prompt], None, None]:
     """Yield the prompts that no whole catalogue has, in groups as they were embedded."""
     identity = losses.manifest.identity
     charset = Charset.from_text(identity["charset"])
@@ -84,5 +86,5 @@ def _of_corpus(losses: Losses, tower: TextTower, place: Path) -> Generator[list[
             read_corpus(entry["paths"], rules, quarantine) as corpus,
         ):
             corpus.without(losses.whole_catalogues)
-            template, size = Template(identity["template"]), int(entry["shard_rows"])
-            yield from prompts_of(corpus.batches(size), charset, rules, template, tower, quarantine, size)
+            size = int(entry["shard_rows"])
+            yield from prompts_of(corpus.batches(size), charset, rules, towers, quarantine, size)

@@ -22,7 +22,7 @@ from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import States
-from dptr.pipeline.clip.text_tower import TOKENS_PER_BATCH, TextTower
+from dptr.pipeline.clip.text_tower import TOKENS_PER_BATCH
 from dptr.pipeline.parts.cluster import Cluster
 from dptr.pipeline.parts.part import WHOLE, Part
 from dptr.pipeline.parts.store_in_making import StoreInMaking
@@ -31,9 +31,10 @@ from dptr.pipeline.text.corpus import Corpus, corpus_fingerprint, nothing_usable
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.made_up_words import CoverageGoal, make_up_words
 from dptr.pipeline.text.prompt_shards import Filling, embed_groups, encode
-from dptr.pipeline.text.prompt_store import load_tower, settle_charset, write_prefix
+from dptr.pipeline.text.prompt_store import load_towers, settle_charset, write_prefix
+from dptr.pipeline.text.prompt_towers import PromptTowers
 from dptr.pipeline.text.prompts import Prompt, prompts_of
-from dptr.pipeline.text.templates import Template
+from dptr.pipeline.text.templates import as_stored
 
 __all__ = ["EmbedTextSettings", "EmbedTextSummary", "Estimate", "embed_text", "estimate"]
 
@@ -108,20 +109,20 @@ def _embed(
     asked: dict[str, Any] | None,
     started: float,
 ) -> EmbedTextSummary:
-    tower, identity, load_seconds = load_tower(settings)
+    towers, identity, load_seconds = load_towers(settings)
     # Settled here, so that a cluster's workers and a repair take as many.
-    settings = replace(settings, tokens_per_batch=settings.tokens_per_batch or tower.tokens_per_batch)
+    settings = replace(settings, tokens_per_batch=settings.tokens_per_batch or towers.first.tokens_per_batch)
     making = StoreInMaking(out, "prompts", identity, part)
     manifest, folder = making.manifest, making.folder
     remember_inputs(manifest, list(paths), _remembered(settings))
-    filling, rows_before = Filling(making, tower, settings, cluster), manifest.rows
+    filling, rows_before = Filling(making, towers, settings, cluster), manifest.rows
     with manifest.rewriting(folder, QUARANTINE_FILE):
         with (
             Quarantine(folder / QUARANTINE_FILE) as quarantine,
             read_corpus(paths, settings.corpus, quarantine) as corpus,
         ):
             settle_charset(folder, manifest, corpus.charset, settings.corpus.wanted.learnt)
-            write_prefix(folder, manifest, tower)
+            write_prefix(folder, manifest, towers)
             _embed_remaining(filling, corpus, quarantine)
             if not making.rows:
                 raise nothing_usable(paths, quarantine)
@@ -158,13 +159,13 @@ def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Es
             corpus.without(Manifest.load(out, "prompts").catalogues(out))
         if corpus.remaining == 0:
             return Estimate(0, 0, 0.0)
-        tower, _, _ = load_tower(settings)
-        prompts = next(_groups(corpus, tower, settings, quarantine, min(_PROMPTS_TIMED, corpus.remaining)), [])
+        towers, _, _ = load_towers(settings)
+        prompts = next(_groups(corpus, towers, settings, quarantine, min(_PROMPTS_TIMED, corpus.remaining)), [])
         if not prompts:
             return Estimate(0, 0, 0.0)
-        encode(tower, prompts, settings)  # the first one is slow
+        encode(towers, prompts, settings)  # the first one is slow
         started = time.monotonic()
-        states = encode(tower, prompts, settings)
+        states = encode(towers, prompts, settings)
         share = len(prompts) / corpus.remaining
         seconds = (time.monotonic() - started) / share
     rows = round(sum(len(prompt.labels) for prompt in prompts) / share)
@@ -187,6 +188,7 @@ def _what_is_asked(paths: Sequence[str], settings: EmbedTextSettings) -> dict[st
     model = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     asked = {name: value for name, value in asdict(settings).items() if name not in ("corpus", "max_bad", "device")}
     asked["tokens_per_batch"] = settings.tokens_per_batch or TOKENS_PER_BATCH  # what stores of before say
+    asked["template"] = as_stored(asked.pop("templates"))
     return {**asked, "corpus": fingerprint, "model": model}
 
 
@@ -211,26 +213,25 @@ def _embed_remaining(filling: Filling, corpus: Corpus, quarantine: Quarantine) -
     total = corpus.kept
     corpus.without(filling.making.catalogues)
     with progress("embedding", total, "labels", total - corpus.remaining) as shown:
-        groups = _groups(corpus, filling.tower, filling.settings, quarantine, filling.settings.shard_rows)
+        groups = _groups(corpus, filling.towers, filling.settings, quarantine, filling.settings.shard_rows)
         embed_groups(filling, groups, shown)
 
 
 def _embed_made_up(filling: Filling, corpus: Corpus, quarantine: Quarantine) -> list[tuple[str, str]]:
     """Make up words that complete the corpus, embed those that the store lacks, and return counts of both."""
-    tower, settings = filling.tower, filling.settings
-    template, rules = Template(settings.template), settings.corpus
+    towers, settings = filling.towers, filling.settings
+    rules = settings.corpus
     goal = CoverageGoal(settings.cover_pieces, settings.seed)
     catalogues = filling.making.manifest.catalogues(filling.making.folder)
-    made_up = make_up_words(catalogues, tower, template, corpus.charset, rules.normalization, goal)
+    made_up = make_up_words(catalogues, towers, corpus.charset, rules.normalization, goal)
     remaining = made_up.without(catalogues)
-    groups = prompts_of([remaining], corpus.charset, rules, template, tower, quarantine, settings.shard_rows)
+    groups = prompts_of([remaining], corpus.charset, rules, towers, quarantine, settings.shard_rows)
     with progress("embedding made-up words", len(remaining.labels), "labels") as shown:
         embed_groups(filling, groups, shown)
     return made_up.summary(settings.cover_pieces)
 
 
 def _groups(
-    corpus: Corpus, tower: TextTower, settings: EmbedTextSettings, quarantine: Quarantine, size: int
+    corpus: Corpus, towers: PromptTowers, settings: EmbedTextSettings, quarantine: Quarantine, size: int
 ) -> Iterator[list[Prompt]]:
-    template = Template(settings.template)
-    return prompts_of(corpus.batches(size), corpus.charset, settings.corpus, template, tower, quarantine, size)
+    return prompts_of(corpus.batches(size), corpus.charset, settings.corpus, towers, quarantine, size)

@@ -20,7 +20,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.normalization import Normalization
 from dptr.pipeline.clip.text_tower import TextTower
 from dptr.pipeline.text.corpus import LabelBatch
-from dptr.pipeline.text.templates import Template
+from dptr.pipeline.text.prompt_towers import PromptTowers
 
 #: Stands in the catalogue's column ``source`` where words of a corpus have their file.
 MADE_UP = "(made up)"
@@ -76,8 +76,7 @@ class MadeUpWords:
 
 def make_up_words(
     catalogues: Sequence[Path],
-    tower: TextTower,
-    template: Template,
+    towers: PromptTowers,
     charset: Charset,
     normalization: Normalization,
     goal: CoverageGoal,
@@ -91,20 +90,22 @@ def make_up_words(
         catalogues: those of the prompt store that holds the whole corpus (Parquet).
         charset, normalization: what a label must fit.
     """
-    pieces = _spellable_pieces(tower, charset, normalization)
+    pieces = _spellable_pieces(towers.first, charset, normalization)
     failures: Counter[int] = Counter()
     rng = np.random.default_rng(goal.seed)
     texts = list(pieces.values())
     made: dict[str, None] = {}  # unlike a set, it keeps its order
     with duckdb.connect() as connection:
-        met = _prompts_with_piece(connection, catalogues, len(tower.prefix_ids))
+        met = _prompts_with_piece(connection, catalogues, [len(tower.prefix_ids) for tower in towers.towers])
         lacking = {piece: goal.least - met[piece] for piece in pieces if met[piece] < goal.least}
         while targets := [piece for piece, count in lacking.items() if count > 0 and failures[piece] < _MOST_FAILURES]:
             failures.update(targets)
             words = {piece: _word_with(pieces[piece], texts, rng) for piece in targets}
             new = set(_not_stored(connection, list(words.values()), catalogues, in_corpus=True))
-            tokens = tower.tokenize([template.prompt(word) for word in words.values()])
-            for (piece, word), ids in zip(words.items(), tokens, strict=True):
+            used = [towers.towers[towers.which(word)] for word in words.values()]
+            prompts = [tower.template.prompt(word) for tower, word in zip(used, words.values(), strict=True)]
+            tokens = towers.first.tokenize(prompts)
+            for (piece, word), tower, ids in zip(words.items(), used, tokens, strict=True):
                 own = set(ids[len(tower.prefix_ids) :])
                 usable = normalization.apply(word) == word and normalization.refuse(word, charset) is None
                 if piece not in own or lacking[piece] <= 0 or not usable or word not in new or word in made:
@@ -146,9 +147,12 @@ def _spellable_pieces(tower: TextTower, charset: Charset, normalization: Normali
     return {piece: text for piece, text in pieces.items() if 0 < len(text) <= longest and not charset.missing(text)}
 
 
-def _prompts_with_piece(connection: duckdb.DuckDBPyConnection, catalogues: Sequence[Path], prefix: int) -> Counter[int]:
-    """Return in how many prompts of the corpus each token stands behind the shared ones."""
-    own = f"unnest(list_distinct(token_ids[{prefix + 1}:]))"
+def _prompts_with_piece(
+    connection: duckdb.DuckDBPyConnection, catalogues: Sequence[Path], prefixes: Sequence[int]
+) -> Counter[int]:
+    """Return in how many prompts of the corpus each token stands behind those that its template's prompts share."""
+    first = [length + 1 for length in prefixes]
+    own = f"unnest(list_distinct(token_ids[{first[0] if len(first) == 1 else f'{first}[template + 1]'}:]))"
     rows = connection.execute(
         f"select token, count(*) from (select {own} as token from read_parquet($files) "
         "where source <> $made_up and states_of = id) group by token",

@@ -10,19 +10,25 @@ from numpy.typing import NDArray
 
 from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import UserError
-from dptr.cache.stores.prompts import CATALOGUE_SCHEMA
+from dptr.cache.stores.prompts import CATALOGUE_SCHEMA, TEMPLATE_COLUMN
 from dptr.cache.stores.shard_record import Shard
 from dptr.cache.stores.shards import States, write_shard
 from dptr.pipeline.text.prompts import Prompt
 
 
 def write_prompt_shard(
-    folder: Path, number: int, first_id: int, prompts: list[Prompt], states: States, dtype: StatesDtype
+    folder: Path,
+    number: int,
+    first_id: int,
+    prompts: list[Prompt],
+    states: States,
+    dtype: StatesDtype,
+    templates: int = 1,
 ) -> Shard:
     """Write shard ``number`` with a row for every label of ``prompts``; the caller commits it.
 
     Labels of one prompt repeat its states, so that a row can be read by itself; ``states_of`` is the
-    id of the first of them.
+    id of the first of them. With several ``templates``, each row says which of them it has.
 
     Raises:
         UserError: a prompt's states are too large for half precision.
@@ -45,8 +51,12 @@ def write_prompt_shard(
         "source": [prompt.source for _, prompt in rows],
     }
     if len(rows) > len(prompts):
-        states = _repeat(states, of_prompt)
-    return write_shard(folder, number, pa.table(columns, schema=CATALOGUE_SCHEMA), states, dtype, {})
+        states = states.at(of_prompt)
+    schema = CATALOGUE_SCHEMA
+    if templates > 1:
+        schema = schema.append(TEMPLATE_COLUMN)
+        columns[TEMPLATE_COLUMN.name] = pa.array([prompt.template for _, prompt in rows], TEMPLATE_COLUMN.type)
+    return write_shard(folder, number, pa.table(columns, schema=schema), states, dtype, {})
 
 
 def _require_fitting(prompts: list[Prompt], states: States, dtype: StatesDtype) -> None:
@@ -68,11 +78,3 @@ def _require_half(vector: NDArray[np.float32], prompt: Prompt, advice: str) -> N
         raise UserError(
             f"a state of the prompt {prompt.text!r} is {largest:.3g} large, which float16 cannot hold", advice
         )
-
-
-def _repeat(states: States, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> States:
-    """Return the states of ``rows``, which may name one more than once."""
-    starts = np.cumsum(states.lengths) - states.lengths
-    lengths = states.lengths[rows]
-    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return States(states.tokens[np.repeat(starts[rows], lengths) + within], lengths, states.pooled[rows])

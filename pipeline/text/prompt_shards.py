@@ -12,12 +12,12 @@ import numpy as np
 from dptr.cache.progress import Progress, note
 from dptr.cache.stores.shard_record import Shard
 from dptr.cache.stores.shards import States, remove_unfinished
-from dptr.pipeline.clip.text_tower import TextTower
 from dptr.pipeline.parts.cluster import Cluster, device_of_worker
 from dptr.pipeline.parts.store_in_making import Place, StoreInMaking
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.prompt_shard import write_prompt_shard
-from dptr.pipeline.text.prompt_store import load_tower
+from dptr.pipeline.text.prompt_store import load_towers
+from dptr.pipeline.text.prompt_towers import PromptTowers
 from dptr.pipeline.text.prompts import Prompt
 
 _PROMPTS_CHECKED = 16
@@ -31,7 +31,7 @@ class Filling:
     """A prompt store in the making, and what encodes its prompts."""
 
     making: StoreInMaking
-    tower: TextTower
+    towers: PromptTowers
     settings: EmbedTextSettings
     cluster: Cluster | None
 
@@ -59,8 +59,8 @@ def _made_here(filling: Filling, wanted: Iterable[_Work]) -> Iterator[Shard]:
         writing: Future[Shard] | None = None
         for place, prompts in wanted:
             if writing is None:
-                _check(filling.tower, prompts)
-            states = encode(filling.tower, prompts, filling.settings)
+                _check(filling.towers, prompts)
+            states = encode(filling.towers, prompts, filling.settings)
             if writing is not None:
                 yield writing.result()
             writing = writer.submit(_write, filling.making.folder, filling.settings, place, prompts, states)
@@ -77,24 +77,31 @@ def _made_there(filling: Filling, cluster: Cluster, wanted: Iterable[_Work]) -> 
 def _shard_maker(folder: Path, settings: EmbedTextSettings) -> Callable[[_Work], Shard]:
     """Return what makes a shard in a worker."""
     settings = replace(settings, device=device_of_worker())
-    tower, _, _ = load_tower(settings)
+    towers, _, _ = load_towers(settings)
 
     def make(work: _Work) -> Shard:
         place, prompts = work
-        return _write(folder, settings, place, prompts, encode(tower, prompts, settings))
+        return _write(folder, settings, place, prompts, encode(towers, prompts, settings))
 
     return make
 
 
 def _write(folder: Path, settings: EmbedTextSettings, place: Place, prompts: list[Prompt], states: States) -> Shard:
-    return write_prompt_shard(folder, place.number, place.first_id, prompts, states, settings.dtype)
+    return write_prompt_shard(
+        folder, place.number, place.first_id, prompts, states, settings.dtype, len(settings.templates)
+    )
 
 
-def encode(tower: TextTower, prompts: list[Prompt], settings: EmbedTextSettings) -> States:
+def encode(towers: PromptTowers, prompts: list[Prompt], settings: EmbedTextSettings) -> States:
     """Return the states of prompts."""
-    return tower.encode([prompt.token_ids for prompt in prompts], settings.tokens_per_batch)
+    return towers.encode(*_tokens_and_templates(prompts), settings.tokens_per_batch)
 
 
-def _check(tower: TextTower, prompts: list[Prompt]) -> None:
+def _check(towers: PromptTowers, prompts: list[Prompt]) -> None:
     spread = np.linspace(0, len(prompts) - 1, min(_PROMPTS_CHECKED, len(prompts))).astype(int)
-    note(f"text states agree with transformers' own to {tower.check([prompts[i].token_ids for i in spread]):.1e}")
+    apart = towers.check(*_tokens_and_templates([prompts[i] for i in spread]))
+    note(f"text states agree with transformers' own to {apart:.1e}")
+
+
+def _tokens_and_templates(prompts: list[Prompt]) -> tuple[list[list[int]], list[int]]:
+    return [prompt.token_ids for prompt in prompts], [prompt.template for prompt in prompts]

@@ -14,9 +14,9 @@ from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.shards import States, write_states
 from dptr.pipeline.clip.loading import load_clip
-from dptr.pipeline.clip.text_tower import TextTower
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
-from dptr.pipeline.text.templates import Template
+from dptr.pipeline.text.prompt_towers import PromptTowers
+from dptr.pipeline.text.templates import as_stored
 
 
 def settle_charset(folder: Path, manifest: Manifest, charset: Charset, learnt: bool) -> None:
@@ -37,37 +37,42 @@ def settle_charset(folder: Path, manifest: Manifest, charset: Charset, learnt: b
     manifest.identity["charset"] = charset.text
 
 
-def write_prefix(folder: Path, manifest: Manifest, tower: TextTower) -> None:
-    """Write the states that all prompts share and commit them, unless that is done."""
+def write_prefix(folder: Path, manifest: Manifest, towers: PromptTowers) -> None:
+    """Write the states that all prompts of a template share, and commit them, unless that is done."""
     if PREFIX_FILE in manifest.files:
         return
-    write_prefix_states(folder / PREFIX_FILE, tower)
+    write_prefix_states(folder / PREFIX_FILE, towers)
     manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
     manifest.save(folder)
 
 
-def write_prefix_states(path: Path, tower: TextTower) -> None:
-    """Write the states that all prompts share into a file."""
-    states = States(tower.prefix, np.array([len(tower.prefix)]), np.zeros((1, tower.prefix.shape[1]), np.float32))
+def write_prefix_states(path: Path, towers: PromptTowers) -> None:
+    """Write the states that all prompts of a template share into a file, a row for each template."""
+    shared = [tower.prefix for tower in towers.towers]
+    tokens, lengths = np.concatenate(shared), np.array([len(prefix) for prefix in shared])
     with atomic_path(path) as temporary:
-        write_states(temporary, states, "float32")
+        write_states(
+            temporary, States(tokens, lengths, np.zeros((len(shared), tokens.shape[1]), np.float32)), "float32"
+        )
 
 
-def load_tower(settings: EmbedTextSettings) -> tuple[TextTower, dict[str, Any], float]:
-    """Return the tower, the identity of its states, and the seconds that loading took."""
+def load_towers(settings: EmbedTextSettings) -> tuple[PromptTowers, dict[str, Any], float]:
+    """Return the towers of all templates, the identity of their states, and the seconds that loading took."""
     clip = load_clip(settings.clip, settings.precision, settings.device)
-    tower = TextTower(clip, Template(settings.template), settings.states, settings.context)
+    towers = PromptTowers(clip, settings.templates, settings.seed, settings.states, settings.context)
+    prefixes = [tower.prefix_ids for tower in towers.towers]
     identity: dict[str, Any] = {
         **clip.identity(),
         "tokenizer": clip.tokenizer_hash,
-        "template": settings.template,
-        "states": tower.states,
+        "template": as_stored(settings.templates),
+        "states": towers.first.states,
         "context": settings.context,
         "precision": settings.precision,
         "dtype": settings.dtype,
         "case": settings.corpus.case,
         "normalization": settings.corpus.normalization.identity(),
-        "prefix_ids": tower.prefix_ids,
+        "prefix_ids": prefixes[0] if len(prefixes) == 1 else prefixes,
+        **({"template_seed": settings.seed} if len(prefixes) > 1 else {}),
         **({"padding": clip.padding} if settings.context == "full" else {}),
     }
-    return tower, identity, clip.load_seconds
+    return towers, identity, clip.load_seconds

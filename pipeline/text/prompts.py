@@ -10,7 +10,7 @@ from dptr.cache.stores.quarantine import Quarantine
 from dptr.pipeline.clip.text_tower import TextTower
 from dptr.pipeline.text.case_variants import case_variants
 from dptr.pipeline.text.corpus import CorpusSettings, LabelBatch
-from dptr.pipeline.text.templates import Template
+from dptr.pipeline.text.prompt_towers import PromptTowers
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Prompt:
         token_letters: how many of the label's characters each token stands for; 0 for the template's and the end.
         lengths: how many units each of ``labels`` has.
         count: how often the label stood in the corpus. source: the file where it stood first.
+        template: the number of its template.
     """
 
     labels: list[str]
@@ -32,14 +33,14 @@ class Prompt:
     count: int
     source: str
     lengths: list[int]
+    template: int = 0
 
 
 def prompts_of(
     batches: Iterable[LabelBatch],
     charset: Charset,
     settings: CorpusSettings,
-    template: Template,
-    tower: TextTower,
+    towers: PromptTowers,
     quarantine: Quarantine,
     size: int,
 ) -> Iterator[list[Prompt]]:
@@ -49,18 +50,25 @@ def prompts_of(
     """
     group: list[Prompt] = []
     for batch in batches:
-        texts = [template.prompt(label) for label in batch.labels]
-        for label, text, (token_ids, offsets), count, source in zip(
-            batch.labels, texts, tower.tokenize_with_places(texts), batch.counts.tolist(), batch.sources, strict=True
+        which = [towers.which(label) for label in batch.labels]
+        texts = [towers.towers[n].template.prompt(label) for n, label in zip(which, batch.labels, strict=True)]
+        for label, number, text, row, count, source in zip(
+            batch.labels,
+            which,
+            texts,
+            towers.first.tokenize_with_places(texts),
+            batch.counts.tolist(),
+            batch.sources,
+            strict=True,
         ):
-            labels = _variants(label, settings, charset)
-            letters = template.letters_of(label, offsets)
-            reason = _refuse(labels, token_ids, letters, tower)
+            tower, labels = towers.towers[number], _variants(label, settings, charset)
+            letters = tower.template.letters_of(label, row.places)
+            reason = _refuse(labels, row.ids, letters, tower)
             if reason is not None:
                 quarantine.refuse(source, None, label, reason)
                 continue
             lengths = [*map(charset.length, labels)]
-            group.append(Prompt(labels, text, token_ids, letters, count, source, lengths))
+            group.append(Prompt(labels, text, row.ids, letters, count, source, lengths, number))
             if len(group) == size:
                 yield group
                 group = []

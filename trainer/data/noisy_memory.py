@@ -25,12 +25,28 @@ def text_memory(store: PromptStore, rows: NDArray[np.int64]) -> StoredMemory:
     states = store.stored_states(rows)
     starts, own = np.cumsum(states.lengths) - states.lengths, np.arange(int(states.lengths.max()))
     places = np.where(own < states.lengths[:, None], starts[:, None] + own, -1)
+    stored, pooled = StoredTensor.of(states.tokens), torch.from_numpy(states.pooled)
+    if len(store.prefixes) == 1:
+        return StoredMemory(stored, torch.from_numpy(places), pooled, torch.from_numpy(store.prefix))
     return StoredMemory(
-        StoredTensor.of(states.tokens),
-        torch.from_numpy(places),
-        torch.from_numpy(states.pooled),
-        torch.from_numpy(store.prefix),
+        stored,
+        torch.from_numpy(_behind_prefixes(store, rows, places, states.lengths)),
+        pooled,
+        shared=torch.from_numpy(np.concatenate(store.prefixes)),
     )
+
+
+def _behind_prefixes(
+    store: PromptStore, rows: NDArray[np.int64], places: NDArray[np.int64], lengths: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return ``places`` (batch, own) behind those of each row's prefix, which count on from the states' last."""
+    shared = np.array([len(prefix) for prefix in store.prefixes])
+    which = store.templates_of(rows)
+    firsts, before = (lengths.sum() + np.cumsum(shared) - shared)[which, None], shared[which, None]
+    at = np.arange(int((before[:, 0] + lengths).max()))
+    padded = np.pad(places, ((0, 0), (0, 1)), constant_values=-1)
+    own = np.take_along_axis(padded, np.clip(at - before, 0, places.shape[1]), axis=1)
+    return np.where(at < before, firsts + at, own)
 
 
 def noisy_memory(

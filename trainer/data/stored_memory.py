@@ -62,6 +62,7 @@ class StoredMemory:
         pooled: each row's pooled vector, which comes first, shape (batch, dim); None: there is none.
         prefix: the states that come next in every row, shape (prefix, dim).
         noise: what is added, ``ratio`` times, shape (batch, tokens, dim); None: nothing.
+        shared: states that several rows have, shape (shared, dim); ``places`` count on to them from the last of ``states``.
         padded: whether places without a state are padding; else they are zero, as columns beside a word.
     """
 
@@ -71,6 +72,7 @@ class StoredMemory:
     prefix: Tensor | None = None
     noise: StoredTensor | None = None
     ratio: float = 0.0
+    shared: Tensor | None = None
     padded: bool = True
 
     @property
@@ -89,8 +91,11 @@ class StoredMemory:
         missing = places < 0
         first = self.tokens - places.shape[1]
         tokens = torch.empty(len(places), self.tokens, self.states.values.shape[1], device=places.device)
-        self.states.gather(places.clamp(min=0), tokens[:, first:])
+        self.states.gather(places.clamp(0, len(self.states) - 1), tokens[:, first:])
         tokens[:, first:].masked_fill_(missing[..., None], 0.0)
+        if self.shared is not None:
+            common = places >= len(self.states)
+            tokens[:, first:][common] = sent(self.shared, device)[places[common] - len(self.states)]
         if self.prefix is not None:
             tokens[:, first - len(self.prefix) : first] = sent(self.prefix, device)
         if self.pooled is not None:
@@ -112,4 +117,5 @@ class StoredMemory:
             pooled=None if self.pooled is None else self.pooled.pin_memory(),
             prefix=None if self.prefix is None else self.prefix.pin_memory(),
             noise=None if self.noise is None else self.noise.pin_memory(),
+            shared=None if self.shared is None else self.shared.pin_memory(),
         )

@@ -59,7 +59,8 @@ def _noise(store: PromptStore, rows: NDArray[np.int64], noise: NoiseSource, rati
     memory = text_memory(store, rows)
     drawn = noise.draw(rows, memory.tokens, np.random.default_rng(0)).widened()
     tokens, kept = memory.to("cpu").tokens.numpy(), memory.to("cpu").real.numpy()
-    kept[:, : 1 + len(store.prefix)] = False  # what all prompts share does not differ
+    # What all prompts of a template share does not differ.
+    kept &= np.arange(kept.shape[1]) > store.prefix_lengths_of(rows)[:, None]
     text, perturbation = tokens[kept][:_TOKENS_SHOWN], drawn[kept][:_TOKENS_SHOWN]
     groups = {"text states": text, f"with {ratio:g} × noise": text + ratio * perturbation, "image states": perturbation}
     everything = np.concatenate(list(groups.values()))

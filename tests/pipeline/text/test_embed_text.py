@@ -77,7 +77,7 @@ def test_the_store_gives_back_the_towers_states(run: Any, dtype: Any, apart: flo
 def test_a_finished_run_ends_at_once(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run()
     before = run.hashes()
-    monkeypatch.setattr(module, "load_tower", None)
+    monkeypatch.setattr(module, "load_towers", None)
     monkeypatch.setattr(module, "read_corpus", None)
     again = run()
     assert (again.rows, again.computed, again.table) == (first.rows, 0, first.table)
@@ -144,7 +144,7 @@ def test_killed_at_any_file_operation_it_goes_on(run: Any, tmp_path: Path, monke
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
-        ({"template": "the word {label}"}, "template: a photo of a '{label}' there, the word {label} now"),
+        ({"templates": ("the word {label}",)}, "template: a photo of a '{label}' there, the word {label} now"),
         ({"dtype": "int8"}, "dtype: float16 there, int8 now"),
         ({"context": "full"}, "context: content there, full now"),
         ({"states": "projected"}, "states: hidden there, projected now"),
