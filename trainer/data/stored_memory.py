@@ -62,7 +62,7 @@ class StoredMemory:
         pooled: each row's pooled vector, which comes first, shape (batch, dim); None: there is none.
         prefix: the states that come next in every row, shape (prefix, dim).
         noise: what is added, ``ratio`` times, shape (batch, tokens, dim); None: nothing.
-        shared: states that several rows have, shape (shared, dim); ``places`` count on to them from the last of ``states``.
+        shared: states that several rows have, to which ``places`` count on from the last of ``states``, (shared, dim).
         padded: whether places without a state are padding; else they are zero, as columns beside a word.
     """
 
