@@ -56,10 +56,7 @@ def embed_text(
     ascii: Annotated[bool, typer.Option("--ascii", help="Fold to ASCII, as the authors do.")] = False,
     simplified: Annotated[bool, typer.Option("--simplified", help="Fold traditional Chinese to simplified.")] = False,
     max_label_length: Annotated[int, typer.Option(min=1, max=LONGEST_LABEL, help="Longest label in characters.")] = 25,
-    template: Annotated[
-        list[str] | None,
-        typer.Option(help=f"Sentence around {{label}}, by default {DEFAULT_TEMPLATE}; labels are spread over several."),
-    ] = None,
+    template: Annotated[list[str] | None, typer.Option(help="Sentence around {label}; may be repeated.")] = None,
     states: Annotated[StatesKind | None, typer.Option(help="By default what fits the images.")] = None,
     context: Annotated[Context, typer.Option(help="States up to the end token, or all.")] = "content",
     precision: Arithmetic = "fp32",
@@ -90,7 +87,7 @@ def embed_text(
     settings = stage.EmbedTextSettings(
         corpus=CorpusSettings(unit, column, normalization, charset, min_count, case, units),
         clip=clip,
-        templates=(template,) if isinstance(template, str) else tuple(template or [DEFAULT_TEMPLATE]),
+        templates=tuple([template] if isinstance(template, str) else template or [DEFAULT_TEMPLATE]),
         states=states,
         context=context,
         precision=precision,

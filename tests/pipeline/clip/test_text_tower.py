@@ -125,6 +125,30 @@ def test_every_prompt_starts_with_the_shared_tokens(any_clip: Clip, text: str) -
     assert len(shared) >= 1 + whole_words
 
 
+@pytest.mark.parametrize(
+    ("text", "at_least"),
+    [
+        ("一张写着“{label}”的照片", 5),  # the begin and a token or more for each of four characters
+        ("一张{label}的照片", 1),  # letters of the label join those before it
+        ("una foto de «{label}»", 4),
+        ("«{label}»", 1),
+        ("the word-{label}", 3),
+        ("看{label}", 1),
+    ],
+)
+def test_what_no_label_can_change_is_found_without_white_space_too(any_clip: Clip, text: str, at_least: int) -> None:
+    tower = TextTower(any_clip, Template(text))
+    generator = np.random.default_rng(1)
+    alphabet = [*map(chr, range(33, 127)), *"\u0301éßİ中のяअ\u094d😀ﬁ“”«»、。「・한あعשก½€"]
+    labels = ["".join(generator.choice(alphabet, generator.integers(1, 8))) for _ in range(3000)]
+    shared = tower.prefix_ids
+    ids = tower.tokenize([Template(text).prompt(word) for word in labels])
+    assert all(row[: len(shared)] == shared for row in ids)
+    assert len(shared) >= at_least
+    if at_least == 1:
+        assert len(shared) == 1
+
+
 def test_results_do_not_depend_on_batches(clip: Clip) -> None:
     tower = TextTower(clip, Template())
     ids = tower.tokenize([Template().prompt(label) for label in LABELS * 20])
