@@ -178,7 +178,7 @@ def own_megabytes() -> float:
 def write_crops(path: Path, count: int) -> None:
     started = time.perf_counter()
     generator = np.random.default_rng(0)
-    letters = np.frombuffer(CHARSET.characters[:62].encode(), np.uint8)
+    letters = np.frombuffer("".join(CHARSET.characters[:62]).encode(), np.uint8)
     pictures = [encoded(generator) for _ in range(64)]
     with write_word_images(path) as writer:
         for number, length in enumerate(generator.integers(3, 13, count).tolist()):

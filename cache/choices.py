@@ -18,3 +18,6 @@ ReadingOrder = Literal["logical", "visual"]
 
 #: Forms of an answer of ``dptr sql``.
 AnswerForm = Literal["table", "csv", "json", "parquet"]
+
+#: The CLIPs that ship: English alone, and seven scripts (see their model cards in pipeline/clip/).
+BUNDLED_CLIPS = ("tiny", "scripts")

@@ -19,7 +19,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +111,7 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def render(
-    out: Path, count: int, families: dict[str, Sequence[str]], seed: int, pixels: tuple[int, int] | None = None
+    out: Path, count: int, families: Mapping[str, Sequence[str]], seed: int, pixels: tuple[int, int] | None = None
 ) -> None:
     """Write ``count`` labelled crops, unless an earlier run did; plates of even and odd seeds have other labels."""
     if out.exists():
@@ -245,7 +245,7 @@ def photograph(plate: Image.Image, rng: np.random.Generator, pixels: tuple[int, 
 
 def _lit(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Light from one side, night, glare of the sun or of headlights."""
-    levels = np.asarray(image, np.float32)
+    levels: NDArray[np.floating] = np.asarray(image, np.float32)
     corners = Image.fromarray((255 * rng.uniform(0.45, 1, (2, 2))).astype(np.uint8)).resize(image.size)
     levels = levels * (np.asarray(corners, np.float32)[..., None] / 255)
     if rng.random() < 0.25:
@@ -261,7 +261,8 @@ def _glare(size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.float3
     """Return a bright spot: (height, width), 1 in its middle."""
     y, x = np.mgrid[0 : size[1], 0 : size[0]].astype(np.float32)
     place, reach = rng.uniform((0, 0), size), rng.uniform(0.3, 1.2) * size[1]
-    return np.exp(-((x - place[0]) ** 2 + (y - place[1]) ** 2) / (2 * reach**2)).astype(np.float32)
+    spot: NDArray[np.float32] = np.exp(-((x - place[0]) ** 2 + (y - place[1]) ** 2) / (2 * reach**2)).astype(np.float32)
+    return spot
 
 
 def _through_a_camera(image: Image.Image, rng: np.random.Generator, pixels: tuple[int, int] | None) -> Image.Image:

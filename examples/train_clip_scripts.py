@@ -19,7 +19,7 @@ import sys
 import zlib
 from pathlib import Path
 
-from dptr.cache.charset import JOINERS
+from dptr.cache.units import JOINERS
 from dptr.pipeline.clip.bundled import is_held_out
 from dptr.pipeline.rendering.fonts import FontCollection, find_fonts
 
@@ -46,12 +46,13 @@ def main() -> None:
     if arguments.only_render:
         return
     out, names = arguments.out, [words.stem for words in arguments.lists]
-    characters = {character for file in arguments.lists for character in file.read_text(encoding="utf-8")}
+    learnt = [out / name / "train.txt" for name in names]
+    characters = {character for file in learnt for character in file.read_text(encoding="utf-8")}
     charset = sorted(c for c in characters if not c.isspace() and (c.isprintable() or c in JOINERS))
     (out / "charset.txt").write_text("".join(charset), encoding="utf-8")
     if not (out / "like").exists():
         script = Path(__file__).with_name("train_clip_tokenizer.py")
-        subprocess.run([sys.executable, script, *arguments.lists, "-o", out / "like"], check=True)
+        subprocess.run([sys.executable, script, *learnt, "-o", out / "like"], check=True)
     dptr(
         *("train-clip", "--clip", out / "like", "--from", "tiny", "--charset", out / "charset.txt", "-o", out / "run"),
         *("--photos", arguments.photos, "--steps", scaled(arguments.steps, arguments.scale)),
@@ -82,9 +83,11 @@ def render_all(arguments: argparse.Namespace) -> None:
 def write_words(source: Path, folder: Path) -> None:
     """Write the words to learn, also capitalised where the script has capitals, and those never to be seen."""
     words = list(dict.fromkeys(source.read_text(encoding="utf-8").split()))
-    learnt = [word for word in words if not is_held_out(word)]
-    forms = dict.fromkeys(form for word in learnt for form in (word, word.capitalize(), word.upper()))
-    (folder / "train.txt").write_text("\n".join(forms) + "\n", encoding="utf-8")
+    seen = [word for word in words if not is_held_out(word)]
+    forms = dict.fromkeys(form for word in seen for form in (word, word.capitalize(), word.upper()))
+    # Asked of each form: the capital of a Turkish letter is another letter's, too.
+    learnt = [form for form in forms if not is_held_out(form)]
+    (folder / "train.txt").write_text("\n".join(learnt) + "\n", encoding="utf-8")
     (folder / "unseen.txt").write_text("\n".join(filter(is_held_out, words)) + "\n", encoding="utf-8")
 
 
@@ -92,8 +95,8 @@ def part_fonts(fonts: FontCollection, out: Path) -> None:
     """Copy fonts to two folders: those to learn from, and one family in five."""
     if (out / "fonts_train").exists():
         return
-    for folder in ("fonts_train", "fonts_unseen"):
-        (out / folder).mkdir(parents=True)
+    for name in ("fonts_train", "fonts_unseen"):
+        (out / name).mkdir(parents=True)
     for number, font in enumerate(fonts.fonts):
         family = font.names[0]
         if not family.startswith(_ORNAMENTAL):

@@ -64,9 +64,10 @@ def train_tokenizer(words: Iterable[str], min_count: int = 2) -> PreTrainedToken
     )
     # Each twice: BPE merges nothing that it meets only once.
     backend.train_from_iterator([*frequent, *frequent], trainer)
-    begin, end = (backend.token_to_id(token) for token in (BEGIN, END))
-    backend.post_processor = processors.RobertaProcessing((END, end), (BEGIN, begin), False, False)
-    return PreTrainedTokenizerFast(
+    vocabulary = backend.get_vocab()
+    ends = (END, vocabulary[END]), (BEGIN, vocabulary[BEGIN])
+    backend.post_processor = processors.RobertaProcessing(*ends, False, False)
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend,
         bos_token=BEGIN,
         eos_token=END,

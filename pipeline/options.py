@@ -7,7 +7,9 @@ import typer
 from dptr.cache.choices import StatesDtype, Units
 from dptr.pipeline.choices import Engine, Precision
 
-ClipName = Annotated[str, typer.Option("--clip", help="`tiny` (bundled), a directory, a hub id, or TEXT+IMAGE.")]
+ClipName = Annotated[
+    str, typer.Option("--clip", help="`tiny` or `scripts` (bundled), a directory, a hub id, or TEXT+IMAGE.")
+]
 MaxBad = Annotated[int | None, typer.Option(min=0, help="Fail (exit 4) when more inputs than this are refused.")]
 Dtype = Annotated[StatesDtype, typer.Option("--dtype", help="How states are stored.")]
 Arithmetic = Annotated[Precision, typer.Option("--precision", help="Arithmetic of CLIP.")]

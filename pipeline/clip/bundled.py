@@ -1,6 +1,7 @@
-"""The bundled CLIP: small enough to ship with the package, trained on rendered words by ``dptr train-clip``.
+"""The bundled CLIPs: small enough to ship with the package, trained on rendered words by ``dptr train-clip``.
 
-Its model card, ``tiny/README.md``, says what it was trained on and how well it does.
+``tiny`` knows English, ``scripts`` Latin with its accents, Cyrillic, Greek, Hebrew, Arabic, Devanagari and Thai. Their
+model cards, ``README.md`` in their folders, say what they were trained on and how well they do.
 """
 
 from __future__ import annotations
@@ -8,8 +9,10 @@ from __future__ import annotations
 import zlib
 from pathlib import Path
 
-NAME = "tiny"
-BUNDLED = Path(__file__).parent / "tiny"
+from dptr.cache.choices import BUNDLED_CLIPS
+
+FOLDERS = {name: Path(__file__).parent / name for name in BUNDLED_CLIPS}
+BUNDLED = FOLDERS["tiny"]
 _HELD_OUT_ONE_IN = 10
 
 

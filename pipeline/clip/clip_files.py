@@ -37,21 +37,21 @@ def find_clip(name: str) -> Path:
     """Return a directory with a CLIP's files; of a pair, with those of its image tower.
 
     Args:
-        name: ``tiny``, a directory that transformers saved, or a hub id such as ``openai/clip-vit-base-patch16``; a hub
-            id may end in ``@REVISION``. A pair is ``TEXT+IMAGE``.
+        name: ``tiny`` or ``scripts``, a directory that transformers saved, or a hub id such as
+            ``openai/clip-vit-base-patch16``, which may end in ``@REVISION``. A pair is ``TEXT+IMAGE``.
 
     Raises:
         UserError: there is no such directory, or the hub cannot give it and did not give it earlier.
     """
     if PAIRED in name and not Path(name).exists():
         name = name.partition(PAIRED)[2]
-    if name == bundled_clip.NAME:
-        return bundled_clip.BUNDLED
+    if name in bundled_clip.FOLDERS:
+        return bundled_clip.FOLDERS[name]
     if Path(name).exists() or not _looks_like_hub_id(name):
         if not (Path(name) / MODEL_CONFIG_FILE).is_file():
             raise UserError(
                 f"{name} holds no CLIP (no {MODEL_CONFIG_FILE})",
-                "Give a directory saved by transformers, a hub id, or `tiny`",
+                "Give a directory saved by transformers, a hub id, `tiny` or `scripts`",
             )
         return Path(name)
     return _from_hub(name)

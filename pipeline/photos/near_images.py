@@ -17,7 +17,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.pictures import UnusablePicture, decode
 from dptr.cache.progress import progress
 from dptr.pipeline.clip.loading import ImageTower
-from dptr.pipeline.neighbours.faiss_index import normalized
+from dptr.pipeline.neighbours.exact import normalized
 from dptr.pipeline.photos import crops as photo_crops
 from dptr.pipeline.photos.photo import Photo, Refusal
 from dptr.pipeline.photos.photo_files import count_photos, find_photos

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,11 +126,16 @@ def _require_raqm(words: Sequence[str], language: str | None, style: RenderStyle
         require_raqm("--language" if language is not None else "--vertical")
 
 
+def _leaves_ink(word: str) -> bool:
+    """Return whether something of ``word`` can be seen: joiners and spaces alone cannot."""
+    return any(not (c.isspace() or unicodedata.category(c) in ("Cf", "Cc")) for c in word)
+
+
 def _drawable(words: Sequence[str], fonts: FontCollection) -> tuple[list[str], list[str]]:
     usable: list[str] = []
     refused: list[str] = []
     for word in words:
-        (usable if word.strip() and fonts.covers(word) else refused).append(word)
+        (usable if _leaves_ink(word) and fonts.covers(word) else refused).append(word)
     if not usable:
         problem = (
             f"no font has the characters and rules for {refused[0]!r} or any other word"

@@ -67,8 +67,9 @@ def _of_catalogue(path: Path) -> list[Prompt]:
     several = TEMPLATE_COLUMN.name in pq.read_schema(path).names
     prompts: dict[int, Prompt] = {}
     for row in pq.read_table(path, columns=[*columns, *([TEMPLATE_COLUMN.name] if several else [])]).to_pylist():
-        made = [row[name] for name in ("prompt", "token_ids", "token_letters", "count", "source")]
-        known = prompts.setdefault(row["states_of"], Prompt([], *made, [], row.get(TEMPLATE_COLUMN.name, 0)))
+        made: dict[str, Any] = {name: row[name] for name in ("token_ids", "token_letters", "count", "source")}
+        made |= {"text": row["prompt"], "template": row.get(TEMPLATE_COLUMN.name, 0)}
+        known = prompts.setdefault(row["states_of"], Prompt(labels=[], lengths=[], **made))
         known.labels.append(row["label"])
         known.lengths.append(row["label_length"])
     return list(prompts.values())

@@ -52,7 +52,9 @@ class PromptTowers:
         """Return the number of a label's template."""
         return zlib.crc32(f"{self._seed} {label}".encode("utf-8", "surrogatepass")) % len(self.towers)
 
-    def encode(self, token_ids: Sequence[list[int]], which: Sequence[int], tokens_per_batch: int = 1024) -> States:
+    def encode(
+        self, token_ids: Sequence[list[int]], which: Sequence[int], tokens_per_batch: int | None = None
+    ) -> States:
         """Encode tokenized prompts, each of the template of that number; see :meth:`TextTower.encode`.
 
         Returns:

@@ -19,6 +19,8 @@ from dptr.trainer.training.runs import Run
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "first_format.tar.xz"
 SIZES = ["decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1"]
+#: What recipe `tiny` said then and does not say now.
+FORMER = ["decoder.kind=parseq", "pretrain.ema_decay=0"]
 TRAINING = ["pretrain.batch_size=4", "pretrain.validate_every=2", "pretrain.checkpoint_every=2"]
 
 
@@ -59,7 +61,7 @@ def test_sql_asks_them(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_pretrain_goes_on_with_its_run(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    changes = [f"--set={change}" for change in SIZES + TRAINING]
+    changes = [f"--set={change}" for change in SIZES + TRAINING + FORMER]
     folder = str(old / "dptr_data" / "runs" / "pretrained")
     again = run(capsys, old, "pretrain", "--steps", "4", *changes, "-o", folder, "--device", "cpu")
     assert (again["steps"], again["computed"]) == (4, 0)

@@ -95,7 +95,11 @@ def test_a_compiled_loss_is_that_of_the_cpu(batch: PromptBatch, kind: str) -> No
     model, few = decoder(kind), batch.padded(26)
     expected = loss_and_gradients(model, lambda: model.loss(*on(torch.device("cpu"), batch)))
     model.to(GPU)
-    loss = compiled(lambda given: model.loss(given.memory, given.targets))
+
+    def of_batch(given: PromptBatch) -> Tensor:
+        return model.loss(given.memory, given.targets)
+
+    loss = compiled(of_batch)
     found = loss_and_gradients(model, lambda: loss(few.to(GPU)))
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 

@@ -188,7 +188,16 @@ def store_of(folder: Path, words: list[str]) -> PromptStore:
         states = States(
             np.zeros((len(part), 2), np.float32), np.ones(len(part), np.int64), np.zeros((len(part), 2), np.float32)
         )
-        manifest.shards.append(write_shard(folder, number, pa.table({"label": part}), states, "float16", {}))
+        manifest.shards.append(
+            write_shard(
+                folder,
+                number,
+                pa.table({"label": part, "label_length": pa.array([len(label) for label in part], pa.int16())}),
+                states,
+                "float16",
+                {},
+            )
+        )
     manifest.save(folder)
     return PromptStore(folder)
 

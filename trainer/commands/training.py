@@ -249,11 +249,12 @@ def train_clip(
 
 
 def _start_of_clip(workspace: Workspace, services: Services, start: str) -> "Run | Path | None":
+    from dptr.cache.choices import BUNDLED_CLIPS
     from dptr.cache.file_names import MODEL_CONFIG_FILE
 
     if start == "none":
         return None
-    if start == "tiny" or (Path(start) / MODEL_CONFIG_FILE).is_file():
+    if start in BUNDLED_CLIPS or (Path(start) / MODEL_CONFIG_FILE).is_file():
         return services.find_clip(start)
     return run_of("clip", workspace, start)
 

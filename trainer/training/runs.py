@@ -249,11 +249,24 @@ def _require_same(known: Run, wanted: Run, former_data: dict[str, Any] | None) -
         "data": known.data in (wanted.data, former_data),
     }
     differing = [name for name, is_same in same.items() if not is_same]
+    if "recipe" in differing:
+        keys = _differing_keys(known.recipe.defining(kind), wanted.recipe.defining(kind))
+        differing[differing.index("recipe")] = f"recipe ({', '.join(keys)})"
     if differing:
         raise DamagedStore(
             f"{known.folder} holds a run whose {' and '.join(differing)} differ from what is asked for now",
             "Choose another folder with -o, or go back to the old settings and stores",
         )
+
+
+def _differing_keys(known: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """Return what differs between two recipes, as ``section.key``."""
+    return [
+        f"{section}.{key}"
+        for section in sorted({*known, *wanted})
+        for key in sorted({*known.get(section, {}), *wanted.get(section, {})})
+        if known.get(section, {}).get(key) != wanted.get(section, {}).get(key)
+    ]
 
 
 def _describe(run: Run) -> None:

@@ -149,7 +149,8 @@ def save_m_clip(folder: Path) -> None:
     """A text tower as M-CLIP publishes it, for the bundled CLIP's joint space."""
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
-    config = XLMRobertaConfig(**TEXT, vocab_size=xlm_tokenizer(folder), max_position_embeddings=42, pad_token_id=1)
+    sizes: dict[str, Any] = {**TEXT, "vocab_size": xlm_tokenizer(folder), "max_position_embeddings": 42}
+    config = XLMRobertaConfig(**sizes, pad_token_id=1)
     weights = {f"transformer.{name}": value for name, value in XLMRobertaModel(config).state_dict().items()}
     linear = torch.nn.Linear(32, 128)
     weights |= {f"LinearTransformation.{name}": value for name, value in linear.state_dict().items()}

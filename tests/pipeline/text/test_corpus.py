@@ -71,7 +71,7 @@ def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
             [(Path(row["source"]).name, row["line"], row["item"], row["reason"]) for row in table],
             corpus.read,
             corpus.distinct,
-            corpus.charset.characters,
+            "".join(corpus.charset.characters),
             summary,
             [len(batch.labels) for batch in batches],
         )

@@ -56,7 +56,7 @@ def read(tmp_path: Path) -> Read:
             batch.counts.tolist(),
             batch.sources,
             [(Path(row["source"]).name, row["line"], row["item"], row["reason"]) for row in refused],
-            corpus.charset.characters,
+            "".join(corpus.charset.characters),
         )
 
     return run

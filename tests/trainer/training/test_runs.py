@@ -49,7 +49,7 @@ def test_what_decides_the_result_makes_another_run(tmp_path: Path) -> None:
     ):
         changed = Recipe().replace(section, **values)
         assert runs.default_name("pretrain", changed, {}) != runs.default_name("pretrain", Recipe(), {})
-        with pytest.raises(DamagedStore, match="recipe differ"):
+        with pytest.raises(DamagedStore, match=rf"recipe \({section}\.{next(iter(values))}\) differ"):
             start(tmp_path / "run", changed)
 
 
