@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -97,7 +97,7 @@ def test_a_compiled_loss_is_that_of_the_cpu(batch: PromptBatch, kind: str) -> No
     model.to(GPU)
 
     def of_batch(given: PromptBatch) -> Tensor:
-        return model.loss(given.memory, given.targets)
+        return model.loss(cast(Memory, given.memory), given.targets)
 
     loss = compiled(of_batch)
     found = loss_and_gradients(model, lambda: loss(few.to(GPU)))
