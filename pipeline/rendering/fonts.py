@@ -21,7 +21,8 @@ from PIL import ImageFont
 
 from dptr.cache.columns import may_stand_in_a_column
 from dptr.cache.errors import UserError
-from dptr.pipeline.rendering.shaping import JOINERS, has_rules, needs_shaping, table_of
+from dptr.cache.units import JOINERS
+from dptr.pipeline.rendering.shaping import has_rules, needs_shaping, table_of
 
 _SUFFIXES = (".ttf", ".otf", ".ttc")
 _PROBE_SIZE = 24

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from dptr.cache.errors import UserError
+from dptr.cache.units import clusters
 from dptr.pipeline.rendering.fonts import Font
-from dptr.pipeline.rendering.shaping import may_stand_apart, parts
+from dptr.pipeline.rendering.shaping import may_stand_apart
 from dptr.pipeline.rendering.style import RenderStyle, amount
 
 _STRIPS = 8
@@ -87,7 +88,7 @@ def _with_other_text(
     draw = ImageDraw.Draw(fill)
     width, height = fill.size
     # Only letters of the word itself: the font is checked to have those.
-    letters = parts(word)
+    letters = clusters(word)
     others = ["".join(rng.choice(letters, 2 + len(letters)).tolist()) for _ in range(4)]
     gaps = (margin * rng.uniform(0.15, 0.9, 4)).tolist()
     shown = (rng.random(4) < (0.5, 0.5, 0.3, 0.3)).tolist()

@@ -12,7 +12,6 @@ from collections import Counter
 from functools import cache
 from itertools import pairwise
 
-import regex
 import uharfbuzz
 from fontTools import unicodedata as scripts
 from PIL import features
@@ -20,15 +19,12 @@ from PIL import features
 from dptr.cache.columns import turns_in_columns
 from dptr.cache.errors import UserError
 
-#: Invisible, but Persian and the Indic scripts spell with them.
-JOINERS = "\u200c\u200d"
 #: Scripts whose letters may be set apart.
 _APART = {"Latn", "Grek", "Cyrl", "Armn", "Geor", "Hani", "Hira", "Kana", "Hang", "Bopo", "Zyyy", "Zinh"}
 #: Scripts whose marks and joins HarfBuzz places by itself where a font has no rules for them.
 _WITHOUT_RULES = _APART | {"Hebr", "Arab"}
 #: Scripts where a virama between two letters is seen only if a font lacks their conjunct.
 _CONJUNCTS = {"Deva", "Beng", "Gujr", "Orya", "Telu", "Knda"}
-_CLUSTER = regex.compile(r"\X")
 _VIRAMA = 9  # the canonical combining class of viramas
 #: How far beside its letter a mark may lean, in ems: those of slanted fonts do.
 _SLACK = 0.2
@@ -50,11 +46,6 @@ def may_stand_apart(word: str) -> bool:
     if word.isascii():
         return True
     return not needs_shaping(word) and all(scripts.script(character) in _APART for character in word)
-
-
-def parts(word: str) -> list[str]:
-    """Return the characters of ``word``, each with the marks that belong to it."""
-    return list(word) if word.isascii() else _CLUSTER.findall(word)
 
 
 def require_raqm(why: str) -> None:

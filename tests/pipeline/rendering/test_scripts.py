@@ -17,7 +17,7 @@ from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.fonts import Font, find_fonts
 from dptr.pipeline.rendering.letters import letter_masks
 from dptr.pipeline.rendering.render_words import render_words
-from dptr.pipeline.rendering.shaping import may_stand_apart, needs_shaping, parts
+from dptr.pipeline.rendering.shaping import may_stand_apart, needs_shaping
 from dptr.pipeline.rendering.style import CLEAN, RenderStyle
 
 NOTO = Path("/usr/share/fonts/truetype/noto")
@@ -110,7 +110,6 @@ def test_right_to_left_words_begin_at_the_right() -> None:
 def test_letters_that_join_are_not_tracked_and_others_are() -> None:
     assert all(map(may_stand_apart, ("hôtel", "Привет", "中国", "カナ", "한국")))
     assert not any(map(may_stand_apart, ("कमल", "عربي", "ที่", "שלום", "தமிழ்")))
-    assert parts("ที่นี่") == ["ที่", "นี่"]
     apart = replace(PLAIN, tracking=1.0)
     font = Font(noto("NotoSansDevanagari"))
     widths = {letter_masks("कमल", font, rng(index), replace(apart, height=(30, 30))).width for index in range(12)}
