@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -72,12 +73,17 @@ def test_a_query_that_takes_for_ever_ends_at_a_signal(tmp_path: Path, number: si
     run.mkdir(parents=True)
     (run / "run.json").write_text('{"kind": "pretrain"}')
     command = [sys.executable, "-m", "dptr", "sql", LONG_QUERY, "--workspace", str(tmp_path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    # Where the tests were started by nohup, a process of theirs would ignore a lost terminal, too.
+    heard = partial(signal.signal, number, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
         # Starting takes less than that; the rest is the query's.
         while psutil.Process(process.pid).cpu_times().user < 3:
             time.sleep(0.1)
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        try:
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, said
     assert said.startswith("error: interrupted")
 
