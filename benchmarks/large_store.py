@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.compute as pc
 from torch.utils.data import get_worker_info
 
 from dptr.cache.file_names import MANIFEST_FILE, MANIFEST_LOG, PREFIX_FILE
@@ -164,8 +165,10 @@ def write_store(folder: Path, rows: int, dim: int) -> None:
         if number >= DISTINCT_SHARDS and count == SHARD_ROWS:
             manifest.shards.append(linked(folder, manifest.shards[number % DISTINCT_SHARDS], number))
             continue
+        labels = made_up_labels(count, generator)
         columns = {
-            "label": made_up_labels(count, generator),
+            "label": labels,
+            "label_length": pc.utf8_length(labels).cast(pa.int16()),
             "count": pa.array(np.ones(count, np.int64)),
             "source": ["made up"] * count,
         }

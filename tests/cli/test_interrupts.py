@@ -24,6 +24,8 @@ LONG_QUERY = "select count(*) from range(10000000000) a, range(100000) b"
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_stops_and_later_ones_leave_its_saving_alone(number: signal.Signals) -> None:
     saved = False
+    # Where the tests were started by nohup, a lost terminal would be ignored.
+    before = signal.signal(number, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), stop_once():
         try:
             os.kill(os.getpid(), number)
@@ -34,6 +36,7 @@ def test_the_first_signal_stops_and_later_ones_leave_its_saving_alone(number: si
             time.sleep(0.01)
             saved = True
             raise
+    signal.signal(number, before)
     assert saved
 
 

@@ -45,7 +45,7 @@ def test_a_ctc_decoder_learns_arabic_words_from_pictures_and_reads_them_as_they_
     recognizer = Recognizer(load_recipe("reader", SIZES, {}), charset, 48)
     images = torch.from_numpy(np.stack([drawn(word) for word in words]))
     optimizer = torch.optim.AdamW(recognizer.parameters(), 3e-3)
-    for _ in range(100):
+    for _ in range(250):
         optimizer.zero_grad()
         recognizer.loss(images, Targets.of(words, charset)).backward()
         optimizer.step()
