@@ -11,6 +11,7 @@ The first process writes: checkpoints, logs, the run's description. All of them 
 
 from __future__ import annotations
 
+import atexit
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -59,10 +60,17 @@ def join(settings: TrainingSettings, section: str) -> None:
     if gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_LONGEST_WAIT)
+    # A process that ends with its group open is sometimes aborted by the threads of gloo.
+    atexit.register(_leave)
     if launched.rank():
         set_quiet(True)
         # The same files, which the first process checks.
         checks.turn_off(True)
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def is_first() -> bool:
