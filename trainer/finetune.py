@@ -199,9 +199,14 @@ def parts_of(start: runs.Trained | None, encoder_is_named: bool = False) -> dict
     if start is None:
         return {}
     if start.kind != "pretrain":
-        return {name: getattr(start.recipe, name) for name in ("decoder", "memory", "encoder", "fmu")}
+        return parts_of_recogniser(start.recipe)
     seen = seen_through(start.recipe.memory.kind, start.clip, encoder_is_named)
     return {"decoder": start.recipe.decoder, "memory": start.recipe.memory, **seen}
+
+
+def parts_of_recogniser(recipe: Recipe) -> dict[str, Settings]:
+    """Return the sections of a recogniser's recipe that its weights fix."""
+    return {name: getattr(recipe, name) for name in ("decoder", "memory", "encoder", "fmu")}
 
 
 def seen_through(memory: str, clip: str, encoder_is_named: bool = False) -> dict[str, Settings]:
