@@ -60,6 +60,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.store or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
         if not any(folder.iterdir()):
             write_store(folder, arguments.rows, arguments.dim)
         # In a process of its own: what it holds is not what writing the store left behind.

@@ -4,7 +4,8 @@ Crops are made up: one of 64 small pictures each, in one LMDB, under labels of t
 object in memory for each crop, is measured beside what is done now, in processes of their own: opening for the first
 time, when labels are judged and listed, opening again, choosing crops for validation, the identity that a run saves,
 and batches made by workers, which are forks of the training, or started anew (spawn) as systems without forks do. A
-process's own memory (USS) is what would be free again if it alone ended, less what it was before crops were opened.
+process's own memory (USS) is what would be free again if it alone ended, less what it was before crops were opened;
+pages of the data that it alone has mapped count to it, so memory without pages of files is named apart.
 
 Smallest size: --crops 200 --batches 2 --workers 1
 """
@@ -66,7 +67,7 @@ def main() -> None:
         data = arguments.data or Path(scratch) / "crops.lmdb"
         if not data.exists():
             write_crops(data, arguments.crops)
-        print(f"{'':58}{'seconds':>10}{'of CPU':>10}{'own MB':>10}")
+        print(f"{'':58}{'seconds':>10}{'of CPU':>10}{'own MB':>10}{'without files':>15}")
         # In processes of their own: what one holds is not what another left behind.
         asked = ["--data", str(data), "--batches", str(arguments.batches), "--workers", str(arguments.workers)]
         for way in ("objects", "columns", "columns again"):
@@ -136,15 +137,16 @@ class Tell:
     """Prints what each step took, and what the process holds of its own behind it."""
 
     def __init__(self, way: str) -> None:
-        self._way, self._before = way, own_megabytes()
+        self._way, self._before = way, (own_megabytes(), megabytes_without_files())
 
     def __call__(self, what: str, step: Callable[[], Done]) -> Done:
         """Take a step and print a line of it."""
         started, spent = time.perf_counter(), time.process_time()
         done = step()
-        own = own_megabytes() - self._before
         seconds, of_cpu = time.perf_counter() - started, time.process_time() - spent
-        print(f"{f'{self._way}: {what}':58}{seconds:10.2f}{of_cpu:10.2f}{own:10.0f}", flush=True)
+        own, without_files = own_megabytes() - self._before[0], megabytes_without_files() - self._before[1]
+        line = f"{f'{self._way}: {what}':58}{seconds:10.2f}{of_cpu:10.2f}{own:10.0f}{without_files:15.0f}"
+        print(line, flush=True)
         return done
 
     def workers(self, start: str, batches: ImageBatches, count: int, workers: int) -> None:
@@ -173,6 +175,11 @@ class OwnMemory:
 
 def own_megabytes() -> float:
     return float(psutil.Process().memory_full_info().uss) / 1e6
+
+
+def megabytes_without_files() -> float:
+    memory = psutil.Process().memory_info()
+    return (memory.rss - memory.shared) / 1e6
 
 
 def write_crops(path: Path, count: int) -> None:
