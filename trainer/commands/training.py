@@ -149,11 +149,6 @@ def finetune(
         parts["encoder"] = stage.encoder_of(encoder_run)
     settings = load_recipe(recipe, asked, parts)
     processes.join(settings.finetune, "finetune")
-    if stores and settings.memory.kind == "pooled":
-        raise UserError(
-            f"{stores[0].folder} keeps tokens of crops, and the decoder reads pooled vectors",
-            "Train on the crops themselves",
-        )
     described, settings = encoder_model(services, settings)
     stage.require_clip_of(run, settings, described)
     model = encoder_run or described
