@@ -36,7 +36,8 @@ def main() -> None:
     texts, images = TextTower(clip, Template()), ImageTower(clip)
     print(f"{'':32}{'words':>7}{'first':>8}{'95 %':>16}{'of five':>9}")
     for path in arguments.crops:
-        opened = WordImages.open([path], Charset.named(arguments.charset), Normalization())
+        charset = Normalization().charset(Charset.named(arguments.charset))
+        opened = WordImages.open([path], charset, Normalization())
         first = {sample.label: row for row, sample in reversed(list(enumerate(opened.samples)))}
         rows = sorted(first.values())[: arguments.prompts]
         labels = [opened.samples[row].label for row in rows]

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dptr.cache.charset import Charset
 from dptr.cache.command_line import Services
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE
@@ -21,7 +20,14 @@ from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.workspace import Workspace
 from dptr.trainer import finetune, pretrain
-from dptr.trainer.ablation.crops import fingerprint, fixed_by_stores, open_data, open_validation, require
+from dptr.trainer.ablation.crops import (
+    charset_named,
+    fingerprint,
+    fixed_by_stores,
+    open_data,
+    open_validation,
+    require,
+)
 from dptr.trainer.ablation.grid import ARM, NOTHING, PRETRAIN, Choices, DataSet, Grid
 from dptr.trainer.model.encoders import describe, model_of
 from dptr.trainer.training.recipe import Recipe, parse_recipe, recipe_to_toml
@@ -150,7 +156,7 @@ def _trial(
     key = key_of(
         recipe_to_toml(fixed),
         budget,
-        Charset.named(grid.charset).text,
+        charset_named(grid.charset).text,
         fingerprint(open_data(data, grid.charset, recipe)),
         None if validation is None else fingerprint(open_validation(validation, grid.charset, recipe)),
         None if start.folder is None else start.folder.name,

@@ -18,7 +18,7 @@ from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.word_images.dataset import WordImages
 from dptr.trainer.ablation.arms import Pretraining, Trial, key_of
-from dptr.trainer.ablation.crops import fingerprint, open_data, open_validation
+from dptr.trainer.ablation.crops import charset_named, fingerprint, open_data, open_validation
 from dptr.trainer.ablation.remembered import remember_tests
 from dptr.trainer.evaluate import ReadImages, read_word_images
 from dptr.trainer.finetune import finetune
@@ -136,7 +136,7 @@ def _train(trial: Trial, recipe: Recipe, folder: Path, device: str) -> None:
     images = open_data(trial.data, trial.charset, recipe)
     validation = None if trial.validation is None else open_validation(trial.validation, trial.charset, recipe)
     start = None if trial.start is None else Run.load(trial.start)
-    charset = Charset.named(trial.charset)
+    charset = charset_named(trial.charset)
     model = trial.encoder_model
     finetune(images, charset, start, recipe, folder, device, encoder_model=model, validation=validation)
 
