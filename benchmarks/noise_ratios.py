@@ -37,7 +37,9 @@ def main() -> None:
         noise = NoiseSource(bank, run.recipe.noise, None)
         line = f"{folder.name:28}{run.recipe.noise.ratio:11g}"
         for ratio in arguments.ratios:
-            texts = read_prompts(decoder, store, rows, noise, ratio, run.recipe.memory, torch.device("cpu"))
+            texts = read_prompts(
+                decoder, store, rows, noise, ratio, run.recipe.memory, torch.device("cpu"), run.charset
+            )
             line += f"{score(truths, [text.lower() for text in texts]).accuracy:12.1%}"
         print(line, flush=True)
 

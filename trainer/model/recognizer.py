@@ -123,7 +123,7 @@ class Recognizer(nn.Module):
         """CTC over the columns of the token grid, averaged over its rows; the end's class serves as the blank."""
         by_row = tokens.view(len(tokens), self.encoder.grid[0], -1, tokens.shape[2])
         logits = self.ctc_head(by_row.mean(1))  # type: ignore[misc]
-        return ctc_loss(logits, targets, torch.full_like(targets.outputs[:, 0], logits.shape[1]))
+        return ctc_loss(logits, targets.of_columns, torch.full_like(targets.outputs[:, 0], logits.shape[1]))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take weights by name, those of earlier versions, too; see :func:`with_present_names`."""

@@ -22,6 +22,7 @@ class CtcDecoder(Decoder):
     """Self-attention over the memory, then one linear layer a token."""
 
     positions_memory = True
+    reads_columns = True
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__(shape)
