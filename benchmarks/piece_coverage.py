@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 
 from dptr.cache.progress import set_quiet
 from dptr.cache.row_set import RowSet
+from dptr.cache.stores.made_up_rows import MADE_UP
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.validation import validation_position
 from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
-from dptr.pipeline.text.made_up_words import MADE_UP
 from dptr.trainer.ablation.comparison import compare
 from dptr.trainer.ablation.rows import SCHEMA, Row, write_rows
 from dptr.trainer.ablation.table import as_markdown
