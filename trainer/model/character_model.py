@@ -88,17 +88,20 @@ class CharacterModel:
         """
         grams = (self._symbol_of[classes] << self._bits * (self._length - 1)) | contexts
         counts = self._counts(grams[:, None], np.arange(1, self._length + 1))
-        chances = np.full(len(grams), 1 / self._symbols)
-        for column in range(self._length):
-            chances = (counts[:, column] + _PRIOR * chances) / (met[:, column] + _PRIOR)
-        logarithms: NDArray[np.float64] = np.log((1 - _UNKNOWN) * chances + _UNKNOWN / self._symbols)
+        # Behind each length: the chance by counts, and how much of the shorter length's goes in.
+        smoothed = met + _PRIOR
+        chances, shares = (counts / smoothed).T, (_PRIOR / smoothed).T
+        chance = np.full(len(grams), 1 / self._symbols)
+        for own, share in zip(chances, shares, strict=True):
+            chance = own + share * chance
+        logarithms: NDArray[np.float64] = np.log((1 - _UNKNOWN) * chance + _UNKNOWN / self._symbols)
         return logarithms, np.concatenate([met[:, :1], counts[:, :-1]], axis=1)
 
     def _counts(self, grams: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return how often n-grams occur, of each the first ``lengths`` characters alone; shapes are broadcast."""
         unread = self._bits * (self._length - lengths)
         first = grams >> unread << unread
-        begins, ends = np.searchsorted(self._grams, np.stack([first, first + (1 << unread)]))
+        begins, ends = self._grams.searchsorted(first), self._grams.searchsorted(first + (1 << unread))
         counts: NDArray[np.float64] = self._sums[ends] - self._sums[begins]
         return counts
 
