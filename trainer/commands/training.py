@@ -19,6 +19,7 @@ from dptr.trainer.commands.options import (
     Seed,
     Steps,
     Track,
+    UnitsKind,
     labels_left_out,
     named_data,
     recipe_changes,
@@ -94,6 +95,7 @@ def finetune(
         ),
     ] = "newest",
     charset: CharsetName = None,
+    units: UnitsKind = None,
     recipe: RecipeName = "tiny",
     out: RunFolder = None,
     steps: Steps = None,
@@ -127,7 +129,7 @@ def finetune(
     """
     from dptr.cache.charset import Charset
     from dptr.trainer import finetune as stage
-    from dptr.trainer.commands.labelled import Labelled, labelled
+    from dptr.trainer.commands.labelled import Labelled, in_units, labelled
     from dptr.trainer.data.stored_crops import fixed_by, open_crops, stores_among
     from dptr.trainer.training import processes
     from dptr.trainer.training.recipe import load_recipe
@@ -162,7 +164,8 @@ def finetune(
         name = default_name("finetune", settings, stage.data_identity(images, run, to_validate, model))
         return Labelled(images, to_validate, characters, out or workspace.runs / name)
 
-    crops = labelled(opened, Charset.named(charset) if charset else known, normalization)
+    named = in_units(Charset.named(charset) if charset else known, units, paths, normalization)
+    crops = labelled(opened, named, normalization)
     summary = stage.finetune(
         crops.images, crops.charset, run, settings, crops.run, services.device(device), track, model, crops.validation
     )
