@@ -23,6 +23,16 @@ class FoldedConvolution(nn.Module):
         self.weight, self.bias = folded.weight, folded.bias
         self.geometry = (convolution.stride, convolution.padding, convolution.dilation, convolution.groups)
         self.has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        self.packed: Tensor | None = None
+
+    def halve(self) -> None:
+        """Compute with bfloat16 from now on."""
+        self.bfloat16()
+        stride, padding, dilation, groups = self.geometry
+        if _packs(self.weight) and not isinstance(padding, str):
+            self.packed = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight.detach(), padding, stride, dilation, groups, None
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, channels before, height, width) -> (batch, channels after, height, width by the stride).
@@ -32,8 +42,12 @@ class FoldedConvolution(nn.Module):
         stride, padding, dilation, groups = self.geometry
         x = x.to(self.weight.dtype)
         # Asked first: a graph that asks for the batch's size is made for that size alone.
-        traced = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
-        if not traced and self.has_onednn and not isinstance(padding, str) and _is_one_small(x):
+        if not _traced() and self.has_onednn and not isinstance(padding, str) and _is_one_small(x):
+            if self.packed is not None:
+                convolved: Tensor = torch.ops.mkldnn._convolution_pointwise(
+                    x, self.packed, self.bias, padding, stride, dilation, groups, "none", [], ""
+                )
+                return convolved
             return torch.mkldnn_convolution(x, self.weight, self.bias, padding, stride, dilation, groups)
         return F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
 
@@ -46,10 +60,16 @@ class HalfLinear(nn.Module):
         self.weight = nn.Parameter(linear.weight.detach().bfloat16(), requires_grad=False)
         bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().bfloat16(), requires_grad=False)
         self.bias: nn.Parameter | None = bias
+        packs = _packs(self.weight)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach()) if packs else None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., before) -> (..., after), in bfloat16, as a linear layer gives under autocast."""
-        return F.linear(x.bfloat16(), self.weight, self.bias)
+        x = x.bfloat16()
+        if self.packed is None or x.device.type != "cpu" or _traced():
+            return F.linear(x, self.weight, self.bias)
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+        return product
 
 
 def cpu_has_bfloat16() -> bool:
@@ -67,9 +87,22 @@ def halve(module: nn.Module) -> None:
         if type(child) is nn.Linear:
             setattr(module, name, HalfLinear(child))
         elif isinstance(child, FoldedConvolution):
-            child.bfloat16()
+            child.halve()
         else:
             halve(child)
+
+
+def _traced() -> bool:
+    return torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+
+
+def _packs(weight: Tensor) -> bool:
+    """Return whether oneDNN can lay out weights in bfloat16 once, instead of for every image.
+
+    What it is called by, torch keeps for its own compiler: where a version has no such names, each image pays.
+    """
+    named = all(hasattr(torch.ops.mkldnn, name) for name in ("_convolution_pointwise", "_linear_pointwise"))
+    return named and weight.device.type == "cpu" and cpu_has_bfloat16()
 
 
 def _is_one_small(x: Tensor) -> bool:

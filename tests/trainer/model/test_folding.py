@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dptr.trainer.model.encoders.convolution import ConvolutionalEncoder
-from dptr.trainer.model.folding import FoldedConvolution, fold_batch_norms, halve
+from dptr.trainer.model.folding import FoldedConvolution, HalfLinear, cpu_has_bfloat16, fold_batch_norms, halve
 from dptr.trainer.training.settings import EncoderSettings
 
 
@@ -57,3 +57,21 @@ def test_halved_linears_give_nearly_the_same() -> None:
     assert not any(isinstance(module, nn.Linear) for module in model.modules())
     assert after.dtype == torch.bfloat16
     torch.testing.assert_close(after.float(), before, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.skipif(not cpu_has_bfloat16(), reason="the CPU has no bfloat16")
+def test_weights_laid_out_once_give_what_those_of_each_image_give() -> None:
+    encoder, linear = encoder_with_statistics(), nn.Sequential(nn.Linear(24, 32))
+    pixels = torch.rand(1, 3, *encoder.size) * 2 - 1
+    with torch.inference_mode():
+        fold_batch_norms(encoder)
+        halve(encoder)
+        halve(linear)
+        packed = linear(encoder(pixels))
+        layers = [m for m in [*encoder.modules(), *linear] if isinstance(m, FoldedConvolution | HalfLinear)]
+        assert layers
+        for layer in layers:
+            assert layer.packed is not None
+            layer.packed = None
+        plain = linear(encoder(pixels))
+    torch.testing.assert_close(packed, plain, rtol=0.02, atol=0.02)
