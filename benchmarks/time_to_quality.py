@@ -6,8 +6,9 @@ dptr     the recipe named, on states from a prompt store; the seconds of embeddi
 
 Both learn the same words from the same CLIP, with as many rows a step and a rate that stays after its warm-up; neither
 gets noise. The clock stands still while held-out words are read; on a machine that others use, too, --clock processor
-counts processor time instead. --out keeps the curves as rows for benchmarks/evidence.py. By default CLIP has the sizes
-of ViT-B/16's text side and random weights, which cost the same as trained ones; what is learnt is to spell its states.
+counts processor time instead. --out keeps each point of the curves, as soon as it is there, as a row for
+benchmarks/evidence.py. By default CLIP has the sizes of ViT-B/16's text side and random weights, which cost the same as
+trained ones; what is learnt is to spell its states.
 
 Smallest size: --quick --rows 60 --held-out 10 --batch 4 --limit 2 --every 1 --out ROWS
 """
@@ -96,10 +97,13 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     points: list[Row] = []
     for name_of_way, (way, before) in ways.items():
         print(f"\n{name_of_way:9}{'seconds':>9}{'rows':>10}{'read':>8}", flush=True)
-        reached[name_of_way], curve = time_to_goal(way, held_out, before, arguments)
-        points += [{**row, "arm": f"{name_of_way}, {row['seconds']:,.0f} s"} for row in curve]
-        if arguments.out:
-            write_rows(arguments.out, points)
+
+        def keep(point: Row, way: str = name_of_way) -> None:
+            points.append({**point, "arm": f"{way}, {point['seconds']:,.0f} s"})
+            if arguments.out:
+                write_rows(arguments.out, points)
+
+        reached[name_of_way] = time_to_goal(way, held_out, before, arguments, keep)
     ours, theirs = reached["dptr"], reached["authors"]
     if ours is None:
         print(f"\ndptr did not read {arguments.goal:.0%} within {arguments.limit:g} s")
@@ -228,15 +232,14 @@ def small(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
 
 
 def time_to_goal(
-    way: Way, held_out: NDArray[np.int64], before: float, arguments: argparse.Namespace
-) -> tuple[float | None, list[Row]]:
-    """Train until the goal or the limit, printing the curve.
+    way: Way, held_out: NDArray[np.int64], before: float, arguments: argparse.Namespace, keep: Callable[[Row], None]
+) -> float | None:
+    """Train until the goal or the limit, printing the curve and giving each point of it, without a name, to ``keep``.
 
     Returns:
-        the seconds, None where the limit came first; and the curve as rows without a name.
+        the seconds, None where the limit came first.
     """
     clock, labels = stopwatch(arguments), way.store.labels_of(held_out)
-    points: list[Row] = []
     blank = dict.fromkeys(SCHEMA.names) | {"ablation": "time_to_quality", "base": False, "against": "", "seed": 0}
     blank |= {"start": "none", "protocol": "36", "test": "held-out words", "test_sha256": "words", "crops": 0}
     blank |= {"pretrain_steps": 0, "pretrain_seconds": 0.0, "images": labels}
@@ -253,12 +256,12 @@ def time_to_goal(
             print(f"{'':9}{spent:9.1f}{rows:10,}{read.accuracy:8.1%}", flush=True)
             figures = {"words": read.words, "accuracy": read.accuracy, "one_minus_ned": read.one_minus_ned}
             right = [label == text for label, text in zip(labels, texts, strict=True)]
-            points.append({**blank, **figures, "right": right, "seconds": spent, "steps": way.taken})
+            keep({**blank, **figures, "right": right, "seconds": spent, "steps": way.taken})
             if read.accuracy >= arguments.goal:
-                return spent, points
+                return spent
             # Where reading is slow there are fewer points: else the benchmark would mostly read.
             next_point = spent + max(arguments.every, 2 * reading)
-    return None, points
+    return None
 
 
 def stopwatch(arguments: argparse.Namespace) -> Callable[[], float]:
