@@ -92,6 +92,7 @@ class Row:
             "interval": wilson(sum(hits), len(hits)),
             "one_minus_ned": score(self.crops.labels, texts).one_minus_ned,
             "milliseconds": self.readings.milliseconds,
+            "milliseconds_batched": self.readings.batched,
             "megabytes": self.readings.megabytes,
             "groups": grouped(self.crops, hits),
         }
@@ -211,7 +212,7 @@ def table(sets: Sequence[Crops], rows: Sequence[Row]) -> str:
     data = max(len(crops.name) for crops in sets)
     reader = max(len(row.reader) for row in rows)
     groups = (*_LENGTHS, "portrait")
-    head = f"{'':{data}}  {'':{reader}}  crops  accuracy   95 % interval  1-NED  ms/crop    MB"
+    head = f"{'':{data}}  {'':{reader}}  crops  accuracy   95 % interval  1-NED  ms/crop  batched    MB"
     lines = [head + "".join(f"  {name:>8}" for name in groups)]
     for row in rows:
         found = row.figures()
@@ -221,7 +222,7 @@ def table(sets: Sequence[Crops], rows: Sequence[Row]) -> str:
             continue
         low, high = found["interval"]
         line += f"{found['accuracy']:>8.1%}  {low:>5.1%} - {high:>5.1%}  {found['one_minus_ned']:.3f}"
-        line += f"  {found['milliseconds']:>7.1f}  {found['megabytes']:>4.1f}"
+        line += f"  {found['milliseconds']:>7.1f}  {found['milliseconds_batched']:>7.1f}  {found['megabytes']:>4.1f}"
         shares = {name: f"{share:.1%}" for name, (_, share) in found["groups"].items()}
         lines.append(line + "".join(f"  {shares.get(name, '-'):>8}" for name in groups))
     lines += [f"{crops.name}: {count} left out: {why}" for crops in sets for why, count in crops.left_out.items()]
