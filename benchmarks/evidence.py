@@ -21,6 +21,7 @@ import sys
 from functools import cache
 from pathlib import Path
 
+from dptr.cache.errors import run_script
 from dptr.cache.stores.files import write_text
 from dptr.trainer.ablation.comparison import Result, compare
 from dptr.trainer.ablation.rows import read_rows
@@ -96,4 +97,4 @@ def _results(path: Path) -> list[Result]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -27,10 +27,12 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import psutil
+from judged import at_least
+from own_memory import OwnMemory, own_megabytes
 from PIL import Image
-from torch.utils.data import get_worker_info
 
 from dptr.cache.charset import Charset
+from dptr.cache.errors import run_script
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import set_quiet
 from dptr.cache.validation import validation_position
@@ -52,11 +54,11 @@ Done = TypeVar("Done")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--crops", type=int, default=2_000_000)
-    parser.add_argument("--batches", type=int, default=64)
-    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--crops", type=at_least(1), default=2_000_000)
+    parser.add_argument("--batches", type=at_least(1), default=64)
+    parser.add_argument("--workers", type=at_least(0), default=4)
     parser.add_argument("--only", choices=("objects", "columns"), help="one of the two ways alone")
-    parser.add_argument("--data", type=Path, help="an LMDB to measure, or to make where there is none")
+    parser.add_argument("--data", type=Path, help="NAME.lmdb: measured, or made where there is none")
     parser.add_argument("--measure", choices=("objects", "columns", "columns again"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     set_quiet(True)
@@ -66,6 +68,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         data = arguments.data or Path(scratch) / "crops.lmdb"
         if not data.exists():
+            if data.suffix != ".lmdb":
+                parser.error(f"there is no {data}, and what is made is an LMDB: --data {data}.lmdb")
             write_crops(data, arguments.crops)
         print(f"{'':58}{'seconds':>10}{'of CPU':>10}{'own MB':>10}{'without files':>15}")
         # In processes of their own: what one holds is not what another left behind.
@@ -160,23 +164,6 @@ class Tell:
         print(f"{what:58}{time.perf_counter() - started:10.2f}; own MB of each: {told}", flush=True)
 
 
-class OwnMemory:
-    """Makes batches, and tells which worker made them and what it holds then."""
-
-    def __init__(self, batches: ImageBatches) -> None:
-        self._batches = batches
-
-    def __call__(self, number: int) -> tuple[int, float]:
-        """Make batch ``number``; return the worker's number and its memory in MB."""
-        self._batches(number)
-        worker = get_worker_info()
-        return (worker.id if worker else 0), own_megabytes()
-
-
-def own_megabytes() -> float:
-    return float(psutil.Process().memory_full_info().uss) / 1e6
-
-
 def megabytes_without_files() -> float:
     memory = psutil.Process().memory_info()
     return (memory.rss - memory.shared) / 1e6
@@ -202,4 +189,4 @@ def encoded(generator: np.random.Generator) -> bytes:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from dptr.cache.errors import run_script
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.trainer.data.held_out import split_rows
@@ -45,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -30,6 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from judged import at_least
 from peer_readers import (
     ONE_THREAD,
     NotInstalled,
@@ -42,7 +43,7 @@ from peer_readers import (
 from PIL import Image
 
 from dptr.cache.charset import Charset
-from dptr.cache.errors import UserError
+from dptr.cache.errors import UserError, run_script
 from dptr.cache.pictures import UnusablePicture, decode
 from dptr.cache.word_images.form import Refused
 from dptr.cache.word_images.sources import find_sources
@@ -105,7 +106,7 @@ def main() -> None:
         "--model", type=Path, nargs="*", default=[BUNDLED], help="runs or exported models instead of the bundled one"
     )
     parser.add_argument("--fold", type=fold_of, help="K/N: only images whose hashed file name leaves K divided by N")
-    parser.add_argument("--limit", type=int, help="only the first so many crops of each data set")
+    parser.add_argument("--limit", type=at_least(1), help="only the first so many crops of each data set")
     parser.add_argument("--tesseract", default="tesseract", help="its program")
     parser.add_argument("--rapidocr-python", default=sys.executable, help="the Python that RapidOCR is installed for")
     parser.add_argument("--readings", type=Path, help="also write data, reader, image, truth and reading here (TSV)")
@@ -244,4 +245,4 @@ def write_readings(path: Path, rows: Sequence[Row]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

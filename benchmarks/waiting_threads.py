@@ -12,7 +12,7 @@ read       batches of pictures read
 second are all steps by all seconds; the slowest slice and the processor's milliseconds a step stand beside them, and
 the median of the ratio to the first setting's slice of the same turn.
 
-Smallest size: --settings default OMP_NUM_THREADS=1 --busy 0 1 --slices 1 --seconds 0.01 --batch 2
+Smallest size: --settings OMP_NUM_THREADS=1 --busy 1 --slices 1 --seconds 0.01 --batch 2
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from collections.abc import Iterator
 
 import torch
 from charset_size import runs_of
+from judged import at_least
 
+from dptr.cache.errors import run_script
 from dptr.trainer.training.recipe import load_recipe
 
 WAYS = ("pretrain", "finetune", "read")
@@ -40,18 +42,21 @@ _READ_BY_OPENMP = ("OMP_", "GOMP_", "KMP_")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), help="`default` or NAME=VALUE[,NAME=VALUE]")
-    parser.add_argument("--busy", type=int, nargs="+", default=[0, 2])
-    parser.add_argument("--slices", type=int, default=8)
+    parser.add_argument(
+        "--settings", type=setting, nargs="+", default=list(SETTINGS), help="`default` or NAME=VALUE[,NAME=VALUE]"
+    )
+    parser.add_argument("--busy", type=at_least(0), nargs="+", default=[0, 2])
+    parser.add_argument("--slices", type=at_least(1), default=8)
     parser.add_argument("--seconds", type=float, default=2.0, help="of one slice")
     parser.add_argument("--recipe", default="tiny")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=at_least(1), default=32)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.work:
         work(arguments.recipe, arguments.batch)
         return
+    load_recipe(arguments.recipe)
     print(f"recipe {arguments.recipe}, batch {arguments.batch}, {os.cpu_count()} cores\n")
     print(f"{'busy':>4}  {'':10}{'setting':34}{'steps/s':>9}{'slowest':>9}{'CPU ms':>9}{'to first':>10}")
     with contextlib.ExitStack() as stack:
@@ -61,6 +66,13 @@ def main() -> None:
             with programs_that_never_rest(busy):
                 for way in arguments.ways:
                     compare(busy, way, workers, arguments.slices, arguments.seconds)
+
+
+def setting(text: str) -> str:
+    """Return what was given for ``--settings`` if it can be set."""
+    if text != "default" and not all(part.partition("=")[0] and "=" in part for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither `default` nor NAME=VALUE")
+    return text
 
 
 def compare(busy: int, way: str, workers: dict[str, Worker], slices: int, seconds: float) -> None:
@@ -138,4 +150,4 @@ def programs_that_never_rest(count: int) -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

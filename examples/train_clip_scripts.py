@@ -19,6 +19,7 @@ import sys
 import zlib
 from pathlib import Path
 
+from dptr.cache.errors import run_script
 from dptr.cache.normalization import Normalization
 from dptr.cache.units import JOINERS
 from dptr.pipeline.clip.bundled import is_held_out
@@ -118,4 +119,4 @@ def dptr(*arguments: object) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

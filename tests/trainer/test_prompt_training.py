@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,17 +14,15 @@ import torch
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
-from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.progress import set_quiet
 from dptr.cache.row_set import EveryRow
 from dptr.cache.stores import sealed
-from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.made_up_rows import MADE_UP
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import States, write_shard, write_states
+from dptr.cache.stores.shards import States, write_shard
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.embed_text import embed_text
@@ -42,7 +41,7 @@ CHARSET = Charset("abc")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> PromptStore:
+def store(tmp_path_factory: pytest.TempPathFactory, save_prompts: Callable[..., PromptStore]) -> PromptStore:
     """Forty prompts of one to three own tokens; row i's tokens are all i, the prefix is -1, pooled is 100 + i."""
     folder = tmp_path_factory.mktemp("prompts")
     rows = 40
@@ -61,13 +60,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PromptStore:
             "source": ["x"] * rows,
         }
     )
-    manifest = Manifest("prompts", {"encoder": "t", "weights": "w", "charset": "abc"})
-    manifest.shards.append(write_shard(folder, 0, catalogue, states, "float32", {}))
-    prefix = np.full((2, DIM), -1, np.float32)
-    write_states(folder / PREFIX_FILE, States(prefix, np.array([2]), prefix[:1]), "float32")
-    manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
-    manifest.save(folder)
-    return PromptStore(folder)
+    return save_prompts(folder, catalogue, states, "abc")
 
 
 @pytest.fixture(scope="module")
