@@ -1,4 +1,4 @@
-"""Every reader of foreign input, with valid files for it: for ``fuzz.py``."""
+"""Readers of what people bring along (text, pictures, crops, fonts), with valid files for each: for ``fuzz.py``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import gzip
 import json
 import lzma
-import os
 import shutil
 import tarfile
 import zipfile
@@ -19,17 +18,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 from PIL import Image
-from plain_parseq import made_up_words
 
 from dptr.cache import pictures
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DptrError
 from dptr.cache.normalization import Normalization
-from dptr.cache.stores import checks, sealed
 from dptr.cache.stores.quarantine import Quarantine
-from dptr.cache.stores.verify import verify
 from dptr.cache.word_images.dataset import WordImages
 from dptr.cache.word_images.pack import pack_crops
+
+
+def made_up_words(count: int) -> list[str]:
+    """Return distinct words, the same ones every time."""
+    generator = np.random.default_rng(0)
+    letters = [list(row) for row in generator.choice(list("aeiouknrst"), (4 * count, 7))]
+    return list(dict.fromkeys("".join(row[: 3 + number % 5]) for number, row in enumerate(letters)))[:count]
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def _corpus(place: Path) -> Fuzzed:
     seeds = {"w.txt": text, "w.txt.gz": gzip.compress(text), "w.txt.xz": lzma.compress(text), "w.jsonl": lines}
     seeds |= {"w.txt.zst": zstandard.compress(text), "w.jsonl.gz": gzip.compress(lines)}
     pq.write_table(pa.table({"text": words}), place / "w.parquet")
-    files = [place / "w.parquet", *(_written(place / name, data) for name, data in seeds.items())]
+    files = [place / "w.parquet", *(written(place / name, data) for name, data in seeds.items())]
 
     def read(path: Path) -> None:
         with (
@@ -105,9 +108,9 @@ def _labels(place: Path) -> Fuzzed:
     folder = _crops(place)
     words = made_up_words(6)
     listed = "\n".join(json.dumps({"file_name": f"{n}.png", "text": word}) for n, word in enumerate(words))
-    files = [folder / "labels.tsv", _written(place / "labels.jsonl", listed.encode())]
+    files = [folder / "labels.tsv", written(place / "labels.jsonl", listed.encode())]
     for name, line in (("gt.txt", '{}.png, "{}"\n'), ("rec_gt_train.txt", "{}.png\t{}\n")):
-        files.append(_written(place / name, "".join(line.format(n, word) for n, word in enumerate(words)).encode()))
+        files.append(written(place / name, "".join(line.format(n, word) for n, word in enumerate(words)).encode()))
 
     def read(path: Path) -> None:
         for picture in folder.glob("*.png"):
@@ -133,7 +136,7 @@ def _tar(place: Path) -> Fuzzed:
     with tarfile.open(place / "shard.tar", "w") as archive:
         for number, word in enumerate(made_up_words(6)):
             archive.add(folder / f"{number}.png", f"{number}.png")
-            archive.add(_written(place / f"{number}.txt", word.encode()), f"{number}.txt")
+            archive.add(written(place / f"{number}.txt", word.encode()), f"{number}.txt")
     return Fuzzed([place / "shard.tar"], _read_crops)
 
 
@@ -158,108 +161,67 @@ def _photo_archives(place: Path) -> Fuzzed:
     return Fuzzed([place / name for name in ("photos.tar", "photos.zip", "photos.parquet")], read)
 
 
-def _manifest(place: Path) -> Fuzzed:
-    from dptr.cache.stores.prompts import PromptStore
-    from dptr.cli import run_command
+def _fonts(place: Path) -> Fuzzed:
+    from importlib.metadata import entry_points
 
-    words = _written(place / "words.txt", "\n".join(made_up_words(60)).encode())
-    run_command(["embed-text", str(words), "-o", str(place / "store"), "--shard-rows", "20", "--quiet"])
+    from dptr.pipeline.rendering.crop import render_one
+    from dptr.pipeline.rendering.fonts import find_fonts
 
-    def read(path: Path) -> None:
-        for file in (place / "store").iterdir():
-            if file.name != path.name:
-                os.link(file, path.parent / file.name)
-        _seal_again(path)
-        if not verify(path.parent):
-            store = PromptStore(path.parent)
-            _ = store.charset, store.labels, store.prefix, store.states(np.arange(len(store)))
-        checks.finish()
-
-    return Fuzzed([place / "store" / "manifest.json"], read)
-
-
-def _seal_again(path: Path) -> None:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(value, dict):
-            value.pop("seal", None)
-            sealed.write_json(path, {"format_version": 2, **value})
-    except (ValueError, RecursionError):
-        pass
-
-
-def _recipe(place: Path) -> Fuzzed:
-    from dptr.trainer.training.recipe import Recipe, load_recipe, load_saved_recipe, recipe_to_toml
-
-    bundled = Path(__file__).parent.parent / "recipes"
-    files = [
-        _written(place / "recipe.toml", recipe_to_toml(Recipe()).encode()),
-        *sorted(path for path in bundled.glob("*.toml") if "ablate" not in path.name),
-    ]
+    packaged = (Path(path) for entry in entry_points(group="fonts_ttf") for path in entry.load().values())
+    smallest = sorted(packaged, key=lambda path: path.stat().st_size)[:2]
+    files = [written(place / f"{number}.ttf", path.read_bytes()) for number, path in enumerate(smallest)]
 
     def read(path: Path) -> None:
-        text = path.read_bytes().decode("utf-8", "replace")
-        load_saved_recipe(text, str(path))
-        load_recipe(str(path))
+        fonts, generator = find_fonts(path.parent), np.random.default_rng(0)
+        for word in ("Wort", "fi\u0301x", "\u0928\u092e\u0938\u094d\u0924\u0947"):
+            if fonts.covers(word):
+                render_one(word, fonts.choose(word, generator), generator)
 
     return Fuzzed(files, read)
 
 
-def _checkpoint(place: Path) -> Fuzzed:
-    import torch
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
-    from dptr.trainer.model.model_file import BUNDLED, ModelFile
-    from dptr.trainer.training.checkpoint import load_state, load_tensors, save_checkpoint
-
-    save_checkpoint(place / "last", {"model": {"w": torch.ones(4, 5), "b": torch.zeros(7)}}, {"step": 3})
-    with safe_open(BUNDLED, "pt") as file:
-        save_file({"w": torch.ones(4, 5)}, place / "model_file.safetensors", file.metadata())
+def _charset(place: Path) -> Fuzzed:
+    texts = {
+        "plain.txt": "".join(map(chr, range(33, 127))) + "\u00e4\u00f6\n\u6771\u4eac",
+        "clusters.txt": "# units: grapheme, order: logical\nk\n\u0915\u093f\n\u0928\u093f\n\u0e01\u0e34\n",
+        "seen.txt": "# units: codepoint, order: visual\n\u05d0\n\u05d1\na\n1\n",
+    }
+    files = [written(place / name, text.encode()) for name, text in texts.items()]
 
     def read(path: Path) -> None:
-        if path.name == "model_file.safetensors":
-            if sealed.is_sealed(path) is False:
-                sealed.seal(path)
-            ModelFile.open(path)
-            return
-        other = {"state.json": "model.safetensors", "model.safetensors": "state.json"}[path.name]
-        shutil.copy(place / "last" / other, path.parent)
-        if path.name == "state.json":
-            _seal_again(path)
-            load_state(path.parent)
-        load_tensors(path.parent, "model")
-
-    seeds = [place / "last" / "state.json", place / "last" / "model.safetensors"]
-    return Fuzzed([*seeds, place / "model_file.safetensors"], read)
-
-
-def _query(place: Path) -> Fuzzed:
-    from dptr.cache.sql.query import ask
-    from dptr.cache.sql.views import connect
-    from dptr.cache.workspace import Workspace
-    from dptr.cli import run_command
-
-    words = _written(place / "words.txt", "\n".join(made_up_words(60)).encode())
-    run_command(["embed-text", str(words), "--workspace", str(place / "ws"), "--quiet"])
-    questions = [
-        "select label, n_tokens from prompts order by n_tokens desc limit 10",
-        "select a.label, b.label from prompts a join prompts b using (n_tokens) where a.id < 5 and b.id < 5",
-        "with x as (select unnest(token_ids) as t from prompts) select t, count(*) from x group by t order by 2",
-        "select array_cosine_similarity(pooled::float[128], pooled::float[128]) from prompts limit 3",
-        "select regexp_replace(label, '[aeiou]', '_', 'g'), '\u6771' from prompts where label like '%a%'",
-    ]
-    files = [_written(place / f"{number}.sql", text.encode()) for number, text in enumerate(questions)]
-
-    def read(path: Path) -> None:
-        answer = ask(connect(Workspace(place / "ws")), path.read_bytes().decode("utf-8", "surrogateescape"))
-        for _, _block in zip(range(100), answer.blocks, strict=False):
-            pass
+        charset = Charset.named(str(path))
+        again = Charset.from_text(charset.text)
+        label = "".join(charset.characters[:9])
+        assert again == charset
+        charset.decode(charset.encode(label)) if not charset.missing(label) else charset.project(label)
 
     return Fuzzed(files, read)
 
 
-def _written(path: Path, data: bytes) -> Path:
+def _boxes(place: Path) -> Fuzzed:
+    from dptr.trainer.page_boxes import read_boxes
+
+    corners = [10, 10, 90, 12, 88, 40, 9, 38]
+    found = [{"points": [corners[:2], corners[2:4], corners[4:6], corners[6:]]}, {"left": 1, "top": 2, "right": 30}]
+    found[1]["bottom"] = 20
+    lines = {
+        "a.json": json.dumps({"boxes": found}),
+        "b.json": json.dumps([corners, [1, 2, 40, 30]]),
+        "gt.txt": "10,10,90,12,88,40,9,38,word\n1,2,40,30,other\n",
+        "c.csv": 'x,y,width,height,text\n1,2,30,20,"a, b"\n5,5,40,10,c\n',
+    }
+    page = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 100, 3), np.uint8))
+
+    def read(path: Path) -> None:
+        for box in read_boxes(path):
+            with contextlib.suppress(DptrError):
+                box.cut_from(page)
+
+    return Fuzzed([written(place / name, text.encode()) for name, text in lines.items()], read)
+
+
+def written(path: Path, data: bytes) -> Path:
+    """Write a file; return its path."""
     path.write_bytes(data)
     return path
 
@@ -272,8 +234,7 @@ READERS: dict[str, Callable[[Path], Fuzzed]] = {
     "tar": _tar,
     "parquet": _parquet,
     "photo-archives": _photo_archives,
-    "manifest": _manifest,
-    "recipe": _recipe,
-    "checkpoint": _checkpoint,
-    "query": _query,
+    "fonts": _fonts,
+    "charset": _charset,
+    "boxes": _boxes,
 }
