@@ -73,6 +73,9 @@ def export_onnx(recognizer: Recognizer, path: Path) -> None:
         )
     if program is None:
         raise DptrError("the exporter of torch returned no program", "Use another version of torch")
+    for node in program.model.graph.all_nodes():
+        # Where torch's code lies on this machine, and at which address: no two exports would have the same bytes.
+        node.metadata_props.clear()
     program.model.metadata_props.update(
         {
             "charset": json.dumps(recognizer.charset.characters),
