@@ -59,8 +59,9 @@ def read_boxes(path: Path) -> list[Box]:
     try:
         text = path.read_text(encoding="utf-8-sig")
         found = _from_json(json.loads(text)) if path.suffix.lower() == ".json" else _from_lines(text)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} cannot be read as boxes ({error})", _FORMS) from error
+    except (OSError, ArithmeticError, ValueError, LookupError, TypeError, RecursionError, csv.Error) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} cannot be read as boxes ({reason})", _FORMS) from error
     if not found:
         raise UserError(f"{path} holds no box", _FORMS)
     return [Box(number, _corners(numbers)) for number, numbers in enumerate(found, 1)]

@@ -41,7 +41,10 @@ def connect(workspace: Workspace, prompts: Path | None = None, orp: Path | None 
     workspace = workspace.with_stores(prompts, orp) if prompts or orp else workspace
     connection = duckdb.connect()
     for name, files in json_tables(workspace).items():
-        connection.execute(f"create table {name} as {json_query(name, files)}")
+        try:
+            connection.execute(f"create table {name} as {json_query(name, files)}")
+        except duckdb.Error as error:
+            note(f"left out: {name}, because what {files[0]} says is no table ({str(error).splitlines()[0]})")
     _close(connection)
     views = {name: _add_view(connection, name, files) for name, files in parquet_tables(workspace).items()}
     there = tables(connection)

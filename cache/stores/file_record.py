@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from dptr.cache.stores.files import sha256_of, xxh3_of
@@ -41,8 +41,19 @@ class FileRecord:
 
 
 def file_records(stored: dict[str, dict[str, Any]]) -> dict[str, FileRecord]:
-    """Return the records of files that JSON holds, by name."""
-    return {name: FileRecord(**record) for name, record in stored.items()}
+    """Return the records of files that JSON holds, by name.
+
+    Raises:
+        TypeError, AttributeError: it holds something else. ValueError: a name leads out of the store's folder.
+    """
+    for name in stored:
+        if name != PurePath(name).name or name in ("", ".", ".."):
+            raise ValueError(f"{name!r} is no name of a file in a store")
+    records = {name: FileRecord(**record) for name, record in stored.items()}
+    for record in records.values():
+        if type(record.bytes) is not int or not isinstance(record.sha256, str) or not isinstance(record.xxh3, str):
+            raise TypeError(f"{record} is none")
+    return records
 
 
 def begun_anew(path: Path) -> str:

@@ -206,7 +206,7 @@ class Manifest:
             told = value["rows"]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DamagedStore(f"{path} is damaged: {what_is_wrong(error)}", sealed.RESTORE) from error
-        if manifest.kind not in _COMMAND_THAT_MAKES:
+        if not isinstance(manifest.kind, str) or manifest.kind not in _COMMAND_THAT_MAKES:
             raise DamagedStore(f"{path} is of no known kind: {manifest.kind!r}", _REPAIR)
         if manifest.rows != told:
             raise DamagedStore(f"{path} says {told} rows but its shards have {manifest.rows}", _REPAIR)

@@ -15,6 +15,7 @@ from typing import Any
 
 from dptr.cache.errors import DamagedStore
 from dptr.cache.file_names import MANIFEST_LOG
+from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.shard_record import Shard
 
@@ -48,8 +49,8 @@ def read(folder: Path, base: str) -> list[Shard]:
     told = [_told(path, number, line) for number, line in enumerate(lines, 1)]
     try:
         return [Shard.of(value) for value in told[1:]] if told and told[0].get(_BASE) == base else []
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DamagedStore(f"{path} lists a shard without {error}", _ADVICE) from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DamagedStore(f"{path} is damaged: {what_is_wrong(error)}", _ADVICE) from error
 
 
 def remove(folder: Path) -> None:
@@ -69,5 +70,8 @@ def _told(path: Path, number: int, line: bytes) -> dict[str, Any]:
     digest, _, text = line.partition(b" ")
     if hashlib.sha256(text).hexdigest().encode() != digest:
         raise DamagedStore(f"{path} is damaged: line {number} has changed", _ADVICE)
-    value: dict[str, Any] = json.loads(text)
-    return value
+    try:
+        value = json.loads(text)
+        return dict(value)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DamagedStore(f"{path} is damaged: {what_is_wrong(error)}", _ADVICE) from error

@@ -1,6 +1,5 @@
 """What training asks of every row of a prompt store, in one mapped file: labels, their lengths, counts and hashes.
 
-Which rows are words that were made up, its schema's metadata says as ranges, since they stand in shards of their own.
 The catalogues hold the same, in as many files as there are shards, to be read and unpacked as a whole. This file is
 derived from them when a store is finished, and again where it is missing or of other shards; to open it costs the same
 whatever the number of rows.
@@ -9,7 +8,6 @@ whatever the number of rows.
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,22 +19,22 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.errors import UserError
 from dptr.cache.file_names import ROWS_FILE
 from dptr.cache.progress import note
 from dptr.cache.stores import checks
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.lock import locked
-from dptr.cache.stores.made_up_rows import Ranges, made_up_ranges
 from dptr.cache.stores.manifest import Manifest
-from dptr.cache.stores.mapped_file import MappedFile
+from dptr.cache.stores.mapped_file import MappedFile, damage_told, numbers_at, text_at
 from dptr.cache.validation import hashes_of
 
 #: Rows of a block of the file, as a power of two: a row's block is found by a shift.
 _BLOCK_BITS = 20
 #: Each touches a page, and the kernel maps its neighbours with it, which count as this process's memory.
 _ROWS_BETWEEN_RELEASES = 1 << 13
-_MADE_FROM, _MADE_UP = b"made_from", b"made_up"
+_MADE_FROM = b"made_from"
+_ADVICE = "`dptr verify --repair` makes it again"
 #: Columns of catalogues that are taken over where every catalogue has them.
 _TAKEN_OVER = ("count", "token_letters", "template")
 
@@ -48,7 +46,6 @@ class PromptRows:
 
     Attributes:
         path: where it is. made_from: digest of the shards that it was made from.
-        made_up: ranges of the rows that were made up; None in files of earlier versions, which do not say.
         kept_in: a folder that goes when this process no longer needs it; None for a file in a store.
     """
 
@@ -57,15 +54,14 @@ class PromptRows:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        with damage_told(path, _ADVICE):
             self._map = MappedFile(path)
             self._reader = ipc.open_file(self._map.buffer)
             metadata = self._reader.schema.metadata or {}
             self.made_from = metadata.get(_MADE_FROM, b"").decode()
-            self.made_up: Ranges | None = json.loads(metadata[_MADE_UP]) if _MADE_UP in metadata else None
             self._blocks = [self._reader.get_batch(number) for number in range(self._reader.num_record_batches)]
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise DamagedStore(f"{path} cannot be read ({error})", "`dptr verify --repair` makes it again") from error
+            for block in self._blocks:
+                block.validate()
 
     def __reduce__(self) -> tuple[type[PromptRows], tuple[Path]]:
         return PromptRows, (self.path,)
@@ -79,33 +75,41 @@ class PromptRows:
         Pages that were read are dropped behind it: a pass over all rows leaves nothing in memory.
         """
         for block in self._blocks:
-            yield block.column(name).to_numpy(zero_copy_only=True)
+            with damage_told(self.path, _ADVICE):
+                numbers = block.column(name).to_numpy(zero_copy_only=True)
+            yield numbers
             self.release()
 
     def labels(self) -> Iterator[pa.Array]:
         """Yield the labels block by block, from row 0 on."""
         for block in self._blocks:
-            yield block.column("label")
+            with damage_told(self.path, _ADVICE):
+                labels = block.column("label")
+                labels.validate(full=True)
+            yield labels
             self.release()
 
     def numbers_of(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Return a column of numbers at ``rows``, of the same shape."""
         self._release_now_and_then(rows.size)
         blocks, within = rows >> _BLOCK_BITS, rows & ((1 << _BLOCK_BITS) - 1)
-        found = np.empty(rows.shape, self._blocks[0].column(name).type.to_pandas_dtype())
-        for number in np.unique(blocks).tolist():
-            chosen = blocks == number
-            found[chosen] = self._blocks[number].column(name).to_numpy(zero_copy_only=True)[within[chosen]]
+        with damage_told(self.path, _ADVICE):
+            found = np.empty(rows.shape, self._blocks[0].column(name).type.to_pandas_dtype())
+            for number in np.unique(blocks).tolist():
+                chosen = blocks == number
+                found[chosen] = self._blocks[number].column(name).to_numpy(zero_copy_only=True)[within[chosen]]
         return found
 
     def labels_of(self, rows: NDArray[np.int64]) -> list[str]:
         """Return the labels of ``rows``, shape (batch,), in order."""
         self._release_now_and_then(len(rows))
-        return [self._value("label", row).as_py() for row in rows.tolist()]
+        with damage_told(self.path, _ADVICE):
+            return [text_at(*self._place("label", row)).decode() for row in rows.tolist()]
 
     def token_letters_of(self, rows: NDArray[np.int64]) -> list[NDArray[np.int16]]:
         """Return for each of ``rows`` how many of its label's characters each of its tokens stands for."""
-        return [self._value("token_letters", row).values.to_numpy() for row in rows.tolist()]
+        with damage_told(self.path, _ADVICE):
+            return [numbers_at(*self._place("token_letters", row)) for row in rows.tolist()]
 
     def has(self, name: str) -> bool:
         """Return whether there is a column of this name."""
@@ -121,8 +125,8 @@ class PromptRows:
         if self._read_since_release > _ROWS_BETWEEN_RELEASES:
             self.release()
 
-    def _value(self, name: str, row: int) -> Any:
-        return self._blocks[row >> _BLOCK_BITS].column(name)[row & ((1 << _BLOCK_BITS) - 1)]
+    def _place(self, name: str, row: int) -> tuple[pa.Array, int]:
+        return self._blocks[row >> _BLOCK_BITS].column(name), row & ((1 << _BLOCK_BITS) - 1)
 
 
 def open_rows(folder: Path, manifest: Manifest) -> PromptRows:
@@ -162,19 +166,23 @@ def write_rows_file(path: Path, folder: Path, manifest: Manifest) -> None:
         DamagedStore: a catalogue is not what was committed.
     """
     catalogues = manifest.catalogues(folder)
-    named = [set(pq.read_schema(catalogue).names) for catalogue in catalogues]
+    named = [_names_in(catalogue) for catalogue in catalogues]
     taken_over = [name for name in _TAKEN_OVER if all(name in names for names in named)]
     writer: ipc.RecordBatchFileWriter | None = None
     with pa.OSFile(str(path), "wb") as sink:
         for table in _in_blocks(catalogues, ["label", "label_length", *taken_over]):
             block = _block(table, taken_over)
             if writer is None:
-                made_up = json.dumps(made_up_ranges(catalogues)).encode()
-                metadata = {_MADE_FROM: digest_of_shards(manifest).encode(), _MADE_UP: made_up}
+                metadata = {_MADE_FROM: digest_of_shards(manifest).encode()}
                 writer = ipc.new_file(sink, block.schema.with_metadata(metadata))
             writer.write_batch(block)
         if writer is not None:
             writer.close()
+
+
+def _names_in(catalogue: Path) -> set[str]:
+    with damage_told(catalogue, _ADVICE):
+        return set(pq.read_schema(catalogue).names)
 
 
 def digest_of_shards(manifest: Manifest) -> str:
@@ -209,7 +217,8 @@ def _in_blocks(catalogues: list[Path], columns: list[str]) -> Iterator[pa.Table]
     waiting: list[pa.Table] = []
     size = 1 << _BLOCK_BITS
     for catalogue in catalogues:
-        waiting.append(pq.read_table(catalogue, columns=columns))
+        with damage_told(catalogue, _ADVICE):
+            waiting.append(pq.read_table(catalogue, columns=columns))
         while sum(len(table) for table in waiting) >= size:
             whole = pa.concat_tables(waiting)
             yield whole.slice(0, size)

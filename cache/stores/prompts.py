@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import PREFIX_FILE
-from dptr.cache.stores.made_up_rows import Ranges, made_up_ranges
+from dptr.cache.stores.mapped_file import damage_told
 from dptr.cache.stores.prompt_rows import PromptRows, open_rows
 from dptr.cache.stores.shards import States, StatesFile
 from dptr.cache.stores.states_store import StatesStore
@@ -87,12 +87,6 @@ class PromptStore(StatesStore):
         return open_rows(self.folder, self.manifest)
 
     @cached_property
-    def made_up(self) -> Ranges:
-        """Ranges of the rows whose words ``embed-text --cover-pieces`` made up: the first, and one behind the last."""
-        told = self.rows.made_up
-        return made_up_ranges(self.manifest.catalogues(self.folder)) if told is None else told
-
-    @cached_property
     def labels(self) -> pa.StringArray:
         """All labels in row order (one contiguous Arrow array; index it, do not turn it into a list)."""
         return self._column("label", pa.large_string())
@@ -157,9 +151,8 @@ class PromptStore(StatesStore):
         return self._reader.gather_pooled(rows)
 
     def _column(self, name: str, kind: pa.DataType) -> pa.Array:
-        parts = [
-            pq.read_table(catalogue, columns=[name], memory_map=True).column(0)
-            for catalogue in self.manifest.catalogues(self.folder)
-        ]
-        chunks = [chunk.cast(kind) for part in parts for chunk in part.chunks]
+        chunks = []
+        for catalogue in self.manifest.catalogues(self.folder):
+            with damage_told(catalogue, "`dptr verify --repair` computes it again where the inputs are still there"):
+                chunks += pq.read_table(catalogue, columns=[name], memory_map=True).column(0).cast(kind).chunks
         return pa.concat_arrays(chunks)

@@ -37,6 +37,11 @@ class Shard:
         """Return the shard that was stored.
 
         Raises:
-            KeyError, TypeError, AttributeError: it is none.
+            KeyError, TypeError, AttributeError, ValueError: it is none.
         """
-        return cls(stored["name"], stored["rows"], file_records(stored["files"]), stored.get("details", {}))
+        shard = cls(stored["name"], stored["rows"], file_records(stored["files"]), dict(stored.get("details", {})))
+        if not isinstance(shard.rows, int) or shard.rows < 0:
+            raise ValueError(f"a shard of {shard.rows!r} rows")
+        for name in (shard.catalogue, shard.states):
+            _ = shard.files[name]
+        return shard

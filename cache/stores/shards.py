@@ -19,11 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.choices import StatesDtype
-from dptr.cache.errors import DamagedStore
 from dptr.cache.stores import checks
 from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import TEMPORARY_SUFFIX, atomic_path
-from dptr.cache.stores.mapped_file import MappedFile
+from dptr.cache.stores.mapped_file import MappedFile, damage_told
 from dptr.cache.stores.shard_record import Shard
 from dptr.cache.stores.stored_tokens import StoredStates, StoredTokens
 
@@ -122,10 +121,11 @@ class StatesFile:
     """
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._path = path
+        self._path = path
+        with damage_told(path, "Check the store with its manifest's hashes"):
             self._map = MappedFile(path)
             batch = ipc.open_file(self._map.buffer).get_batch(0)
+            batch.validate()
             lists = batch.column("states")
             self.offsets: NDArray[np.int32] = lists.offsets.to_numpy(zero_copy_only=True)
             self.tokens = _matrix(lists.values)
@@ -134,10 +134,8 @@ class StatesFile:
             self.scale: NDArray[np.float32] | None = (
                 batch.column("scale").values.to_numpy(zero_copy_only=True) if has_scale else None
             )
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            raise DamagedStore(
-                f"{path} cannot be read ({error})", "Check the store with its manifest's hashes"
-            ) from error
+            if self.offsets[0] < 0 or self.offsets[-1] > len(self.tokens) or (np.diff(self.offsets) < 0).any():
+                raise ValueError("its offsets lead out of it")
 
     def release(self) -> None:
         """Let the kernel drop this file's pages from the process; they are read again when touched."""
@@ -285,5 +283,5 @@ def _fixed_lists(matrix: NDArray[Any]) -> pa.Array:
 def _matrix(array: pa.Array) -> NDArray[Any]:
     """View a fixed_size_list<dim> array as a (rows, dim) NumPy array."""
     width = array.type.list_size
-    view: NDArray[Any] = array.flatten().to_numpy(zero_copy_only=True).reshape(-1, width)
+    view: NDArray[Any] = array.values.to_numpy(zero_copy_only=True).reshape(-1, width)
     return view

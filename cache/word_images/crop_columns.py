@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dptr.cache.stores.mapped_file import damage_told, text_at
 from dptr.cache.word_images.form import Place
-from dptr.cache.word_images.kept_file import BLOCK_BITS, Blocks, BlocksInMaking
+from dptr.cache.word_images.kept_file import BLOCK_BITS, MADE_AGAIN, Blocks, BlocksInMaking
 
 _WITHIN = (1 << BLOCK_BITS) - 1
 #: Each touches a page, and the kernel maps its neighbours with it, which count as this process's memory.
@@ -37,38 +37,51 @@ class Columns:
         return sum(block.num_rows for block in self.kept.blocks)
 
     def text(self, name: str, row: int) -> str:
-        """Return the ``key`` or the ``label`` of a row."""
-        return text_of(self._value(name, row))
+        """Return the ``key`` or the ``label`` of a row.
+
+        Raises:
+            DamagedStore: what was kept of the list is not what was written.
+        """
+        with damage_told(self.kept.path, MADE_AGAIN.capitalize()):
+            return text_of(text_at(*self._place(name, row)))
 
     def place_of(self, row: int) -> Place | None:
         """Return where a row's image is; None where its key tells."""
-        if "offset" not in self.kept.blocks[0].schema.names:
-            return None
-        offset = self._value("offset", row)
-        return None if offset is None else Place(offset, self._value("size", row))
+        with damage_told(self.kept.path, MADE_AGAIN.capitalize()):
+            if "offset" not in self.kept.blocks[0].schema.names:
+                return None
+            (offsets, within), (sizes, _) = self._place("offset", row), self._place("size", row)
+            offset, size = offsets[within].as_py(), sizes[within].as_py()
+            return None if offset is None else Place(int(offset), int(size))
 
     def source_of(self, row: int) -> str:
         """Return the name of a row's source."""
         return self._sources[bisect_right(self._starts, row) - 1]
 
     def take(self, name: str, rows: NDArray[np.int64]) -> pa.Array:
-        """Return a column at ``rows``, which are of one block, shape (rows,); rows in turn are not copied."""
+        """Return a column at ``rows``, which are of one block, shape (rows,); rows in turn are not copied.
+
+        Raises:
+            DamagedStore: as :meth:`text`.
+        """
         column = self.kept.blocks[int(rows[0]) >> BLOCK_BITS].column(name)
-        first, last = int(rows[0]) & _WITHIN, int(rows[-1]) & _WITHIN
-        if last - first + 1 == len(rows) and bool((np.diff(rows) == 1).all()):
-            return column.slice(first, len(rows))
-        return column.take(pa.array(rows & _WITHIN))
+        within = rows & _WITHIN
+        first, last = int(within.min()), int(within.max())
+        between = column.slice(first, last - first + 1)
+        with damage_told(self.kept.path, MADE_AGAIN.capitalize()):
+            between.validate(full=True)
+        return between if bool((np.diff(rows) == 1).all()) else column.take(pa.array(within))
 
     def release(self) -> None:
         """Drop mapped pages from this process; they are read again when touched."""
         self.kept.release()
         self._read_since_release = 0
 
-    def _value(self, name: str, row: int) -> Any:
+    def _place(self, name: str, row: int) -> tuple[pa.Array, int]:
         self._read_since_release += 1
         if self._read_since_release > _ROWS_BETWEEN_RELEASES:
             self.release()
-        return self.kept.blocks[row >> BLOCK_BITS].column(name)[row & _WITHIN].as_py()
+        return self.kept.blocks[row >> BLOCK_BITS].column(name), row & _WITHIN
 
 
 class ColumnsInMaking:

@@ -29,6 +29,7 @@ from dptr.cache.stores.mapped_file import MappedFile
 #: Rows of a block, as a power of two: a row's block is found by a shift. What fits into one is kept in memory.
 BLOCK_BITS = 16
 _MADE_FROM, _SUMMARY = b"made_from", b"summary"
+MADE_AGAIN = "remove it, and it is made again"
 
 
 @dataclass
@@ -36,6 +37,7 @@ class BlocksInMemory:
     """At most one block, which goes to other processes as it is."""
 
     blocks: list[pa.RecordBatch]
+    path: Path = Path("memory")
 
     def release(self) -> None:
         """Do nothing: there is no mapped page."""
@@ -58,6 +60,8 @@ class KeptFile:
         reader = ipc.open_file(self._map.buffer)
         self.made_from = (reader.schema.metadata or {})[_MADE_FROM].decode()
         *self.blocks, _ = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        for block in self.blocks:
+            block.validate()
         told = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1).custom_metadata
         self.summary: dict[str, Any] = json.loads(told[_SUMMARY])
 
@@ -193,6 +197,6 @@ class _Seal:
     def problem(self, path: Path, fast: bool = False) -> str | None:
         """Return what is wrong with the file at ``path``, None when it is as it was written."""
         try:
-            return None if sealed.is_sealed(path) else "is damaged: remove it, and it is made again"
+            return None if sealed.is_sealed(path) else f"is damaged: {MADE_AGAIN}"
         except OSError as error:
             return f"cannot be read: {error.strerror}"

@@ -73,7 +73,8 @@ class ParquetSource:
         group = int(np.searchsorted(first_rows, row, side="right")) - 1
         try:
             value = _images(str(self.path), os.getpid(), group)[row - int(first_rows[group])].as_py()
-        except (ValueError, pa.ArrowException) as error:
+        except (ValueError, IndexError, pa.ArrowException) as error:
+            # IndexError: the file says of a row group that it has more rows than there are.
             raise OSError(str(error)) from error
         value = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(value, bytes):

@@ -12,7 +12,6 @@ import argparse
 import hashlib
 from pathlib import Path
 
-from dptr.cache.errors import run_script
 from dptr.cache.word_images.writer import write_word_images
 
 
@@ -41,4 +40,4 @@ def is_validation(name: str) -> bool:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    main()

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFilter
 
+from dptr.cache.errors import UserError
 from dptr.cache.pictures import photo_thumbnail
 from dptr.pipeline.rendering.fonts import Font
 from dptr.pipeline.rendering.letters import letter_masks
@@ -39,10 +40,13 @@ def render_one(
         photos: image files that backgrounds may be cut from.
 
     Raises:
-        UserError: a photo cannot be read, or ``word`` leaves no ink.
+        UserError: a photo cannot be read, ``word`` leaves no ink, or the font is damaged.
     """
     column = bool(style.vertical) and rng.random() < style.vertical and font.covers(word, column=True)
-    masks = letter_masks(word, font, rng, style, column)
+    try:
+        masks = letter_masks(word, font, rng, style, column)
+    except OSError as error:
+        raise UserError(f"{font.path} cannot draw {word!r} ({error})", "Leave this font out (--fonts)") from error
     image = _paint(masks, _background(masks.size, rng, style, photos), rng, style)
     image = _damage(_light(image, rng, style), rng, style)
     return image.transpose(Image.Transpose.ROTATE_270) if column else image

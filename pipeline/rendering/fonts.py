@@ -110,8 +110,12 @@ class Font:
     def _draws(self, character: str) -> bool:
         if character.isspace() or not table_of(str(self.path), self.index).get_nominal_glyph(ord(character)):
             return False
-        ink = _ink(self, character)
-        return any(ink) and ink != self._missing_box
+        try:
+            ink = _ink(self, character)
+            return any(ink) and ink != self._missing_box
+        except OSError:
+            # The glyph is damaged.
+            return False
 
 
 class FontCollection:

@@ -47,6 +47,9 @@ def test_a_form_of_boxes(tmp_path: Path, name: str) -> None:
         ("a.txt", ""),
         ("a.txt", "one,two\n"),
         ("a.csv", "1,2,3\n"),
+        ("a.json", "[" * 100_000),
+        ("a.json", f"[[{'9' * 400}, 1, 2, 3]]"),
+        ("a.csv", f'x,y,width,height\n"{"1" * 200_000}",1,2,3\n'),
     ],
 )
 def test_what_holds_no_boxes_is_one_line(tmp_path: Path, name: str, text: str) -> None:

@@ -11,7 +11,6 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from dptr.cache.errors import DptrError
-from dptr.cache.processors import usable_processors
 from dptr.cache.progress import set_quiet
 
 Task = TypeVar("Task")
@@ -46,7 +45,7 @@ def _in_processes(
     work: Callable[[Task], Result], tasks: Sequence[Task], jobs: int
 ) -> Iterator[tuple[Task, Result | DptrError]]:
     context = multiprocessing.get_context("spawn")
-    threads = max(1, usable_processors() // jobs)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
     waiting, running = list(tasks), dict[Connection, tuple[Task, BaseProcess]]()
     try:
         while waiting or running:

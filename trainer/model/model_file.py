@@ -155,6 +155,8 @@ def _header(path: Path) -> dict[str, str]:
         raise DamagedStore(f"{path} cannot be read ({error})", "Export it again") from error
     version = header.get("dptr_format_version", "1")
     if version not in ("1", str(sealed.FORMAT_VERSION)):
-        raise UserError(f"{path} has format version {version}, this dptr reads {sealed.FORMAT_VERSION}", "Update dptr")
+        raise UserError(
+            f"{path} has format version {version[:20]!r}, this dptr reads {sealed.FORMAT_VERSION}", "Update dptr"
+        )
     sealed.require_sealed(path, needed=version != "1")
     return header

@@ -112,7 +112,7 @@ def load_saved_recipe(text: str, origin: str) -> Recipe:
     values = _read_toml(text, origin)
     for former, now in _FORMER_KEYS.items():
         section, key = former.split(".")
-        if key not in values.get(section, {}):
+        if not isinstance(values.get(section), dict) or key not in values[section]:
             continue
         value = values[section].pop(key)
         if now is not None:

@@ -14,10 +14,11 @@ from dptr.cache.stores.verify import verify
 
 
 def saved(folder: Path) -> Manifest:
-    (folder / "part-00000.arrow").write_bytes(b"states")
-    record = FileRecord.of(folder / "part-00000.arrow")
+    paths = [folder / name for name in ("part-00000.parquet", "part-00000.arrow")]
+    for path in paths:
+        path.write_bytes(b"states")
     manifest = Manifest("prompts", {"encoder": "tiny", "weights": "a"})
-    manifest.shards.append(Shard("part-00000", 3, {"part-00000.arrow": record}))
+    manifest.shards.append(Shard("part-00000", 3, {path.name: FileRecord.of(path) for path in paths}))
     manifest.save(folder)
     return manifest
 
@@ -136,3 +137,29 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         raise RuntimeError
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("record", [[], {}, {"bytes": "3", "sha256": ""}, {"bytes": 3, "sha256": None}, 7])
+def test_a_record_of_a_file_that_is_none_is_damage(record: object, tmp_path: Path) -> None:
+    saved(tmp_path)
+    edit(tmp_path, files={"prefix.arrow": record})
+    with pytest.raises(DamagedStore, match=r"manifest\.json is damaged"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../outside.arrow", "/etc/hostname", "..", "a/b", ""])
+def test_a_file_outside_of_the_store_is_damage_and_never_read(name: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    record = {"bytes": 0, "sha256": "", "xxh3": ""}
+    edit(tmp_path, files={name: record})
+    with pytest.raises(DamagedStore, match=r"manifest\.json is damaged"):
+        Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize("lost", ["part-00000.parquet", "part-00000.arrow"])
+def test_a_shard_without_one_of_its_files_is_damage(lost: str, tmp_path: Path) -> None:
+    stored = saved(tmp_path).shards[0].stored()
+    stored["files"] = {name: record for name, record in stored["files"].items() if name != lost}
+    edit(tmp_path, shards=[stored])
+    with pytest.raises(DamagedStore, match=f"it lacks '{lost}'"):
+        Manifest.read(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from dptr.cache.stores.verify import verify
 
 def shard(folder: Path, number: int) -> Shard:
     name = f"part-{number:05d}"
-    path = folder / f"{name}.arrow"
-    path.write_bytes(b"states %d" % number)
-    return Shard(name, 2, {path.name: FileRecord.of(path)}, {"photos": number})
+    paths = [folder / f"{name}{suffix}" for suffix in (".parquet", ".arrow")]
+    for path in paths:
+        path.write_bytes(b"rows of %d" % number)
+    return Shard(name, 2, {path.name: FileRecord.of(path) for path in paths}, {"photos": number})
 
 
 def begun(folder: Path) -> Manifest:
@@ -113,3 +115,12 @@ def test_what_else_changed_is_saved_with_the_shard(tmp_path: Path) -> None:
     manifest.commit_shard(tmp_path, shard(tmp_path, 3))
     assert not (tmp_path / MANIFEST_LOG).exists()
     assert Manifest.load(tmp_path, "orp") == manifest
+
+
+@pytest.mark.parametrize("line", [b"not JSON", b"[1]", b"{}", b"\xff", b'{"name": "a", "rows": 2, "files": {}}'])
+def test_a_line_with_its_hash_that_is_no_shard_is_damage(line: bytes, tmp_path: Path) -> None:
+    filled(tmp_path)
+    with (tmp_path / MANIFEST_LOG).open("ab") as log:
+        log.write(hashlib.sha256(line).hexdigest().encode() + b" " + line + b"\n")
+    with pytest.raises(DamagedStore, match=r"manifest\.log"):
+        Manifest.read(tmp_path)

@@ -10,13 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dptr.cache.errors import UserError
+from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import PREFIX_FILE, ROWS_FILE
 from dptr.cache.stores import prompt_rows
 from dptr.cache.stores.file_record import FileRecord
-from dptr.cache.stores.made_up_rows import MADE_UP, within
 from dptr.cache.stores.manifest import Manifest
-from dptr.cache.stores.prompt_rows import PromptRows, write_rows
+from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA, PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.cache.stores.verify import repairable, verify
@@ -29,7 +28,7 @@ IDENTITY = dict.fromkeys(
 )
 
 
-def write_part(folder: Path, manifest: Manifest, labels: list[str], source: str = "x") -> None:
+def write_part(folder: Path, manifest: Manifest, labels: list[str]) -> None:
     first, count = manifest.rows, len(labels)
     rows = [
         {
@@ -39,7 +38,7 @@ def write_part(folder: Path, manifest: Manifest, labels: list[str], source: str 
             "count": 10 * (first + row),
             "token_letters": [0, 0],
         }
-        | {"n_tokens": 3, "token_ids": [1, 2, 3], "states_of": first + row, "prompt": label, "source": source}
+        | {"n_tokens": 3, "token_ids": [1, 2, 3], "states_of": first + row, "prompt": label, "source": "x"}
         for row, label in enumerate(labels)
     ]
     states = States(np.ones((count, 4), np.float32), np.ones(count, np.int64), np.ones((count, 4), np.float32))
@@ -80,37 +79,6 @@ def test_a_store_of_an_earlier_version_gets_its_rows_when_they_are_first_asked_f
     before = (folder / ROWS_FILE).stat().st_mtime_ns
     PromptStore(folder).labels_of(order)
     assert (folder / ROWS_FILE).stat().st_mtime_ns == before, "written once"
-
-
-@pytest.mark.usefixtures("block_bits")
-def test_a_store_knows_which_of_its_rows_were_made_up(folder: Path) -> None:
-    assert PromptStore(folder).made_up == []
-    manifest = Manifest.load(folder, "prompts")
-    for source, labels in ((MADE_UP, ["qa", "qb"]), (MADE_UP, ["qc"]), ("/words.txt", ["north", "south"])):
-        write_part(folder, manifest, labels, source)
-    manifest.save(folder)
-    store = PromptStore(folder)
-    assert [row for start, stop in store.made_up for row in range(start, stop)] == [7, 8, 9]
-    assert np.concatenate([within(store.made_up, 0, 8), within(store.made_up, 8, 4)]).tolist() == [
-        row in (7, 8, 9) for row in range(12)
-    ]
-    assert PromptRows(folder / ROWS_FILE).made_up == store.made_up
-
-
-def test_rows_that_an_earlier_version_gathered_stay_and_the_catalogues_say_what_was_made_up(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    manifest = Manifest.load(folder, "prompts")
-    write_part(folder, manifest, ["qa"], MADE_UP)
-    monkeypatch.setattr(prompt_rows, "_MADE_UP", b"unknown then")
-    write_rows(folder, manifest)
-    manifest.save(folder)
-    before = (folder / ROWS_FILE).read_bytes()
-    monkeypatch.undo()
-    store = PromptStore(folder)
-    assert store.rows.made_up is None
-    assert store.made_up == [[7, 8]]
-    assert (folder / ROWS_FILE).read_bytes() == before
 
 
 def test_case_does_not_change_a_hash() -> None:
@@ -154,3 +122,29 @@ def test_a_store_that_another_process_writes_is_read_without_touching_it(
     store = PromptStore(folder)
     assert pickle.loads(pickle.dumps(store)).labels_of(np.arange(7)) == store.labels_of(np.arange(7)) == LABELS
     assert sorted(os.listdir(folder)) == files
+
+
+def with_offsets_that_lead_out(path: Path, column: pa.Array) -> None:
+    """Let the second row of a column of text or lists begin far outside of it, as a flipped bit may."""
+    offsets = column.buffers()[1].to_pybytes()[: 4 * (len(column) + 1)]
+    data = path.read_bytes()
+    at = data.index(offsets) + 4
+    path.write_bytes(data[:at] + (1 << 30).to_bytes(4, "little") + data[at + 4 :])
+
+
+@pytest.mark.parametrize(("name", "read"), [("label", "labels_of"), ("token_letters", "token_letters_of")])
+def test_offsets_that_lead_out_of_the_file_are_damage_and_end_no_process(folder: Path, name: str, read: str) -> None:
+    # Not through the store, which would begin to compare the file with its hash.
+    write_rows(folder, Manifest.load(folder, "prompts"))
+    rows = prompt_rows.PromptRows(folder / ROWS_FILE)
+    with pa.memory_map(str(folder / ROWS_FILE)) as file:
+        column = pa.ipc.open_file(file.read_buffer()).get_batch(0).column(name)
+    whole = getattr(rows, read)(np.arange(len(LABELS)))
+    with_offsets_that_lead_out(folder / ROWS_FILE, column)
+    damaged = prompt_rows.PromptRows(folder / ROWS_FILE)
+    with pytest.raises(DamagedStore, match=ROWS_FILE):
+        getattr(damaged, read)(np.arange(len(LABELS)))
+    assert [list(value) for value in whole[3:]] == [list(v) for v in getattr(damaged, read)(np.arange(3, len(LABELS)))]
+    if name == "label":
+        with pytest.raises(DamagedStore, match=ROWS_FILE):
+            list(damaged.labels())

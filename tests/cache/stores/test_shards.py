@@ -102,3 +102,15 @@ def test_of_many_shards_those_used_last_stay_mapped(tmp_path: Path, monkeypatch:
     assert reader.file(0) is first, "used after the other"
     assert len(reader._files) == 2
     assert len(reader.gather(np.arange(4)).lengths) == 4
+
+
+@pytest.mark.parametrize("offset", [1 << 30, -1])
+def test_offsets_that_lead_out_of_the_file_are_damage(offset: int, tmp_path: Path) -> None:
+    write(tmp_path, 0, made_up(5, 1))
+    path = tmp_path / "part-00000.arrow"
+    offsets = StatesFile(path).offsets.tobytes()
+    data = path.read_bytes()
+    at = data.index(offsets) + 8
+    path.write_bytes(data[:at] + offset.to_bytes(4, "little", signed=True) + data[at + 4 :])
+    with pytest.raises(DamagedStore, match=r"part-00000.arrow cannot be read"):
+        StatesFile(path)

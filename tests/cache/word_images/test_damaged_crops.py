@@ -19,6 +19,7 @@ from PIL import Image
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
+from dptr.cache.word_images import parquet_form
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages
 from dptr.pipeline.photos.photo import Photo, Refusal
 from dptr.pipeline.photos.photo_files import find_photos
@@ -210,3 +211,15 @@ def test_a_column_of_a_parquet_whose_name_is_no_text_ends_in_one_line(tmp_path: 
     assert not list(read_rows(str(path), "line", "text", lambda _line, _item, reason: refused.append(reason)))
     assert len(refused) == 1
     assert [type(photo) for photo in find_photos([path])] == [Refusal]
+
+
+def test_a_parquet_that_promises_more_rows_than_it_has_ends_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "crops.parquet"
+    pq.write_table(pa.table({"image": [encoded()] * 2, "label": ["a", "b"]}), path)
+    images = open_images(path)
+    group = parquet_form._images(str(path), os.getpid(), 0)
+    monkeypatch.setattr(parquet_form, "_images", lambda *_: group[:1])
+    with pytest.raises(UnreadableImage):
+        images.image(1)

@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -252,3 +253,21 @@ def test_samples_read_as_a_list_does(tmp_path: Path) -> None:
     assert chosen.samples != listed
     assert list(chosen.samples.every_data_set()) == [0, 0]
     assert (len(Samples()), list(Samples())) == (0, [])
+
+
+@pytest.mark.parametrize("name", ["key", "label"])
+def test_offsets_that_lead_out_of_a_kept_list_are_damage_and_end_no_process(name: str, tmp_path: Path) -> None:
+    path = make("lmdb", tmp_path / "data")
+    opened(path)
+    (kept,) = kept_in(tmp_path)
+    with pa.memory_map(str(kept)) as file:
+        column = pa.ipc.open_file(file.read_buffer()).get_batch(0).column(name)
+    offsets = column.buffers()[1].to_pybytes()[: 4 * (len(column) + 1)]
+    data = kept.read_bytes()
+    at = data.index(offsets) + 4
+    kept.write_bytes(data[:at] + (1 << 30).to_bytes(4, "little") + data[at + 4 :])
+    samples = opened(path).samples
+    with pytest.raises(DamagedStore, match="Remove it"):
+        _ = samples[0]
+    with pytest.raises(DamagedStore, match="Remove it"):
+        list(samples.pieces())

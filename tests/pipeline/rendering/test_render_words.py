@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dptr.cache.errors import UserError
+from dptr.pipeline.rendering import crop, fonts
 from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.fonts import Font, FontCollection, find_fonts
 from dptr.pipeline.rendering.letters import letter_masks
@@ -243,3 +244,15 @@ def test_numbers_out_of_range_are_told_before_any_work(wrong, font_folder, tmp_p
     with pytest.raises(UserError, match=f"--{next(iter(wrong))} is"):
         render_words(WORDS, tmp_path / "x", fonts=font_folder, **wrong)
     assert not (tmp_path / "x").exists()
+
+
+def test_damaged_glyphs_are_not_drawn_and_what_breaks_off_is_one_line(roboto, monkeypatch):
+    def fails(*_: object, **__: object) -> None:
+        raise OSError("invalid outline")
+
+    damaged = Font(roboto.path)
+    monkeypatch.setattr(fonts, "_ink", fails)
+    assert not damaged.covers("word")
+    monkeypatch.setattr(crop, "letter_masks", fails)
+    with pytest.raises(UserError, match="cannot draw 'word'"):
+        render_one("word", roboto, rng(0))

@@ -188,3 +188,9 @@ def test_the_papers_recipe_has_what_the_authors_code_has() -> None:
         assert {key: ours[key] for key in expected} == expected, section
     # Twenty epochs over the labels of 15 million words.
     assert recipe.pretrain.steps * recipe.pretrain.batch_size == pytest.approx(20 * 15e6, rel=0.01)
+
+
+@pytest.mark.parametrize("text", ["finetune = 1", 'finetune = "held_back"', "finetune = []"])
+def test_a_saved_recipe_whose_section_is_none_is_one_line(text: str) -> None:
+    with pytest.raises(UserError, match="finetune"):
+        load_saved_recipe(text, "it")
