@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dptr.cache.processors import start_no_more_threads_than_usable
+
 if TYPE_CHECKING:
     from dptr.cache.charset import Charset
     from dptr.cache.errors import DptrError
@@ -59,6 +61,9 @@ __all__ = [
 ]
 
 _WORKSPACE = "dptr_data"
+
+# Before torch is loaded, which reads it then.
+start_no_more_threads_than_usable()
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,11 @@ import re
 from pathlib import Path
 
 import numpy as np
+from judged import at_least
 from numpy.typing import NDArray
 from PIL import Image
 
+from dptr.cache.errors import run_script
 from dptr.cache.pictures import read_picture
 from dptr.pipeline.clip.bundled import is_held_out
 from dptr.pipeline.clip.loading import ImageTower, load_clip
@@ -42,11 +44,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clip", default="tiny", help="`tiny`, a directory or a hub id")
     parser.add_argument("words", type=Path, help="a word list, such as /usr/share/dict/words")
-    parser.add_argument("--prompts", type=int, default=1000, help="words in all")
+    parser.add_argument("--prompts", type=at_least(1), default=1000, help="words in all")
     parser.add_argument("--style", default="natural", help="clean, natural, hard, or a number from 0 to 1")
     parser.add_argument("--photos", type=Path, help="photos without text; by default those of scikit-image")
     parser.add_argument("--figure", type=Path, help="where to draw the similarities, as SVG")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=at_least(0), default=0)
     arguments = parser.parse_args()
     clip = load_clip(arguments.clip)
     rng = np.random.default_rng(arguments.seed)
@@ -151,4 +153,4 @@ def draw(groups: dict[str, NDArray[np.float32]]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -25,10 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from judged import at_least, usable_device
 from plain_parseq import made_up_words
 from torch import Tensor
 
 from dptr.cache.charset import Charset
+from dptr.cache.errors import run_script
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.word_crops import WordCropStore
@@ -55,18 +57,18 @@ VALIDATION_SHARE = 0.2
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="labelled crops for the accuracy of both ways")
-    parser.add_argument("--count", type=int, default=1500, help="crops rendered without --data")
-    parser.add_argument("--views", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=600, help="of each training")
-    parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=10, help="steps timed of each way")
-    parser.add_argument("--layers", type=int, default=12, help="of the large tower")
-    parser.add_argument("--dim", type=int, default=768, help="of the large tower")
-    parser.add_argument("--crops-timed", type=int, default=64, help="crops that the large tower embeds")
+    parser.add_argument("--count", type=at_least(1), default=1500, help="crops rendered without --data")
+    parser.add_argument("--views", type=at_least(1), default=8)
+    parser.add_argument("--steps", type=at_least(1), default=600, help="of each training")
+    parser.add_argument("--seeds", type=at_least(1), default=2)
+    parser.add_argument("--batch", type=at_least(1), default=32)
+    parser.add_argument("--rounds", type=at_least(1), default=10, help="steps timed of each way")
+    parser.add_argument("--layers", type=at_least(1), default=12, help="of the large tower")
+    parser.add_argument("--dim", type=at_least(1), default=768, help="of the large tower")
+    parser.add_argument("--crops-timed", type=at_least(1), default=64, help="crops that the large tower embeds")
     parser.add_argument("--only", choices=("accuracy", "speed"), help="one of the two parts")
-    parser.add_argument("--threads", type=int, help="of torch; its own choice by default")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=at_least(1), help="of torch; its own choice by default")
+    parser.add_argument("--device", type=usable_device, default="cpu")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -244,4 +246,4 @@ def write_large_clip(folder: Path, layers: int, dim: int) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from itertools import chain
 
 import numpy as np
 import torch
+from chip_rate import now
+from judged import at_least, usable_device
 from torch import nn
 
 from dptr.cache.charset import Charset
+from dptr.cache.errors import run_script
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory, Targets
 from dptr.trainer.model.recognizer import Recognizer
@@ -36,13 +38,13 @@ _FIRST = 0x4E00
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[94, 8000])
+    parser.add_argument("--sizes", type=at_least(1), nargs="+", default=[94, 8000])
     parser.add_argument("--recipe", default="small")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=at_least(1), default=32)
+    parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument("--ways", nargs="+", choices=("pretrain", "finetune", "read"), default=[])
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=usable_device, default="cpu")
     parser.add_argument("--quick", action="store_true", help="layers of the encoder: one; only shows that it runs")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -108,12 +110,5 @@ def runs_of(
     }
 
 
-def now(device: torch.device) -> float:
-    """Seconds, once the device has finished its queue."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from judged import at_least
 
+from dptr.cache.errors import run_script
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores import checks
@@ -32,9 +34,9 @@ _TOKENS, _DIM, _SHARDS = 8, 512, 4
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=512)
-    parser.add_argument("--batches", type=int, default=500)
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--megabytes", type=at_least(1), default=512)
+    parser.add_argument("--batches", type=at_least(1), default=500)
+    parser.add_argument("--batch-size", type=at_least(1), default=256)
     arguments = parser.parse_args()
     set_quiet(True)
     with tempfile.TemporaryDirectory(prefix="dptr-") as name:
@@ -94,4 +96,4 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

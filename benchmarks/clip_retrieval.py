@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 from bundled_clip import image_vectors, prompt_vectors
+from judged import at_least
 from peers import wilson
 
 from dptr.cache.charset import Charset
+from dptr.cache.errors import run_script
 from dptr.cache.normalization import Normalization
 from dptr.cache.word_images.dataset import WordImages
 from dptr.pipeline.clip.loading import ImageTower, load_clip
@@ -30,13 +32,14 @@ def main() -> None:
     parser.add_argument("crops", type=Path, nargs="+", help="labelled crops that the CLIP never saw")
     parser.add_argument("--clip", default="tiny", help="`tiny`, a directory or a hub id")
     parser.add_argument("--charset", default="94", help="of the labels")
-    parser.add_argument("--prompts", type=int, default=1000, help="words of each")
+    parser.add_argument("--prompts", type=at_least(1), default=1000, help="words of each")
     arguments = parser.parse_args()
     clip = load_clip(arguments.clip)
     texts, images = TextTower(clip, Template()), ImageTower(clip)
     print(f"{'':32}{'words':>7}{'first':>8}{'95 %':>16}{'of five':>9}")
     for path in arguments.crops:
-        opened = WordImages.open([path], Charset.named(arguments.charset), Normalization())
+        charset = Normalization().charset(Charset.named(arguments.charset))
+        opened = WordImages.open([path], charset, Normalization())
         first = {sample.label: row for row, sample in reversed(list(enumerate(opened.samples)))}
         rows = sorted(first.values())[: arguments.prompts]
         labels = [opened.samples[row].label for row in rows]
@@ -51,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

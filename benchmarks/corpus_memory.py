@@ -17,13 +17,16 @@ import time
 from pathlib import Path
 
 import psutil
+from judged import at_least
+
+from dptr.cache.errors import run_script
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--rows", type=at_least(1), default=10_000_000)
     parser.add_argument("--clip", default="tiny", help="`tiny`, `smallest` (one layer of 32, made here), or a folder")
     parser.add_argument("--folder", type=Path, help="where to work; by default a temporary folder")
     arguments = parser.parse_args()
@@ -109,4 +112,4 @@ def committed(store: Path) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -22,8 +22,10 @@ from typing import Any
 import torch
 import transformers
 from chip_rate import peak
+from judged import at_least, usable_device
 from torch.utils.flop_counter import FlopCounterMode
 
+from dptr.cache.errors import run_script
 from dptr.cache.progress import set_quiet
 from dptr.pipeline.choices import Precision
 from dptr.pipeline.clip import bundled as bundled_clip
@@ -40,10 +42,10 @@ def main() -> None:
     parser.add_argument("words", type=Path, help="a dictionary, one word a line")
     parser.add_argument("--bpe", type=Path, help="CLIP's bpe_simple_vocab_16e6.txt.gz; otherwise the bundled tokenizer")
     parser.add_argument("--tiny", action="store_true", help="measure the bundled model instead")
-    parser.add_argument("--count", type=int, default=4096, help="words, spread over the dictionary")
-    parser.add_argument("--padded", type=int, default=256, help="words that the slow way is timed on")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--count", type=at_least(1), default=4096, help="words, spread over the dictionary")
+    parser.add_argument("--padded", type=at_least(1), default=256, help="words that the slow way is timed on")
+    parser.add_argument("--rounds", type=at_least(1), default=3)
+    parser.add_argument("--device", type=usable_device, default="cpu")
     parser.add_argument("--precision", choices=["fp32", "bf16"], nargs="+", default=["fp32", "bf16"])
     arguments = parser.parse_args()
     set_quiet(True)
@@ -153,4 +155,4 @@ def read_bpe(path: Path) -> tuple[Any, dict[str, int]]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

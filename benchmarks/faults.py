@@ -30,7 +30,7 @@ from typing import Any
 
 from faulty_commands import STEPS, Faulty, Writer, cpu_seconds, differing, files_of, stop, wait_for, wait_for_work
 
-from dptr.cache.errors import DptrError
+from dptr.cache.errors import DptrError, run_script
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.files import write_json
 from dptr.cache.stores.verify import is_run, is_store, verify
@@ -297,4 +297,4 @@ def _mount(folder: Path, needed: int) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -23,9 +23,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from judged import at_least
 from numpy.typing import NDArray
 
 from dptr.cache.choices import StatesDtype
+from dptr.cache.errors import run_script
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.row_set import RowSet
 from dptr.cache.stores.file_record import FileRecord
@@ -50,11 +52,13 @@ PREFIX, FULL, CROP_TOKENS, CROPS, RATIO = 5, 72, 197, 64, 0.1
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=2048)
-    parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--compile-steps", type=int, default=30, help="steps that a compiled loss is timed on; 0: none")
+    parser.add_argument("--rows", type=at_least(1), default=2048)
+    parser.add_argument("--batch", type=at_least(1), default=128)
+    parser.add_argument("--dim", type=at_least(1), default=512)
+    parser.add_argument("--rounds", type=at_least(1), default=20)
+    parser.add_argument(
+        "--compile-steps", type=at_least(0), default=30, help="steps that a compiled loss is timed on; 0: none"
+    )
     parser.add_argument("--quick", action="store_true", help="do not compile to machine code: only shows that it runs")
     arguments = parser.parse_args()
     print(f"batch {arguments.batch}, dim {arguments.dim}, {torch.get_num_threads()} threads\n")
@@ -178,4 +182,4 @@ def random(rows: int, dim: int) -> NDArray[np.float32]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 
 import numpy as np
 import torch
+from chip_rate import now
+from judged import at_least, usable_device
 from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update
 
 from dptr.cache.charset import Charset
+from dptr.cache.errors import run_script
 from dptr.trainer.model.decoders.base import Targets
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.model.recognizer import Recognizer
@@ -39,10 +41,10 @@ def parseq_small(fmu: str, quick: bool) -> Recipe:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--batch", type=at_least(1), default=16)
+    parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument("--fmu", choices=("none", "queries"), default="none", help="PARSeq has none")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=usable_device, default="cpu")
     parser.add_argument("--quick", action="store_true", help="an encoder of one layer: only shows that it runs")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
@@ -86,12 +88,5 @@ def step_seconds(
     return now(images.device) - started
 
 
-def now(device: torch.device) -> float:
-    """Seconds, once the device has finished its queue."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 if __name__ == "__main__":
-    main()
+    run_script(main)

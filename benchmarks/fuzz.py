@@ -31,9 +31,10 @@ from breaking import mutated
 from fuzzed_readers import READERS as READERS_OF_INPUTS
 from fuzzed_readers import Fuzzed
 from fuzzed_stores import READERS as READERS_OF_STORES
+from judged import at_least
 from process_time import worked_seconds
 
-from dptr.cache.errors import DptrError, disk_error
+from dptr.cache.errors import DptrError, disk_error, run_script
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.files import write_json
 
@@ -54,9 +55,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--readers", nargs="+", choices=READERS, default=list(READERS))
     parser.add_argument("--minutes", type=float, default=60.0, help="of each reader")
-    parser.add_argument("--inputs", type=int, help="of each reader, in place of minutes")
+    parser.add_argument("--inputs", type=at_least(1), help="of each reader, in place of minutes")
     parser.add_argument("--turn", type=float, help="minutes until the next reader has its turn; all at once without")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=at_least(0), default=0)
     parser.add_argument("--keep", type=Path, help="folder for inputs that were not refused as they should be")
     parser.add_argument("--totals", type=Path, help="JSON file to which everything tried is added")
     arguments = parser.parse_args()
@@ -235,4 +236,4 @@ def _where(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -25,8 +25,10 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
-from torch.utils.data import get_worker_info
+from judged import at_least
+from own_memory import OwnMemory
 
+from dptr.cache.errors import run_script
 from dptr.cache.file_names import MANIFEST_FILE, MANIFEST_LOG, PREFIX_FILE
 from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.manifest import Manifest
@@ -45,10 +47,10 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=100_000_000)
-    parser.add_argument("--dim", type=int, default=8)
-    parser.add_argument("--batches", type=int, default=200)
-    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--rows", type=at_least(1), default=100_000_000)
+    parser.add_argument("--dim", type=at_least(1), default=8)
+    parser.add_argument("--batches", type=at_least(1), default=200)
+    parser.add_argument("--workers", type=at_least(0), default=4)
     parser.add_argument("--store", type=Path, help="an empty folder to keep the store in, or one that has it")
     parser.add_argument("--quick", action="store_true", help="50,000 rows and 100 batches")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
@@ -60,6 +62,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.store or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
         if not any(folder.iterdir()):
             write_store(folder, arguments.rows, arguments.dim)
         # In a process of its own: what it holds is not what writing the store left behind.
@@ -104,19 +107,6 @@ def measure(folder: Path, batches: int, workers: int) -> None:
     mapped = sum(1 for _ in maps.open()) if maps.exists() else 0
     print(f"descriptors {psutil.Process().num_fds()}, mappings {mapped}")
     tell_commit(folder, store.manifest)
-
-
-class OwnMemory:
-    """Makes batches, and tells which worker made them and what it holds then."""
-
-    def __init__(self, batches: PromptBatches) -> None:
-        self._batches = batches
-
-    def __call__(self, number: int) -> tuple[int, float]:
-        """Make batch ``number``; return the worker's number and its memory in MB."""
-        self._batches(number)
-        worker = get_worker_info()
-        return (worker.id if worker else 0), psutil.Process().memory_full_info().uss / 1e6
 
 
 def tell(what: str, started: float | None) -> None:
@@ -208,4 +198,4 @@ def made_up_labels(count: int, generator: np.random.Generator) -> pa.StringArray
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -17,8 +17,10 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pyarrow as pa
+from judged import at_least
 from numpy.typing import NDArray
 
+from dptr.cache.errors import run_script
 from dptr.cache.stores.manifest import Manifest, StoreKind
 from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
@@ -33,15 +35,19 @@ SHARD_ROWS = 16384
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--prompts", type=int, default=100_000)
-    parser.add_argument("--crops", type=int, default=100_000)
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--clusters", type=int, default=2000)
+    parser.add_argument("--prompts", type=at_least(1), default=100_000)
+    parser.add_argument("--crops", type=at_least(1), default=100_000)
+    parser.add_argument("--dim", type=at_least(1), default=512)
+    parser.add_argument("--clusters", type=at_least(1), default=2000)
     parser.add_argument("--spread", type=float, default=1.0, help="size of a cluster; 1 is the length of its centre")
-    parser.add_argument("-k", type=int, default=32)
-    parser.add_argument("--flat-queries", type=int, default=10_000, help="prompts that the exact search is timed on")
-    parser.add_argument("--grow", type=int, default=0, help="crops that are added in each step, and nothing else")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("-k", type=at_least(1), default=32)
+    parser.add_argument(
+        "--flat-queries", type=at_least(0), default=10_000, help="prompts that the exact search is timed on"
+    )
+    parser.add_argument(
+        "--grow", type=at_least(0), default=0, help="crops that are added in each step, and nothing else"
+    )
+    parser.add_argument("--steps", type=at_least(1), default=3)
     arguments = parser.parse_args()
     if arguments.grow:
         with tempfile.TemporaryDirectory() as folder:
@@ -150,4 +156,4 @@ def flat_rate(flat: faiss.IndexFlatIP, queries: NDArray[np.float32], k: int) -> 
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from dptr.cache.errors import run_script
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.trainer.data.held_out import split_rows
@@ -37,10 +38,12 @@ def main() -> None:
         noise = NoiseSource(bank, run.recipe.noise, None)
         line = f"{folder.name:28}{run.recipe.noise.ratio:11g}"
         for ratio in arguments.ratios:
-            texts = read_prompts(decoder, store, rows, noise, ratio, run.recipe.memory, torch.device("cpu"))
+            texts = read_prompts(
+                decoder, store, rows, noise, ratio, run.recipe.memory, torch.device("cpu"), run.charset
+            )
             line += f"{score(truths, [text.lower() for text in texts]).accuracy:12.1%}"
         print(line, flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

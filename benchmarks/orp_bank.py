@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from judged import at_least
 from numpy.typing import NDArray
 from PIL import Image
 
+from dptr.cache.errors import run_script
 from dptr.cache.progress import resident_megabytes
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
@@ -32,14 +34,14 @@ DIM, TOKENS, SHARD_ROWS = 512, 197, 1024
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos", type=Path, nargs="*", help="photos for the bank; none: measure noise only")
-    parser.add_argument("--crops-per-image", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--crops-per-image", type=at_least(1), default=8)
+    parser.add_argument("--batch", type=at_least(1), default=32)
+    parser.add_argument("--workers", type=at_least(0), default=1)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long the bare model is timed, twice")
     parser.add_argument("--quick", action="store_true", help="the bundled CLIP: only shows that it runs")
     parser.add_argument("--gigabytes", type=float, default=5.0, help="size of the bank that noise is read from")
-    parser.add_argument("--batches", type=int, default=200, help="batches of noise of 256 rows")
+    parser.add_argument("--batches", type=at_least(1), default=200, help="batches of noise of 256 rows")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         if arguments.photos:
@@ -173,4 +175,4 @@ def copy_out(
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -12,8 +12,9 @@ dptr
     A fine-tuning run, or what `dptr export` wrote: .safetensors or .onnx.
 
 Milliseconds are processor time a crop, one crop at a time, one thread: on a machine with nothing else to do that is the
-time on one core, and on a busy one it stays comparable. Resizing is counted for all, decoding of picture files for none
-(Tesseract reads an uncompressed file).
+time on one core, and on a busy one it stays comparable. A second figure is that of many crops at once, on one thread as
+well: 64 a batch, sorted by width, for dptr; six for RapidOCR, as it is set; Tesseract takes its list one by one.
+Resizing is counted for all, decoding of picture files for none (Tesseract reads an uncompressed file).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ ONE_THREAD = {"OMP_THREAD_LIMIT": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS"
 
 _TESSERACT_HEIGHT = 40
 _STARTS = 5
+_BATCH = 64
 _WORKER = Path(__file__).with_name("rapidocr_worker.py")
 
 
@@ -51,14 +53,21 @@ class NotInstalled(Exception):
 
 @dataclass(frozen=True)
 class Readings:
-    """What was read of each crop, milliseconds a crop on one core, and the size of the model in MB (10^6 bytes)."""
+    """What was read of each crop, alone, and what it took.
+
+    Attributes:
+        milliseconds: a crop on one core, one at a time. batched: the same where many are read at once.
+        megabytes: size of the model, 10^6 bytes.
+    """
 
     texts: list[str]
     milliseconds: float
+    batched: float
     megabytes: float
 
 
 Reader = Callable[[Sequence[Image.Image]], Readings]
+Read = Callable[[Sequence[Image.Image]], list[str]]
 
 
 def read_with_tesseract(images: Sequence[Image.Image], program: str) -> Readings:
@@ -81,7 +90,8 @@ def read_with_tesseract(images: Sequence[Image.Image], program: str) -> Readings
     if len(texts) != len(images):
         raise UserError(f"Tesseract read {len(texts)} of {len(images)} crops", "Try it by itself on a list of pictures")
     rest = max(len(images) - 1, 1)
-    return Readings(texts, ((reading - starting) / rest + preparing / len(images)) * 1000, megabytes)
+    milliseconds = ((reading - starting) / rest + preparing / len(images)) * 1000
+    return Readings(texts, milliseconds, milliseconds, megabytes)
 
 
 def for_tesseract(image: Image.Image) -> Image.Image:
@@ -134,13 +144,17 @@ def read_with_rapidocr(images: Sequence[Image.Image], python: str) -> Readings:
 def read_with_dptr(images: Sequence[Image.Image], path: Path) -> Readings:
     """Read with a fine-tuning run or an exported model."""
     read, megabytes = onnx_reader(path) if path.suffix == ".onnx" else torch_reader(path)
-    read(images[0])
+    for some in (images[:1], images[:_BATCH]):  # the first reading also allocates
+        read(some)
     started = time.process_time()
-    texts = [read(image) for image in images]
-    return Readings(texts, (time.process_time() - started) / len(images) * 1000, megabytes)
+    texts = [text for image in images for text in read([image])]
+    between = time.process_time()
+    read(images)
+    alone, batched = ((seconds / len(images) * 1000) for seconds in (between - started, time.process_time() - between))
+    return Readings(texts, alone, batched, megabytes)
 
 
-def torch_reader(path: Path) -> tuple[Callable[[Image.Image], str], float]:
+def torch_reader(path: Path) -> tuple[Read, float]:
     """Return the reader of a run or a .safetensors, and the size of its weights in MB."""
     import torch
 
@@ -150,10 +164,10 @@ def torch_reader(path: Path) -> tuple[Callable[[Image.Image], str], float]:
     reader = load(path)
     weights = sum(tensor.nbytes for tensor in reader.recognizer.state_dict().values())
     size = path.stat().st_size if path.is_file() else weights
-    return lambda image: reader.read([image])[0].text, size / 1e6
+    return lambda images: [reading.text for reading in reader.read(images, _BATCH)], size / 1e6
 
 
-def onnx_reader(path: Path) -> tuple[Callable[[Image.Image], str], float]:
+def onnx_reader(path: Path) -> tuple[Read, float]:
     """Return the reader of an exported graph, and the size of its file in MB."""
     import onnxruntime
 
@@ -165,9 +179,16 @@ def onnx_reader(path: Path) -> tuple[Callable[[Image.Image], str], float]:
     height = int(described["image_height"])
     widths = [int(width) for width in described.get("image_widths", described["image_width"]).split(",")]
 
-    def read(image: Image.Image) -> str:
-        pixels = preprocess(image, height, width_for(image, height, widths))
-        ids, _ = session.run(None, {"images": pixels[None]})
-        return charset.decode(ids[0])
+    def read(images: Sequence[Image.Image]) -> list[str]:
+        texts = {}
+        wanted = [width_for(image, height, widths) for image in images]
+        for width in sorted(set(wanted)):
+            of_width = [place for place, its in enumerate(wanted) if its == width]
+            for start in range(0, len(of_width), _BATCH):
+                batch = of_width[start : start + _BATCH]
+                pixels = np.stack([preprocess(images[place], height, width) for place in batch])
+                ids, _ = session.run(None, {"images": pixels})
+                texts |= {place: charset.decode(row) for place, row in zip(batch, ids, strict=True)}
+        return [texts[place] for place in range(len(images))]
 
     return read, path.stat().st_size / 1e6

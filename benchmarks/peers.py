@@ -30,6 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from judged import at_least
 from peer_readers import (
     ONE_THREAD,
     NotInstalled,
@@ -42,7 +43,7 @@ from peer_readers import (
 from PIL import Image
 
 from dptr.cache.charset import Charset
-from dptr.cache.errors import UserError
+from dptr.cache.errors import UserError, run_script
 from dptr.cache.pictures import UnusablePicture, decode
 from dptr.cache.word_images.form import Refused
 from dptr.cache.word_images.sources import find_sources
@@ -92,6 +93,7 @@ class Row:
             "interval": wilson(sum(hits), len(hits)),
             "one_minus_ned": score(self.crops.labels, texts).one_minus_ned,
             "milliseconds": self.readings.milliseconds,
+            "milliseconds_batched": self.readings.batched,
             "megabytes": self.readings.megabytes,
             "groups": grouped(self.crops, hits),
         }
@@ -104,7 +106,7 @@ def main() -> None:
         "--model", type=Path, nargs="*", default=[BUNDLED], help="runs or exported models instead of the bundled one"
     )
     parser.add_argument("--fold", type=fold_of, help="K/N: only images whose hashed file name leaves K divided by N")
-    parser.add_argument("--limit", type=int, help="only the first so many crops of each data set")
+    parser.add_argument("--limit", type=at_least(1), help="only the first so many crops of each data set")
     parser.add_argument("--tesseract", default="tesseract", help="its program")
     parser.add_argument("--rapidocr-python", default=sys.executable, help="the Python that RapidOCR is installed for")
     parser.add_argument("--readings", type=Path, help="also write data, reader, image, truth and reading here (TSV)")
@@ -211,7 +213,7 @@ def table(sets: Sequence[Crops], rows: Sequence[Row]) -> str:
     data = max(len(crops.name) for crops in sets)
     reader = max(len(row.reader) for row in rows)
     groups = (*_LENGTHS, "portrait")
-    head = f"{'':{data}}  {'':{reader}}  crops  accuracy   95 % interval  1-NED  ms/crop    MB"
+    head = f"{'':{data}}  {'':{reader}}  crops  accuracy   95 % interval  1-NED  ms/crop  batched    MB"
     lines = [head + "".join(f"  {name:>8}" for name in groups)]
     for row in rows:
         found = row.figures()
@@ -221,7 +223,7 @@ def table(sets: Sequence[Crops], rows: Sequence[Row]) -> str:
             continue
         low, high = found["interval"]
         line += f"{found['accuracy']:>8.1%}  {low:>5.1%} - {high:>5.1%}  {found['one_minus_ned']:.3f}"
-        line += f"  {found['milliseconds']:>7.1f}  {found['megabytes']:>4.1f}"
+        line += f"  {found['milliseconds']:>7.1f}  {found['milliseconds_batched']:>7.1f}  {found['megabytes']:>4.1f}"
         shares = {name: f"{share:.1%}" for name, (_, share) in found["groups"].items()}
         lines.append(line + "".join(f"  {shares.get(name, '-'):>8}" for name in groups))
     lines += [f"{crops.name}: {count} left out: {why}" for crops in sets for why, count in crops.left_out.items()]
@@ -243,4 +245,4 @@ def write_readings(path: Path, rows: Sequence[Row]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

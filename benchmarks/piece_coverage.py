@@ -24,16 +24,18 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
+from judged import at_least, usable_device
 from numpy.typing import NDArray
 
+from dptr.cache.errors import run_script
 from dptr.cache.progress import set_quiet
 from dptr.cache.row_set import RowSet
+from dptr.cache.stores.made_up_rows import MADE_UP
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.validation import validation_position
 from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
-from dptr.pipeline.text.made_up_words import MADE_UP
 from dptr.trainer.ablation.comparison import compare
 from dptr.trainer.ablation.rows import SCHEMA, Row, write_rows
 from dptr.trainer.ablation.table import as_markdown
@@ -51,17 +53,17 @@ HELD_OUT_SHARE = 0.05
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--words", type=Path, required=True, help="a word list")
-    parser.add_argument("--cover", type=int, default=20, help="prompts that each piece is to stand in")
+    parser.add_argument("--cover", type=at_least(1), default=20, help="prompts that each piece is to stand in")
     parser.add_argument("--vocabulary", type=Path, help="CLIP's published merges, instead of the bundled CLIP")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--every", type=int, default=100, help="steps between two points of the curve")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--dim", type=int, default=128, help="of the decoder")
-    parser.add_argument("--held-out", type=int, default=300, help="words of each kind that are read, at most")
+    parser.add_argument("--steps", type=at_least(1), default=600)
+    parser.add_argument("--every", type=at_least(1), default=100, help="steps between two points of the curve")
+    parser.add_argument("--seeds", type=at_least(1), default=3)
+    parser.add_argument("--batch", type=at_least(1), default=64)
+    parser.add_argument("--dim", type=at_least(1), default=128, help="of the decoder")
+    parser.add_argument("--held-out", type=at_least(1), default=300, help="words of each kind that are read, at most")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--out", type=Path, help="a Parquet file for the rows")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=usable_device, default="cpu")
     arguments = parser.parse_args()
     set_quiet(True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -178,4 +180,4 @@ def write_clip(folder: Path, vocabulary: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

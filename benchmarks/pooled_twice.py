@@ -19,8 +19,10 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from judged import at_least
 from numpy.typing import NDArray
 
+from dptr.cache.errors import run_script
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.shards import States, StatesReader, write_shard
 
@@ -29,9 +31,9 @@ BATCH, TOKENS = 256, 6
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=16384)
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--batches", type=int, default=20)
+    parser.add_argument("--rows", type=at_least(1), default=16384)
+    parser.add_argument("--dim", type=at_least(1), default=512)
+    parser.add_argument("--batches", type=at_least(1), default=20)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         measure(Path(folder), arguments.rows, arguments.dim, arguments.batches)
@@ -103,4 +105,4 @@ def tell(what: str, work: Callable[[], object], times: int = 1) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from dptr.cache.errors import run_script
 from dptr.cache.word_images.dataset import WordImages
 from dptr.trainer.ablation.comparison import compare
 from dptr.trainer.ablation.crops import fingerprint
@@ -73,4 +74,4 @@ def row(arm: str, recognizer: Recognizer, path: Path, protocol: str) -> Row:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

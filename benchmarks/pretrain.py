@@ -29,12 +29,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from chip_rate import now, peak
+from judged import at_least, usable_device
 from numpy.typing import NDArray
 from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPConfig, CLIPModel
 
+from dptr.cache.errors import run_script
 from dptr.cache.progress import set_quiet
 from dptr.cache.row_set import RowSet
 from dptr.cache.stores.prompts import PromptStore
@@ -55,12 +57,12 @@ WAYS = ("a authors", "b store", "c dptr", "d dptr, fed")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--words", type=Path, help="a word list; by default words are made up from syllables")
-    parser.add_argument("--rows", type=int, default=2000, help="how many words")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=6, help="steps of c and d in a round; a and b take one")
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rows", type=at_least(1), default=2000, help="how many words")
+    parser.add_argument("--batch", type=at_least(1), default=32)
+    parser.add_argument("--rounds", type=at_least(1), default=3)
+    parser.add_argument("--steps", type=at_least(1), default=6, help="steps of c and d in a round; a and b take one")
+    parser.add_argument("--workers", type=at_least(0), default=0)
+    parser.add_argument("--device", type=usable_device, default="cpu")
     parser.add_argument("--same-kernels", action="store_true", help="a and b use fused attention, as c does")
     parser.add_argument("--quick", action="store_true", help="a small decoder and CLIP: only shows that it runs")
     arguments = parser.parse_args()
@@ -101,6 +103,18 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     print(f"\nc in bf16 to a in fp32: {rates['bf16'][WAYS[2]] / rates['fp32'][WAYS[0]]:.1f}")
 
 
+def authors_memory(clip: Clip, labels: list[str], device: torch.device) -> Tensor:
+    """[pooled; all 77 states] from CLIP, as the authors make it at every step: (labels, 78, dim)."""
+    prompts = [Template().prompt(label) for label in labels]
+    encoded = clip.tokenizer(
+        prompts, padding="max_length", max_length=PROMPT_TOKENS, truncation=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        output = clip.model.text_model(input_ids=encoded["input_ids"].to(device))
+        pooled = clip.model.text_projection(output.pooler_output)
+    return torch.cat([pooled[:, None], output.last_hidden_state], dim=1)
+
+
 class Bench:
     """The four ways at one precision, each with a decoder and an optimiser of its own."""
 
@@ -130,7 +144,7 @@ class Bench:
         measured: dict[str, list[float]] = {way: [] for way in WAYS}
         shares: list[float] = []
         turns: dict[str, Callable[[], float]] = {
-            WAYS[0]: lambda: self.timed(WAYS[0], [self.rows()], self.authors_memory),
+            WAYS[0]: lambda: self.timed(WAYS[0], [self.rows()], self.memory_from_clip),
             WAYS[1]: lambda: self.timed(WAYS[1], [self.rows()], self.stored_memory),
             WAYS[2]: lambda: self.ours(shares),
             WAYS[3]: self.fed,
@@ -168,16 +182,9 @@ class Bench:
             update(decoder, optimizer, loss)
         return sum(len(rows) for rows in batches) / (now(self.device) - started)
 
-    def authors_memory(self, labels: list[str], rows: NDArray[np.int64]) -> Tensor:
-        """[pooled; all 77 states] from CLIP, as the authors make it at every step."""
-        prompts = [Template().prompt(label) for label in labels]
-        encoded = self.clip.tokenizer(
-            prompts, padding="max_length", max_length=PROMPT_TOKENS, truncation=True, return_tensors="pt"
-        )
-        with torch.no_grad():
-            output = self.clip.model.text_model(input_ids=encoded["input_ids"].to(self.device))
-            pooled = self.clip.model.text_projection(output.pooler_output)
-        return torch.cat([pooled[:, None], output.last_hidden_state], dim=1)
+    def memory_from_clip(self, labels: list[str], rows: NDArray[np.int64]) -> Tensor:
+        """What CLIP makes of the labels anew."""
+        return authors_memory(self.clip, labels, self.device)
 
     def stored_memory(self, labels: list[str], rows: NDArray[np.int64]) -> Tensor:
         """The same shape from the store, zeros for what it does not keep."""
@@ -248,4 +255,4 @@ def read_words(arguments: argparse.Namespace) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -19,8 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from judged import at_least
 from numpy.typing import NDArray
 
+from dptr.cache.errors import run_script
 from dptr.cache.file_names import NEIGHBOURS_TABLE, PREDICTIONS_FOLDER, QUARANTINE_FILE
 from dptr.cache.sql.query import ask
 from dptr.cache.sql.views import connect
@@ -42,9 +44,9 @@ NEIGHBOURS = 8
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=at_least(1), default=1_000_000)
+    parser.add_argument("--dim", type=at_least(1), default=64)
+    parser.add_argument("--rounds", type=at_least(1), default=3)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace(Path(folder))
@@ -149,4 +151,4 @@ def write_predictions(folder: Path, rows: int, generator: np.random.Generator) -
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

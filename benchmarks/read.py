@@ -21,9 +21,11 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from judged import at_least
 from plain_parseq import decode_without_cache
 
 from dptr.cache.charset import Charset
+from dptr.cache.errors import run_script
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 from dptr.trainer.training.recipe import Recipe, load_recipe
@@ -44,9 +46,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="a fine-tuning run")
     parser.add_argument("--shapes", nargs="+", default=["parseq-small", "paper"], help="recipes, without RUN")
-    parser.add_argument("--refinements", type=int, help="rounds of refinement after reading; by default the recipe's")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--refinements", type=at_least(0), help="rounds of it after reading; by default the recipe's")
+    parser.add_argument("--batch", type=at_least(1), default=32)
+    parser.add_argument("--rounds", type=at_least(1), default=5)
     arguments = parser.parse_args()
     print(f"images a second, batch {arguments.batch}, {torch.get_num_threads()} threads\n")
     print(f"{'':14}{'encoding and decoding':>25}   {'decoding alone':>25}")
@@ -101,4 +103,4 @@ def texts(logits: torch.Tensor, model: Recognizer) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -6,8 +6,9 @@ dptr     the recipe named, on states from a prompt store; the seconds of embeddi
 
 Both learn the same words from the same CLIP, with as many rows a step and a rate that stays after its warm-up; neither
 gets noise. The clock stands still while held-out words are read; on a machine that others use, too, --clock processor
-counts processor time instead. --out keeps the curves as rows for benchmarks/evidence.py. By default CLIP has the sizes
-of ViT-B/16's text side and random weights, which cost the same as trained ones; what is learnt is to spell its states.
+counts processor time instead. --out keeps each point of the curves, as soon as it is there, as a row for
+benchmarks/evidence.py. By default CLIP has the sizes of ViT-B/16's text side and random weights, which cost the same as
+trained ones; what is learnt is to spell its states.
 
 Smallest size: --quick --rows 60 --held-out 10 --batch 4 --limit 2 --every 1 --out ROWS
 """
@@ -22,18 +23,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from judged import at_least, usable_device
 from numpy.typing import NDArray
 from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update
-from pretrain import PROMPT_TOKENS, write_clip
+from pretrain import authors_memory, write_clip
 from torch import Tensor
 
+from dptr.cache.errors import run_script
 from dptr.cache.progress import set_quiet
 from dptr.cache.row_set import RowSet
 from dptr.cache.stores.prompts import PromptStore
 from dptr.pipeline.clip.loading import Clip, load_clip
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
-from dptr.pipeline.text.templates import Template
 from dptr.trainer.ablation.rows import SCHEMA, Row, write_rows
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
@@ -53,16 +55,16 @@ def main() -> None:
     parser.add_argument("--clip", help="bundled name, directory or hub id, instead of random weights")
     parser.add_argument("--recipe", default="tiny", help="of dptr's way")
     parser.add_argument("--set", dest="changes", action="append", default=[], help="section.key=value of that recipe")
-    parser.add_argument("--rows", type=int, default=20_000, help="how many words")
-    parser.add_argument("--held-out", type=int, default=200, help="of them never trained on")
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rows", type=at_least(1), default=20_000, help="how many words")
+    parser.add_argument("--held-out", type=at_least(1), default=200, help="of them never trained on")
+    parser.add_argument("--batch", type=at_least(1), default=64)
     parser.add_argument("--goal", type=float, default=0.9, help="share of held-out words to be read")
     parser.add_argument("--limit", type=float, default=3600, help="seconds of training for each way")
     parser.add_argument("--every", type=float, default=60, help="least seconds between points of the curve")
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="what is counted")
     parser.add_argument("--out", type=Path, help="a Parquet file for the rows")
     parser.add_argument("--quick", action="store_true", help="a small CLIP and decoder: only shows that it runs")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", type=usable_device, default="cpu")
     arguments = parser.parse_args()
     set_quiet(True)
     with tempfile.TemporaryDirectory() as folder:
@@ -96,10 +98,13 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     points: list[Row] = []
     for name_of_way, (way, before) in ways.items():
         print(f"\n{name_of_way:9}{'seconds':>9}{'rows':>10}{'read':>8}", flush=True)
-        reached[name_of_way], curve = time_to_goal(way, held_out, before, arguments)
-        points += [{**row, "arm": f"{name_of_way}, {row['seconds']:,.0f} s"} for row in curve]
-        if arguments.out:
-            write_rows(arguments.out, points)
+
+        def keep(point: Row, way: str = name_of_way) -> None:
+            points.append({**point, "arm": f"{way}, {point['seconds']:,.0f} s"})
+            if arguments.out:
+                write_rows(arguments.out, points)
+
+        reached[name_of_way] = time_to_goal(way, held_out, before, arguments, keep)
     ours, theirs = reached["dptr"], reached["authors"]
     if ours is None:
         print(f"\ndptr did not read {arguments.goal:.0%} within {arguments.limit:g} s")
@@ -198,18 +203,9 @@ class Authors(Way):
         """Order by order."""
         labels = self.store.labels_of(self.order.choice(self.rows, min(self.batch, len(self.rows)), replace=False))
         targets = padded_targets(labels, self.store.charset)
-        return loss_order_by_order(self.parseq, self.memory(labels), targets, False), len(labels)
-
-    def memory(self, labels: list[str]) -> Tensor:
-        """[pooled; all 77 states]."""
-        prompts = [Template().prompt(label) for label in labels]
-        encoded = self.clip.tokenizer(
-            prompts, padding="max_length", max_length=PROMPT_TOKENS, truncation=True, return_tensors="pt"
+        return loss_order_by_order(self.parseq, authors_memory(self.clip, labels, self.device), targets, False), len(
+            labels
         )
-        with torch.no_grad():
-            output = self.clip.model.text_model(input_ids=encoded["input_ids"].to(self.device))
-            pooled = self.clip.model.text_projection(output.pooler_output)
-        return torch.cat([pooled[:, None], output.last_hidden_state], dim=1)
 
     @torch.inference_mode()
     def read(self, rows: NDArray[np.int64]) -> list[str]:
@@ -217,7 +213,9 @@ class Authors(Way):
         self.decoder.eval()
         labels, texts = self.store.labels_of(rows), list[str]()
         for start in range(0, len(labels), self.batch):
-            logits = self.decoder.decode(Memory(self.memory(labels[start : start + self.batch])))
+            logits = self.decoder.decode(
+                Memory(authors_memory(self.clip, labels[start : start + self.batch], self.device))
+            )
             texts += decode_texts(logits, self.store.charset)
         return texts
 
@@ -228,15 +226,14 @@ def small(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
 
 
 def time_to_goal(
-    way: Way, held_out: NDArray[np.int64], before: float, arguments: argparse.Namespace
-) -> tuple[float | None, list[Row]]:
-    """Train until the goal or the limit, printing the curve.
+    way: Way, held_out: NDArray[np.int64], before: float, arguments: argparse.Namespace, keep: Callable[[Row], None]
+) -> float | None:
+    """Train until the goal or the limit, printing the curve and giving each point of it, without a name, to ``keep``.
 
     Returns:
-        the seconds, None where the limit came first; and the curve as rows without a name.
+        the seconds, None where the limit came first.
     """
     clock, labels = stopwatch(arguments), way.store.labels_of(held_out)
-    points: list[Row] = []
     blank = dict.fromkeys(SCHEMA.names) | {"ablation": "time_to_quality", "base": False, "against": "", "seed": 0}
     blank |= {"start": "none", "protocol": "36", "test": "held-out words", "test_sha256": "words", "crops": 0}
     blank |= {"pretrain_steps": 0, "pretrain_seconds": 0.0, "images": labels}
@@ -253,12 +250,12 @@ def time_to_goal(
             print(f"{'':9}{spent:9.1f}{rows:10,}{read.accuracy:8.1%}", flush=True)
             figures = {"words": read.words, "accuracy": read.accuracy, "one_minus_ned": read.one_minus_ned}
             right = [label == text for label, text in zip(labels, texts, strict=True)]
-            points.append({**blank, **figures, "right": right, "seconds": spent, "steps": way.taken})
+            keep({**blank, **figures, "right": right, "seconds": spent, "steps": way.taken})
             if read.accuracy >= arguments.goal:
-                return spent, points
+                return spent
             # Where reading is slow there are fewer points: else the benchmark would mostly read.
             next_point = spent + max(arguments.every, 2 * reading)
-    return None, points
+    return None
 
 
 def stopwatch(arguments: argparse.Namespace) -> Callable[[], float]:
@@ -273,4 +270,4 @@ def stopwatch(arguments: argparse.Namespace) -> Callable[[], float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

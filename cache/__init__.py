@@ -4,6 +4,6 @@ Read first: workspace (where things are), file_names, errors, charset and normal
 validation (which rows validate), row_set (some of many rows). Then stores/ (prompt stores, ORP banks, word-crop
 stores), word_images/ (labelled crops of any form) with pictures (the one decoder), and sql/. command_line, options,
 path_lists and choices are what commands share, commands the three of this folder. progress, terminal_bars, table,
-visible and plain_json print; interrupts, launched, ranges and tensor_hash are small and used by both stages; remote
-fetches what lies elsewhere.
+visible and plain_json print; interrupts, launched, processors, ranges and tensor_hash are small and used by both
+stages; remote fetches what lies elsewhere.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -31,7 +31,8 @@ class Charset:
         characters: the units: a string of code points, or a tuple of grapheme clusters.
         units: what each of them is.
         order: in which a decoder emits the units of a label: as they are written, or as they are seen from left to
-            right. By default as they are seen, where there are letters that run from right to left.
+            right. By default as they are seen, where there are letters that run from right to left; a run settles
+            which it is by what its decoder reads.
     """
 
     characters: str | tuple[str, ...]
@@ -49,8 +50,7 @@ class Charset:
         if wrong is not None:
             raise UserError(f"the charset has {wrong!r}, which is not one {self.units}", "Give one at a time")
         if self.order is None:
-            visual = any(map(reading_order.runs_right_to_left, self.characters))
-            object.__setattr__(self, "order", "visual" if visual else "logical")
+            object.__setattr__(self, "order", "visual" if self.runs_right_to_left else "logical")
 
     @classmethod
     def named(cls, name: str) -> Charset:
@@ -80,6 +80,20 @@ class Charset:
         """The charset as stores, runs and model files keep it, and as a file may hold it."""
         return written(Described(self.characters, self.units, self.order))
 
+    @cached_property
+    def runs_right_to_left(self) -> bool:
+        """Whether it has letters that are written from right to left."""
+        return any(map(reading_order.runs_right_to_left, self.characters))
+
+    def emitted_in(self, order: ReadingOrder | None) -> Charset:
+        """Return the same units with the same ids, emitted in an order; None: in the default one."""
+        return self if order == self.order else replace(self, order=order)
+
+    @cached_property
+    def as_seen(self) -> Charset:
+        """The same units, with labels emitted as they are seen from left to right."""
+        return self.emitted_in("visual") if self.runs_right_to_left else self
+
     end = 0
 
     @property
@@ -105,6 +119,10 @@ class Charset:
         """Return a charset with these units as well, sorted."""
         both = sorted({*self.characters, *units})
         return Charset(tuple(both) if self.units == "grapheme" else "".join(both), self.units, self.order)
+
+    def same_units_as(self, other: Charset) -> bool:
+        """Return whether both have the same units with the same ids, in whatever order labels are emitted."""
+        return (self.characters, self.units) == (other.characters, other.units)
 
     def split(self, label: str) -> Sequence[str]:
         """Return the units of ``label`` as it is written."""

@@ -8,9 +8,13 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
+from subprocess import CalledProcessError
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from typer.exceptions import TyperException
 
 _NOT_THERE = "Name a place where a file or folder can be written"
@@ -97,3 +101,22 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return any(told in str(error) for told in ("allocate memory", "ALLOC_FAILED"))
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Run the ``main`` of a script: what is wrong with its inputs ends it with one line, a bug keeps its traceback."""
+    try:
+        main()
+    except DptrError as error:
+        code, problem = error.exit_code, str(error)
+    except CalledProcessError as error:
+        # That process has said it.
+        sys.exit(error.returncode)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        code, problem = 2, disk_problem(error)
+    else:
+        return
+    print(f"error: {problem}", file=sys.stderr)
+    sys.exit(code)

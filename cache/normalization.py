@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 from dptr.cache.charset import Charset
 from dptr.cache.choices import UnicodeForm, Units
 from dptr.cache.errors import UserError
+from dptr.cache.progress import note
 from dptr.cache.ranges import require_at_least
+from dptr.cache.units import split
 
 #: What the first version knew of normalisation.
 _FIRST = ("unicode", "ascii", "keep_spaces", "max_label_length")
@@ -41,14 +43,42 @@ class Normalization:
 
     def apply(self, raw: str) -> str:
         """Return the label of ``raw``; it may be empty or too long, which :meth:`refuse` checks."""
-        text = raw
+        parts = self._in_form(raw).split()
+        return " ".join(parts) if self.keep_spaces else "".join(parts)
+
+    def _in_form(self, text: str) -> str:
+        """Return ``text`` with its white space as it is."""
         if self.ascii:
             text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")
         elif self.unicode != "none":
             text = unicodedata.normalize(self.unicode.upper(), text)  # type: ignore[arg-type]
-        if self.simplified:
-            text = simplify(text)
-        return " ".join(text.split()) if self.keep_spaces else "".join(text.split())
+        return simplify(text) if self.simplified else text
+
+    def charset(self, named: Charset, begun: Charset | None = None) -> Charset:
+        """Return ``named`` and, behind it, what :meth:`added_to` it, which a note says.
+
+        Args:
+            named: the charset that was asked for.
+            begun: that of the store or run which is gone on with; one that was begun with ``named`` alone stays so.
+        """
+        if begun is not None and begun.same_units_as(named):
+            return begun
+        added = self.added_to(named)
+        if not added:
+            return named
+        note(f"added to the charset, as labels have them for others of it: {_visible(''.join(added))}")
+        both = (*named.characters, *added)
+        return replace(named, characters=both if named.units == "grapheme" else "".join(both))
+
+    def added_to(self, named: Charset) -> list[str]:
+        """Return the units as which labels have some of the charset ``named``, where it lacks them.
+
+        NFKC writes Thai sara am as two characters, full-width letters as others, ligatures as several. What was named
+        stays although no label has it, and so does each id.
+        """
+        known = set(named.characters)
+        written = (form for unit in named.characters for form in split(self._in_form(unit), named.units))
+        return [form for form in dict.fromkeys(written) if form not in known and not form.isspace()]
 
     def identity(self) -> dict[str, Any]:
         """Return what a store's identity says of it: what earlier versions did not know only where it is used."""

@@ -7,6 +7,7 @@ Smallest size: WORDS PICTURE
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 import dptr
+from dptr.cache.errors import run_script
 from dptr.pipeline.rendering.fonts import packaged_fonts
 
 COLUMNS, ROWS = 5, 3
@@ -22,7 +24,17 @@ WIDTH, HEIGHT, TEXT = 190, 50, 26
 PAPER, INK, WRONG = "#ffffff", "#1c2530", "#b3263a"
 
 
-def main(words: Path, out: Path, run: str | None) -> None:
+def main() -> None:
+    """Parse, draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", type=Path, help="a word list")
+    parser.add_argument("out", type=Path, help="where to draw, as PNG")
+    parser.add_argument("run", nargs="?", help="a recogniser instead of the bundled one")
+    arguments = parser.parse_args()
+    draw(arguments.words, arguments.out, arguments.run)
+
+
+def draw(words: Path, out: Path, run: str | None) -> None:
     """Render as many words as there is room for, read them, and draw both."""
     with tempfile.TemporaryDirectory() as folder:
         fonts = Path(folder) / "fonts"
@@ -51,4 +63,4 @@ def main(words: Path, out: Path, run: str | None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] if len(sys.argv) > 3 else None)
+    run_script(main)

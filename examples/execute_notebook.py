@@ -16,6 +16,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+from dptr.cache.errors import run_script
+
 HERE = Path(__file__).parent
 _SECONDS_A_CELL = 1800
 
@@ -31,9 +33,14 @@ def execute(source: Path, out: Path) -> None:
     nbformat.write(notebook, out)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Parse, run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebook", type=Path, nargs="?", default=HERE / "notebook.ipynb")
     parser.add_argument("-o", "--out", type=Path)
     arguments = parser.parse_args()
     execute(arguments.notebook, arguments.out or arguments.notebook)
+
+
+if __name__ == "__main__":
+    run_script(main)

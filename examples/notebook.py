@@ -7,6 +7,7 @@ Smallest size: FEW_WORDS PHOTOS CROPS IMAGE 2
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 import numpy as np
@@ -32,13 +33,17 @@ def main(words: str, photos: str, crops: str, picture: str, steps: int = 2000) -
 
     reader: dptr.Reader = dptr.load(recogniser.folder)
     pixels = np.full((32, 128, 3), 255, np.uint8)
-    try:
-        return reader.read([picture, pixels], batch_size=2)
-    except dptr.DptrError as error:
-        raise SystemExit(str(error)) from error
+    return reader.read([picture, pixels], batch_size=2)
 
 
 if __name__ == "__main__":
-    words, photos, crops, picture, *steps = sys.argv[1:]
-    for reading in main(words, photos, crops, picture, *map(int, steps)):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("words", "photos", "crops", "picture"):
+        parser.add_argument(name)
+    parser.add_argument("steps", type=int, nargs="?", default=2000, help="of each training")
+    try:
+        readings = main(**vars(parser.parse_args()))
+    except dptr.DptrError as error:
+        sys.exit(f"error: {error}")
+    for reading in readings:
         print(f"{reading.text}\t{reading.confidence:.3f}")

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from dptr.cache.errors import UserError
+from dptr.cache.errors import UserError, run_script
 from dptr.cache.progress import progress
 from dptr.cache.word_images.writer import write_word_images
 from dptr.pipeline.rendering.fonts import Font, find_fonts
@@ -71,13 +71,10 @@ def main() -> None:
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
     (out / "charset.txt").write_text(CHARSET, encoding="utf-8")
-    try:
-        render(out / "train.parquet", options.crops, SEEN, seed=0)
-        render(out / "validation.parquet", 400, SEEN, seed=1)
-        render(out / "test.parquet", 1_000, UNSEEN, seed=2)
-        render(out / "test_94x24.parquet", 1_000, UNSEEN, seed=3, pixels=(94, 24))
-    except UserError as error:
-        sys.exit(f"{error}")
+    render(out / "train.parquet", options.crops, SEEN, seed=0)
+    render(out / "validation.parquet", 400, SEEN, seed=1)
+    render(out / "test.parquet", 1_000, UNSEEN, seed=2)
+    render(out / "test_94x24.parquet", 1_000, UNSEEN, seed=3, pixels=(94, 24))
     data = ["--data", str(out / "train.parquet"), "--validation", str(out / "validation.parquet")]
     settings = ["--charset", str(out / "charset.txt"), "--steps", str(options.steps), "-o", str(out / "run")]
     dptr(*RECIPE.split(), *settings, *data)
@@ -277,4 +274,4 @@ def _through_a_camera(image: Image.Image, rng: np.random.Generator, pixels: tupl
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

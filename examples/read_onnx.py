@@ -6,8 +6,9 @@ python examples/read_onnx.py model.onnx sign.png shop.jpg
 Smallest size: ONNX IMAGE
 """
 
+import argparse
 import json
-import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -15,7 +16,19 @@ from bidi import get_display
 from PIL import Image
 
 
-def main(model: str, *paths: str) -> None:
+def main() -> None:
+    """Parse, read."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("pictures", nargs="+")
+    arguments = parser.parse_args()
+    try:
+        read(arguments.model.read_bytes(), arguments.pictures)
+    except OSError as error:
+        parser.error(str(error))
+
+
+def read(model: bytes, paths: list[str]) -> None:
     """Print path, text and confidence of each picture."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     described = session.get_modelmeta().custom_metadata_map
@@ -39,4 +52,4 @@ def main(model: str, *paths: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -19,6 +19,8 @@ import sys
 import zlib
 from pathlib import Path
 
+from dptr.cache.errors import run_script
+from dptr.cache.normalization import Normalization
 from dptr.cache.units import JOINERS
 from dptr.pipeline.clip.bundled import is_held_out
 from dptr.pipeline.rendering.fonts import FontCollection, find_fonts
@@ -47,7 +49,8 @@ def main() -> None:
         return
     out, names = arguments.out, [words.stem for words in arguments.lists]
     learnt = [out / name / "train.txt" for name in names]
-    characters = {character for file in learnt for character in file.read_text(encoding="utf-8")}
+    # As labels have them: Thai sara am is two characters in one.
+    characters = {character for file in learnt for character in Normalization().apply(file.read_text(encoding="utf-8"))}
     charset = sorted(c for c in characters if not c.isspace() and (c.isprintable() or c in JOINERS))
     (out / "charset.txt").write_text("".join(charset), encoding="utf-8")
     if not (out / "like").exists():
@@ -116,4 +119,4 @@ def dptr(*arguments: object) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -20,6 +20,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dptr.cache.errors import run_script
 from dptr.pipeline.clip.bundled import is_held_out
 from dptr.pipeline.rendering.fonts import find_fonts, packaged_fonts
 
@@ -118,4 +119,4 @@ def part_fonts(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

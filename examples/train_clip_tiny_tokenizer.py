@@ -10,18 +10,29 @@ Smallest size: WORDS OUT
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 from tokenizers import pre_tokenizers, trainers
 from transformers import CLIPTokenizer
 
+from dptr.cache.errors import run_script
+
 MOST_PIECES = 1024
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def main(word_list: Path, folder: Path) -> None:
+def main() -> None:
+    """Parse, train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", type=Path, help="a word list, one word a line")
+    parser.add_argument("out", type=Path, help="folder for the tokenizer's files")
+    arguments = parser.parse_args()
+    train(arguments.words, arguments.out)
+
+
+def train(word_list: Path, folder: Path) -> None:
     """Train on one word a line and save the tokenizer's files in ``folder``."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = CLIPTokenizer(vocab={BEGIN: 0, END: 1}, merges=[]).backend_tokenizer
@@ -51,4 +62,4 @@ def main(word_list: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    run_script(main)

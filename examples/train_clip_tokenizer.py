@@ -22,6 +22,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from dptr.cache.errors import run_script
 from dptr.cache.file_names import IMAGE_PROCESSOR_FILE, MODEL_CONFIG_FILE
 from dptr.pipeline.clip.bundled import BUNDLED
 
@@ -91,4 +92,4 @@ def write_clip_folder(tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -16,7 +16,6 @@ import importlib
 import importlib.util
 import shutil
 import subprocess
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -24,7 +23,7 @@ from pathlib import Path
 
 from fontTools import unicodedata as scripts
 
-from dptr.cache.errors import UserError
+from dptr.cache.errors import UserError, run_script
 
 #: The scripts that a language's words may hold, as ISO 15924 names them; Latin where it is not here.
 SCRIPTS = {
@@ -44,14 +43,11 @@ def main() -> None:
     parser.add_argument("--longest", type=int, default=12, help="characters a word may have")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    try:
-        for language in options.languages:
-            words, refused = word_list(language, options.limit, options.longest)
-            (options.out / f"{language}.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
-            reasons = ", ".join(f"{count:,} {reason}" for reason, count in refused.most_common())
-            print(f"{language}: {len(words):,} words; left out: {reasons or 'none'}")
-    except UserError as error:
-        sys.exit(f"{error}")
+    for language in options.languages:
+        words, refused = word_list(language, options.limit, options.longest)
+        (options.out / f"{language}.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in refused.most_common())
+        print(f"{language}: {len(words):,} words; left out: {reasons or 'none'}")
 
 
 def word_list(language: str, limit: int, longest: int) -> tuple[list[str], Counter[str]]:
@@ -169,4 +165,4 @@ def _packaged(package: str, name: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

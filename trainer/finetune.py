@@ -32,6 +32,7 @@ from dptr.trainer.predictions import keep_refusals
 from dptr.trainer.training import loop, processes, runs
 from dptr.trainer.training.compilation import is_compiled
 from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.training.run_charset import charset_of_run
 from dptr.trainer.training.settings import EncoderSettings, FmuSettings, Settings
 from dptr.trainer.training.summary import TrainingSummary
 from dptr.trainer.training.trackers import Tracker, observer
@@ -84,6 +85,7 @@ def finetune(
         training, validation = split(images, recipe.finetune.validation_share, recipe.finetune.seed)
     device = torch.device(device)
     torch.manual_seed(recipe.finetune.seed)
+    charset = charset_of_run(out, charset, recipe.decoder, start)
     memory_dim = start.memory_dim if start else recipe.decoder.memory_dim or recipe.decoder.dim
     encoder, untrained = _encoder(images, recipe, encoder_model)
     recognizer = Recognizer(recipe, charset, memory_dim, encoder)
@@ -199,9 +201,14 @@ def parts_of(start: runs.Trained | None, encoder_is_named: bool = False) -> dict
     if start is None:
         return {}
     if start.kind != "pretrain":
-        return {name: getattr(start.recipe, name) for name in ("decoder", "memory", "encoder", "fmu")}
+        return parts_of_recogniser(start.recipe)
     seen = seen_through(start.recipe.memory.kind, start.clip, encoder_is_named)
     return {"decoder": start.recipe.decoder, "memory": start.recipe.memory, **seen}
+
+
+def parts_of_recogniser(recipe: Recipe) -> dict[str, Settings]:
+    """Return the sections of a recogniser's recipe that its weights fix."""
+    return {name: getattr(recipe, name) for name in ("decoder", "memory", "encoder", "fmu")}
 
 
 def seen_through(memory: str, clip: str, encoder_is_named: bool = False) -> dict[str, Settings]:

@@ -33,6 +33,7 @@ from dptr.trainer.predictions import keep_readings
 from dptr.trainer.training import loop, processes, runs
 from dptr.trainer.training.compilation import is_compiled
 from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.training.run_charset import charset_of_run
 from dptr.trainer.training.settings import MemorySettings
 from dptr.trainer.training.summary import TrainingSummary
 from dptr.trainer.training.trackers import Tracker, observer
@@ -77,7 +78,15 @@ class CountWeights:
 class PromptBatches:
     """Batch number -> :class:`PromptBatch`; a pure function of the recipe's seed and the number."""
 
-    def __init__(self, store: PromptStore, noise: NoiseSource | None, rows: RowSet, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        store: PromptStore,
+        noise: NoiseSource | None,
+        rows: RowSet,
+        recipe: Recipe,
+        charset: Charset | None = None,
+    ) -> None:
+        """Labels are encoded with the run's ``charset``; None: the store's."""
         settings = recipe.pretrain
         weighted = None
         if settings.sampling == "count":
@@ -89,13 +98,14 @@ class PromptBatches:
         self._ratio = recipe.noise.ratio
         self._memory = recipe.memory
         self._seed = settings.seed
+        self._charset = charset or store.charset
 
     def __call__(self, number: int) -> PromptBatch:
         """Return batch ``number``, counted from 0 through all epochs."""
         rows = self._order.rows_of(number)
         generator = np.random.default_rng((self._seed, 3, number))
         memory = noisy_memory(self._store, rows, self._noise, self._ratio, generator, self._memory)
-        return PromptBatch(memory, Targets.of(self._store.labels_of(rows), self._store.charset))
+        return PromptBatch(memory, Targets.of(self._store.labels_of(rows), self._charset))
 
 
 def data_identity(store: PromptStore, bank: OrpBank | None) -> dict[str, Any]:
@@ -137,9 +147,10 @@ def pretrain(
         states.check_states()
     data, former_data = data_identity(store, bank), _former_data_identity(store, bank)
     clip = store.manifest.identity
+    charset = charset_of_run(out, store.charset, recipe.decoder)
     with processes.first_before_others():
         run = runs.start_or_continue(
-            out, "pretrain", recipe, store.charset, store.dim, data, former_data, clip["encoder"], clip["weights"]
+            out, "pretrain", recipe, charset, store.dim, data, former_data, clip["encoder"], clip["weights"]
         )
     device = torch.device(device)
     torch.manual_seed(recipe.pretrain.seed)
@@ -147,12 +158,12 @@ def pretrain(
     noise = None if bank is None else NoiseSource(bank, recipe.noise, neighbours)
     validation, training = split_rows(store, recipe, run.split)
     _tell_of_fewer(len(validation), store, recipe)
-    batches = PromptBatches(store, noise, training, recipe)
+    batches = PromptBatches(store, noise, training, recipe, charset)
     task = loop.Task(
         model=decoder,
         batch=few_shapes(batches, recipe.decoder) if is_compiled(recipe.pretrain, device) else batches,
         loss=lambda batch: decoder.loss(batch.memory, batch.targets),  # type: ignore[arg-type]  # put together by now
-        validate=lambda model: validate(model, store, noise, validation, recipe, device, out),
+        validate=lambda model: validate(model, store, noise, validation, recipe, charset, device, out),
         rows=lambda batch: len(batch.targets.inputs),
         groups=[loop.ParameterGroup(list(decoder.parameters()))],
         observers=[observer(track, out)] if track and processes.is_first() else [],
@@ -176,6 +187,7 @@ def validate(
     noise: NoiseSource | None,
     rows: NDArray[np.int64],
     recipe: Recipe,
+    charset: Charset,
     device: torch.device,
     run: Path | None = None,
 ) -> dict[str, float]:
@@ -185,7 +197,7 @@ def validate(
     from clean states is kept in the folder ``run``, if one is named.
     """
     labels, units = store.labels_of(rows), store.charset.units
-    clean = read_prompts(model, store, rows, None, 0.0, recipe.memory, device)
+    clean = read_prompts(model, store, rows, None, 0.0, recipe.memory, device, charset)
     if run is not None:
         keep_readings(run, labels, clean, units)
     folded = [label.lower() for label in labels]
@@ -197,7 +209,7 @@ def validate(
         "accuracy_with_case": score(labels, clean).accuracy,
     }
     if noise is not None:
-        noisy = read_prompts(model, store, rows, noise, recipe.noise.ratio, recipe.memory, device)
+        noisy = read_prompts(model, store, rows, noise, recipe.noise.ratio, recipe.memory, device, charset)
         metrics["accuracy_with_noise"] = score(folded, [text.lower() for text in noisy]).accuracy
     return metrics
 
@@ -211,9 +223,13 @@ def read_prompts(
     ratio: float,
     kind: MemorySettings,
     device: torch.device,
+    charset: Charset | None = None,
     batch_size: int = 256,
 ) -> list[str]:
-    """Read labels, shape (rows,), back out of their text states, as memories of ``kind``, in the order of ``rows``."""
+    """Read labels, shape (rows,), back out of their text states, as memories of ``kind``, in the order of ``rows``.
+
+    ``charset`` is the decoder's; None: the store's.
+    """
     if not isinstance(model, Decoder):
         raise TypeError(f"{type(model).__name__} is not a decoder")
     model.eval()
@@ -221,7 +237,7 @@ def read_prompts(
     for number, start in enumerate(range(0, len(rows), batch_size)):
         generator = np.random.default_rng((4, number))
         memory = noisy_memory(store, rows[start : start + batch_size], noise, ratio, generator, kind).to(device)
-        texts += decode_texts(model.decode(memory), store.charset)
+        texts += decode_texts(model.decode(memory), charset or store.charset)
     return texts
 
 

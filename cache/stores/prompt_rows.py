@@ -1,5 +1,6 @@
 """What training asks of every row of a prompt store, in one mapped file: labels, their lengths, counts and hashes.
 
+Which rows are words that were made up, its schema's metadata says as ranges, since they stand in shards of their own.
 The catalogues hold the same, in as many files as there are shards, to be read and unpacked as a whole. This file is
 derived from them when a store is finished, and again where it is missing or of other shards; to open it costs the same
 whatever the number of rows.
@@ -8,6 +9,7 @@ whatever the number of rows.
 from __future__ import annotations
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +27,7 @@ from dptr.cache.progress import note
 from dptr.cache.stores import checks
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.lock import locked
+from dptr.cache.stores.made_up_rows import Ranges, made_up_ranges
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.mapped_file import MappedFile, damage_told, numbers_at, text_at
 from dptr.cache.validation import hashes_of
@@ -33,7 +36,7 @@ from dptr.cache.validation import hashes_of
 _BLOCK_BITS = 20
 #: Each touches a page, and the kernel maps its neighbours with it, which count as this process's memory.
 _ROWS_BETWEEN_RELEASES = 1 << 13
-_MADE_FROM = b"made_from"
+_MADE_FROM, _MADE_UP = b"made_from", b"made_up"
 _ADVICE = "`dptr verify --repair` makes it again"
 #: Columns of catalogues that are taken over where every catalogue has them.
 _TAKEN_OVER = ("count", "token_letters", "template")
@@ -46,6 +49,7 @@ class PromptRows:
 
     Attributes:
         path: where it is. made_from: digest of the shards that it was made from.
+        made_up: ranges of the rows that were made up; None in files of earlier versions, which do not say.
         kept_in: a folder that goes when this process no longer needs it; None for a file in a store.
     """
 
@@ -59,6 +63,7 @@ class PromptRows:
             self._reader = ipc.open_file(self._map.buffer)
             metadata = self._reader.schema.metadata or {}
             self.made_from = metadata.get(_MADE_FROM, b"").decode()
+            self.made_up: Ranges | None = json.loads(metadata[_MADE_UP]) if _MADE_UP in metadata else None
             self._blocks = [self._reader.get_batch(number) for number in range(self._reader.num_record_batches)]
             for block in self._blocks:
                 block.validate()
@@ -173,7 +178,8 @@ def write_rows_file(path: Path, folder: Path, manifest: Manifest) -> None:
         for table in _in_blocks(catalogues, ["label", "label_length", *taken_over]):
             block = _block(table, taken_over)
             if writer is None:
-                metadata = {_MADE_FROM: digest_of_shards(manifest).encode()}
+                made_up = json.dumps(made_up_ranges(catalogues)).encode()
+                metadata = {_MADE_FROM: digest_of_shards(manifest).encode(), _MADE_UP: made_up}
                 writer = ipc.new_file(sink, block.schema.with_metadata(metadata))
             writer.write_batch(block)
         if writer is not None:

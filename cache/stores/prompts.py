@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import PREFIX_FILE
+from dptr.cache.stores.made_up_rows import Ranges, made_up_ranges
 from dptr.cache.stores.mapped_file import damage_told
 from dptr.cache.stores.prompt_rows import PromptRows, open_rows
 from dptr.cache.stores.shards import States, StatesFile
@@ -85,6 +86,12 @@ class PromptStore(StatesStore):
     def rows(self) -> PromptRows:
         """What training asks of every row: labels, lengths, counts and hashes, mapped."""
         return open_rows(self.folder, self.manifest)
+
+    @cached_property
+    def made_up(self) -> Ranges:
+        """Ranges of the rows whose words ``embed-text --cover-pieces`` made up: the first, and one behind the last."""
+        told = self.rows.made_up
+        return made_up_ranges(self.manifest.catalogues(self.folder)) if told is None else told
 
     @cached_property
     def labels(self) -> pa.StringArray:

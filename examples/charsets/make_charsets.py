@@ -20,6 +20,7 @@ from pathlib import Path
 
 import regex
 
+from dptr.cache.errors import run_script
 from dptr.cache.named_charsets import NAMED_CHARACTERS
 from dptr.cache.units import JOINERS, is_mark
 
@@ -147,4 +148,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 from pathlib import Path
 
+from dptr.cache.errors import run_script
 from dptr.cache.word_images.writer import write_word_images
 
 
@@ -40,4 +41,4 @@ def is_validation(name: str) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -8,15 +8,16 @@ other letter's average is no help; one where a fifth does is ornamental.
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import string
-import sys
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dptr.cache.errors import run_script
 from dptr.pipeline.rendering.fonts import Font, find_fonts
 
 CHARACTERS = string.ascii_letters + string.digits
@@ -28,7 +29,14 @@ ALIKE = tuple(map(frozenset, ("il", "l1", "i1", "o0", "it")))
 ODD = ("Px ", "BRK")
 
 
-def main(out: Path) -> None:
+def main() -> None:
+    """Parse, part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder for what is copied")
+    part(parser.parse_args().out)
+
+
+def part(out: Path) -> None:
     """Copy the fonts to ``plain/`` and ``ornamental/``."""
     fonts = [font for font in find_fonts().fonts if not font.index and font.covers(CHARACTERS)]
     for number, (font, share) in enumerate(zip(fonts, legibility(fonts), strict=True)):
@@ -69,4 +77,4 @@ def _alike(one: str, other: str) -> bool:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_script(main)

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dptr.cache.errors import run_script
 from dptr.cache.normalization import Normalization
 from dptr.cache.word_images.dataset import WordImages, preprocess
 from dptr.cache.word_images.writer import write_word_images
@@ -149,4 +150,4 @@ def _joined(left: Image.Image, right: Image.Image) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

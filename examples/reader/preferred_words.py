@@ -15,6 +15,7 @@ import string
 from collections import Counter
 from pathlib import Path
 
+from dptr.cache.errors import run_script
 from dptr.cache.word_images.dataset import WordImages
 
 LABELS_COUNT = 5
@@ -48,4 +49,4 @@ def count(lists: list[Path], crops: list[Path]) -> Counter[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

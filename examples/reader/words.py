@@ -8,21 +8,30 @@ as frequent. Half of the words are in capitals, a quarter are capitalised, as on
 
 from __future__ import annotations
 
+import argparse
 import random
 import re
 import string
-import sys
 import sysconfig
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+
+from dptr.cache.errors import run_script
 
 DICTIONARIES = ("/usr/share/dict/american-english", "/usr/share/dict/british-english")
 MISCELLANEOUS = 120_000
 LONGEST = 25
 
 
-def main(out: Path) -> None:
+def main() -> None:
+    """Parse, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="folder for the lists")
+    write(parser.parse_args().out)
+
+
+def write(out: Path) -> None:
     """Write ``common.txt``, ``dictionary.txt`` and ``miscellaneous.txt``."""
     out.mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
@@ -120,4 +129,4 @@ def _write(path: Path, lines: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    run_script(main)

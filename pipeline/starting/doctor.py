@@ -17,6 +17,7 @@ import torch
 from PIL import features
 
 from dptr.cache.errors import UserError
+from dptr.cache.processors import usable_processors
 from dptr.pipeline.rendering.fonts import find_fonts
 from dptr.pipeline.rendering.shaping import needs_shaping
 
@@ -84,8 +85,12 @@ def _versions() -> Iterator[Finding]:
 
 def _devices() -> Iterator[Finding]:
     memory = psutil.virtual_memory()
-    cores = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}"
+    usable = usable_processors()
+    cores = f"{usable} of {os.cpu_count()} cores may be used, torch uses {torch.get_num_threads()}"
     yield Finding("device", "cpu", f"{cores}; {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free")
+    load = psutil.getloadavg()[0]
+    busy = "; others keep it busy: OMP_NUM_THREADS=1 before a command is quicker with small models"
+    yield Finding("device", "load", f"{load:.1f} at work in the last minute" + (busy if load >= usable else ""))
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         device = torch.cuda.get_device_properties(number)
         yield Finding("device", f"cuda:{number}", f"{device.name}, {device.total_memory / 1e9:.0f} GB")

@@ -63,7 +63,7 @@ class CorpusSettings:
     @cached_property
     def wanted(self) -> WantedCharset:
         """What is asked for as a charset."""
-        return WantedCharset.of(self.charset, self.units)
+        return WantedCharset.of(self.charset, self.units, self.normalization)
 
 
 @dataclass(frozen=True)

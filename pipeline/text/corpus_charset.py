@@ -13,6 +13,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.choices import Units
 from dptr.cache.errors import UserError
 from dptr.cache.named_charsets import clusters_within, has_marks
+from dptr.cache.normalization import Normalization
 from dptr.cache.units import JOINERS, split
 from dptr.pipeline.choices import Case
 from dptr.pipeline.text.case_variants import case_variants
@@ -35,15 +36,17 @@ class WantedCharset:
     learnt: bool
 
     @classmethod
-    def of(cls, charset: str | Charset, units: Units | None) -> WantedCharset:
+    def of(cls, charset: str | Charset, units: Units | None, normalization: Normalization) -> WantedCharset:
         """Return what a name and ``--units`` ask for; units are None where the charset is to say.
+
+        A Charset is taken as it is, a name with what its characters become in labels.
 
         Raises:
             UserError: there is no such charset, or a file's clusters would have to be taken apart.
         """
         if charset == AUTO:
             return cls(None, units or "codepoint", learnt=True)
-        given = charset if isinstance(charset, Charset) else Charset.named(charset)
+        given = charset if isinstance(charset, Charset) else normalization.charset(Charset.named(charset))
         if isinstance(charset, str) and units is None and not Path(charset).is_file() and has_marks(given.characters):
             units = "grapheme"
         if given.units == "grapheme" and units == "codepoint":

@@ -7,7 +7,6 @@ occur first, mostly the frequent ones, are done first, so that a store cut short
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.choices import Units
 from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
+from dptr.cache.processors import usable_processors
 from dptr.cache.units import clusters
 
 _MEMORY = "256MB"
@@ -44,7 +44,7 @@ class DistinctLabels:
         folder = Path(self._folder.name)
         settings: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": _MEMORY,
-            "threads": min(_MOST_THREADS, os.cpu_count() or 1),
+            "threads": min(_MOST_THREADS, usable_processors()),
             "temp_directory": str(folder / "spilled"),
         }
         with _disk_told():

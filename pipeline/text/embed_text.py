@@ -31,7 +31,7 @@ from dptr.pipeline.text.corpus import Corpus, corpus_fingerprint, nothing_usable
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.made_up_words import CoverageGoal, make_up_words
 from dptr.pipeline.text.prompt_shards import Filling, embed_groups, encode
-from dptr.pipeline.text.prompt_store import load_towers, settle_charset, write_prefix
+from dptr.pipeline.text.prompt_store import load_towers, settle_charset, with_charset_of, write_prefix
 from dptr.pipeline.text.prompt_towers import PromptTowers
 from dptr.pipeline.text.prompts import Prompt, prompts_of
 from dptr.pipeline.text.templates import as_stored
@@ -80,7 +80,9 @@ def embed_text(
     """
     started = time.monotonic()
     _require_separable(paths, settings, part)
-    asked, folder = _what_is_asked(paths, settings), part.beside(out)
+    folder = part.beside(out)
+    settings = replace(settings, corpus=with_charset_of(folder, settings.corpus))
+    asked = _what_is_asked(paths, settings)
     finished = _finished(folder, asked, settings.max_bad, started)
     if finished is not None:
         return finished
@@ -150,6 +152,7 @@ def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Es
 
     Words that would be made up are not counted, as which ones depends on the whole store.
     """
+    settings = replace(settings, corpus=with_charset_of(out, settings.corpus))
     with (
         tempfile.TemporaryDirectory(prefix="dptr-") as scratch,
         Quarantine(Path(scratch) / QUARANTINE_FILE) as quarantine,

@@ -18,12 +18,10 @@ import pyarrow as pa
 
 from dptr.cache.charset import Charset
 from dptr.cache.normalization import Normalization
+from dptr.cache.stores.made_up_rows import MADE_UP
 from dptr.pipeline.clip.text_tower import TextTower
 from dptr.pipeline.text.corpus import LabelBatch
 from dptr.pipeline.text.prompt_towers import PromptTowers
-
-#: Stands in the catalogue's column ``source`` where words of a corpus have their file.
-MADE_UP = "(made up)"
 
 #: A piece that so many words in a row were to hold and did not is given up: the tokenizer always merges it further.
 _MOST_FAILURES = 50

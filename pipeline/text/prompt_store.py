@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dptr.cache.charset import Charset
-from dptr.cache.file_names import PREFIX_FILE
+from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE
 from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.shards import States, write_states
 from dptr.pipeline.clip.loading import load_clip
+from dptr.pipeline.text.corpus import CorpusSettings
+from dptr.pipeline.text.corpus_charset import AUTO
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.prompt_towers import PromptTowers
 from dptr.pipeline.text.templates import as_stored
+
+
+def with_charset_of(folder: Path, corpus: CorpusSettings) -> CorpusSettings:
+    """Return the settings for going on with the store in ``folder``, if there is one.
+
+    Where it was begun with the charset as it is named, nothing is added to that: see :meth:`Normalization.charset`.
+    """
+    if not isinstance(corpus.charset, str) or corpus.charset == AUTO or not (folder / MANIFEST_FILE).is_file():
+        return corpus
+    named, kept = Charset.named(corpus.charset), Manifest.load(folder, "prompts").identity.get("charset")
+    return replace(corpus, charset=named) if kept and Charset.from_text(kept).same_units_as(named) else corpus
 
 
 def settle_charset(folder: Path, manifest: Manifest, charset: Charset, learnt: bool) -> None:

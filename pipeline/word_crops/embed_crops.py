@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 from dptr.cache.charset import Charset
 from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import UserError
-from dptr.cache.file_names import QUARANTINE_FILE
+from dptr.cache.file_names import MANIFEST_FILE, QUARANTINE_FILE
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import progress
 from dptr.cache.ranges import require_at_least
 from dptr.cache.stores.lock import locked
+from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.quarantine import Quarantine, example
 from dptr.cache.stores.word_crops import CATALOGUE_SCHEMA
 from dptr.cache.word_images.form import Refused
@@ -111,9 +112,10 @@ def embed_crops(
         TooManyRefused: more than ``settings.max_bad`` crops were refused; what was computed is kept.
     """
     started = time.monotonic()
-    charset = Charset.named(settings.charset)
+    named = Charset.named(settings.charset)
     total = sum(1 for _ in find_crops(paths))
     with locked(part.beside(out)):
+        charset = settings.normalization.charset(named, _charset_of(part.beside(out)))
         clip = load_clip(settings.clip, settings.precision, settings.device)
         build = _Build(out, clip, charset, settings, part)
         before = build.manifest.rows
@@ -134,6 +136,13 @@ def embed_crops(
         seconds,
         clip.load_seconds,
     )
+
+
+def _charset_of(folder: Path) -> Charset | None:
+    """Return the charset of the store in ``folder``; None where there is none."""
+    if not (folder / MANIFEST_FILE).is_file():
+        return None
+    return Charset.from_text(Manifest.load(folder, "word_crops").identity["charset"])
 
 
 class _Build:

@@ -109,6 +109,7 @@ def test_tesseract_reads_all_crops_in_one_process_and_is_judged_on_each(crops: P
     # Wilson's limits of two in four.
     assert row["interval"] == pytest.approx([0.150, 0.850], abs=5e-4)
     assert row["megabytes"] == 2.0
+    assert row["milliseconds_batched"] == row["milliseconds"], "it reads one by one"
     assert row["groups"] == {"1-3": [2, 0.0], "4-6": [1, 1.0], "7-9": [1, 1.0]}
 
 
@@ -139,12 +140,18 @@ def test_an_exported_graph_is_read_beside_the_peers(crops: Path, tmp_path: Path)
     helper = pytest.importorskip("onnx").helper
     pytest.importorskip("onnxruntime")
     # It says "x" to every crop: the end is 0, characters count from 1.
-    ids = helper.make_node("Constant", [], ["ids"], value=helper.make_tensor("ids", 7, [1, 2], [3, 0]))
-    certain = helper.make_node("Constant", [], ["confidences"], value=helper.make_tensor("c", 1, [1, 2], [1.0, 1.0]))
-    images = helper.make_tensor_value_info("images", 2, [1, 3, 8, 16])
-    outputs = [helper.make_tensor_value_info("ids", 7, [1, 2]), helper.make_tensor_value_info("confidences", 1, [1, 2])]
+    says = [
+        helper.make_node("Constant", [], ["x"], value=helper.make_tensor("x", 7, [1, 2], [3, 0])),
+        helper.make_node("Shape", ["images"], ["batch"], start=0, end=1),
+        helper.make_node("Constant", [], ["two"], value=helper.make_tensor("two", 7, [1], [2])),
+        helper.make_node("Concat", ["batch", "two"], ["sizes"], axis=0),
+        helper.make_node("Expand", ["x", "sizes"], ["ids"]),
+        helper.make_node("Cast", ["ids"], ["confidences"], to=1),
+    ]
+    images = helper.make_tensor_value_info("images", 2, ["batch", 3, 8, 16])
+    outputs = [helper.make_tensor_value_info(n, t, ["batch", 2]) for n, t in (("ids", 7), ("confidences", 1))]
     model = helper.make_model(
-        helper.make_graph([ids, certain], "says_x", [images], outputs),
+        helper.make_graph(says, "says_x", [images], outputs),
         opset_imports=[helper.make_opsetid("", 18)],
         ir_version=9,
     )
@@ -155,3 +162,39 @@ def test_an_exported_graph_is_read_beside_the_peers(crops: Path, tmp_path: Path)
     assert row["reader"] == f"dptr {path}"
     assert row["accuracy"] == 0.25
     assert row["megabytes"] == path.stat().st_size / 1e6
+    assert row["milliseconds"] > 0
+    assert row["milliseconds_batched"] > 0
+
+
+def test_a_graph_gives_the_same_for_crops_of_several_widths_at_once_and_alone(tmp_path: Path) -> None:
+    helper = pytest.importorskip("onnx").helper
+    pytest.importorskip("onnxruntime")
+    sys.path.insert(0, str(SCRIPT.parent))
+    from peer_readers import onnx_reader
+
+    # It says how wide a crop is: the second id is its width in eights.
+    nodes = [
+        helper.make_node("Shape", ["images"], ["shape"]),
+        helper.make_node("Split", ["shape"], ["batch", "channels", "height", "width"], axis=0, num_outputs=4),
+        helper.make_node("Constant", [], ["eight"], value=helper.make_tensor("e", 7, [1], [8])),
+        helper.make_node("Div", ["width", "eight"], ["id"]),
+        helper.make_node("Constant", [], ["one"], value=helper.make_tensor("o", 7, [1], [1])),
+        helper.make_node("Concat", ["batch", "one"], ["sizes"], axis=0),
+        helper.make_node("Expand", ["id", "sizes"], ["ids"]),
+        helper.make_node("Identity", ["ids"], ["confidences"]),
+    ]
+    images = helper.make_tensor_value_info("images", 2, ["batch", 3, 8, "width"])
+    outputs = [helper.make_tensor_value_info(name, 7, ["batch", 1]) for name in ("ids", "confidences")]
+    opset = [helper.make_opsetid("", 18)]
+    model = helper.make_model(
+        helper.make_graph(nodes, "says_width", [images], outputs), opset_imports=opset, ir_version=9
+    )
+    properties = {"charset": json.dumps("abc"), "image_height": "8", "image_width": "16", "image_widths": "8,16,24"}
+    helper.set_model_props(model, properties)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    read, _ = onnx_reader(path)
+    crops = [Image.new("RGB", (width, 8)) for width in (30, 1, 4, 31, 2)]
+    together = read(crops)
+    assert together == [text for crop in crops for text in read([crop])]
+    assert len(set(together)) > 1

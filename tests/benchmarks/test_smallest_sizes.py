@@ -1,4 +1,4 @@
-"""Every benchmark and every example runs at its smallest size, which its own description names.
+"""Every benchmark and every example runs at its smallest size, which its own description names, and judges its inputs.
 
 They run in this process, so that the libraries are loaded once; WORDS, PHOTOS and the like are small stand-ins.
 """
@@ -24,6 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 WITHOUT = {
     "faulty_commands.py",
     "fuzzed_readers.py",
+    "judged.py",
+    "own_memory.py",
     "fuzzed_stores.py",
     "breaking.py",
     "process_time.py",
@@ -126,10 +128,43 @@ def test_every_program_names_its_smallest_size() -> None:
     assert silent - WITHOUT == set()
 
 
+def run_program(path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> str | int | None:
+    """Run a program in this process, and return what it left with."""
+    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as done:
+        return done.code
+    return None
+
+
+def inputs_of(path: Path) -> set[str]:
+    """Return the words of a smallest size that stand for what must be there."""
+    given = {"WORDS", "FEW_WORDS", "PHOTOS", "WORKSPACE", "PRETRAINED", "CROPS", "ONNX", "IMAGE"}
+    return given & set(shlex.split(smallest_size(path) or ""))
+
+
+WITH_SIZE = [path for path in PROGRAMS if smallest_size(path)]
+#: Started by another program, in whatever Python has its library.
+WORKER = "rapidocr_worker.py"
+SCRIPTS = [
+    path
+    for folder in ("benchmarks", "examples")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if "__main__" in path.read_text(encoding="utf-8") and path.name != WORKER
+]
+NUMBERS = [
+    pytest.param(path, match[1], id=f"{path.name} {match[1]}")
+    for path in WITH_SIZE
+    for match in re.finditer(r"(--[a-z-]+) \d+", smallest_size(path) or "")
+    if f'"{match[1]}", type=at_least' in path.read_text(encoding="utf-8")
+]
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("smallest_sizes")
 @pytest.mark.usefixtures("_as_a_program")
-@pytest.mark.parametrize("path", [path for path in PROGRAMS if smallest_size(path)], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", WITH_SIZE, ids=lambda path: path.name)
 def test_it_runs(
     path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,12 +173,70 @@ def test_it_runs(
         if word in STAND_INS:
             arguments[place] = request.getfixturevalue(STAND_INS[word])[word]
     capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", [str(path), *arguments])
-    try:
-        runpy.run_path(str(path), run_name="__main__")
-    except SystemExit as done:
-        assert done.code in (None, 0), done.code  # noqa: PT017 - a program's good end is no failure
+    assert run_program(path, arguments, monkeypatch) in (None, 0)
     # A figure that went wrong shows as one of these; a benchmark that prints nothing measured nothing.
     said = capsys.readouterr().out
     assert path.parent.name == "examples" or re.search(r"\d", said)
     assert not re.search(r"\b(nan|inf)\b", said)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("smallest_sizes")
+@pytest.mark.usefixtures("_as_a_program")
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_help_is_given(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.syspath_prepend(str(path.parent))
+    assert run_program(path, ["--help"], monkeypatch) == 0
+    assert "usage: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("smallest_sizes")
+@pytest.mark.usefixtures("_as_a_program")
+@pytest.mark.parametrize("path", [path for path in WITH_SIZE if inputs_of(path)], ids=lambda path: path.name)
+def test_inputs_that_are_missing_end_it_in_one_line(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = shlex.split(smallest_size(path) or "")
+    named = {
+        word: str(tmp_path / "missing" / word if word in inputs_of(path) else tmp_path / word) for word in STAND_INS
+    }
+    code = run_program(path, [named.get(word, word) for word in arguments], monkeypatch)
+    said = capfd.readouterr().err
+    last = code if isinstance(code, str) else said.splitlines()[-1]
+    assert code not in (None, 0)
+    assert "Traceback" not in said
+    assert re.search(r"error: |No such file|no such|not found|missing", last), last
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("smallest_sizes")
+@pytest.mark.usefixtures("_as_a_program")
+@pytest.mark.parametrize(("path", "option"), NUMBERS)
+def test_a_number_below_nothing_is_refused_at_once(
+    path: Path, option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = shlex.split(smallest_size(path) or "")
+    place = arguments.index(option) + 1
+    arguments[place : place + 1] = ["-1"]
+    assert run_program(path, arguments, monkeypatch) == 2
+    assert f"argument {option}" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("_as_a_program")
+def test_crops_are_made_up_in_an_lmdb_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Without the ending a folder of twenty million files would be written."""
+    data = tmp_path / "crops"
+    assert run_program(ROOT / "benchmarks/many_crops.py", ["--crops", "9", "--data", str(data)], monkeypatch) == 2
+    assert f"--data {data}.lmdb" in capsys.readouterr().err
+    assert not data.exists()
+
+
+@pytest.mark.usefixtures("_as_a_program")
+def test_a_store_is_made_up_in_a_folder_that_is_not_there_yet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    size = ["--rows", "300", "--batches", "1", "--workers", "0"]
+    store = tmp_path / "not" / "yet"
+    assert run_program(ROOT / "benchmarks/large_store.py", [*size, "--store", str(store)], monkeypatch) is None
+    assert (store / "manifest.json").exists()

@@ -47,6 +47,11 @@ def test_crops_are_embedded_once_and_a_recogniser_comes_of_them(
     assert dptr(*asked)["computed"] == 0
     assert dptr("evaluate", run["out"], "--data", crops)["rows"] == 10
     assert dptr("read", run["out"], crops / "0.png")["rows"] == 1
+    of_pooled_vectors = dptr(
+        *asked, "--set", "memory.kind=pooled", "--set", "decoder.memory_dim=128", "--out", tmp_path / "pooled"
+    )
+    assert (of_pooled_vectors["steps"], of_pooled_vectors["computed"]) == (2, 8)
+    assert dptr("evaluate", tmp_path / "pooled", "--data", crops)["rows"] == 10
     model = dptr("export", run["out"], "--to", "safetensors")["out"]
     assert dptr("read", model, crops / "0.png")["rows"] == 1
     assert run_command([*map(str, asked), "--data", str(crops), "--workspace", str(tmp_path / "ws"), "--quiet"]) == 2

@@ -26,7 +26,7 @@ FROZEN = {
     "evaluate": "--data --device --precision --protocol --words",
     "export": "--data --half --out --to --words",
     "finetune": "--charset --data --device --encoder --fmu --freeze --from --mix --out --recipe --seed --set "
-    "--simplified --steps --track --validation",
+    "--simplified --steps --track --units --validation",
     "init": "--out",
     "merge": "",
     "mine-neighbours": "--orp --prompts -k",

@@ -1,11 +1,20 @@
-"""Tensors in these tests are tiny: a second thread would only wait for the first."""
+"""What tests of training share: one thread, since tensors are tiny and a second would wait; stores of given states."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+
+from dptr.cache.file_names import PREFIX_FILE
+from dptr.cache.stores.file_record import FileRecord
+from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.prompts import PromptStore
+from dptr.cache.stores.shards import States, write_shard, write_states
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -14,3 +23,19 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def save_prompts() -> Callable[[Path, pa.Table, States, str], PromptStore]:
+    """Folder, catalogue, its rows' states, characters -> a prompt store of one shard behind a prefix of two states."""
+
+    def save(folder: Path, catalogue: pa.Table, states: States, characters: str) -> PromptStore:
+        manifest = Manifest("prompts", {"encoder": "t", "weights": "w", "charset": characters})
+        manifest.shards.append(write_shard(folder, 0, catalogue, states, "float32", {}))
+        prefix = np.full((2, states.pooled.shape[1]), -1, np.float32)
+        write_states(folder / PREFIX_FILE, States(prefix, np.array([2]), prefix[:1]), "float32")
+        manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
+        manifest.save(folder)
+        return PromptStore(folder)
+
+    return save

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,20 @@ import torch
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
-from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.progress import set_quiet
 from dptr.cache.row_set import EveryRow
 from dptr.cache.stores import sealed
-from dptr.cache.stores.file_record import FileRecord
+from dptr.cache.stores.made_up_rows import MADE_UP
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import States, write_shard, write_states
+from dptr.cache.stores.shards import States, write_shard
+from dptr.pipeline.text.corpus import CorpusSettings
+from dptr.pipeline.text.embed_settings import EmbedTextSettings
+from dptr.pipeline.text.embed_text import embed_text
 from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
-from dptr.trainer.data.held_out import HASHED_TEXT, STORED_HASHES, split_rows
+from dptr.trainer.data.held_out import HASHED_TEXT, REAL_WORDS, STORED_HASHES, split_rows
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import text_memory, token_memory
 from dptr.trainer.model.coverage import load_weights
@@ -38,7 +41,7 @@ CHARSET = Charset("abc")
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> PromptStore:
+def store(tmp_path_factory: pytest.TempPathFactory, save_prompts: Callable[..., PromptStore]) -> PromptStore:
     """Forty prompts of one to three own tokens; row i's tokens are all i, the prefix is -1, pooled is 100 + i."""
     folder = tmp_path_factory.mktemp("prompts")
     rows = 40
@@ -57,13 +60,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PromptStore:
             "source": ["x"] * rows,
         }
     )
-    manifest = Manifest("prompts", {"encoder": "t", "weights": "w", "charset": "abc"})
-    manifest.shards.append(write_shard(folder, 0, catalogue, states, "float32", {}))
-    prefix = np.full((2, DIM), -1, np.float32)
-    write_states(folder / PREFIX_FILE, States(prefix, np.array([2]), prefix[:1]), "float32")
-    manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
-    manifest.save(folder)
-    return PromptStore(folder)
+    return save_prompts(folder, catalogue, states, "abc")
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +199,7 @@ def store_of(folder: Path, words: list[str]) -> PromptStore:
     return PromptStore(folder)
 
 
-@pytest.mark.parametrize("rule", [HASHED_TEXT, STORED_HASHES])
+@pytest.mark.parametrize("rule", [HASHED_TEXT, STORED_HASHES, REAL_WORDS])
 def test_growth_of_a_store_moves_no_validation_row(tmp_path: Path, rule: int) -> None:
     recipe = Recipe().replace("pretrain", validation_rows=100_000)
     words = [f"word{number}" for number in range(20_000)]
@@ -229,11 +226,27 @@ def test_a_run_begun_with_the_former_split_keeps_to_it(store: PromptStore, tmp_p
     recipe = recipe.replace("pretrain", steps=1, batch_size=4, validation_share=0.4)
     summary = pretrain(store, None, None, recipe, tmp_path / "run")
     description = sealed.read_json(tmp_path / "run" / "run.json")
-    assert description["split"] == STORED_HASHES
+    assert description["split"] == REAL_WORDS
     sealed.write_json(tmp_path / "run" / "run.json", {**description, "split": HASHED_TEXT})
     former = len(split_rows(store, recipe, HASHED_TEXT)[1])
     assert former != summary.rows, "or this shows nothing"
     assert pretrain(store, None, None, recipe, tmp_path / "run").rows == former
+
+
+def test_words_that_were_made_up_are_trained_on_and_never_held_out(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("\n".join(f"word{number}" for number in range(60)), encoding="utf-8")
+    corpus = CorpusSettings(charset="36")
+    embed_text([str(tmp_path / "words.txt")], tmp_path / "prompts", EmbedTextSettings(corpus=corpus, cover_pieces=1))
+    store = PromptStore(tmp_path / "prompts")
+    recipe = Recipe().replace("pretrain", validation_share=0.5, validation_rows=1000)
+    is_made_up = np.array([source == MADE_UP for source in store._column("source", pa.string()).to_pylist()])
+    assert is_made_up.sum() > 50, "or this shows nothing"
+    before, _ = split_rows(store, recipe, STORED_HASHES)
+    validation, training = split_rows(store, recipe)
+    assert is_made_up[before].any()
+    assert set(validation) == {row for row in before if not is_made_up[row]}
+    assert training.holds(np.flatnonzero(is_made_up)).all()
+    assert len(training) == len(store) - len(validation)
 
 
 def test_no_more_validation_rows_are_read_than_asked_for_and_none_is_trained_on(store: PromptStore) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,12 @@ from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
 from dptr.cache.errors import UserError
-from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores import sealed
-from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import States, write_shard, write_states
+from dptr.cache.stores.shards import States, write_shard
 from dptr.cli import run_command
 from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.clip.loading import load_clip
@@ -46,7 +45,7 @@ def _quiet() -> None:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> PromptStore:
+def store(tmp_path_factory: pytest.TempPathFactory, save_prompts: Callable[..., PromptStore]) -> PromptStore:
     """Labels abc and de: tokens ab, c, the end, and d, e, the end; token t of row r is 10 r + t + 1."""
     folder = tmp_path_factory.mktemp("prompts")
     values = np.array([1, 2, 3, 11, 12, 13], np.float32)[:, None].repeat(DIM, 1)
@@ -59,13 +58,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> PromptStore:
             "source": ["x"] * 2,
         }
     )
-    manifest = Manifest("prompts", {"encoder": "t", "weights": "w", "charset": "abcde"})
-    manifest.shards.append(write_shard(folder, 0, catalogue, States(values, np.array([3, 3]), pooled), "float32", {}))
-    prefix = np.full((2, DIM), -1, np.float32)
-    write_states(folder / PREFIX_FILE, States(prefix, np.array([2]), prefix[:1]), "float32")
-    manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
-    manifest.save(folder)
-    return PromptStore(folder)
+    return save_prompts(folder, catalogue, States(values, np.array([3, 3]), pooled), "abcde")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -61,8 +62,7 @@ def ablate(
         for seed in grid.seeds:
             own = [trial for trial in missing if trial.seed == seed]
             failed |= _pretrain(wanted, own, device, jobs)
-            runnable = [trial for trial in own if trial.start not in failed]
-            for trial, result in run_all(partial(run_trial, speeds=folder / "speeds", device=device), runnable, jobs):
+            for trial, result in _run_trials(own, failed, folder / "speeds", device, jobs):
                 if isinstance(result, DptrError):
                     failed[trial.folder] = f"arm {trial.arm!r}, seed {trial.seed}: {result}"
                     continue
@@ -80,6 +80,16 @@ def ablate(
         )
     computed = len([trial for trial in missing if trial in done])
     return AblationSummary(folder, len(wanted.trials), computed, time.monotonic() - started, rows)
+
+
+def _run_trials(
+    trials: list[Trial], failed: dict[Path | None, str], speeds: Path, device: str, jobs: int
+) -> Iterator[tuple[Trial, list[Row] | DptrError]]:
+    """Run trials, those that start from another's run after it; none behind a run that ``failed``."""
+    for after in sorted({trial.after for trial in trials}):
+        ready = [trial for trial in trials if trial.after == after]
+        runnable = [trial for trial in ready if failed.keys().isdisjoint((trial.start, *trial.earlier))]
+        yield from run_all(partial(run_trial, speeds=speeds, device=device), runnable, jobs)
 
 
 def _pretrain(wanted: Plan, missing: list[Trial], device: str, jobs: int) -> dict[Path | None, str]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dptr.cache.charset import Charset
 from dptr.cache.command_line import Services
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE
@@ -21,8 +20,15 @@ from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.workspace import Workspace
 from dptr.trainer import finetune, pretrain
-from dptr.trainer.ablation.crops import fingerprint, fixed_by_stores, open_data, open_validation, require
-from dptr.trainer.ablation.grid import NOTHING, PRETRAIN, Choices, DataSet, Grid
+from dptr.trainer.ablation.crops import (
+    charset_named,
+    fingerprint,
+    fixed_by_stores,
+    open_data,
+    open_validation,
+    require,
+)
+from dptr.trainer.ablation.grid import ARM, NOTHING, PRETRAIN, Choices, DataSet, Grid
 from dptr.trainer.model.encoders import describe, model_of
 from dptr.trainer.training.recipe import Recipe, parse_recipe, recipe_to_toml
 from dptr.trainer.training.runs import Run
@@ -47,7 +53,8 @@ class Trial:
 
     Attributes:
         key: of everything that fixes the result. folder: of its run.
-        start: the pre-trained run's folder, which may have to be made first. start_kind: as in the grid.
+        start: the folder of the run that it starts from, which may have to be made first. earlier: of the runs that
+            this one came from in turn. start_kind: as in the grid. after: how many other trials come before it.
         zero_label: nothing is trained, the start reads as it is.
         data: what it trains on. validation: what its best checkpoint is chosen by, or None.
         tests: labelled crops by name. budget: seconds to train for instead of the recipe's steps, and whether
@@ -70,6 +77,8 @@ class Trial:
     budget: tuple[float, bool] | None = None
     encoder_model: Path | None = None
     zero_label: bool = False
+    earlier: tuple[Path, ...] = ()
+    after: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,12 +87,19 @@ class Start:
 
     Attributes:
         folder: of the run, which may have to be made first; None for none. recipe: the arm's, with what the run fixes.
-        clip: name of the CLIP that embedded its text.
+        clip: name of the CLIP that embedded its text. trial: that makes the run, where it is another arm's.
     """
 
     folder: Path | None
     recipe: Recipe
     clip: str = ""
+    trial: Trial | None = None
+
+    def earlier(self) -> tuple[Path, ...]:
+        """Return the folders of the runs that the start itself came from."""
+        if self.trial is None or self.trial.start is None:
+            return ()
+        return (*self.trial.earlier, self.trial.start)
 
 
 @dataclass(frozen=True)
@@ -104,7 +120,7 @@ def plan(grid: Grid, origin: str, workspace: Workspace, services: Services) -> P
     for seed in grid.seeds:
         for arm in grid.arms:
             chosen, recipe = grid.choices(arm), _seeded(grid.recipe_of(arm, origin), seed)
-            start = _start(made, chosen, recipe, workspace, services)
+            start = _start(made, seed, chosen, recipe, workspace, services)
             make = _zero_label_trial if chosen.zero_label else _trial
             trial = make(grid, arm, seed, chosen, start, workspace, services)
             same = [known.arm for known in made.trials if known.key == trial.key]
@@ -140,7 +156,7 @@ def _trial(
     key = key_of(
         recipe_to_toml(fixed),
         budget,
-        Charset.named(grid.charset).text,
+        charset_named(grid.charset).text,
         fingerprint(open_data(data, grid.charset, recipe)),
         None if validation is None else fingerprint(open_validation(validation, grid.charset, recipe)),
         None if start.folder is None else start.folder.name,
@@ -160,6 +176,8 @@ def _trial(
         tests={name: Path(path) for name, path in grid.tests.items()},
         budget=budget,
         encoder_model=encoder_model,
+        earlier=start.earlier(),
+        after=0 if start.trial is None else start.trial.after + 1,
     )
 
 
@@ -187,7 +205,7 @@ def _zero_label_trial(
     )
 
 
-def _start(made: Plan, chosen: Choices, recipe: Recipe, workspace: Workspace, services: Services) -> Start:
+def _start(made: Plan, seed: int, chosen: Choices, recipe: Recipe, workspace: Workspace, services: Services) -> Start:
     """Resolve where an arm's decoder comes from; a pre-training that it needs joins the plan."""
     start = chosen.start or NOTHING
     if start == NOTHING:
@@ -199,6 +217,9 @@ def _start(made: Plan, chosen: Choices, recipe: Recipe, workspace: Workspace, se
             made.pretrainings.append(wanted)
         parts = finetune.seen_through(recipe.memory.kind, clip, encoder_is_named)
         return Start(wanted.folder, _with_parts(recipe, parts), clip)
+    if start.startswith(ARM):
+        (trial,) = [known for known in made.trials if (ARM + known.arm, known.seed) == (start, seed)]
+        return Start(trial.folder, _with_parts(recipe, finetune.parts_of_recogniser(trial.recipe)), trial=trial)
     run = Run.load(workspace.find_run(start))
     run.weights()
     return Start(run.folder, _with_parts(recipe, finetune.parts_of(run, encoder_is_named)), run.clip)

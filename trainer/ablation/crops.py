@@ -70,8 +70,14 @@ def require(path: Path, what: str, made_by: str) -> Path:
 
 
 @cache
+def charset_named(name: str) -> Charset:
+    """Return the charset of a name with what its characters become in labels."""
+    return Normalization().charset(Charset.named(name))
+
+
+@cache
 def _opened(paths: tuple[Path, ...], charset: str, longest: int) -> WordImages:
-    return open_crops(paths, Charset.named(charset), Normalization(max_label_length=longest))
+    return open_crops(paths, charset_named(charset), Normalization(max_label_length=longest))
 
 
 def _rank(images: WordImages, row: int, seed: int) -> bytes:

@@ -20,6 +20,8 @@ from dptr.trainer.training.recipe import Recipe, load_recipe, parse_recipe
 
 #: Values of ``start`` that name no run: no pre-trained decoder; one that is pre-trained with the arm's own settings.
 NOTHING, PRETRAIN = "none", "pretrain"
+#: What ``start`` begins with where it names another arm.
+ARM = "arm:"
 _SECTIONS = ("decoder", "encoder", "fmu", "memory", "noise", "pretrain", "finetune")
 
 
@@ -48,8 +50,9 @@ class Choices(_Checked):
 
     Attributes:
         start: where the decoder comes from: ``none``, ``pretrain`` (a run made with the arm's own ``[pretrain]``,
-            ``[noise]`` and ``[decoder]``; arms that agree on these share it), or a run by folder or name: a
-            pre-trained decoder, or a recogniser to train further.
+            ``[noise]`` and ``[decoder]``; arms that agree on these share it), ``arm:NAME`` (what an arm above it
+            made with the same seed, trained further), or a run by folder or name: a pre-trained decoder, or a
+            recogniser to train further.
         zero_label: read with the pre-trained start through the image tower of its CLIP; nothing is fine-tuned.
         against: the arm that this one is compared with, where it is not the grid's base; its own name for none.
         prompts, orp: stores to pre-train on; those of the workspace without.
@@ -172,6 +175,7 @@ def _mistakes_of(grid: Grid, arm: str, origin: str) -> list[str]:
     except UserError as error:
         found.append(str(error))
     chosen = grid.choices(arm)
+    found += _mistakes_of_start(grid, arm, chosen.start or NOTHING)
     if chosen.zero_label:
         if chosen.start in (None, NOTHING):
             found.append(f"arm {arm!r} has zero_label and no pre-trained start")
@@ -183,6 +187,19 @@ def _mistakes_of(grid: Grid, arm: str, origin: str) -> list[str]:
     if 0 < sum(data.share is not None for data in used.values()) < len(used):
         found.append(f"arm {arm!r} gives a share to some of its data only")
     return found
+
+
+def _mistakes_of_start(grid: Grid, arm: str, start: str) -> list[str]:
+    names = list(grid.arms)
+    above, name = names[: names.index(arm)], start.removeprefix(ARM)
+    if name == start:
+        return []
+    if name not in above:
+        near = f", did you mean {_nearest(name, above)!r}?" if above else ""
+        return [f"start of arm {arm!r}: {name!r} is no arm above it{near}"]
+    if grid.choices(arm).zero_label:
+        return [f"arm {arm!r} has zero_label and starts from {name!r}, which was trained on labelled crops"]
+    return [f"start of arm {arm!r}: {name!r} trains nothing"] if grid.choices(name).zero_label else []
 
 
 def _mistakes(path: Path, lines: list[str]) -> UserError:

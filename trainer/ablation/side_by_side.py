@@ -11,6 +11,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from dptr.cache.errors import DptrError
+from dptr.cache.processors import usable_processors
 from dptr.cache.progress import set_quiet
 
 Task = TypeVar("Task")
@@ -45,7 +46,7 @@ def _in_processes(
     work: Callable[[Task], Result], tasks: Sequence[Task], jobs: int
 ) -> Iterator[tuple[Task, Result | DptrError]]:
     context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    threads = max(1, usable_processors() // jobs)
     waiting, running = list(tasks), dict[Connection, tuple[Task, BaseProcess]]()
     try:
         while waiting or running:

@@ -18,7 +18,7 @@ from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.word_images.dataset import WordImages
 from dptr.trainer.ablation.arms import Pretraining, Trial, key_of
-from dptr.trainer.ablation.crops import fingerprint, open_data, open_validation
+from dptr.trainer.ablation.crops import charset_named, fingerprint, open_data, open_validation
 from dptr.trainer.ablation.remembered import remember_tests
 from dptr.trainer.evaluate import ReadImages, read_word_images
 from dptr.trainer.finetune import finetune
@@ -63,8 +63,8 @@ def run_trial(trial: Trial, speeds: Path, device: str) -> list[dict[str, Any]]:
         "start": trial.start_kind,
         "protocol": trial.protocol,
         **trained,
-        "pretrain_steps": 0 if started_from is None else started_from.step(),
-        "pretrain_seconds": _start_seconds(started_from),
+        "pretrain_steps": sum(run.step() for run in _before(trial)),
+        "pretrain_seconds": sum(_run_seconds(run) for run in _before(trial)),
         "parameters": sum(parameter.numel() for parameter in recognizer.parameters()),
     }
     rows = []
@@ -136,13 +136,18 @@ def _train(trial: Trial, recipe: Recipe, folder: Path, device: str) -> None:
     images = open_data(trial.data, trial.charset, recipe)
     validation = None if trial.validation is None else open_validation(trial.validation, trial.charset, recipe)
     start = None if trial.start is None else Run.load(trial.start)
-    charset = Charset.named(trial.charset)
+    charset = charset_named(trial.charset)
     model = trial.encoder_model
     finetune(images, charset, start, recipe, folder, device, encoder_model=model, validation=validation)
 
 
-def _start_seconds(run: Run | None) -> float:
-    return 0.0 if run is None else training_seconds(run.folder, getattr(run.recipe, run.kind))
+def _before(trial: Trial) -> list[Run]:
+    """The runs that a trial came through, the one that it starts from last."""
+    return [Run.load(folder) for folder in (*trial.earlier, trial.start) if folder is not None]
+
+
+def _run_seconds(run: Run) -> float:
+    return training_seconds(run.folder, getattr(run.recipe, run.kind))
 
 
 def _within(trial: Trial, speeds: Path, device: str) -> Recipe:
@@ -153,7 +158,7 @@ def _within(trial: Trial, speeds: Path, device: str) -> Recipe:
     if trial.budget is None:
         raise ValueError("no budget")
     seconds, in_all = trial.budget
-    before = _start_seconds(Run.load(trial.start)) if in_all and trial.start else 0.0
+    before = sum(_run_seconds(run) for run in _before(trial)) if in_all else 0.0
     a_step = _seconds_a_step(trial, speeds, device)
     steps = int((seconds - before) / a_step)
     if steps < 1:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dptr.cache import hub
+from dptr.cache.choices import Units
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import RUN_FILE, SAFETENSORS
 from dptr.cache.options import LARGEST_SEED
@@ -33,6 +34,10 @@ Data = Annotated[
 CharsetName = Annotated[
     str | None,
     typer.Option("--charset", help="36, 62, 94, a script (ja, ar, …), a file of characters, or several (94+ru)."),
+]
+UnitsKind = Annotated[
+    Units | None,
+    typer.Option("--units", help="What a label is made of; grapheme: which clusters there are, the labels say."),
 ]
 WordsFile = Annotated[
     str | None, typer.Option("--words", help="Words, one a line, preferred where a picture leaves doubt; or none.")

@@ -19,6 +19,7 @@ from dptr.trainer.commands.options import (
     Seed,
     Steps,
     Track,
+    UnitsKind,
     labels_left_out,
     named_data,
     recipe_changes,
@@ -94,6 +95,7 @@ def finetune(
         ),
     ] = "newest",
     charset: CharsetName = None,
+    units: UnitsKind = None,
     recipe: RecipeName = "tiny",
     out: RunFolder = None,
     steps: Steps = None,
@@ -127,6 +129,7 @@ def finetune(
     """
     from dptr.cache.charset import Charset
     from dptr.trainer import finetune as stage
+    from dptr.trainer.commands.labelled import Labelled, in_units, labelled
     from dptr.trainer.data.stored_crops import fixed_by, open_crops, stores_among
     from dptr.trainer.training import processes
     from dptr.trainer.training.recipe import load_recipe
@@ -149,29 +152,27 @@ def finetune(
         parts["encoder"] = stage.encoder_of(encoder_run)
     settings = load_recipe(recipe, asked, parts)
     processes.join(settings.finetune, "finetune")
-    if stores and settings.memory.kind == "pooled":
-        raise UserError(
-            f"{stores[0].folder} keeps tokens of crops, and the decoder reads pooled vectors",
-            "Train on the crops themselves",
-        )
     described, settings = encoder_model(services, settings)
     stage.require_clip_of(run, settings, described)
     model = encoder_run or described
     known = run.charset if run else stores[0].charset if stores else Charset.named("94")
-    characters = Charset.named(charset) if charset else known
     normalization = training_normalization(settings, simplified)
-    images = open_crops(paths, characters, normalization)
-    to_validate = open_crops(named_data(validation), characters, normalization) if validation else None
-    folder = out or workspace.runs / default_name(
-        "finetune", settings, stage.data_identity(images, run, to_validate, model)
-    )
+
+    def opened(characters: Charset) -> Labelled:
+        images = open_crops(paths, characters, normalization)
+        to_validate = open_crops(named_data(validation), characters, normalization) if validation else None
+        name = default_name("finetune", settings, stage.data_identity(images, run, to_validate, model))
+        return Labelled(images, to_validate, characters, out or workspace.runs / name)
+
+    named = in_units(Charset.named(charset) if charset else known, units, paths, normalization)
+    crops = labelled(opened, named, normalization)
     summary = stage.finetune(
-        images, characters, run, settings, folder, services.device(device), track, model, to_validate
+        crops.images, crops.charset, run, settings, crops.run, services.device(device), track, model, crops.validation
     )
     metrics = summary.metrics
     portrait = summary.portrait
     lines = [
-        *labels_left_out(images),
+        *labels_left_out(crops.images),
         *([f"{len(portrait):,} images taller than wide, such as {portrait[0]}"] if portrait else []),
         f"{summary.steps:,} steps; validation crops read: {metrics['accuracy']:.1%}{_with_36(metrics)}",
         f"run: {summary.out}",
@@ -220,22 +221,24 @@ def train_clip(
     from dptr.cache.word_images.dataset import WordImages
     from dptr.trainer import train_clip as stage
     from dptr.trainer.training.recipe import load_recipe
+    from dptr.trainer.training.run_charset import charset_in
 
     settings = load_recipe(recipe, recipe_changes("clip", changes, steps, seed, {}))
     if not validation:
         raise UserError("nothing to validate on", "Give labelled crops of words that training never sees: --validation")
-    characters = Charset.named(charset or "94")
-    images = WordImages.open(named_data(data), characters, training_normalization(settings))
+    normalization, folder = training_normalization(settings), out or workspace.runs / "clip"
+    characters = normalization.charset(Charset.named(charset or "94"), charset_in(folder))
+    images = WordImages.open(named_data(data), characters, normalization)
     summary = stage.train_clip(
         images,
-        WordImages.open(named_data(validation), characters, training_normalization(settings)),
+        WordImages.open(named_data(validation), characters, normalization),
         characters,
         services.photo_paths(photos) if photos else (),
         services.find_clip(clip),
         services.prompt_of(settings.clip.template),
         _start_of_clip(workspace, services, start),
         settings,
-        out or workspace.runs / "clip",
+        folder,
         services.device(device),
         track,
     )

@@ -51,8 +51,8 @@ def padded_targets(targets: Targets, most: int) -> Targets:
     """Pad targets to a multiple of :data:`POSITIONS`, and to ``most`` positions at most, the end's included."""
     length = targets.inputs.shape[1]
     added = (0, min(-length % POSITIONS, max(most - length, 0)))
-    inputs, outputs = (F.pad(ids, added, value=targets.padding) for ids in (targets.inputs, targets.outputs))
-    return replace(targets, inputs=inputs, outputs=outputs, longest=targets.characters)
+    padded = targets.each(lambda ids: F.pad(ids, added, value=targets.padding))
+    return replace(padded, longest=targets.characters)
 
 
 def padded_memory(memory: Memory | StoredMemory) -> Memory | StoredMemory:

@@ -1,7 +1,8 @@
 """Which rows of a prompt store are for validation: by a hash of the label, looked at block by block.
 
 A label's side depends on the label and the seed alone, case aside: variants of case are never on both sides, and growth
-of the store moves none.
+of the store moves none. Words that were made up are all to learn from: nobody writes them, and how many of them are
+read says nothing of the store's language.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
 from dptr.cache.row_set import RowSet
+from dptr.cache.stores.made_up_rows import within
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.validation import positions_of, validation_position
 from dptr.trainer.training.recipe import Recipe
@@ -23,11 +25,13 @@ from dptr.trainer.training.recipe import Recipe
 HASHED_TEXT = 2
 #: Version of the rule by which runs place prompts whose hashes are stored.
 STORED_HASHES = 3
+#: Version of the rule that places no word that was made up among those to validate on.
+REAL_WORDS = 4
 
 _PLACES = 1 << 32
 
 
-def split_rows(store: PromptStore, recipe: Recipe, rule: int = STORED_HASHES) -> tuple[NDArray[np.int64], RowSet]:
+def split_rows(store: PromptStore, recipe: Recipe, rule: int = REAL_WORDS) -> tuple[NDArray[np.int64], RowSet]:
     """Return the rows to validate on, at most ``validation_rows`` of those that are for it, and the rows to train on.
 
     Those to validate on are row numbers, int64 of shape (rows,), rising. ``rule`` is the run's ``split``.
@@ -38,10 +42,12 @@ def split_rows(store: PromptStore, recipe: Recipe, rule: int = STORED_HASHES) ->
     settings = recipe.pretrain
     lowest = _Lowest(settings.validation_rows)
 
+    made_up = store.made_up if rule >= REAL_WORDS else []
+
     def trained_on() -> Iterator[NDArray[np.bool_]]:
         first = 0
         for positions, limit in _positions(store, settings.seed, settings.validation_share, rule):
-            chosen = positions < limit
+            chosen = (positions < limit) & ~within(made_up, first, len(positions))
             lowest.add(first + np.flatnonzero(chosen), positions[chosen])
             first += len(positions)
             yield ~chosen

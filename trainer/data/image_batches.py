@@ -75,13 +75,17 @@ class CropBatches(ABC):
         weights = mixing_weights(images, settings.mix)
         weighted = None if weights is None else WeightedRows(len(images), weights)
         self._order = BatchOrder(EveryRow(len(images)), None, settings.batch_size, settings.seed, weighted)
-        self._charset = charset
+        self._charset, self._for_columns = charset, settings.ctc_weight > 0
         self._seed = settings.seed
 
     @property
     def per_epoch(self) -> int:
         """Batches of an epoch."""
         return self._order.batches_per_epoch
+
+    def targets(self, labels: Sequence[str]) -> Targets:
+        """Encode labels for the decoder, and for a CTC loss beside it."""
+        return Targets.of(labels, self._charset, self._for_columns)
 
     @abstractmethod
     def __call__(self, number: int) -> ImageBatch:
@@ -126,8 +130,8 @@ class ImageBatches(CropBatches):
             raise UserError(
                 f"batch {number} has no readable image: {unreadable[0]}", "Check the data with `dptr evaluate`"
             )
-        targets = Targets.of(labels, self._charset)
-        return ImageBatch(torch.from_numpy(np.stack(pixels)), targets, tuple(unreadable), tuple(portrait))
+        pictures = torch.from_numpy(np.stack(pixels))
+        return ImageBatch(pictures, self.targets(labels), tuple(unreadable), tuple(portrait))
 
 
 @dataclass(frozen=True)

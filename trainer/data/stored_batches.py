@@ -8,7 +8,6 @@ from dptr.cache.charset import Charset
 from dptr.trainer.data.image_batches import CropBatches, ImageBatch
 from dptr.trainer.data.stored_crops import StoredCrops
 from dptr.trainer.data.stored_memory import StoredTensor
-from dptr.trainer.model.decoders.base import Targets
 from dptr.trainer.training.recipe import Recipe
 
 
@@ -30,4 +29,4 @@ class StoredBatches(CropBatches):
         rows = self._order.rows_of(number)
         views = (self._first_view[rows] + number // self.per_epoch) % self._view_counts[rows]
         labels = [self._crops.samples[row].label for row in rows.tolist()]
-        return ImageBatch(StoredTensor.of(self._crops.views(rows, views)), Targets.of(labels, self._charset))
+        return ImageBatch(StoredTensor.of(self._crops.views(rows, views)), self.targets(labels))

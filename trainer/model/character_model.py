@@ -54,32 +54,54 @@ class CharacterModel:
         self._grams, self._sums = grams[order], np.concatenate([[0.0], weights[order].cumsum()])
         self._words = weights[text == _END].sum()
 
-    def after(self, context: int, of_class: int) -> int:
-        """Return the context behind one more character."""
-        nearest = int(self._symbol_of[of_class]) << self._bits * (self._length - 2)
-        return nearest | (context >> self._bits)
+    def after(self, contexts: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the contexts behind one more character; all three of shape (count,) or ()."""
+        behind: NDArray[np.int64] = self._symbol_of[classes] << self._bits * (self._length - 2)
+        return behind | (contexts >> self._bits)
 
     def scores(self, contexts: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return log-probabilities of classes behind contexts; all three of shape (count,)."""
-        grams = (self._symbol_of[classes] << self._bits * (self._length - 1)) | contexts
-        lengths = np.arange(1, self._length + 1)
-        met = self._counts(grams[:, None], lengths)
+        return self.scores_of_met(contexts, classes, self.met(contexts))[0]
+
+    def met(self, contexts: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return how often contexts (count,) were met, cut to none of their characters, to the nearest, to two and on.
+
+        Returns:
+            counts, (count, characters of an n-gram).
+        """
         # How often a context was met is how often its nearest character was, with the others before it.
-        behind = np.empty_like(met)
-        behind[:, 1:] = self._counts(contexts[:, None] << self._bits, lengths[:-1])
-        behind[contexts == self.begin] = self._words
-        behind[:, 0] = self._sums[-1]
-        chances = np.full(len(grams), 1 / self._symbols)
-        for column in range(self._length):
-            chances = (met[:, column] + _PRIOR * chances) / (behind[:, column] + _PRIOR)
-        logarithms: NDArray[np.float64] = np.log((1 - _UNKNOWN) * chances + _UNKNOWN / self._symbols)
-        return logarithms
+        met = np.empty((len(contexts), self._length))
+        met[:, 1:] = self._counts(contexts[:, None] << self._bits, np.arange(1, self._length))
+        met[contexts == self.begin] = self._words
+        met[:, 0] = self._sums[-1]
+        return met
+
+    def scores_of_met(
+        self, contexts: NDArray[np.int64], classes: NDArray[np.int64], met: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return what :meth:`scores` and what :meth:`met` returns for the contexts behind the classes.
+
+        Who asks text by text so has each place looked up once.
+
+        Args:
+            contexts, classes: (count,). met: of the contexts, (count, characters of an n-gram).
+        """
+        grams = (self._symbol_of[classes] << self._bits * (self._length - 1)) | contexts
+        counts = self._counts(grams[:, None], np.arange(1, self._length + 1))
+        # Behind each length: the chance by counts, and how much of the shorter length's goes in.
+        smoothed = met + _PRIOR
+        chances, shares = (counts / smoothed).T, (_PRIOR / smoothed).T
+        chance = np.full(len(grams), 1 / self._symbols)
+        for own, share in zip(chances, shares, strict=True):
+            chance = own + share * chance
+        logarithms: NDArray[np.float64] = np.log((1 - _UNKNOWN) * chance + _UNKNOWN / self._symbols)
+        return logarithms, np.concatenate([met[:, :1], counts[:, :-1]], axis=1)
 
     def _counts(self, grams: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return how often n-grams occur, of each the first ``lengths`` characters alone; shapes are broadcast."""
         unread = self._bits * (self._length - lengths)
         first = grams >> unread << unread
-        begins, ends = np.searchsorted(self._grams, np.stack([first, first + (1 << unread)]))
+        begins, ends = self._grams.searchsorted(first), self._grams.searchsorted(first + (1 << unread))
         counts: NDArray[np.float64] = self._sums[ends] - self._sums[begins]
         return counts
 

@@ -63,7 +63,7 @@ def load_weights(
             source = tensors.get(name)
             if source is None:
                 coverage.missing.append(name)
-            elif old is not None and new is not None and _is_per_character(name) and old != new:
+            elif old is not None and new is not None and _is_per_character(name) and not old.same_units_as(new):
                 shared = _carry_characters(target, source, name, old, new)
                 coverage.partial[name] = f"{shared} of {len(new.characters)} characters"
             elif source.shape == target.shape:

@@ -58,7 +58,7 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
     In bf16 on a CPU, the backward pass of torch's fused kernel takes three to ten times as long as plain products over
     the few tokens of a word; there, and only there, plain products are what runs.
     """
-    if queries.device.type != "cpu" or queries.dtype != torch.bfloat16:
+    if queries.device.type != "cpu" or queries.dtype != torch.bfloat16 or not torch.is_grad_enabled():
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, dropout_p=dropout)
     scores = queries @ keys.transpose(-1, -2) * queries.shape[-1] ** -0.5
     if mask is not None:

@@ -24,7 +24,7 @@ from dptr.trainer.model.encoders.base import Encoder
 from dptr.trainer.model.encoders.clip import ClipEncoder
 from dptr.trainer.model.encoders.given import GivenTokens
 from dptr.trainer.model.fmu import FeatureMergeUnit
-from dptr.trainer.model.folding import fold_batch_norms, halve_linears
+from dptr.trainer.model.folding import fold_batch_norms, halve
 from dptr.trainer.model.layers import grid_positions
 from dptr.trainer.model.word_search import Candidate, search
 from dptr.trainer.training.recipe import Recipe
@@ -123,7 +123,7 @@ class Recognizer(nn.Module):
         """CTC over the columns of the token grid, averaged over its rows; the end's class serves as the blank."""
         by_row = tokens.view(len(tokens), self.encoder.grid[0], -1, tokens.shape[2])
         logits = self.ctc_head(by_row.mean(1))  # type: ignore[misc]
-        return ctc_loss(logits, targets, torch.full_like(targets.outputs[:, 0], logits.shape[1]))
+        return ctc_loss(logits, targets.of_columns, torch.full_like(targets.outputs[:, 0], logits.shape[1]))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take weights by name, those of earlier versions, too; see :func:`with_present_names`."""
@@ -139,7 +139,7 @@ class Recognizer(nn.Module):
         What it gives differs in the third digit; it cannot be trained any further.
         """
         self._in_bfloat16 = True
-        halve_linears(self)
+        halve(self)
 
     def prefer_words(self, counts: Mapping[str, float] | None) -> None:
         """Prefer, where a picture leaves doubt, what is likely among words from now on; None: nothing.
@@ -159,23 +159,24 @@ class Recognizer(nn.Module):
         """Read a batch of images, shape as in :meth:`memory`; the module should be in evaluation mode."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._in_bfloat16):
             memory = self.memory(images)
-            if self._words is None or not isinstance(self.decoder, CtcDecoder):
-                return self._readings(self.decoder.decode(memory))
-            columns = self.decoder(memory).float()
-        readings = self._readings(self.decoder.greedy(columns, memory.padding))
+            if isinstance(self.decoder, CtcDecoder):
+                chances = self.decoder(memory).float().log_softmax(-1)
+            else:
+                confidences, ids = self.decoder.decode(memory).float().softmax(-1).max(-1)
+        if isinstance(self.decoder, CtcDecoder):
+            return self._in_columns(self.decoder, chances.cpu().numpy())
+        rows = zip(ids.cpu().numpy(), confidences.cpu().numpy(), strict=True)
+        return [_reading(row, certain, self.charset) for row, certain in rows]
+
+    def _in_columns(self, decoder: CtcDecoder, chances: NDArray[np.float32]) -> list[Reading]:
+        """Read log-probabilities of columns (batch, columns, classes), with words where that leaves doubt."""
+        readings = [_reading(*decoder.joined(columns), self.charset) for columns in chances]
+        if self._words is None:
+            return readings
         unsure = [index for index, reading in enumerate(readings) if reading.confidence < _SURE]
-        chances = columns[unsure].log_softmax(-1).cpu().numpy()
-        for index, candidates in zip(unsure, search(list(chances), self._words), strict=True):
+        for index, candidates in zip(unsure, search([chances[index] for index in unsure], self._words), strict=True):
             readings[index] = _among(candidates, self.charset)
         return readings
-
-    def _readings(self, logits: Tensor) -> list[Reading]:
-        """Take the likeliest class of each position of logits (batch, positions, classes)."""
-        confidences, ids = logits.float().softmax(-1).max(-1)
-        return [
-            _reading(row, certain, self.charset)
-            for row, certain in zip(ids.cpu().numpy(), confidences.cpu().numpy(), strict=True)
-        ]
 
 
 def require_ctc(has_ctc: bool, name: str = "this recogniser") -> None:

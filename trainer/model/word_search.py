@@ -2,7 +2,7 @@
 
 CTC names a class in every column, each for itself. Where letters are blurred, many texts are nearly as likely as the
 likeliest, and which of them are words decides. Candidates grow by a column at a time; all pictures of a batch go side
-by side, so that the words are asked once a column for all of them.
+by side, so that the words are asked once a column for all of them. Texts are the nodes of a tree.
 Source: Hannun et al., First-Pass Large Vocabulary Continuous Speech Recognition using Bi-Directional RNNs, 2014.
 """
 
@@ -18,7 +18,6 @@ from dptr.trainer.model.character_model import CharacterModel
 
 #: A text as classes, and the share that it has of the probability of all texts that were kept.
 Candidate = tuple[tuple[int, ...], float]
-_Text = tuple[int, ...]
 
 #: Texts that are kept at a column, and how far behind the likeliest one a text may fall, as a logarithm.
 _KEPT, _BEHIND = 16, 6.0
@@ -43,11 +42,40 @@ def search(columns: Sequence[NDArray[np.float32]], words: CharacterModel) -> lis
     beams = [_Beam(picture, words) for picture in columns]
     for column in range(max(map(len, columns), default=0)):
         going = [beam for beam in beams if column < len(beam.columns)]
-        _score([(beam, beam.unscored(column)) for beam in going], words)
+        _score([text for beam in going for text in beam.grow(column)], words)
         for beam in going:
             beam.advance(column)
-    _score([(beam, [(text, _END) for text in beam.kept]) for beam in beams], words)
-    return [beam.candidates() for beam in beams]
+    ends = [[_Text(text, _END) for text in beam.kept] for beam in beams]
+    _score([end for texts in ends for end in texts], words)
+    return [_candidates(texts) for texts in ends]
+
+
+class _Text:
+    """A text: another one and a class behind it."""
+
+    __slots__ = ("before", "blank", "character", "context", "last", "longer", "met", "reached", "score", "total")
+
+    #: What words make of it, the context behind it, and how often that was met.
+    score: float
+    context: int
+    met: NDArray[np.float64]
+
+    def __init__(self, before: _Text | None, last: int) -> None:
+        self.before, self.last = before, last
+        #: Log-probabilities of all its alignments, of those that end in a blank and of the others.
+        self.total = self.blank = self.character = -inf
+        #: Log-probability of its alignments whose last character is of the column that is gone over.
+        self.reached = -inf
+        #: Class -> the text with it behind.
+        self.longer: dict[int, _Text] = {}
+
+    def classes(self) -> tuple[int, ...]:
+        """Return the text as classes."""
+        return () if self.before is None else (*self.before.classes(), self.last)
+
+    def ranked(self) -> float:
+        """Return how likely picture and words together make it."""
+        return self.total + self.score
 
 
 class _Beam:
@@ -56,57 +84,74 @@ class _Beam:
     def __init__(self, columns: NDArray[np.float32], words: CharacterModel) -> None:
         self.columns = columns.tolist()
         self.tried = _likely(columns)
-        #: Text -> log-probabilities of all its alignments: of those that end in a blank, of the others.
-        self.kept: dict[_Text, tuple[float, float]] = {(): (0.0, -inf)}
-        #: Text -> what words make of it, and its context; with the end behind it, too.
-        self.known: dict[_Text, tuple[float, int]] = {(): (0.0, words.begin)}
+        empty = _Text(None, _END)
+        empty.total, empty.blank, empty.score, empty.context = 0.0, 0.0, 0.0, words.begin
+        empty.met = words.met(np.array([words.begin]))[0]
+        self.kept = [empty]
+        #: Texts that the column adds to those that are kept.
+        self.added: list[_Text] = []
 
-    def unscored(self, column: int) -> list[tuple[_Text, int]]:
-        """Return what could follow at a column and has not been scored yet: (text, class behind it)."""
-        return [(text, of) for text in self.kept for of in self.tried[column] if (*text, of) not in self.known]
+    def grow(self, column: int) -> list[_Text]:
+        """Find the texts that a column adds; return those that have not been scored yet."""
+        chances = self.columns[column]
+        self.added = []
+        new = []
+        kept = set(self.kept) if self.tried[column] else set()
+        for of in self.tried[column]:
+            chance = chances[of]
+            for text in self.kept:
+                # The same character anew needs a blank in between.
+                reached = (text.blank if of == text.last else text.total) + chance
+                if reached == -inf:
+                    continue
+                longer = text.longer.get(of)
+                if longer is None:
+                    longer = text.longer[of] = _Text(text, of)
+                    new.append(longer)
+                longer.reached = reached
+                if longer not in kept:
+                    self.added.append(longer)
+        return new
 
     def advance(self, column: int) -> None:
         """Go over a column."""
         chances = self.columns[column]
-        grown: dict[_Text, tuple[float, float]] = {}
-        for text, (blank, character) in self.kept.items():
-            total, last = _sum(blank, character), text[-1] if text else _END
-            before = grown.get(text, (-inf, -inf))
-            again = character + chances[last]
-            grown[text] = (total + chances[_END], _sum(before[1], again))
-            for of in self.tried[column]:
-                # The same character anew needs a blank in between.
-                reached = (blank if of == last else total) + chances[of]
-                if reached > -inf:
-                    longer = (*text, of)
-                    ends = grown.get(longer, (-inf, -inf))
-                    grown[longer] = (ends[0], _sum(ends[1], reached))
-        self.kept = grown if len(grown) == len(self.kept) else self._likeliest(grown)
-
-    def _likeliest(self, grown: dict[_Text, tuple[float, float]]) -> dict[_Text, tuple[float, float]]:
-        scores = {text: _sum(*ends) + self.known[text][0] for text, ends in grown.items()}
-        best = sorted(scores, key=lambda text: -scores[text])[:_KEPT]
-        return {text: grown[text] for text in best if scores[text] > scores[best[0]] - _BEHIND}
-
-    def candidates(self) -> list[Candidate]:
-        """Return the texts that are left, the likeliest first."""
-        scores = {text: _sum(*ends) + self.known[*text, _END][0] for text, ends in self.kept.items()}
-        most = max(scores.values())
-        total = sum(exp(score - most) for score in scores.values())
-        shares = [(text, exp(score - most) / total) for text, score in scores.items()]
-        return sorted(shares, key=lambda candidate: -candidate[1])
+        blank = chances[_END]
+        for text in self.kept:
+            again = text.character + chances[text.last]
+            text.blank = text.total + blank
+            text.character = again if text.reached == -inf else _sum(text.reached, again)
+            text.total, text.reached = _sum(text.blank, text.character), -inf
+        for text in self.added:
+            text.total = text.character = text.reached
+            text.blank = text.reached = -inf
+        if self.added:
+            ranked = sorted([*self.kept, *self.added], key=_Text.ranked, reverse=True)
+            least = ranked[0].ranked() - _BEHIND
+            self.kept = [text for text in ranked[:_KEPT] if text.ranked() > least]
 
 
-def _score(asked: Sequence[tuple[_Beam, list[tuple[_Text, int]]]], words: CharacterModel) -> None:
-    """Have words score what beams ask, all at once, and tell them."""
-    rows = [(beam, text, of, *beam.known[text]) for beam, pairs in asked for text, of in pairs]
-    if not rows:
+def _candidates(ends: Sequence[_Text]) -> list[Candidate]:
+    """Return texts, given with the end behind them, and their shares, the likeliest first."""
+    scores = [end.before.total + end.score for end in ends if end.before is not None]
+    most = max(scores)
+    total = sum(exp(score - most) for score in scores)
+    shares = [(end.classes()[:-1], exp(score - most) / total) for end, score in zip(ends, scores, strict=True)]
+    return sorted(shares, key=lambda candidate: -candidate[1])
+
+
+def _score(texts: Sequence[_Text], words: CharacterModel) -> None:
+    """Have words score texts, all at once; those before them have been scored."""
+    if not texts:
         return
-    _, _, classes, _, contexts = zip(*rows, strict=True)
-    scores = words.scores(np.array(contexts, np.int64), np.array(classes, np.int64)).tolist()
-    for (beam, text, of, so_far, context), score in zip(rows, scores, strict=True):
-        bonus = 0.0 if of == _END else _BONUS
-        beam.known[*text, of] = (so_far + _WEIGHT * score + bonus, words.after(context, of))
+    before = [text.before for text in texts if text.before is not None]
+    contexts = np.array([text.context for text in before], np.int64)
+    classes = np.array([text.last for text in texts], np.int64)
+    scores, met = words.scores_of_met(contexts, classes, np.array([text.met for text in before]))
+    weighted = (_WEIGHT * scores + np.where(classes == _END, 0.0, _BONUS)).tolist()
+    behind = words.after(contexts, classes).tolist()
+    for text, earlier, score, context, counts in zip(texts, before, weighted, behind, met, strict=True):
+        text.score, text.context, text.met = earlier.score + score, context, counts
 
 
 def _likely(columns: NDArray[np.float32]) -> list[list[int]]:

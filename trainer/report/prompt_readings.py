@@ -30,7 +30,7 @@ def prompt_sections(run: Run, store: PromptStore, bank: OrpBank | None) -> list[
     noise = None if bank is None else NoiseSource(bank, run.recipe.replace("noise", draw="random").noise, None)
     ratios = [0.0] if noise is None else [0.0, run.recipe.noise.ratio, 1.0]
     kind, cpu = run.recipe.memory, torch.device("cpu")
-    readings = [read_prompts(decoder, store, rows, noise, ratio, kind, cpu) for ratio in ratios]
+    readings = [read_prompts(decoder, store, rows, noise, ratio, kind, cpu, run.charset) for ratio in ratios]
     labels = store.labels_of(rows)
     folded, clean = [label.lower() for label in labels], [text.lower() for text in readings[0]]
     examples = [

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader, Dataset
 
 from dptr.cache.errors import DptrError, UserError
+from dptr.cache.processors import usable_processors
 from dptr.cache.progress import note
 from dptr.trainer.training.shared_memory import workers_and_ready
 
@@ -33,7 +34,7 @@ def load_batches(
     Raises:
         DptrError: what ``batch`` raised, in whatever process.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_processors()
     if workers > cores:
         note(f"{workers} workers on {cores} cores: more than {cores} only wait for each other")
     ready = None

@@ -38,7 +38,7 @@ RunKind = Literal["pretrain", "finetune", "clip"]
 #: Versions of the rule that says which data is for validation; the last is that of new runs, the others are kept to.
 #: 1, which no run goes on with, let the side of a row depend on how much data there was; the others are in
 #: :mod:`dptr.cache.validation`.
-_SPLITS: dict[RunKind, tuple[int, ...]] = {"pretrain": (2, 3), "finetune": (2,), "clip": (2,)}
+_SPLITS: dict[RunKind, tuple[int, ...]] = {"pretrain": (2, 3, 4), "finetune": (2,), "clip": (2,)}
 #: 1 shuffled an epoch's rows as one list; 2 is :mod:`dptr.trainer.data.keyed_permutation`.
 _ORDER = 2
 

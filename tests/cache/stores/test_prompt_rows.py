@@ -14,8 +14,9 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import PREFIX_FILE, ROWS_FILE
 from dptr.cache.stores import prompt_rows
 from dptr.cache.stores.file_record import FileRecord
+from dptr.cache.stores.made_up_rows import MADE_UP, within
 from dptr.cache.stores.manifest import Manifest
-from dptr.cache.stores.prompt_rows import write_rows
+from dptr.cache.stores.prompt_rows import PromptRows, write_rows
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA, PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.cache.stores.verify import repairable, verify
@@ -28,7 +29,7 @@ IDENTITY = dict.fromkeys(
 )
 
 
-def write_part(folder: Path, manifest: Manifest, labels: list[str]) -> None:
+def write_part(folder: Path, manifest: Manifest, labels: list[str], source: str = "x") -> None:
     first, count = manifest.rows, len(labels)
     rows = [
         {
@@ -38,7 +39,7 @@ def write_part(folder: Path, manifest: Manifest, labels: list[str]) -> None:
             "count": 10 * (first + row),
             "token_letters": [0, 0],
         }
-        | {"n_tokens": 3, "token_ids": [1, 2, 3], "states_of": first + row, "prompt": label, "source": "x"}
+        | {"n_tokens": 3, "token_ids": [1, 2, 3], "states_of": first + row, "prompt": label, "source": source}
         for row, label in enumerate(labels)
     ]
     states = States(np.ones((count, 4), np.float32), np.ones(count, np.int64), np.ones((count, 4), np.float32))
@@ -79,6 +80,37 @@ def test_a_store_of_an_earlier_version_gets_its_rows_when_they_are_first_asked_f
     before = (folder / ROWS_FILE).stat().st_mtime_ns
     PromptStore(folder).labels_of(order)
     assert (folder / ROWS_FILE).stat().st_mtime_ns == before, "written once"
+
+
+@pytest.mark.usefixtures("block_bits")
+def test_a_store_knows_which_of_its_rows_were_made_up(folder: Path) -> None:
+    assert PromptStore(folder).made_up == []
+    manifest = Manifest.load(folder, "prompts")
+    for source, labels in ((MADE_UP, ["qa", "qb"]), (MADE_UP, ["qc"]), ("/words.txt", ["north", "south"])):
+        write_part(folder, manifest, labels, source)
+    manifest.save(folder)
+    store = PromptStore(folder)
+    assert [row for start, stop in store.made_up for row in range(start, stop)] == [7, 8, 9]
+    assert np.concatenate([within(store.made_up, 0, 8), within(store.made_up, 8, 4)]).tolist() == [
+        row in (7, 8, 9) for row in range(12)
+    ]
+    assert PromptRows(folder / ROWS_FILE).made_up == store.made_up
+
+
+def test_rows_that_an_earlier_version_gathered_stay_and_the_catalogues_say_what_was_made_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest.load(folder, "prompts")
+    write_part(folder, manifest, ["qa"], MADE_UP)
+    monkeypatch.setattr(prompt_rows, "_MADE_UP", b"unknown then")
+    write_rows(folder, manifest)
+    manifest.save(folder)
+    before = (folder / ROWS_FILE).read_bytes()
+    monkeypatch.undo()
+    store = PromptStore(folder)
+    assert store.rows.made_up is None
+    assert store.made_up == [[7, 8]]
+    assert (folder / ROWS_FILE).read_bytes() == before
 
 
 def test_case_does_not_change_a_hash() -> None:

@@ -157,15 +157,20 @@ def test_results_do_not_depend_on_batches(clip: Clip) -> None:
     assert np.array_equal(tower.encode(ids).tokens, tower.encode(ids).tokens)
 
 
+def require_that_check_stops_one_percent(
+    tower: TextTower, ids: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = [(k, v * 1.01) for k, v in cast(Any, tower._forward)._keys_values]
+    monkeypatch.setattr(tower._forward, "_keys_values", values)
+    with pytest.raises(DptrError, match="differ from transformers"):
+        tower.check(ids)
+
+
 def test_check_stops_what_differs(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     tower = TextTower(clip, Template())
     ids = tower.tokenize([Template().prompt(label) for label in LABELS])
     assert tower.check(ids) <= 1e-4
-    monkeypatch.setattr(
-        tower._forward, "_keys_values", [(k, v * 1.01) for k, v in cast(Any, tower._forward)._keys_values]
-    )
-    with pytest.raises(DptrError, match="differ from transformers"):
-        tower.check(ids)
+    require_that_check_stops_one_percent(tower, ids, monkeypatch)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
@@ -179,11 +184,7 @@ def test_the_check_is_relative_to_the_size_of_the_states(
     tower = TextTower(scaled, Template())
     ids = tower.tokenize([Template().prompt(label) for label in LABELS])
     assert tower.check(ids) <= 1e-5
-    monkeypatch.setattr(
-        tower._forward, "_keys_values", [(k, v * 1.01) for k, v in cast(Any, tower._forward)._keys_values]
-    )
-    with pytest.raises(DptrError, match="differ from transformers"):
-        tower.check(ids)
+    require_that_check_stops_one_percent(tower, ids, monkeypatch)
 
 
 def test_a_template_longer_than_the_context_is_told_at_once(clip: Clip) -> None:

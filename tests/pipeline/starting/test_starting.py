@@ -42,6 +42,14 @@ def test_doctor_finds_what_is_there_and_leaves_nothing(tmp_path: Path, capsys: p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_doctor_says_that_others_keep_the_machine_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for load, told in ((0.2, False), (64.0, True)):
+        monkeypatch.setattr(doctor.psutil, "getloadavg", lambda load=load: (load, load, load))
+        monkeypatch.setattr(doctor, "usable_processors", lambda: 4)
+        (found,) = (finding.found for finding in doctor._devices() if finding.name == "load")
+        assert ("OMP_NUM_THREADS=1" in found) is told
+
+
 def test_doctor_says_which_command_a_missing_library_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.util, "find_spec", lambda name: None)
     missing = {finding.name: finding.found for finding in doctor._libraries() if finding.missing}

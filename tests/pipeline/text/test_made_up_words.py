@@ -12,13 +12,13 @@ import pytest
 
 from dptr.cache.charset import Charset
 from dptr.cache.progress import set_quiet
+from dptr.cache.stores.made_up_rows import MADE_UP
 from dptr.cache.stores.shard_record import Shard
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.clip.text_tower import TextTower
 from dptr.pipeline.parts.store_in_making import StoreInMaking
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, EmbedTextSummary, embed_text
-from dptr.pipeline.text.made_up_words import MADE_UP
 from dptr.pipeline.text.templates import Template
 
 WORDS = ["street", "the", "red", "Stone", "STONE", "doors"]

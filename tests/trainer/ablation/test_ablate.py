@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from dptr.trainer.ablation.crops import open_data
 from dptr.trainer.ablation.grid import DataSet, load_grid
 from dptr.trainer.ablation.rows import read_rows
 from dptr.trainer.data.image_batches import ImageBatch, ImageBatches
+from dptr.trainer.training.runs import Run
 
 WORDS = ["red", "oak", "tin", "sky", "map", "owl", "ice", "bun", "fog", "hut"]
 GRID = """
@@ -236,7 +238,7 @@ def test_a_budget_of_seconds_becomes_steps_once(folder: Path, monkeypatch: pytes
     timed = '[arms.timed]\nseconds = 3.0\n[arms.timed-in-all]\nstart = "pretrain"\nseconds_in_all = 4.0\n'
     monkeypatch.setattr(one_trial, "_seconds_a_step", lambda *_: 0.5)
     assert load_grid(grid_file(folder, timed)).choices("timed-in-all").seconds is None
-    monkeypatch.setattr(one_trial, "_start_seconds", lambda start: 0.0 if start is None else 1.6)
+    monkeypatch.setattr(one_trial, "_run_seconds", lambda _: 1.6)
     result = run(folder, grid_file(folder, timed))
     steps = {row["arm"]: row["steps"] for row in result.rows}
     assert steps == {"plain": 6, "pre-trained": 6, "timed": 6, "timed-in-all": 4}
@@ -255,6 +257,29 @@ def test_an_arms_speed_is_measured_once_and_kept(folder: Path) -> None:
     a_step = json.loads(speeds[0].read_text())["seconds_a_step"]
     assert {row["steps"] for row in first.rows if row["arm"] == "timed"} == {int(3.0 / a_step)}
     assert run(folder, path).computed == 0
+
+
+def test_an_arm_trains_further_what_another_made_with_the_same_seed(folder: Path) -> None:
+    chain = '[arms.further]\nstart = "arm:pre-trained"\n[arms.furthest]\nstart = "arm:further"\nfinetune.steps = 4\n'
+    path = grid_file(folder, chain)
+    result = run(folder, path)
+    rows = {(row["arm"], row["seed"]): row for row in result.rows}
+    runs = workspace(folder).ablations / "runs"
+    for seed in (1, 2):
+        chained = [rows[arm, seed] for arm in ("pre-trained", "further", "furthest")]
+        assert [(row["pretrain_steps"], row["steps"]) for row in chained] == [(3, 6), (9, 6), (15, 4)]
+        spent = [row["pretrain_seconds"] + row["seconds"] for row in chained]
+        assert [row["pretrain_seconds"] for row in chained[1:]] == pytest.approx(spent[:-1])
+        for before, after in pairwise(chained):
+            assert Run.load(runs / after["run"]).data["from"][0] == before["run"]
+    assert run(folder, path).computed == 0
+
+
+def test_an_arm_behind_one_that_failed_is_not_run(folder: Path) -> None:
+    wild = "finetune.learning_rate = 90.0\nfinetune.clip_norm = 0.0\nfinetune.steps = 24\n"
+    chain = '[arms.further]\nstart = "arm:wild"\n[arms.furthest]\nstart = "arm:further"\n'
+    with pytest.raises(UserError, match=r"^2 runs of small failed: arm 'wild', seed 1"):
+        run(folder, grid_file(folder, f"[arms.wild]\n{wild}{chain}"))
 
 
 def test_a_failing_arm_does_not_stop_the_others(folder: Path) -> None:

@@ -118,3 +118,14 @@ def test_a_reading_has_no_more_positions_than_its_longest_label_and_an_end() -> 
     assert read.shape == (2, 4, 4)
     assert [CHARSET.decode(row) for row in read.argmax(-1).numpy()] == ["aab", "c"]
     assert read.argmax(-1)[1].tolist() == [3, 0, 0, 0]
+
+
+def test_tokens_joined_in_numbers_are_those_that_a_graph_joins() -> None:
+    model = decoder()
+    logits = torch.randn(20, 9, 4, generator=torch.Generator().manual_seed(3)) * 3
+    confidences, ids = model.greedy(logits).softmax(-1).max(-1)
+    for row, chances in enumerate(logits.log_softmax(-1).numpy()):
+        joined, certain = model.joined(chances)
+        assert joined.tolist() == ids[row, : len(joined)].tolist()
+        assert certain == pytest.approx(confidences[row, : len(joined)].numpy(), rel=1e-4)
+        assert not ids[row, len(joined) :].any()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
+from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.trainer.model.decoders.base import Decoder, DecoderShape
 from dptr.trainer.model.decoders.ctc import CtcDecoder
@@ -36,14 +37,7 @@ def build_decoder(
     Raises:
         UserError: no decoder of that kind is bundled or registered.
     """
-    registered = {point.name: point for point in entry_points(group="dptr.decoders")}
-    if settings.kind in _BUNDLED:
-        kind = _BUNDLED[settings.kind]
-    elif settings.kind in registered:
-        kind = registered[settings.kind].load()
-    else:
-        known = ", ".join(sorted([*_BUNDLED, *registered]))
-        raise UserError(f"no decoder of kind {settings.kind!r}", f"Known kinds: {known}")
+    kind = _kind(settings.kind)
     shape = DecoderShape(
         dim=settings.dim,
         memory_dim=memory_dim,
@@ -58,3 +52,26 @@ def build_decoder(
     )
     decoder = kind(shape)
     return PooledDecoder(decoder, memory.tokens) if memory is not None and memory.kind == "pooled" else decoder
+
+
+def emitted_by(kind: str, charset: Charset) -> Charset:
+    """Return a charset in the order in which a new decoder of a kind is to emit labels.
+
+    Columns of a picture run from left to right, and what is aligned with them names letters as they are seen. What
+    attends finds a letter wherever it stands, and emits labels as they are written: so states of text come.
+
+    Raises:
+        UserError: no decoder of that kind is bundled or registered.
+    """
+    return charset if _kind(kind).reads_columns else charset.emitted_in("logical")
+
+
+def _kind(name: str) -> type[Decoder]:
+    if name in _BUNDLED:
+        return _BUNDLED[name]
+    registered = {point.name: point for point in entry_points(group="dptr.decoders")}
+    if name not in registered:
+        known = ", ".join(sorted([*_BUNDLED, *registered]))
+        raise UserError(f"no decoder of kind {name!r}", f"Known kinds: {known}")
+    kind: type[Decoder] = registered[name].load()
+    return kind

@@ -6,11 +6,12 @@ A decoder is trained on text states and later given image tokens; both arrive as
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dptr.cache.charset import Charset
@@ -65,6 +66,7 @@ class Targets:
         inputs: begin, characters, then padding; shape (batch, length), int64.
         outputs: characters, end, then padding; shape (batch, length), int64.
         longest: characters of the longest label; None: length - 1, as nothing is padded further.
+        seen: outputs with labels as they are seen from left to right, for a loss on columns; None: they are so already.
     """
 
     inputs: Tensor
@@ -72,33 +74,52 @@ class Targets:
     end: int
     padding: int
     longest: int | None = None
+    seen: Tensor | None = None
 
     @property
     def characters(self) -> int:
         """Characters of the longest label."""
         return self.inputs.shape[1] - 1 if self.longest is None else self.longest
 
+    @property
+    def of_columns(self) -> Targets:
+        """The same with labels as they are seen from left to right."""
+        return self if self.seen is None else replace(self, outputs=self.seen, seen=None)
+
     @classmethod
-    def of(cls, labels: Sequence[str], charset: Charset) -> Targets:
-        """Encode labels with a charset that covers them."""
-        encoded = [charset.encode(label) for label in labels]
-        length = max(len(ids) for ids in encoded) + 1
-        inputs = np.full((len(labels), length), charset.padding)
-        outputs = np.full((len(labels), length), charset.padding)
+    def of(cls, labels: Sequence[str], charset: Charset, for_columns: bool = False) -> Targets:
+        """Encode labels with a charset that covers them; ``for_columns`` as they are seen, too."""
+        outputs = _outputs(labels, charset)
+        inputs = np.full_like(outputs, charset.padding)
         inputs[:, 0] = charset.begin
-        for row, ids in enumerate(encoded):
-            inputs[row, 1 : len(ids) + 1] = ids
-            outputs[row, : len(ids)] = ids
-            outputs[row, len(ids)] = charset.end
-        return cls(torch.from_numpy(inputs), torch.from_numpy(outputs), charset.end, charset.padding)
+        inputs[:, 1:] = np.where(outputs == charset.end, charset.padding, outputs)[:, :-1]
+        seen = None
+        if for_columns and charset.as_seen is not charset:
+            seen = torch.from_numpy(_outputs(labels, charset.as_seen))
+        return cls(torch.from_numpy(inputs), torch.from_numpy(outputs), charset.end, charset.padding, seen=seen)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Targets:
+        """Return a copy with each tensor changed."""
+        seen = None if self.seen is None else change(self.seen)
+        return replace(self, inputs=change(self.inputs), outputs=change(self.outputs), seen=seen)
 
     def to(self, device: torch.device | str) -> Targets:
         """Move to a device."""
-        return replace(self, inputs=sent(self.inputs, device), outputs=sent(self.outputs, device))
+        return self.each(lambda ids: sent(ids, device))
 
     def pin_memory(self) -> Targets:
         """Return a copy from which a GPU takes it while it computes."""
-        return replace(self, inputs=self.inputs.pin_memory(), outputs=self.outputs.pin_memory())
+        return self.each(lambda ids: ids.pin_memory())
+
+
+def _outputs(labels: Sequence[str], charset: Charset) -> NDArray[np.int64]:
+    """Return the ids of labels, each followed by the end and padding: (batch, length)."""
+    encoded = [charset.encode(label) for label in labels]
+    outputs = np.full((len(labels), max(len(ids) for ids in encoded) + 1), charset.padding)
+    for row, ids in enumerate(encoded):
+        outputs[row, : len(ids)] = ids
+        outputs[row, len(ids)] = charset.end
+    return outputs
 
 
 @dataclass(frozen=True)
@@ -129,6 +150,8 @@ class Decoder(nn.Module, ABC):
 
     #: Whether it adds to the memory where each token stands; else tokens have to carry it.
     positions_memory: bool = False
+    #: Whether each token of the memory names a letter, from left to right: labels are then learnt as they are seen.
+    reads_columns: bool = False
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__()

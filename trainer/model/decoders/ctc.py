@@ -7,8 +7,10 @@ Source: Graves et al., ICML 2006. The end's class serves as the blank.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dptr.trainer.model.decoders.base import Decoder, DecoderShape, Memory, Targets
@@ -22,6 +24,7 @@ class CtcDecoder(Decoder):
     """Self-attention over the memory, then one linear layer a token."""
 
     positions_memory = True
+    reads_columns = True
 
     def __init__(self, shape: DecoderShape) -> None:
         super().__init__(shape)
@@ -59,6 +62,8 @@ class CtcDecoder(Decoder):
     def greedy(self, logits: Tensor, padding: Tensor | None = None) -> Tensor:
         """Join logits of tokens (batch, tokens, classes): equal neighbours count once, blanks not at all.
 
+        :meth:`joined` gives the same in numbers, sooner; this one is for graphs.
+
         Returns:
             logits of characters and the end, (batch, positions, classes); positions: those of the longest label,
             or as many as tokens.
@@ -80,6 +85,23 @@ class CtcDecoder(Decoder):
         source = F.pad(torch.zeros_like(ids), (0, 1)).scatter(1, position, tokens)[:, :positions]
         read = logits.gather(1, source[..., None].expand(-1, -1, self.classes))
         return self._with_ends(read, count, self._doubtful(logits, kept))
+
+    def joined(self, chances: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Join log-probabilities of one image's tokens (tokens, classes) as :meth:`greedy` does.
+
+        Returns:
+            ids of the characters and the end behind them, and their probabilities, both (positions,).
+        """
+        ids = chances.argmax(1)
+        certain = chances.max(1)
+        kept = (ids != self.end) & (ids != np.concatenate([[self.end], ids[:-1]]))
+        # As in _doubtful: the tokens that name no character are the end's probability.
+        end = np.exp(certain[~kept].sum()).clip(2 / self.classes, 1 - 1e-6)
+        positions = min(self.steps(None), len(ids))
+        return (
+            np.concatenate([ids[kept], [self.end]])[:positions],
+            np.concatenate([np.exp(certain[kept]), [end]])[:positions].astype(np.float32),
+        )
 
     def _with_ends(self, read: Tensor, count: Tensor, doubtful: Tensor) -> Tensor:
         """Put the end behind the characters of logits (batch, positions, classes), of which ``count`` (batch, 1) count.

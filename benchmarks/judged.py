@@ -1,0 +1,28 @@
+"""Arguments of benchmarks that are judged at once: numbers that are large enough, devices that are there."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from dptr.cli import SERVICES
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number that is no smaller, for ``type`` of an argument."""
+
+    def number(text: str) -> int:
+        try:
+            found = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        if found < least:
+            raise argparse.ArgumentTypeError(f"{found} is less than {least}")
+        return found
+
+    return number
+
+
+def usable_device(name: str) -> str:
+    """Return the device's name if it is usable here, for ``type`` of an argument."""
+    return SERVICES.device(name)

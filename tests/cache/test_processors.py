@@ -1,0 +1,102 @@
+"""How many processors a process may keep busy: those it may run on, or what a quota of time leaves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dptr.cache import processors
+from dptr.cache.processors import start_no_more_threads_than_usable, usable_processors
+
+#: A Python in which a quota leaves one of two cores, as ``import dptr`` and torch find it.
+IMPORT_UNDER_QUOTA = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location("dptr.cache.processors", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+module._cores, module.usable_processors = lambda: 2, lambda: 1
+sys.modules[spec.name] = module
+import dptr
+assert "torch" not in sys.modules
+import torch
+print(torch.get_num_threads())
+"""
+
+
+def linux(root: Path, groups: str, files: dict[str, str]) -> Path:
+    """Write what Linux shows of control groups, and return the folder that it lies in."""
+    for name, text in {"proc/self/cgroup": groups, **files}.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    return root
+
+
+@pytest.fixture
+def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processors, "_cores", lambda: 8)
+
+
+SECOND = "0::/work/job"
+FIRST = "5:memory:/work\n1:cpu,cpuacct:/work/job\n0::/"
+OUTER, JOB = "sys/fs/cgroup/work/cpu.max", "sys/fs/cgroup/work/job/cpu.max"
+FIRST_JOB, FIRST_TOP = "sys/fs/cgroup/cpu/work/job/cpu.cfs_", "sys/fs/cgroup/cpu/cpu.cfs_"
+
+
+@pytest.mark.usefixtures("_eight_cores")
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        pytest.param(SECOND, {JOB: "200000 100000"}, 2, id="quota"),
+        pytest.param(SECOND, {JOB: "max 100000"}, 8, id="no quota"),
+        pytest.param(SECOND, {JOB: "250000 100000"}, 2, id="half a core is none"),
+        pytest.param(SECOND, {JOB: "50000 100000"}, 1, id="half a core alone"),
+        pytest.param(SECOND, {JOB: "6400000 100000"}, 8, id="more than there are"),
+        pytest.param(
+            SECOND, {JOB: "400000 100000", "sys/fs/cgroup/work/cpu.max": "300000 100000"}, 3, id="outer group"
+        ),
+        pytest.param(SECOND, {"sys/fs/cgroup/cpu.max": "100000 50000"}, 2, id="path of the host"),
+        pytest.param(FIRST, {f"{FIRST_JOB}quota_us": "300000", f"{FIRST_JOB}period_us": "100000"}, 3, id="version 1"),
+        pytest.param(FIRST, {f"{FIRST_JOB}quota_us": "-1", f"{FIRST_JOB}period_us": "100000"}, 8, id="1, no quota"),
+        pytest.param(FIRST, {f"{FIRST_TOP}quota_us": "400000", f"{FIRST_TOP}period_us": "100000"}, 4, id="1, of host"),
+    ],
+)
+def test_a_quota_of_processor_time_leaves_fewer(
+    tmp_path: Path, groups: str, files: dict[str, str], expected: int
+) -> None:
+    assert usable_processors(linux(tmp_path, groups, files)) == expected
+
+
+@pytest.mark.usefixtures("_eight_cores")
+def test_without_control_groups_all_cores_count(tmp_path: Path) -> None:
+    assert usable_processors(tmp_path) == 8
+
+
+def test_here_there_is_at_least_one_and_no_more_than_cores() -> None:
+    assert 1 <= usable_processors() <= (os.cpu_count() or 1)
+
+
+@pytest.mark.usefixtures("_eight_cores")
+@pytest.mark.parametrize(
+    ("usable", "already", "expected"), [(2, None, "2"), (8, None, None), (2, "5", "5")], ids=["quota", "none", "set"]
+)
+def test_openmp_is_told_of_a_quota_alone_and_what_is_set_stays(
+    monkeypatch: pytest.MonkeyPatch, usable: int, already: str | None, expected: str | None
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if already:
+        monkeypatch.setenv("OMP_NUM_THREADS", already)
+    monkeypatch.setattr(processors, "usable_processors", lambda: usable)
+    start_no_more_threads_than_usable()
+    assert os.environ.get("OMP_NUM_THREADS") == expected
+
+
+def test_importing_dptr_tells_torch_before_it_is_loaded() -> None:
+    free = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    for environment, expected in ((free, "1"), ({**free, "OMP_NUM_THREADS": "2"}, "2")):
+        command = [sys.executable, "-c", IMPORT_UNDER_QUOTA, processors.__file__]
+        assert subprocess.check_output(command, env=environment, text=True).strip() == expected
