@@ -137,6 +137,9 @@ class Faulty:
             "export": Writer(
                 lambda out: ["export", str(self.run()), "--to", "safetensors", "-o", str(out / "model.safetensors")]
             ),
+            "export-onnx": Writer(
+                lambda out: ["export", str(self.run()), "--to", "onnx", "-o", str(out / "model.onnx")]
+            ),
             "read": Writer(lambda out: ["read", str(self.crops), "-o", str(out / "readings.parquet")]),
             "sql": Writer(lambda out: ["sql", "from prompts order by id", "-o", str(out / "answer.parquet")]),
             "init": Writer(lambda out: ["init", str(self.words), str(self.crops), "-o", str(out / "recipe.toml")]),

@@ -13,7 +13,9 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.file_names import MANIFEST_FILE
 from dptr.cache.stores.manifest import Manifest, StoreKind
+from dptr.cache.stores.sealed import RESTORE
 from dptr.cache.stores.shards import StatesReader
 
 if TYPE_CHECKING:
@@ -76,6 +78,12 @@ class StatesStore:
         from dptr.cache.sql.views import connect_to
 
         return connect_to(self.VIEW, self._dataset())
+
+    def _told(self, name: str) -> Any:
+        """Return a part of the store's identity without which it cannot be used."""
+        if self.manifest.identity.get(name) is None:
+            raise DamagedStore(f"{self.folder / MANIFEST_FILE} says nothing of {name}", RESTORE)
+        return self.manifest.identity[name]
 
     def _dataset(self) -> ds.Dataset:
         files = [str((self.folder / f"{shard.name}.parquet").absolute()) for shard in self.manifest.shards]

@@ -44,17 +44,17 @@ class WordCropStore(StatesStore):
     @property
     def views(self) -> int:
         """Views of each crop."""
-        return int(self.manifest.identity["views"])
+        return int(self._told("views"))
 
     @property
     def tokens_per_crop(self) -> int:
         """Tokens of each view."""
-        return int(self.manifest.identity["tokens_per_crop"])
+        return int(self._told("tokens_per_crop"))
 
     @cached_property
     def charset(self) -> Charset:
         """The charset that every label was checked against."""
-        return Charset.from_text(self.manifest.identity["charset"])
+        return Charset.from_text(self._told("charset"))
 
     def crops(self) -> Iterator[tuple[str, str, str]]:
         """Yield label, source and key of each crop."""

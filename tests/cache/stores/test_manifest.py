@@ -139,7 +139,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("record", [[], {}, {"bytes": "3", "sha256": ""}, {"bytes": 3, "sha256": None}, 7])
+@pytest.mark.parametrize("record", [[], {}, {"bytes": "3", "sha256": ""}, {"bytes": 3, "sha256": "\u00e9"}, 7])
 def test_a_record_of_a_file_that_is_none_is_damage(record: object, tmp_path: Path) -> None:
     saved(tmp_path)
     edit(tmp_path, files={"prefix.arrow": record})

@@ -180,3 +180,11 @@ def test_offsets_that_lead_out_of_the_file_are_damage_and_end_no_process(folder:
     if name == "label":
         with pytest.raises(DamagedStore, match=ROWS_FILE):
             list(damaged.labels())
+
+
+def test_a_store_that_says_nothing_of_its_charset_is_damage(folder: Path) -> None:
+    manifest = Manifest.load(folder, "prompts")
+    del manifest.identity["charset"]
+    manifest.save(folder)
+    with pytest.raises(DamagedStore, match="says nothing of charset"):
+        _ = PromptStore(folder).charset
