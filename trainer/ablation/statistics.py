@@ -59,8 +59,8 @@ def paired_bootstrap(
     return float(low), float(high)
 
 
-def student_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
-    """Return t such that Student's variable of whole ``degrees`` lies within -t and t with ``confidence``.
+def student_quantile(degrees: int) -> float:
+    """Return t such that Student's variable of whole ``degrees`` lies within -t and t with :data:`CONFIDENCE`.
 
     Raises:
         ValueError: no degree of freedom.
@@ -69,7 +69,7 @@ def student_quantile(degrees: int, confidence: float = CONFIDENCE) -> float:
         raise ValueError(f"{degrees} degrees of freedom")
     low, high = 0.0, math.pi / 2  # of the angle whose tangent is t / sqrt(degrees)
     while (middle := (low + high) / 2) not in (low, high):
-        low, high = (middle, high) if _share_within(middle, degrees) < confidence else (low, middle)
+        low, high = (middle, high) if _share_within(middle, degrees) < CONFIDENCE else (low, middle)
     return math.sqrt(degrees) * math.tan(low)
 
 
