@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -202,8 +203,8 @@ def _boxes(place: Path) -> Fuzzed:
     from dptr.trainer.page_boxes import read_boxes
 
     corners = [10, 10, 90, 12, 88, 40, 9, 38]
-    found = [{"points": [corners[:2], corners[2:4], corners[4:6], corners[6:]]}, {"left": 1, "top": 2, "right": 30}]
-    found[1]["bottom"] = 20
+    points = [corners[:2], corners[2:4], corners[4:6], corners[6:]]
+    found: list[dict[str, Any]] = [{"points": points}, {"left": 1, "top": 2, "right": 30, "bottom": 20}]
     lines = {
         "a.json": json.dumps({"boxes": found}),
         "b.json": json.dumps([corners, [1, 2, 40, 30]]),

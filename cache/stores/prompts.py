@@ -158,7 +158,7 @@ class PromptStore(StatesStore):
         return self._reader.gather_pooled(rows)
 
     def _column(self, name: str, kind: pa.DataType) -> pa.Array:
-        chunks = []
+        chunks: list[pa.Array] = []
         for catalogue in self.manifest.catalogues(self.folder):
             with damage_told(catalogue, "`dptr verify --repair` computes it again where the inputs are still there"):
                 chunks += pq.read_table(catalogue, columns=[name], memory_map=True).column(0).cast(kind).chunks
