@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import subprocess
 import sys
@@ -166,11 +167,13 @@ def test_an_exported_graph_is_read_beside_the_peers(crops: Path, tmp_path: Path)
     assert row["milliseconds_batched"] > 0
 
 
-def test_a_graph_gives_the_same_for_crops_of_several_widths_at_once_and_alone(tmp_path: Path) -> None:
+def test_a_graph_gives_the_same_for_crops_of_several_widths_at_once_and_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     helper = pytest.importorskip("onnx").helper
     pytest.importorskip("onnxruntime")
-    sys.path.insert(0, str(SCRIPT.parent))
-    from peer_readers import onnx_reader
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    onnx_reader = importlib.import_module("peer_readers").onnx_reader
 
     # It says how wide a crop is: the second id is its width in eights.
     nodes = [
