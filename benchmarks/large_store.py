@@ -26,7 +26,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 from judged import at_least
-from own_memory import OwnMemory
+from own_memory import OwnMemory, megabytes_without_files, own_megabytes
 
 from dptr.cache.errors import run_script
 from dptr.cache.file_names import MANIFEST_FILE, MANIFEST_LOG, PREFIX_FILE
@@ -111,8 +111,7 @@ def measure(folder: Path, batches: int, workers: int) -> None:
 
 def tell(what: str, started: float | None) -> None:
     seconds = "" if started is None else f"{time.perf_counter() - started:.3f}"
-    memory, spent = psutil.Process().memory_full_info(), time.process_time()
-    own, without_files = memory.uss / 1e6, (memory.rss - memory.shared) / 1e6
+    own, without_files, spent = own_megabytes(), megabytes_without_files(), time.process_time()
     print(f"{what:44}{seconds:>10}{spent - _spent[-1]:10.3f}{own:10.0f}{without_files:15.0f}", flush=True)
     _spent.append(time.process_time())
 

@@ -26,9 +26,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
-import psutil
 from judged import at_least
-from own_memory import OwnMemory, own_megabytes
+from own_memory import OwnMemory, megabytes_without_files, own_megabytes
 from PIL import Image
 
 from dptr.cache.charset import Charset
@@ -162,11 +161,6 @@ class Tell:
         told = ", ".join(f"{own:.0f}" for own in held)
         what = f"{self._way}: {count} batches by workers ({start})"
         print(f"{what:58}{time.perf_counter() - started:10.2f}; own MB of each: {told}", flush=True)
-
-
-def megabytes_without_files() -> float:
-    memory = psutil.Process().memory_info()
-    return (memory.rss - memory.shared) / 1e6
 
 
 def write_crops(path: Path, count: int) -> None:

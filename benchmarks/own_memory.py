@@ -12,6 +12,12 @@ def own_megabytes() -> float:
     return float(psutil.Process().memory_full_info().uss) / 1e6
 
 
+def megabytes_without_files() -> float:
+    """What is left of it without the pages of mapped files, which the kernel takes back when it needs them."""
+    memory = psutil.Process().memory_info()
+    return float(memory.rss - memory.shared) / 1e6
+
+
 class OwnMemory:
     """Makes batches, and tells which worker made them and what it holds then."""
 

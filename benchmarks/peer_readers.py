@@ -180,7 +180,7 @@ def onnx_reader(path: Path) -> tuple[Read, float]:
     widths = [int(width) for width in described.get("image_widths", described["image_width"]).split(",")]
 
     def read(images: Sequence[Image.Image]) -> list[str]:
-        texts = {}
+        texts: dict[int, str] = {}
         wanted = [width_for(image, height, widths) for image in images]
         for width in sorted(set(wanted)):
             of_width = [place for place, its in enumerate(wanted) if its == width]
