@@ -130,6 +130,7 @@ def test_a_ctc_loss_beside_a_decoder_is_of_the_letters_as_columns_show_them(crop
     heard: list[Tensor] = []
     assert recognizer.ctc_head is not None
     recognizer.ctc_head.register_forward_hook(lambda module, inputs, out: heard.append(out))
+    assert isinstance(batch.images, Tensor)
     tokens = recognizer.tokens(batch.images)
     loss = recognizer._ctc_loss(tokens, targets)
     lengths = torch.full((len(tokens),), heard[0].shape[1])

@@ -54,8 +54,8 @@ class CharacterModel:
         self._grams, self._sums = grams[order], np.concatenate([[0.0], weights[order].cumsum()])
         self._words = weights[text == _END].sum()
 
-    def after(self, contexts: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the contexts behind one more character; all three of shape (count,) or ()."""
+    def after(self, contexts: NDArray[np.int64] | int, classes: NDArray[np.int64] | int) -> NDArray[np.int64]:
+        """Return the contexts behind one more character; all three of shape (count,), or one of each."""
         behind: NDArray[np.int64] = self._symbol_of[classes] << self._bits * (self._length - 2)
         return behind | (contexts >> self._bits)
 

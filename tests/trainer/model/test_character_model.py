@@ -12,7 +12,7 @@ CHARSET = Charset.named("94")
 def probability(model: CharacterModel, before: str, character: str) -> float:
     context = model.begin
     for index in CHARSET.encode(before):
-        context = model.after(context, int(index))
+        context = int(model.after(context, int(index)))
     of_class = 0 if character == "" else int(CHARSET.encode(character)[0])
     return float(np.exp(model.scores(np.array([context]), np.array([of_class]))[0]))
 
@@ -63,7 +63,7 @@ def test_chances_are_those_of_smoothed_counts(before: str, character: str) -> No
 
 def test_chances_of_all_characters_add_up_to_one() -> None:
     model = CharacterModel(WORDS, Charset.named("36"))
-    for context in (model.begin, model.after(model.begin, 11), model.after(model.begin, 36)):
+    for context in (model.begin, int(model.after(model.begin, 11)), int(model.after(model.begin, 36))):
         chances = np.exp(model.scores(np.full(37, context), np.arange(37)))
         assert chances.sum() == pytest.approx(1)
 
@@ -72,7 +72,7 @@ def test_many_questions_are_answered_as_one_by_one() -> None:
     model, rng = CharacterModel(WORDS, CHARSET), np.random.default_rng(0)
     contexts = [model.begin]
     for of_class in rng.integers(1, 95, 200).tolist():
-        contexts.append(model.after(contexts[int(rng.integers(len(contexts)))], of_class))
+        contexts.append(int(model.after(contexts[int(rng.integers(len(contexts)))], of_class)))
     classes = rng.integers(0, 95, len(contexts))
     one_by_one = [model.scores(np.array([a]), np.array([b]))[0] for a, b in zip(contexts, classes, strict=True)]
     assert model.scores(np.array(contexts), classes).tolist() == one_by_one
@@ -83,7 +83,7 @@ def test_large_charsets_get_shorter_contexts() -> None:
     model = CharacterModel({"一丁丂七": 10.0, "丄丅": 1.0}, Charset(characters))
     context = model.begin
     for of_class in (1, 2, 3):
-        context = model.after(context, of_class)
+        context = int(model.after(context, of_class))
     seventh, other = np.exp(model.scores(np.array([context] * 2), np.array([4, 5])))
     assert seventh > 0.6 > 0.01 > other
 
@@ -98,7 +98,7 @@ def test_characters_that_the_charset_lacks_are_passed_over() -> None:
 def likeliest(model: CharacterModel, charset: Charset, before: str) -> str:
     context = model.begin
     for index in charset.encode(before):
-        context = model.after(context, int(index))
+        context = int(model.after(context, int(index)))
     classes = np.arange(1, len(charset.characters) + 1)
     return charset.characters[int(model.scores(np.full(len(classes), context), classes).argmax())]
 
@@ -117,7 +117,7 @@ def test_the_last_character_of_a_charset_is_counted_whatever_its_size(count: int
     model = CharacterModel({last * 9: 50.0}, charset)
     context = model.begin
     for _ in range(7):
-        context = model.after(context, count)
+        context = int(model.after(context, count))
     chances = np.exp(model.scores(np.full(count + 1, context), np.arange(count + 1)))
     assert chances[count] > 0.5
     assert chances.sum() == pytest.approx(1)

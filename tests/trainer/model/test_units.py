@@ -70,7 +70,7 @@ def test_each_unit_keeps_its_own_confidence_where_labels_are_read_from_the_right
 
 def test_words_of_clusters_and_from_right_to_left_are_counted_as_they_are_emitted() -> None:
     hindi = CharacterModel({"क्षय": 5.0, "कीय": 1.0, "kk": 2.0}, HINDI)
-    behind, alone = hindi.after(hindi.begin, 1), hindi.begin
+    behind, alone = int(hindi.after(hindi.begin, 1)), hindi.begin
     scores = hindi.scores(np.array([behind, alone]), np.array([3, 3]))
     assert scores[0] > scores[1], "य follows क्ष and begins no word"
     hebrew = CharacterModel({"אב": 5.0}, Charset("אב"))
