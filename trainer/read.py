@@ -18,7 +18,7 @@ from dptr.cache.pictures import IMAGE_SUFFIXES, UnusablePicture, read_picture, u
 from dptr.cache.word_counts import checked, read_word_counts
 from dptr.trainer.choices import ReadingPrecision
 from dptr.trainer.model.folding import cpu_has_bfloat16
-from dptr.trainer.model.model_file import BUNDLED, from_hub, load_model
+from dptr.trainer.model.model_file import BUNDLED, RECOGNISERS, from_hub, load_model
 from dptr.trainer.model.reading import read_pictures
 from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
 from dptr.trainer.training.runs import Run
@@ -98,12 +98,11 @@ def load(
     words: Words | None = None,
     precision: ReadingPrecision = "auto",
 ) -> Reader:
-    """Load the recogniser of a fine-tuning run, of a file that ``--to safetensors`` wrote, or the bundled one.
-
+    """Load the recogniser of a fine-tuning run, of a file that ``--to safetensors`` wrote, or a bundled one.
 
     Args:
-        run: what reads; ``user/model`` or ``user/model@REVISION``, where no such folder is there, is one of the Hugging
-            Face hub. device: where.
+        run: what reads; where no such folder is there, ``scripts`` is the bundled one of six scripts, ``user/model`` or
+            ``user/model@REVISION`` one of the Hugging Face hub. device: where.
         find_clip: a CLIP's name -> its folder; a pre-training run then reads, too, through its CLIP's image tower.
         words: preferred where a picture leaves doubt, in place of those that the file keeps; CTC decoders only.
         precision: with ``auto``, confidences of a device that has bfloat16 and of one that has not differ in the third
@@ -112,13 +111,21 @@ def load(
     Raises:
         UserError: not such a run, it has no checkpoint yet, the hub has none of that name; words that cannot be used.
     """
-    is_on_hub = not Path(run).exists() and hub.is_id(str(run))
-    recognizer = _recognizer(from_hub(str(run)) if is_on_hub else Path(run), device, find_clip)
+    recognizer = _recognizer(_found(str(run)), device, find_clip)
     if words is not None:
         recognizer.prefer_words(word_counts(words))
     if precision == "bf16" or (precision == "auto" and _has_bfloat16(torch.device(device))):
         recognizer.read_in_bfloat16()
     return Reader(recognizer, device)
+
+
+def _found(run: str) -> Path:
+    """Return the folder or file that a name means."""
+    if Path(run).exists():
+        return Path(run)
+    if run in RECOGNISERS:
+        return RECOGNISERS[run]
+    return from_hub(run) if hub.is_id(run) else Path(run)
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -68,6 +68,12 @@ class Look:
         """Characters of words and of labels of crops, with counts."""
         return self.labels.characters + self.crop_labels.characters
 
+    @property
+    def main_script(self) -> str | None:
+        """The script of most letters; None where there are no letters."""
+        scripts = self.labels.scripts + self.crop_labels.scripts
+        return scripts.most_common(1)[0][0] if scripts else None
+
 
 def look_at(paths: Sequence[Path]) -> Look:
     """Tell word lists, labelled crops and photos apart, and measure each.

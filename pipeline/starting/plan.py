@@ -22,6 +22,9 @@ _MANY_WORDS = 50_000
 _USUAL_WIDTH = 128
 #: Crops are squeezed to 4:1; where most are much wider, letters need more columns.
 _WIDE = 6.0
+#: Besides Latin, what the bundled recogniser and the bundled CLIP called ``scripts`` know.
+_READ_BY_SCRIPTS = frozenset({"Cyrillic", "Devanagari", "Greek", "Hebrew", "Thai"})
+_EMBEDDED_BY_SCRIPTS = _READ_BY_SCRIPTS | {"Arabic"}
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,8 @@ def _short_way(look: Look, charset: str) -> list[str]:
     crops, words = (" ".join(shlex.quote(str(path)) for path in paths) for paths in (look.crops, look.corpora))
     lines = [f"dptr render-words {words} -o short.lmdb --count 4000"] if words else []
     data = " ".join(part for part in (crops, "short.lmdb" if words else "") if part) or "CROPS"
-    lines.append(f"dptr finetune --from bundled --charset {own} --data {data} --steps 1000 -o {run}")
+    start = "scripts" if look.main_script in _READ_BY_SCRIPTS else "bundled"
+    lines.append(f"dptr finetune --from {start} --charset {own} --data {data} --steps 1000 -o {run}")
     return [*lines, f"dptr read {run} sign.png"]
 
 
@@ -140,11 +144,12 @@ def _commands(look: Look, recipe_file: Path, charset: str) -> list[str]:
     crops = " ".join(shlex.quote(str(path)) for path in look.crops) or "CROPS"
     words = " ".join(shlex.quote(str(path)) for path in look.corpora) or "WORDS.txt"
     photos = " ".join(shlex.quote(str(path)) for path in look.photos) or "PHOTOS"
-    scripts = look.labels.scripts + look.crop_labels.scripts
     lines = []
     clip, longest = "", longest_label(look)
     length = f" --max-label-length {longest}" if longest > _LONG_BEFORE else ""
-    if scripts and scripts.most_common(1)[0][0] != "Latin":
+    if look.main_script in _EMBEDDED_BY_SCRIPTS:
+        clip = " --clip scripts"
+    elif look.main_script not in (None, "Latin"):
         lines += [
             f"dptr render-words {words} -o rendered.parquet --count 200000",
             f"dptr render-words {words} -o unseen.parquet --count 2000 --seed 1",

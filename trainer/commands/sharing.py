@@ -19,7 +19,7 @@ _Half = Annotated[bool, typer.Option("--half", help="safetensors: floats in 16 b
 @command(commands, "export")
 def export(
     workspace: Workspace,
-    run: Annotated[str, typer.Argument(help="A run, a model file, or `bundled`.")],
+    run: Annotated[str, typer.Argument(help="A run, a model file, `bundled` or `scripts`.")],
     to: Annotated[ExportTarget, typer.Option(help="parseq and openocr: the decoder under their names.")],
     out: OutFile = None,
     data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to check ONNX with.")] = None,

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dptr.cache import hub
+from dptr.cache.choices import BUNDLED_RECOGNISERS
 from dptr.cache.command_line import Services
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import SAFETENSORS
@@ -36,13 +37,15 @@ def start_run(workspace: Workspace, start: str) -> "Trained | None":
 
 def recogniser_named(workspace: Workspace, encoder: str | None) -> "Trained | None":
     """Return the recogniser that ``--encoder`` names, None where it names a kind of encoder."""
-    if encoder is None or not (encoder == "bundled" or Path(encoder).exists() or (workspace.runs / encoder).is_dir()):
+    if encoder is None:
+        return None
+    if not (encoder in BUNDLED_RECOGNISERS or Path(encoder).exists() or (workspace.runs / encoder).is_dir()):
         return None
     return model_named(workspace, encoder)
 
 
 def model_named(workspace: Workspace, name: str) -> "Trained":
-    """Return a run by its folder or name, a model file, one of the hub, or the recogniser that is ``bundled``.
+    """Return a run by its folder or name, a model file, one of the hub, or a bundled recogniser.
 
     Raises:
         UserError: there is none. DamagedStore: it cannot be read.
@@ -61,13 +64,13 @@ def model_path(workspace: Workspace, name: str) -> Path:
         UserError: there is none.
     """
     from dptr.cache.pictures import IMAGE_SUFFIXES
-    from dptr.trainer.model.model_file import BUNDLED, from_hub
+    from dptr.trainer.model.model_file import RECOGNISERS, from_hub
 
     try:
         return workspace.find_run(name)
     except UserError as missing:
-        if name == "bundled":
-            return BUNDLED
+        if name in RECOGNISERS:
+            return RECOGNISERS[name]
         if not hub.is_id(name) or Path(name).suffix in (SAFETENSORS, *IMAGE_SUFFIXES):
             raise
         try:

@@ -90,8 +90,8 @@ def finetune(
         str,
         typer.Option(
             "--from",
-            help="Pre-trained run (`newest`: the last one), a recogniser to train further (a run, a model file or "
-            "`bundled`), or `none`.",
+            help="Pre-trained run (`newest`: the last one), a recogniser to train further (a run, a model "
+            "file, `bundled` or `scripts`), or `none`.",
         ),
     ] = "newest",
     charset: CharsetName = None,
@@ -104,7 +104,7 @@ def finetune(
         str | None,
         typer.Option(
             help="vit, convolution, clip:ID, hf:ID, a registered one, or a recogniser whose encoder is taken: a run, a "
-            "model file or `bundled`."
+            "model file, `bundled` or `scripts`."
         ),
     ] = None,
     fmu: Annotated[FmuKind | None, typer.Option(help="With none the decoder reads all image tokens.")] = None,

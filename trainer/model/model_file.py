@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dptr.cache import hub
 from dptr.cache.charset import Charset
+from dptr.cache.choices import BUNDLED_RECOGNISERS
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import WEIGHTS_FILE
 from dptr.cache.plain_json import what_is_wrong
@@ -26,8 +27,13 @@ from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_to
 from dptr.trainer.training.runs import RunKind, Trained
 from dptr.trainer.training.settings import WIDEST
 
-#: The recogniser that is installed with the package; its model card lies beside it.
-BUNDLED = Path(__file__).parent / "bundled" / "english.safetensors"
+#: The recognisers that are installed with the package; their model cards lie beside them.
+RECOGNISERS = {
+    name: Path(__file__).parent / "bundled" / f"{file}.safetensors"
+    for name, file in zip(BUNDLED_RECOGNISERS, ("english", "scripts"), strict=True)
+}
+#: The one that reads where none is named.
+BUNDLED = RECOGNISERS["bundled"]
 #: The tensor, uint8, of the words that a recogniser prefers.
 _WORDS = "words"
 

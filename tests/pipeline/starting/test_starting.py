@@ -96,12 +96,27 @@ def test_data_are_told_apart_and_the_recipe_fits_them(tmp_path: Path, capsys: py
     assert "exists" in capsys.readouterr().err
 
 
-def test_another_script_gets_its_charset_and_a_clip_of_its_own(tmp_path: Path) -> None:
-    (tmp_path / "words.txt").write_text("οδός\nπόλη\n", encoding="utf-8")
+@pytest.mark.parametrize(
+    ("words", "script", "start", "clip"),
+    [
+        ("οδός\nπόλη\n", "Greek", "--from scripts", "--clip scripts"),
+        ("شارع\nمدينة\n", "Arabic", "--from bundled", "--clip scripts"),
+        ("ქუჩა\nქალაქი\n", "Georgian", "--from bundled", "--clip my_clip/clip"),
+    ],
+)
+def test_another_script_gets_its_charset_and_what_knows_it(
+    tmp_path: Path, words: str, script: str, start: str, clip: str
+) -> None:
+    (tmp_path / "words.txt").write_text(words, encoding="utf-8")
     proposed = plan(look_at([tmp_path / "words.txt"]), tmp_path / "r.toml", tmp_path / "charset.txt", on_gpu=False)
     assert proposed.own_charset
-    assert any(line.startswith("dptr train-clip") for line in proposed.commands)
-    assert "Greek 100%" in proposed.found[0]
+    assert f"{script} 100%" in proposed.found[0]
+    assert any(start in line for line in proposed.short_way)
+    assert all(
+        clip in line for line in proposed.commands if line.startswith(("dptr embed-text", "dptr build-orp-bank"))
+    )
+    is_trained = any(line.startswith("dptr train-clip") for line in proposed.commands)
+    assert is_trained == (clip != "--clip scripts")
 
 
 @pytest.mark.parametrize("what", ["images gone", "pictures torn", "lmdb cut"])
