@@ -10,13 +10,16 @@ TESTS_ARE_LOOSER := --allow-untyped-defs --allow-incomplete-defs --allow-untyped
 	--no-warn-return-any --no-warn-unused-ignores --namespace-packages --explicit-package-bases \
 	$(foreach code,union-attr index operator func-returns-value,--disable-error-code=$(code))
 
+# By its name the package is found from its own folder.
+LINKED := .types/dptr
+
 .PHONY: demo test lint types check site notebook clean
 
 demo: $(READY)
 	$(BIN)/dptr demo
 
 # Two at a time, each on one thread: the tensors are tiny, and more threads would only wait for each other.
-test: $(READY)
+test: $(READY) $(LINKED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(READY)
@@ -24,8 +27,7 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
-types: $(READY)
-	mkdir -p .types && ln -sfn .. .types/dptr
+types: $(READY) $(LINKED)
 	$(BIN)/mypy -m dptr -m dptr.cli -p dptr.cache -p dptr.pipeline -p dptr.trainer
 	$(BIN)/mypy benchmarks/*.py
 	$(BIN)/mypy examples/*.py
@@ -42,6 +44,9 @@ site: $(READY)
 # examples/notebook.ipynb, run from top to bottom and kept with what its cells gave.
 notebook: $(READY)
 	$(BIN)/python examples/execute_notebook.py
+
+$(LINKED):
+	mkdir -p .types && ln -sfn .. $@
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -19,7 +19,7 @@ import sys
 import zlib
 from pathlib import Path
 
-from dptr.cache.errors import run_script
+from dptr.cache.errors import UserError, run_script
 from dptr.cache.normalization import Normalization
 from dptr.cache.units import JOINERS
 from dptr.pipeline.clip.bundled import is_held_out
@@ -98,14 +98,17 @@ def part_fonts(fonts: FontCollection, out: Path) -> None:
     """Copy fonts to two folders: those to learn from, and one family in five."""
     if (out / "fonts_train").exists():
         return
+    usable = [font for font in fonts.fonts if not font.names[0].startswith(_ORNAMENTAL)]
+    drawn = {font.names[0]: zlib.crc32(font.names[0].encode()) for font in usable}
+    if len(drawn) < 2:
+        raise UserError(f"{len(drawn)} families of fonts", "Install more, one of them is kept from training")
+    # Where there are few families it may be that no number ends so.
+    unseen = {family for family in drawn if drawn[family] % _UNSEEN_ONE_IN == 0} or {min(drawn, key=lambda f: drawn[f])}
     for name in ("fonts_train", "fonts_unseen"):
         (out / name).mkdir(parents=True)
-    for number, font in enumerate(fonts.fonts):
-        family = font.names[0]
-        if not family.startswith(_ORNAMENTAL):
-            unseen = zlib.crc32(family.encode()) % _UNSEEN_ONE_IN == 0
-            folder = out / ("fonts_unseen" if unseen else "fonts_train")
-            shutil.copyfile(font.path, folder / f"{number:04d}-{font.path.name}")
+    for number, font in enumerate(usable):
+        folder = out / ("fonts_unseen" if font.names[0] in unseen else "fonts_train")
+        shutil.copyfile(font.path, folder / f"{number:04d}-{font.path.name}")
 
 
 def scaled(count: int, scale: float) -> int:

@@ -271,3 +271,5 @@ def test_offsets_that_lead_out_of_a_kept_list_are_damage_and_end_no_process(name
         _ = samples[0]
     with pytest.raises(DamagedStore, match="Remove it"):
         list(samples.pieces())
+    with pytest.raises(DamagedStore, match="is damaged"):
+        checks.finish()
