@@ -69,6 +69,21 @@ def test_a_model_file_in_half_precision_can_be_trained_further(tmp_path: Path, c
     assert again.coverage.complete
 
 
+def test_one_in_half_precision_passes_on_the_characters_that_another_charset_shares(
+    tmp_path: Path, crops: Path
+) -> None:
+    run = Run.load(finetune(images(crops), CHARSET, None, recipe(), tmp_path / "first").out)
+    save_model(run, tmp_path / "half.safetensors", half=True)
+    file, slow, other = ModelFile.open(tmp_path / "half.safetensors"), "finetune.learning_rate=1e-12", Charset("xa")
+    data = WordImages.open([crops], other, Normalization())
+    again = finetune(data, other, file, recipe(slow), tmp_path / "second")
+    assert again.coverage is not None
+    assert again.coverage.partial["decoder.head.weight"] == "1 of 2 characters"
+    head, before = Run.load(again.out).weights("last")["decoder.head.weight"], file.weights()["decoder.head.weight"]
+    rows = [other.characters.index("a") + 1, CHARSET.characters.index("a") + 1]
+    assert (head[rows[0]] - before[rows[1]].float()).abs().max() < 1e-6
+
+
 def test_the_encoder_of_a_recogniser_serves_another_decoder(tmp_path: Path, crops: Path) -> None:
     first = finetune(images(crops), CHARSET, None, recipe('encoder.image_widths="64"'), tmp_path / "first")
     run = Run.load(first.out)

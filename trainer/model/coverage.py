@@ -96,5 +96,5 @@ def _carry_characters(target: Tensor, source: Tensor, name: str, old: Charset, n
     shared = [(row, row_of[unit]) for row, unit in enumerate(new.characters, start=1) if unit in row_of]
     if shared:
         rows, rows_of_old = torch.tensor(shared).T
-        target[rows] = source[rows_of_old]
+        target[rows] = source[rows_of_old].to(target)  # half precision, where it was exported so
     return len(shared)
