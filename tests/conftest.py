@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +18,18 @@ def _hear_notes() -> Iterator[None]:
     set_quiet(False)
     yield
     set_quiet(False)
+
+
+@pytest.fixture
+def signals_are_heard() -> Iterator[None]:
+    """Signals take effect here and in processes started here, though tests in the background of a shell ignore some."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,8 @@ import sys
 import textwrap
 import time
 
+import pytest
+
 HIDDEN, SHOWN = "\x1b[?25l", "\x1b[?25h"
 WORK = """
     import sys, time
@@ -40,8 +42,6 @@ def on_a_terminal(*arguments: str, interrupt: bool = False, **environment: str) 
         stderr=theirs,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "120", **environment},
         start_new_session=True,
-        # Started in the background of a shell, tests ignore Ctrl-C, and so would this process.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     os.close(theirs)
     written = b""
@@ -89,6 +89,7 @@ def test_only_notes_and_last_states_stay_on_the_screen() -> None:
     assert left[2].startswith("reading: 40/40 rows")
 
 
+@pytest.mark.usefixtures("signals_are_heard")
 def test_ctrl_c_leaves_the_cursor_visible_and_no_bar() -> None:
     written = on_a_terminal("stuck", interrupt=True)
     assert "KeyboardInterrupt" in written

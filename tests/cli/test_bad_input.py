@@ -127,6 +127,7 @@ def test_a_terminal_obeys_nothing_that_stands_in_a_bad_file(tmp_path: Path, caps
     assert said.isprintable(), said
 
 
+@pytest.mark.usefixtures("signals_are_heard")
 def test_ctrl_c_in_a_terminal_is_one_line_from_all_processes(tmp_path: Path) -> None:
     """A terminal sends it to the workers, too."""
     (tmp_path / "words.txt").write_text("word\n")
@@ -137,8 +138,6 @@ def test_ctrl_c_in_a_terminal_is_one_line_from_all_processes(tmp_path: Path) -> 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Started in the background of a shell, tests ignore Ctrl-C, and so would this process.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     while not len(list((tmp_path / "crops").rglob("*.jpg"))) > 2:
         assert started.poll() is None

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -18,14 +17,13 @@ import pytest
 from dptr.cache.interrupts import deferred, interruptible, stop_once
 from dptr.trainer.training.checkpoint import load_state
 
+pytestmark = pytest.mark.usefixtures("signals_are_heard")
 LONG_QUERY = "select count(*) from range(10000000000) a, range(100000) b"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_stops_and_later_ones_leave_its_saving_alone(number: signal.Signals) -> None:
     saved = False
-    # Where the tests were started by nohup, a lost terminal would be ignored.
-    before = signal.signal(number, signal.default_int_handler)
     with pytest.raises(KeyboardInterrupt), stop_once():
         try:
             os.kill(os.getpid(), number)
@@ -36,7 +34,6 @@ def test_the_first_signal_stops_and_later_ones_leave_its_saving_alone(number: si
             time.sleep(0.01)
             saved = True
             raise
-    signal.signal(number, before)
     assert saved
 
 
@@ -76,9 +73,7 @@ def test_a_query_that_takes_for_ever_ends_at_a_signal(tmp_path: Path, number: si
     run.mkdir(parents=True)
     (run / "run.json").write_text('{"kind": "pretrain"}')
     command = [sys.executable, "-m", "dptr", "sql", LONG_QUERY, "--workspace", str(tmp_path)]
-    # Where the tests were started by nohup, a process of theirs would ignore a lost terminal, too.
-    heard = partial(signal.signal, number, signal.SIG_DFL)
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         # Starting takes less than that; the rest is the query's.
         while psutil.Process(process.pid).cpu_times().user < 3:
             time.sleep(0.1)

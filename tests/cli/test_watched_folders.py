@@ -92,6 +92,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.usefixtures("signals_are_heard")
 def test_a_watched_folder_is_read_as_pictures_come_and_goes_on_after_an_interrupt(tmp_path: Path) -> None:
     folder, out = tmp_path / "incoming", tmp_path / "readings.jsonl"
     folder.mkdir()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -103,19 +104,32 @@ def test_two_processes_never_share_a_temporary_name(tmp_path: Path) -> None:
 
 def run_two(arguments: list[str], folder: Path) -> list[tuple[int, str]]:
     """Start the same command twice at once; return exit code and stderr of each, the winner first."""
-    started = []
-    for _ in range(2):
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "dptr", *arguments, "--workspace", str(folder / "ws")],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-        time.sleep(0.3)
-    ended = [(process.wait(), process.stderr.read() if process.stderr else "") for process in started]
-    return sorted(ended)
+    command = [sys.executable, "-m", "dptr", *arguments, "--workspace", str(folder / "ws")]
+    started = [
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    # However soon it would be done: who holds the lock waits until the other has come to it.
+    winner = wait_for_owner(folder, started)
+    os.kill(winner, signal.SIGSTOP)
+    try:
+        (second,) = (process for process in started if process.pid != winner)
+        second.wait(timeout=120)
+    finally:
+        os.kill(winner, signal.SIGCONT)
+    return sorted((process.wait(), process.stderr.read() if process.stderr else "") for process in started)
+
+
+def wait_for_owner(folder: Path, started: list[subprocess.Popen[str]]) -> int:
+    """Return the process id of the first of ``started`` that holds a lock below ``folder``."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        for path in folder.rglob("*.owner.json"):
+            with suppress(ValueError, FileNotFoundError):  # being written, or done with
+                owner: int = json.loads(path.read_text())["pid"]
+                if owner in [process.pid for process in started]:
+                    return owner
+        time.sleep(0.001)
+    raise AssertionError("neither took a lock")
 
 
 def words(folder: Path, count: int) -> Path:

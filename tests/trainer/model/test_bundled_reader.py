@@ -15,15 +15,16 @@ from dptr.pipeline.rendering.fonts import packaged_fonts
 from dptr.pipeline.rendering.style import RenderStyle
 from dptr.trainer import read
 from dptr.trainer.choices import ReadingPrecision
-from dptr.trainer.model.model_file import BUNDLED, ModelFile
+from dptr.trainer.model.model_file import BUNDLED, RECOGNISERS, ModelFile
 
 pytest.importorskip("font_roboto")
 WORDS = ["Exit", "OPEN", "Station", "SALE", "Hotel", "coffee", "2026", "Library", "STREET", "Museum", "$4.50", "Taxi"]
 
 
-def test_all_its_files_together_are_small() -> None:
-    assert sum(path.stat().st_size for path in BUNDLED.parent.iterdir()) < 12_000_000
-    assert (BUNDLED.parent / "README.md").is_file()
+@pytest.mark.parametrize("path", RECOGNISERS.values(), ids=RECOGNISERS)
+def test_each_is_small_and_has_a_card(path: Path) -> None:
+    card = BUNDLED.parent / ("README.md" if path == BUNDLED else f"{path.stem}.md")
+    assert path.stat().st_size + card.stat().st_size < 12_000_000
 
 
 def test_it_reads_words_in_fonts_of_the_demo() -> None:

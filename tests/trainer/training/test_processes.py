@@ -102,6 +102,7 @@ def test_losses_do_not_depend_on_the_number_of_processes(pretraining: Callable[[
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("signals_are_heard")
 @pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 2)])
 def test_a_run_goes_on_in_another_number_of_processes(
     workspace: Path, pretraining: Callable[[int], Path], tmp_path: Path, before: int, after: int
