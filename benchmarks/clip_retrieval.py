@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from bundled_clip import image_vectors, prompt_vectors
 from judged import at_least
-from peers import wilson
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import run_script
@@ -25,6 +24,7 @@ from dptr.cache.word_images.dataset import WordImages
 from dptr.pipeline.clip.loading import ImageTower, load_clip
 from dptr.pipeline.clip.text_tower import TextTower
 from dptr.pipeline.text.templates import Template
+from dptr.trainer.metrics import wilson
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import os
 import re
 import sys
@@ -47,7 +46,7 @@ from dptr.cache.errors import UserError, run_script
 from dptr.cache.pictures import UnusablePicture, decode
 from dptr.cache.word_images.form import Refused
 from dptr.cache.word_images.sources import find_sources
-from dptr.trainer.metrics import LONGEST, score, to_ascii
+from dptr.trainer.metrics import LONGEST, score, to_ascii, wilson
 from dptr.trainer.model.model_file import BUNDLED
 
 _CHARSET = Charset.named("36")
@@ -188,14 +187,6 @@ def measure(crops: Crops, name: str, reader: Reader) -> Row:
         return Row(crops, name, reader(crops.images))
     except NotInstalled as error:
         return Row(crops, name, str(error))
-
-
-def wilson(hits: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
-    """Return the 95 % score interval of a share (Wilson 1927): it stays within 0 and 1, also for few trials."""
-    share, scale = hits / trials, 1 + z * z / trials
-    centre = (share + z * z / (2 * trials)) / scale
-    half = z / scale * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 def grouped(crops: Crops, hits: Sequence[bool]) -> dict[str, tuple[int, float]]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -94,17 +93,10 @@ def dptr(*arguments: str) -> str:
 def score(run: Path, crops: Path) -> str:
     """Return the share of plates read without a mistake, with the interval that holds it in 95 of 100 such tests."""
     results = json.loads(dptr("evaluate", str(run), "--data", str(crops), "--json", "--quiet").splitlines()[-1])
-    rows, share = results["rows"], results["metrics"]["accuracy_as_written_weighted"]
-    low, high = wilson(share, rows)
-    return f"{crops.stem}: {share:.1%} of {rows} plates (95 % interval {low:.1%} to {high:.1%})"
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """Return Wilson's interval of a share, at 95 %."""
-    square = 1.96**2
-    middle = (share + square / (2 * count)) / (1 + square / count)
-    half = 1.96 / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count**2))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    (found,) = results["sets"].values()
+    found = found["as_written"]
+    low, high = found["accuracy_interval"]
+    return f"{crops.stem}: {found['accuracy']:.1%} of {found['words']} plates (95 % interval {low:.1%} to {high:.1%})"
 
 
 def render(

@@ -8,7 +8,7 @@ from typing import Any
 
 from dptr.cache.table import table as laid_out
 from dptr.trainer.evaluate import AS_WRITTEN, CHINESE, FIELD_PROTOCOLS, Evaluation
-from dptr.trainer.metrics import LONGEST, ProtocolScore
+from dptr.trainer.metrics import LONGEST, ProtocolScore, wilson
 
 _TITLES = {
     **{name: f"{name} characters" for name in FIELD_PROTOCOLS},
@@ -22,9 +22,10 @@ _RULES = {
 
 
 def table(result: Evaluation) -> str:
-    """Return words, accuracy and 1-NED per protocol and set, what was left out, and the most confident mistakes."""
+    """Return words, accuracy and its interval, 1-NED per protocol and set, what was left out, the surest mistakes."""
     rows = [row for protocol in result.protocols for row in _rows(result, protocol)]
-    lines = [laid_out(["", "data", "words", "accuracy", "1-NED"], rows, numbers=(2, 3, 4)), "", *_left_out(result)]
+    head = ["", "data", "words", "accuracy", "95 % interval", "1-NED"]
+    lines = [laid_out(head, rows, numbers=(2, 3, 4, 5)), "", *_left_out(result)]
     if len(result.accuracy_by_script) > 1:
         lines += ["", *_by_script(result)]
     lengths = ", ".join(
@@ -60,11 +61,13 @@ def _rows(result: Evaluation, protocol: str) -> Iterator[tuple[str, ...]]:
     title = _TITLES[protocol]
     for name, scores in result.sets.items():
         found = scores[protocol]
-        shares = (_share(found.score.accuracy), f"{found.score.one_minus_ned:.3f}") if found.score else ("-", "-")
-        yield title, name, f"{found.words:,}", *shares
+        accuracy = found.score.accuracy if found.score else None
+        one_minus_ned = f"{found.score.one_minus_ned:.3f}" if found.score else "-"
+        yield title, name, f"{found.words:,}", _share(accuracy), _between(accuracy, found.words), one_minus_ned
         title = ""
-    yield "", "weighted by words", "", _share(result.weighted[protocol]), ""
-    yield "", "averaged over sets", "", _share(result.averaged[protocol]), ""
+    weighted, words = result.weighted[protocol], sum(scores[protocol].words for scores in result.sets.values())
+    yield "", "weighted by words", "", _share(weighted), _between(weighted, words), ""
+    yield "", "averaged over sets", "", _share(result.averaged[protocol]), "", ""
 
 
 def _by_script(result: Evaluation) -> list[str]:
@@ -75,6 +78,14 @@ def _by_script(result: Evaluation) -> list[str]:
 
 def _share(value: float | None) -> str:
     return "-" if value is None else f"{value:.2%}"
+
+
+def _between(accuracy: float | None, words: int) -> str:
+    """Return the ends of the interval that holds the accuracy on such words in 95 of 100 tests."""
+    if accuracy is None:
+        return "-"
+    low, high = wilson(round(accuracy * words), words)
+    return f"{100 * low:.1f}-{100 * high:.1f}"
 
 
 def _left_out(result: Evaluation) -> list[str]:
@@ -91,5 +102,7 @@ def _left_out(result: Evaluation) -> list[str]:
 
 
 def _plain(result: ProtocolScore) -> dict[str, Any]:
-    figures = asdict(result.score) if result.score else {"words": 0}
-    return {**figures, "empty": result.empty, "too_long": result.too_long}
+    if result.score is None:
+        return {"words": 0, "empty": result.empty, "too_long": result.too_long}
+    interval = wilson(round(result.score.accuracy * result.words), result.words)
+    return {**asdict(result.score), "accuracy_interval": interval, "empty": result.empty, "too_long": result.too_long}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from rapidfuzz.distance import Levenshtein
 
@@ -81,6 +82,15 @@ def score(
         one_minus_ned=1 - sum(normalized) / len(truths),
         character_error_rate=sum(distances) / max(sum(len(t) for t, _ in pairs), 1),
     )
+
+
+def wilson(right: int, words: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval of a share, ends between 0 and 1 (Wilson 1927); narrower ones lie when words are few."""
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    share, spread = right / words, z * z / words
+    centre = (share + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * (share * (1 - share) / words + spread / (4 * words)) ** 0.5
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def field_score(raw_truths: Sequence[str], readings: Sequence[str], charset: Charset) -> ProtocolScore:

@@ -80,10 +80,3 @@ def test_crops_that_are_there_are_kept_and_missing_fonts_are_named(
     assert out.read_bytes() == made
     images = WordImages.open_as_written([out])
     assert len(images) == 3
-
-
-def test_wilsons_interval() -> None:
-    wilson = runpy.run_path(str(PROGRAM))["wilson"]
-    assert wilson(0.9, 1000) == pytest.approx((0.8799, 0.9171), abs=1e-3)
-    assert wilson(1.0, 20)[0] == pytest.approx(0.8389, abs=1e-3)
-    assert wilson(0.0, 20)[0] == 0.0

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 
@@ -59,7 +60,9 @@ def test_each_protocol_counts_its_own_words_and_says_what_it_left_out(tmp_path: 
     text = table(result)
     assert "36 characters: 2 words count; left out: 2 emptied, 1 too long" in text
     assert "as written: 5 words count; left out: 0 emptied, 0 too long" in text
+    assert "60.00%      23.1-88.2" in text, "Wilson's interval of three in five"
     plain = figures(result)
+    assert plain["sets"]["a"]["as_written"]["accuracy_interval"] == pytest.approx((0.2307, 0.8824), abs=1e-4)
     assert plain["rows"] == 5
     assert {name: (s["words"], s["empty"], s["too_long"]) for name, s in plain["sets"]["a"].items()} == {
         "36": (2, 2, 1), "62": (2, 2, 1), "94": (3, 1, 1), "as_written": (5, 0, 0),
@@ -79,7 +82,7 @@ def test_totals_weigh_the_words_that_count_and_a_set_without_any_has_no_figure(t
     alone = evaluated(["\u65e5", "x"], b=chinese)
     assert (alone.weighted["36"], alone.averaged["36"]) == (None, None)
     assert figures(alone)["sets"]["b"]["36"] == {"words": 0, "empty": 2, "too_long": 0}
-    assert table(alone).splitlines()[2].split() == ["36", "characters", "b", "0", "-", "-"]
+    assert table(alone).splitlines()[2].split() == ["36", "characters", "b", "0", "-", "-", "-"]
 
 
 def test_accuracy_by_script_is_told_where_labels_are_of_several(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dptr.cache.charset import Charset
-from dptr.trainer.metrics import Score, chinese_score, field_score, score, score_as_written
+from dptr.trainer.metrics import Score, chinese_score, field_score, score, score_as_written, wilson
 
 
 def test_figures_by_hand() -> None:
@@ -113,3 +113,12 @@ def test_distances_count_what_a_person_sees_as_one_character() -> None:
     whole = score(["क्षत्रिय"], ["क्षत्रिक"], units="grapheme")
     assert whole.one_minus_ned == pytest.approx(2 / 3)
     assert score(["क्षत्रिय"], ["क्षत्रिक"]).one_minus_ned == pytest.approx(7 / 8)
+
+
+@pytest.mark.parametrize(
+    ("right", "words", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_intervals_are_those_that_newcombe_published(right: int, words: int, low: float, high: float) -> None:
+    """Table I of Newcombe (1998), "Two-sided confidence intervals for the single proportion", method 3."""
+    assert list(wilson(right, words)) == pytest.approx([low, high], abs=5e-5)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from statistics import NormalDist
 
 from rapidfuzz.distance import Levenshtein
 
 from dptr.cache.choices import Units
 from dptr.cache.units import number_of_units, split
+from dptr.trainer.metrics import wilson
 from dptr.trainer.report.charts import bars_with_intervals
 from dptr.trainer.report.page import Chart, Table, text_row
 
@@ -38,15 +38,6 @@ def accuracy_by_length(truths: Sequence[str], readings: Sequence[str], units: Un
         bars_with_intervals("accuracy by length", bars, "characters of the label"),
         f"{caption} (95 % interval {low:.1%} to {high:.1%})",
     )
-
-
-def wilson(right: int, words: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the interval of a share, ends between 0 and 1 (Wilson 1927); narrower ones lie when words are few."""
-    z = NormalDist().inv_cdf(0.5 + level / 2)
-    share, spread = right / words, z * z / words
-    centre = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * (share * (1 - share) / words + spread / (4 * words)) ** 0.5
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def confusions(truths: Sequence[str], readings: Sequence[str], units: Units = "codepoint") -> Table:

@@ -21,7 +21,7 @@ from dptr.cache.normalization import Normalization
 from dptr.cache.word_images.dataset import WordImages
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.report.looks import looks
-from dptr.trainer.report.mistakes import confusions, wilson
+from dptr.trainer.report.mistakes import confusions
 from dptr.trainer.report.page import Cell, Section, Table, render
 from dptr.trainer.report.report import report
 from dptr.trainer.report.side_by_side import report_two
@@ -151,15 +151,6 @@ def test_crops_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
 def test_what_utf8_cannot_say_is_written_as_its_code() -> None:
     page = render("t", [Section("s", tables=[Table(["file"], [[Cell("crop of \udce9.png")]])])])
     assert "crop of \\udce9.png" in page.encode("utf-8", "backslashreplace").decode()
-
-
-@pytest.mark.parametrize(
-    ("right", "words", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_intervals_are_those_that_newcombe_published(right: int, words: int, low: float, high: float) -> None:
-    """Table I of Newcombe (1998), "Two-sided confidence intervals for the single proportion", method 3."""
-    assert list(wilson(right, words)) == pytest.approx([low, high], abs=5e-5)
 
 
 def test_confusions_name_what_was_there_and_what_was_read() -> None:
