@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -111,3 +117,50 @@ def test_a_worker_says_what_is_wrong_in_one_line(cluster: Cluster) -> None:
 
     with pytest.raises(UserError, match="the item is wrong"):
         list(cluster.in_order(maker, (), [1]))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def head(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a cluster that was started by itself and asks for a token."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # a socket's path has to be short
+        ray = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=false"]
+        command = [*ray, f"--port={port}", "--num-cpus=2", f"--temp-dir={folder}", "--disable-usage-stats"]
+        with (tmp_path_factory.mktemp("head") / "log").open("w+") as log:
+            started = subprocess.Popen(command, stdout=log, stderr=log)
+            try:
+                until = time.monotonic() + 120
+                while "Ray runtime started" not in Path(log.name).read_text():
+                    assert started.poll() is None, Path(log.name).read_text()
+                    assert time.monotonic() < until
+                    time.sleep(0.2)
+                yield f"127.0.0.1:{port}"
+            finally:
+                started.terminate()
+                started.wait(60)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_runs_already_is_joined_with_its_token(
+    head: str, corpus: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = [sys.executable, "-m", "dptr", "embed-text", str(corpus), "--shard-rows", "32", "--quiet"]
+    command += ["--engine", "ray", "--engine-workers", "1", "--address", head]
+    subprocess.run([*command, "-o", str(tmp_path / "store")], check=True, timeout=250)
+    assert hashes(tmp_path / "store") == hashes(plain)
+
+
+def test_a_cluster_that_asks_for_a_token_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("Failed to connect\nray.exceptions.AuthenticationError: RPC error: InvalidAuthToken")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(UserError, match="It asks for a token: set RAY_AUTH_MODE"), joined("head:1"):
+        pass
