@@ -80,8 +80,8 @@ def disk_error(error: Exception) -> OSError | None:
 
 def disk_problem(error: OSError) -> str:
     """Say what the disk refused and for which path, in one line."""
-    if error.filename is None:
-        return str(error)
+    if error.filename is None:  # a file that was open already
+        return f"writing: {error.strerror}" if error.strerror else str(error)
     # Of two names the second is the one that was to be.
     name = error.filename2 if error.filename2 is not None else error.filename
     return f"{name}: {error.strerror}"
