@@ -53,6 +53,8 @@ def file_records(stored: dict[str, dict[str, Any]]) -> dict[str, FileRecord]:
     for record in records.values():
         if type(record.bytes) is not int or not isinstance(record.sha256, str) or not isinstance(record.xxh3, str):
             raise TypeError(f"{record} is none")
+        if not 0 <= record.bytes < 1 << 63:
+            raise ValueError("a file has a size that none can have")
         if not (record.sha256 + record.xxh3).isascii():
             raise ValueError(f"{record} holds no digests")
     return records

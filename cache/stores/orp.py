@@ -34,7 +34,7 @@ class OrpBank(StatesStore):
     @property
     def tokens_per_crop(self) -> int:
         """Tokens stored for each crop."""
-        return int(self._told("tokens_per_crop"))
+        return self._told("tokens_per_crop", int)
 
     def tokens(self, crops: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.floating]:
         """Return what :meth:`stored_tokens` does, shape (batch, count, dim), to compute with: int8 as float32."""

@@ -53,7 +53,7 @@ class PromptStore(StatesStore):
     @cached_property
     def charset(self) -> Charset:
         """The charset that every label was checked against."""
-        return Charset.from_text(self._told("charset"))
+        return Charset.from_text(self._told("charset", str))
 
     @property
     def prefix(self) -> NDArray[np.float32]:

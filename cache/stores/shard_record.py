@@ -40,8 +40,8 @@ class Shard:
             KeyError, TypeError, AttributeError, ValueError: it is none.
         """
         shard = cls(stored["name"], stored["rows"], file_records(stored["files"]), dict(stored.get("details", {})))
-        if not isinstance(shard.rows, int) or shard.rows < 0:
-            raise ValueError(f"a shard of {shard.rows!r} rows")
+        if not isinstance(shard.rows, int) or not 0 <= shard.rows < 1 << 63:
+            raise ValueError("a shard has a number of rows that none can have")
         for name in (shard.catalogue, shard.states):
             _ = shard.files[name]
         return shard

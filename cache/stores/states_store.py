@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,8 @@ from dptr.cache.stores.shards import StatesReader
 
 if TYPE_CHECKING:
     import duckdb
+
+Part = TypeVar("Part", int, str)
 
 
 class StatesStore:
@@ -79,11 +81,13 @@ class StatesStore:
 
         return connect_to(self.VIEW, self._dataset())
 
-    def _told(self, name: str) -> Any:
+    def _told(self, name: str, kind: type[Part]) -> Part:
         """Return a part of the store's identity without which it cannot be used."""
-        if self.manifest.identity.get(name) is None:
-            raise DamagedStore(f"{self.folder / MANIFEST_FILE} says nothing of {name}", RESTORE)
-        return self.manifest.identity[name]
+        part = self.manifest.identity.get(name)
+        if not isinstance(part, kind):
+            said = "nothing" if part is None else "something else"
+            raise DamagedStore(f"{self.folder / MANIFEST_FILE} says {said} of {name}", RESTORE)
+        return part
 
     def _dataset(self) -> ds.Dataset:
         files = [str((self.folder / f"{shard.name}.parquet").absolute()) for shard in self.manifest.shards]

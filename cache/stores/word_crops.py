@@ -44,17 +44,17 @@ class WordCropStore(StatesStore):
     @property
     def views(self) -> int:
         """Views of each crop."""
-        return int(self._told("views"))
+        return self._told("views", int)
 
     @property
     def tokens_per_crop(self) -> int:
         """Tokens of each view."""
-        return int(self._told("tokens_per_crop"))
+        return self._told("tokens_per_crop", int)
 
     @cached_property
     def charset(self) -> Charset:
         """The charset that every label was checked against."""
-        return Charset.from_text(self._told("charset"))
+        return Charset.from_text(self._told("charset", str))
 
     def crops(self) -> Iterator[tuple[str, str, str]]:
         """Yield label, source and key of each crop."""

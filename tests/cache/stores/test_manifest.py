@@ -9,6 +9,7 @@ from dptr.cache.stores import sealed
 from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import Manifest, require_same_encoder
+from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shard_record import Shard
 from dptr.cache.stores.verify import verify
 
@@ -139,12 +140,23 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("record", [[], {}, {"bytes": "3", "sha256": ""}, {"bytes": 3, "sha256": "\u00e9"}, 7])
+@pytest.mark.parametrize(
+    "record",
+    [[], {}, {"bytes": "3", "sha256": ""}, {"bytes": 3, "sha256": "\u00e9"}, {"bytes": 10**99, "sha256": ""}, 7],
+)
 def test_a_record_of_a_file_that_is_none_is_damage(record: object, tmp_path: Path) -> None:
     saved(tmp_path)
     edit(tmp_path, files={"prefix.arrow": record})
     with pytest.raises(DamagedStore, match=r"manifest\.json is damaged"):
         Manifest.read(tmp_path)
+
+
+@pytest.mark.parametrize(("identity", "said"), [({"charset": 1}, "something else"), ({}, "nothing")])
+def test_a_charset_that_is_none_is_damage(identity: dict[str, object], said: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    edit(tmp_path, identity=identity)
+    with pytest.raises(DamagedStore, match=rf"manifest\.json says {said} of charset"):
+        _ = PromptStore(tmp_path).charset
 
 
 @pytest.mark.parametrize("name", ["../outside.arrow", "/etc/hostname", "..", "a/b", ""])
