@@ -41,10 +41,10 @@ def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processors, "_cores", lambda: 8)
 
 
-SECOND = "0::/work/job"
-FIRST = "5:memory:/work\n1:cpu,cpuacct:/work/job\n0::/"
-OUTER, JOB = "sys/fs/cgroup/work/cpu.max", "sys/fs/cgroup/work/job/cpu.max"
-FIRST_JOB, FIRST_TOP = "sys/fs/cgroup/cpu/work/job/cpu.cfs_", "sys/fs/cgroup/cpu/cpu.cfs_"
+SECOND = "0::/batch/job"
+FIRST = "5:memory:/batch\n1:cpu,cpuacct:/batch/job\n0::/"
+OUTER, JOB = "sys/fs/cgroup/batch/cpu.max", "sys/fs/cgroup/batch/job/cpu.max"
+FIRST_JOB, FIRST_TOP = "sys/fs/cgroup/cpu/batch/job/cpu.cfs_", "sys/fs/cgroup/cpu/cpu.cfs_"
 
 
 @pytest.mark.usefixtures("_eight_cores")
@@ -56,9 +56,7 @@ FIRST_JOB, FIRST_TOP = "sys/fs/cgroup/cpu/work/job/cpu.cfs_", "sys/fs/cgroup/cpu
         pytest.param(SECOND, {JOB: "250000 100000"}, 2, id="half a core is none"),
         pytest.param(SECOND, {JOB: "50000 100000"}, 1, id="half a core alone"),
         pytest.param(SECOND, {JOB: "6400000 100000"}, 8, id="more than there are"),
-        pytest.param(
-            SECOND, {JOB: "400000 100000", "sys/fs/cgroup/work/cpu.max": "300000 100000"}, 3, id="outer group"
-        ),
+        pytest.param(SECOND, {JOB: "400000 100000", OUTER: "300000 100000"}, 3, id="outer group"),
         pytest.param(SECOND, {"sys/fs/cgroup/cpu.max": "100000 50000"}, 2, id="path of the host"),
         pytest.param(FIRST, {f"{FIRST_JOB}quota_us": "300000", f"{FIRST_JOB}period_us": "100000"}, 3, id="version 1"),
         pytest.param(FIRST, {f"{FIRST_JOB}quota_us": "-1", f"{FIRST_JOB}period_us": "100000"}, 8, id="1, no quota"),
