@@ -1,7 +1,7 @@
 """Fonts to render words with, and which words each of them can draw.
 
 Whether a font has a character is found in its table of characters and then by drawing it: some glyphs that tables list
-are blank, or the font's "missing" box. A word whose letters combine has to be within the font's rules, too.
+are blank, the font's "missing" box, or another letter. A word whose letters combine has to be within the font's rules, too.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from PIL import ImageFont
 from dptr.cache.columns import may_stand_in_a_column
 from dptr.cache.errors import UserError
 from dptr.cache.units import JOINERS
+from dptr.pipeline.rendering.accents import shows_its_letter
 from dptr.pipeline.rendering.shaping import has_rules, needs_shaping, table_of
 
 _SUFFIXES = (".ttf", ".otf", ".ttc")
@@ -112,7 +113,8 @@ class Font:
             return False
         try:
             ink = _ink(self, character)
-            return any(ink) and ink != self._missing_box
+            seen = any(ink) and ink != self._missing_box
+            return seen and shows_its_letter(self.at(_PROBE_SIZE, shaped=False), character)
         except OSError:
             # The glyph is damaged.
             return False
