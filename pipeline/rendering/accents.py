@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-#: Least share of the plain letter's ink that lies within a pixel of the marked one's: i loses its dot, A may grow lower.
-#: Looked at in 2,500 faces: of those that draw the letter only coarse pixel fonts that squeeze it under its mark miss it.
+#: Least share of the plain letter's ink that lies within a pixel of the marked one's: i loses its dot, A gets lower.
+#: Looked at in 2,500 faces: of those that draw the letter, coarse pixel fonts that squeeze it below its mark miss it.
 _LEAST_SHARED = 0.87
 #: How far the plain letter may be moved to the side to meet the marked one, in ems.
 _FURTHEST = 0.25

@@ -1,7 +1,8 @@
 """Fonts to render words with, and which words each of them can draw.
 
 Whether a font has a character is found in its table of characters and then by drawing it: some glyphs that tables list
-are blank, the font's "missing" box, or another letter. A word whose letters combine has to be within the font's rules, too.
+are blank, the font's "missing" box, or another letter. A word whose letters combine has to be within the font's rules,
+too.
 """
 
 from __future__ import annotations
