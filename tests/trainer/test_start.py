@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from dptr.cache.charset import Charset
@@ -82,6 +83,20 @@ def test_one_in_half_precision_passes_on_the_characters_that_another_charset_sha
     head, before = Run.load(again.out).weights("last")["decoder.head.weight"], file.weights()["decoder.head.weight"]
     rows = [other.characters.index("a") + 1, CHARSET.characters.index("a") + 1]
     assert (head[rows[0]] - before[rows[1]].float()).abs().max() < 1e-6
+
+
+def test_a_recogniser_goes_on_with_higher_images(tmp_path: Path, crops: Path) -> None:
+    run = Run.load(finetune(images(crops), CHARSET, None, recipe(), tmp_path / "first").out)
+    start = ["finetune", "--data", str(crops), "--from", str(tmp_path / "first"), "--steps", "1", "--quiet"]
+    slow = ["--set", "finetune.learning_rate=1e-12", "--set", "encoder.image_height=48"]
+    assert run_command([*start, *slow, "-o", str(tmp_path / "higher")]) == 0
+    higher = Run.load(tmp_path / "higher")
+    assert higher.recipe.encoder.image_height == 48
+    before, after = run.weights(), higher.weights("last")
+    merged = "encoder.merge.0.weight"
+    assert (before[merged].shape[2], after[merged].shape[2]) == (2, 3)
+    torch.testing.assert_close(after[merged].sum(2), before[merged].sum(2), atol=1e-6, rtol=0)
+    torch.testing.assert_close(after[merged][:, :, 0], before[merged][:, :, 0] * 2 / 3, atol=1e-6, rtol=0)
 
 
 def test_the_encoder_of_a_recogniser_serves_another_decoder(tmp_path: Path, crops: Path) -> None:

@@ -1,7 +1,8 @@
 """Loading weights that do not fit exactly, and saying so: what matched, what was missing, what was extra.
 
-A changed charset keeps every unit that both sides have; a longer label keeps the positions that both have. All
-else must fit or is reported, because a decoder that starts from random weights unnoticed is taken for a bad recipe.
+A changed charset keeps every unit that both sides have, a longer label the positions that both have, higher images how
+a column of them is merged. All else must fit or is reported, because a decoder that starts from random weights
+unnoticed is taken for a bad recipe.
 """
 
 from __future__ import annotations
@@ -10,9 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dptr.cache.charset import Charset
+
+#: The convolutional encoder's weights, (to, from, rows, 1), that make one token of the rows of a column.
+_COLUMN_MERGE = "encoder.merge.0.weight"
 
 
 @dataclass
@@ -73,9 +78,19 @@ def load_weights(
                 count = min(len(source), len(target))
                 target[:count].copy_(source[:count])
                 coverage.partial[name] = f"{count} of {len(target)} positions"
+            elif name.endswith(_COLUMN_MERGE) and source.shape[:2] == target.shape[:2]:
+                target.copy_(_stretched(source.float(), target.shape[2]))
+                coverage.partial[name] = f"{source.shape[2]} rows stretched to {target.shape[2]}"
             else:
                 coverage.mismatched[name] = f"{tuple(source.shape)} in the file, {tuple(target.shape)} in the model"
     return coverage
+
+
+def _stretched(weights: Tensor, rows: int) -> Tensor:
+    """Spread what is summed over the rows of a column over as many as a higher or lower image has."""
+    before = weights.shape[2]
+    spread = F.interpolate(weights.squeeze(3), size=rows, mode="linear", align_corners=True)
+    return spread.unsqueeze(3) * (before / rows)
 
 
 def _is_per_character(name: str) -> bool:
