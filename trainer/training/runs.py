@@ -253,9 +253,12 @@ def _require_same(known: Run, wanted: Run, former_data: dict[str, Any] | None) -
         keys = _differing_keys(known.recipe.defining(kind), wanted.recipe.defining(kind))
         differing[differing.index("recipe")] = f"recipe ({', '.join(keys)})"
     if differing:
+        longer = differing == [f"recipe ({kind}.steps)"] and kind != "pretrain"
         raise DamagedStore(
             f"{known.folder} holds a run whose {' and '.join(differing)} differ from what is asked for now",
-            "Choose another folder with -o, or go back to the old settings and stores",
+            f"To train it further, start another from it: --from {known.folder} -o OTHER"
+            if longer
+            else "Choose another folder with -o, or go back to the old settings and stores",
         )
 
 

@@ -53,6 +53,15 @@ def test_what_decides_the_result_makes_another_run(tmp_path: Path) -> None:
             start(tmp_path / "run", changed)
 
 
+def test_who_asks_for_more_steps_is_told_how_to_train_further(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    runs.start_or_continue(folder, "finetune", Recipe(), CHARSET, 8, {"images": "i"})
+    longer = Recipe().replace("finetune", steps=Recipe().finetune.steps + 1)
+    with pytest.raises(DamagedStore, match=r"finetune\.steps\) differ") as error:
+        runs.start_or_continue(folder, "finetune", longer, CHARSET, 8, {"images": "i"})
+    assert f"--from {folder}" in error.value.advice
+
+
 def test_the_newest_run_is_one_that_can_be_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [tmp_path / name for name in ("finished", "failed", "broken", "cut")]
     for folder in folders:
