@@ -22,5 +22,5 @@ AnswerForm = Literal["table", "csv", "json", "parquet"]
 #: The CLIPs that ship: English alone, and seven scripts (see their model cards in pipeline/clip/).
 BUNDLED_CLIPS = ("tiny", "scripts")
 
-#: The recognisers that ship, by the names under which commands know them: English alone, and six scripts.
+#: The recognisers that ship, by the names under which commands know them: English alone, and seven scripts.
 BUNDLED_RECOGNISERS = ("bundled", "scripts")

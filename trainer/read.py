@@ -101,8 +101,8 @@ def load(
     """Load the recogniser of a fine-tuning run, of a file that ``--to safetensors`` wrote, or a bundled one.
 
     Args:
-        run: what reads; where no such folder is there, ``scripts`` is the bundled one of six scripts, ``user/model`` or
-            ``user/model@REVISION`` one of the Hugging Face hub. device: where.
+        run: what reads; where no such folder is there, ``scripts`` is the bundled one of seven scripts, ``user/model``
+            or ``user/model@REVISION`` one of the Hugging Face hub. device: where.
         find_clip: a CLIP's name -> its folder; a pre-training run then reads, too, through its CLIP's image tower.
         words: preferred where a picture leaves doubt, in place of those that the file keeps; CTC decoders only.
         precision: with ``auto``, confidences of a device that has bfloat16 and of one that has not differ in the third

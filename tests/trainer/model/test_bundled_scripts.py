@@ -1,4 +1,4 @@
-"""The bundled recogniser of six scripts: it has a name wherever a recogniser is named, and reads."""
+"""The bundled recogniser of seven scripts: it has a name wherever a recogniser is named, and reads."""
 
 import unicodedata
 from pathlib import Path
@@ -12,7 +12,7 @@ from dptr.cache.errors import UserError
 from dptr.cli import run_command
 from dptr.trainer.model.model_file import RECOGNISERS, ModelFile
 
-WORDS = ["москва", "Библиотека", "Θεσσαλονίκη", "δρόμος", "Straße", "Bäckerei"]
+WORDS = ["москва", "Библиотека", "Θεσσαλονίκη", "δρόμος", "Straße", "Bäckerei", "Đường", "مدرسة"]
 
 
 def crop(word: str) -> Image.Image:
@@ -43,5 +43,13 @@ def test_a_folder_of_its_name_goes_first(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_its_charset_holds_each_script_that_it_is_said_to_read() -> None:
     known = set(ModelFile.open(RECOGNISERS["scripts"]).charset.characters)
-    letters = {"Cyrillic": "яёЖ", "Greek": "ωΉς", "Hebrew": "אםת", "Devanagari": "कीं", "Thai": "กำ้", "Latin": "äßñ"}
+    letters = {
+        "Cyrillic": "яёЖ",
+        "Greek": "ωΉς",
+        "Hebrew": "אםת",
+        "Devanagari": "कीं",
+        "Thai": "กำ้",
+        "Latin": "äßñở",
+        "Arabic": "مدرسة",
+    }
     assert all(set(unicodedata.normalize("NFKC", some)) <= known for some in letters.values())
