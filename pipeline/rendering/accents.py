@@ -23,7 +23,7 @@ _FURTHEST = 0.25
 
 def plainer_forms(character: str) -> list[str]:
     """Return the letters that ``character`` has more marks than, the plain one first: a, â and ạ of ậ; none of a."""
-    letter, *marks = unicodedata.normalize("NFD", character)
+    letter, *marks = list(unicodedata.normalize("NFD", character))
     return list(_single(letter, marks))
 
 
