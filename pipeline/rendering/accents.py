@@ -22,8 +22,14 @@ _FURTHEST = 0.25
 
 
 def plainer_forms(character: str) -> list[str]:
-    """Return the letters that ``character`` has more marks than, the plain one first: a, â and ạ of ậ; none of a."""
+    """Return the letters that ``character`` has more marks than, the plain one first: a, â and ạ of ậ; none of a.
+
+    Nor of a Hangul syllable, which is made of letters, and of Arabic letters: yeh with hamza above is drawn without its
+    dots, as it should be.
+    """
     letter, *marks = list(unicodedata.normalize("NFD", character))
+    if unicodedata.bidirectional(letter) != "L" or any(unicodedata.category(mark) != "Mn" for mark in marks):
+        return []
     return list(_single(letter, marks))
 
 

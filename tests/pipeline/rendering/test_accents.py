@@ -27,7 +27,12 @@ def redrawn(tmp_path: Path, **drawn_as: str) -> Font:
 def test_what_has_fewer_marks() -> None:
     assert plainer_forms("ậ") == ["a", "ạ", "â"]
     assert plainer_forms("й") == ["и"]
+    assert plainer_forms("が") == ["か"]
     assert plainer_forms("a") == plainer_forms("đ") == plainer_forms("क") == []
+
+
+def test_hangul_syllables_and_arabic_letters_are_no_letters_with_marks() -> None:
+    assert plainer_forms("한") == plainer_forms("가") == plainer_forms("ئ") == []
 
 
 @pytest.mark.parametrize("drawn_as", ["e", "Щ", "\u00b4"], ids=["plain", "another letter", "a mark alone"])
