@@ -109,8 +109,12 @@ def write_words(source: Path, out: Path) -> None:
 
 def part_fonts(out: Path) -> None:
     """Copy the fonts of this machine to two folders: those of the ``demo`` extra's families, and all others."""
-    unseen = tuple({font.names[0] for font in packaged_fonts().fonts})
-    for number, font in enumerate(find_fonts().fonts):
+    unseen = tuple(sorted({font.names[0] for font in packaged_fonts().fonts}))
+    fonts = find_fonts().fonts
+    if all(font.names[0].startswith(unseen) for font in fonts):
+        # A machine without fonts of its own: one family has to do for what is never seen.
+        unseen = unseen[:1]
+    for number, font in enumerate(fonts):
         if font.index or font.names[0].startswith(_ORNAMENTAL):
             continue
         folder = out / ("fonts_unseen" if font.names[0].startswith(unseen) else "fonts_train")
