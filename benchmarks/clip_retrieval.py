@@ -3,8 +3,8 @@
     python benchmarks/clip_retrieval.py --clip my_clip crops.parquet others.lmdb --photos photos/
 
 Prints one line a data set: top-1 with its 95 % Wilson interval, and top-5. Each word counts once, with its first crop.
-With ``--photos`` it prints the cosine similarity of prompts with crops of their word, with crops of other words and with
-random rectangles of photos (Fig. 1 of the paper).
+With ``--photos`` it also prints the cosine similarity of prompts with crops of their word, with crops of other words
+and with random rectangles of photos (Fig. 1 of the paper).
 
 For the bundled CLIP, render words that it never saw with the ``demo`` extra's fonts, which it never saw either:
 ``dptr.pipeline.clip.bundled.is_held_out`` names the words.
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def print_similarities(crops: NDArray[np.float32], photos: NDArray[np.float32]) -> None:
-    """Print medians and 5 to 95 % ranges; both arrays are (images, prompts), ``crops`` with the pairs on its diagonal."""
+    """Print medians and 5 to 95 % ranges; both arrays are (images, prompts), the pairs on the diagonal of ``crops``."""
     groups = {
         "crops of that word": np.diag(crops),
         "crops of other words": crops[~np.eye(len(crops), dtype=bool)],
