@@ -1,4 +1,4 @@
-"""The example notebook: it runs from top to bottom, shows progress as one redrawn line a task, and is kept as it ran."""
+"""The example notebook: it runs from top to bottom, redraws one line of progress a task, and is kept as it ran."""
 
 from __future__ import annotations
 
