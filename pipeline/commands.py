@@ -43,11 +43,15 @@ _MOST_CROPS_PER_IMAGE = _MOST_VIEWS = 10_000
 @command(commands, "embed-text")
 def embed_text(
     workspace: Workspace,
-    files: Annotated[list[str], typer.Argument(help="Text, .gz, .zst, .xz, JSONL, Parquet, LMDB, or - for stdin.")],
+    files: Annotated[
+        list[str], typer.Argument(help="Text, CSV, TSV, JSONL (.gz, .bz2, .xz, .zst), Parquet, LMDB, - for stdin.")
+    ],
     out: Out = None,
     clip: ClipName = "tiny",
     unit: Annotated[Unit, typer.Option(help="What a label is.")] = "word",
-    column: Annotated[str, typer.Option(help="Column of JSONL and Parquet files.")] = "text",
+    column: Annotated[
+        str | None, typer.Option(help="Column of CSV, TSV, JSONL and Parquet files; by default text, word or label.")
+    ] = None,
     charset: LearntCharset = "94",
     units: UnitsKind = None,
     min_count: Annotated[int, typer.Option(min=1, help="auto: least occurrences of a character.")] = 1,
