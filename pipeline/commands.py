@@ -237,6 +237,7 @@ def mine_neighbours(
 def render_words(
     files: Annotated[list[str], typer.Argument(help="Word lists, as for embed-text.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder, or a .lmdb or .parquet file.")],
+    lines: Annotated[bool, typer.Option("--lines", help="One label a line, not a word.")] = False,
     count: Annotated[int | None, typer.Option(min=1, help="Crops in all; by default one a word.")] = None,
     fonts: Annotated[Path | None, typer.Option(help="Folder of fonts; otherwise those that are installed.")] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder of photos for backgrounds.")] = None,
@@ -260,7 +261,7 @@ def render_words(
 
     with _engine(engine, address, engine_workers, "cpu") as cluster:
         summary = stage.render_words(
-            read_words(files),
+            read_words(files, lines=lines),
             out,
             count=count,
             seed=seed,
