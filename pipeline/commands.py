@@ -1,4 +1,4 @@
-"""Commands of stage 1: text and photos to stores, and words to labelled crops."""
+"""Commands of stage 1: text and photos to stores, words to labelled crops, and checks of what was written."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from dptr.cache.choices import UnicodeForm
-from dptr.cache.command_line import Report, Services, command, command_group, figures_of
-from dptr.cache.errors import UserError
+from dptr.cache.command_line import Report, command, command_group, figures_of
+from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.options import LARGEST_SEED, LONGEST_LABEL, MOST_WORKERS, Device, OrpFolder, Out, PromptsFolder
 from dptr.cache.workspace import Workspace
 from dptr.pipeline.choices import Case, Context, StatesKind, Unit
+from dptr.pipeline.device import resolve_device
 from dptr.pipeline.options import (
     Address,
     Arithmetic,
@@ -42,12 +43,15 @@ _MOST_CROPS_PER_IMAGE = _MOST_VIEWS = 10_000
 @command(commands, "embed-text")
 def embed_text(
     workspace: Workspace,
-    services: Services,
-    files: Annotated[list[str], typer.Argument(help="Text, .gz, .zst, .xz, JSONL, Parquet, LMDB, or - for stdin.")],
+    files: Annotated[
+        list[str], typer.Argument(help="Text, CSV, TSV, JSONL (.gz, .bz2, .xz, .zst), Parquet, LMDB, - for stdin.")
+    ],
     out: Out = None,
     clip: ClipName = "tiny",
     unit: Annotated[Unit, typer.Option(help="What a label is.")] = "word",
-    column: Annotated[str, typer.Option(help="Column of JSONL and Parquet files.")] = "text",
+    column: Annotated[
+        str | None, typer.Option(help="Column of CSV, TSV, JSONL and Parquet files; by default text, word or label.")
+    ] = None,
     charset: LearntCharset = "94",
     units: UnitsKind = None,
     min_count: Annotated[int, typer.Option(min=1, help="auto: least occurrences of a character.")] = 1,
@@ -96,7 +100,7 @@ def embed_text(
         cover_pieces=cover_pieces,
         seed=seed,
         max_bad=max_bad,
-        device=services.device(device),
+        device=resolve_device(device),
         tokens_per_batch=batch_size,
     )
     folder = out or workspace.prompts
@@ -112,7 +116,6 @@ def embed_text(
 @command(commands, "build-orp-bank")
 def build_orp_bank(
     workspace: Workspace,
-    services: Services,
     paths: Annotated[list[Path], typer.Argument(help="Folders, image files, .tar, .zip, Parquet or LMDB.")],
     out: Out = None,
     clip: ClipName = "tiny",
@@ -157,7 +160,7 @@ def build_orp_bank(
         retry_quarantined=retry_quarantined,
         exclude_near=tuple(exclude_near or ()),
         exclude_threshold=exclude_threshold,
-        device=services.device(device),
+        device=resolve_device(device),
         batch=batch_size,
     )
     with _engine(engine, address, engine_workers, device) as cluster:
@@ -168,7 +171,6 @@ def build_orp_bank(
 @command(commands, "embed-crops")
 def embed_crops(
     workspace: Workspace,
-    services: Services,
     paths: Annotated[list[Path], typer.Argument(help="Labelled crops in any accepted form.")],
     out: Out = None,
     clip: ClipName = "tiny",
@@ -205,7 +207,7 @@ def embed_crops(
         dtype=dtype,
         workers=workers,
         max_bad=max_bad,
-        device=services.device(device),
+        device=resolve_device(device),
         batch=batch_size,
     )
     summary = stage.embed_crops(paths, out or workspace.word_crops, settings, Part.named(part))
@@ -235,6 +237,7 @@ def mine_neighbours(
 def render_words(
     files: Annotated[list[str], typer.Argument(help="Word lists, as for embed-text.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder, or a .lmdb or .parquet file.")],
+    lines: Annotated[bool, typer.Option("--lines", help="One label a line, not a word.")] = False,
     count: Annotated[int | None, typer.Option(min=1, help="Crops in all; by default one a word.")] = None,
     fonts: Annotated[Path | None, typer.Option(help="Folder of fonts; otherwise those that are installed.")] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder of photos for backgrounds.")] = None,
@@ -258,7 +261,7 @@ def render_words(
 
     with _engine(engine, address, engine_workers, "cpu") as cluster:
         summary = stage.render_words(
-            read_words(files),
+            read_words(files, lines=lines),
             out,
             count=count,
             seed=seed,
@@ -287,6 +290,41 @@ def merge(
     lines = [f"{one.parts} parts: {one.rows:,} rows in {one.out}" for one in merged]
     figures = {name: sum(getattr(one, name) for one in merged) for name in ("rows", "computed", "parts")}
     return Report({"out": str(outs[0]), **figures, "quarantined": 0}, "\n".join(lines))
+
+
+@command(commands, "verify")
+def verify(
+    workspace: Workspace,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Stores, runs, exported models; by default all stores and runs of the workspace."),
+    ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Compute damaged shards again from their inputs.")] = False,
+) -> Report:
+    """Check every hash of stores, runs and models, and that their files agree; exit 3 when something is damaged.
+
+    Example: dptr verify --repair
+    """
+    from dptr.cache.stores import verify as check
+    from dptr.pipeline.repair.repair import repair as repair_store
+
+    chosen = paths or check.all_in(workspace)
+    if not chosen:
+        raise UserError(f"no store and no run in {workspace.root}", "Name the folder of one")
+    damages = [damage for path in chosen for damage in check.verify(path)]
+    left: list[str] = []
+    repaired = 0
+    if repair and damages:
+        for store, files in check.repairable(damages).items():
+            left += repair_store(store, files)
+        before = len(damages)
+        damages = [damage for path in chosen for damage in check.verify(path)]
+        repaired = before - len(damages)
+    if damages:
+        listed = "; ".join(f"{damage.path} {damage.problem}" for damage in damages)
+        raise DamagedStore(listed, "; ".join(left or dict.fromkeys(damage.advice for damage in damages)))
+    told = f"{len(chosen)} whole" + (f", {repaired} files repaired" if repaired else "")
+    return Report({"out": [str(path) for path in chosen], "rows": len(chosen), "repaired": repaired}, told)
 
 
 def _engine(

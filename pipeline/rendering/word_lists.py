@@ -18,13 +18,16 @@ from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
 _ROWS = 65536
 
 
-def read_words(files: Sequence[str], max_length: int = 25) -> list[str]:
+def read_words(files: Sequence[str], max_length: int = 25, lines: bool = False) -> list[str]:
     """Return the distinct words of a corpus by first occurrence, in whatever script they are; note what is left out.
+
+    With ``lines``, a label is a whole line, or the whole value of a table's row, with its spaces.
 
     Raises:
         UserError: a file is missing, or none holds a word.
     """
-    settings = CorpusSettings(normalization=Normalization(unicode="nfc", max_label_length=max_length), charset="auto")
+    normalization = Normalization(unicode="nfc", keep_spaces=lines, max_label_length=max_length)
+    settings = CorpusSettings("line" if lines else "word", normalization=normalization, charset="auto")
     with (
         tempfile.TemporaryDirectory(prefix="dptr-") as scratch,
         Quarantine(Path(scratch) / QUARANTINE_FILE) as quarantine,

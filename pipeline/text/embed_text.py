@@ -22,7 +22,7 @@ from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import States
-from dptr.pipeline.clip.text_tower import TOKENS_PER_BATCH
+from dptr.pipeline.clip.clip_files import files_hash
 from dptr.pipeline.parts.cluster import Cluster
 from dptr.pipeline.parts.part import WHOLE, Part
 from dptr.pipeline.parts.store_in_making import StoreInMaking
@@ -34,7 +34,6 @@ from dptr.pipeline.text.prompt_shards import Filling, embed_groups, encode
 from dptr.pipeline.text.prompt_store import load_towers, settle_charset, with_charset_of, write_prefix
 from dptr.pipeline.text.prompt_towers import PromptTowers
 from dptr.pipeline.text.prompts import Prompt, prompts_of
-from dptr.pipeline.text.templates import as_stored
 
 __all__ = ["EmbedTextSettings", "EmbedTextSummary", "Estimate", "embed_text", "estimate"]
 
@@ -187,12 +186,9 @@ def _what_is_asked(paths: Sequence[str], settings: EmbedTextSettings) -> dict[st
     fingerprint = corpus_fingerprint(paths, settings.corpus)
     if fingerprint is None:
         return None
-    files = sorted(Path(settings.clip).iterdir()) if Path(settings.clip).is_dir() else []
-    model = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     asked = {name: value for name, value in asdict(settings).items() if name not in ("corpus", "max_bad", "device")}
-    asked["tokens_per_batch"] = settings.tokens_per_batch or TOKENS_PER_BATCH  # what stores of before say
-    asked["template"] = as_stored(asked.pop("templates"))
-    return {**asked, "corpus": fingerprint, "model": model}
+    asked["templates"] = list(settings.templates)
+    return {**asked, "corpus": fingerprint, "model": files_hash(settings.clip)}
 
 
 def _finished(out: Path, asked: dict[str, Any] | None, max_bad: int | None, started: float) -> EmbedTextSummary | None:

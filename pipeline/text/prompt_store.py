@@ -15,8 +15,7 @@ from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.shards import States, write_states
 from dptr.pipeline.clip.loading import load_clip
-from dptr.pipeline.text.corpus import CorpusSettings
-from dptr.pipeline.text.corpus_charset import AUTO
+from dptr.pipeline.text.corpus import AUTO, CorpusSettings
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.prompt_towers import PromptTowers
 from dptr.pipeline.text.templates import as_stored

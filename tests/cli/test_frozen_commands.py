@@ -34,8 +34,8 @@ FROZEN = {
     "pretrain": "--decoder --device --noise --orp --out --prompts --recipe --sampling --seed --set --steps --track",
     "push": "--half --license --out --private",
     "read": "--batch-size --boxes --device --out --precision --watch --words",
-    "render-words": "--address --count --engine --engine-workers --fonts --language --out --part --photos --seed "
-    "--style --vertical --workers",
+    "render-words": "--address --count --engine --engine-workers --fonts --language --lines --out --part --photos "
+    "--seed --style --vertical --workers",
     "report": "--data --orp --out --prompts",
     "sql": "--format --open --orp --out --prompts",
     "train-clip": "--charset --clip --data --device --from --out --photos --recipe --seed --set --steps --track "
