@@ -36,8 +36,8 @@ from dptr.cache.normalization import Normalization
 from dptr.cache.progress import set_quiet
 from dptr.cache.validation import validation_position
 from dptr.cache.word_images.dataset import WordImages, decode_crop
-from dptr.cache.word_images.form import Refused
-from dptr.cache.word_images.listing import usable_label
+from dptr.cache.word_images.form import Rejected
+from dptr.cache.word_images.listing import Rules
 from dptr.cache.word_images.samples import Sample, Samples
 from dptr.cache.word_images.sources import find_sources
 from dptr.cache.word_images.split import split
@@ -109,11 +109,12 @@ class Objects(WordImages):
 def objects_of(path: Path) -> Objects:
     """Judge every label and make an object of each crop."""
     samples: list[Any] = []
+    rules = Rules(CHARSET, NORMALIZATION)
     sources = find_sources(path)
     for source in sources:
         for key, raw in source.labels():
-            label = raw if isinstance(raw, Refused) else usable_label(raw, CHARSET, NORMALIZATION)
-            if not isinstance(label, Refused):
+            label = raw if isinstance(raw, Rejected) else rules.label_of(raw)
+            if not isinstance(label, Rejected):
                 samples.append(Sample(source.name, key, label))
     return Objects(cast(Samples, samples), sources={source.name: source for source in sources})
 
