@@ -209,7 +209,8 @@ class _Build:
                     self.duplicates += identity not in earlier
                 bar.advance(1, f"{quarantine.total} quarantined" if quarantine.total else "")
             self.shards.commit()
-            self.quarantined = quarantine.total
+            # Of very many labels not each is listed.
+            self.quarantined = quarantine.total + images.rejected.total - len(images.rejected.listed)
             self.making.finish()
 
     def _add(self, sample: Sample, crop: ReadCrop) -> None:
