@@ -120,7 +120,7 @@ def train_clip(
         model=out / "clip",
         rows=len(images),
         computed=(state.step - before) * recipe.clip.batch_size * recipe.clip.accumulate,
-        quarantined=sum(images.refused.values()) + len(unreadable),
+        quarantined=images.rejected.total + len(unreadable),
         steps=state.step,
         seconds=time.monotonic() - started,
         metrics=metrics,

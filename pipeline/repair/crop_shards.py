@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 from dptr.cache.charset import Charset
 from dptr.cache.normalization import Normalization
 from dptr.cache.stores.word_crops import CATALOGUE_SCHEMA
+from dptr.cache.word_images.dataset import WordImages
 from dptr.pipeline.clip.image_shard import ShardInMaking
 from dptr.pipeline.clip.loading import PICTURES_PER_BATCH, ImageTower, load_clip
 from dptr.pipeline.read_ahead import read_ahead
 from dptr.pipeline.repair.losses import Losses
-from dptr.pipeline.word_crops.crop_reader import CropReader, ReadCrop, find_crops
+from dptr.pipeline.word_crops.crop_reader import CropReader, ReadCrop
 from dptr.pipeline.word_crops.embed_crops import row_of
 
 _Crop = tuple[str, str]  # SHA-256 of the picture, label
@@ -35,15 +36,10 @@ def rebuild(losses: Losses, scratch: Path) -> None:
     elsewhere = {crop for path in losses.whole_catalogues for crop in _crops(path)}
     wanted = {number: _wanted(losses, number) for number, _ in losses.shards}
     elsewhere -= {crop for crops in wanted.values() for crop in crops or ()}
-    reader = CropReader(
-        tower,
-        Charset.from_text(identity["charset"]),
-        Normalization(**identity["normalization"]),
-        identity["views"],
-        identity["augmentation"],
-        identity["seed"],
-        elsewhere,
-    )
+    paths = [Path(path) for entry in inputs for path in entry["paths"]]
+    charset, normalization = Charset.from_text(identity["charset"]), Normalization(**identity["normalization"])
+    images = WordImages.open(paths, charset, normalization)
+    reader = CropReader(images, tower, identity["views"], identity["augmentation"], identity["seed"], elsewhere)
     batch = losses.setting("batch", PICTURES_PER_BATCH)
     making = {
         number: ShardInMaking(
@@ -51,14 +47,13 @@ def rebuild(losses: Losses, scratch: Path) -> None:
         )
         for number, shard in losses.shards
     }
-    paths = [Path(path) for entry in inputs for path in entry["paths"]]
-    for found, crop in read_ahead(find_crops(paths), reader.read, 1):
-        if isinstance(crop, ReadCrop) and (which := (crop.image_sha256, crop.label)) not in elsewhere:
+    for sample, crop in read_ahead(images.samples, reader.read, 1):
+        if isinstance(crop, ReadCrop) and (which := (crop.image_sha256, sample.label)) not in elsewhere:
             elsewhere.add(which)
             fitting = [n for n, shard in making.items() if not shard.full and which in (wanted[n] or {which})]
             fitting.sort(key=lambda number: wanted[number] is None)
             for view, pixels in enumerate(crop.views if fitting else ()):
-                making[fitting[0]].add(row_of(found, crop, view), pixels, kept)
+                making[fitting[0]].add(row_of(sample, crop, view), pixels, kept)
     for shard in making.values():
         if len(shard):
             shard.write(scratch, {})

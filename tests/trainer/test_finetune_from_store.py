@@ -185,6 +185,15 @@ def test_a_store_beside_other_data_is_refused_in_one_line(crops: Path, store: Pa
         WordImages.open([store], CHARSET, Normalization())
 
 
+def test_crops_of_a_store_that_are_validation_crops_are_not_trained_on(store: Path, tmp_path: Path) -> None:
+    images = stored(store)
+    clip, some = bundled.BUNDLED, images.only([0, 1])
+    summary = finetune(images, CHARSET, None, recipe(), tmp_path / "run", encoder_model=clip, validation=some)
+    assert summary.rows == len(images) - 2
+    with pytest.raises(UserError, match="training crops are validation crops"):
+        finetune(images, CHARSET, None, recipe(), tmp_path / "same", encoder_model=clip, validation=stored(store))
+
+
 def test_two_stores_of_one_tower_are_trained_from_in_the_proportions_asked_for(
     crops: Path, store: Path, tmp_path: Path
 ) -> None:
@@ -226,7 +235,7 @@ def test_a_store_fixes_encoder_and_augmentation(store: Path) -> None:
 def test_labels_are_judged_by_the_charset_that_is_trained_in(store: Path) -> None:
     images = open_crops([store], Charset("adekmopr"), Normalization())
     assert [sample.label for sample in images.samples] == ["red", "oak", "map"]
-    assert images.refused == {"not in the charset": 7}
+    assert images.rejected.counts == {"not in the charset": 7}
     assert isinstance(images, StoredCrops)
     assert images.rows.tolist() == [0, 1, 4]
     with pytest.raises(UserError, match="no usable label"):
