@@ -27,7 +27,8 @@ from dptr.pipeline.options import (
     PartOf,
     UnitsKind,
 )
-from dptr.pipeline.parts.cluster import Cluster, joined
+from dptr.pipeline.parts.cluster import joined
+from dptr.pipeline.parts.executors import IN_PROCESS, Executor
 from dptr.pipeline.parts.part import Part
 from dptr.pipeline.starting import commands as starting
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE
@@ -104,8 +105,8 @@ def embed_text(
         cost = stage.estimate(files, folder, settings)
         text = f"{cost.rows:,} rows to compute, about {cost.bytes / 1e6:,.0f} MB, about {cost.seconds:,.0f} s"
         return Report({"out": str(folder), **vars(cost)}, text)
-    with _engine(engine, address, engine_workers, device) as cluster:
-        summary = stage.embed_text(files, folder, settings, Part.named(part), cluster)
+    with _engine(engine, address, engine_workers, device) as executor:
+        summary = stage.embed_text(files, folder, settings, Part.named(part), executor)
     return Report(figures_of(summary), f"{summary.table}\n{summary.rows:,} rows in {summary.out}")
 
 
@@ -160,8 +161,8 @@ def build_orp_bank(
         device=services.device(device),
         batch=batch_size,
     )
-    with _engine(engine, address, engine_workers, device) as cluster:
-        summary = stage.build_orp_bank(paths, out or workspace.orp, settings, Part.named(part), cluster)
+    with _engine(engine, address, engine_workers, device) as executor:
+        summary = stage.build_orp_bank(paths, out or workspace.orp, settings, Part.named(part), executor)
     return Report(figures_of(summary), f"{summary.rows:,} crops in {summary.out}, {summary.quarantined} photos refused")
 
 
@@ -256,7 +257,7 @@ def render_words(
     from dptr.pipeline.rendering.style import RenderStyle
     from dptr.pipeline.rendering.word_lists import photo_paths, read_words
 
-    with _engine(engine, address, engine_workers, "cpu") as cluster:
+    with _engine(engine, address, engine_workers, "cpu") as executor:
         summary = stage.render_words(
             read_words(files),
             out,
@@ -268,7 +269,7 @@ def render_words(
             style=replace(RenderStyle.named(style), vertical=vertical),
             workers=workers,
             part=Part.named(part),
-            cluster=cluster,
+            executor=executor,
         )
     return Report(figures_of(summary), f"{summary.rows:,} crops in {summary.out}")
 
@@ -291,10 +292,10 @@ def merge(
 
 def _engine(
     engine: EngineName, address: str | None, workers: int | None, device: str
-) -> AbstractContextManager[Cluster | None]:
-    """Return the cluster to work on while a block runs; None: this machine does it by itself."""
+) -> AbstractContextManager[Executor]:
+    """Return what carries out the work while a block runs: a cluster, or this process."""
     if engine == "ray":
         return joined(address, workers, with_gpus=device != "cpu")
     if address or workers:
         raise UserError("--address and --engine-workers are of a Ray cluster", "Add --engine ray, or leave them out")
-    return nullcontext()
+    return nullcontext(IN_PROCESS)

@@ -23,7 +23,7 @@ from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import States
 from dptr.pipeline.clip.text_tower import TOKENS_PER_BATCH
-from dptr.pipeline.parts.cluster import Cluster
+from dptr.pipeline.parts.executors import IN_PROCESS, Executor
 from dptr.pipeline.parts.part import WHOLE, Part
 from dptr.pipeline.parts.store_in_making import StoreInMaking
 from dptr.pipeline.repair.losses import remember_inputs
@@ -68,11 +68,11 @@ def embed_text(
     out: Path,
     settings: EmbedTextSettings,
     part: Part = WHOLE,
-    cluster: Cluster | None = None,
+    executor: Executor = IN_PROCESS,
 ) -> EmbedTextSummary:
     """Embed the distinct labels of a corpus into the prompt store ``out``, adding what it lacks, or a ``part`` of that.
 
-    With a ``cluster``, its workers do it.
+    The ``executor`` says where; it changes no byte.
 
     Raises:
         UserError: an input or setting is wrong. DamagedStore: ``out`` holds a store of another kind of states.
@@ -87,7 +87,7 @@ def embed_text(
     if finished is not None:
         return finished
     with locked(folder):
-        return _embed(paths, out, settings, part, cluster, asked, started)
+        return _embed(paths, out, settings, part, executor, asked, started)
 
 
 def _require_separable(paths: Sequence[str], settings: EmbedTextSettings, part: Part) -> None:
@@ -107,7 +107,7 @@ def _embed(
     out: Path,
     settings: EmbedTextSettings,
     part: Part,
-    cluster: Cluster | None,
+    executor: Executor,
     asked: dict[str, Any] | None,
     started: float,
 ) -> EmbedTextSummary:
@@ -117,7 +117,7 @@ def _embed(
     making = StoreInMaking(out, "prompts", identity, part)
     manifest, folder = making.manifest, making.folder
     remember_inputs(manifest, list(paths), _remembered(settings))
-    filling, rows_before = Filling(making, towers, settings, cluster), manifest.rows
+    filling, rows_before = Filling(making, towers, settings, executor), manifest.rows
     with manifest.rewriting(folder, QUARANTINE_FILE):
         with (
             Quarantine(folder / QUARANTINE_FILE) as quarantine,
