@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from dptr.cache.errors import run_script
 from dptr.cache.progress import set_quiet
 from dptr.cache.row_set import RowSet
-from dptr.cache.stores.made_up_rows import MADE_UP
+from dptr.cache.stores.prompt_rows import MADE_UP
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.validation import validation_position
 from dptr.pipeline.clip.bundled import BUNDLED

@@ -26,12 +26,11 @@ from dptr.cache.errors import run_script
 from dptr.cache.file_names import NEIGHBOURS_TABLE, PREDICTIONS_FOLDER, QUARANTINE_FILE
 from dptr.cache.sql.query import ask
 from dptr.cache.sql.views import connect
-from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.manifest import Manifest, Shard
 from dptr.cache.stores.neighbours import TABLE_SCHEMA
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA as CROPS_SCHEMA
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA
 from dptr.cache.stores.quarantine import SCHEMA as REFUSED_SCHEMA
-from dptr.cache.stores.shard_record import Shard
 from dptr.cache.stores.shards import States, write_shard
 from dptr.cache.workspace import Workspace
 from dptr.trainer.predictions import SCHEMA as PREDICTIONS_SCHEMA

@@ -8,7 +8,7 @@ import typer
 
 from dptr.cache.choices import AnswerForm
 from dptr.cache.command_line import Report, Services, command, command_group
-from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.errors import DamagedStore, DptrError, UserError
 from dptr.cache.options import OrpFolder, PromptsFolder
 from dptr.cache.workspace import Workspace
 
@@ -87,7 +87,11 @@ def verify(
     repaired = 0
     if repair and damages:
         for store, files in check.repairable(damages).items():
-            left += services.repair(store, files)
+            try:
+                left += services.repair(store, files)
+            except (DptrError, OSError) as error:
+                # The damage is what matters: it is listed below, with this as the reason why it is still there.
+                left.append(f"{store} could not be repaired: {error}")
         before = len(damages)
         damages = [damage for path in chosen for damage in check.verify(path)]
         repaired = before - len(damages)

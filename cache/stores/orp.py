@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dptr.cache.stores.shards import StoredTokens
 from dptr.cache.stores.states_store import StatesStore
-from dptr.cache.stores.stored_tokens import StoredTokens
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(

@@ -7,18 +7,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.charset import Charset
-from dptr.cache.errors import UserError
 from dptr.cache.file_names import PREFIX_FILE
-from dptr.cache.stores.made_up_rows import Ranges, made_up_ranges
-from dptr.cache.stores.mapped_file import damage_told
-from dptr.cache.stores.prompt_rows import PromptRows, open_rows
-from dptr.cache.stores.shards import States, StatesFile
+from dptr.cache.stores.prompt_rows import PromptRows, Ranges, open_rows
+from dptr.cache.stores.shards import States, StatesFile, StoredStates
 from dptr.cache.stores.states_store import StatesStore
-from dptr.cache.stores.stored_tokens import StoredStates
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(
@@ -90,25 +85,22 @@ class PromptStore(StatesStore):
     @cached_property
     def made_up(self) -> Ranges:
         """Ranges of the rows whose words ``embed-text --cover-pieces`` made up: the first, and one behind the last."""
-        told = self.rows.made_up
-        return made_up_ranges(self.manifest.catalogues(self.folder)) if told is None else told
+        return self.rows.made_up
 
     @cached_property
     def labels(self) -> pa.StringArray:
         """All labels in row order (one contiguous Arrow array; index it, do not turn it into a list)."""
-        return self._column("label", pa.large_string())
+        return pa.concat_arrays([labels.cast(pa.large_string()) for labels in self.rows.labels()])
 
     @cached_property
     def label_lengths(self) -> NDArray[np.int16]:
         """Units of each label, shape (rows,)."""
-        lengths: NDArray[np.int16] = self._column("label_length", pa.int16()).to_numpy()
-        return lengths
+        return np.concatenate([*self.rows.column("label_length")])
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
         """How often each label stood in the corpus, shape (rows,)."""
-        counts: NDArray[np.int64] = self._column("count", pa.int64()).to_numpy()
-        return counts
+        return np.concatenate([*self.rows.column("count")])
 
     @cached_property
     def longest_label(self) -> int:
@@ -129,15 +121,7 @@ class PromptStore(StatesStore):
         """Return how many of its label's characters each own token (after the prefix) of ``rows`` stands for.
 
         Tokens of the template and the end stand for none.
-
-        Raises:
-            UserError: the store was made before token letters were kept.
         """
-        if not self.rows.has("token_letters"):
-            raise UserError(
-                f"{self.folder} does not say how many letters each token has: an earlier dptr made it",
-                "Embed the text again: `dptr embed-text FILE -o FOLDER`, then --prompts FOLDER",
-            )
         shared = self.prefix_lengths_of(rows).tolist()
         return [letters[n:] for n, letters in zip(shared, self.rows.token_letters_of(rows), strict=True)]
 
@@ -156,10 +140,3 @@ class PromptStore(StatesStore):
     def pooled(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the pooled vectors of ``rows``, shape (rows, pooled_dim)."""
         return self._reader.gather_pooled(rows)
-
-    def _column(self, name: str, kind: pa.DataType) -> pa.Array:
-        chunks: list[pa.Array] = []
-        for catalogue in self.manifest.catalogues(self.folder):
-            with damage_told(catalogue, "`dptr verify --repair` computes it again where the inputs are still there"):
-                chunks += pq.read_table(catalogue, columns=[name], memory_map=True).column(0).cast(kind).chunks
-        return pa.concat_arrays(chunks)

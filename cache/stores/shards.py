@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +20,9 @@ from numpy.typing import NDArray
 
 from dptr.cache.choices import StatesDtype
 from dptr.cache.stores import checks
-from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import TEMPORARY_SUFFIX, atomic_path
+from dptr.cache.stores.manifest import FileRecord, Shard
 from dptr.cache.stores.mapped_file import MappedFile, damage_told
-from dptr.cache.stores.shard_record import Shard
-from dptr.cache.stores.stored_tokens import StoredStates, StoredTokens
 
 #: A token touches a page at least, and the kernel maps its neighbours with it.
 _TOKENS_BETWEEN_RELEASES = 1 << 14
@@ -55,6 +53,43 @@ class States:
         lengths = self.lengths[rows]
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return States(self.tokens[np.repeat(starts[rows], lengths) + within], lengths, self.pooled[rows])
+
+
+@dataclass(frozen=True)
+class StoredTokens:
+    """Token states in the precision that is stored.
+
+    Attributes:
+        values: shape (.., dim), float16, float32 or int8.
+        scale: what int8 values are multiplied by, shape (..), float32; None for the others.
+    """
+
+    values: NDArray[np.generic]
+    scale: NDArray[np.float32] | None = None
+
+    def widened(self) -> NDArray[np.float32]:
+        """Return the states as float32, shape (.., dim)."""
+        values = self.values.astype(np.float32)
+        return values if self.scale is None else values * self.scale[..., None]
+
+    def floating(self) -> NDArray[np.floating]:
+        """Return the states to compute with, shape (.., dim): in the precision that is stored, int8 as float32."""
+        return self.widened() if self.scale is not None else cast("NDArray[np.floating]", self.values)
+
+
+@dataclass(frozen=True)
+class StoredStates:
+    """Ragged token states of some rows, as they are stored.
+
+    Attributes:
+        tokens: all rows' tokens behind each other, shape (sum(lengths), dim).
+        lengths: tokens of each row, shape (rows,), int64.
+        pooled: pooled vector of each row, shape (rows, pooled_dim), float16.
+    """
+
+    tokens: StoredTokens
+    lengths: NDArray[np.int64]
+    pooled: NDArray[np.float16]
 
 
 def shard_name(number: int) -> str:

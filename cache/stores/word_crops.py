@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.charset import Charset
+from dptr.cache.stores.shards import StoredTokens
 from dptr.cache.stores.states_store import StatesStore
-from dptr.cache.stores.stored_tokens import StoredTokens
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(

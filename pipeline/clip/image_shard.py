@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import UserError
-from dptr.cache.stores.shard_record import Shard
+from dptr.cache.stores.manifest import Shard
 from dptr.cache.stores.shards import States, write_shard
 from dptr.pipeline.clip.loading import ImageTower
 from dptr.pipeline.parts.store_in_making import Place

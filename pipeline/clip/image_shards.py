@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dptr.cache.choices import StatesDtype
-from dptr.cache.stores.shard_record import Shard
+from dptr.cache.stores.manifest import Shard
 from dptr.pipeline.choices import Precision
 from dptr.pipeline.clip.image_shard import ShardInMaking
 from dptr.pipeline.clip.loading import ImageTower, load_clip

@@ -18,10 +18,9 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import MANIFEST_FILE, ROWS_FILE
 from dptr.cache.progress import progress
 from dptr.cache.stores import checks, sealed
-from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import atomic_path, temporary_beside
 from dptr.cache.stores.lock import locked, locked_file
-from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.shards import shard_name
 from dptr.cache.word_images.parquet_form import ParquetSource

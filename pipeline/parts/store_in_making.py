@@ -16,8 +16,7 @@ from typing import Any, NamedTuple
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, PHOTOS_FILE, PREFIX_FILE, QUARANTINE_FILE, ROWS_FILE
 from dptr.cache.stores.files import require_replaceable
-from dptr.cache.stores.manifest import Manifest, StoreKind
-from dptr.cache.stores.shard_record import Shard
+from dptr.cache.stores.manifest import Manifest, Shard, StoreKind
 from dptr.cache.stores.shards import remove_unfinished, shard_name
 from dptr.pipeline.parts.executors import Executor, Worker
 from dptr.pipeline.parts.part import WHOLE, Part

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dptr.cache.errors import UserError
-from dptr.cache.stores.manifest import Manifest
-from dptr.cache.stores.shard_record import Shard
+from dptr.cache.stores.manifest import Manifest, Shard
 from dptr.pipeline.parts.store_in_making import Place
 
 #: In a manifest's details: what each run of the command was given.

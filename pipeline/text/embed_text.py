@@ -6,7 +6,6 @@ killed run left uncommitted is simply computed again. One shard is written while
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +16,7 @@ from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, QUARANTINE_FILE
 from dptr.cache.progress import note, progress
+from dptr.cache.stores.files import scratch_folder
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompt_rows import write_rows
@@ -154,7 +154,7 @@ def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Es
     """
     settings = replace(settings, corpus=with_charset_of(out, settings.corpus))
     with (
-        tempfile.TemporaryDirectory(prefix="dptr-") as scratch,
+        scratch_folder() as scratch,
         Quarantine(Path(scratch) / QUARANTINE_FILE) as quarantine,
         read_corpus(paths, settings.corpus, quarantine) as corpus,
     ):

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import UserError
+from dptr.cache.stores.manifest import Shard
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA, TEMPLATE_COLUMN
-from dptr.cache.stores.shard_record import Shard
 from dptr.cache.stores.shards import States, write_shard
 from dptr.pipeline.text.prompts import Prompt
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dptr.cache.progress import Progress, note
-from dptr.cache.stores.shard_record import Shard
+from dptr.cache.stores.manifest import Shard
 from dptr.cache.stores.shards import States
 from dptr.pipeline.parts.cluster import device_of_worker
 from dptr.pipeline.parts.executors import Executor, Work, Worker
