@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dptr.cache.stores.shards import StoredTokens
+from dptr.cache.stores.shards import StoredTokens, checked_positions, checked_rows
 from dptr.cache.stores.states_store import StatesStore
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
@@ -49,9 +49,16 @@ class OrpBank(StatesStore):
 
         Returns:
             shape (batch, count, dim).
+
+        Raises:
+            UserError: there is no such crop or token, or the shapes do not fit.
         """
-        return self._reader.gather_tokens(crops, positions)
+        crops = checked_rows(crops, len(self), "crop")
+        return self._reader.gather_tokens(
+            crops, checked_positions(positions, len(crops), self.tokens_per_crop, "token")
+        )
 
     def pooled(self, shard: int) -> NDArray[np.float32]:
         """Return the pooled vectors of one shard's crops, shape (rows, dim)."""
-        return self._reader.file(shard).pooled.astype(np.float32)
+        (number,) = checked_rows([shard], len(self.manifest.shards), "shard").tolist()
+        return self._reader.file(number).pooled.astype(np.float32)

@@ -63,6 +63,7 @@ class PromptStore(StatesStore):
 
     def templates_of(self, rows: NDArray[np.int64]) -> NDArray[np.int16]:
         """Return the number of the template of each of ``rows``, of the same shape."""
+        rows = self._rows(rows)
         if len(self.prefixes) == 1:
             return np.zeros(rows.shape, np.int16)
         templates: NDArray[np.int16] = self.rows.numbers_of(TEMPLATE_COLUMN.name, rows)
@@ -109,12 +110,12 @@ class PromptStore(StatesStore):
 
     def label_lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int16]:
         """Return how many units the labels of ``rows`` have, of the same shape."""
-        lengths: NDArray[np.int16] = self.rows.numbers_of("label_length", rows)
+        lengths: NDArray[np.int16] = self.rows.numbers_of("label_length", self._rows(rows))
         return lengths
 
     def counts_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return how often the labels of ``rows`` stood in the corpus, of the same shape."""
-        counts: NDArray[np.int64] = self.rows.numbers_of("count", rows)
+        counts: NDArray[np.int64] = self.rows.numbers_of("count", self._rows(rows))
         return counts
 
     def token_letters(self, rows: NDArray[np.int64]) -> list[NDArray[np.int16]]:
@@ -122,21 +123,22 @@ class PromptStore(StatesStore):
 
         Tokens of the template and the end stand for none.
         """
+        rows = self._batch(rows)
         shared = self.prefix_lengths_of(rows).tolist()
         return [letters[n:] for n, letters in zip(shared, self.rows.token_letters_of(rows), strict=True)]
 
     def labels_of(self, rows: NDArray[np.int64]) -> list[str]:
         """Return the labels of ``rows``, shape (batch,), in order."""
-        return self.rows.labels_of(rows)
+        return self.rows.labels_of(self._batch(rows))
 
     def states(self, rows: NDArray[np.int64]) -> States:
         """Return the own states (after the prefix) and pooled vectors of ``rows``, shape (batch,)."""
-        return self._reader.gather(rows)
+        return self._reader.gather(self._batch(rows))
 
     def stored_states(self, rows: NDArray[np.int64]) -> StoredStates:
         """Return what :meth:`states` does for ``rows``, shape (batch,), in the precision that is stored."""
-        return self._reader.gather_stored(rows)
+        return self._reader.gather_stored(self._batch(rows))
 
     def pooled(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the pooled vectors of ``rows``, shape (rows, pooled_dim)."""
-        return self._reader.gather_pooled(rows)
+        return self.pooled_of(rows)

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import random
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from filelock import FileLock
 
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE, RECIPE_FILE, RUN_FILE
+from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE, QUARANTINE_FILE, RECIPE_FILE, RUN_FILE
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores import sealed
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA
+from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import States, write_shard, write_states
-from dptr.cache.stores.verify import verify
+from dptr.cache.stores.verify import all_in, verify
+from dptr.cache.workspace import Workspace
+from dptr.cli import run_command
 
 IDENTITY = {
     "encoder": "tiny",
@@ -176,3 +185,52 @@ def test_what_is_not_sealed_though_its_version_says_so_is_damaged(tmp_path: Path
     (tmp_path / "a.json").write_text('{"format_version": 1, "x": 1}')
     with pytest.raises(UserError, match="format version 1, this dptr reads 2"):
         sealed.read_json(tmp_path / "a.json")
+
+
+def test_a_flip_in_what_a_model_read_is_found(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    folder = workspace.models / "bundled"
+    with Quarantine(folder / QUARANTINE_FILE) as quarantine:
+        quarantine.refuse("crops", None, "1", "empty label")
+    (folder / "predictions").mkdir()
+    shutil.copy(folder / QUARANTINE_FILE, folder / "predictions" / "ab.parquet")
+    assert all_in(workspace) == [folder]
+    assert verify(folder) == []
+    for name in ("predictions/ab.parquet", QUARANTINE_FILE):
+        whole, generator = (folder / name).read_bytes(), random.Random(name)
+        for _ in range(40):
+            flip(folder / name, generator.randrange(len(whole)), generator.randrange(8))
+            assert found(folder) == [(name, None, "is damaged: its contents have changed")]
+            (folder / name).write_bytes(whole)
+
+
+FIFOS = ["manifest.json", "part-00000.arrow", "part-00001.parquet", PREFIX_FILE]
+RUN_FIFOS = ["run.json", "recipe.toml", "checkpoints/best/state.json", "checkpoints/best/model.safetensors"]
+
+
+@pytest.mark.parametrize("name", [*FIFOS, *RUN_FIFOS, "predictions/ab.parquet", "quarantine.parquet", "model.onnx"])
+def test_a_fifo_in_the_place_of_a_file_is_damage_and_nothing_waits_for_it(store: Path, run: Path, name: str) -> None:
+    folder = store if name in FIFOS else run
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(folder / name)
+    command = [sys.executable, "-m", "dptr", "verify", str(folder), "--quiet"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 3, ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert str(folder / name) in line
+
+
+def test_repair_of_a_store_that_cannot_be_written_still_names_the_damage(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (store / "part-00001.arrow").unlink()
+
+    def read_only(*_: object) -> None:
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(FileLock, "acquire", read_only)
+    assert run_command(["verify", "--repair", str(store), "--quiet"]) == 3
+    said = capsys.readouterr().err
+    assert f"{store / 'part-00001.arrow'} is missing" in said
+    assert "Read-only file system" in said
