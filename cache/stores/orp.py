@@ -53,10 +53,9 @@ class OrpBank(StatesStore):
         Raises:
             UserError: there is no such crop or token, or the shapes do not fit.
         """
-        crops = checked_rows(crops, len(self), "crop")
-        return self._reader.gather_tokens(
-            crops, checked_positions(positions, len(crops), self.tokens_per_crop, "token")
-        )
+        crops = self._batch(crops)
+        positions = checked_positions(positions, len(crops), self.tokens_per_crop, "token")
+        return self._reader.gather_tokens(crops, positions)
 
     def pooled(self, shard: int) -> NDArray[np.float32]:
         """Return the pooled vectors of one shard's crops, shape (rows, dim)."""
