@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,17 @@ def words(tmp_path: Path) -> Path:
     path = tmp_path / "words.txt"
     path.write_text("some\nwords\n")
     return path
+
+
+@pytest.fixture(scope="module")
+def trained(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with stores and a run of one step."""
+    workspace = shutil.copytree(stores, tmp_path_factory.mktemp("trained") / "dptr_data")
+    sizes = ["decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1"]
+    changes = [f"--set={size}" for size in (*sizes, "pretrain.batch_size=4")]
+    command = ["pretrain", "--steps", "1", *changes, "-o", str(workspace / "runs" / "pretrained"), "--device", "cpu"]
+    assert run_command([*command, "--workspace", str(workspace), "--quiet"]) == 0
+    return workspace
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
@@ -70,8 +82,8 @@ def test_a_folder_whose_name_is_not_utf8_is_named(
     assert r"\udcff" in said
 
 
-def test_a_setting_that_is_not_utf8_is_named(stores: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "pretrain", "--workspace", str(stores), "--set", "decoder.kind=\udcff")
+def test_a_setting_that_is_not_utf8_is_named(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "pretrain", "--workspace", str(trained), "--set", "decoder.kind=\udcff")
     assert r"\udcff" in said
 
 
@@ -82,9 +94,9 @@ def test_a_recogniser_without_an_image_is_bad_usage(capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("option", ["--prompts", "--orp"])
 @pytest.mark.parametrize("command", [["sql", "select 1"], ["report", "pretrained"]])
 def test_a_store_that_is_named_must_be_one(
-    command: list[str], option: str, stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: list[str], option: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(capsys, *command, option, str(tmp_path), "--workspace", str(stores))
+    said = refused(capsys, *command, option, str(tmp_path), "--workspace", str(trained))
     assert f"no store in {tmp_path}" in said
 
 
@@ -97,14 +109,14 @@ def test_what_a_rust_library_could_not_write_is_a_refusal_of_the_disk() -> None:
 
 
 def test_an_export_to_where_nothing_can_be_written_is_one_line(
-    stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise SafetensorError(f'I/O error: Read-only file system (os error 30) at path "{tmp_path}/.tmp1"')
 
     monkeypatch.setattr("dptr.trainer.tensor_file.save_file", refuse)
     asked = ["export", "pretrained", "--to", "safetensors", "-o", str(tmp_path / "x.safetensors")]
-    said = refused(capsys, *asked, "--workspace", str(stores))
+    said = refused(capsys, *asked, "--workspace", str(trained))
     assert f"{tmp_path}/.tmp1: Read-only file system" in said
 
 
