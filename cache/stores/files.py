@@ -170,6 +170,15 @@ def open_to_append(path: Path) -> TextIO:
     return open(path, "a", encoding="utf-8", opener=lambda name, given: os.open(name, given | flags, 0o666))
 
 
+def link_or_copy(source: Path, path: Path) -> None:
+    """Let ``path`` be the same file as ``source``, or a copy where the disk is another, or takes no links."""
+    with atomic_path(path) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
 def flush(path: Path) -> None:
     """Force a file's bytes, or a folder's entries, onto the disk."""
     descriptor = os.open(path, os.O_RDONLY)

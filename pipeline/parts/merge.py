@@ -6,7 +6,6 @@ They are removed last, behind a file that says that they are merged: a merge tha
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -18,7 +17,7 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import MANIFEST_FILE, ROWS_FILE
 from dptr.cache.progress import progress
 from dptr.cache.stores import checks, sealed
-from dptr.cache.stores.files import atomic_path, temporary_beside
+from dptr.cache.stores.files import link_or_copy, temporary_beside
 from dptr.cache.stores.lock import locked, locked_file
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.prompt_rows import write_rows
@@ -214,8 +213,4 @@ def _take_files(out: Path, parts: Sequence[tuple[Path, Manifest]]) -> None:
 
 
 def _take(share: Manifest, path: Path, out: Path, name: str) -> None:
-    with atomic_path(out / name) as temporary:
-        try:
-            os.link(share.checked(path, name), temporary)
-        except OSError:  # another disk, or one that knows no links
-            shutil.copyfile(path / name, temporary)
+    link_or_copy(share.checked(path, name), out / name)

@@ -30,14 +30,13 @@ from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
 from dptr.pipeline.neighbours import faiss_index
 from dptr.pipeline.parts.executors import IN_PROCESS, Executor
 from dptr.pipeline.parts.part import WHOLE, Part
-from dptr.pipeline.parts.store_in_making import Group, StoreInMaking
+from dptr.pipeline.parts.store_in_making import Group, StoreInMaking, remember_inputs
 from dptr.pipeline.photos.near_images import NearImages
 from dptr.pipeline.photos.orp_settings import OrpBankSettings
 from dptr.pipeline.photos.photo import Photo, Refusal
 from dptr.pipeline.photos.photo_files import count_photos, find_photos
 from dptr.pipeline.photos.reader import Crop, CutPhoto, PhotoReader
 from dptr.pipeline.photos.seen_photos import SeenPhotos
-from dptr.pipeline.repair.losses import remember_inputs
 
 __all__ = ["OrpBankSettings", "OrpBankSummary", "build_orp_bank"]
 
@@ -175,8 +174,10 @@ class _Build:
         return self.manifest.rows - self.rows_before
 
     def run(self, paths: Sequence[Path], total: int, executor: Executor) -> None:
-        remember_inputs(self.manifest, [str(path) for path in paths], {"batch": self.form.batch})
         settings = self.settings
+        given = {name: getattr(settings, name) for name in ("shard_rows", "exclude_threshold")}
+        given |= {"batch": self.form.batch, "exclude_near": [str(path) for path in settings.exclude_near]}
+        remember_inputs(self.manifest, [str(path) for path in paths], given)
         worker = shard_worker(self.folder, self.tower, settings.clip, settings.precision, self.form)
         with self.manifest.rewriting(self.folder, PHOTOS_FILE, QUARANTINE_FILE):
             self.seen = SeenPhotos(self.folder)

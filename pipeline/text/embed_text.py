@@ -25,8 +25,7 @@ from dptr.cache.stores.shards import States
 from dptr.pipeline.clip.text_tower import TOKENS_PER_BATCH
 from dptr.pipeline.parts.executors import IN_PROCESS, Executor
 from dptr.pipeline.parts.part import WHOLE, Part
-from dptr.pipeline.parts.store_in_making import StoreInMaking
-from dptr.pipeline.repair.losses import remember_inputs
+from dptr.pipeline.parts.store_in_making import StoreInMaking, remember_inputs
 from dptr.pipeline.text.corpus import Corpus, corpus_fingerprint, nothing_usable, read_corpus
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.made_up_words import CoverageGoal, make_up_words
@@ -92,7 +91,7 @@ def embed_text(
 
 def _require_separable(paths: Sequence[str], settings: EmbedTextSettings, part: Part) -> None:
     """Check that a part can know its share from the corpus alone."""
-    if part.is_whole:
+    if part.of == 1:
         return
     if settings.cover_pieces:
         raise UserError(
@@ -144,7 +143,7 @@ def _remembered(settings: EmbedTextSettings) -> dict[str, Any]:
     rules = settings.corpus
     corpus = {name: getattr(rules, name) for name in ("unit", "column", "min_count", "case")}
     corpus["normalization"] = rules.normalization.identity()
-    return {"corpus": corpus, "shard_rows": settings.shard_rows, "tokens_per_batch": settings.tokens_per_batch}
+    return {"corpus": corpus} | {name: getattr(settings, name) for name in ("shard_rows", "tokens_per_batch", "seed")}
 
 
 def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Estimate:

@@ -38,7 +38,7 @@ def embed_groups(filling: Filling, groups: Iterable[list[Prompt]], shown: Progre
     folder, settings = filling.making.folder, filling.settings
     here = _work_of(folder, filling.towers, settings, check=True)
     worker = Worker(here, _make_work, (folder.absolute(), settings))
-    filling.making.fill(filling.executor, worker, _counted(groups, shown), rows=1)
+    filling.making.fill(filling.executor, worker, _counted(groups, shown), rows=None)
 
 
 def _counted(groups: Iterable[list[Prompt]], shown: Progress) -> Iterator[Group]:

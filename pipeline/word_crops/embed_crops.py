@@ -34,9 +34,8 @@ from dptr.pipeline.clip.image_shards import Picture, ShardForm, shard_worker
 from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
 from dptr.pipeline.parts.executors import IN_PROCESS
 from dptr.pipeline.parts.part import WHOLE, Part
-from dptr.pipeline.parts.store_in_making import Group, StoreInMaking
+from dptr.pipeline.parts.store_in_making import Group, StoreInMaking, remember_inputs
 from dptr.pipeline.read_ahead import read_ahead
-from dptr.pipeline.repair.losses import remember_inputs
 from dptr.pipeline.word_crops.crop_reader import CropReader, FoundCrop, ReadCrop, find_crops
 
 #: What a recipe takes for ``finetune.augmentation``, too.
@@ -121,7 +120,8 @@ def embed_crops(
         clip = load_clip(settings.clip, settings.precision, settings.device)
         build = _Build(out, clip, charset, settings, part)
         before = build.manifest.rows
-        remember_inputs(build.manifest, [str(path) for path in paths], {"batch": build.batch})
+        given = {"batch": build.batch, "shard_rows": settings.shard_rows, "charset": settings.charset}
+        remember_inputs(build.manifest, [str(path) for path in paths], given)
         build.run(paths, total)
     rows, folder = build.manifest.rows, build.making.folder
     if not build.making.rows:
