@@ -15,7 +15,7 @@ import numpy as np
 from fuzzed_readers import Fuzzed, made_up_words, written
 
 from dptr.cache.stores import checks, sealed
-from dptr.cache.stores.file_record import FileRecord
+from dptr.cache.stores.manifest import FileRecord
 from dptr.cache.stores.verify import verify
 
 

@@ -8,7 +8,8 @@ on whether an earlier run was killed between two shards.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,12 @@ from dptr.cache.word_images.dataset import WordImages
 from dptr.cache.word_images.form import Rejected
 from dptr.cache.word_images.samples import Sample
 from dptr.pipeline.choices import Precision
-from dptr.pipeline.clip.image_shards import ImageShards, Picture, ShardForm
+from dptr.pipeline.clip.image_shards import Picture, ShardForm, shard_worker
 from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
+from dptr.pipeline.parts.executors import IN_PROCESS
 from dptr.pipeline.parts.part import WHOLE, Part
-from dptr.pipeline.parts.store_in_making import StoreInMaking
+from dptr.pipeline.parts.store_in_making import Group, StoreInMaking, remember_inputs
 from dptr.pipeline.read_ahead import read_ahead
-from dptr.pipeline.repair.losses import remember_inputs
 from dptr.pipeline.word_crops.crop_reader import CropReader, ReadCrop
 
 #: What a recipe takes for ``finetune.augmentation``, too.
@@ -121,7 +122,8 @@ def embed_crops(
         clip = load_clip(settings.clip, settings.precision, settings.device)
         build = _Build(out, clip, charset, settings, part)
         before = build.manifest.rows
-        remember_inputs(build.manifest, [str(path) for path in paths], {"batch": build.batch})
+        given = {"batch": build.batch, "shard_rows": settings.shard_rows, "charset": settings.charset}
+        remember_inputs(build.manifest, [str(path) for path in paths], given)
         build.run(images)
     rows, folder = build.manifest.rows, build.making.folder
     if not build.making.rows:
@@ -163,8 +165,7 @@ class _Build:
         self.in_store = _in_store(self.making.catalogues)
         rows = max(1, settings.shard_rows // settings.views) * settings.views
         self.batch = settings.batch or self.tower.batch
-        form = ShardForm(CATALOGUE_SCHEMA, rows, len(self.kept), settings.dtype, self.batch)
-        self.shards = ImageShards(self.making, self.tower, form)
+        self.form = ShardForm(CATALOGUE_SCHEMA, rows, len(self.kept), settings.dtype, self.batch)
         self.duplicates = 0
         self.quarantined = 0
 
@@ -185,37 +186,40 @@ class _Build:
         }
 
     def run(self, images: WordImages) -> None:
-        earlier = frozenset(self.in_store)
         settings = self.settings
-        reader = CropReader(images, self.tower, settings.views, settings.augmentation, settings.seed, earlier)
+        worker = shard_worker(self.making.folder, self.tower, settings.clip, settings.precision, self.form)
         with (
             self.manifest.rewriting(self.making.folder, QUARANTINE_FILE),
             Quarantine(self.making.folder / QUARANTINE_FILE) as quarantine,
-            progress("crops into the store", len(images), "crops") as bar,
         ):
             for source in images.sources:
                 quarantine.reads(source)
             for one in images.rejected.listed:
                 quarantine.refuse(one.source, None, f"{one.key} {one.label!r}" if one.label else one.key, one.reason)
             quarantine.check(settings.max_bad)
+            with closing(self._usable(images, quarantine)) as groups:
+                self.making.fill(IN_PROCESS, worker, groups, self.form.rows)
+            # Of very many labels not each is listed.
+            self.quarantined = quarantine.total + images.rejected.total - len(images.rejected.listed)
+            self.making.finish()
+
+    def _usable(self, images: WordImages, quarantine: Quarantine) -> Generator[Group, None, None]:
+        """Yield the views of each crop that is new and can be read; note what becomes of the others."""
+        earlier = frozenset(self.in_store)
+        settings = self.settings
+        reader = CropReader(images, self.tower, settings.views, settings.augmentation, settings.seed, earlier)
+        with progress("crops into the store", len(images), "crops") as bar:
             for sample, crop in read_ahead(images.samples, reader.read, settings.workers):
                 if isinstance(crop, Rejected):
                     quarantine.refuse(sample.source, None, f"{sample.key} {sample.label!r}", crop.reason)
                     quarantine.check(settings.max_bad)
                 elif (identity := (crop.image_sha256, sample.label)) not in self.in_store:
                     self.in_store.add(identity)
-                    self._add(sample, crop)
+                    views = [Picture(row_of(sample, crop, view), p, self.kept) for view, p in enumerate(crop.views)]
+                    yield Group(len(views), identity, views)
                 else:
                     self.duplicates += identity not in earlier
                 bar.advance(1, f"{quarantine.total} quarantined" if quarantine.total else "")
-            self.shards.commit()
-            # Of very many labels not each is listed.
-            self.quarantined = quarantine.total + images.rejected.total - len(images.rejected.listed)
-            self.making.finish()
-
-    def _add(self, sample: Sample, crop: ReadCrop) -> None:
-        views = enumerate(crop.views)
-        self.shards.add([Picture(row_of(sample, crop, view), pixels, self.kept) for view, pixels in views])
 
 
 def row_of(sample: Sample, crop: ReadCrop, view: int) -> dict[str, Any]:

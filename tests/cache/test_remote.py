@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,6 @@ from dptr.cache.progress import set_quiet
 from dptr.cli import run_command
 
 server = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[server]'")
-ARCHIVE = Path(__file__).parents[1] / "fixtures" / "first_format.tar.xz"
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +47,6 @@ def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fs
     else:
         files.create_dir("bucket")
     return fs.SubTreeFileSystem("bucket", files)
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stores")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "dptr_data"
 
 
 def upload(folder: Path, bucket: fs.FileSystem, name: str) -> None:
