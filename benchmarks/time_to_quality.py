@@ -42,8 +42,8 @@ from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.pretrain import PromptBatches, decode_texts, read_prompts
-from dptr.trainer.training.averaging import MovingAverage
 from dptr.trainer.training.recipe import Recipe, load_recipe
+from dptr.trainer.training.state import MovingAverage
 
 #: The authors' rate for 768 rows a step, which they scale with the batch; and steps until it is reached.
 AUTHORS_RATE, AUTHORS_BATCH, WARMUP = 1.485e-3, 768, 50
