@@ -32,12 +32,12 @@ from dptr.cache.visible import visible
 from dptr.cache.workspace import Workspace
 from dptr.pipeline import commands as stage_one
 from dptr.pipeline.services import find_clip, mine_neighbours, photo_paths, prompt_of, repair
-from dptr.trainer.commands import ablation, recognition, sharing, training
+from dptr.trainer.commands import recognition, sharing, training
 
 _INTERRUPTED = 130
 
 app = command_group("Pre-train a scene-text decoder from text alone, then fine-tune it on few labelled crops.")
-for _stage in (stage_one, training, recognition, sharing, ablation, stored):
+for _stage in (stage_one, training, recognition, sharing, stored):
     app.add_typer(_stage.commands)
 
 
