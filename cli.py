@@ -31,7 +31,7 @@ from dptr.cache.processors import start_no_more_threads_than_usable
 from dptr.cache.visible import visible
 from dptr.cache.workspace import Workspace
 from dptr.pipeline import commands as stage_one
-from dptr.pipeline.services import find_clip, mine_neighbours, photo_paths, prompt_of, repair
+from dptr.pipeline.services import find_clip, mine_neighbours, repair
 from dptr.trainer.commands import recognition, sharing, training
 
 _INTERRUPTED = 130
@@ -54,7 +54,7 @@ def _device(name: str) -> str:
     return name
 
 
-SERVICES = Services(_device, find_clip, mine_neighbours, photo_paths, prompt_of, repair)
+SERVICES = Services(_device, find_clip, mine_neighbours, repair)
 
 
 @command(app, "demo")

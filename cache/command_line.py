@@ -52,16 +52,12 @@ class Services:
         device: checks a device's name and resolves ``auto``.
         find_clip: ``tiny``, a directory or a hub id -> a CLIP's folder.
         mine_neighbours: prompt store, bank, k: writes each prompt's nearest crops beside the store.
-        photo_paths: folder -> the photos in it.
-        prompt_of: template -> what turns a label into a prompt.
         repair: store, names of damaged files -> why some of them could not be computed again.
     """
 
     device: Callable[[str], str]
     find_clip: Callable[[str], Path]
     mine_neighbours: Callable[[Path, Path, int], object]
-    photo_paths: Callable[[Path], Sequence[Path]]
-    prompt_of: Callable[[str], Callable[[str], str]]
     repair: Callable[[Path, Collection[str]], list[str]]
 
 

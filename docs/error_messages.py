@@ -36,7 +36,7 @@ _PLACES = {
     "trainer/export": "Taking models elsewhere: `export`, `push`",
     "trainer/report": "Reports: `report`",
     "trainer/model": "Recognisers, decoders and encoders",
-    "trainer": "Training and reading: `pretrain`, `finetune`, `train-clip`, `evaluate`, `read`",
+    "trainer": "Training and reading: `pretrain`, `finetune`, `evaluate`, `read`",
 }
 
 

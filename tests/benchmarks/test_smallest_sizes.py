@@ -25,6 +25,8 @@ WITHOUT = {
     "faulty_commands.py",
     "fuzzed_readers.py",
     "judged.py",
+    "learner.py",
+    "train.py",
     "own_memory.py",
     "fuzzed_stores.py",
     "breaking.py",
@@ -51,7 +53,11 @@ def smallest_size(path: Path) -> str | None:
     return None if found is None else found[1]
 
 
-PROGRAMS = [path for folder in ("benchmarks", "examples") for path in sorted((ROOT / folder).glob("*.py"))]
+PROGRAMS = [
+    path
+    for folder in ("benchmarks", "examples", "examples/train_clip")
+    for path in sorted((ROOT / folder).glob("*.py"))
+]
 
 
 Named = dict[str, str]
@@ -148,7 +154,7 @@ WITH_SIZE = [path for path in PROGRAMS if smallest_size(path)]
 WORKER = "rapidocr_worker.py"
 SCRIPTS = [
     path
-    for folder in ("benchmarks", "examples")
+    for folder in ("benchmarks", "examples", "examples/train_clip")
     for path in sorted((ROOT / folder).rglob("*.py"))
     if "__main__" in path.read_text(encoding="utf-8") and path.name != WORKER
 ]

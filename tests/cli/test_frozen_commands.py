@@ -37,8 +37,6 @@ FROZEN = {
     "--style --vertical --workers",
     "report": "--data --orp --out --prompts",
     "sql": "--format --open --orp --out --prompts",
-    "train-clip": "--charset --clip --data --device --from --out --photos --recipe --seed --set --steps --track "
-    "--validation",
     "verify": "--repair",
 }
 

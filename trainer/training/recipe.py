@@ -20,7 +20,6 @@ from pydantic.fields import FieldInfo
 
 from dptr.cache.errors import UserError
 from dptr.trainer.training.settings import (
-    ClipSettings,
     DecoderSettings,
     EncoderSettings,
     FinetuneSettings,
@@ -33,15 +32,6 @@ from dptr.trainer.training.settings import (
 
 _BUNDLED = Path(__file__).resolve().parents[2] / "recipes"
 
-#: Keys that runs of earlier versions saved under another name; None: they had no effect.
-_FORMER_KEYS = {
-    "finetune.held_back": "finetune.validation_share",
-    "finetune.encoder_rate": "finetune.encoder_lr_scale",
-    "finetune.fmu_rate": "finetune.fmu_lr_scale",
-    "finetune.decoder_rate": "finetune.decoder_lr_scale",
-    "finetune.validation_rows": None,
-}
-
 
 class Recipe(Settings):
     """Everything that fixes a run, apart from the data."""
@@ -53,7 +43,6 @@ class Recipe(Settings):
     noise: NoiseSettings = NoiseSettings()
     pretrain: PretrainSettings = PretrainSettings()
     finetune: FinetuneSettings = FinetuneSettings()
-    clip: ClipSettings = ClipSettings()
 
     def replace(self, section: str, **values: Any) -> Recipe:
         """Return a copy with some keys of one section changed.
@@ -64,11 +53,10 @@ class Recipe(Settings):
         all_values = self.model_dump()
         return parse_recipe({**all_values, section: {**all_values[section], **values}}, "the recipe")
 
-    def defining(self, kind: Literal["pretrain", "finetune", "clip"], without_defaults: bool = False) -> dict[str, Any]:
+    def defining(self, kind: Literal["pretrain", "finetune"], without_defaults: bool = False) -> dict[str, Any]:
         """Return the keys that decide what a run of this kind comes to: not how it is run, nor other stages' keys."""
-        others = {"pretrain": {"encoder", "fmu", "finetune", "clip"}, "finetune": {"noise", "pretrain", "clip"}}
-        unread = others.get(kind, {"encoder", "fmu", "memory", "noise", "pretrain", "finetune"})
-        all_values = self.model_dump(exclude=unread, exclude_defaults=without_defaults)
+        unread = {"pretrain": {"encoder", "fmu", "finetune"}, "finetune": {"noise", "pretrain"}}
+        all_values = self.model_dump(exclude=unread[kind], exclude_defaults=without_defaults)
         all_values[kind] = {
             key: value for key, value in all_values.get(kind, {}).items() if key not in PretrainSettings.HOW
         }
@@ -96,47 +84,47 @@ def load_recipe(name: str, changes: Sequence[str] = (), parts: Mapping[str, Sett
         raise UserError(f"no recipe {name!r}", f"Use {', '.join(bundled)}, or a TOML file") from error
     values = _read_toml(text, str(path))
     values |= {section: settings.model_dump() for section, settings in (parts or {}).items()}
-    for change in changes:
-        _apply(values, change)
-    return parse_recipe(values, str(path))
+    changed = {_apply(values, change): f"--set {change}" for change in changes}
+    return parse_recipe(values, str(path), changed)
 
 
 def load_saved_recipe(text: str, origin: str) -> Recipe:
-    """Read a recipe that was saved with a run or a model, of this version or an earlier one.
+    """Read a recipe that was saved with a run or a model; sections of stages that are not dptr's are left out.
 
     Raises:
         UserError: it is not one.
     """
     values = _read_toml(text, origin)
-    for former, now in _FORMER_KEYS.items():
-        section, key = former.split(".")
-        if not isinstance(values.get(section), dict) or key not in values[section]:
-            continue
-        value = values[section].pop(key)
-        if now is not None:
-            values[section][now.split(".")[1]] = value
-    return parse_recipe(values, origin)
+    return parse_recipe({name: values[name] for name in values if name in Recipe.model_fields}, origin)
 
 
-def parse_recipe(values: Mapping[str, Any], origin: str) -> Recipe:
-    """Check a mapping of sections against :class:`Recipe`; ``origin`` is named in errors.
+def parse_recipe(values: Mapping[str, Any], origin: str, changed: Mapping[str, str] | None = None) -> Recipe:
+    """Check a mapping of sections against :class:`Recipe`.
+
+    Args:
+        values: section -> key -> value.
+        origin: where they come from, for errors.
+        changed: ``section.key`` -> the option that gave it, for errors.
 
     Raises:
         UserError: an unknown key, or a value that is not of its type or out of its range.
     """
+    given = changed or {}
     for section, content in values.items():
         if section not in Recipe.model_fields:
-            raise _unknown(section, list(Recipe.model_fields), origin)
+            named = [option for key, option in given.items() if key.partition(".")[0] == section]
+            raise _unknown(section, list(Recipe.model_fields), named[0] if named else origin)
         if not isinstance(content, Mapping):
             raise UserError(f"{section!r} in {origin} is not a section", f"Write [{section}] and its keys below")
         keys = _keys_of(section)
-        for key in content:
-            if key not in keys:
-                raise _unknown(f"{section}.{key}", [f"{section}.{name}" for name in keys], origin)
+        for name in content:
+            if name not in keys:
+                key = f"{section}.{name}"
+                raise _unknown(key, [f"{section}.{known}" for known in keys], given.get(key, origin))
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise _refusal(error, origin) from error
+        raise _refusal(error, origin, given) from error
 
 
 def recipe_to_toml(recipe: Recipe) -> str:
@@ -157,14 +145,19 @@ def _keys_of(section: str) -> dict[str, FieldInfo]:
     return keys
 
 
-def _refusal(error: ValidationError, origin: str) -> UserError:
+def _refusal(error: ValidationError, origin: str, given: Mapping[str, str]) -> UserError:
     """Turn the first of pydantic's complaints into one line: the key, its value, and what it may be."""
     first = error.errors()[0]
     if len(first["loc"]) < 2:
-        return UserError(f"{first['msg'].removeprefix('Value error, ')} ({origin})", "Change one of them")
-    section, key = map(str, first["loc"][:2])
-    wanted = _wanted(_keys_of(section)[key])
-    return UserError(f"{section}.{key} = {first['input']!r} in {origin} cannot be used", f"Give {wanted}")
+        options = [option for key, option in given.items() if key.partition(".")[0] == str(first["loc"][0])]
+        where = ", ".join([*options, origin])
+        return UserError(f"{first['msg'].removeprefix('Value error, ')} ({where})", "Change one of them")
+    section, name = map(str, first["loc"][:2])
+    key, wanted = f"{section}.{name}", _wanted(_keys_of(section)[name])
+    return UserError(
+        f"{key} = {first['input']!r} in {given.get(key, origin)} cannot be used",
+        f"Give {wanted}",
+    )
 
 
 def _wanted(field: FieldInfo) -> str:
@@ -186,7 +179,8 @@ def _wanted(field: FieldInfo) -> str:
     return f"{kind} {' '.join(limits)}"
 
 
-def _apply(values: dict[str, Any], change: str) -> None:
+def _apply(values: dict[str, Any], change: str) -> str:
+    """Put a change into ``values``; return its ``section.key``."""
     key, equals, text = change.partition("=")
     section, dot, name = key.strip().partition(".")
     if not (equals and dot and name):
@@ -198,11 +192,9 @@ def _apply(values: dict[str, Any], change: str) -> None:
     content = values.setdefault(section, {})
     if isinstance(content, dict):  # what is no section is named when all is checked
         content[name] = value
+    return f"{section}.{name}"
 
 
 def _unknown(key: str, known: list[str], origin: str) -> UserError:
-    if key in _FORMER_KEYS:
-        now = _FORMER_KEYS[key]
-        return UserError(f"unknown key {key!r} in {origin}", f"It is called {now!r} now" if now else "Remove the line")
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     return UserError(f"unknown key {key!r} in {origin}", f"Did you mean {near[0]!r}?")

@@ -33,12 +33,12 @@ from dptr.trainer.training.checkpoint import (
 )
 from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
 
-RunKind = Literal["pretrain", "finetune", "clip"]
+RunKind = Literal["pretrain", "finetune"]
 
 #: Versions of the rule that says which data is for validation; the last is that of new runs, the others are kept to.
 #: 1, which no run goes on with, let the side of a row depend on how much data there was; the others are in
 #: :mod:`dptr.cache.validation`.
-_SPLITS: dict[RunKind, tuple[int, ...]] = {"pretrain": (2, 3, 4), "finetune": (2,), "clip": (2,)}
+_SPLITS: dict[RunKind, tuple[int, ...]] = {"pretrain": (2, 3, 4), "finetune": (2,)}
 #: 1 shuffled an epoch's rows as one list; 2 is :mod:`dptr.trainer.data.keyed_permutation`.
 _ORDER = 2
 #: What the parts of a run's identity are called in errors.
@@ -201,8 +201,6 @@ class Run:
             raise UserError(
                 f"{self.folder} is a pre-trained decoder, which cannot see", "Fine-tune it first (`dptr finetune`)"
             )
-        if self.kind == "clip":
-            raise UserError(f"{self.folder} is a CLIP, which does not read", f"Use it as --clip {self.folder / 'clip'}")
 
     def step(self) -> int:
         """Optimiser steps done so far."""

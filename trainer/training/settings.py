@@ -177,20 +177,6 @@ class FinetuneSettings(TrainingSettings):
     ctc_weight: float = Field(default=0.0, ge=0, le=1000)
 
 
-class ClipSettings(TrainingSettings):
-    """Training of a CLIP.
-
-    ``photos`` without text join each batch as negatives. Beside the contrastive loss, ``letters_weight`` weighs the
-    classification of which letter stands where, ``states_weight`` that of which token a text state is of.
-    """
-
-    validation_rows: int = Field(default=1000, ge=1, le=_LARGEST_COUNT)
-    template: str = "a photo of a '{label}'"
-    photos: int = Field(default=8, ge=0, le=10_000)
-    letters_weight: float = Field(default=1.0, ge=0, le=1000)
-    states_weight: float = Field(default=0.5, ge=0, le=1000)
-
-
 def _require_multiple(section: str, dim: int, heads: int) -> None:
     if dim % heads:
         raise ValueError(f"{section}.dim = {dim} is not a multiple of {section}.heads = {heads}")
