@@ -154,7 +154,7 @@ WITH_SIZE = [path for path in PROGRAMS if smallest_size(path)]
 WORKER = "rapidocr_worker.py"
 SCRIPTS = [
     path
-    for folder in ("benchmarks", "examples", "examples/train_clip")
+    for folder in ("benchmarks", "examples")
     for path in sorted((ROOT / folder).rglob("*.py"))
     if "__main__" in path.read_text(encoding="utf-8") and path.name != WORKER
 ]

@@ -224,7 +224,6 @@ def _gradients(
                 loss = shared(placed)
             (loss * shared.weight / settings.accumulate).backward()  # type: ignore[no-untyped-call]
         total += loss.detach() / settings.accumulate
-    processes.share_statistics(state.model, state.buffers, settings.accumulate)
     return processes.total(total)
 
 
