@@ -34,10 +34,9 @@ from dptr.trainer.predictions import keep_refusals
 from dptr.trainer.training import loop, processes, runs
 from dptr.trainer.training.loop import is_compiled
 from dptr.trainer.training.recipe import Recipe
-from dptr.trainer.training.run_charset import charset_of_run
+from dptr.trainer.training.runs import TrainingSummary, charset_of_run
 from dptr.trainer.training.settings import EncoderSettings, FmuSettings, Settings
 from dptr.trainer.training.step_log import Tracker, observer
-from dptr.trainer.training.summary import TrainingSummary
 from dptr.trainer.zero_label import require_its_clip
 
 #: What the names of a recogniser's encoder's weights begin with.

@@ -34,10 +34,9 @@ from dptr.trainer.seeds import generator_of
 from dptr.trainer.training import loop, processes, runs
 from dptr.trainer.training.loop import is_compiled
 from dptr.trainer.training.recipe import Recipe
-from dptr.trainer.training.run_charset import charset_of_run
+from dptr.trainer.training.runs import TrainingSummary, charset_of_run
 from dptr.trainer.training.settings import MemorySettings
 from dptr.trainer.training.step_log import Tracker, observer
-from dptr.trainer.training.summary import TrainingSummary
 
 if TYPE_CHECKING:
     from dptr.cache.stores.neighbours import Neighbours
@@ -127,11 +126,6 @@ def data_identity(store: PromptStore, bank: OrpBank | None) -> dict[str, Any]:
     return {name: manifest.fingerprint() for name, manifest in _manifests(store, bank).items()}
 
 
-def _former_data_identity(store: PromptStore, bank: OrpBank | None) -> dict[str, Any]:
-    """What runs of the first version saved about the same stores."""
-    return {name: manifest.former_fingerprint() for name, manifest in _manifests(store, bank).items()}
-
-
 def _manifests(store: PromptStore, bank: OrpBank | None) -> dict[str, Manifest]:
     return {"prompts": store.manifest} | ({"orp": bank.manifest} if bank is not None else {})
 
@@ -159,18 +153,18 @@ def pretrain(
         _require_room(store, recipe)
     for states in [store] if bank is None else [store, bank]:
         states.check_states()
-    data, former_data = data_identity(store, bank), _former_data_identity(store, bank)
+    data = data_identity(store, bank)
     clip = store.manifest.identity
     charset = charset_of_run(out, store.charset, recipe.decoder)
     with processes.first_before_others():
         run = runs.start_or_continue(
-            out, "pretrain", recipe, charset, store.dim, data, former_data, clip["encoder"], clip["weights"]
+            out, "pretrain", recipe, charset, store.dim, data, clip["encoder"], clip["weights"]
         )
     device = torch.device(device)
     torch.manual_seed(recipe.pretrain.seed)
     decoder = _new_decoder(store, bank, recipe).to(device)
     noise = None if bank is None else NoiseSource(bank, recipe.noise, neighbours)
-    validation, training = split_rows(store, recipe, run.split)
+    validation, training = split_rows(store, recipe)
     _tell_of_fewer(len(validation), store, recipe)
     batches = PromptBatches(store, noise, training, recipe, charset)
     task = loop.Task(

@@ -16,19 +16,19 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.progress import set_quiet
 from dptr.cache.row_set import EveryRow
-from dptr.cache.stores import sealed
 from dptr.cache.stores.made_up_rows import MADE_UP
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard
+from dptr.cache.validation import positions_of
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.embed_text import embed_text
 from dptr.trainer import pretrain as stage
 from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
-from dptr.trainer.data.held_out import HASHED_TEXT, REAL_WORDS, STORED_HASHES, split_rows
+from dptr.trainer.data.held_out import split_rows
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import text_memory, token_memory
 from dptr.trainer.model.coverage import load_weights
@@ -201,13 +201,12 @@ def store_of(folder: Path, words: list[str]) -> PromptStore:
     return PromptStore(folder)
 
 
-@pytest.mark.parametrize("rule", [HASHED_TEXT, STORED_HASHES, REAL_WORDS])
-def test_growth_of_a_store_moves_no_validation_row(tmp_path: Path, rule: int) -> None:
+def test_growth_of_a_store_moves_no_validation_row(tmp_path: Path) -> None:
     recipe = Recipe().replace("pretrain", validation_rows=100_000)
     words = [f"word{number}" for number in range(20_000)]
     small = store_of(tmp_path / "small", words[:2000])
     large = store_of(tmp_path / "large", [*reversed(words), *(word.upper() for word in words)])
-    chosen = [set(store.labels_of(split_rows(store, recipe, rule)[0])) for store in (small, large)]
+    chosen = [set(store.labels_of(split_rows(store, recipe)[0])) for store in (small, large)]
     assert len(chosen[0]) == pytest.approx(100, abs=40)
     assert chosen[0] <= chosen[1]
     assert {word for word in chosen[1] if word in words[:2000]} == chosen[0]
@@ -223,18 +222,6 @@ def test_seeds_hold_out_labels_of_their_own(tmp_path: Path) -> None:
         assert len(one & other) == pytest.approx(50, abs=40), "as often as chance has it"
 
 
-def test_a_run_begun_with_the_former_split_keeps_to_it(store: PromptStore, tmp_path: Path) -> None:
-    recipe = Recipe().replace("decoder", dim=8, heads=2, feed_forward=16, layers=1).replace("noise", ratio=0.0)
-    recipe = recipe.replace("pretrain", steps=1, batch_size=4, validation_share=0.4)
-    summary = pretrain(store, None, None, recipe, tmp_path / "run")
-    description = sealed.read_json(tmp_path / "run" / "run.json")
-    assert description["split"] == REAL_WORDS
-    sealed.write_json(tmp_path / "run" / "run.json", {**description, "split": HASHED_TEXT})
-    former = len(split_rows(store, recipe, HASHED_TEXT)[1])
-    assert former != summary.rows, "or this shows nothing"
-    assert pretrain(store, None, None, recipe, tmp_path / "run").rows == former
-
-
 def test_words_that_were_made_up_are_trained_on_and_never_held_out(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("\n".join(f"word{number}" for number in range(60)), encoding="utf-8")
     corpus = CorpusSettings(charset="36")
@@ -243,7 +230,8 @@ def test_words_that_were_made_up_are_trained_on_and_never_held_out(tmp_path: Pat
     recipe = Recipe().replace("pretrain", validation_share=0.5, validation_rows=1000)
     is_made_up = np.array([source == MADE_UP for source in store._column("source", pa.string()).to_pylist()])
     assert is_made_up.sum() > 50, "or this shows nothing"
-    before, _ = split_rows(store, recipe, STORED_HASHES)
+    positions = positions_of(np.concatenate(list(store.rows.column("label_hash"))), recipe.pretrain.seed)
+    before = np.flatnonzero(positions < 2**31)
     validation, training = split_rows(store, recipe)
     assert is_made_up[before].any()
     assert set(validation) == {row for row in before if not is_made_up[row]}

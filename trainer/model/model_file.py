@@ -22,9 +22,9 @@ from dptr.cache.stores import sealed
 from dptr.cache.stores.files import atomic_path, sha256_of
 from dptr.cache.word_counts import pack, unpack
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
+from dptr.trainer.model.trained import RunKind, Trained
 from dptr.trainer.tensor_file import save_tensors
 from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
-from dptr.trainer.training.runs import RunKind, Trained
 from dptr.trainer.training.settings import WIDEST
 
 #: The recognisers that are installed with the package; their model cards lie beside them.
@@ -40,7 +40,7 @@ _WORDS = "words"
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model file's description; attributes as of :class:`dptr.trainer.training.runs.Trained`."""
+    """A model file's description; attributes as of :class:`dptr.trainer.model.trained.Trained`."""
 
     path: Path
     kind: RunKind
