@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dptr.cache.errors import UserError
 from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.rendering.render_words import render_words
@@ -39,28 +40,36 @@ def like(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_it_learns_and_what_it_writes_is_a_clip(tmp_path: Path, like: Path) -> None:
+def test_it_learns_and_what_it_writes_is_a_clip(
+    tmp_path: Path, like: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     render_words(["street", "market", "hotel", "exit", "open", "closed"], tmp_path / "seen", count=24, style=CLEAN)
     render_words(["south", "bank", "cafe"], tmp_path / "unseen", count=6, style=CLEAN)
     (tmp_path / "photos").mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photos" / "one.png")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    script = runpy.run_path(str(SCRIPT))
 
-    def train(*more: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(SCRIPT), "--data", "seen", "--validation", "unseen", "--photos", "photos"]
-        command += ["--clip", str(like), "-o", "run", "--device", "cpu", "--set", "batch_size=8", "--set", "photos=2"]
+    def train(*more: str) -> None:
+        command = [SCRIPT.name, "--data", "seen", "--validation", "unseen", "--photos", "photos", "--clip", str(like)]
+        command += ["-o", "run", "--device", "cpu", "--set", "batch_size=8", "--set", "photos=2"]
         command += ["--set", "precision=fp32", "--set", "log_every=1", "--set", "learning_rate=3e-3", *more]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == code, done.stderr
-        return done
+        monkeypatch.setattr(sys, "argv", command)
+        script["main"]()
 
-    assert "the right prompt among 3" in train("--steps", "30").stdout
+    train("--steps", "30")
+    assert "the right prompt among 3" in capsys.readouterr().out
     log = (tmp_path / "run" / "metrics.jsonl").read_text()
     losses = [json.loads(line)["loss"] for line in log.splitlines()]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     assert load_clip(str(tmp_path / "run" / "clip")).model.config.projection_dim == 32
     train("--steps", "30")
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == log, "a finished run takes no further step"
-    assert "other settings" in train("--steps", "31", code=2).stderr
-    assert "weights" in train("--steps", "2", "--from", "run/clip", "-o", "second").stderr
-    assert "--set" in train("--set", "batchsize=3", code=2).stderr
+    with pytest.raises(UserError, match="other settings"):
+        train("--steps", "31")
+    with pytest.raises(UserError, match="--set"):
+        train("--set", "batchsize=3")
+    train("--steps", "2", "--from", "run/clip", "-o", "second")
+    assert "weights" in capsys.readouterr().err

@@ -33,7 +33,7 @@ from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import text_memory, token_memory
 from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder
-from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
+from dptr.trainer.model.decoders.base import Decoder, DecoderShape, Memory, Targets
 from dptr.trainer.pretrain import pretrain, read_prompts
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.settings import DecoderSettings, NoiseSettings
@@ -342,7 +342,8 @@ def test_noise_of_validation_depends_on_the_seed(store: PromptStore, bank: OrpBa
 
     noise, rows = NoiseSource(bank, NoiseSettings(), None), np.arange(6)
     for seed in (0, 0, 1):
-        read_prompts(Watched(), store, rows, noise, 1.0, Recipe().memory, torch.device("cpu"), seed=seed)
+        watched = Watched(DecoderShape(4, DIM, 2, 1, 4, 0.0, 3, 5))
+        read_prompts(watched, store, rows, noise, 1.0, Recipe().memory, torch.device("cpu"), seed=seed)
     assert torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[0], seen[2])
 
