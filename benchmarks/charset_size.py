@@ -27,7 +27,7 @@ from dptr.cache.errors import run_script
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory, Targets
 from dptr.trainer.model.recognizer import Recognizer
-from dptr.trainer.training.recipe import Recipe, load_recipe
+from dptr.trainer.recipe import Recipe, load_recipe
 
 #: Width of the states of CLIP ViT-B/16, and how many of them a prompt has.
 _DIM, _TOKENS = 512, 12

@@ -40,10 +40,9 @@ from dptr.trainer.data.noisy_memory import token_memory
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory
 from dptr.trainer.pretrain import PromptBatch, PromptBatches
+from dptr.trainer.recipe import NoiseSettings, Recipe
 from dptr.trainer.training.loader import bytes_of
 from dptr.trainer.training.loop import compiled
-from dptr.trainer.training.recipe import Recipe
-from dptr.trainer.training.settings import NoiseSettings
 
 #: Over all batches; the best counts.
 _PASSES = 3

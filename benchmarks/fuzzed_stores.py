@@ -132,7 +132,7 @@ def _listing(place: Path) -> Fuzzed:
 
 
 def _recipe(place: Path) -> Fuzzed:
-    from dptr.trainer.training.recipe import Recipe, load_recipe, load_saved_recipe, recipe_to_toml
+    from dptr.trainer.recipe import Recipe, load_recipe, load_saved_recipe, recipe_to_toml
 
     files = [
         written(place / "recipe.toml", recipe_to_toml(Recipe()).encode()),

@@ -43,8 +43,8 @@ from dptr.cache.word_images.sources import find_sources
 from dptr.cache.word_images.split import split
 from dptr.cache.word_images.writer import write_word_images
 from dptr.trainer.data.image_batches import ImageBatches
+from dptr.trainer.recipe import load_recipe
 from dptr.trainer.training.loader import load_batches
-from dptr.trainer.training.recipe import load_recipe
 
 CHARSET, NORMALIZATION = Charset.named("94"), Normalization()
 SHARE, SEED = 0.01, 1

@@ -40,7 +40,7 @@ from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.pretrain import PromptBatches, read_prompts
-from dptr.trainer.training.recipe import Recipe, load_recipe
+from dptr.trainer.recipe import Recipe, load_recipe
 from dptr.trainer.training.schedule import rate_factor
 
 KINDS = ("words of the list", "made-up words")

@@ -42,7 +42,7 @@ from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.pretrain import PromptBatches, decode_texts, read_prompts
-from dptr.trainer.training.recipe import Recipe, load_recipe
+from dptr.trainer.recipe import Recipe, load_recipe
 from dptr.trainer.training.state import MovingAverage
 
 #: The authors' rate for 768 rows a step, which they scale with the batch; and steps until it is reached.

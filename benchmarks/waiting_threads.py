@@ -32,7 +32,7 @@ from charset_size import runs_of
 from judged import at_least
 
 from dptr.cache.errors import run_script
-from dptr.trainer.training.recipe import load_recipe
+from dptr.trainer.recipe import load_recipe
 
 WAYS = ("pretrain", "finetune", "read")
 SETTINGS = ("default", "GOMP_SPINCOUNT=10000", "OMP_WAIT_POLICY=passive", "OMP_NUM_THREADS=1")

@@ -31,11 +31,10 @@ from dptr.trainer.model.encoders.clip import PREFIX, weights_hash
 from dptr.trainer.model.encoders.given import GivenTokens
 from dptr.trainer.model.recognizer import Recognizer, with_present_names
 from dptr.trainer.predictions import keep_refusals
+from dptr.trainer.recipe import EncoderSettings, FmuSettings, Recipe, Settings
 from dptr.trainer.training import loop, processes, runs
 from dptr.trainer.training.loop import is_compiled
-from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.runs import TrainingSummary, charset_of_run
-from dptr.trainer.training.settings import EncoderSettings, FmuSettings, Settings
 from dptr.trainer.training.step_log import Tracker, observer
 from dptr.trainer.zero_label import require_its_clip
 

@@ -30,12 +30,11 @@ from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
 from dptr.trainer.model.decoders.pooled import PooledDecoder
 from dptr.trainer.predictions import keep_readings
+from dptr.trainer.recipe import MemorySettings, Recipe
 from dptr.trainer.seeds import generator_of
 from dptr.trainer.training import loop, processes, runs
 from dptr.trainer.training.loop import is_compiled
-from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.runs import TrainingSummary, charset_of_run
-from dptr.trainer.training.settings import MemorySettings
 from dptr.trainer.training.step_log import Tracker, observer
 
 if TYPE_CHECKING:

@@ -29,9 +29,9 @@ from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.read import load
+from dptr.trainer.recipe import Recipe
 from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import load_tensors, save_checkpoint
-from dptr.trainer.training.recipe import Recipe
 
 WORDS = ["red", "oak", "tin", "sky", "map", "owl", "ice", "bun", "fog", "hut"]
 DIM = 32

@@ -27,7 +27,7 @@ from dptr.cache.word_images.dataset import WordImages
 from dptr.cache.word_images.writer import write_word_images
 from dptr.trainer.finetune import finetune
 from dptr.trainer.pretrain import pretrain
-from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.recipe import Recipe
 
 LETTERS, DIM = "abcdef", 16
 TOLERANCE = 1e-3

@@ -30,7 +30,7 @@ from dptr.trainer.model.decoders.base import Memory, Targets
 from dptr.trainer.model.decoders.ctc import ctc_loss
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 from dptr.trainer.pretrain import PromptBatches, PromptStore, data_identity, pretrain
-from dptr.trainer.training.recipe import Recipe, load_recipe
+from dptr.trainer.recipe import Recipe, load_recipe
 from dptr.trainer.training.runs import Run, charset_of_run, start_or_continue
 
 HEBREW = Charset("אבגדהו12")

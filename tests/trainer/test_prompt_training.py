@@ -35,8 +35,7 @@ from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, DecoderShape, Memory, Targets
 from dptr.trainer.pretrain import pretrain, read_prompts
-from dptr.trainer.training.recipe import Recipe
-from dptr.trainer.training.settings import DecoderSettings, NoiseSettings
+from dptr.trainer.recipe import DecoderSettings, NoiseSettings, Recipe
 
 DIM = 4
 CHARSET = Charset("abc")

@@ -19,7 +19,7 @@ from dptr.trainer.commands.starts import model_path
 if TYPE_CHECKING:
     from dptr.cache.normalization import Normalization
     from dptr.cache.word_images.dataset import WordImages
-    from dptr.trainer.training.recipe import Recipe
+    from dptr.trainer.recipe import Recipe
     from dptr.trainer.training.runs import Trained
 
 RecipeName = Annotated[str, typer.Option("--recipe", help="tiny, small, paper, or a TOML file.")]

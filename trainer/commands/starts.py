@@ -11,7 +11,7 @@ from dptr.cache.file_names import SAFETENSORS
 from dptr.cache.workspace import Workspace
 
 if TYPE_CHECKING:
-    from dptr.trainer.training.recipe import Recipe
+    from dptr.trainer.recipe import Recipe
     from dptr.trainer.training.runs import Trained
 
 

@@ -30,7 +30,7 @@ from dptr.trainer.commands.starts import encoder_model, recogniser_named, start_
 if TYPE_CHECKING:
     from dptr.cache.stores.neighbours import Neighbours
     from dptr.cache.stores.orp import OrpBank
-    from dptr.trainer.training.recipe import Recipe
+    from dptr.trainer.recipe import Recipe
 
 commands = command_group()
 
@@ -58,8 +58,8 @@ def pretrain(
     """
     from dptr.cache.stores.prompts import PromptStore
     from dptr.trainer import pretrain as stage
+    from dptr.trainer.recipe import load_recipe
     from dptr.trainer.training import processes
-    from dptr.trainer.training.recipe import load_recipe
     from dptr.trainer.training.runs import default_name
 
     flags: dict[str, str | None] = {"decoder.kind": decoder, "noise.draw": noise, "pretrain.sampling": sampling}
@@ -129,8 +129,8 @@ def finetune(
     from dptr.trainer import finetune as stage
     from dptr.trainer.commands.labelled import Labelled, in_units, labelled
     from dptr.trainer.data.stored_crops import fixed_by, open_crops, stores_among
+    from dptr.trainer.recipe import load_recipe
     from dptr.trainer.training import processes
-    from dptr.trainer.training.recipe import load_recipe
     from dptr.trainer.training.runs import default_name
 
     run, encoder_run = start_run(workspace, start), recogniser_named(workspace, encoder)

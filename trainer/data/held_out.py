@@ -18,7 +18,7 @@ from dptr.cache.row_set import RowSet
 from dptr.cache.stores.made_up_rows import within
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.validation import positions_of
-from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.recipe import Recipe
 
 _PLACES = 1 << 32
 

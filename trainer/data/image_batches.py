@@ -23,8 +23,8 @@ from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
 from dptr.trainer.data.buckets import padded_targets
 from dptr.trainer.data.stored_memory import StoredTensor
 from dptr.trainer.model.decoders.base import Targets, sent
+from dptr.trainer.recipe import Recipe
 from dptr.trainer.seeds import generator_of
-from dptr.trainer.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
 from dptr.cache.stores.stored_tokens import StoredTokens
-from dptr.trainer.training.settings import NoiseSettings
+from dptr.trainer.recipe import NoiseSettings
 
 if TYPE_CHECKING:
     from dptr.cache.stores.neighbours import Neighbours

@@ -9,8 +9,8 @@ from dptr.cache.charset import Charset
 from dptr.trainer.data.image_batches import CropBatches, ImageBatch
 from dptr.trainer.data.stored_crops import StoredCrops
 from dptr.trainer.data.stored_memory import StoredTensor
+from dptr.trainer.recipe import Recipe
 from dptr.trainer.seeds import generator_of
-from dptr.trainer.training.recipe import Recipe
 
 
 class StoredBatches(CropBatches):

@@ -12,7 +12,7 @@ from dptr.cache.file_names import RECIPE_FILE, WEIGHTS_FILE
 from dptr.cache.progress import note
 from dptr.trainer.export.export import export
 from dptr.trainer.export.model_card import model_card
-from dptr.trainer.training.recipe import recipe_to_toml
+from dptr.trainer.recipe import recipe_to_toml
 from dptr.trainer.training.runs import Trained
 
 _CARD = "README.md"

@@ -23,9 +23,8 @@ from dptr.cache.stores.files import atomic_path, sha256_of
 from dptr.cache.word_counts import pack, unpack
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 from dptr.trainer.model.trained import RunKind, Trained
+from dptr.trainer.recipe import WIDEST, Recipe, load_saved_recipe, recipe_to_toml
 from dptr.trainer.tensor_file import save_tensors
-from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
-from dptr.trainer.training.settings import WIDEST
 
 #: The recognisers that are installed with the package; their model cards lie beside them.
 RECOGNISERS = {

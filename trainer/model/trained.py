@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from dptr.cache.charset import Charset
-from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.recipe import Recipe
 
 #: The stage that made a model.
 RunKind = Literal["pretrain", "finetune"]

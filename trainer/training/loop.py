@@ -27,12 +27,12 @@ from dptr.cache.interrupts import deferred
 from dptr.cache.progress import progress
 from dptr.cache.stores import checks
 from dptr.cache.stores.lock import locked
+from dptr.trainer.recipe import TrainingSettings
 from dptr.trainer.seeds import torch_seed
 from dptr.trainer.training import processes, step_log
 from dptr.trainer.training.checkpoint import checkpoint_folder, save_checkpoint
 from dptr.trainer.training.loader import deaths_of_workers_told, load_batches
 from dptr.trainer.training.schedule import rate_factor
-from dptr.trainer.training.settings import TrainingSettings
 from dptr.trainer.training.state import CHECKPOINT_SECONDS, MovingAverage, TrainState, resume
 from dptr.trainer.training.step_log import Observer
 

@@ -26,7 +26,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.interrupts import collected
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores import checks
-from dptr.trainer.training.settings import TrainingSettings
+from dptr.trainer.recipe import TrainingSettings
 
 Batch = TypeVar("Batch")
 Value = TypeVar("Value")

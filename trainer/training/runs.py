@@ -23,6 +23,7 @@ from dptr.cache.stores.lock import locked
 from dptr.trainer.model.decoders import emitted_by
 from dptr.trainer.model.trained import RunKind as RunKind
 from dptr.trainer.model.trained import Trained as Trained
+from dptr.trainer.recipe import DecoderSettings, Recipe, load_saved_recipe, recipe_to_toml
 from dptr.trainer.training.checkpoint import (
     AVERAGE,
     MODEL,
@@ -34,8 +35,6 @@ from dptr.trainer.training.checkpoint import (
     load_tensors,
     save_checkpoint,
 )
-from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
-from dptr.trainer.training.settings import DecoderSettings
 
 #: What the parts of a run's identity are called in errors.
 _DATA = {

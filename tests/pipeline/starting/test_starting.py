@@ -16,7 +16,7 @@ from dptr.cli import run_command
 from dptr.pipeline.starting import doctor
 from dptr.pipeline.starting.look import look_at
 from dptr.pipeline.starting.plan import choose_charset, plan
-from dptr.trainer.training.recipe import load_recipe
+from dptr.trainer.recipe import load_recipe
 
 
 def crops(folder: Path, labels: list[str], size: tuple[int, int] = (64, 16)) -> Path:

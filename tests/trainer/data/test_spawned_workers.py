@@ -30,8 +30,8 @@ from dptr.cache.word_images.writer import write_word_images
 from dptr.trainer.data.image_batches import ImageBatches
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.pretrain import PromptBatches
+from dptr.trainer.recipe import Recipe
 from dptr.trainer.training.loader import load_batches
-from dptr.trainer.training.recipe import Recipe
 
 DIM, ROWS = 4, 12
 CHARSET = Charset("ab")

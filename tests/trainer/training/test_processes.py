@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from dptr.cache.errors import UserError
+from dptr.trainer.recipe import TrainingSettings
 from dptr.trainer.training import processes
 from dptr.trainer.training.checkpoint import load_state, load_tensors
-from dptr.trainer.training.settings import TrainingSettings
 
 #: They compare with one run that is made once.
 pytestmark = pytest.mark.xdist_group("processes")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.trainer.model.recognizer import Recognizer
-from dptr.trainer.training.recipe import Recipe, load_recipe, load_saved_recipe, parse_recipe, recipe_to_toml
+from dptr.trainer.recipe import Recipe, load_recipe, load_saved_recipe, parse_recipe, recipe_to_toml
 
 SECTIONS: dict[str, Any] = {name: field.annotation for name, field in Recipe.model_fields.items()}
 NUMBERS = [

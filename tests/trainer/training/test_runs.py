@@ -12,9 +12,9 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.trainer.finetune import parameter_groups
 from dptr.trainer.model.recognizer import Recognizer
+from dptr.trainer.recipe import Recipe
 from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import load_state, save_checkpoint
-from dptr.trainer.training.recipe import Recipe
 
 CHARSET = Charset("abc")
 
