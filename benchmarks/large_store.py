@@ -36,8 +36,8 @@ from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.trainer.data.held_out import split_rows
 from dptr.trainer.pretrain import PromptBatches
+from dptr.trainer.recipe import load_recipe
 from dptr.trainer.training.loader import load_batches
-from dptr.trainer.training.recipe import load_recipe
 
 SHARD_ROWS, TOKENS, LONGEST, DISTINCT_SHARDS = 16384, 2, 12, 64
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -153,7 +153,7 @@ def _commands(look: Look, recipe_file: Path, charset: str) -> list[str]:
         lines += [
             f"dptr render-words {words} -o rendered.parquet --count 200000",
             f"dptr render-words {words} -o unseen.parquet --count 2000 --seed 1",
-            "dptr train-clip --data rendered.parquet --validation unseen.parquet "
+            "python examples/train_clip/train.py --data rendered.parquet --validation unseen.parquet "
             f"--photos {photos} --charset {own} -o my_clip",
         ]
         clip = " --clip my_clip/clip"

@@ -22,10 +22,9 @@ from dptr.cache.stores import sealed
 from dptr.cache.stores.files import atomic_path, sha256_of
 from dptr.cache.word_counts import pack, unpack
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
+from dptr.trainer.model.trained import RunKind, Trained
+from dptr.trainer.recipe import WIDEST, Recipe, load_saved_recipe, recipe_to_toml
 from dptr.trainer.tensor_file import save_tensors
-from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
-from dptr.trainer.training.runs import RunKind, Trained
-from dptr.trainer.training.settings import WIDEST
 
 #: The recognisers that are installed with the package; their model cards lie beside them.
 RECOGNISERS = {
@@ -40,7 +39,7 @@ _WORDS = "words"
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model file's description; attributes as of :class:`dptr.trainer.training.runs.Trained`."""
+    """A model file's description; attributes as of :class:`dptr.trainer.model.trained.Trained`."""
 
     path: Path
     kind: RunKind
@@ -85,6 +84,10 @@ class ModelFile:
     def weights(self) -> dict[str, Tensor]:
         """Return all tensors by name, of the shape and in the precision in which they are stored."""
         return {name: tensor for name, tensor in load_file(self.path).items() if name != _WORDS}
+
+    def weights_hash(self) -> str:
+        """Return the SHA-256 of the file."""
+        return sha256_of(self.path)
 
     def word_counts(self) -> Mapping[str, float] | None:
         """Return the words that its recogniser prefers where a picture leaves doubt, and how often each occurs."""

@@ -27,7 +27,7 @@ from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
 from dptr.pipeline.clip.text_tower import TextTower
 from dptr.pipeline.text.templates import Template
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe, weights_hash, whole_hash
-from dptr.trainer.training.settings import EncoderSettings
+from dptr.trainer.recipe import EncoderSettings
 
 #: The families that ``small_clip`` makes: whole CLIPs, and text towers beside the bundled CLIP's image tower.
 ALONE = ("clip", "chinese_clip", "altclip", "siglip", "siglip, case left", "siglip2")

@@ -27,7 +27,7 @@ from dptr.pipeline.clip.image_shard import ShardInMaking
 from dptr.pipeline.word_crops.embed_crops import EmbedCropsSettings, embed_crops
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe, weights_hash
-from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.recipe import Recipe
 
 SETTINGS = EmbedCropsSettings(views=3, shard_rows=7, batch=4)
 WORDS = ["red", "Oak", "tin", "sky", "map"]

@@ -20,7 +20,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.file_names import IMAGE_PROCESSOR_FILE, MODEL_CONFIG_FILE, WEIGHTS_FILE
 from dptr.cache.tensor_hash import hash_tensors
 from dptr.trainer.model.encoders.base import PretrainedEncoder
-from dptr.trainer.training.settings import EncoderSettings
+from dptr.trainer.recipe import EncoderSettings
 
 PREFIX = "clip:"
 #: Where a configuration leaves it out; 512 in all others.

@@ -1,7 +1,7 @@
 """Train a CLIP for the scripts of some word lists, from the bundled one: tokenizer, rendered crops, one run.
 
     python examples/word_lists.py ru el ar he hi th -o lists
-    python examples/train_clip_scripts.py lists/*.txt -o my_clip --photos photos/
+    python examples/train_clip/make_scripts.py lists/*.txt -o my_clip --photos photos/
 
 Words that ``is_held_out`` names and one family of fonts in five are kept from training; the last lines say, list by
 list, how often a crop of such a word in such a font finds its prompt among those of 1,000 such words. What was made is
@@ -54,14 +54,14 @@ def main() -> None:
     charset = sorted(c for c in characters if not c.isspace() and (c.isprintable() or c in JOINERS))
     (out / "charset.txt").write_text("".join(charset), encoding="utf-8")
     if not (out / "like").exists():
-        script = Path(__file__).with_name("train_clip_tokenizer.py")
+        script = Path(__file__).with_name("scripts_tokenizer.py")
         subprocess.run([sys.executable, script, *learnt, "-o", out / "like"], check=True)
-    dptr(
-        *("train-clip", "--clip", out / "like", "--from", "tiny", "--charset", out / "charset.txt", "-o", out / "run"),
-        *("--photos", arguments.photos, "--steps", scaled(arguments.steps, arguments.scale)),
-        *(part for name in names for part in ("--validation", out / name / "unseen.parquet")),
-        *("--data", *(out / name / "crops.parquet" for name in names)),
-    )
+    train = [Path(__file__).with_name("train.py"), "--clip", out / "like", "--from", "tiny", "-o", out / "run"]
+    train += ["--charset", out / "charset.txt", "--photos", arguments.photos]
+    train += ["--steps", scaled(arguments.steps, arguments.scale)]
+    train += ["--validation", *(out / name / "unseen.parquet" for name in names)]
+    train += ["--data", *(out / name / "crops.parquet" for name in names)]
+    subprocess.run([sys.executable, *map(str, train)], check=True)
     print(f"the CLIP: {out / 'run' / 'clip'}")
 
 

@@ -1,11 +1,11 @@
 """Make a tokenizer for a CLIP of any scripts: byte-level BPE as GPT-2's, whose merges never cross a character.
 
-    python examples/train_clip_tokenizer.py lists/*.txt -o my_clip
+    python examples/train_clip/scripts_tokenizer.py lists/*.txt -o my_clip
 
 So a character that the word lists have is one piece, one that they lack falls into bytes and is never lost, and what
 a decoder has to spell are characters, which all stand in many words. (The pieces of whole syllables that BPE learns by
-itself are rare for most scripts, and a rare piece is never learnt.) The folder gets what `dptr train-clip --clip` asks
-for: the bundled CLIP's shape and preprocessing, with this tokenizer.
+itself are rare for most scripts, and a rare piece is never learnt.) The folder gets what
+`train.py --clip` needs: the bundled CLIP's shape and preprocessing, with this tokenizer.
 
 Smallest size: WORDS -o OUT
 """

@@ -1,6 +1,6 @@
 """Train the bundled CLIP again: words and fonts apart, two lots of rendered crops, then two runs, easy crops first.
 
-    python examples/train_clip_tiny.py /usr/share/dict/words clip_tiny/ --photos photos/
+    python examples/train_clip/make_tiny.py /usr/share/dict/words clip_tiny/ --photos photos/
 
 About an hour and a half on two cores. Words that ``is_held_out`` names and the fonts of the ``demo`` extra are kept
 from training, so that ``benchmarks/clip_retrieval.py`` measures on unseen words. Which fonts it learns from
@@ -64,21 +64,21 @@ def main() -> None:
                 "--workers",
                 arguments.workers,
             )
-    first = [
+    train = [Path(__file__).with_name("train.py"), "--photos", photos, "--set", "workers=1"]
+    first = ["--data", out / "easy.parquet", "--validation", out / "unseen_easy.parquet", "-o", out / "first"]
+    first += ["--steps", scaled(_FIRST_STEPS, arguments.scale), "--set", "schedule=constant"]
+    first += ["--set", "warmup_share=0.18"]
+    second = ["--data", out / "natural.parquet", out / "easy.parquet", "--validation", out / "unseen.parquet"]
+    second += [
+        "--from",
+        out / "first" / "clip",
         "--steps",
-        scaled(_FIRST_STEPS, arguments.scale),
-        "--set",
-        "clip.schedule=constant",
-        "--set",
-        "clip.warmup_share=0.18",
+        scaled(_SECOND_STEPS, arguments.scale),
+        "-o",
+        out / "second",
     ]
-    train = ["train-clip", "--photos", photos, "--set", "clip.workers=1"]
-    dptr(
-        *train, "--data", out / "easy.parquet", "--validation", out / "unseen_easy.parquet", *first, "-o", out / "first"
-    )
-    both = ["--data", out / "natural.parquet", out / "easy.parquet"]
-    second = ["--from", out / "first", "--steps", scaled(_SECOND_STEPS, arguments.scale), "-o", out / "second"]
-    dptr(*train, *both, "--validation", out / "unseen.parquet", *second)
+    for asked in (first, second):
+        subprocess.run([sys.executable, *map(str, [*train, *asked])], check=True)
     print(f"the CLIP: {out / 'second' / 'clip'}")
 
 

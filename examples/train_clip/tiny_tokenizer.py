@@ -1,6 +1,6 @@
 """Make the bundled CLIP's tokenizer: CLIP's own byte-level BPE, with about 1,000 pieces learnt from a word list.
 
-    python examples/train_clip_tiny_tokenizer.py /usr/share/dict/words pipeline/clip/tiny
+    python examples/train_clip/tiny_tokenizer.py /usr/share/dict/words pipeline/clip/tiny
 
 Few pieces on purpose: each then stands in many words, so a decoder that is trained on some thousand words from states
 of these pieces can spell words that it has never seen.
