@@ -25,8 +25,8 @@ from PIL import Image
 from dptr.cache.errors import run_script
 from dptr.cache.pictures import read_picture
 from dptr.pipeline.clip.bundled import is_held_out
-from dptr.pipeline.clip.loading import ImageTower, load_clip
-from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.clip.loading import ImageEncoder, load_clip
+from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.demo_data import packaged_photos
 from dptr.pipeline.rendering.fonts import packaged_fonts
@@ -53,8 +53,8 @@ def main() -> None:
     clip = load_clip(arguments.clip)
     rng = np.random.default_rng(arguments.seed)
     words = held_out_words(arguments.words, arguments.prompts, rng)
-    images = ImageTower(clip)
-    texts = prompt_vectors(TextTower(clip, Template()), words)
+    images = ImageEncoder(clip)
+    texts = prompt_vectors(TextEncoder(clip, Template()), words)
     style, fonts = RenderStyle.named(arguments.style), packaged_fonts()
     crops = image_vectors(images, [render_one(word, fonts.choose(word, rng), rng, style) for word in words])
     similarities = crops @ texts.T
@@ -90,12 +90,12 @@ def held_out_words(path: Path, count: int, rng: np.random.Generator) -> list[str
     return [words[i] for i in rng.permutation(len(words))[:count]]
 
 
-def prompt_vectors(tower: TextTower, words: list[str]) -> NDArray[np.float32]:
+def prompt_vectors(tower: TextEncoder, words: list[str]) -> NDArray[np.float32]:
     """Return the pooled vectors of the words' prompts, of length one: (words, dim)."""
     return unit(tower.encode(tower.tokenize([Template().prompt(word) for word in words])).pooled)
 
 
-def image_vectors(tower: ImageTower, images: list[Image.Image]) -> NDArray[np.float32]:
+def image_vectors(tower: ImageEncoder, images: list[Image.Image]) -> NDArray[np.float32]:
     """Return the pooled vectors of pictures, of length one: (images, dim)."""
     batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
     return unit(np.concatenate([tower.encode(np.stack([tower.preprocess(i) for i in batch]))[1] for batch in batches]))

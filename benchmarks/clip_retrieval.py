@@ -21,8 +21,8 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import run_script
 from dptr.cache.normalization import Normalization
 from dptr.cache.word_images.dataset import WordImages
-from dptr.pipeline.clip.loading import ImageTower, load_clip
-from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.clip.loading import ImageEncoder, load_clip
+from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text.templates import Template
 from dptr.trainer.metrics import wilson
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=at_least(1), default=1000, help="words of each")
     arguments = parser.parse_args()
     clip = load_clip(arguments.clip)
-    texts, images = TextTower(clip, Template()), ImageTower(clip)
+    texts, images = TextEncoder(clip, Template()), ImageEncoder(clip)
     print(f"{'':32}{'words':>7}{'first':>8}{'95 %':>16}{'of five':>9}")
     for path in arguments.crops:
         charset = Normalization().charset(Charset.named(arguments.charset))

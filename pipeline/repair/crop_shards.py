@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from dptr.cache.charset import Charset
 from dptr.cache.normalization import Normalization
 from dptr.cache.stores.word_crops import CATALOGUE_SCHEMA
-from dptr.pipeline.clip.image_shard import ShardInMaking
-from dptr.pipeline.clip.loading import PICTURES_PER_BATCH, ImageTower, load_clip
+from dptr.pipeline.clip.image_shards import ShardInMaking
+from dptr.pipeline.clip.loading import PICTURES_PER_BATCH, ImageEncoder, load_clip
 from dptr.pipeline.read_ahead import read_ahead
 from dptr.pipeline.repair.losses import Losses
 from dptr.pipeline.word_crops.crop_reader import CropReader, ReadCrop, find_crops
@@ -30,7 +30,7 @@ def rebuild(losses: Losses, scratch: Path) -> None:
     inputs = losses.inputs()
     clip = load_clip(identity["encoder"], identity["precision"], "cpu")
     losses.manifest.require_equal(losses.folder, {"image_weights": clip.image_weights})
-    tower = ImageTower(clip)
+    tower = ImageEncoder(clip)
     kept = np.arange(tower.class_tokens, tower.tokens)
     elsewhere = {crop for path in losses.whole_catalogues for crop in _crops(path)}
     wanted = {number: _wanted(losses, number) for number, _ in losses.shards}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA
-from dptr.pipeline.clip.image_shard import ShardInMaking
-from dptr.pipeline.clip.loading import PICTURES_PER_BATCH, ImageTower, load_clip
+from dptr.pipeline.clip.image_shards import ShardInMaking
+from dptr.pipeline.clip.loading import PICTURES_PER_BATCH, ImageEncoder, load_clip
 from dptr.pipeline.photos.build_orp_bank import row_of
 from dptr.pipeline.photos.crops import CropSettings
 from dptr.pipeline.photos.photo_files import find_photos
@@ -28,7 +28,7 @@ def rebuild(losses: Losses, scratch: Path) -> None:
     inputs = losses.inputs()
     clip = load_clip(identity["encoder"], identity["precision"], "cpu")
     losses.manifest.require_equal(losses.folder, {"weights": clip.identity()["weights"]})
-    tower, kept = ImageTower(clip), int(identity["tokens_per_crop"])
+    tower, kept = ImageEncoder(clip), int(identity["tokens_per_crop"])
     elsewhere = {photo for path in losses.whole_catalogues for photo in _photos(path)}
     wanted = {number: _wanted(losses, number) for number, _ in losses.shards}
     elsewhere -= {photo for photos in wanted.values() for photo in photos or ()}

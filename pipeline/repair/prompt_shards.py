@@ -16,15 +16,17 @@ from dptr.cache.file_names import PREFIX_FILE, QUARANTINE_FILE
 from dptr.cache.normalization import Normalization
 from dptr.cache.stores.prompts import TEMPLATE_COLUMN
 from dptr.cache.stores.quarantine import Quarantine
-from dptr.pipeline.clip.text_tower import TOKENS_PER_BATCH
+from dptr.pipeline.clip.text_encoder import TOKENS_PER_BATCH
 from dptr.pipeline.repair.losses import Losses
 from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
-from dptr.pipeline.text.embed_settings import EmbedTextSettings
-from dptr.pipeline.text.prompt_shard import write_prompt_shard
-from dptr.pipeline.text.prompt_shards import encode
-from dptr.pipeline.text.prompt_store import load_towers, write_prefix_states
-from dptr.pipeline.text.prompt_towers import PromptTowers
-from dptr.pipeline.text.prompts import Prompt, prompts_of
+from dptr.pipeline.text.prompt_store import (
+    EmbedTextSettings,
+    encode,
+    load_encoders,
+    write_prefix_states,
+    write_prompt_shard,
+)
+from dptr.pipeline.text.prompts import Prompt, PromptEncoders, prompts_of
 from dptr.pipeline.text.templates import from_store
 
 
@@ -45,11 +47,14 @@ def rebuild(losses: Losses, scratch: Path) -> None:
         dtype=identity["dtype"],
         tokens_per_batch=losses.setting("tokens_per_batch", TOKENS_PER_BATCH),
     )
-    towers, found, _ = load_towers(settings)
+    encoders, found, _ = load_encoders(settings)
     losses.manifest.require_equal(losses.folder, {"weights": found["weights"], "tokenizer": found["tokenizer"]})
     if PREFIX_FILE in losses.files:
-        write_prefix_states(scratch / PREFIX_FILE, towers)
-    with tempfile.TemporaryDirectory(prefix="dptr-") as place, closing(_of_corpus(losses, towers, Path(place))) as anew:
+        write_prefix_states(scratch / PREFIX_FILE, encoders)
+    with (
+        tempfile.TemporaryDirectory(prefix="dptr-") as place,
+        closing(_of_corpus(losses, encoders, Path(place))) as anew,
+    ):
         for number, shard in losses.shards:
             if shard.catalogue not in losses.files:
                 prompts = _of_catalogue(losses.folder / shard.catalogue)
@@ -57,7 +62,7 @@ def rebuild(losses: Losses, scratch: Path) -> None:
                 prompts = next(anew, [])
             if sum(len(prompt.labels) for prompt in prompts) != shard.rows:
                 raise UserError(f"the corpus no longer gives the {shard.rows} rows of {shard.name}", "Make it anew")
-            states = encode(towers, prompts, settings)
+            states = encode(encoders, prompts, settings)
             first = losses.place(number).first_id
             write_prompt_shard(scratch, number, first, prompts, states, settings.dtype, len(settings.templates))
 
@@ -75,7 +80,7 @@ def _of_catalogue(path: Path) -> list[Prompt]:
     return list(prompts.values())
 
 
-def _of_corpus(losses: Losses, towers: PromptTowers, place: Path) -> Generator[list[Prompt], None, None]:
+def _of_corpus(losses: Losses, encoders: PromptEncoders, place: Path) -> Generator[list[Prompt], None, None]:
     """Yield the prompts that no whole catalogue has, in groups as they were embedded."""
     identity = losses.manifest.identity
     charset = Charset.from_text(identity["charset"])
@@ -88,4 +93,4 @@ def _of_corpus(losses: Losses, towers: PromptTowers, place: Path) -> Generator[l
         ):
             corpus.without(losses.whole_catalogues)
             size = int(entry["shard_rows"])
-            yield from prompts_of(corpus.batches(size), charset, rules, towers, quarantine, size)
+            yield from prompts_of(corpus.batches(size), charset, rules, encoders, quarantine, size)

@@ -18,7 +18,7 @@ from dptr.cache.word_images.dataset import decode_crop
 from dptr.cache.word_images.form import Refused, Source
 from dptr.cache.word_images.listing import usable_label
 from dptr.cache.word_images.sources import find_sources
-from dptr.pipeline.clip.loading import ImageTower
+from dptr.pipeline.clip.loading import ImageEncoder
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class CropReader:
         in_store: (SHA-256, label) of crops that are there already, which need no views.
     """
 
-    tower: ImageTower
+    tower: ImageEncoder
     charset: Charset
     normalization: Normalization
     views: int

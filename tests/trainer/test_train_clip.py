@@ -16,8 +16,8 @@ from dptr.cache.progress import set_quiet
 from dptr.cache.stores import sealed
 from dptr.cache.word_images.dataset import WordImages
 from dptr.pipeline.clip import bundled as bundled_clip
-from dptr.pipeline.clip.loading import ImageTower, load_clip
-from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.clip.loading import ImageEncoder, load_clip
+from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.rendering.render_words import render_words
 from dptr.pipeline.rendering.style import CLEAN
 from dptr.pipeline.text.templates import Template
@@ -90,7 +90,7 @@ def test_it_learns_and_what_it_writes_is_a_clip(crops: Path, like: Path, tmp_pat
     found = losses(summary.out)
     assert np.mean(found[-5:]) < 0.8 * np.mean(found[:5])
     clip = load_clip(str(summary.model))
-    tower = TextTower(clip, Template())
+    tower = TextEncoder(clip, Template())
     assert tower.encode(tower.tokenize([Template().prompt("exit")])).pooled.shape == (1, 32)
     assert (summary.model / "model.safetensors").stat().st_size < 250_000
 
@@ -108,10 +108,10 @@ def test_training_sees_what_stage_1_sees(crops: Path, like: Path, tmp_path: Path
     with torch.no_grad():
         ours, _ = learner.encode_images(torch.from_numpy(preprocess(image, 32, 32))[None])
         texts, _ = learner.encode_texts(Prompts(tokenizer, Template().prompt)(["exit", "street's"]))
-    tower = ImageTower(clip)
+    tower = ImageEncoder(clip)
     theirs = tower.encode(tower.preprocess(image)[None])[1]
     assert np.abs(ours.numpy() - theirs / np.linalg.norm(theirs)).max() < 2e-3  # saved in half precision
-    text_tower = TextTower(clip, Template())
+    text_tower = TextEncoder(clip, Template())
     pooled = text_tower.encode(text_tower.tokenize([Template().prompt(word) for word in ("exit", "street's")])).pooled
     assert np.abs(texts.numpy() - pooled / np.linalg.norm(pooled, axis=1, keepdims=True)).max() < 2e-3
 

@@ -16,8 +16,8 @@ from dptr.cache.stores import manifest_log
 from dptr.cache.stores.manifest import Manifest
 from dptr.cli import run_command
 from dptr.pipeline.parts.part import Part, parts_folder
-from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.embed_text import embed_text
+from dptr.pipeline.text.prompt_store import EmbedTextSettings
 
 WORDS = [a + b + c for a in "bcdfghk" for b in "aeiou" for c in "lmnrst"]
 SETTINGS = EmbedTextSettings(shard_rows=32)
