@@ -36,7 +36,6 @@ from dptr.pipeline.text.prompt_store import (
     encode,
     load_encoders,
     settle_charset,
-    with_charset_of,
     write_prefix,
 )
 from dptr.pipeline.text.prompts import Prompt, PromptEncoders, prompts_of
@@ -86,7 +85,6 @@ def embed_text(
     started = time.monotonic()
     _require_separable(paths, settings, part)
     folder = part.beside(out)
-    settings = replace(settings, corpus=with_charset_of(folder, settings.corpus))
     asked = _what_is_asked(paths, settings)
     finished = _finished(folder, asked, settings.max_bad, started)
     if finished is not None:
@@ -157,7 +155,6 @@ def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Es
 
     Words that would be made up are not counted, as which ones depends on the whole store.
     """
-    settings = replace(settings, corpus=with_charset_of(out, settings.corpus))
     with (
         tempfile.TemporaryDirectory(prefix="dptr-") as scratch,
         Quarantine(Path(scratch) / QUARANTINE_FILE) as quarantine,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from dptr.cache.charset import Charset
 from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import UserError
-from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE
+from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.progress import Progress, note
 from dptr.cache.ranges import require_at_least
 from dptr.cache.stores.file_record import FileRecord
@@ -31,7 +31,7 @@ from dptr.pipeline.choices import Context, Precision, StatesKind
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.parts.cluster import Cluster, device_of_worker
 from dptr.pipeline.parts.store_in_making import Place, StoreInMaking
-from dptr.pipeline.text.corpus import AUTO, CorpusSettings
+from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.prompts import Prompt, PromptEncoders
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE, as_stored
 
@@ -77,17 +77,6 @@ class EmbedTextSettings:
         require_at_least(0, max_bad=self.max_bad, cover_pieces=self.cover_pieces, seed=self.seed)
 
 
-def with_charset_of(folder: Path, corpus: CorpusSettings) -> CorpusSettings:
-    """Return the settings for going on with the store in ``folder``, if there is one.
-
-    Where it was begun with the charset as it is named, nothing is added to that: see :meth:`Normalization.charset`.
-    """
-    if not isinstance(corpus.charset, str) or corpus.charset == AUTO or not (folder / MANIFEST_FILE).is_file():
-        return corpus
-    named, kept = Charset.named(corpus.charset), Manifest.load(folder, "prompts").identity.get("charset")
-    return replace(corpus, charset=named) if kept and Charset.from_text(kept).same_units_as(named) else corpus
-
-
 def settle_charset(folder: Path, manifest: Manifest, charset: Charset, learnt: bool) -> None:
     """Give a new store its charset, or check that an old one has the same.
 
@@ -98,8 +87,6 @@ def settle_charset(folder: Path, manifest: Manifest, charset: Charset, learnt: b
     """
     known = Charset.from_text(manifest.identity["charset"]) if manifest.identity.get("charset") else None
     if known is not None:
-        # One that an earlier version began emits what runs from right to left as it is written, and goes on so.
-        charset = Charset(charset.characters, charset.units, known.order)
         if learnt and charset.units == known.units:
             charset = charset.with_more(known.characters)
         manifest.require_equal(folder, {} if learnt and charset.units == known.units else {"charset": charset.text})
