@@ -146,17 +146,22 @@ def test_the_encoder_of_a_recogniser_gives_the_same_tokens(family: str, loaded: 
     clip, folder = loaded(family), find_clip(loaded(family).name)
     encoder = ClipEncoder(EncoderSettings(kind=f"clip:{clip.name}", config=describe(folder)))
     encoder.load(folder)
-    encoder = ImageEncoder(clip)
-    assert (encoder.dim, encoder.grid[0] * encoder.grid[1]) == (encoder.dim, encoder.tokens - encoder.class_tokens)
+    image_encoder = ImageEncoder(clip)
+    assert (encoder.dim, encoder.grid[0] * encoder.grid[1]) == (
+        image_encoder.dim,
+        image_encoder.tokens - image_encoder.class_tokens,
+    )
     (picture,) = pictures(encoder.size)[:1]
-    expected, pooled = encoder.encode(encoder.preprocess_word(picture)[None])
+    expected, pooled = image_encoder.encode(image_encoder.preprocess_word(picture)[None])
     pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.inference_mode():
         tokens, vector = encoder.eval().tokens_and_pooled(pixels)
-    torch.testing.assert_close(tokens, torch.from_numpy(expected[:, encoder.class_tokens :]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        tokens, torch.from_numpy(expected[:, image_encoder.class_tokens :]), atol=1e-4, rtol=1e-4
+    )
     torch.testing.assert_close(vector, torch.from_numpy(pooled), atol=1e-4, rtol=1e-4)
     assert whole_hash(folder) == clip.weights.rpartition("+")[2]
-    assert weights_hash({f"encoder.{name}": value for name, value in encoder.encoder.state_dict().items()}) == (
+    assert weights_hash({f"tower.{name}": value for name, value in encoder.tower.state_dict().items()}) == (
         clip.image_weights
     )
 
