@@ -1,7 +1,6 @@
 """Weights of a new CLIP taken from another: all of equal name and shape, and the embeddings of the pieces both know.
 
-A CLIP for another script so starts with an image tower that knows strokes and a text tower that knows places, and has
-to learn the letters alone.
+A CLIP for another script so starts with an image encoder and a text encoder that are trained, and learns new pieces only.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def take_weights_of_clip(clip: torch.nn.Module, pieces: dict[str, int], folder: 
         pieces: piece to row of the token embeddings, (pieces, width), as the tokenizer has them.
 
     Raises:
-        UserError: the folder's weights cannot be read, or its image tower is of another shape.
+        UserError: the folder's weights cannot be read, or its image encoder is of another shape.
     """
     try:
         theirs: dict[str, Tensor] = load_file(folder / WEIGHTS_FILE)
@@ -44,7 +43,7 @@ def take_weights_of_clip(clip: torch.nn.Module, pieces: dict[str, int], folder: 
         elif name != _PIECES:
             new.append(name)
     if any(name.startswith("vision_model.") for name in new):
-        raise UserError(f"the image tower of {folder} is of another shape", "Start from a CLIP of the same shape")
+        raise UserError(f"the image encoder of {folder} is of another shape", "Start from a CLIP of the same shape")
     shared = sorted((row, known[piece]) for piece, row in pieces.items() if piece in known)
     embeddings: Any = clip.get_parameter(_PIECES)
     if shared and _PIECES in theirs and theirs[_PIECES].shape[1] == embeddings.shape[1]:
