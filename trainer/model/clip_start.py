@@ -1,6 +1,6 @@
 """Weights of a new CLIP taken from another: all of equal name and shape, and the embeddings of the pieces both know.
 
-A CLIP for another script so starts with an image encoder and a text encoder that are trained, and learns new pieces only.
+A CLIP for another script so starts with trained encoders, and learns the embeddings of new pieces only.
 """
 
 from __future__ import annotations
