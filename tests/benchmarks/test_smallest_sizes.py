@@ -26,8 +26,6 @@ WITHOUT = {
     "fuzzed_readers.py",
     "judged.py",
     "own_memory.py",
-    "fuzzed_stores.py",
-    "breaking.py",
     "process_time.py",
     "plain_parseq.py",
     "chip_rate.py",
