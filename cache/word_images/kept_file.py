@@ -22,7 +22,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.remote import cache_folder
 from dptr.cache.stores import checks, sealed
-from dptr.cache.stores.files import TEMPORARY_SUFFIX, atomic_path
+from dptr.cache.stores.files import TEMPORARY_SUFFIX, atomic_path, scratch_folder
 from dptr.cache.stores.lock import locked_file
 from dptr.cache.stores.mapped_file import MappedFile
 
@@ -149,7 +149,7 @@ def blocks_in_making(places: Sequence[Path], made_from: str) -> Iterator[BlocksI
 class _FileInMaking:
     def __init__(self, places: Sequence[Path], schema: pa.Schema, made_from: str, stack: ExitStack) -> None:
         held = stack.enter_context(_held(places))
-        self._scratch = tempfile.TemporaryDirectory(prefix="dptr-") if held is None else None
+        self._scratch = scratch_folder() if held is None else None
         self._path = Path(self._scratch.name) / "listing" if self._scratch else held or Path()
         self._temporary = stack.enter_context(atomic_path(self._path))
         self._sink = stack.enter_context(pa.OSFile(str(self._temporary), "wb"))

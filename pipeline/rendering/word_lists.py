@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import note
+from dptr.cache.stores.files import scratch_folder
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.pipeline.photos.photo import Photo
 from dptr.pipeline.photos.photo_files import find_photos
@@ -29,7 +29,7 @@ def read_words(files: Sequence[str], max_length: int = 25, lines: bool = False) 
     normalization = Normalization(unicode="nfc", keep_spaces=lines, max_label_length=max_length)
     settings = CorpusSettings("line" if lines else "word", normalization=normalization, charset="auto")
     with (
-        tempfile.TemporaryDirectory(prefix="dptr-") as scratch,
+        scratch_folder() as scratch,
         Quarantine(Path(scratch) / QUARANTINE_FILE) as quarantine,
         read_corpus(files, settings, quarantine) as corpus,
     ):

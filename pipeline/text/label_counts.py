@@ -29,6 +29,7 @@ from dptr.cache.choices import Units
 from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.processors import usable_processors
+from dptr.cache.stores.files import scratch_folder
 from dptr.cache.units import clusters
 from dptr.pipeline.choices import Unit
 from dptr.pipeline.text.corpus_files import MOST_ITEM_BYTES, TOO_LONG, Refuse, Rows
@@ -166,7 +167,7 @@ class DistinctLabels:
     """Counts labels in a DuckDB file of its own, in a new folder where temporary files go (``TMPDIR``)."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="dptr-corpus-")
+        self._folder = scratch_folder()
         folder = Path(self._folder.name)
         settings: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": _MEMORY,

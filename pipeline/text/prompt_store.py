@@ -6,13 +6,13 @@ Shards are made in this process or by the workers of a cluster: the same ones, i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.charset import Charset
@@ -21,24 +21,20 @@ from dptr.cache.errors import UserError
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.progress import Progress, note
 from dptr.cache.ranges import require_at_least
-from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.manifest import FileRecord, Manifest, Shard
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA, TEMPLATE_COLUMN
-from dptr.cache.stores.shard_record import Shard
-from dptr.cache.stores.shards import States, remove_unfinished, write_shard, write_states
+from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.pipeline.choices import Context, Precision, StatesKind
 from dptr.pipeline.clip.loading import load_clip
-from dptr.pipeline.parts.cluster import Cluster, device_of_worker
-from dptr.pipeline.parts.store_in_making import Place, StoreInMaking
+from dptr.pipeline.parts.cluster import device_of_worker
+from dptr.pipeline.parts.executors import Executor, Work, Worker
+from dptr.pipeline.parts.store_in_making import Group, Place, ShardToMake, StoreInMaking
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.prompts import Prompt, PromptEncoders
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE, as_stored
 
 _PROMPTS_CHECKED = 16
-
-#: A shard to be made: where it comes in the store, and what it is made of.
-_Work = tuple[Place, list[Prompt]]
 
 
 @dataclass(frozen=True)
@@ -141,57 +137,42 @@ class Filling:
     making: StoreInMaking
     encoders: PromptEncoders
     settings: EmbedTextSettings
-    cluster: Cluster | None
+    executor: Executor
 
 
 def embed_groups(filling: Filling, groups: Iterable[list[Prompt]], shown: Progress) -> None:
     """Embed prompts shard by shard and commit each in its turn."""
-    wanted = _wanted(filling.making, groups, shown)
-    made = _made_here(filling, wanted) if filling.cluster is None else _made_there(filling, filling.cluster, wanted)
-    for shard in made:
-        filling.making.commit(shard)
+    folder, settings = filling.making.folder, filling.settings
+    here = _work_of(folder, filling.encoders, settings, check=True)
+    worker = Worker(here, _make_work, (folder.absolute(), settings))
+    filling.making.fill(filling.executor, worker, _counted(groups, shown), rows=None)
 
 
-def _wanted(making: StoreInMaking, groups: Iterable[list[Prompt]], shown: Progress) -> Iterator[_Work]:
-    """Yield the shards that are to be made; those of other parts are passed over."""
+def _counted(groups: Iterable[list[Prompt]], shown: Progress) -> Iterator[Group]:
+    """Yield the prompts of each shard as the one group of it."""
     for prompts in groups:
-        wanted, place = making.wants_next, making.pass_on(sum(len(prompt.labels) for prompt in prompts))
-        if wanted:
-            yield place, prompts
+        labels = [f"{prompt.count} {label}" for prompt in prompts for label in prompt.labels]
+        yield Group(len(labels), labels, prompts)
         shown.advance(len(prompts))
 
 
-def _made_here(filling: Filling, wanted: Iterable[_Work]) -> Iterator[Shard]:
-    """Make shards in this process: one is written while the next is being encoded."""
-    with ThreadPoolExecutor(max_workers=1) as writer:
-        writing: Future[Shard] | None = None
-        for place, prompts in wanted:
-            if writing is None:
-                _check(filling.encoders, prompts)
-            states = encode(filling.encoders, prompts, filling.settings)
-            if writing is not None:
-                yield writing.result()
-            writing = writer.submit(_write, filling.making.folder, filling.settings, place, prompts, states)
-        if writing is not None:
-            yield writing.result()
-
-
-def _made_there(filling: Filling, cluster: Cluster, wanted: Iterable[_Work]) -> Iterator[Shard]:
-    """Let the workers of a cluster make shards."""
-    yield from cluster.in_order(_shard_maker, (filling.making.folder.absolute(), filling.settings), wanted)
-    remove_unfinished(filling.making.folder)
-
-
-def _shard_maker(folder: Path, settings: EmbedTextSettings) -> Callable[[_Work], Shard]:
-    """Return what makes a shard in a worker."""
+def _make_work(folder: Path, settings: EmbedTextSettings) -> Work[Shard]:
     settings = replace(settings, device=device_of_worker())
     encoders, _, _ = load_encoders(settings)
+    return _work_of(folder, encoders, settings, check=False)
 
-    def make(work: _Work) -> Shard:
-        place, prompts = work
-        return _write(folder, settings, place, prompts, encode(encoders, prompts, settings))
 
-    return make
+def _work_of(folder: Path, encoders: PromptEncoders, settings: EmbedTextSettings, check: bool) -> Work[Shard]:
+    def embed(shard: ShardToMake) -> Callable[[], Shard]:
+        nonlocal check
+        (prompts,) = shard.payloads
+        if check:
+            _check(encoders, prompts)
+            check = False
+        states = encode(encoders, prompts, settings)
+        return lambda: _write(folder, settings, shard.place, prompts, states)
+
+    return embed
 
 
 def _write(folder: Path, settings: EmbedTextSettings, place: Place, prompts: list[Prompt], states: States) -> Shard:
@@ -277,3 +258,15 @@ def _require_half(vector: NDArray[np.float32], prompt: Prompt, advice: str) -> N
         raise UserError(
             f"a state of the prompt {prompt.text!r} is {largest:.3g} large, which float16 cannot hold", advice
         )
+
+
+def prompts_in(catalogue: Path) -> list[Prompt]:
+    """Return the prompts of a shard's catalogue, as they were embedded."""
+    prompts: dict[int, Prompt] = {}
+    for row in pq.read_table(catalogue).drop_columns(["pooled"]).to_pylist():
+        made: dict[str, Any] = {name: row[name] for name in ("token_ids", "token_letters", "count", "source")}
+        made |= {"text": row["prompt"], "template": row.get(TEMPLATE_COLUMN.name, 0)}
+        known = prompts.setdefault(row["states_of"], Prompt(labels=[], lengths=[], **made))
+        known.labels.append(row["label"])
+        known.lengths.append(row["label_length"])
+    return list(prompts.values())

@@ -8,7 +8,8 @@ on whether an earlier run was killed between two shards.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,12 @@ from dptr.cache.stores.quarantine import Quarantine, example
 from dptr.cache.stores.word_crops import CATALOGUE_SCHEMA
 from dptr.cache.word_images.form import Refused
 from dptr.pipeline.choices import Precision
-from dptr.pipeline.clip.image_shards import ImageShards, Picture, ShardForm
+from dptr.pipeline.clip.image_shards import Picture, ShardForm, shard_worker
 from dptr.pipeline.clip.loading import Clip, ImageEncoder, load_clip
+from dptr.pipeline.parts.executors import IN_PROCESS
 from dptr.pipeline.parts.part import WHOLE, Part
-from dptr.pipeline.parts.store_in_making import StoreInMaking
+from dptr.pipeline.parts.store_in_making import Group, StoreInMaking, remember_inputs
 from dptr.pipeline.read_ahead import read_ahead
-from dptr.pipeline.repair.losses import remember_inputs
 from dptr.pipeline.word_crops.crop_reader import CropReader, FoundCrop, ReadCrop, find_crops
 
 #: What a recipe takes for ``finetune.augmentation``, too.
@@ -119,7 +120,8 @@ def embed_crops(
         clip = load_clip(settings.clip, settings.precision, settings.device)
         build = _Build(out, clip, charset, settings, part)
         before = build.manifest.rows
-        remember_inputs(build.manifest, [str(path) for path in paths], {"batch": build.batch})
+        given = {"batch": build.batch, "shard_rows": settings.shard_rows, "charset": settings.charset}
+        remember_inputs(build.manifest, [str(path) for path in paths], given)
         build.run(paths, total)
     rows, folder = build.manifest.rows, build.making.folder
     if not build.making.rows:
@@ -159,8 +161,7 @@ class _Build:
         self.in_store = _in_store(self.making.catalogues)
         rows = max(1, settings.shard_rows // settings.views) * settings.views
         self.batch = settings.batch or self.tower.batch
-        form = ShardForm(CATALOGUE_SCHEMA, rows, len(self.kept), settings.dtype, self.batch)
-        self.shards = ImageShards(self.making, self.tower, form)
+        self.form = ShardForm(CATALOGUE_SCHEMA, rows, len(self.kept), settings.dtype, self.batch)
         self.duplicates = 0
         self.quarantined = 0
 
@@ -181,6 +182,19 @@ class _Build:
         }
 
     def run(self, paths: Sequence[Path], total: int) -> None:
+        settings = self.settings
+        worker = shard_worker(self.making.folder, self.tower, settings.clip, settings.precision, self.form)
+        with (
+            self.manifest.rewriting(self.making.folder, QUARANTINE_FILE),
+            Quarantine(self.making.folder / QUARANTINE_FILE) as quarantine,
+        ):
+            with closing(self._usable(paths, total, quarantine)) as groups:
+                self.making.fill(IN_PROCESS, worker, groups, self.form.rows)
+            self.quarantined = quarantine.total
+            self.making.finish()
+
+    def _usable(self, paths: Sequence[Path], total: int, quarantine: Quarantine) -> Generator[Group, None, None]:
+        """Yield the views of each crop that is new and fits; note what becomes of the others."""
         earlier = frozenset(self.in_store)
         settings = self.settings
         reader = CropReader(
@@ -192,11 +206,7 @@ class _Build:
             settings.seed,
             earlier,
         )
-        with (
-            self.manifest.rewriting(self.making.folder, QUARANTINE_FILE),
-            Quarantine(self.making.folder / QUARANTINE_FILE) as quarantine,
-            progress("crops into the store", total, "crops") as bar,
-        ):
+        with progress("crops into the store", total, "crops") as bar:
             for found, crop in read_ahead(find_crops(paths), reader.read, settings.workers):
                 quarantine.reads(found.source.name)
                 if isinstance(crop, Refused):
@@ -204,17 +214,11 @@ class _Build:
                     quarantine.check(settings.max_bad)
                 elif (identity := (crop.image_sha256, crop.label)) not in self.in_store:
                     self.in_store.add(identity)
-                    self._add(found, crop)
+                    views = [Picture(row_of(found, crop, view), p, self.kept) for view, p in enumerate(crop.views)]
+                    yield Group(len(views), identity, views)
                 else:
                     self.duplicates += identity not in earlier
                 bar.advance(1, f"{quarantine.total} quarantined" if quarantine.total else "")
-            self.shards.commit()
-            self.quarantined = quarantine.total
-            self.making.finish()
-
-    def _add(self, found: FoundCrop, crop: ReadCrop) -> None:
-        views = enumerate(crop.views)
-        self.shards.add([Picture(row_of(found, crop, view), pixels, self.kept) for view, pixels in views])
 
 
 def row_of(found: FoundCrop, crop: ReadCrop, view: int) -> dict[str, Any]:

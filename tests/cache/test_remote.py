@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from dptr.cache import remote
 from dptr.cli import run_command
 
 server = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[server]'")
-ARCHIVE = Path(__file__).parents[1] / "fixtures" / "first_format.tar.xz"
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +39,6 @@ def bucket(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> fs
     else:
         files.create_dir("bucket")
     return fs.SubTreeFileSystem("bucket", files)
-
-
-@pytest.fixture(scope="module")
-def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stores")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "dptr_data"
 
 
 def upload(folder: Path, bucket: fs.FileSystem, name: str) -> None:

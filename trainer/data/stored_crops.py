@@ -15,7 +15,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.stores.manifest import kind_of
-from dptr.cache.stores.stored_tokens import StoredTokens
+from dptr.cache.stores.shards import StoredTokens
 from dptr.cache.stores.word_crops import WordCropStore
 from dptr.cache.word_images.crop_columns import Columns, ColumnsInMaking
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages, told

@@ -109,12 +109,6 @@ def test_a_store_of_one_template_is_as_it_was(run: Any) -> None:
     assert "template_seed" not in manifest["identity"]
 
 
-def test_one_of_several_is_of_a_format_that_earlier_versions_refuse(run: Any) -> None:
-    run(SETTINGS)
-    assert json.loads((run.out / "manifest.json").read_text())["format_version"] == 3
-    assert sealed.FORMAT_VERSION < 3
-
-
 @pytest.mark.parametrize("templates", [(), ("{label}", "{label}"), ("{label}", "no place for it")])
 def test_templates_that_make_no_sense_are_refused(run: Any, templates: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="template"):
