@@ -98,7 +98,7 @@ def command(
         ) -> None:
             set_quiet(quiet)
             os.environ["DPTR_DEBUG"] = "1" if debug else ""
-            filled_in = {"workspace": Workspace(workspace)} if "workspace" in parameters else {}
+            filled_in: dict[str, Any] = {"workspace": Workspace(workspace)} if "workspace" in parameters else {}
             checks.turn_off(no_check)
             if in_several_processes:
                 launched.hush_torch()
