@@ -96,7 +96,7 @@ def command(
             **arguments: Any,
         ) -> None:
             set_quiet(quiet)
-            filled_in = {"workspace": Workspace(workspace)} if "workspace" in parameters else {}
+            filled_in: dict[str, Any] = {"workspace": Workspace(workspace)} if "workspace" in parameters else {}
             checks.turn_off(no_check)
             if in_several_processes:
                 launched.hush_torch()

@@ -6,7 +6,6 @@ from fnmatch import fnmatchcase
 
 # In a store of either kind.
 MANIFEST_FILE = "manifest.json"
-MANIFEST_LOG = "manifest.log"
 QUARANTINE_FILE = "quarantine.parquet"
 
 # In a prompt store.

@@ -28,8 +28,6 @@ WITHOUT = {
     "learner.py",
     "train.py",
     "own_memory.py",
-    "fuzzed_stores.py",
-    "breaking.py",
     "process_time.py",
     "plain_parseq.py",
     "chip_rate.py",

@@ -21,7 +21,7 @@ from dptr.cache.normalization import Normalization
 from dptr.cache.progress import set_quiet
 from dptr.cache.word_images.dataset import WordImages
 from dptr.pipeline.clip import bundled as bundled_clip
-from dptr.pipeline.clip.loading import ImageTower, load_clip
+from dptr.pipeline.clip.loading import ImageEncoder, load_clip
 from dptr.trainer.data.image_batches import ImageBatch, ImageBatches, mixing_weights
 from dptr.trainer.finetune import data_identity, finetune, parameter_groups
 from dptr.trainer.model.decoders import build_decoder
@@ -219,7 +219,7 @@ def test_clips_own_image_tower_gives_the_tokens_that_a_bank_holds() -> None:
     assert isinstance(encoder, ClipEncoder)
     encoder.load(folder)
     assert (encoder.size, encoder.grid, encoder.dim) == ((96, 96), (6, 6), 128)
-    tower = ImageTower(load_clip("tiny"))
+    tower = ImageEncoder(load_clip("tiny"))
     image = Image.effect_mandelbrot((96, 96), (-2, -1.5, 1, 1.5), 50).convert("RGB")
     expected, _ = tower.encode(tower.preprocess(image)[None])
     pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1

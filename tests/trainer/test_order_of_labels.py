@@ -19,8 +19,8 @@ from dptr.cache.normalization import Normalization
 from dptr.cache.row_set import RowSet
 from dptr.cache.word_images.dataset import WordImages
 from dptr.pipeline.text.corpus import CorpusSettings
-from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.embed_text import embed_text
+from dptr.pipeline.text.prompt_store import EmbedTextSettings
 from dptr.trainer.data.buckets import padded_targets
 from dptr.trainer.data.image_batches import ImageBatches
 from dptr.trainer.export.onnx_graph import export_onnx

@@ -24,8 +24,8 @@ from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard
 from dptr.cache.validation import positions_of
 from dptr.pipeline.text.corpus import CorpusSettings
-from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.embed_text import embed_text
+from dptr.pipeline.text.prompt_store import EmbedTextSettings
 from dptr.trainer import pretrain as stage
 from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
 from dptr.trainer.data.held_out import split_rows

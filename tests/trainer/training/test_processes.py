@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,7 +22,6 @@ from dptr.trainer.training.checkpoint import load_state, load_tensors
 #: They compare with one run that is made once.
 pytestmark = pytest.mark.xdist_group("processes")
 
-ARCHIVE = Path(__file__).parents[2] / "fixtures" / "first_format.tar.xz"
 DECODER = ["decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1", "decoder.dropout=0.1"]
 STEPS = 50
 WORDS = [a + b + c for a in "bcdfg" for b in "aeiou" for c in "lmnrs"][:60]
@@ -57,11 +55,8 @@ def options(section: str, workspace: Path, run: Path, steps: int, *changes: str)
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stores")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "dptr_data"
+def workspace(stores: Path) -> Path:
+    return stores
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,8 @@ from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import DptrError, UserError
 from dptr.cache.stores.shards import States, StatesReader, write_shard
 from dptr.pipeline.clip import bundled as bundled_clip
-from dptr.pipeline.clip import text_tower
-from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
-from dptr.pipeline.clip.text_tower import Context, StatesKind, TextTower
+from dptr.pipeline.clip.loading import Clip, ImageEncoder, load_clip
+from dptr.pipeline.clip.text_encoder import Context, StatesKind, TextEncoder, _states_kind
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE, Template
 
 CONTRACTED = ["street", "the", "red", "very", "made", "llama", "door"]
@@ -61,23 +60,23 @@ def plain(clip: Clip, prompts: list[str], kind: StatesKind = "hidden") -> tuple[
     return states.float().numpy(), output.pooler_output.float().numpy(), [len(row) for row in rows]
 
 
-def rows(tower: TextTower, states: States) -> list[NDArray[np.float32]]:
+def rows(encoder: TextEncoder, states: States) -> list[NDArray[np.float32]]:
     parts = np.split(states.tokens, np.cumsum(states.lengths)[:-1])
-    return [np.concatenate([tower.prefix, part]) for part in parts]
+    return [np.concatenate([encoder.prefix, part]) for part in parts]
 
 
-def encode(clip: Clip, labels: list[str], text: str = DEFAULT_TEMPLATE, **settings: Any) -> tuple[TextTower, States]:
-    tower = TextTower(clip, Template(text), **settings)
-    return tower, tower.encode(tower.tokenize([Template(text).prompt(label) for label in labels]))
+def encode(clip: Clip, labels: list[str], text: str = DEFAULT_TEMPLATE, **settings: Any) -> tuple[TextEncoder, States]:
+    encoder = TextEncoder(clip, Template(text), **settings)
+    return encoder, encoder.encode(encoder.tokenize([Template(text).prompt(label) for label in labels]))
 
 
 @pytest.mark.parametrize("text", TEMPLATES)
 @pytest.mark.parametrize("context", ["content", "full"])
 @pytest.mark.parametrize("kind", ["hidden", "projected"])
 def test_states_are_those_of_transformers(clip: Clip, text: str, context: Context, kind: StatesKind) -> None:
-    tower, states = encode(clip, LABELS, text, states=kind, context=context)
+    encoder, states = encode(clip, LABELS, text, states=kind, context=context)
     theirs, pooled, lengths = plain(clip, [Template(text).prompt(label) for label in LABELS], kind)
-    for ours, row, length in zip(rows(tower, states), theirs, lengths, strict=True):
+    for ours, row, length in zip(rows(encoder, states), theirs, lengths, strict=True):
         assert len(ours) == (77 if context == "full" else length)
         assert np.abs(ours - row[: len(ours)]).max() <= 1e-4
     assert np.abs(states.pooled - pooled).max() <= 1e-4
@@ -90,37 +89,41 @@ def test_stored_states_point_where_transformers_do(
 ) -> None:
     import pyarrow as pa
 
-    tower, states = encode(load_clip("tiny", precision), LABELS)
+    encoder, states = encode(load_clip("tiny", precision), LABELS)
     shard = write_shard(tmp_path, 0, pa.table({"id": np.arange(len(LABELS))}), states, dtype, {})
     read = StatesReader(tmp_path, [shard]).gather(np.arange(len(LABELS)))
     theirs, _, _ = plain(clip, [Template().prompt(label) for label in LABELS])
-    for ours, row in zip(rows(tower, read), theirs, strict=True):
+    for ours, row in zip(rows(encoder, read), theirs, strict=True):
         row = row[: len(ours)]
         cosine = (ours * row).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(row, axis=1)
         assert cosine.min() >= 0.999
 
 
 def test_prompts_have_exactly_the_tokenizers_tokens(any_clip: Clip) -> None:
-    tower = TextTower(any_clip, Template())
+    encoder = TextEncoder(any_clip, Template())
     prompts = [Template().prompt(label) for label in CONTRACTED]
-    assert tower.tokenize(prompts) == [any_clip.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    assert encoder.tokenize(prompts) == [any_clip.tokenizer(prompt)["input_ids"] for prompt in prompts]
     if any_clip.name != "tiny":
-        own = [any_clip.tokenizer.convert_ids_to_tokens(ids)[len(tower.prefix_ids)] for ids in tower.tokenize(prompts)]
+        own = [
+            any_clip.tokenizer.convert_ids_to_tokens(ids)[len(encoder.prefix_ids)] for ids in encoder.tokenize(prompts)
+        ]
         assert own == [quoted + "</w>" for quoted in ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")]
     theirs, _, lengths = plain(any_clip, prompts)
-    for ours, row, length in zip(rows(tower, tower.encode(tower.tokenize(prompts))), theirs, lengths, strict=True):
+    for ours, row, length in zip(
+        rows(encoder, encoder.encode(encoder.tokenize(prompts))), theirs, lengths, strict=True
+    ):
         assert len(ours) == length
         assert np.abs(ours - row[:length]).max() <= 1e-4
 
 
 @pytest.mark.parametrize("text", TEMPLATES)
 def test_every_prompt_starts_with_the_shared_tokens(any_clip: Clip, text: str) -> None:
-    tower = TextTower(any_clip, Template(text))
+    encoder = TextEncoder(any_clip, Template(text))
     generator = np.random.default_rng(0)
     alphabet = [*map(chr, range(33, 127)), *"\u0301éßİ中のяअ\u094d😀ﬁ"]
     labels = ["".join(generator.choice(alphabet, generator.integers(1, 8))) for _ in range(3000)]
-    shared = tower.prefix_ids
-    assert all(ids[: len(shared)] == shared for ids in tower.tokenize([Template(text).prompt(w) for w in labels]))
+    shared = encoder.prefix_ids
+    assert all(ids[: len(shared)] == shared for ids in encoder.tokenize([Template(text).prompt(w) for w in labels]))
     whole_words = len(text.split("{label}")[0].split()) - ("'{" in text)
     assert len(shared) >= 1 + whole_words
 
@@ -137,12 +140,12 @@ def test_every_prompt_starts_with_the_shared_tokens(any_clip: Clip, text: str) -
     ],
 )
 def test_what_no_label_can_change_is_found_without_white_space_too(any_clip: Clip, text: str, at_least: int) -> None:
-    tower = TextTower(any_clip, Template(text))
+    encoder = TextEncoder(any_clip, Template(text))
     generator = np.random.default_rng(1)
     alphabet = [*map(chr, range(33, 127)), *"\u0301éßİ中のяअ\u094d😀ﬁ“”«»、。「・한あعשก½€"]
     labels = ["".join(generator.choice(alphabet, generator.integers(1, 8))) for _ in range(3000)]
-    shared = tower.prefix_ids
-    ids = tower.tokenize([Template(text).prompt(word) for word in labels])
+    shared = encoder.prefix_ids
+    ids = encoder.tokenize([Template(text).prompt(word) for word in labels])
     assert all(row[: len(shared)] == shared for row in ids)
     assert len(shared) >= at_least
     if at_least == 1:
@@ -150,27 +153,27 @@ def test_what_no_label_can_change_is_found_without_white_space_too(any_clip: Cli
 
 
 def test_results_do_not_depend_on_batches(clip: Clip) -> None:
-    tower = TextTower(clip, Template())
-    ids = tower.tokenize([Template().prompt(label) for label in LABELS * 20])
-    whole, single = tower.encode(ids, 100_000), tower.encode(ids, 1)
+    encoder = TextEncoder(clip, Template())
+    ids = encoder.tokenize([Template().prompt(label) for label in LABELS * 20])
+    whole, single = encoder.encode(ids, 100_000), encoder.encode(ids, 1)
     assert np.abs(whole.tokens - single.tokens).max() <= 1e-5
-    assert np.array_equal(tower.encode(ids).tokens, tower.encode(ids).tokens)
+    assert np.array_equal(encoder.encode(ids).tokens, encoder.encode(ids).tokens)
 
 
 def require_that_check_stops_one_percent(
-    tower: TextTower, ids: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    encoder: TextEncoder, ids: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    values = [(k, v * 1.01) for k, v in cast(Any, tower._forward)._keys_values]
-    monkeypatch.setattr(tower._forward, "_keys_values", values)
+    values = [(k, v * 1.01) for k, v in cast(Any, encoder._forward)._keys_values]
+    monkeypatch.setattr(encoder._forward, "_keys_values", values)
     with pytest.raises(DptrError, match="differ from transformers"):
-        tower.check(ids)
+        encoder.check(ids)
 
 
 def test_check_stops_what_differs(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
-    tower = TextTower(clip, Template())
-    ids = tower.tokenize([Template().prompt(label) for label in LABELS])
-    assert tower.check(ids) <= 1e-4
-    require_that_check_stops_one_percent(tower, ids, monkeypatch)
+    encoder = TextEncoder(clip, Template())
+    ids = encoder.tokenize([Template().prompt(label) for label in LABELS])
+    assert encoder.check(ids) <= 1e-4
+    require_that_check_stops_one_percent(encoder, ids, monkeypatch)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
@@ -181,36 +184,38 @@ def test_the_check_is_relative_to_the_size_of_the_states(
     scaled = dataclasses.replace(clip, model=copy.deepcopy(clip.model))
     for parameter in scaled.model.text_model.final_layer_norm.parameters():
         parameter.mul_(scale)
-    tower = TextTower(scaled, Template())
-    ids = tower.tokenize([Template().prompt(label) for label in LABELS])
-    assert tower.check(ids) <= 1e-5
-    require_that_check_stops_one_percent(tower, ids, monkeypatch)
+    encoder = TextEncoder(scaled, Template())
+    ids = encoder.tokenize([Template().prompt(label) for label in LABELS])
+    assert encoder.check(ids) <= 1e-5
+    require_that_check_stops_one_percent(encoder, ids, monkeypatch)
 
 
 def test_a_template_longer_than_the_context_is_told_at_once(clip: Clip) -> None:
     with pytest.raises(UserError, match=r"template has \d+ tokens .*takes 77"):
-        TextTower(clip, Template("word " * 80 + "{label}"))
+        TextEncoder(clip, Template("word " * 80 + "{label}"))
 
 
 def test_a_clip_whose_states_are_no_numbers_is_told_at_once(clip: Clip) -> None:
     broken = dataclasses.replace(clip, model=copy.deepcopy(clip.model))
     broken.model.text_model.final_layer_norm.weight.fill_(torch.nan)
     with pytest.raises(UserError, match="no numbers"):
-        TextTower(broken, Template())
+        TextEncoder(broken, Template())
     late = dataclasses.replace(clip, model=copy.deepcopy(clip.model))
     late.model.text_model.embeddings.token_embedding.weight[clip.tokenizer("q")["input_ids"][1]] = torch.inf
-    tower = TextTower(late, Template("{label}"))
+    encoder = TextEncoder(late, Template("{label}"))
     with pytest.raises(UserError, match="no numbers"):
-        tower.encode(tower.tokenize(["q"]))
+        encoder.encode(encoder.tokenize(["q"]))
 
 
 def test_check_stops_what_differs_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    tower = TextTower(load_clip("tiny", "bf16"), Template())
-    ids = tower.tokenize([Template().prompt(label) for label in LABELS])
-    tower.check(ids)
-    monkeypatch.setattr(tower._forward, "_keys_values", [(k, -v) for k, v in cast(Any, tower._forward)._keys_values])
+    encoder = TextEncoder(load_clip("tiny", "bf16"), Template())
+    ids = encoder.tokenize([Template().prompt(label) for label in LABELS])
+    encoder.check(ids)
+    monkeypatch.setattr(
+        encoder._forward, "_keys_values", [(k, -v) for k, v in cast(Any, encoder._forward)._keys_values]
+    )
     with pytest.raises(DptrError, match="differ from transformers"):
-        tower.check(ids)
+        encoder.check(ids)
 
 
 def save_chinese_clip(folder: Path) -> None:
@@ -233,25 +238,25 @@ def save_chinese_clip(folder: Path) -> None:
     ChineseCLIPImageProcessorPil(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(folder)
 
 
-def test_a_tower_that_looks_both_ways_goes_the_exact_way(tmp_path: Path) -> None:
+def test_a_encoder_that_looks_both_ways_goes_the_exact_way(tmp_path: Path) -> None:
     save_chinese_clip(tmp_path)
     clip = load_clip(str(tmp_path))
     labels = ["street", "the", "中文", "a"]
-    tower, states = encode(clip, labels)
-    assert tower.prefix_ids == []
-    assert tower.prefix.shape == (0, 32)
+    encoder, states = encode(clip, labels)
+    assert encoder.prefix_ids == []
+    assert encoder.prefix.shape == (0, 32)
     prompts = [Template().prompt(label) for label in labels]
     encoded = clip.tokenizer(prompts, padding=True, return_tensors="pt")
     with torch.inference_mode():
         theirs = clip.model.get_text_features(**encoded)
-    for ours, row in zip(rows(tower, states), theirs.last_hidden_state.numpy(), strict=True):
+    for ours, row in zip(rows(encoder, states), theirs.last_hidden_state.numpy(), strict=True):
         assert np.abs(ours - row[: len(ours)]).max() <= 1e-4
     assert np.abs(states.pooled - theirs.pooler_output.numpy()).max() <= 1e-4
-    assert tower.check(tower.tokenize(prompts)) <= 1e-4
+    assert encoder.check(encoder.tokenize(prompts)) <= 1e-4
     with pytest.raises(UserError, match="both ways"):
-        TextTower(clip, Template(), context="full")
-    pixels = np.stack([ImageTower(clip).preprocess(pattern()) for _ in range(2)])
-    assert ImageTower(clip).encode(pixels)[0].shape == (2, 5, 32)
+        TextEncoder(clip, Template(), context="full")
+    pixels = np.stack([ImageEncoder(clip).preprocess(pattern()) for _ in range(2)])
+    assert ImageEncoder(clip).encode(pixels)[0].shape == (2, 5, 32)
 
 
 def pattern() -> Any:
@@ -272,14 +277,14 @@ def test_metaclip_2_shares_its_prefix(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
         (tmp_path / name).write_bytes((bundled_clip.BUNDLED / name).read_bytes())
     model.save_pretrained(tmp_path)
-    tower, states = encode(load_clip(str(tmp_path)), LABELS)
-    assert len(tower.prefix_ids) > 4
-    assert tower.check(tower.tokenize([Template().prompt(label) for label in LABELS])) <= 1e-4
+    encoder, states = encode(load_clip(str(tmp_path)), LABELS)
+    assert len(encoder.prefix_ids) > 4
+    assert encoder.check(encoder.tokenize([Template().prompt(label) for label in LABELS])) <= 1e-4
     assert len(states.lengths) == len(LABELS)
 
 
 def test_hidden_states_need_the_joint_width(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip.model.config, "projection_dim", 64)
-    assert text_tower._states_kind(clip, None) == "projected"
+    assert _states_kind(clip, None) == "projected"
     with pytest.raises(UserError, match="128 wide, image states 64"):
-        TextTower(clip, Template(), states="hidden")
+        TextEncoder(clip, Template(), states="hidden")

@@ -1,22 +1,30 @@
-"""CLIP's text side: prompts to token states, with the least work that gives exactly transformers' states.
+"""CLIP's text encoder: prompts to token states, with the least work that gives exactly transformers' states.
 
-What all prompts share runs once (:mod:`dptr.pipeline.clip.text_forward`), and prompts of equal length form a batch, so
-that nothing is padded. :meth:`TextTower.check` compares the result with the plain forward on real prompts.
+In a causal encoder nothing after a token can change its state. Hence the template's tokens before the label have the
+same states, keys and values in every prompt: :class:`AfterPrefix` runs them once, and every prompt runs only its own
+tokens against these. An encoder with bidirectional attention shares nothing between prompts: :class:`Whole` runs them
+at their own length where its mask hides padding, :class:`Filled` at the one length of its training where it has none.
+
+Prompts of equal length form a batch, so that nothing is padded. :meth:`TextEncoder.check` compares the result with the
+plain forward on real prompts.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, Protocol
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dptr.cache.errors import DptrError, UserError
 from dptr.cache.stores.shards import States
 from dptr.pipeline.choices import Context, StatesKind
-from dptr.pipeline.clip.batch_per_core import batch_per_core
-from dptr.pipeline.clip.batch_size import Halving, batch_for
+from dptr.pipeline.clip.batch_size import Halving, batch_for, batch_per_core
+from dptr.pipeline.clip.families.base import Family
 from dptr.pipeline.clip.loading import Clip
-from dptr.pipeline.clip.text_forward import AfterPrefix, Filled, Forward, Whole
 from dptr.pipeline.text.templates import Template, Tokenized
 
 #: On a CPU: few enough to stay in its cache.
@@ -27,7 +35,7 @@ MOST_APART = 1e-4
 LEAST_COSINE = 0.99
 
 
-class TextTower:
+class TextEncoder:
     """Prompts to token states.
 
     Args:
@@ -40,7 +48,7 @@ class TextTower:
 
     Attributes:
         prefix_ids: tokens that start every prompt. prefix: their states, shape (len(prefix_ids), dim), float32.
-        max_tokens: the longest prompt that the tower takes, begin and end included.
+        max_tokens: the longest prompt that the encoder takes, begin and end included.
         tokens_per_batch: how many are encoded at once where nothing else is asked for.
 
     Raises:
@@ -116,7 +124,7 @@ class TextTower:
 
         Returns:
             The states after the prefix, in the order given. Memory grows with the number of prompts: call it by shard.
-            They do not depend on ``tokens_per_batch`` (by default the tower's own) but for rounding.
+            They do not depend on ``tokens_per_batch`` (by default the encoder's own) but for rounding.
 
         Raises:
             UserError: the model gives states that are no numbers.
@@ -216,6 +224,111 @@ class TextTower:
         states = self._family.project_text(self._model, hidden) if self.states == "projected" else hidden
         finished: NDArray[np.float32] = states.float().cpu().numpy()
         return finished
+
+
+class Forward(Protocol):
+    """Runs own tokens after a prefix that all prompts share.
+
+    Attributes:
+        prefix_ids: the shared tokens. prefix: their states, shape (len(prefix_ids), dim).
+    """
+
+    prefix_ids: list[int]
+    prefix: torch.Tensor
+
+    def run(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return final states (batch, at least own, dim) of own tokens (batch, own), then those of filling."""
+
+
+class Whole:
+    """Every prompt from its first token, through transformers' own forward."""
+
+    def __init__(self, family: Family, model: Any) -> None:
+        self._family, self._model = family, model
+        self.prefix_ids: list[int] = []
+        self.prefix = torch.zeros(0, family.text_dim(model), dtype=model.dtype, device=model.device)
+
+    @torch.inference_mode()
+    def run(self, ids: torch.Tensor) -> torch.Tensor:
+        """(batch, length) -> (batch, length, width), as :class:`Forward` says."""
+        return self._family.text_states(self._model, ids, torch.ones_like(ids))
+
+
+class Filled(Whole):
+    """Every prompt filled up to the encoder's length, with nothing masked."""
+
+    def __init__(self, family: Family, model: Any, padding: int) -> None:
+        super().__init__(family, model)
+        self._padding = padding
+
+    @torch.inference_mode()
+    def run(self, ids: torch.Tensor) -> torch.Tensor:
+        """(batch, own) -> (batch, all, width), as :class:`Forward` says."""
+        missing = self._family.most_tokens(self._model) - ids.shape[1]
+        return self._family.text_states(self._model, F.pad(ids, (0, missing), value=self._padding))
+
+
+class AfterPrefix:
+    """Own tokens only, against the keys and values of a prefix that was run once. For causal encoders as CLIP's."""
+
+    @torch.inference_mode()
+    def __init__(self, text_model: Any, prefix_ids: list[int]) -> None:
+        self._model = text_model
+        self._layers = [_Layer.of(module) for module in text_model.encoder.layers]
+        self.prefix_ids = prefix_ids
+        self._keys_values: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(self._layers)
+        states, self._keys_values = self._run(torch.tensor([prefix_ids], device=text_model.device), 0)
+        self.prefix = states[0]
+
+    @torch.inference_mode()
+    def run(self, ids: torch.Tensor) -> torch.Tensor:
+        """(batch, length) -> (batch, length, width), as :class:`Forward` says."""
+        return self._run(ids, len(self.prefix_ids))[0]
+
+    def _run(
+        self, ids: torch.Tensor, before: int
+    ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor] | None]]:
+        own = ids.shape[1]
+        positions = torch.arange(before, before + own, device=ids.device)[None]
+        x = self._model.embeddings(input_ids=ids, position_ids=positions)
+        mask = torch.ones(own, before + own, dtype=torch.bool, device=ids.device).tril(before)
+        keys_values: list[tuple[torch.Tensor, torch.Tensor] | None] = []
+        for layer, cached in zip(self._layers, self._keys_values, strict=True):
+            x, key, value = layer.run(x, cached, mask)
+            keys_values.append((key, value))
+        return self._model.final_layer_norm(x), keys_values
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One transformer layer: transformers' modules, with the three input projections stacked into one product."""
+
+    module: Any
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    @classmethod
+    def of(cls, module: Any) -> _Layer:
+        attention = module.self_attn
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        return cls(module, torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections]))
+
+    def run(
+        self, x: torch.Tensor, cached: tuple[torch.Tensor, torch.Tensor] | None, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Run the layer on (batch, own, dim) after cached keys and values (1, heads, prefix, head_dim)."""
+        attention = self.module.self_attn
+        batch, own, dim = x.shape
+        stacked = F.linear(self.module.layer_norm1(x), self.weight, self.bias)
+        query, key, value = stacked.view(batch, own, 3, -1, attention.head_dim).permute(2, 0, 3, 1, 4)
+        if cached is not None:
+            key, value = (
+                torch.cat([old.expand(batch, -1, -1, -1), new], dim=2)
+                for old, new in zip(cached, (key, value), strict=True)
+            )
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=attention.scale)
+        x = x + attention.out_proj(mixed.transpose(1, 2).reshape(batch, own, dim))
+        return x + self.module.mlp(self.module.layer_norm2(x)), key, value
 
 
 def _states_kind(clip: Clip, asked: StatesKind | None) -> StatesKind:
