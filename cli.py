@@ -7,6 +7,7 @@ as one line and an exit code here. ``dptr --help`` is quick: commands import hea
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -101,6 +102,8 @@ def demo(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with the exit code that the error class fixes."""
+    # Pillow warns of single pictures without naming them; what matters of it is the reason why one is rejected.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     code = run_command(arguments, ending=True)
     ignore_from_now_on()
     sys.exit(code)
