@@ -105,11 +105,23 @@ class WordImages:
         """
         sample = self.samples[index]
         try:
-            return decode_crop(self.encoded(sample))
+            return decode_crop(self.read(sample))
         except UNREADABLE as error:
             raise UnreadableImage(f"image {sample.key} of {sample.source} cannot be read ({error})") from error
 
-    def encoded(self, sample: Sample) -> bytes:
+    def encoded(self, index: int) -> bytes:
+        """Return the encoded picture of sample ``index``.
+
+        Raises:
+            UnreadableImage: it is missing or cannot be read.
+        """
+        sample = self.samples[index]
+        try:
+            return self.read(sample)
+        except UNREADABLE as error:
+            raise UnreadableImage(f"image {sample.key} of {sample.source} cannot be read ({error})") from error
+
+    def read(self, sample: Sample) -> bytes:
         """Return a sample's encoded picture.
 
         Raises:
@@ -124,7 +136,7 @@ class WordImages:
         """Yield the SHA-256 of each sample's encoded picture, 32 bytes; None where it cannot be read."""
         for sample in self.samples:
             try:
-                yield hashlib.sha256(self.encoded(sample)).digest()
+                yield hashlib.sha256(self.read(sample)).digest()
             except UNREADABLE:
                 yield None
 

@@ -41,10 +41,12 @@ def settle_charset(folder: Path, manifest: Manifest, charset: Charset, learnt: b
     Raises:
         DamagedStore: the store's charset is another.
     """
+    # What trains on the store normalises labels as it does.
+    charset = replace(charset, unicode=manifest.identity["normalization"]["unicode"])
     known = Charset.from_text(manifest.identity["charset"]) if manifest.identity.get("charset") else None
     if known is not None:
         # One that an earlier version began emits what runs from right to left as it is written, and goes on so.
-        charset = Charset(charset.characters, charset.units, known.order)
+        charset = replace(charset, order=known.order)
         if learnt and charset.units == known.units:
             charset = charset.with_more(known.characters)
         manifest.require_equal(folder, {} if learnt and charset.units == known.units else {"charset": charset.text})

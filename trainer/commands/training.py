@@ -156,7 +156,8 @@ def finetune(
     stage.require_clip_of(run, settings, described)
     model = encoder_run or described
     known = run.charset if run else stores[0].charset if stores else Charset.named("94")
-    normalization = training_normalization(settings, simplified)
+    # The run to start from, or the store, says how labels are normalised, whatever charset is named.
+    normalization = training_normalization(settings, known, simplified)
 
     def opened(characters: Charset) -> Labelled:
         images = open_crops(paths, characters, normalization)
@@ -226,8 +227,9 @@ def train_clip(
     settings = load_recipe(recipe, recipe_changes("clip", changes, steps, seed, {}))
     if not validation:
         raise UserError("nothing to validate on", "Give labelled crops of words that training never sees: --validation")
-    normalization, folder = training_normalization(settings), out or workspace.runs / "clip"
-    characters = normalization.charset(Charset.named(charset or "94"), charset_in(folder))
+    named, folder = Charset.named(charset or "94"), out or workspace.runs / "clip"
+    normalization = training_normalization(settings, named)
+    characters = normalization.charset(named, charset_in(folder))
     images = WordImages.open(named_data(data), characters, normalization)
     summary = stage.train_clip(
         images,
