@@ -23,7 +23,7 @@ from dptr.cache.pictures import UnusablePicture, decode
 from dptr.cache.rejections import Tally
 from dptr.cache.word_images.form import NotLabelled, PlacedSource, Source
 from dptr.cache.word_images.listing import Rules, list_crops
-from dptr.cache.word_images.samples import Rows, Sample, Samples
+from dptr.cache.word_images.samples import CropTable, Rows, Sample, Samples
 from dptr.cache.word_images.sources import find_sources
 
 _LEAST_SIDE = 2
@@ -80,7 +80,8 @@ class WordImages:
 
     @classmethod
     def _listed(cls, paths: Sequence[Path], rules: Rules | None) -> WordImages:
-        images, data_sets = cls(), []
+        images = cls()
+        data_sets: list[CropTable] = []
         for path in paths:
             found = find_sources(path)
             images.sources |= {source.name: source for source in found}

@@ -76,7 +76,8 @@ class CropTable:
     @classmethod
     def of(cls, crops: Iterable[tuple[int, str, str, Place | None]], sources: list[str]) -> CropTable:
         """Make a table of each crop's number of its source, key, label and place."""
-        batches, crops = [], iter(crops)
+        batches: list[pa.RecordBatch] = []
+        crops = iter(crops)
         while some := list(islice(crops, _BATCH)):
             numbers, keys, labels, places = zip(*some, strict=True)
             offsets, sizes = zip(*(place or _NO_PLACE for place in places), strict=True)
