@@ -7,6 +7,7 @@ Each command lives beside its stage, in its ``commands``; errors become one line
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -93,6 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with the exit code that the error class fixes."""
     # Before a command imports torch, which reads this once.
     start_no_more_threads_than_usable()
+    # Pillow warns of single pictures without naming them; what matters of it is the reason why one is rejected.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     code = run_command(arguments, ending=True)
     ignore_from_now_on()
     sys.exit(code)

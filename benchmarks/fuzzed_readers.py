@@ -127,7 +127,7 @@ def _tar(place: Path) -> Fuzzed:
 
 
 def _photo_archives(place: Path) -> Fuzzed:
-    from dptr.pipeline.photos.photo import Refusal
+    from dptr.cache.rejections import Rejection
     from dptr.pipeline.photos.photo_files import find_photos
 
     photos = _images(place).seeds
@@ -139,7 +139,7 @@ def _photo_archives(place: Path) -> Fuzzed:
 
     def read(path: Path) -> None:
         for photo in find_photos([path]):
-            if not isinstance(photo, Refusal):
+            if not isinstance(photo, Rejection):
                 # The bank's reader quarantines a photo, whatever its library raises.
                 with contextlib.suppress(Exception):
                     pictures.decode(photo.read())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dptr.cache import named_charsets, reading_order
 from dptr.cache.charset_text import Described, parse, written
-from dptr.cache.choices import ReadingOrder, Units
+from dptr.cache.choices import ReadingOrder, UnicodeForm, Units
 from dptr.cache.errors import UserError
 from dptr.cache.units import clusters, number_of_units, split
 
@@ -33,11 +33,13 @@ class Charset:
         order: in which a decoder emits the units of a label: as they are written, or as they are seen from left to
             right. By default as they are seen, where there are letters that run from right to left; a run settles
             which it is by what its decoder reads.
+        unicode: the Unicode normal form that labels are in; a store or run keeps that of its normalisation.
     """
 
     characters: str | tuple[str, ...]
     units: Units = "codepoint"
     order: ReadingOrder | None = None
+    unicode: UnicodeForm = "nfkc"
 
     def __post_init__(self) -> None:
         if not self.characters:
@@ -72,13 +74,13 @@ class Charset:
         Raises:
             UserError: it is none.
         """
-        characters, units, order = parse(text)
-        return cls(characters, units, order or "logical")
+        characters, units, order, form = parse(text)
+        return cls(characters, units, order or "logical", form)
 
     @property
     def text(self) -> str:
         """The charset as stores, runs and model files keep it, and as a file may hold it."""
-        return written(Described(self.characters, self.units, self.order))
+        return written(Described(self.characters, self.units, self.order, self.unicode))
 
     @cached_property
     def runs_right_to_left(self) -> bool:
@@ -118,7 +120,7 @@ class Charset:
     def with_more(self, units: Iterable[str]) -> Charset:
         """Return a charset with these units as well, sorted."""
         both = sorted({*self.characters, *units})
-        return Charset(tuple(both) if self.units == "grapheme" else "".join(both), self.units, self.order)
+        return replace(self, characters=tuple(both) if self.units == "grapheme" else "".join(both))
 
     def same_units_as(self, other: Charset) -> bool:
         """Return whether both have the same units with the same ids, in whatever order labels are emitted."""

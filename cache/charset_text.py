@@ -1,9 +1,10 @@
 """A charset as text: what a file of characters holds, and what stores, runs and model files keep.
 
 Most are simply the characters in a row; line breaks are none of them. Where that would not say everything, the first
-line says what the units are, and maybe in which order a decoder emits them, and then comes a unit a line::
+line says what the units are, and maybe in which order a decoder emits them and which Unicode normal form labels are
+in, and then comes a unit a line::
 
-    # units: grapheme, order: visual
+    # units: grapheme, order: visual, unicode: nfc
 
 No charset of the plain form begins so, as it would name characters twice.
 """
@@ -11,11 +12,12 @@ No charset of the plain form begins so, as it would name characters twice.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple, cast
+from typing import NamedTuple, cast, get_args
 
-from dptr.cache.choices import ReadingOrder, Units
+from dptr.cache.choices import ReadingOrder, UnicodeForm, Units
 
-_HEAD = re.compile(r"# units: (codepoint|grapheme)(?:, order: (logical|visual))?")
+_FORMS = "|".join(get_args(UnicodeForm))
+_HEAD = re.compile(rf"# units: (codepoint|grapheme)(?:, order: (logical|visual))?(?:, unicode: ({_FORMS}))?")
 
 
 class Described(NamedTuple):
@@ -24,6 +26,7 @@ class Described(NamedTuple):
     characters: str | tuple[str, ...]
     units: Units = "codepoint"
     order: ReadingOrder | None = None
+    unicode: UnicodeForm = "nfkc"
 
 
 def parse(text: str) -> Described:
@@ -34,12 +37,15 @@ def parse(text: str) -> Described:
     if head is None:
         return Described("".join([first, *lines]))
     units = tuple(line for line in lines if line)
-    kind, order = cast(tuple[Units, ReadingOrder | None], head.groups())
-    return Described("".join(units) if kind == "codepoint" else units, kind, order)
+    kind, order, form = cast(tuple[Units, ReadingOrder | None, UnicodeForm | None], head.groups())
+    return Described("".join(units) if kind == "codepoint" else units, kind, order, form or "nfkc")
 
 
 def written(charset: Described) -> str:
     """Return a charset as text, from which :func:`parse` makes the same; without an order it is the logical one."""
-    if isinstance(charset.characters, str) and charset.order in (None, "logical"):
+    if isinstance(charset.characters, str) and charset.order in (None, "logical") and charset.unicode == "nfkc":
         return charset.characters
-    return "\n".join([f"# units: {charset.units}, order: {charset.order or 'logical'}", *charset.characters]) + "\n"
+    head = f"# units: {charset.units}, order: {charset.order or 'logical'}"
+    if charset.unicode != "nfkc":
+        head += f", unicode: {charset.unicode}"
+    return "\n".join([head, *charset.characters]) + "\n"

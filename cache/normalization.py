@@ -53,7 +53,7 @@ class Normalization:
         return simplify(text) if self.simplified else text
 
     def charset(self, named: Charset, begun: Charset | None = None) -> Charset:
-        """Return ``named`` and, behind it, what :meth:`added_to` it, which a note says.
+        """Return ``named`` for labels in this normal form and, behind it, what :meth:`added_to` it, which a note says.
 
         Args:
             named: the charset that was asked for.
@@ -61,6 +61,7 @@ class Normalization:
         """
         if begun is not None and begun.same_units_as(named):
             return begun
+        named = named if named.unicode == self.unicode else replace(named, unicode=self.unicode)
         added = self.added_to(named)
         if not added:
             return named

@@ -1,25 +1,50 @@
 """Pictures of any kind to upright RGB: the one place where a picture is decoded, for photos and for word images alike.
 
-A header may claim more pixels than memory holds, and a name may be a pipe that never ends: both are refused. A reason
-is the same text each time, so that refusals can be counted.
+A header may claim more pixels than memory holds, and a name may be a pipe that never ends: both are rejected. A reason
+is the same text each time, so that rejected pictures can be counted.
 """
 
 from __future__ import annotations
 
 import io
 import stat
-import warnings
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from dptr.cache.errors import UserError
 
-#: Endings of picture files, in lower case.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif")
+#: Pillow's formats that are read, with the endings of their files; it may have been built without the last two.
+_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif", ".avifs"),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx"),
+}
+_BUILT_IN = {"AVIF": "avif", "JPEG2000": "jpg_2000"}
+_FORMATS = tuple(name for name in _SUFFIXES if name not in _BUILT_IN or features.check(_BUILT_IN[name]))
+
+#: Endings of picture files that can be read here, in lower case.
+IMAGE_SUFFIXES = tuple(suffix for name in _FORMATS for suffix in _SUFFIXES[name])
+#: Endings of picture files that cannot be read here: such files are rejected by name, not ignored.
+UNREADABLE_SUFFIXES = tuple(
+    suffix
+    for suffix in (
+        *(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes),
+        *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".psd"),
+        *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+    )
+    if suffix not in IMAGE_SUFFIXES
+)
 
 #: No picture's file is larger, in bytes; what claims to be is not read.
 LARGEST_FILE = 1 << 29
@@ -27,11 +52,7 @@ LARGEST_FILE = 1 << 29
 #: A header can claim more pixels than memory holds; nothing above this is decoded.
 MOST_PIXELS = 100_000_000
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
 _THUMBNAILS_KEPT = 512
-
-# Pillow warns of single pictures without naming them; what matters of it comes as the reason of a refusal.
-warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class UnusablePicture(UserError):
@@ -44,7 +65,7 @@ def decode(encoded: bytes, side: int | None = None) -> Image.Image:
     Transparent parts become white; 16-bit grey keeps its upper byte; other deep grey is stretched from its own range.
 
     Args:
-        encoded: a file's bytes: JPEG, PNG, WebP, BMP, TIFF or GIF.
+        encoded: a file's bytes, of a format in :data:`IMAGE_SUFFIXES`.
         side: a JPEG may come out smaller, each side still at least so many pixels long, which is faster.
 
     Raises:
@@ -87,6 +108,12 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         opaque.alpha_composite(image.convert("RGBA"))
         return opaque.convert("RGB")
     return image.convert("RGB")
+
+
+def unreadable_format(name: str) -> str | None:
+    """Return why a file of this name is a picture that cannot be read here; None for all other files."""
+    suffix = Path(name).suffix.lower()
+    return f"picture format cannot be read: {suffix}" if suffix in UNREADABLE_SUFFIXES else None
 
 
 def read_encoded(path: Path) -> bytes:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from dptr.cache.charset import Charset
-from dptr.cache.choices import Units
+from dptr.cache.choices import UnicodeForm, Units
 from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import note, progress
@@ -41,13 +41,21 @@ _EXAMPLES = 20
 
 @dataclass(frozen=True)
 class ReadImages:
-    """Readings of word images beside the truth, in ``units`` of labels; unreadable images are left out and counted."""
+    """Readings of word images beside the truth, in ``units`` of labels; unreadable images are left out and counted.
+
+    ``unicode`` is the normal form in which truths and readings are compared as written: that of the charset.
+    """
 
     keys: list[str] = field(default_factory=list)
     truths: list[str] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     units: Units = "codepoint"
+    unicode: UnicodeForm = "nfkc"
+
+    def as_written(self, text: str) -> str:
+        """Return a truth or a reading as both are compared."""
+        return Normalization(unicode=self.unicode).apply(text)
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,8 @@ def read_stored_crops(recognizer: Recognizer, crops: StoredCrops, device: torch.
     """Read the crops of a store in order, in batches; ``recognizer`` takes tokens for images."""
     recognizer.eval()
     keys, labels = [sample.key for sample in crops.samples], [sample.label for sample in crops.samples]
-    result = ReadImages(keys, labels, units=recognizer.charset.units)
+    charset = recognizer.charset
+    result = ReadImages(keys, labels, units=charset.units, unicode=charset.unicode)
     with progress("reading", len(crops), "crops") as shown:
         for start in range(0, len(crops), _BATCH):
             rows = np.arange(start, min(start + _BATCH, len(crops)))
@@ -141,7 +150,7 @@ def read_stored_crops(recognizer: Recognizer, crops: StoredCrops, device: torch.
 def read_word_images(recognizer: Recognizer, images: WordImages, device: torch.device) -> ReadImages:
     """Read labelled word images in order, in batches."""
     recognizer.eval()
-    result = ReadImages(units=recognizer.charset.units)
+    result = ReadImages(units=recognizer.charset.units, unicode=recognizer.charset.unicode)
     with progress("reading", len(images), "images") as shown:
         for start in range(0, len(images), _BATCH):
             pictures = []
@@ -163,7 +172,9 @@ def _score(read: ReadImages, protocol: str) -> ProtocolScore:
     texts = [reading.text for reading in read.readings]
     if protocol in FIELD_PROTOCOLS:
         return field_score(read.truths, texts, Charset.named(protocol))
-    return (chinese_score if protocol == CHINESE else score_as_written)(read.truths, texts, read.units)
+    if protocol == CHINESE:
+        return chinese_score(read.truths, texts, read.units)
+    return score_as_written(read.truths, texts, read.units, read.unicode)
 
 
 def _weighted(scores: Sequence[ProtocolScore]) -> float | None:
@@ -177,9 +188,9 @@ def _averaged(scores: Sequence[ProtocolScore]) -> float | None:
 
 
 def _as_written(read: ReadImages) -> list[tuple[str, str, Reading]]:
-    """Key, label and reading of each word whose label is not empty."""
-    form = Normalization().apply
-    rows = zip(read.keys, map(form, read.truths), read.readings, strict=True)
+    """Key, label and reading of each word whose label is not empty, both in the form that they are compared in."""
+    readings = (replace(reading, text=read.as_written(reading.text)) for reading in read.readings)
+    rows = zip(read.keys, map(read.as_written, read.truths), readings, strict=True)
     return [row for row in rows if row[1]]
 
 

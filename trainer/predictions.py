@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from dptr.cache.choices import Units
 from dptr.cache.file_names import PREDICTIONS_FOLDER, QUARANTINE_FILE, VALIDATION_WORDS
-from dptr.cache.normalization import Normalization
 from dptr.cache.stores import sealed
 from dptr.cache.stores.files import atomic_path, remove_leftovers
 from dptr.cache.stores.quarantine import Quarantine
@@ -40,9 +39,8 @@ def keep_predictions(folder: Path, data: str, read: ReadImages, step: int | None
     """Write what was read of one data set into a run's folder, in place of what was read of it before."""
     name = hashlib.sha256(str(Path(data).absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:12]
     out = folder / PREDICTIONS_FOLDER / f"{name}.parquet"
-    form = Normalization().apply
-    truths = [form(truth) for truth in read.truths]
-    texts = [reading.text for reading in read.readings]
+    truths = [read.as_written(truth) for truth in read.truths]
+    texts = [read.as_written(reading.text) for reading in read.readings]
     nothing = [None] * len(read.unreadable)
     rows = len(truths) + len(nothing)
     columns: list[list[Any]] = [

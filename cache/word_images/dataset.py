@@ -23,7 +23,7 @@ from dptr.cache.pictures import UnusablePicture, decode
 from dptr.cache.rejections import Tally
 from dptr.cache.word_images.form import NotLabelled, PlacedSource, Source
 from dptr.cache.word_images.listing import Rules, list_crops
-from dptr.cache.word_images.samples import Rows, Sample, Samples
+from dptr.cache.word_images.samples import CropTable, Rows, Sample, Samples
 from dptr.cache.word_images.sources import find_sources
 
 _LEAST_SIDE = 2
@@ -80,7 +80,8 @@ class WordImages:
 
     @classmethod
     def _listed(cls, paths: Sequence[Path], rules: Rules | None) -> WordImages:
-        images, data_sets = cls(), []
+        images = cls()
+        data_sets: list[CropTable] = []
         for path in paths:
             found = find_sources(path)
             images.sources |= {source.name: source for source in found}
@@ -105,11 +106,23 @@ class WordImages:
         """
         sample = self.samples[index]
         try:
-            return decode_crop(self.encoded(sample))
+            return decode_crop(self.read(sample))
         except UNREADABLE as error:
             raise UnreadableImage(f"image {sample.key} of {sample.source} cannot be read ({error})") from error
 
-    def encoded(self, sample: Sample) -> bytes:
+    def encoded(self, index: int) -> bytes:
+        """Return the encoded picture of sample ``index``.
+
+        Raises:
+            UnreadableImage: it is missing or cannot be read.
+        """
+        sample = self.samples[index]
+        try:
+            return self.read(sample)
+        except UNREADABLE as error:
+            raise UnreadableImage(f"image {sample.key} of {sample.source} cannot be read ({error})") from error
+
+    def read(self, sample: Sample) -> bytes:
         """Return a sample's encoded picture.
 
         Raises:
@@ -124,7 +137,7 @@ class WordImages:
         """Yield the SHA-256 of each sample's encoded picture, 32 bytes; None where it cannot be read."""
         for sample in self.samples:
             try:
-                yield hashlib.sha256(self.encoded(sample)).digest()
+                yield hashlib.sha256(self.read(sample)).digest()
             except UNREADABLE:
                 yield None
 

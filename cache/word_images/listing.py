@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from dptr.cache.charset import Charset
 from dptr.cache.normalization import Normalization
@@ -126,19 +127,18 @@ def _made_from(sources: Sequence[Source], judged_by: str) -> str:
 def _kept(file: Path, made_from: str, names: list[str]) -> tuple[CropTable, Tally, Tally] | None:
     """Return a list that was kept; None where there is none, or one of something else or damaged."""
     table = map_table(file)
-    metadata = {} if table is None else table.schema.metadata or {}
-    if metadata.get(_MADE_FROM) != made_from.encode():
+    if table is None or (table.schema.metadata or {}).get(_MADE_FROM) != made_from.encode():
         return None
-    rejected, changed = (_restored(counted, names) for counted in json.loads(metadata[_COUNTED]))
+    rejected, changed = (_restored(counted, names) for counted in json.loads(table.schema.metadata[_COUNTED]))
     return CropTable(table.replace_schema_metadata(), names, file), rejected, changed
 
 
-def _stored(tally: Tally, names: list[str]) -> list[object]:
+def _stored(tally: Tally, names: list[str]) -> list[Any]:
     """Return a tally as JSON holds it; sources by number, as the next command may spell their path otherwise."""
     numbers = {name: number for number, name in enumerate(names)}
     return [tally.counts, [[numbers[one.source], one.key, one.label, one.reason] for one in tally.listed]]
 
 
-def _restored(stored: list[object], names: list[str]) -> Tally:
+def _restored(stored: list[Any], names: list[str]) -> Tally:
     counts, listed = stored
-    return Tally(Counter(counts), [Rejection(names[number], *rest) for number, *rest in listed])  # type: ignore[attr-defined,call-overload]  # as _stored wrote it
+    return Tally(Counter(counts), [Rejection(names[number], *rest) for number, *rest in listed])

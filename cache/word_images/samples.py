@@ -76,7 +76,8 @@ class CropTable:
     @classmethod
     def of(cls, crops: Iterable[tuple[int, str, str, Place | None]], sources: list[str]) -> CropTable:
         """Make a table of each crop's number of its source, key, label and place."""
-        batches, crops = [], iter(crops)
+        batches: list[pa.RecordBatch] = []
+        crops = iter(crops)
         while some := list(islice(crops, _BATCH)):
             numbers, keys, labels, places = zip(*some, strict=True)
             offsets, sizes = zip(*(place or _NO_PLACE for place in places), strict=True)
@@ -172,6 +173,13 @@ class Samples(Sequence[Sample]):
         if isinstance(self._rows, EveryRow) and not isinstance(rows, Sequence):
             return Samples(self.data_sets, rows)
         return Samples(self.data_sets, self._rows[positions_of(rows)])
+
+    def joined_with(self, others: Sequence[Samples]) -> Samples:
+        """Return these samples and those of ``others`` behind them, each with its own data sets."""
+        every = [self, *others]
+        first = np.cumsum([0, *(int(samples._first[-1]) for samples in every)])
+        rows = [at + positions_of(samples._rows) for at, samples in zip(first.tolist(), every, strict=False)]
+        return Samples([one for samples in every for one in samples.data_sets], np.concatenate(rows))
 
     def pieces(self) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
         """Yield all samples in order, some at a time: their rows, shape (samples,), and a table of :data:`SCHEMA`."""

@@ -68,7 +68,7 @@ def _in_folder(folder: Path) -> list[Source]:
 
 
 def _opened(folder: Path, files: Iterable[Path], failures: list[tuple[Path, NotLabelled]]) -> list[Source]:
-    found = []
+    found: list[Source] = []
     for path in files:
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
         if not path.is_file() or path.name == lmdb_form.LOCK_FILE:

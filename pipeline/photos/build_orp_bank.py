@@ -22,6 +22,7 @@ from PIL import Image
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import PHOTOS_FILE, QUARANTINE_FILE
 from dptr.cache.progress import progress
+from dptr.cache.rejections import Rejection
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.quarantine import Quarantine, example
@@ -33,7 +34,7 @@ from dptr.pipeline.parts.part import WHOLE, Part
 from dptr.pipeline.parts.store_in_making import Group, StoreInMaking, remember_inputs
 from dptr.pipeline.photos.near_images import NearImages
 from dptr.pipeline.photos.orp_settings import OrpBankSettings
-from dptr.pipeline.photos.photo import Photo, Refusal
+from dptr.pipeline.photos.photo import Photo
 from dptr.pipeline.photos.photo_files import count_photos, find_photos
 from dptr.pipeline.photos.reader import Crop, CutPhoto, PhotoReader
 from dptr.pipeline.photos.seen_photos import SeenPhotos
@@ -200,7 +201,7 @@ class _Build:
         )
 
     def _usable(
-        self, read: Iterable[tuple[Photo | Refusal, CutPhoto | str, Any]], total: int
+        self, read: Iterable[tuple[Photo | Rejection, CutPhoto | str, Any]], total: int
     ) -> Generator[tuple[CutPhoto, Any], None, None]:
         """Yield the photos that are new and fit, each with what it came with; note what becomes of the others."""
         earlier = frozenset(self.in_bank)
@@ -210,7 +211,7 @@ class _Build:
         ):
             try:
                 for found, result, more in read:
-                    quarantine.reads(found.file)
+                    quarantine.reads(found.source)
                     if isinstance(result, str):
                         self._refuse(quarantine, found, result)
                     elif result.sha256 in self.in_bank:
@@ -225,8 +226,8 @@ class _Build:
                 self.seen.save()
                 self.quarantined = quarantine.total
 
-    def _refuse(self, quarantine: Quarantine, found: Photo | Refusal, reason: str) -> None:
-        quarantine.refuse(found.file, None, found.member or found.file, reason)
+    def _refuse(self, quarantine: Quarantine, found: Photo | Rejection, reason: str) -> None:
+        quarantine.refuse(found.source, None, found.key or found.source, reason)
         if isinstance(found, Photo):
             self.seen.remember(found, None, reason)
         quarantine.check(self.settings.max_bad)
@@ -243,7 +244,7 @@ def pictures_of(photo: CutPhoto) -> list[Picture]:
     return [Picture(row_of(photo, crop), crop.pixels, crop.tokens) for crop in photo.crops]
 
 
-def _read(reader: PhotoReader, found: Photo | Refusal) -> tuple[CutPhoto | str, list[Picture]]:
+def _read(reader: PhotoReader, found: Photo | Rejection) -> tuple[CutPhoto | str, list[Picture]]:
     """Read a photo; its crops stay where they were read until a worker takes them, the rest is small."""
     result = reader.read(found)
     return (result, []) if isinstance(result, str) else (replace(result, crops=[]), pictures_of(result))

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import UnusablePicture, decode
 from dptr.cache.progress import progress
+from dptr.cache.rejections import Rejection
 from dptr.pipeline.clip.loading import ImageEncoder
 from dptr.pipeline.neighbours.exact import normalized
 from dptr.pipeline.photos import crops as photo_crops
-from dptr.pipeline.photos.photo import Photo, Refusal
+from dptr.pipeline.photos.photo import Photo
 from dptr.pipeline.photos.photo_files import count_photos, find_photos
 
 
@@ -74,14 +75,14 @@ class NearImages:
                 bar.advance()
         return normalized(np.concatenate(pooled))
 
-    def _pixels(self, image: Photo | Refusal) -> NDArray[np.float32]:
+    def _pixels(self, image: Photo | Rejection) -> NDArray[np.float32]:
         try:
             return self._tower.preprocess(photo_crops.central_square(decode(self._read(image))))
         except UnusablePicture as error:
             raise _unreadable(image, str(error)) from error
 
-    def _read(self, image: Photo | Refusal) -> bytes:
-        if isinstance(image, Refusal):
+    def _read(self, image: Photo | Rejection) -> bytes:
+        if isinstance(image, Rejection):
             raise _unreadable(image, image.reason)
         try:
             return image.read()
@@ -91,6 +92,6 @@ class NearImages:
             raise _unreadable(image, error.strerror or str(error)) from error
 
 
-def _unreadable(image: Photo | Refusal, why: str) -> UserError:
-    place = image.place if isinstance(image, Photo) else image.file
+def _unreadable(image: Photo | Rejection, why: str) -> UserError:
+    place = image.place if isinstance(image, Photo) else image.source
     return UserError(f"{place}, which photos are to be kept away from, is of no use: {why}", "Mend or remove it")

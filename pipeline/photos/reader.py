@@ -12,10 +12,11 @@ from PIL import Image
 
 from dptr.cache import pictures
 from dptr.cache.pictures import UnusablePicture
+from dptr.cache.rejections import Rejection
 from dptr.pipeline.clip.loading import ImageEncoder
 from dptr.pipeline.photos import crops as photo_crops
 from dptr.pipeline.photos.crops import Box, CropSettings
-from dptr.pipeline.photos.photo import Photo, Refusal
+from dptr.pipeline.photos.photo import Photo
 from dptr.pipeline.photos.seen_photos import SeenPhotos
 
 
@@ -77,9 +78,9 @@ class PhotoReader:
     seen: SeenPhotos
     retry: bool
 
-    def read(self, found: Photo | Refusal) -> CutPhoto | str:
+    def read(self, found: Photo | Rejection) -> CutPhoto | str:
         """Return the photo with its crops, or the reason why it cannot be used."""
-        if isinstance(found, Refusal):
+        if isinstance(found, Rejection):
             return found.reason
         seen = self.seen.recall(found)
         if seen and seen.reason and not self.retry:

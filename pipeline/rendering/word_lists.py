@@ -44,7 +44,7 @@ def photo_paths(folder: Path) -> list[Path]:
     Raises:
         UserError: there is none.
     """
-    paths = [Path(found.file) for found in find_photos([folder]) if isinstance(found, Photo) and not found.member]
+    paths = [Path(found.source) for found in find_photos([folder]) if isinstance(found, Photo) and not found.key]
     if not paths:
         raise UserError(f"no photo in {folder}", "Name a folder of image files")
     return paths

@@ -81,6 +81,8 @@ def settle_charset(folder: Path, manifest: Manifest, charset: Charset, learnt: b
     Raises:
         DamagedStore: the store's charset is another.
     """
+    # What trains on the store normalises labels as it does.
+    charset = replace(charset, unicode=manifest.identity["normalization"]["unicode"])
     known = Charset.from_text(manifest.identity["charset"]) if manifest.identity.get("charset") else None
     if known is not None:
         if learnt and charset.units == known.units:

@@ -52,7 +52,7 @@ class CropReader:
     def read(self, sample: Sample) -> ReadCrop | Rejected:
         """Return the crop in all of its copies, or the reason why it cannot be used."""
         try:
-            encoded = self.images.encoded(sample)
+            encoded = self.images.read(sample)
             sha256 = hashlib.sha256(encoded).hexdigest()
             views = [] if (sha256, sample.label) in self.in_store else self._views(encoded, sha256)
         except UNREADABLE as error:

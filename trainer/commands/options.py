@@ -17,6 +17,7 @@ from dptr.trainer.choices import ReadingPrecision, Tracker
 from dptr.trainer.commands.starts import model_path
 
 if TYPE_CHECKING:
+    from dptr.cache.charset import Charset
     from dptr.cache.normalization import Normalization
     from dptr.cache.word_images.dataset import WordImages
     from dptr.trainer.recipe import Recipe
@@ -90,18 +91,22 @@ def recogniser_first(workspace: Workspace, names: list[str]) -> tuple[Path, list
     return model_path(workspace, names[0]), names[1:]
 
 
-def training_normalization(recipe: "Recipe", simplified: bool = False) -> "Normalization":
-    """Labels as the recipe's decoder can take them, traditional Chinese ``simplified`` if asked for."""
+def training_normalization(recipe: "Recipe", charset: "Charset", simplified: bool = False) -> "Normalization":
+    """Labels as the recipe's decoder can take them, in the charset's normal form.
+
+    Traditional Chinese is ``simplified`` if asked for.
+    """
     from dptr.cache.normalization import Normalization
 
-    return Normalization(max_label_length=recipe.decoder.max_label_length, simplified=simplified)
+    longest = recipe.decoder.max_label_length
+    return Normalization(unicode=charset.unicode, max_label_length=longest, simplified=simplified)
 
 
-def measuring_normalization() -> "Normalization":
+def measuring_normalization(charset: "Charset") -> "Normalization":
     """Labels of any length: what a recogniser cannot emit is a mistake, not an exception."""
     from dptr.cache.normalization import Normalization
 
-    return Normalization(max_label_length=_ANY_LENGTH)
+    return Normalization(unicode=charset.unicode, max_label_length=_ANY_LENGTH)
 
 
 def labels_left_out(images: "WordImages") -> list[str]:
@@ -118,7 +123,7 @@ def crops_for(data: list[Path] | None, run: "Trained") -> "WordImages | None":
     """Open labelled crops with a run's charset; None where none are named."""
     from dptr.cache.word_images.dataset import WordImages
 
-    return WordImages.open(data, run.charset, measuring_normalization()) if data else None
+    return WordImages.open(data, run.charset, measuring_normalization(run.charset)) if data else None
 
 
 def kept_in(workspace: Workspace, run: Path) -> Path:

@@ -153,7 +153,8 @@ def finetune(
     stage.require_clip_of(run, settings, described)
     model = encoder_run or described
     known = run.charset if run else stores[0].charset if stores else Charset.named("94")
-    normalization = training_normalization(settings, simplified)
+    # The run to start from, or the store, says how labels are normalised, whatever charset is named.
+    normalization = training_normalization(settings, known, simplified)
 
     def opened(characters: Charset) -> Labelled:
         images = open_crops(paths, characters, normalization)

@@ -19,10 +19,11 @@ from PIL import Image
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
+from dptr.cache.rejections import Rejection
 from dptr.cache.word_images import parquet_form
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages
 from dptr.cache.word_images.form import state_of
-from dptr.pipeline.photos.photo import Photo, Refusal
+from dptr.pipeline.photos.photo import Photo
 from dptr.pipeline.photos.photo_files import find_photos
 from dptr.pipeline.text.corpus_files import read_rows
 
@@ -72,7 +73,7 @@ def test_a_tar_with_one_flipped_header_bit_is_refused_and_loses_no_half_in_silen
     with pytest.raises(UserError, match=f"a.tar cannot be read as tar: torn at byte {header}"):
         open_images(path)
     found = list(find_photos([path]))
-    assert [type(item) for item in found] == [Photo] * 5 + [Refusal]
+    assert [type(item) for item in found] == [Photo] * 5 + [Rejection]
 
 
 def test_a_tar_cut_at_the_edge_of_a_member_is_refused(tmp_path: Path) -> None:
@@ -211,7 +212,7 @@ def test_a_column_of_a_parquet_whose_name_is_no_text_ends_in_one_line(tmp_path: 
     refused: list[str] = []
     assert not list(read_rows(str(path), "line", "text", lambda _line, _item, reason: refused.append(reason)))
     assert len(refused) == 1
-    assert [type(photo) for photo in find_photos([path])] == [Refusal]
+    assert [type(photo) for photo in find_photos([path])] == [Rejection]
 
 
 def test_a_parquet_that_promises_more_rows_than_it_has_ends_in_one_line(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -10,9 +12,12 @@ import lmdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from dptr.cache.errors import UserError
-from dptr.pipeline.photos.photo import Photo, Refusal
+from dptr.cache.pictures import decode
+from dptr.cache.rejections import Rejection
+from dptr.pipeline.photos.photo import Photo
 from dptr.pipeline.photos.photo_files import count_photos, find_photos
 
 
@@ -20,7 +25,7 @@ def found_in(*paths: Path) -> tuple[dict[str, bytes], dict[str, str]]:
     """Return contents by place, and reasons by file."""
     found = list(find_photos(paths))
     photos = {photo.place: photo.read() for photo in found if isinstance(photo, Photo)}
-    return photos, {refusal.file: refusal.reason for refusal in found if isinstance(refusal, Refusal)}
+    return photos, {one.source: one.reason for one in found if isinstance(one, Rejection)}
 
 
 def test_folders_are_searched_in_the_order_of_names(tmp_path: Path) -> None:
@@ -128,3 +133,31 @@ def test_no_photo_is_the_users_error(tmp_path: Path) -> None:
         count_photos([tmp_path])
     with pytest.raises(UserError, match="does not exist"):
         count_photos([tmp_path / "nowhere"])
+
+
+def test_pictures_that_cannot_be_read_here_are_rejected_by_name_and_others_are_read(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 8), "red")
+    formats = {"a.jp2": "JPEG2000", "b.ppm": "PPM", "c.mpo": "MPO", "d.avif": "AVIF"}
+    for name, kind in formats.items():
+        picture.save(tmp_path / name, kind)
+    (tmp_path / "e.heic").write_bytes(b"heic")
+    (tmp_path / "f.txt").write_text("no picture")
+    with tarfile.open(tmp_path / "g.tar", "w") as archive:
+        archive.add(tmp_path / "a.jp2", "a.jp2")
+        archive.add(tmp_path / "e.heic", "e.HEIC")
+    with zipfile.ZipFile(tmp_path / "h.zip", "w") as zipped:
+        zipped.write(tmp_path / "e.heic", "e.heic")
+    found = list(find_photos([tmp_path]))
+    read = [one for one in found if isinstance(one, Photo)]
+    assert [Path(one.source).name for one in read] == [*formats, "g.tar"]
+    assert {decode(one.read()).size for one in read} == {(8, 8)}
+    rejected = [one for one in found if isinstance(one, Rejection)]
+    assert [Path(one.source).name for one in rejected] == ["e.heic", "g.tar", "h.zip"]
+    assert {one.reason for one in rejected} == {"picture format cannot be read: .heic"}
+
+
+def test_importing_the_reader_of_pictures_silences_no_warning() -> None:
+    code = "import warnings; before = list(warnings.filters); import dptr.cache.pictures; "
+    code += "print([one for one in warnings.filters if one not in before])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert "PIL" not in done.stdout
