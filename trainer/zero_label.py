@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.progress import note
 from dptr.trainer.model.encoders.clip import PREFIX, ClipEncoder, describe, whole_hash
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.recipe import Recipe
@@ -52,9 +51,7 @@ def require_its_clip(run: Run, folder: Path) -> None:
     Raises:
         DamagedStore: it has others.
     """
-    if not run.clip_weights:
-        note(f"{run.folder} does not say which weights embedded its text; {folder} is taken by its name")
-    elif whole_hash(folder) != run.clip_weights.rpartition("+")[2]:  # of a pair, the image tower's stands last
+    if whole_hash(folder) != run.clip_weights.rpartition("+")[2]:  # of a pair, the image tower's stands last
         raise DamagedStore(
             f"the CLIP {run.clip} has other weights than the one that embedded the text of {run.folder}",
             "Put that CLIP back in its place, or embed the text again with this one and pre-train",

@@ -154,10 +154,11 @@ class Trials:
             where = f"run = {_quoted(Path(run).name)} and data = {_quoted(path)}"
             query = f"select key, truth, reading from predictions where {where} order by key"
             read = self.dptr(["sql", query])["result"]
-            scored = [(key, right) for key, *pair in read if (right := is_right(*pair, self.grid.protocol)) is not None]
-            if not scored:
+            scored = {key: is_right(truth, reading, self.grid.protocol) for key, truth, reading in read}
+            counted = {key: int(right) for key, right in scored.items() if right is not None}
+            if not counted:
                 raise UserError(f"no word of {path} counts under protocol {self.grid.protocol}", "Use another protocol")
-            images, right = map(list, zip(*scored, strict=True))
+            images, right = list(counted), list(counted.values())
             row = {"key": self.key(arm, seed, test), "arm": arm.name, "seed": seed, "test": test, "run": run}
             row |= {"steps": results[-1]["steps"], "seconds": seconds[1], "pretrain_seconds": seconds[0]}
             rows.append(row | {"accuracy": sum(right) / len(right), "images": images, "right": right})

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 
 from dptr.cache.errors import UserError
 from dptr.cache.progress import set_quiet
-from dptr.cache.stores import sealed
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
@@ -244,14 +243,6 @@ def test_a_clip_is_known_by_its_weights_and_not_by_its_name(
         assert run_command([*map(str, words), "--workspace", str(workspace / "ws"), "--quiet"]) == 3
         (line,) = capsys.readouterr().err.splitlines()
         assert f"the CLIP {clip} has other weights than the one that embedded the text of {run}" in line
-
-    description = sealed.read_json(run / "run.json")
-    del description["clip_weights"]
-    sealed.write_json(run / "run.json", description)
-    set_quiet(False)
-    assert run_command(["read", str(run), str(workspace / "crops")]) == 0
-    assert "is taken by its name" in capsys.readouterr().err
-    set_quiet(True)
 
 
 def test_columns_pre_train_ctc_and_are_fine_tuned_without_fmu_but_read_nothing_before(

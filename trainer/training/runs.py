@@ -247,7 +247,7 @@ def _require_same(known: Run, wanted: Run) -> None:
         differing.append("charset")
     if known.data != wanted.data:
         what = [named for key, named in _DATA.items() if known.data.get(key) != wanted.data.get(key)]
-        differing.append(f"data ({', '.join(what)})")
+        differing.append(f"data ({', '.join(what)})" if what else "data")
     if not differing:
         return
     advice = "Choose another folder with -o, or go back to the old settings and stores"
