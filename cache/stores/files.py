@@ -8,13 +8,55 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from dptr.cache.errors import UserError
+from dptr.cache.file_names import (
+    CHECKPOINTS_FOLDER,
+    IMAGE_PROCESSOR_FILE,
+    MANIFEST_FILE,
+    MANIFEST_LOG,
+    METRICS_FILE,
+    MODEL_CONFIG_FILE,
+    NEIGHBOURS_ARRAY,
+    NEIGHBOURS_TABLE,
+    PHOTOS_FILE,
+    PREDICTIONS_FOLDER,
+    PREFIX_FILE,
+    QUARANTINE_FILE,
+    RECIPE_FILE,
+    ROWS_FILE,
+    RUN_FILE,
+    TIMINGS_FILE,
+    TOKENIZER_FILES,
+    WEIGHTS_FILE,
+)
+
 #: Ends the names of what is not finished yet.
 TEMPORARY_SUFFIX = ".writing"
+
+#: Names and patterns of a store's files.
+_STORE_FILES = (
+    MANIFEST_FILE,
+    MANIFEST_LOG,
+    QUARANTINE_FILE,
+    PHOTOS_FILE,
+    PREFIX_FILE,
+    ROWS_FILE,
+    NEIGHBOURS_ARRAY,
+    NEIGHBOURS_TABLE,
+    "part-*.arrow",
+    "part-*.parquet",
+    "index*.faiss",
+)
+_RUN_FILES = (RUN_FILE, RECIPE_FILE, METRICS_FILE, TIMINGS_FILE, QUARANTINE_FILE)
+_RUN_FOLDERS = (CHECKPOINTS_FOLDER, PREDICTIONS_FOLDER)
+_MODEL_FILES = (RECIPE_FILE, MODEL_CONFIG_FILE, IMAGE_PROCESSOR_FILE, *TOKENIZER_FILES, WEIGHTS_FILE)
+_MODEL_SUFFIXES = (".safetensors", ".onnx")
 
 
 def temporary_beside(path: Path) -> Path:
@@ -75,3 +117,52 @@ def xxh3_of(path: Path) -> str:
     """Return the 128-bit XXH3 of a file's bytes, as hexadecimal: it finds damage as fast as memory is read."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
+
+
+def require_replaceable(path: Path, as_model: bool = False) -> None:
+    """Check that writing the output ``path``, a file or a folder, replaces no file of a store, a run or a model.
+
+    A run's ``report.html`` is no such file; neither is a new file beside those of a store, a run or a model.
+
+    Args:
+        path: what is to be written; symlinks are followed. as_model: it is an exported model, and may replace another.
+
+    Raises:
+        UserError: it would.
+    """
+    for place in dict.fromkeys((path.absolute(), path.resolve())):
+        if place.is_dir():
+            owner = _kind_of_folder(place)
+            if owner is not None or _is_file_of_run(place):
+                raise UserError(f"{path} holds files of {owner or 'a run'}", "Name another folder with -o")
+            continue
+        owner = _owner_of(place)
+        if owner is None and not as_model and place.suffix in _MODEL_SUFFIXES and place.is_file():
+            owner = "a model"
+        if owner is not None:
+            raise UserError(f"{path} is a file of {owner}", "Name another file with -o")
+
+
+def _kind_of_folder(folder: Path) -> str | None:
+    """Return what a folder holds, by the file that describes it: a store, a run, a model, or None."""
+    if (folder / MANIFEST_FILE).is_file():
+        return "a store"
+    if (folder / RUN_FILE).is_file():
+        return "a run"
+    described = (folder / RECIPE_FILE).is_file() or (folder / MODEL_CONFIG_FILE).is_file()
+    return "a model" if described and (folder / WEIGHTS_FILE).is_file() else None
+
+
+def _owner_of(file: Path) -> str | None:
+    """Return what a file, which need not exist, belongs to; None where it is nobody's."""
+    owner = _kind_of_folder(file.parent)
+    files = {"a store": _STORE_FILES, "a run": _RUN_FILES, "a model": _MODEL_FILES}.get(owner or "", ())
+    if any(fnmatchcase(file.name, name) for name in files):
+        return owner
+    return "a run" if _is_file_of_run(file) else None
+
+
+def _is_file_of_run(path: Path) -> bool:
+    """Return whether a path is in, or is, one of the folders that a run keeps below its own."""
+    places = (path, *path.parents)[:3]
+    return any(place.name in _RUN_FOLDERS and (place.parent / RUN_FILE).is_file() for place in places)
