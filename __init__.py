@@ -157,10 +157,7 @@ def finetune(
 def _run(module: str, command: str, workspace: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
     """Run a command as the command line does, and return its figures."""
     root = importlib.import_module("dptr.cache.workspace").Workspace(Path(workspace))
-    services = importlib.import_module("dptr.cli").SERVICES
-    figures: dict[str, Any] = getattr(importlib.import_module(module), command)(
-        root, services, *arguments, **options
-    ).figures
+    figures: dict[str, Any] = getattr(importlib.import_module(module), command)(root, *arguments, **options).figures
     return figures
 
 

@@ -1,7 +1,7 @@
-"""The command line: the commands of all stages as one, what they need of each other, and the exit codes.
+"""The command line: the commands of all stages as one, and the exit codes.
 
-Each command lives beside its stage, in its ``commands``. Only this file imports stage 1 and training both; errors end
-as one line and an exit code here. ``dptr --help`` is quick: commands import heavy libraries when they run.
+Each command lives beside its stage, in its ``commands``; errors become one line and an exit code here.
+``dptr --help`` is quick: commands import heavy libraries when they run.
 """
 
 import os
@@ -16,13 +16,12 @@ from typer.exceptions import Abort, Exit, TyperException
 from typer.main import get_command
 
 from dptr.cache import commands as stored
-from dptr.cache.command_line import Report, Services, command, command_group, require_no_empty_argument, speak_utf8
-from dptr.cache.errors import OF_THE_DISK, DptrError, UserError, disk_error, disk_problem, usage_problem
+from dptr.cache.command_line import Report, command, command_group, require_no_empty_argument, speak_utf8
+from dptr.cache.errors import OF_THE_DISK, DptrError, disk_error, disk_problem, usage_problem
 from dptr.cache.interrupts import ignore_from_now_on, stop_once
 from dptr.cache.visible import visible
 from dptr.cache.workspace import Workspace
 from dptr.pipeline import commands as stage_one
-from dptr.pipeline.services import find_clip, mine_neighbours, photo_paths, prompt_of, repair
 from dptr.trainer.commands import ablation, recognition, sharing, training
 
 _INTERRUPTED = 130
@@ -32,25 +31,8 @@ for _stage in (stage_one, training, recognition, sharing, ablation, stored):
     app.add_typer(_stage.commands)
 
 
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        # The meta device has no numbers; what is really there can hold some.
-        torch.zeros(1, device=name).tolist()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device {name} is not usable here", "Use cpu, or auto") from error
-    return name
-
-
-SERVICES = Services(_device, find_clip, mine_neighbours, photo_paths, prompt_of, repair)
-
-
 @command(app, "demo")
 def demo(
-    services: Services,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything the demo makes.")] = Path("dptr_demo"),
 ) -> Report:
     """The whole way on data that is already on this machine: minutes on a laptop.
@@ -66,16 +48,16 @@ def demo(
     workspace = Workspace(out / "dptr_data")
     data = prepare_demo_data(out)
     note("\n1/5  text to CLIP states")
-    stage_one.embed_text(workspace, services, [str(data.corpus)], charset="36")
+    stage_one.embed_text(workspace, [str(data.corpus)], charset="36")
     note("\n2/5  photos to noise")
-    stage_one.build_orp_bank(workspace, services, data.photos, crops_per_image=40)
+    stage_one.build_orp_bank(workspace, data.photos, crops_per_image=40)
     note("\n3/5  pre-training the decoder on text states alone")
-    pretrained = training.pretrain(workspace, services, recipe="demo").figures
+    pretrained = training.pretrain(workspace, recipe="demo").figures
     note("\n4/5  fine-tuning on rendered crops, from the encoder of the bundled recogniser")
-    run = str(training.finetune(workspace, services, [data.crops], recipe="demo", encoder="bundled").figures["out"])
+    run = str(training.finetune(workspace, [data.crops], recipe="demo", encoder="bundled").figures["out"])
     note("\n5/5  reading crops it has not seen")
-    evaluated = recognition.evaluate(workspace, services, [run], data=[data.test_crops]).figures
-    page = recognition.evaluate(workspace, services, data=[data.page]).figures
+    evaluated = recognition.evaluate(workspace, [run], data=[data.test_crops]).figures
+    page = recognition.evaluate(workspace, data=[data.page]).figures
     metrics = {**pretrained["metrics"], **evaluated["metrics"]}
     counts = {name: evaluated[name] for name in ("rows", "computed", "quarantined")}
     seconds = time.monotonic() - started
@@ -114,7 +96,7 @@ def run_command(arguments: Sequence[str] | None = None, ending: bool = False) ->
         require_no_empty_argument(given)
         # typer turns Ctrl-C and --help into exit codes of its own, and hands them back.
         with stop_once(ending):
-            code = get_command(app).main(args=given, standalone_mode=False, obj=SERVICES)
+            code = get_command(app).main(args=given, standalone_mode=False)
         return _fail(KeyboardInterrupt()) if code == _INTERRUPTED else int(code or 0)
     except Exit as error:
         return error.exit_code

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from dptr.cli import SERVICES
+from dptr.pipeline.device import resolve_device
 
 
 def at_least(least: int) -> Callable[[str], int]:
@@ -25,4 +25,4 @@ def at_least(least: int) -> Callable[[str], int]:
 
 def usable_device(name: str) -> str:
     """Return the device's name if it is usable here, for ``type`` of an argument."""
-    return SERVICES.device(name)
+    return resolve_device(name)

@@ -9,7 +9,7 @@ import io
 import os
 import re
 import sys
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
@@ -42,28 +42,6 @@ _COMMON = {
     ],
 }
 _DEFAULTS = {"workspace": Path("dptr_data"), "as_json": False, "quiet": False, "debug": False, "no_check": False}
-_FILLED_IN = ("workspace", "services")
-
-
-@dataclass(frozen=True)
-class Services:
-    """What commands need from a side that they may not import; ``cli.py``, which imports both sides, fills it in.
-
-    Attributes:
-        device: checks a device's name and resolves ``auto``.
-        find_clip: ``tiny``, a directory or a hub id -> a CLIP's folder.
-        mine_neighbours: prompt store, bank, k: writes each prompt's nearest crops beside the store.
-        photo_paths: folder -> the photos in it.
-        prompt_of: template -> what turns a label into a prompt.
-        repair: store, names of damaged files -> why some of them could not be computed again.
-    """
-
-    device: Callable[[str], str]
-    find_clip: Callable[[str], Path]
-    mine_neighbours: Callable[[Path, Path, int], object]
-    photo_paths: Callable[[Path], Sequence[Path]]
-    prompt_of: Callable[[str], Callable[[str], str]]
-    repair: Callable[[Path, Collection[str]], list[str]]
 
 
 @dataclass
@@ -104,15 +82,13 @@ def command(
 ) -> Callable[[Callable[_Parameters, Report]], Callable[_Parameters, Report]]:
     """Add a function as a command with the common options; ``in_several_processes`` if torchrun may start it.
 
-    Its parameters become options, but for ``workspace`` (:class:`Workspace`) and ``services`` (:class:`Services`),
-    which it gets from here.
+    Its parameters become options, but for ``workspace`` (:class:`Workspace`), which it gets from here.
     """
 
     def register(function: Callable[_Parameters, Report]) -> Callable[_Parameters, Report]:
         parameters = inspect.signature(function).parameters
 
         def run(
-            calling: typer.Context,
             workspace: Path,
             as_json: bool,
             quiet: bool,
@@ -122,8 +98,7 @@ def command(
         ) -> None:
             set_quiet(quiet)
             os.environ["DPTR_DEBUG"] = "1" if debug else ""
-            given = {"workspace": Workspace(workspace), "services": calling.obj}
-            filled_in = {name: given[name] for name in _FILLED_IN if name in parameters}
+            filled_in = {"workspace": Workspace(workspace)} if "workspace" in parameters else {}
             checks.turn_off(no_check)
             if in_several_processes:
                 launched.hush_torch()
@@ -137,11 +112,10 @@ def command(
                 raise typer.Exit(TooManyRefused.exit_code)
 
         keyword = inspect.Parameter.KEYWORD_ONLY
-        options = [p.replace(kind=keyword) for p in parameters.values() if p.name not in _FILLED_IN]
+        options = [p.replace(kind=keyword) for p in parameters.values() if p.name != "workspace"]
         options += [inspect.Parameter(n, keyword, default=_DEFAULTS[n], annotation=a) for n, a in _COMMON.items()]
-        calling = inspect.Parameter("calling", keyword, annotation=typer.Context)
-        run.__signature__ = inspect.Signature([calling, *options])  # type: ignore[attr-defined]
-        run.__annotations__ = {p.name: p.annotation for p in [calling, *options]}
+        run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in options}
         run.__doc__ = function.__doc__
         group.command(name, cls=PathListCommand)(run)
         return function

@@ -1,4 +1,4 @@
-"""Commands on what is on disk: questions, checks, and labelled crops in another form."""
+"""Commands on what is on disk: questions, and labelled crops in another form."""
 
 import time
 from pathlib import Path
@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 
 from dptr.cache.choices import AnswerForm
-from dptr.cache.command_line import Report, Services, command, command_group
-from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.command_line import Report, command, command_group
+from dptr.cache.errors import UserError
 from dptr.cache.options import OrpFolder, PromptsFolder
 from dptr.cache.workspace import Workspace
 
@@ -61,41 +61,6 @@ def sql(
         return Report({**figures, "seconds": time.monotonic() - started}, answer=answer, form=form)
     rows = out_file.write_answer(connection, query, form, out)
     return Report({**figures, "rows": rows, "seconds": time.monotonic() - started}, f"{rows:,} rows in {out}")
-
-
-@command(commands, "verify")
-def verify(
-    workspace: Workspace,
-    services: Services,
-    paths: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Stores, runs, exported models; by default all stores and runs of the workspace."),
-    ] = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Compute damaged shards again from their inputs.")] = False,
-) -> Report:
-    """Check every hash of stores, runs and models, and that their files agree; exit 3 when something is damaged.
-
-    Example: dptr verify --repair
-    """
-    from dptr.cache.stores import verify as check
-
-    chosen = paths or check.all_in(workspace)
-    if not chosen:
-        raise UserError(f"no store and no run in {workspace.root}", "Name the folder of one")
-    damages = [damage for path in chosen for damage in check.verify(path)]
-    left: list[str] = []
-    repaired = 0
-    if repair and damages:
-        for store, files in check.repairable(damages).items():
-            left += services.repair(store, files)
-        before = len(damages)
-        damages = [damage for path in chosen for damage in check.verify(path)]
-        repaired = before - len(damages)
-    if damages:
-        listed = "; ".join(f"{damage.path} {damage.problem}" for damage in damages)
-        raise DamagedStore(listed, "; ".join(left or dict.fromkeys(damage.advice for damage in damages)))
-    told = f"{len(chosen)} whole" + (f", {repaired} files repaired" if repaired else "")
-    return Report({"out": [str(path) for path in chosen], "rows": len(chosen), "repaired": repaired}, told)
 
 
 @command(commands, "pack-crops")

@@ -1,4 +1,4 @@
-"""Commands of stage 1: text and photos to stores, and words to labelled crops."""
+"""Commands of stage 1: text and photos to stores, words to labelled crops, and checks of what was written."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from dptr.cache.choices import UnicodeForm
-from dptr.cache.command_line import Report, Services, command, command_group, figures_of
-from dptr.cache.errors import UserError
+from dptr.cache.command_line import Report, command, command_group, figures_of
+from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.options import LARGEST_SEED, LONGEST_LABEL, MOST_WORKERS, Device, OrpFolder, Out, PromptsFolder
 from dptr.cache.workspace import Workspace
 from dptr.pipeline.choices import Case, Context, StatesKind, Unit
+from dptr.pipeline.device import resolve_device
 from dptr.pipeline.options import (
     Address,
     Arithmetic,
@@ -42,7 +43,6 @@ _MOST_CROPS_PER_IMAGE = _MOST_VIEWS = 10_000
 @command(commands, "embed-text")
 def embed_text(
     workspace: Workspace,
-    services: Services,
     files: Annotated[list[str], typer.Argument(help="Text, .gz, .zst, .xz, JSONL, Parquet, LMDB, or - for stdin.")],
     out: Out = None,
     clip: ClipName = "tiny",
@@ -96,7 +96,7 @@ def embed_text(
         cover_pieces=cover_pieces,
         seed=seed,
         max_bad=max_bad,
-        device=services.device(device),
+        device=resolve_device(device),
         tokens_per_batch=batch_size,
     )
     folder = out or workspace.prompts
@@ -112,7 +112,6 @@ def embed_text(
 @command(commands, "build-orp-bank")
 def build_orp_bank(
     workspace: Workspace,
-    services: Services,
     paths: Annotated[list[Path], typer.Argument(help="Folders, image files, .tar, .zip, Parquet or LMDB.")],
     out: Out = None,
     clip: ClipName = "tiny",
@@ -157,7 +156,7 @@ def build_orp_bank(
         retry_quarantined=retry_quarantined,
         exclude_near=tuple(exclude_near or ()),
         exclude_threshold=exclude_threshold,
-        device=services.device(device),
+        device=resolve_device(device),
         batch=batch_size,
     )
     with _engine(engine, address, engine_workers, device) as cluster:
@@ -168,7 +167,6 @@ def build_orp_bank(
 @command(commands, "embed-crops")
 def embed_crops(
     workspace: Workspace,
-    services: Services,
     paths: Annotated[list[Path], typer.Argument(help="Labelled crops in any accepted form.")],
     out: Out = None,
     clip: ClipName = "tiny",
@@ -205,7 +203,7 @@ def embed_crops(
         dtype=dtype,
         workers=workers,
         max_bad=max_bad,
-        device=services.device(device),
+        device=resolve_device(device),
         batch=batch_size,
     )
     summary = stage.embed_crops(paths, out or workspace.word_crops, settings, Part.named(part))
@@ -287,6 +285,41 @@ def merge(
     lines = [f"{one.parts} parts: {one.rows:,} rows in {one.out}" for one in merged]
     figures = {name: sum(getattr(one, name) for one in merged) for name in ("rows", "computed", "parts")}
     return Report({"out": str(outs[0]), **figures, "quarantined": 0}, "\n".join(lines))
+
+
+@command(commands, "verify")
+def verify(
+    workspace: Workspace,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Stores, runs, exported models; by default all stores and runs of the workspace."),
+    ] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Compute damaged shards again from their inputs.")] = False,
+) -> Report:
+    """Check every hash of stores, runs and models, and that their files agree; exit 3 when something is damaged.
+
+    Example: dptr verify --repair
+    """
+    from dptr.cache.stores import verify as check
+    from dptr.pipeline.repair.repair import repair as repair_store
+
+    chosen = paths or check.all_in(workspace)
+    if not chosen:
+        raise UserError(f"no store and no run in {workspace.root}", "Name the folder of one")
+    damages = [damage for path in chosen for damage in check.verify(path)]
+    left: list[str] = []
+    repaired = 0
+    if repair and damages:
+        for store, files in check.repairable(damages).items():
+            left += repair_store(store, files)
+        before = len(damages)
+        damages = [damage for path in chosen for damage in check.verify(path)]
+        repaired = before - len(damages)
+    if damages:
+        listed = "; ".join(f"{damage.path} {damage.problem}" for damage in damages)
+        raise DamagedStore(listed, "; ".join(left or dict.fromkeys(damage.advice for damage in damages)))
+    told = f"{len(chosen)} whole" + (f", {repaired} files repaired" if repaired else "")
+    return Report({"out": [str(path) for path in chosen], "rows": len(chosen), "repaired": repaired}, told)
 
 
 def _engine(

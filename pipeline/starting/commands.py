@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from dptr.cache.command_line import Report, Services, command, command_group
+from dptr.cache.command_line import Report, command, command_group
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import RECIPE_FILE
 from dptr.cache.workspace import Workspace
+from dptr.pipeline.device import resolve_device
 
 commands = command_group()
 
@@ -36,7 +37,6 @@ def doctor(workspace: Workspace) -> Report:
 
 @command(commands, "init")
 def init(
-    services: Services,
     data: Annotated[list[Path], typer.Argument(help="Word lists, labelled crops, folders of photos: told apart.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Recipe to write.")] = Path(RECIPE_FILE),
 ) -> Report:
@@ -54,7 +54,7 @@ def init(
         if path.exists():
             raise UserError(f"{path} exists", "Name another recipe with -o, in a folder without charset.txt")
     look = look_at(data)
-    proposed = plan(look, out, charset_file, services.device("auto") != "cpu")
+    proposed = plan(look, out, charset_file, resolve_device("auto") != "cpu")
     write_text(out, proposed.recipe)
     if proposed.own_charset:
         write_text(charset_file, proposed.charset + "\n")

@@ -202,7 +202,7 @@ def test_a_pre_trained_run_reads_and_is_measured_without_one_label(
 def test_fine_tuning_from_pooled_starts_where_zero_labels_left_it(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dptr.pipeline.services import find_clip
+    from dptr.pipeline.clip.clip_files import find_clip
     from dptr.trainer.read import load
 
     run = pretrained(capsys, workspace, "pooled", "--set", "memory.centred=true")

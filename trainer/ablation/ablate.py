@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dptr.cache.command_line import Services
 from dptr.cache.errors import DptrError, UserError
 from dptr.cache.file_names import ABLATION_ROWS
 from dptr.cache.progress import note
@@ -34,15 +33,13 @@ class AblationSummary:
     rows: list[Row]
 
 
-def ablate(
-    grid: Grid, name: str, origin: str, workspace: Workspace, services: Services, device: str, jobs: int = 1
-) -> AblationSummary:
+def ablate(grid: Grid, name: str, origin: str, workspace: Workspace, device: str, jobs: int = 1) -> AblationSummary:
     """Run what is missing of a grid, keeping the rows of every trial as soon as it is done.
 
     Args:
         grid: arms and seeds. name: of the ablation, and of its folder under ``ablations``.
         origin: where the grid was read, for messages.
-        workspace: holds the stores, and gets the rows. services: find a CLIP, mine neighbours.
+        workspace: holds the stores, and gets the rows.
         device: where to train. jobs: trials at once.
 
     Raises:
@@ -51,7 +48,7 @@ def ablate(
     """
     started = time.monotonic()
     folder = workspace.ablations / name
-    wanted = plan(grid, origin, workspace, services)
+    wanted = plan(grid, origin, workspace)
     tests = {test: fingerprint(WordImages.open_as_written([Path(path)])) for test, path in grid.tests.items()}
     with locked(folder):
         done = _known(read_rows(folder / ABLATION_ROWS), wanted, tests)

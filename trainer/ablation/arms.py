@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dptr.cache.command_line import Services
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.workspace import Workspace
+from dptr.pipeline.clip.clip_files import find_clip
+from dptr.pipeline.neighbours.mine_neighbours import mine_neighbours
 from dptr.trainer import finetune, pretrain
 from dptr.trainer.ablation.crops import (
     charset_named,
@@ -110,7 +111,7 @@ class Plan:
     trials: list[Trial] = field(default_factory=list)
 
 
-def plan(grid: Grid, origin: str, workspace: Workspace, services: Services) -> Plan:
+def plan(grid: Grid, origin: str, workspace: Workspace) -> Plan:
     """Turn a grid into trials; all data is opened, so that mistakes are found before any training.
 
     Raises:
@@ -120,9 +121,9 @@ def plan(grid: Grid, origin: str, workspace: Workspace, services: Services) -> P
     for seed in grid.seeds:
         for arm in grid.arms:
             chosen, recipe = grid.choices(arm), _seeded(grid.recipe_of(arm, origin), seed)
-            start = _start(made, seed, chosen, recipe, workspace, services)
+            start = _start(made, seed, chosen, recipe, workspace)
             make = _zero_label_trial if chosen.zero_label else _trial
-            trial = make(grid, arm, seed, chosen, start, workspace, services)
+            trial = make(grid, arm, seed, chosen, start, workspace)
             same = [known.arm for known in made.trials if known.key == trial.key]
             if same:
                 raise UserError(f"{origin}: arms {same[0]!r} and {arm!r} train the same", "Leave one of them out")
@@ -137,9 +138,7 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _trial(
-    grid: Grid, arm: str, seed: int, chosen: Choices, start: Start, workspace: Workspace, services: Services
-) -> Trial:
+def _trial(grid: Grid, arm: str, seed: int, chosen: Choices, start: Start, workspace: Workspace) -> Trial:
     data, recipe = {name: each for name, each in chosen.data.items() if each.crops != 0}, start.recipe
     if all(each.share is not None for each in data.values()):
         recipe = recipe.replace("finetune", mix=",".join(f"{each.share:g}" for each in data.values()))
@@ -147,7 +146,7 @@ def _trial(
         recipe = recipe.replace(section, **values)
     encoder_model, name = None, model_of(recipe.encoder.kind)
     if name is not None:
-        encoder_model = services.find_clip(name)
+        encoder_model = find_clip(name)
         recipe = recipe.replace("encoder", config=describe(recipe.encoder.kind, encoder_model))
     recipe = _without(recipe, _STAGE_2_ALONE)
     validation = None if grid.validation is None else Path(grid.validation)
@@ -181,9 +180,7 @@ def _trial(
     )
 
 
-def _zero_label_trial(
-    grid: Grid, arm: str, seed: int, chosen: Choices, start: Start, workspace: Workspace, services: Services
-) -> Trial:
+def _zero_label_trial(grid: Grid, arm: str, seed: int, chosen: Choices, start: Start, workspace: Workspace) -> Trial:
     if start.folder is None:
         raise ValueError("a grid is checked for this")
     key = key_of("zero label", start.folder.name)
@@ -200,19 +197,19 @@ def _zero_label_trial(
         data={},
         validation=None,
         tests={name: Path(path) for name, path in grid.tests.items()},
-        encoder_model=services.find_clip(start.clip),
+        encoder_model=find_clip(start.clip),
         zero_label=True,
     )
 
 
-def _start(made: Plan, seed: int, chosen: Choices, recipe: Recipe, workspace: Workspace, services: Services) -> Start:
+def _start(made: Plan, seed: int, chosen: Choices, recipe: Recipe, workspace: Workspace) -> Start:
     """Resolve where an arm's decoder comes from; a pre-training that it needs joins the plan."""
     start = chosen.start or NOTHING
     if start == NOTHING:
         return Start(None, recipe)
     encoder_is_named = "kind" in chosen.encoder
     if start == PRETRAIN:
-        wanted, clip = _pretraining(chosen, _without(recipe, _STAGE_3_ALONE), workspace, services)
+        wanted, clip = _pretraining(chosen, _without(recipe, _STAGE_3_ALONE), workspace)
         if wanted.folder not in [known.folder for known in made.pretrainings]:
             made.pretrainings.append(wanted)
         parts = finetune.seen_through(recipe.memory.kind, clip, encoder_is_named)
@@ -231,7 +228,7 @@ def _with_parts(recipe: Recipe, parts: dict[str, Settings]) -> Recipe:
     return recipe
 
 
-def _pretraining(chosen: Choices, recipe: Recipe, workspace: Workspace, services: Services) -> tuple[Pretraining, str]:
+def _pretraining(chosen: Choices, recipe: Recipe, workspace: Workspace) -> tuple[Pretraining, str]:
     """Return what is to be pre-trained, and the name of the CLIP that embedded its text."""
     prompts = Path(chosen.prompts) if chosen.prompts else workspace.prompts
     require(prompts / MANIFEST_FILE, "prompt store", "dptr embed-text WORDS")
@@ -241,7 +238,7 @@ def _pretraining(chosen: Choices, recipe: Recipe, workspace: Workspace, services
         require(orp / MANIFEST_FILE, "ORP bank", "dptr build-orp-bank PHOTOS")
         bank = OrpBank(orp)
         if recipe.noise.needs_neighbours:
-            services.mine_neighbours(prompts, orp, recipe.noise.neighbours)
+            mine_neighbours(prompts, orp, recipe.noise.neighbours)
     key = key_of(recipe_to_toml(recipe), pretrain.data_identity(store, bank))
     folder = workspace.ablations / "pretrained" / key
     return Pretraining(recipe, prompts, orp, folder), store.manifest.identity["encoder"]

@@ -5,10 +5,11 @@ from typing import Annotated
 
 import typer
 
-from dptr.cache.command_line import Report, Services, command, command_group
+from dptr.cache.command_line import Report, command, command_group
 from dptr.cache.file_names import REPORT_FILE
 from dptr.cache.options import Device
 from dptr.cache.workspace import Workspace
+from dptr.pipeline.device import resolve_device
 
 commands = command_group()
 
@@ -18,7 +19,6 @@ _MOST_JOBS = 64
 @command(commands, "ablate")
 def ablate(
     workspace: Workspace,
-    services: Services,
     grid: Annotated[Path, typer.Argument(help="TOML file: base recipe, data, seeds and arms.")],
     name: Annotated[str | None, typer.Option(help="Of the ablation; by default that of the file.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, max=_MOST_JOBS, help="Trainings at once.")] = 1,
@@ -36,7 +36,7 @@ def ablate(
 
     asked = load_grid(grid)
     called = name or grid.stem
-    summary = stage.ablate(asked, called, str(grid), workspace, services, services.device(device), jobs)
+    summary = stage.ablate(asked, called, str(grid), workspace, resolve_device(device), jobs)
     results = compare(summary.rows, asked.resamples)
     page = summary.out / REPORT_FILE
     write_text(page, table.as_page(called, results))

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dptr.cache.command_line import Report, Services, command, command_group
+from dptr.cache.command_line import Report, command, command_group
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import LABELS_FILE, REPORT_FILE
 from dptr.cache.options import Device, OrpFolder, PromptsFolder
 from dptr.cache.progress import note
 from dptr.cache.visible import visible
 from dptr.cache.workspace import Workspace
+from dptr.pipeline.clip.clip_files import find_clip
+from dptr.pipeline.device import resolve_device
 from dptr.trainer.choices import Protocol
 from dptr.trainer.commands.options import (
     Arithmetic,
@@ -43,7 +45,6 @@ commands = command_group()
 @command(commands, "evaluate")
 def evaluate(
     workspace: Workspace,
-    services: Services,
     names: RecogniserFirst = None,
     data: Data = None,
     protocol: Annotated[
@@ -63,8 +64,8 @@ def evaluate(
     from dptr.trainer.read import load
 
     run, more = recogniser_first(workspace, names or [])
-    chosen = services.device(device)
-    reader = load(run, chosen, services.find_clip, words, precision)
+    chosen = resolve_device(device)
+    reader = load(run, chosen, find_clip, words, precision)
     sets = {str(path): WordImages.open_as_written([path]) for path in named_data([*(data or []), *map(Path, more)])}
     result = stage.evaluate(reader.recognizer, sets, chosen, protocol)
     left_out = [line for images in sets.values() for line in labels_left_out(images)]
@@ -91,7 +92,6 @@ def _keep(workspace: Workspace, run: Path, result: "Evaluation") -> None:
 @command(commands, "read")
 def read(
     workspace: Workspace,
-    services: Services,
     names: Annotated[
         list[str],
         typer.Argument(
@@ -130,7 +130,7 @@ def read(
         raise UserError("--watch is for folders, --boxes for one page", "Leave one of them out")
     if boxes is not None and (len(images) != 1 or not Path(images[0]).is_file()):
         raise UserError("--boxes is for the words of one page", "Name one image")
-    reader = load(run, services.device(device), services.find_clip, words, precision)
+    reader = load(run, resolve_device(device), find_clip, words, precision)
     loaded = time.monotonic()
     if watch:
         return _watch(reader, images, out, batch_size)

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from dptr.cache import hub
 from dptr.cache.choices import BUNDLED_RECOGNISERS
-from dptr.cache.command_line import Services
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import SAFETENSORS
 from dptr.cache.workspace import Workspace
@@ -79,13 +78,14 @@ def model_path(workspace: Workspace, name: str) -> Path:
             raise UserError(f"{missing.problem}, and {error.problem}", missing.advice) from error
 
 
-def encoder_model(services: Services, recipe: "Recipe") -> "tuple[Path | None, Recipe]":
+def encoder_model(recipe: "Recipe") -> "tuple[Path | None, Recipe]":
     """Find the model that the recipe's encoder starts from, if any, and let the recipe describe it."""
+    from dptr.pipeline.clip.clip_files import find_clip
     from dptr.trainer.model.encoders import describe, model_of
 
     kind = recipe.encoder.kind
     name = model_of(kind)
     if name is None:
         return None, recipe
-    folder = services.find_clip(name)
+    folder = find_clip(name)
     return folder, recipe.replace("encoder", config=describe(kind, folder))

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dptr.cache.command_line import Report, Services, command, command_group, figures_of
+from dptr.cache.command_line import Report, command, command_group, figures_of
 from dptr.cache.errors import UserError
 from dptr.cache.options import Device, OrpFolder, PromptsFolder
 from dptr.cache.workspace import Workspace
+from dptr.pipeline.clip.clip_files import find_clip
+from dptr.pipeline.device import resolve_device
 from dptr.trainer.choices import FmuKind, NoiseDraw, Sampling
 from dptr.trainer.commands.options import (
     Changes,
@@ -40,7 +42,6 @@ commands = command_group()
 @command(commands, "pretrain", in_several_processes=True)
 def pretrain(
     workspace: Workspace,
-    services: Services,
     recipe: RecipeName = "tiny",
     prompts: PromptsFolder = None,
     orp: OrpFolder = None,
@@ -72,8 +73,8 @@ def pretrain(
     bank = _open_bank(workspace, settings)
     folder = out or workspace.runs / default_name("pretrain", settings, stage.data_identity(store, bank))
     with processes.first_before_others():
-        neighbours = _open_neighbours(workspace, services, bank, settings)
-    summary = stage.pretrain(store, bank, neighbours, settings, folder, services.device(device), track)
+        neighbours = _open_neighbours(workspace, bank, settings)
+    summary = stage.pretrain(store, bank, neighbours, settings, folder, resolve_device(device), track)
     metrics = summary.metrics
     text = f"{summary.steps:,} steps; validation labels read from their states: {metrics['accuracy']:.1%} (case aside)"
     if "accuracy_with_noise" in metrics:
@@ -84,7 +85,6 @@ def pretrain(
 @command(commands, "finetune", in_several_processes=True)
 def finetune(
     workspace: Workspace,
-    services: Services,
     data: Data = None,
     start: Annotated[
         str,
@@ -152,7 +152,7 @@ def finetune(
         parts["encoder"] = stage.encoder_of(encoder_run)
     settings = load_recipe(recipe, asked, parts)
     processes.join(settings.finetune, "finetune")
-    described, settings = encoder_model(services, settings)
+    described, settings = encoder_model(settings)
     stage.require_clip_of(run, settings, described)
     model = encoder_run or described
     known = run.charset if run else stores[0].charset if stores else Charset.named("94")
@@ -167,7 +167,7 @@ def finetune(
     named = in_units(Charset.named(charset) if charset else known, units, paths, normalization)
     crops = labelled(opened, named, normalization)
     summary = stage.finetune(
-        crops.images, crops.charset, run, settings, crops.run, services.device(device), track, model, crops.validation
+        crops.images, crops.charset, run, settings, crops.run, resolve_device(device), track, model, crops.validation
     )
     metrics = summary.metrics
     portrait = summary.portrait
@@ -189,7 +189,6 @@ def _with_36(metrics: dict[str, float]) -> str:
 @command(commands, "train-clip")
 def train_clip(
     workspace: Workspace,
-    services: Services,
     data: Data = None,
     validation: Annotated[
         list[Path] | None,
@@ -219,6 +218,8 @@ def train_clip(
     """
     from dptr.cache.charset import Charset
     from dptr.cache.word_images.dataset import WordImages
+    from dptr.pipeline.rendering.word_lists import photo_paths
+    from dptr.pipeline.text.templates import Template
     from dptr.trainer import train_clip as stage
     from dptr.trainer.training.recipe import load_recipe
     from dptr.trainer.training.run_charset import charset_in
@@ -233,13 +234,13 @@ def train_clip(
         images,
         WordImages.open(named_data(validation), characters, normalization),
         characters,
-        services.photo_paths(photos) if photos else (),
-        services.find_clip(clip),
-        services.prompt_of(settings.clip.template),
-        _start_of_clip(workspace, services, start),
+        photo_paths(photos) if photos else (),
+        find_clip(clip),
+        Template(settings.clip.template).prompt,
+        _start_of_clip(workspace, start),
         settings,
         folder,
-        services.device(device),
+        resolve_device(device),
         track,
     )
     metrics = summary.metrics
@@ -251,14 +252,14 @@ def train_clip(
     return Report(figures_of(summary), "\n".join(lines))
 
 
-def _start_of_clip(workspace: Workspace, services: Services, start: str) -> "Run | Path | None":
+def _start_of_clip(workspace: Workspace, start: str) -> "Run | Path | None":
     from dptr.cache.choices import BUNDLED_CLIPS
     from dptr.cache.file_names import MODEL_CONFIG_FILE
 
     if start == "none":
         return None
     if start in BUNDLED_CLIPS or (Path(start) / MODEL_CONFIG_FILE).is_file():
-        return services.find_clip(start)
+        return find_clip(start)
     return run_of("clip", workspace, start)
 
 
@@ -276,15 +277,14 @@ def _open_bank(workspace: Workspace, recipe: "Recipe") -> "OrpBank | None":
     return OrpBank(workspace.orp)
 
 
-def _open_neighbours(
-    workspace: Workspace, services: Services, bank: "OrpBank | None", recipe: "Recipe"
-) -> "Neighbours | None":
+def _open_neighbours(workspace: Workspace, bank: "OrpBank | None", recipe: "Recipe") -> "Neighbours | None":
     """Neighbours where the recipe's noise draws from them, mined first when they are missing or outdated."""
     from dptr.cache.stores.neighbours import Neighbours
     from dptr.cache.stores.orp import OrpBank
+    from dptr.pipeline.neighbours.mine_neighbours import mine_neighbours
 
     if bank is None or not recipe.noise.needs_neighbours:
         return None
-    services.mine_neighbours(workspace.prompts, workspace.orp, recipe.noise.neighbours)
+    mine_neighbours(workspace.prompts, workspace.orp, recipe.noise.neighbours)
     # Opened anew: mining may have built the bank's index again.
     return Neighbours.open(workspace.prompts, OrpBank(bank.folder))

@@ -21,7 +21,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.file_names import ABLATION_ROWS
 from dptr.cache.sql.views import connect
 from dptr.cache.workspace import Workspace
-from dptr.cli import SERVICES, run_command
+from dptr.cli import run_command
 from dptr.trainer.ablation import ablate as ablation
 from dptr.trainer.ablation import trial as one_trial
 from dptr.trainer.ablation.ablate import AblationSummary, ablate
@@ -96,7 +96,7 @@ def workspace(folder: Path, name: str = "workspace") -> Workspace:
 
 
 def run(folder: Path, path: Path, name: str = "workspace", jobs: int = 1) -> AblationSummary:
-    return ablate(load_grid(path), path.stem, str(path), workspace(folder, name), SERVICES, "cpu", jobs)
+    return ablate(load_grid(path), path.stem, str(path), workspace(folder, name), "cpu", jobs)
 
 
 def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.file_names import METRICS_FILE
 from dptr.cache.progress import set_quiet
 from dptr.cache.workspace import Workspace
-from dptr.cli import SERVICES, run_command
+from dptr.cli import run_command
 from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.word_crops.embed_crops import EmbedCropsSettings, embed_crops
 from dptr.trainer.ablation.ablate import AblationSummary, ablate
@@ -85,7 +85,7 @@ def run(inputs: Path, folder: Path, more: str, **changes: str) -> AblationSummar
         text = text.replace(old, new)
     path = folder / "grid.toml"
     path.write_text(text, encoding="utf-8")
-    return ablate(load_grid(path), "grid", str(path), Workspace(inputs / "workspace"), SERVICES, "cpu")
+    return ablate(load_grid(path), "grid", str(path), Workspace(inputs / "workspace"), "cpu")
 
 
 def trained(inputs: Path, summary: AblationSummary, arm: str) -> Run:

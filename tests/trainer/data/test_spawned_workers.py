@@ -28,7 +28,7 @@ from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.cache.word_images.dataset import WordImages
 from dptr.cache.word_images.writer import write_word_images
 from dptr.pipeline.clip.bundled import BUNDLED
-from dptr.pipeline.services import prompt_of
+from dptr.pipeline.text.templates import Template
 from dptr.trainer.data.clip_batches import ClipBatches, Prompts
 from dptr.trainer.data.image_batches import ImageBatches
 from dptr.trainer.data.noise import NoiseSource
@@ -133,7 +133,7 @@ def test_word_images_of_every_form(crops: WordImages) -> None:
 def test_word_images_and_photos_with_their_prompts(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    prompts = Prompts(AutoTokenizer.from_pretrained(BUNDLED), prompt_of("a photo of a '{label}'"))
+    prompts = Prompts(AutoTokenizer.from_pretrained(BUNDLED), Template("a photo of a '{label}'").prompt)
     Image.effect_noise((64, 48), 60).convert("RGB").save(tmp_path / "photo.png")
     crops = open_crops(tmp_path / "crops.lmdb")
     settings = ClipSettings(batch_size=4, photos=1)
