@@ -15,7 +15,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.interrupts import interruptible
 from dptr.cache.sql.views import tables
 from dptr.cache.table import table_lines
-from dptr.cache.visible import is_terminal, visible
+from dptr.cache.visible import visible
 
 _Piece = TypeVar("_Piece")
 _Result = TypeVar("_Result")
@@ -77,7 +77,7 @@ def require_distinct(columns: Sequence[str]) -> None:
 def prompt(connection: duckdb.DuckDBPyConnection) -> None:
     """Run queries typed on standard input until it ends; a bad query does not end it."""
     print(f"tables: {', '.join(tables(connection))}; end with Ctrl-D", file=sys.stderr)
-    interactive = is_terminal(sys.stdin)
+    interactive = sys.stdin.isatty()
     if interactive:
         with suppress(ImportError):  # Python on Windows has none
             import readline  # noqa: F401  # lets input() edit and recall lines

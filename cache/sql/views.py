@@ -239,7 +239,10 @@ def _description(path: Path) -> Iterator[dict[str, Any]]:
     except DptrError as error:
         note(f"left out of runs: {error.problem}")
     else:
-        yield {"run": _unicode(path.parent.name), **{name: value for name, value in described.items() if name != "seal"}}
+        yield {
+            "run": _unicode(path.parent.name),
+            **{name: value for name, value in described.items() if name != "seal"},
+        }
 
 
 def _metrics(path: Path) -> Iterator[dict[str, Any]]:
