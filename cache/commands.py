@@ -25,7 +25,7 @@ commands = command_group()
 def sql(
     workspace: Workspace,
     query: Annotated[
-        str | None, typer.Argument(help="SQL; without it, an interactive prompt: DuckDB's own where it is installed.")
+        str | None, typer.Argument(help="SQL; without it, a prompt (DuckDB's shell if installed).")
     ] = None,
     form: Annotated[
         AnswerForm | None, typer.Option("--format", help="Of the answer; by default as the file of -o ends, or table.")

@@ -1,1 +1,1 @@
-"""Queries over a workspace: views opens it in DuckDB, macros are functions for queries, query runs one, answers prints."""
+"""Queries over a workspace: views opens it in DuckDB, macros defines functions, query runs one, answers writes it."""

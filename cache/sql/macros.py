@@ -1,7 +1,7 @@
 """What is like what: ``similarity(a, b)``, ``nearest('street', 10)`` and ``nearest_crops('street', 10)``.
 
-``a`` and ``b`` are vectors, such as two rows' ``pooled``; the others are tables, for ``from``. And the view ``pieces``: in how
-many prompts each subword token stands, and how well words with it are read.
+``a`` and ``b`` are vectors, such as two rows' ``pooled``; the others are tables, for ``from``.
+And the view ``pieces``: in how many prompts each subword token stands, and how well words with it are read.
 """
 
 from __future__ import annotations

@@ -218,11 +218,9 @@ def _load_logs(connection: duckdb.DuckDBPyConnection, workspace: Workspace) -> N
 def _load_rows(connection: duckdb.DuckDBPyConnection, name: str, rows: Iterator[dict[str, Any]]) -> None:
     # DuckDB finds the types of JSON. It reads a file of ours: names of users' files may be patterns to it.
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", errors="replace", suffix=".json") as stream:
-        count = 0
-        for count, row in enumerate(rows, 1):
-            stream.write(plain_json.dumps(row) + "\n")
+        stream.writelines(plain_json.dumps(row) + "\n" for row in rows)
         stream.flush()
-        if not count:
+        if not stream.tell():
             return
         source = f"read_json({_quoted(glob.escape(stream.name))}, format = 'newline_delimited', sample_size = -1)"
         try:
@@ -239,10 +237,7 @@ def _description(path: Path) -> Iterator[dict[str, Any]]:
     except DptrError as error:
         note(f"left out of runs: {error.problem}")
     else:
-        yield {
-            "run": _unicode(path.parent.name),
-            **{name: value for name, value in described.items() if name != "seal"},
-        }
+        yield {"run": _unicode(path.parent.name), **described}
 
 
 def _metrics(path: Path) -> Iterator[dict[str, Any]]:
