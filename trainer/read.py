@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -156,32 +158,55 @@ def _recognizer(run: Path, device: str, find_clip: FindClip | None) -> Recognize
     return load_recognizer(description, device)
 
 
-def find_images(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield files as they are and the pictures in folders, sorted, each folder's before those of folders in it.
+@dataclass
+class PictureFiles:
+    """Picture files by names: files as they are, and those in folders, found as they are read.
 
-    Raises:
-        UserError: a path does not exist, or a folder holds no picture.
+    Iterating yields paths in order, each folder's files sorted before those of its subfolders, and a
+    :class:`UserError` for a folder that cannot be listed or holds no picture. A name that is not there is yielded too:
+    opening it gives the error. Links to folders are followed, each folder once.
+
+    Attributes:
+        names: files and folders. passed_over: ending -> files in folders that have no ending of a picture, so far.
     """
-    for path in paths:
-        if path.is_dir():
-            found = pictures_in(path)
-            first = next(found, None)
-            if first is None:
-                raise UserError(f"no picture in {path}", f"Known kinds: {', '.join(IMAGE_SUFFIXES)}")
-            yield first
-            yield from found
-        elif path.is_file():
-            yield path
-        else:
-            raise UserError(f"{path} does not exist", "Name picture files or folders")
 
+    names: Iterable[Path]
+    passed_over: Counter[str] = field(default_factory=Counter)
 
-def pictures_in(folder: Path) -> Iterator[Path]:
-    """Yield the pictures below a folder; only names are held, and those of one folder at a time."""
-    for inside, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES):
-            yield Path(inside, name)
+    def __iter__(self) -> Iterator[Path | UserError]:
+        for name in self.names:
+            if not os.path.isdir(name):
+                yield name
+                continue
+            is_empty = True
+            for found in self._in_folder(name):
+                is_empty = False
+                yield found
+            if is_empty:
+                yield UserError(f"no picture in {name}", f"Known kinds: {', '.join(IMAGE_SUFFIXES)}")
+
+    def _in_folder(self, folder: Path) -> Iterator[Path | UserError]:
+        errors: list[OSError] = []
+        seen: set[tuple[int, int]] = set()
+        for inside, folders, files in os.walk(folder, onerror=errors.append, followlinks=True):
+            folders.sort()
+            try:
+                known = os.stat(inside)
+            except OSError as error:  # removed since it was listed
+                errors.append(error)
+                continue
+            if (known.st_dev, known.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((known.st_dev, known.st_ino))
+            for name in sorted(files):
+                ending = Path(name).suffix.lower()
+                if ending in IMAGE_SUFFIXES and not name.startswith("._"):  # macOS keeps attributes in ._a.png
+                    yield Path(inside, name)
+                else:
+                    self.passed_over[ending or "no ending"] += 1
+        for error in errors:
+            yield UserError(f"{error.filename} cannot be listed: {error.strerror}", "Change its permissions")
 
 
 def open_picture(image: Picture) -> Image.Image:
