@@ -45,7 +45,7 @@ class UnusablePicture(UserError):
 def decode(encoded: bytes, side: int | None = None) -> Image.Image:
     """Decode a picture to upright 8-bit RGB; of several frames, the first.
 
-    Transparent parts become white, or black where the ink is light. 16-bit values keep their upper byte; where they take
+    Transparent parts become white, or black where ink is light. 16-bit values keep their upper byte; where they take
     fewer bits (10 or 12, as sensors give), and in other deep grey, values are stretched from their own range.
 
     Args:

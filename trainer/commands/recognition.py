@@ -187,13 +187,15 @@ def report(
     from dptr.trainer.training.runs import Run
 
     described = Run.load(workspace.find_run(run))
+    out = out or described.folder / REPORT_FILE
+    require_replaceable(out)
     crops = crops_for(data, described)
     if other is not None:
         return _side_by_side(described, Run.load(workspace.find_run(other)), out, crops)
     workspace = workspace.with_stores(prompts, orp)
     candidates = [workspace.prompts, workspace.orp]
     stores = stage.matching_stores(described, candidates) if described.kind == "pretrain" else None
-    summary = stage.report(described, out or described.folder / REPORT_FILE, crops, stores)
+    summary = stage.report(described, out, crops, stores)
     lines = [str(summary.out)]
     if described.kind == "finetune" and crops is None:
         lines.append("no readings on it: give --data CROPS")

@@ -108,9 +108,16 @@ def save_model(run: Trained, path: Path, half: bool = False, words: Mapping[str,
         "dptr_memory_dim": str(run.memory_dim),
         **sealed.METADATA,
     }
+    given = run.weights()
+    unfit = [name for name, tensor in given.items() if not torch.isfinite(tensor).all()]
+    if unfit:
+        raise UserError(
+            f"{unfit[0]} of {run.name} holds values that are not finite: its training diverged",
+            "Train again, with a lower learning rate or gradient clipping",
+        )
     weights = {
         name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in run.weights().items()
+        for name, tensor in given.items()
     }
     unfit = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if unfit:
