@@ -174,6 +174,18 @@ def require_no_empty_argument(arguments: Sequence[str]) -> None:
             raise UserError(f"an empty argument{before}", "Was a variable of the shell not set? Leave it out otherwise")
 
 
+def open_missing_streams() -> None:
+    """Open the null device for each standard stream that the caller closed, as ``2>&-`` does in a shell."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            stream = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
 def speak_utf8() -> None:
     """Write and read UTF-8, whatever the locale says: texts are in any script."""
     for stream in (sys.stdout, sys.stderr):

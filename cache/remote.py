@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -164,9 +165,12 @@ def _stays_inside(name: str) -> bool:
 
 
 def cache_folder() -> Path:
-    """Return the folder of this machine's cache."""
+    """Return the folder of this machine's cache; without a home, as in some containers, one of temporary files."""
     named = os.environ.get(FOLDER)
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dptr"
+    if named:
+        return Path(named)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache if os.path.isabs(cache) else Path(tempfile.gettempdir()) / f"cache-{os.getuid()}") / "dptr"
 
 
 def _file_system(address: str) -> tuple[fs.FileSystem, str]:

@@ -25,6 +25,7 @@ from dptr.cache import launched
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.stores.files import remove_leftovers
+from dptr.cache.visible import without_credentials
 
 LOCK_FILE = ".lock"
 _OWNER_SUFFIX = ".owner.json"
@@ -48,7 +49,9 @@ class Owner:
         program = Path(sys.argv[0]).name
         words = ["dptr" if program == "__main__.py" else program, *sys.argv[1:]]
         # What came from a terminal in another encoding must not fail here.
-        command = shlex.join(words).encode("utf-8", "replace").decode("utf-8")[:_COMMAND_CHARACTERS]
+        command = (
+            without_credentials(shlex.join(words)).encode("utf-8", "replace").decode("utf-8")[:_COMMAND_CHARACTERS]
+        )
         return cls(os.getpid(), socket.gethostname(), datetime.now().isoformat(" ", "seconds"), command)
 
     def __str__(self) -> str:

@@ -207,7 +207,7 @@ def _packaged() -> Iterator[Path]:
 
 
 def _system() -> Iterator[Path]:
-    home = Path.home()
+    home = Path(os.path.expanduser("~"))  # stays ~ where there is none, as in some containers
     folders = [Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), home / ".fonts", home / ".local/share/fonts"]
     if sys.platform == "darwin":
         folders = [Path("/System/Library/Fonts"), Path("/Library/Fonts"), home / "Library/Fonts"]
