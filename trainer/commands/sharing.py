@@ -69,12 +69,18 @@ def push(
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
             raise UserError(f"{out} holds files already", "Name a new folder with -o")
-        files = [path.name for path in stage.write_files(described, repo, read, out, licence, half)]
-        figures: dict[str, Any] = {"out": str(out), "files": files}
-        text = f"in {out}: {', '.join(files)}; nothing was pushed"
+        stage.write_files(described, repo, read, out, licence, half)
+        figures: dict[str, Any] = {"out": str(out)}
+        text = f"in {out}: {', '.join(stage.FILES)}; nothing was pushed"
     else:
         pushed = stage.push(described, repo, read, private, licence, half)
-        figures = {"out": repo, "files": pushed.files, "commit": pushed.commit, "url": pushed.url}
-        text = f"{pushed.url}\nread with it: dptr read {repo} word.png"
-    counts = {"rows": 1, "computed": 1, "quarantined": 0, "seconds": time.monotonic() - started}
+        figures = {"out": repo, "commit": pushed.oid, "url": pushed.commit_url}
+        text = f"{pushed.commit_url}\nread with it: dptr read {repo} word.png"
+    counts = {
+        "files": list(stage.FILES),
+        "rows": 1,
+        "computed": 1,
+        "quarantined": 0,
+        "seconds": time.monotonic() - started,
+    }
     return Report({**figures, **counts}, text)
