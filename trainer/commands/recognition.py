@@ -32,9 +32,7 @@ from dptr.trainer.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from dptr.cache.word_images.dataset import WordImages
     from dptr.trainer.evaluate import Evaluation
-    from dptr.trainer.training.runs import Run
 
 _EXAMPLES = 12
 
@@ -173,13 +171,12 @@ def _names(images: list[str]) -> Iterator[str]:
 def report(
     workspace: Workspace,
     run: RunName,
-    other: Annotated[str | None, typer.Argument(help="A second run, to show beside the first.")] = None,
     out: OutFile = None,
     data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to show readings of.")] = None,
     prompts: PromptsFolder = None,
     orp: OrpFolder = None,
 ) -> Report:
-    """One self-contained HTML page: curves, readings, and the noise or where FMU and decoder look; or of two runs.
+    """Write one self-contained HTML page: the result, curves, readings and attention maps.
 
     Example: dptr report dptr_data/runs/finetune-parseq-1234abcd --data crops/
     """
@@ -190,8 +187,6 @@ def report(
     out = out or described.folder / REPORT_FILE
     require_replaceable(out)
     crops = crops_for(data, described)
-    if other is not None:
-        return _side_by_side(described, Run.load(workspace.find_run(other)), out, crops)
     workspace = workspace.with_stores(prompts, orp)
     candidates = [workspace.prompts, workspace.orp]
     stores = stage.matching_stores(described, candidates) if described.kind == "pretrain" else None
@@ -203,14 +198,6 @@ def report(
         lines.append("no readings on it: the stores in this workspace are not those the run was trained on")
     figures = {"out": str(summary.out), "rows": summary.sections, "computed": summary.sections, "quarantined": 0}
     return Report({**figures, "seconds": summary.seconds}, "\n".join(lines))
-
-
-def _side_by_side(run: "Run", other: "Run", out: Path | None, crops: "WordImages | None") -> Report:
-    from dptr.trainer.report.side_by_side import report_two
-
-    summary = report_two(run, other, out or run.folder / f"beside-{other.name}.html", crops)
-    figures = {"out": str(summary.out), "rows": summary.sections, "computed": summary.sections, "quarantined": 0}
-    return Report({**figures, "seconds": summary.seconds}, str(summary.out))
 
 
 def examples_table(run: Path, crops: Path) -> str:

@@ -26,6 +26,7 @@ from dptr.cache.stores import sealed
 from dptr.cache.visible import visible
 from dptr.trainer.export.export import export
 from dptr.trainer.metrics import wilson
+from dptr.trainer.report.report import flat, logged
 from dptr.trainer.training.recipe import recipe_to_toml
 from dptr.trainer.training.runs import Run, Trained
 
@@ -111,7 +112,7 @@ def model_card(model: Trained, repo: str, folder: Path, licence: str | None = No
         characters="".join(model.charset.characters),
         figures=figures,
         validation=_best_validation(model),
-        data=list(_flat(model.data)),
+        data=flat(model.data).items(),
         recipe=recipe_to_toml(model.recipe).strip(),
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
     )
@@ -162,16 +163,5 @@ def _best_validation(model: Trained) -> dict[str, Any] | None:
     """Return the logged step of highest validation accuracy; None where there is none."""
     if not isinstance(model, Run):
         return None
-    from dptr.trainer.report.report import logged
-
     lines = [line for line in logged(model.folder / METRICS_FILE)[0] if "validation_accuracy" in line]
     return max(lines, key=lambda line: float(line["validation_accuracy"]), default=None)
-
-
-def _flat(data: dict[str, Any], before: str = "") -> Iterator[tuple[str, object]]:
-    """Yield nested values with the names that lead to them, as in ``images.rows``."""
-    for name, value in data.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{before}{name}.")
-        elif value is not None:
-            yield before + name, value
