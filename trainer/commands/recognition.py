@@ -14,7 +14,6 @@ from dptr.cache.options import Device, OrpFolder, PromptsFolder
 from dptr.cache.progress import note
 from dptr.cache.stores.files import require_replaceable
 from dptr.cache.workspace import Workspace
-from dptr.pipeline.clip.clip_files import find_clip
 from dptr.pipeline.device import resolve_device
 from dptr.trainer.choices import Protocol
 from dptr.trainer.commands.options import (
@@ -58,11 +57,11 @@ def evaluate(
     from dptr.cache.word_images.dataset import WordImages
     from dptr.trainer import evaluate as stage
     from dptr.trainer.evaluation_table import figures, table
-    from dptr.trainer.read import load
+    from dptr.trainer.read import load_reader
 
     run, more = recogniser_first(workspace, names or [])
     chosen = resolve_device(device)
-    reader = load(run, chosen, find_clip, words, precision)
+    reader = load_reader(run, chosen, words, precision)
     sets = {str(path): WordImages.open_as_written([path]) for path in named_data([*(data or []), *map(Path, more)])}
     result = stage.evaluate(reader.recognizer, sets, chosen, protocol)
     left_out = [line for images in sets.values() for line in labels_left_out(images)]
@@ -114,7 +113,7 @@ def read(
     import time
 
     from dptr.trainer import read_files as stage
-    from dptr.trainer.read import PictureFiles, load
+    from dptr.trainer.read import PictureFiles, load_reader
 
     if out is not None:
         stage.require_form(out)
@@ -123,7 +122,7 @@ def read(
     run, images = recogniser_first(workspace, names)
     if boxes is not None and (len(images) != 1 or not Path(images[0]).is_file()):
         raise UserError("--boxes is for the words of one page", "Name one image")
-    reader = load(run, resolve_device(device), find_clip, words, precision)
+    reader = load_reader(run, device, words, precision)
     loaded = time.monotonic()
     files = PictureFiles(Path(name) for name in _names(images))
     sources = stage.pictures(files) if boxes is None else stage.words_of_page(Path(images[0]), boxes)
@@ -203,10 +202,10 @@ def report(
 def examples_table(run: Path, crops: Path) -> str:
     """Read the first crops of a folder with a list of labels; return image, truth and reading as a table."""
     from dptr.cache.table import table
-    from dptr.trainer.read import load
+    from dptr.trainer.read import load_reader
 
     rows = [line.split("\t") for line in (crops / LABELS_FILE).read_text(encoding="utf-8").splitlines()][:_EXAMPLES]
-    readings = load(run).read([crops / name for name, _ in rows])
+    readings = load_reader(run).read([crops / name for name, _ in rows])
     shown = [
         (*row, found.text, "" if row[1] == found.text else "differs") for row, found in zip(rows, readings, strict=True)
     ]
