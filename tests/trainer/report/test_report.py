@@ -18,6 +18,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.word_images.dataset import WordImages
+from dptr.cli import run_command
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.report.attention import attention_maps
 from dptr.trainer.report.page import Cell, Section, Table, render
@@ -223,3 +224,11 @@ def test_a_decoder_that_looks_at_one_place_is_drawn_there() -> None:
         _, decoder = attention_maps(model, image)
     assert decoder is not None
     assert set(decoder.argmax(1).tolist()) == {5}
+
+
+def test_a_report_replaces_no_file_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run", ['{"step": 5, "loss": 2.0}'])
+    before = (run.folder / "run.json").read_bytes()
+    assert run_command(["report", str(run.folder), "-o", str(run.folder / "run.json")]) == 2
+    assert "Name another file" in capsys.readouterr().err
+    assert (run.folder / "run.json").read_bytes() == before
