@@ -5,6 +5,7 @@ Each command lives beside its stage, in its ``commands``; errors become one line
 """
 
 import os
+import select
 import sys
 import traceback
 import warnings
@@ -17,7 +18,14 @@ from typer.exceptions import Abort, Exit, TyperException
 from typer.main import get_command
 
 from dptr.cache import commands as stored
-from dptr.cache.command_line import Report, command, command_group, require_no_empty_argument, speak_utf8
+from dptr.cache.command_line import (
+    Report,
+    command,
+    command_group,
+    open_missing_streams,
+    require_no_empty_argument,
+    speak_utf8,
+)
 from dptr.cache.errors import (
     OF_THE_DISK,
     DptrError,
@@ -28,12 +36,14 @@ from dptr.cache.errors import (
 )
 from dptr.cache.interrupts import ignore_from_now_on, stop_once
 from dptr.cache.processors import start_no_more_threads_than_usable
-from dptr.cache.visible import visible
+from dptr.cache.visible import visible, without_credentials
 from dptr.cache.workspace import Workspace
 from dptr.pipeline import commands as stage_one
 from dptr.trainer.commands import recognition, sharing, training
 
 _INTERRUPTED = 130
+#: Exit code when whoever reads the output ends before it does, as `| head -1`: that of the signal SIGPIPE.
+_READER_ENDED = 141
 
 app = command_group("Pre-train a scene-text decoder from text alone, then fine-tune it on few labelled crops.")
 for _stage in (stage_one, training, recognition, sharing, stored):
@@ -96,8 +106,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     start_no_more_threads_than_usable()
     # Pillow warns of single pictures without naming them; what matters of it is the reason why one is rejected.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    open_missing_streams()
     code = run_command(arguments, ending=True)
     ignore_from_now_on()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = code or _READER_ENDED
+        # Python flushes once more when it ends, and would print that this failed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
@@ -115,15 +132,27 @@ def run_command(arguments: Sequence[str] | None = None, ending: bool = False) ->
         return _fail(KeyboardInterrupt(), debug) if code == _INTERRUPTED else int(code or 0)
     except Exit as error:
         return error.exit_code
+    except SystemExit as error:  # what typer makes of every broken pipe
+        if _reader_has_ended() or not isinstance(error.__context__, Exception):
+            return _READER_ENDED
+        return _fail(error.__context__, debug)
     except (Exception, KeyboardInterrupt) as error:
         return _fail(error, debug)
+
+
+def _reader_has_ended() -> bool:
+    """Return whether stdout or stderr is a pipe that nobody reads any more."""
+    pipes = select.poll()
+    for number in (1, 2):
+        pipes.register(number, 0)
+    return any(event & select.POLLERR for _, event in pipes.poll(0))
 
 
 def _fail(error: BaseException, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     code, message = _explained(error)
-    print("error: " + visible(" ".join(message.split())), file=sys.stderr)
+    print("error: " + visible(without_credentials(" ".join(message.split()))), file=sys.stderr)
     return code
 
 

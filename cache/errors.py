@@ -12,6 +12,8 @@ import sys
 from subprocess import CalledProcessError
 from typing import TYPE_CHECKING
 
+from dptr.cache.visible import without_credentials
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -50,7 +52,7 @@ class DptrError(Exception):
 
     def __init__(self, problem: str, advice: str = "") -> None:
         # What other libraries say, and what files hold, may have several.
-        problem = " ".join(problem.splitlines())
+        problem = without_credentials(" ".join(problem.splitlines()))
         self.problem = problem
         self.advice = advice
         super().__init__(f"{problem.rstrip('.')}. {advice}" if advice else problem)

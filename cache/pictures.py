@@ -53,6 +53,10 @@ LARGEST_FILE = 1 << 29
 MOST_PIXELS = 100_000_000
 
 _THUMBNAILS_KEPT = 512
+#: Grey of 16 bits whose brightest pixel is below this holds values of fewer bits.
+_LEAST_16_BIT = 1 << 14
+#: Ink on transparency whose darkest part is above this grey is light.
+_LIGHT_INK = 170
 
 
 class UnusablePicture(UserError):
@@ -62,7 +66,8 @@ class UnusablePicture(UserError):
 def decode(encoded: bytes, side: int | None = None) -> Image.Image:
     """Decode a picture to upright 8-bit RGB; of several frames, the first.
 
-    Transparent parts become white; 16-bit grey keeps its upper byte; other deep grey is stretched from its own range.
+    Transparent parts become white, or black where ink is light. 16-bit values keep their upper byte; where they take
+    fewer bits (10 or 12, as sensors give), and in other deep grey, values are stretched from their own range.
 
     Args:
         encoded: a file's bytes, of a format in :data:`IMAGE_SUFFIXES`.
@@ -79,7 +84,6 @@ def decode(encoded: bytes, side: int | None = None) -> Image.Image:
                 raise UnusablePicture(f"too many pixels: {image.width}x{image.height}")
             if side is not None:
                 image.draft(None, (side, side))
-            image.load()
             return upright_rgb(image)
     except (UnusablePicture, MemoryError):
         raise
@@ -98,16 +102,22 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     Raises:
         UnusablePicture: none of its pixels is a finite number.
     """
+    # Pillow keeps the upper byte of 16-bit colours; of values of fewer bits that leaves next to nothing.
+    is_deep = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image).astype(np.uint16)
+        if values.max(initial=0) < _LEAST_16_BIT:
+            return _stretched(values.astype(np.float64))
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         return _stretched(np.asarray(image, dtype=np.float64))
     if image.has_transparency_data:
-        opaque = Image.new("RGBA", image.size, "white")
-        opaque.alpha_composite(image.convert("RGBA"))
+        image = _brightened(image.convert("RGBA"), is_deep)
+        opaque = Image.new("RGBA", image.size, "black" if _is_light_ink(image) else "white")
+        opaque.alpha_composite(image)
         return opaque.convert("RGB")
-    return image.convert("RGB")
+    return _brightened(image.convert("RGB"), is_deep)
 
 
 def unreadable_format(name: str) -> str | None:
@@ -159,6 +169,24 @@ def photo_thumbnail(path: Path, side: int) -> Image.Image:
         raise UserError(f"photo {path} cannot be read: {error}", "Remove it from the photos") from error
     photo.thumbnail((side, side))
     return photo
+
+
+def _brightened(image: Image.Image, is_deep: bool) -> Image.Image:
+    """Scale the colours of a 16-bit picture whose values take fewer bits, so that its brightest is white."""
+    pixels = np.asarray(image)
+    brightest = int(pixels[..., :3].max(initial=0)) if is_deep else 0
+    if not 0 < brightest < _LEAST_16_BIT >> 8:
+        return image
+    scaled = pixels.copy()
+    scaled[..., :3] = pixels[..., :3].astype(np.float64) * 255 / brightest
+    return Image.fromarray(scaled)
+
+
+def _is_light_ink(image: Image.Image) -> bool:
+    """Return whether an RGBA picture has a transparent background and nothing dark on it, which white would hide."""
+    alpha, grey = np.asarray(image.getchannel("A")), np.asarray(image.convert("L"))
+    ink = grey[alpha >= 128]
+    return bool(ink.size and alpha.min() < 128 and np.quantile(ink, 0.05) > _LIGHT_INK)
 
 
 def _stretched(values: NDArray[np.float64]) -> Image.Image:

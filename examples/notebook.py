@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +18,7 @@ import dptr
 
 def main(words: str, photos: str, crops: str, picture: str, steps: int = 2000) -> list[dptr.Reading]:
     """Make everything in ``./dptr_data`` and return what stands on ``picture``, and on a white one."""
-    store: dptr.PromptStore = dptr.embed_text(words, charset="36")
+    store: dptr.PromptStore = dptr.embed_text(Path(words), charset="36")
     bank: dptr.OrpBank = dptr.build_orp_bank(photos, crops_per_image=8)
     print(store, bank, sep="\n")
 
@@ -28,11 +29,12 @@ def main(words: str, photos: str, crops: str, picture: str, steps: int = 2000) -
     print(store.duckdb().sql("select label_length, count(*) as prompts from prompts group by 1 order by 1"))
 
     decoder: dptr.Training = dptr.pretrain("tiny", steps=steps)
-    recogniser = dptr.finetune(crops, start=decoder.folder, steps=steps)
+    recogniser = dptr.finetune(crops, from_=decoder.folder, steps=steps)
     print({name: round(value, 3) for name, value in recogniser.metrics.items()})
 
     reader: dptr.Reader = dptr.load(recogniser.folder)
     pixels = np.full((32, 128, 3), 255, np.uint8)
+    print(reader(picture).text)
     return reader.read([picture, pixels], batch_size=2)
 
 

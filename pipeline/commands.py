@@ -11,6 +11,7 @@ from dptr.cache.choices import UnicodeForm
 from dptr.cache.command_line import Report, command, command_group, figures_of
 from dptr.cache.errors import DamagedStore, DptrError, UserError
 from dptr.cache.options import LARGEST_SEED, LONGEST_LABEL, MOST_WORKERS, Device, OrpFolder, Out, PromptsFolder
+from dptr.cache.stores.files import require_replaceable
 from dptr.cache.workspace import Workspace
 from dptr.pipeline.choices import Case, Context, StatesKind, Unit
 from dptr.pipeline.device import resolve_device
@@ -260,6 +261,7 @@ def render_words(
     from dptr.pipeline.rendering.style import RenderStyle
     from dptr.pipeline.rendering.word_lists import photo_paths, read_words
 
+    require_replaceable(out)
     with _engine(engine, address, engine_workers, "cpu") as executor:
         summary = stage.render_words(
             read_words(files, lines=lines),

@@ -19,7 +19,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.stores.files import atomic_path
 from dptr.trainer.model.recognizer import Reading
 from dptr.trainer.page_boxes import read_boxes
-from dptr.trainer.read import Reader, find_images, open_picture
+from dptr.trainer.read import Reader, open_picture
 
 Row = dict[str, Any]
 #: Says which picture it is, and opens it.
@@ -38,14 +38,13 @@ SCHEMA = pa.schema(
 _ROWS_A_GROUP = 4096
 
 
-def pictures(names: Iterable[str]) -> Iterator[Source]:
-    """Return files and the pictures in folders, found as they are wanted."""
-    return map(picture, find_images(Path(name) for name in names if name))
-
-
-def picture(path: Path) -> Source:
-    """Return a picture of one word as a source."""
-    return {"image": str(path)}, partial(open_picture, path)
+def pictures(files: Iterable[Path | UserError]) -> Iterator[Source]:
+    """Return pictures of one word each as sources."""
+    for found in files:
+        if isinstance(found, UserError):
+            yield {}, partial(_raise, found)
+        else:
+            yield {"image": str(found)}, partial(open_picture, found)
 
 
 def words_of_page(page: Path, boxes: Path) -> Iterator[Source]:
@@ -55,7 +54,7 @@ def words_of_page(page: Path, boxes: Path) -> Iterator[Source]:
         UserError: page or boxes cannot be read.
     """
     picture = open_picture(page)
-    for box in read_boxes(boxes):
+    for box in read_boxes(boxes, page.name):
         yield {"image": str(page), "box": box.number, "corners": box.corners}, partial(box.cut_from, picture)
 
 
@@ -73,7 +72,7 @@ def read_rows(reader: Reader, sources: Iterable[Source], tally: Tally, batch_siz
     Raises:
         UserError: there is no picture, or none can be read.
     """
-    for described, found in found_in(reader, sources, batch_size):
+    for described, found in _found_in(reader, sources, batch_size):
         if isinstance(found, UserError):
             tally.problems.append(f"{found}")
         else:
@@ -85,8 +84,8 @@ def read_rows(reader: Reader, sources: Iterable[Source], tally: Tally, batch_siz
         raise UserError(f"none of {len(tally.problems)} images could be read: {tally.problems[0]}")
 
 
-def found_in(
-    reader: Reader, sources: Iterable[Source], batch_size: int | None = None
+def _found_in(
+    reader: Reader, sources: Iterable[Source], batch_size: int | None
 ) -> Iterator[tuple[Row, Reading | UserError]]:
     """Yield each source's description, in order, with its reading or what keeps it from being read."""
     waiting: deque[Row] = deque()
@@ -120,6 +119,10 @@ def require_form(out: Path) -> None:
     """Raise :class:`UserError` unless a file's ending is one that :func:`write_rows` knows."""
     if out.suffix.lower() not in (".parquet", ".jsonl"):
         raise UserError(f"{out} does not say in which form", "End it in .jsonl or .parquet")
+
+
+def _raise(error: UserError) -> Image.Image:
+    raise error
 
 
 def _unicode(row: Row) -> Row:

@@ -119,6 +119,43 @@ def black_text(mode: str) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
+def deep_png(bits: int, colours: int) -> bytes:
+    """A dark stroke on light paper as 16-bit PNG whose values take ``bits`` bits; colours: PNG's colour type."""
+    grey = np.full((16, 40, {0: 1, 2: 3, 4: 2, 6: 4}[colours]), (1 << bits) - 1, np.uint16)
+    grey[:, 20:, : 1 if colours in (0, 4) else 3] >>= 4
+    if colours in (4, 6):
+        grey[..., -1] = 65535
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in grey)
+    header = struct.pack(">IIBBBBB", 40, 16, 16, colours, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("colours", [0, 2, 4, 6], ids=["grey", "colour", "grey and alpha", "colour and alpha"])
+def test_values_of_fewer_bits_than_their_file_has_are_seen(bits: int, colours: int, tmp_path: Path) -> None:
+    (tmp_path / "deep.png").write_bytes(deep_png(bits, colours))
+    for image in (read_picture(tmp_path / "deep.png"), open_picture(Image.open(tmp_path / "deep.png"))):
+        pixels = np.asarray(image, dtype=float)
+        assert pixels[:, :18].mean() > 180
+        assert pixels[:, 22:].mean() < 50
+
+
+@pytest.mark.parametrize("ink", [(255, 255, 255), (250, 250, 120), (235, 235, 235)])
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_light_ink_on_transparency_is_seen(ink: tuple[int, int, int], form: str) -> None:
+    picture = Image.new("RGBA", (40, 16), (*ink, 0))
+    picture.paste((*ink, 255), (20, 0, 40, 16))
+    pixels = np.asarray(decode(encoded(picture, form, lossless=True)).convert("L"), dtype=float)
+    assert abs(pixels[:, 22:].mean() - pixels[:, :18].mean()) > 150
+
+
+def test_what_has_dark_parts_keeps_its_white_background() -> None:
+    card = Image.new("RGBA", (40, 16), (255, 255, 255, 255))
+    card.paste((0, 0, 0, 255), (10, 4, 30, 12))
+    card.putpixel((0, 0), (0, 0, 0, 0))
+    assert decode(encoded(card, "PNG")).getpixel((0, 0)) == (255, 255, 255)
+
+
 def on_its_side() -> bytes:
     exif = Image.Exif()
     exif[274] = 6  # turned by 90 degrees to the right when shown

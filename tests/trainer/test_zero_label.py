@@ -200,7 +200,6 @@ def test_a_pre_trained_run_reads_and_is_measured_without_one_label(
 def test_fine_tuning_from_pooled_starts_where_zero_labels_left_it(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dptr.pipeline.clip.clip_files import find_clip
     from dptr.trainer.read import load
 
     run = pretrained(capsys, workspace, "pooled", "--set", "memory.centred=true")
@@ -212,7 +211,7 @@ def test_fine_tuning_from_pooled_starts_where_zero_labels_left_it(
     assert Run.load(tuned).recipe.memory.kind == "pooled"
     assert Run.load(tuned).recipe.encoder.kind == "clip:tiny"
     crops = sorted((workspace / "crops").glob("*.png"))
-    zero, after = load(run, find_clip=find_clip), load(tuned)
+    zero, after = load(run), load(tuned)
     pixels = torch.randint(0, 256, (2, 3, *zero.recognizer.image_size), dtype=torch.uint8)
     with torch.inference_mode():
         torch.testing.assert_close(zero.recognizer.memory(pixels).tokens, after.recognizer.memory(pixels).tokens)

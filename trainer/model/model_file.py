@@ -113,7 +113,7 @@ def save_model(run: Trained, path: Path, half: bool = False, words: Mapping[str,
     }
     weights = {
         name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in run.weights().items()
+        for name, tensor in finite_weights(run).items()
     }
     unfit = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if unfit:
@@ -123,6 +123,22 @@ def save_model(run: Trained, path: Path, half: bool = False, words: Mapping[str,
     with atomic_path(path) as temporary:
         save_tensors(weights, temporary, header)
         sealed.seal(temporary)
+
+
+def finite_weights(run: Trained) -> dict[str, Tensor]:
+    """Return a model's weights by name.
+
+    Raises:
+        UserError: a value is not finite.
+    """
+    weights = run.weights()
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{name} of {run.name} holds values that are not finite: its training diverged",
+                "Train again, with a lower learning rate or gradient clipping",
+            )
+    return weights
 
 
 def from_hub(name: str) -> Path:

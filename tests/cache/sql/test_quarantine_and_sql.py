@@ -10,7 +10,7 @@ import pytest
 from dptr.cache.errors import TooManyRefused, UserError
 from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.sql.query import ask
-from dptr.cache.sql.views import connect, tables
+from dptr.cache.sql.views import connect
 from dptr.cache.stores import sealed
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.quarantine import Quarantine
@@ -116,11 +116,12 @@ def test_a_damaged_quarantine_is_named_and_left_out_of_queries(
     assert "left out: refused_text" in capsys.readouterr().err
 
 
-def test_a_log_that_is_no_table_is_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_a_log_that_are_no_objects_are_named_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "runs" / "one"
     run.mkdir(parents=True)
     sealed.write_json(run / "run.json", {"kind": "finetune"})
-    # DuckDB takes a log for a table only where all lines that are JSON are objects.
     (run / "metrics.jsonl").write_text('{"step": 1}\n"x"\n')
-    assert tables(connect(Workspace(tmp_path))) == ["runs"]
-    assert "left out: metrics" in capsys.readouterr().err
+    assert connect(Workspace(tmp_path)).execute("select run, step from metrics").fetchall() == [("one", 1)]
+    assert "left out of metrics: 1 lines" in capsys.readouterr().err

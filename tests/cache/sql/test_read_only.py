@@ -16,7 +16,7 @@ import pytest
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, QUARANTINE_FILE, RUN_FILE
-from dptr.cache.sql.answer_text import json_pieces
+from dptr.cache.sql.answers import json_pieces
 from dptr.cache.sql.query import ask
 from dptr.cache.sql.views import connect
 from dptr.cache.stores.manifest import Manifest
@@ -72,6 +72,10 @@ WRITES = [
     "delete from runs",
     "drop table runs",
     "update metrics set loss = 0",
+    "with x as (insert into metrics select * from metrics returning *) select * from x",
+    "with x as (delete from runs returning *) select * from x",
+    "with x as materialized (update metrics set loss = 0 returning *) select count(*) from x",
+    "explain analyze with x as (delete from runs returning *) from x",
     "install httpfs",
     "load httpfs",
     "set enable_external_access = true",

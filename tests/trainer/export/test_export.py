@@ -247,3 +247,29 @@ def test_the_bundled_recogniser_is_exported(tmp_path: Path, capsys: pytest.Captu
     assert run_command(["export", "bundled", "--to", "onnx", "-o", str(out), "--workspace", str(tmp_path)]) == 0
     assert out.stat().st_size > 1e6
     assert "as torch reads on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_that_are_not_finite_are_named_as_such(tmp_path: Path, half: bool) -> None:
+    run = trained(tmp_path / "run", recipe())
+    weights = run.weights()
+    name = next(iter(weights))
+    weights[name].view(-1)[0] = torch.nan
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "before")
+    for checkpoint in ("best", "last"):
+        save_checkpoint(tmp_path / "run" / "checkpoints" / checkpoint, {"model": weights}, {"step": 20})
+    targets: tuple[ExportTarget, ...] = ("safetensors",) if half else ("safetensors", "parseq", "onnx")
+    for target in targets:
+        with pytest.raises(UserError, match=f"{name} of run holds values that are not finite"):
+            export(run, target, tmp_path / f"model-{target}", half=half)
+        assert not (tmp_path / f"model-{target}").exists()
+
+
+def test_an_export_replaces_no_file_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(tmp_path / "run", recipe())
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    for target in ("safetensors", "onnx", "parseq"):
+        given = ["export", str(tmp_path / "run"), "--to", target, "-o", str(tmp_path / "run" / "run.json")]
+        assert run_command(given) == 2
+        assert "Name another file" in capsys.readouterr().err
+    assert (tmp_path / "run" / "run.json").read_bytes() == before

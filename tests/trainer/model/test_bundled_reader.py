@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import string
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 import dptr
+from dptr.cache.columns import PORTRAIT
 from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.fonts import packaged_fonts
 from dptr.pipeline.rendering.style import RenderStyle
@@ -36,6 +39,24 @@ def test_it_reads_words_in_fonts_of_the_demo() -> None:
     texts = [reading.text for reading in dptr.load().read(crops)]
     right = sum(text.lower() == truth.lower() for text, truth in zip(texts, truths, strict=True))
     assert right >= 0.9 * len(truths), list(zip(texts, truths, strict=True))
+
+
+def test_letters_higher_than_wide_are_read_upright() -> None:
+    letters, pictures = [], []
+    for size in (28, 48):
+        font = ImageFont.load_default(size)
+        for letter in string.ascii_letters + string.digits:
+            left, top, right, bottom = font.getbbox(letter)
+            picture = Image.new("RGB", (int(right - left) + 8, int(bottom - top) + 8), "white")
+            ImageDraw.Draw(picture).text((4 - left, 4 - top), letter, font=font, fill="black")
+            if picture.height > PORTRAIT * picture.width:
+                letters.append(letter)
+                pictures.append(picture)
+    texts = [reading.text for reading in dptr.load(device="cpu").read(pictures)]
+    wrong = [pair for pair in zip(letters, texts, strict=True) if pair[0] != pair[1]]
+    assert len(letters) > 15
+    assert len(wrong) <= 2, wrong
+    assert ("d", "Q") not in wrong
 
 
 def test_it_keeps_english_words_and_strings_without_order() -> None:

@@ -26,7 +26,7 @@ class DarkLeft:
         self.seen.append(len(images))
         self.widths.append(images.shape[3])
         dark = 1 - images[..., :8].float().mean((1, 2, 3)) / 255
-        return [Reading(f"{float(share):.1f}", float(share), []) for share in dark]
+        return [Reading(f"{float(share):.1f}", float(share), [1.0, 1.0, 1.0]) for share in dark]
 
 
 def half(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
@@ -41,7 +41,7 @@ def test_a_portrait_picture_is_read_on_whichever_side_is_surest() -> None:
     top, bottom = half((20, 40), (0, 0, 20, 20)), half((20, 40), (0, 20, 20, 40))
     readings = read_pictures(recogniser, [top, standing, bottom])  # type: ignore[arg-type]
     assert [reading.text for reading in readings] == ["1.0", "1.0", "1.0"]
-    assert recogniser.seen == [3 + 1 + 3]
+    assert recogniser.seen == [4 + 1 + 4]
 
 
 def test_a_narrow_letter_is_not_turned() -> None:
@@ -49,6 +49,19 @@ def test_a_narrow_letter_is_not_turned() -> None:
     read_pictures(recogniser, [Image.new("RGB", (20, 23))])  # type: ignore[arg-type]
     assert recogniser.seen == [1]
     assert read_pictures(recogniser, []) == []  # type: ignore[arg-type]
+
+
+class TurnedLetter(DarkLeft):
+    """Reads one character, most confidently where the picture is turned."""
+
+    def read(self, images: Tensor) -> list[Reading]:
+        return [Reading(reading.text[0], reading.confidence, [1.0]) for reading in super().read(images)]
+
+
+def test_a_single_letter_is_not_read_from_its_side() -> None:
+    top = half((20, 40), (0, 0, 20, 20))
+    (reading,) = read_pictures(TurnedLetter(), [top])  # type: ignore[arg-type]
+    assert reading.confidence < 0.6  # turned, it would be 1
 
 
 def test_wide_pictures_are_stretched_less_and_readings_stay_in_order() -> None:
@@ -95,7 +108,7 @@ def test_batches_have_few_sizes_and_the_views_of_one_picture_stay_together() -> 
     assert [reading.text for reading in readings] == [f"{1 - shade / 255:.1f}" for shade in shades]
     recogniser.seen.clear()
     read_pictures(recogniser, [half((20, 40), (0, 0, 20, 20))], batch_size=1)  # type: ignore[arg-type]
-    assert recogniser.seen == [3]
+    assert recogniser.seen == [4]
 
 
 def test_where_memory_is_short_a_batch_is_read_in_halves_and_in_order() -> None:

@@ -1,4 +1,4 @@
-"""Where a recogniser looks: the queries of its Feature Merge Unit, and its decoder while it reads, over the image."""
+"""Attention over the image: of the Feature Merge Unit's queries, and of the decoder while it reads."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dptr.trainer.model.layers import Attention
 from dptr.trainer.model.reading import width_for
 from dptr.trainer.model.recognizer import Recognizer
 
-#: Pixels of a strip for each column of the image, and for each line.
-_COLUMN, _QUERY_LINE, _CHARACTER_LINE = 5, 2, 7
+#: Pixels of a strip for each column of the image.
+_COLUMN = 5
 
 
 @torch.inference_mode()
-def looks(recognizer: Recognizer, image: Image.Image) -> tuple[Tensor | None, Tensor | None]:
-    """Read one image and return where was looked, each None where the recogniser has no such part.
+def attention_maps(recognizer: Recognizer, image: Image.Image) -> tuple[Tensor | None, Tensor | None]:
+    """Read one image and return attention weights, each None where the recogniser has no such part.
 
     Returns:
         Of the Feature Merge Unit (queries, columns), and of the decoder's last layer, reading from left to right before
@@ -60,14 +60,11 @@ def looks(recognizer: Recognizer, image: Image.Image) -> tuple[Tensor | None, Te
     return merged, read
 
 
-def queries_strip(columns: Tensor) -> Image.Image:
-    """Draw a line a query (queries, columns), each scaled to its own maximum: the darker, the more."""
-    return _strip(columns, _QUERY_LINE)
-
-
-def characters_strip(columns: Tensor, characters: int) -> Image.Image:
-    """Draw a line for each character that was read, of (positions, columns), as :func:`queries_strip` does."""
-    return _strip(columns[: max(characters, 1)], _CHARACTER_LINE)
+def strip(columns: Tensor, line: int) -> Image.Image:
+    """Draw a line of ``line`` pixels for each row of (rows, columns), scaled to its own maximum: darker is more."""
+    shares = (columns / columns.amax(1, keepdim=True).clamp(min=1e-9)).float().numpy()
+    shape = (columns.shape[1] * _COLUMN, len(columns) * line)
+    return Image.fromarray(np.uint8(255 - 255 * shares)).resize(shape, Image.Resampling.NEAREST)
 
 
 def _last_cross_attention(recognizer: Recognizer) -> Attention | None:
@@ -83,9 +80,3 @@ def _weights(cross: Attention, queries: Tensor, keys_values: Tensor) -> Tensor:
     weights = (apart[0] @ apart[1].transpose(-1, -2) * apart[0].shape[-1] ** -0.5).softmax(-1)
     averaged: Tensor = weights.mean(0)
     return averaged
-
-
-def _strip(columns: Tensor, line: int) -> Image.Image:
-    shares = (columns / columns.amax(1, keepdim=True).clamp(min=1e-9)).float().numpy()
-    shape = (columns.shape[1] * _COLUMN, len(columns) * line)
-    return Image.fromarray(np.uint8(255 - 255 * shares)).resize(shape, Image.Resampling.NEAREST)
