@@ -29,7 +29,6 @@ from dptr.pipeline.options import (
     PartOf,
     UnitsKind,
 )
-from dptr.pipeline.parts.cluster import joined
 from dptr.pipeline.parts.executors import IN_PROCESS, Executor
 from dptr.pipeline.parts.part import Part
 from dptr.pipeline.starting import commands as starting
@@ -339,6 +338,8 @@ def _engine(
 ) -> AbstractContextManager[Executor]:
     """Return what carries out the work while a block runs: a cluster, or this process."""
     if engine == "ray":
+        from dptr.pipeline.parts.cluster import joined
+
         return joined(address, workers, with_gpus=device != "cpu")
     if address or workers:
         raise UserError("--address and --engine-workers are of a Ray cluster", "Add --engine ray, or leave them out")
