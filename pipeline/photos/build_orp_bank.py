@@ -32,6 +32,7 @@ from dptr.pipeline.neighbours import faiss_index
 from dptr.pipeline.parts.cluster import Cluster
 from dptr.pipeline.parts.part import WHOLE, Part
 from dptr.pipeline.parts.store_in_making import StoreInMaking
+from dptr.pipeline.photos.crops import CropSettings
 from dptr.pipeline.photos.near_images import NearImages
 from dptr.pipeline.photos.orp_settings import OrpBankSettings
 from dptr.pipeline.photos.photo import Photo, Refusal
@@ -279,11 +280,16 @@ def _identity(clip: Clip, tower: ImageTower, settings: OrpBankSettings, kept_out
         "precision": settings.precision,
         "states": "projected",
         "tokens_per_crop": settings.tokens_per_crop or tower.tokens,
-        "crops": asdict(settings.crops()),
+        "crops": _cut(settings.crops()),
         "seed": settings.seed,
         "dtype": settings.dtype,
         "kept_out": kept_out.identity() if kept_out else None,
     }
+
+
+def _cut(settings: CropSettings) -> dict[str, Any]:
+    """Return which crops a bank holds; the kind only where it is not that of banks made before there were kinds."""
+    return {key: value for key, value in asdict(settings).items() if (key, value) != ("kind", "random")}
 
 
 def _hashes(catalogues: Sequence[Path]) -> set[str]:

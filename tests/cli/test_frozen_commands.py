@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMON = "--debug --help --json --no-check --quiet --workspace"
 FROZEN = {
     "ablate": "--device --jobs --name",
-    "build-orp-bank": "--address --batch-size --clip --crops-per-image --device --dtype --engine --engine-workers "
-    "--exclude-near --exclude-threshold --max-bad --out --part --precision --retry-quarantined --seed "
+    "build-orp-bank": "--address --batch-size --clip --crops --crops-per-image --device --dtype --engine "
+    "--engine-workers --exclude-near --exclude-threshold --max-bad --out --part --precision --retry-quarantined --seed "
     "--tokens-per-crop --workers",
     "demo": "--out",
     "doctor": "",
@@ -26,12 +26,13 @@ FROZEN = {
     "evaluate": "--data --device --precision --protocol --words",
     "export": "--data --half --out --to --words",
     "finetune": "--charset --data --device --encoder --fmu --freeze --from --mix --out --recipe --seed --set "
-    "--simplified --steps --track --units --validation",
+    "--simplified --steps --track --units --validation --yes",
     "init": "--out",
     "merge": "",
     "mine-neighbours": "--orp --prompts -k",
     "pack-crops": "--out",
-    "pretrain": "--decoder --device --noise --orp --out --prompts --recipe --sampling --seed --set --steps --track",
+    "pretrain": "--decoder --device --noise --orp --out --prompts --recipe --sampling --seed --set --steps --track "
+    "--yes",
     "push": "--half --license --out --private",
     "read": "--batch-size --boxes --device --out --precision --watch --words",
     "render-words": "--address --count --engine --engine-workers --fonts --language --out --part --photos --seed "
