@@ -40,10 +40,10 @@ from dptr.trainer.data.noisy_memory import token_memory
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory
 from dptr.trainer.pretrain import PromptBatch, PromptBatches
-from dptr.trainer.training.compilation import compiled
+from dptr.trainer.training.loader import bytes_of
+from dptr.trainer.training.loop import compiled
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.settings import NoiseSettings
-from dptr.trainer.training.shared_memory import bytes_of
 
 #: Over all batches; the best counts.
 _PASSES = 3

@@ -136,7 +136,7 @@ def _recipe(place: Path) -> Fuzzed:
 
     files = [
         written(place / "recipe.toml", recipe_to_toml(Recipe()).encode()),
-        *sorted(path for path in _BUNDLED.glob("*.toml") if "ablate" not in path.name),
+        *sorted(_BUNDLED.glob("*.toml")),
     ]
 
     def read(path: Path) -> None:
@@ -148,12 +148,6 @@ def _recipe(place: Path) -> Fuzzed:
 
 
 _BUNDLED = Path(__file__).parent.parent / "recipes"
-
-
-def _grid(place: Path) -> Fuzzed:
-    from dptr.trainer.ablation.grid import load_grid
-
-    return Fuzzed(sorted(_BUNDLED.glob("ablate*.toml")), load_grid)
 
 
 def _checkpoint(place: Path) -> Fuzzed:
@@ -260,7 +254,6 @@ READERS: dict[str, Callable[[Path], Fuzzed]] = {
     "shards": _shards,
     "listing": _listing,
     "recipe": _recipe,
-    "grid": _grid,
     "checkpoint": _checkpoint,
     "clip": _clip,
     "query": _query,

@@ -2,8 +2,8 @@
 
 One prompt store holds a word list and what `--cover-pieces` adds to it. Two decoders, the same but for their rows,
 learn for as many steps: one from the list alone, one from both. Both read the same held-out words of two kinds: words
-of the list, and made-up words, which hold every piece alike. A point of the curve is an arm of `dptr ablate`'s tables,
-which come out in Markdown; --out keeps the rows, for benchmarks/evidence.py.
+of the list, and made-up words, which hold every piece alike. The curves come out as Markdown tables; --out keeps the
+rows.
 
 --vocabulary takes CLIP's published merges (bpe_simple_vocab_16e6.txt.gz) and a small text tower of random weights: the
 spelling of 49,408 pieces is learnt, not what a trained CLIP would say of them.
@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import torch
-from judged import at_least, usable_device
+from judged import at_least, usable_device, write_rows
 from numpy.typing import NDArray
+from scipy import stats
 
 from dptr.cache.errors import run_script
 from dptr.cache.progress import set_quiet
@@ -36,9 +37,6 @@ from dptr.cache.validation import validation_position
 from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
-from dptr.trainer.ablation.comparison import compare
-from dptr.trainer.ablation.rows import SCHEMA, Row, write_rows
-from dptr.trainer.ablation.table import as_markdown
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.pretrain import PromptBatches, read_prompts
@@ -47,6 +45,7 @@ from dptr.trainer.training.schedule import rate_factor
 
 KINDS = ("words of the list", "made-up words")
 WAYS = ("without", "with")
+Row = dict[str, Any]
 HELD_OUT_SHARE = 0.05
 
 
@@ -62,7 +61,7 @@ def main() -> None:
     parser.add_argument("--dim", type=at_least(1), default=128, help="of the decoder")
     parser.add_argument("--held-out", type=at_least(1), default=300, help="words of each kind that are read, at most")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--out", type=Path, help="a Parquet file for the rows")
+    parser.add_argument("--out", type=Path, help="a JSON Lines file for the rows")
     parser.add_argument("--device", type=usable_device, default="cpu")
     arguments = parser.parse_args()
     set_quiet(True)
@@ -95,8 +94,25 @@ def measure(store: PromptStore, arguments: argparse.Namespace) -> None:
         for way in WAYS:
             rows_of_curves += curve(store, way, rows[way], tests, seed, arguments)
             if arguments.out:
-                write_rows(arguments.out, in_order(rows_of_curves))
-    print(as_markdown(compare(in_order(rows_of_curves))))
+                write_rows(arguments.out, rows_of_curves)
+    for kind in KINDS:
+        print(f"\n{kind}\n\n| steps | without, % | with, % | points, over seeds |\n| --- | --- | --- | --- |")
+        for step in range(arguments.every, arguments.steps + 1, arguments.every):
+            print(line_of_table(rows_of_curves, kind, step))
+
+
+def line_of_table(rows: list[Row], kind: str, step: int) -> str:
+    """Return each way's mean accuracy at a step, and the 95 % interval of their difference by the paired t."""
+    of_way = {
+        way: [row for row in rows if row["arm"] == f"{way}, {step} steps" and row["test"] == kind] for way in WAYS
+    }
+    without, with_made_up = (np.array([100 * row["accuracy"] for row in of_way[way]]) for way in WAYS)
+    more = with_made_up - without
+    interval = ""
+    if len(more) > 1 and np.ptp(more):
+        low, high = stats.ttest_rel(with_made_up, without).confidence_interval(0.95)
+        interval = f" ({low:+.1f} to {high:+.1f})"
+    return f"| {step:,} | {without.mean():.1f} | {with_made_up.mean():.1f} | {more.mean():+.1f}{interval} |"
 
 
 def curve(
@@ -107,16 +123,13 @@ def curve(
     seed: int,
     arguments: argparse.Namespace,
 ) -> Iterator[Row]:
-    """Train on ``rows``; yield what is read of each test's words at every point, compared with the way without."""
+    """Train on ``rows``; yield what is read of each test's words at every point."""
     recipe, seconds = recipe_of(arguments, seed), 0.0
     device = torch.device(arguments.device)
     torch.manual_seed(seed)
     decoder = build_decoder(recipe.decoder, len(store.charset.characters), store.dim).to(device)
     optimizer = torch.optim.AdamW(decoder.parameters(), recipe.pretrain.learning_rate, weight_decay=0, fused=True)
     batches = PromptBatches(store, None, RowSet.of(rows, len(store)), recipe)
-    blank = dict.fromkeys(SCHEMA.names) | {"ablation": "piece_coverage", "base": False, "start": "none"}
-    blank |= {"pretrain_steps": 0, "pretrain_seconds": 0.0, "protocol": "36", "crops": 0}
-    blank |= {"parameters": sum(parameter.numel() for parameter in decoder.parameters())}
     for step in range(1, arguments.steps + 1):
         started = time.process_time()
         decoder.train()
@@ -132,20 +145,14 @@ def curve(
         seconds += time.process_time() - started
         if step % arguments.every:
             continue
-        against = "" if way == WAYS[0] else f"{WAYS[0]}, {step} steps"
-        point = {"arm": f"{way}, {step} steps", "against": against, "seed": seed, "steps": step, "seconds": seconds}
+        point = {"arm": f"{way}, {step} steps", "seed": seed, "steps": step, "seconds": seconds}
         for kind, test in zip(KINDS, tests, strict=True):
             labels = store.labels_of(test)
             texts = read_prompts(decoder, store, test, None, 0.0, recipe.memory, device)
             read = score(labels, texts)
             figures = {"words": read.words, "accuracy": read.accuracy, "one_minus_ned": read.one_minus_ned}
             right = [label == text for label, text in zip(labels, texts, strict=True)]
-            yield {**blank, **point, **figures, "test": kind, "test_sha256": kind, "images": labels, "right": right}
-
-
-def in_order(rows: list[Row]) -> list[Row]:
-    """Both ways at each point, seeds behind each other."""
-    return sorted(rows, key=lambda row: (row["steps"], WAYS.index(row["arm"].split(",")[0]), row["seed"]))
+            yield {**point, **figures, "test": kind, "images": labels, "right": right}
 
 
 def recipe_of(arguments: argparse.Namespace, seed: int) -> Recipe:

@@ -3,8 +3,8 @@
     python benchmarks/preferred_words.py --data crops/ others/ --words lists.txt lists_and_labels.txt --out out.parquet
 
 The first arm reads without words; each of the others with a file of words as ``examples/reader/preferred_words.py``
-writes them. Differences are paired by picture. ``--out`` keeps the rows as those of an ablation, which
-``benchmarks/evidence.py`` takes.
+writes them. Differences are paired by picture, with the 95 % interval of a bootstrap over pictures. ``--out`` keeps the
+rows as JSON Lines.
 
 Smallest size: --data CROPS --words FEW_WORDS
 """
@@ -15,16 +15,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from judged import write_rows
+from numpy.typing import NDArray
+from scipy import stats
 
-from dptr.cache.errors import run_script
+from dptr.cache.charset import Charset
+from dptr.cache.errors import UserError, run_script
 from dptr.cache.word_images.dataset import WordImages
-from dptr.trainer.ablation.comparison import compare
-from dptr.trainer.ablation.crops import fingerprint
-from dptr.trainer.ablation.rows import Row, write_rows
-from dptr.trainer.ablation.table import as_text
-from dptr.trainer.ablation.trial import judged
 from dptr.trainer.evaluate import read_word_images
+from dptr.trainer.metrics import field_score
 from dptr.trainer.model.model_file import BUNDLED
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.read import load
@@ -48,29 +49,32 @@ def main() -> None:
         rows += [row(arm, recognizer, path, arguments.protocol) for path in arguments.data]
     if arguments.out:
         write_rows(arguments.out, rows)
-    print(as_text(compare(rows)))
+    print("| data | words of | accuracy, % | points | over pictures |\n| --- | --- | --- | --- | --- |")
+    without = {each["test"]: np.array(each["right"], float) for each in rows if each["arm"] == _WITHOUT}
+    for each in rows:
+        more = np.array(each["right"], float) - without[each["test"]]
+        print(f"| {each['test']} | {each['arm']} | {100 * np.mean(each['right']):.2f} | {_difference(more)} |")
 
 
-def row(arm: str, recognizer: Recognizer, path: Path, protocol: str) -> Row:
-    """Read one data set."""
-    images = WordImages.open_as_written([path])
-    read = read_word_images(recognizer, images, torch.device("cpu"))
-    untrained: dict[str, Any] = dict.fromkeys(("seed", "steps", "pretrain_steps", "crops"), 0)
-    return {
-        **untrained,
-        **dict.fromkeys(("seconds", "pretrain_seconds"), 0.0),
-        "ablation": "preferred words",
-        "arm": arm,
-        "base": arm == _WITHOUT,
-        "start": "none",
-        "run": arm,
-        "against": "" if arm == _WITHOUT else _WITHOUT,
-        "protocol": protocol,
-        "parameters": sum(parameter.numel() for parameter in recognizer.parameters()),
-        "test": path.stem,
-        "test_sha256": fingerprint(images),
-        **judged(read, path.stem, protocol),
-    }
+def _difference(more: NDArray[np.float64]) -> str:
+    if not np.ptp(more):
+        return f"{100 * more.mean():+.2f} | "
+    interval = stats.bootstrap((more,), np.mean, method="percentile", rng=np.random.default_rng(0), batch=100)
+    low, high = interval.confidence_interval
+    return f"{100 * more.mean():+.2f} | {100 * low:+.2f} to {100 * high:+.2f}"
+
+
+def row(arm: str, recognizer: Recognizer, path: Path, protocol: str) -> dict[str, Any]:
+    """Read one data set: which of its pictures count under the protocol, and which of those were read right."""
+    read = read_word_images(recognizer, WordImages.open_as_written([path]), torch.device("cpu"))
+    charset = Charset.named(protocol)
+    texts = [reading.text for reading in read.readings]
+    scored = [field_score([truth], [text], charset).score for truth, text in zip(read.truths, texts, strict=True)]
+    counted = [(key, one.accuracy == 1) for key, one in zip(read.keys, scored, strict=True) if one is not None]
+    if not counted:
+        raise UserError(f"no word of {path} counts with {protocol} characters", "Name others")
+    images, right = map(list, zip(*counted, strict=True))
+    return {"arm": arm, "test": path.stem, "protocol": protocol, "images": images, "right": right}
 
 
 if __name__ == "__main__":

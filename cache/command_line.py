@@ -6,7 +6,6 @@ A command is a function ``(workspace, ...) -> Report`` beside its stage; :func:`
 
 import inspect
 import io
-import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -121,7 +120,6 @@ def command(
             **arguments: Any,
         ) -> None:
             set_quiet(quiet)
-            os.environ["DPTR_DEBUG"] = "1" if debug else ""
             given = {"workspace": Workspace(workspace), "services": calling.obj}
             filled_in = {name: given[name] for name in _FILLED_IN if name in parameters}
             checks.turn_off(no_check)

@@ -33,9 +33,6 @@ REPORT_FILE = "report.html"
 CHECKPOINTS_FOLDER = "checkpoints"
 STATE_FILE = "state.json"
 
-# In an ablation.
-ABLATION_ROWS = "rows.parquet"
-
 # In the folder of a model, as transformers names them.
 MODEL_CONFIG_FILE = "config.json"
 IMAGE_PROCESSOR_FILE = "preprocessor_config.json"

@@ -33,7 +33,6 @@ _PLACES = {
     "pipeline/rendering": "Rendering: `render-words`, `demo`",
     "pipeline/clip": "CLIP models",
     "pipeline": "Stage 1",
-    "trainer/ablation": "Comparing trainings: `ablate`",
     "trainer/export": "Taking models elsewhere: `export`, `push`",
     "trainer/report": "Reports: `report`",
     "trainer/model": "Recognisers, decoders and encoders",

@@ -2,6 +2,6 @@
 
 One file a stage: pretrain, finetune, evaluate (with metrics, evaluation_table and predictions), read (with read_files
 and page_boxes), zero_label, train_clip. They put together data/ (batches by number), model/ (what is trained) and
-training/ (the one loop). ablation/ compares runs, report/ shows one, export/ takes it elsewhere. commands/ is where
+training/ (the one loop). report/ shows one, export/ takes it elsewhere. commands/ is where
 each command starts; choices are its options' values, tensor_file writes safetensors.
 """

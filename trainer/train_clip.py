@@ -27,8 +27,8 @@ from dptr.trainer.model.clip_start import take_weights_of_clip
 from dptr.trainer.tensor_file import save_tensors
 from dptr.trainer.training import loop, runs
 from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.training.step_log import Tracker, observer
 from dptr.trainer.training.summary import TrainingSummary
-from dptr.trainer.training.trackers import Tracker, observer
 
 #: What a CLIP's folder holds besides its weights.
 _DESCRIPTIONS = (MODEL_CONFIG_FILE, IMAGE_PROCESSOR_FILE, *TOKENIZER_FILES)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.charset import Charset
-from dptr.cache.errors import UserError
+from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.stores.made_up_rows import Ranges, made_up_ranges
 from dptr.cache.stores.mapped_file import damage_told
@@ -65,6 +65,14 @@ class PromptStore(StatesStore):
         """States that all prompts of a template share, for each template, of shape (prefix tokens, dim)."""
         file = StatesFile(self.manifest.checked(self.folder, PREFIX_FILE))
         return [tokens.astype(np.float32) for tokens in np.split(file.tokens, file.offsets[1:-1])]
+
+    def require_finite(self, rows: NDArray[np.int64]) -> None:
+        """See :meth:`StatesStore.require_finite`; the shared prefix is checked, too."""
+        if not all(np.isfinite(prefix).all() for prefix in self.prefixes):
+            raise DamagedStore(
+                f"{self.folder / PREFIX_FILE} holds NaN or infinity", f"Run `{self.MADE_BY}` again into another folder"
+            )
+        super().require_finite(rows)
 
     def templates_of(self, rows: NDArray[np.int64]) -> NDArray[np.int16]:
         """Return the number of the template of each of ``rows``, of the same shape."""

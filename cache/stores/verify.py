@@ -74,10 +74,9 @@ _TRAIN_ON = "Train again into another folder, or restore it from a copy"
 
 
 def all_in(workspace: Workspace) -> list[Path]:
-    """Return the stores and the runs of a workspace, those of its ablations among them."""
+    """Return the stores and the runs of a workspace."""
     stores = [store for store in (workspace.prompts, workspace.orp, workspace.word_crops) if is_store(store)]
-    folders = [folder for runs in (workspace.runs, workspace.ablations / "runs") for folder in sorted(runs.glob("*"))]
-    return stores + [folder for folder in folders if is_run(folder)]
+    return stores + [folder for folder in sorted(workspace.runs.glob("*")) if is_run(folder)]
 
 
 def is_store(folder: Path) -> bool:

@@ -33,7 +33,6 @@ WITHOUT = {
     "chip_rate.py",
     "peers.py",
     "peer_readers.py",
-    "evidence.py",
     "rapidocr_worker.py",
     "word_lists.py",
     "number_plates.py",

@@ -14,7 +14,6 @@ from dptr.cache.normalization import Normalization
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.word_crops import WordCropStore
 from dptr.cli import run_command
-from dptr.trainer.ablation.crops import charset_named
 from dptr.trainer.training.runs import Run
 
 WORDS = ["น้ำ", "กำ", "มา", "นาน", "มก", "กน", "ทำ", "คำ", "มน", "นก"]
@@ -124,7 +123,3 @@ def test_a_store_of_crops_begun_with_the_file_alone_goes_on(
     as_before()
     assert dptr(*asked)["computed"] == 0
     assert WordCropStore(tmp_path / "ws" / "word_crops").charset == Charset(FILE)
-
-
-def test_an_ablation_takes_the_file_as_training_does(charset: Path) -> None:
-    assert charset_named(str(charset)) == Charset(AS_LABELS)

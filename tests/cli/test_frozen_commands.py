@@ -12,7 +12,6 @@ from dptr.cli import app
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = "--debug --help --json --no-check --quiet --workspace"
 FROZEN = {
-    "ablate": "--device --jobs --name",
     "build-orp-bank": "--address --batch-size --clip --crops --crops-per-image --device --dtype --engine "
     "--engine-workers --exclude-near --exclude-threshold --max-bad --out --part --precision --retry-quarantined --seed "
     "--tokens-per-crop --workers",

@@ -23,7 +23,7 @@ from dptr.trainer.model.layers import grid_positions
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.pretrain import PromptBatch
 from dptr.trainer.training import loop
-from dptr.trainer.training.compilation import compiled
+from dptr.trainer.training.loop import compiled
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.settings import TrainingSettings
 

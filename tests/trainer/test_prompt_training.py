@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dptr.cache.charset import Charset
-from dptr.cache.errors import UserError
+from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.progress import set_quiet
 from dptr.cache.row_set import EveryRow
 from dptr.cache.stores import sealed
@@ -26,13 +26,15 @@ from dptr.cache.stores.shards import States, write_shard
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.embed_text import embed_text
+from dptr.trainer import pretrain as stage
 from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
 from dptr.trainer.data.held_out import HASHED_TEXT, REAL_WORDS, STORED_HASHES, split_rows
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import text_memory, token_memory
 from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder
-from dptr.trainer.pretrain import pretrain
+from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
+from dptr.trainer.pretrain import pretrain, read_prompts
 from dptr.trainer.training.recipe import Recipe
 from dptr.trainer.training.settings import DecoderSettings, NoiseSettings
 
@@ -302,3 +304,72 @@ def test_coverage_names_what_does_not_fit() -> None:
     assert list(coverage.mismatched) == ["weight"]
     assert coverage.missing == ["bias"]
     assert coverage.extra == ["other"]
+
+
+def tiny(**pretrain: Any) -> Recipe:
+    made = Recipe().replace("decoder", dim=8, heads=2, layers=1, feed_forward=8, max_label_length=5, kind="nrtr")
+    return made.replace("pretrain", **{"steps": 4, "batch_size": 8, "validation_share": 0.3, **pretrain})
+
+
+@pytest.mark.parametrize("spoilt", ["prompts", "orp"])
+def test_a_row_that_is_not_finite_is_named(
+    tmp_path: Path, save_prompts: Callable[..., PromptStore], bank: OrpBank, spoilt: str
+) -> None:
+    tokens = np.ones((60, DIM), np.float32)
+    if spoilt == "prompts":
+        tokens[::3] = np.nan
+    states = States(tokens, np.ones(60, np.int64), np.ones((60, DIM), np.float32))
+    columns = {
+        "label": [letters * 2 + other for letters in "abc" for other in ("a" * n + "b" for n in range(20))],
+        "label_length": pa.array(np.full(60, 5), pa.int16()),
+        "count": np.ones(60, np.int64),
+        "source": ["x"] * 60,
+    }
+    columns["label"] = [label[:5] for label in columns["label"]]
+    store = save_prompts(tmp_path / "prompts", pa.table(columns), states, "abc")
+    if spoilt == "orp":
+        values = np.ones((8 * 3, DIM), np.float32)
+        values[9] = np.inf
+        manifest = Manifest("orp", {"encoder": "t", "weights": "w", "tokens_per_crop": 8})
+        shard = States(values, np.full(3, 8), np.zeros((3, DIM), np.float32))
+        (tmp_path / "orp").mkdir()
+        manifest.shards.append(write_shard(tmp_path / "orp", 0, pa.table({"id": np.arange(3)}), shard, "float32", {}))
+        manifest.save(tmp_path / "orp")
+        bank = OrpBank(tmp_path / "orp")
+    where = r"row \d+ of .*prompts/part-00000\.arrow" if spoilt == "prompts" else r"row 1 of .*orp/part-00000\.arrow"
+    with pytest.raises(DamagedStore, match=where + " holds NaN or infinity"):
+        pretrain(store, bank, None, tiny(), tmp_path / "run")
+
+
+def test_noise_of_validation_depends_on_the_seed(store: PromptStore, bank: OrpBank) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Watched(Decoder):
+        def loss(self, memory: Memory, targets: Targets) -> torch.Tensor:
+            raise NotImplementedError
+
+        def decode(self, memory: Memory, max_length: int | None = None) -> torch.Tensor:
+            seen.append(memory.tokens)
+            return torch.zeros(len(memory.tokens), 1, 5)
+
+    noise, rows = NoiseSource(bank, NoiseSettings(), None), np.arange(6)
+    for seed in (0, 0, 1):
+        read_prompts(Watched(), store, rows, noise, 1.0, Recipe().memory, torch.device("cpu"), seed=seed)
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+
+
+def test_validate_draws_its_noise_by_the_recipes_seed(
+    store: PromptStore, bank: OrpBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+
+    def read(*arguments: Any, seed: int = 0, **others: Any) -> list[str]:
+        if arguments[3] is not None:
+            seeds.append(seed)
+        return [""] * len(arguments[2])
+
+    monkeypatch.setattr(stage, "read_prompts", read)
+    noise = NoiseSource(bank, NoiseSettings(), None)
+    stage.validate(torch.nn.Identity(), store, noise, np.arange(6), tiny(seed=7), CHARSET, torch.device("cpu"))
+    assert seeds == [7]

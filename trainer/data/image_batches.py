@@ -23,6 +23,7 @@ from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
 from dptr.trainer.data.buckets import padded_targets
 from dptr.trainer.data.stored_memory import StoredTensor
 from dptr.trainer.model.decoders.base import Targets, sent
+from dptr.trainer.seeds import generator_of
 from dptr.trainer.training.recipe import Recipe
 
 
@@ -87,6 +88,9 @@ class CropBatches(ABC):
         """Encode labels for the decoder, and for a CTC loss beside it."""
         return Targets.of(labels, self._charset, self._for_columns)
 
+    def require_finite(self, number: int) -> None:  # noqa: B027
+        """Check what batch ``number`` was made of; pictures hold no NaN."""
+
     @abstractmethod
     def __call__(self, number: int) -> ImageBatch:
         """Return batch ``number``, counted from 0 through all epochs."""
@@ -106,7 +110,7 @@ class ImageBatches(CropBatches):
 
     def __call__(self, number: int) -> ImageBatch:
         """Return batch ``number``, counted from 0 through all epochs."""
-        width = int(np.random.default_rng((self._seed, 6, number)).choice(self._widths))
+        width = int(generator_of(self._seed, "widths", number).choice(self._widths))
         pixels: list[NDArray[np.uint8]] = []
         labels: list[str] = []
         unreadable: list[str] = []
@@ -123,7 +127,7 @@ class ImageBatches(CropBatches):
             if image.height > PORTRAIT * image.width and may_stand_in_a_column(label):
                 image = image.transpose(Image.Transpose.ROTATE_90)
             if self._strength > 0:
-                chance = np.random.default_rng((self._seed, 5, number, row))
+                chance = generator_of(self._seed, "augmentation", number, row)
                 image = augment(image, chance, self._strength, self._distortions)
             pixels.append(preprocess(image, self._height, width))
             labels.append(label)

@@ -32,8 +32,6 @@ from dptr.trainer.training.settings import (
 )
 
 _BUNDLED = Path(__file__).resolve().parents[2] / "recipes"
-#: Files beside the recipes whose names begin so are grids of ``dptr ablate``.
-_GRID = "ablate-"
 
 #: Keys that runs of earlier versions saved under another name; None: they had no effect.
 _FORMER_KEYS = {
@@ -88,7 +86,7 @@ def load_recipe(name: str, changes: Sequence[str] = (), parts: Mapping[str, Sett
     Raises:
         UserError: no such recipe, broken TOML, an unknown key or a value out of its range.
     """
-    bundled = {path.stem: path for path in sorted(_BUNDLED.glob("*.toml")) if not path.stem.startswith(_GRID)}
+    bundled = {path.stem: path for path in sorted(_BUNDLED.glob("*.toml"))}
     path = bundled.get(name, Path(name))
     try:
         text = path.read_text(encoding="utf-8")
