@@ -18,7 +18,7 @@ from itertools import chain
 
 import numpy as np
 import torch
-from chip_rate import now
+from gpu import now
 from judged import at_least, usable_device
 from torch import nn
 

@@ -75,16 +75,14 @@ def look(folder: Path, with_images: bool) -> tuple[int, dict[str, str]] | None:
 
 
 def crops(folder: Path, with_images: bool) -> Iterator[tuple[str, bytes]]:
-    """Yield label and encoded picture of each labelled crop, from all LMDBs below ``folder``, or from its gt.txt."""
+    """Yield label and encoded picture of each labelled crop, in any form below ``folder``, or named by its gt.txt."""
     if (folder / MLT_LABELS).is_file():
         for name, script, text in mlt_words(folder):
             yield f"{script}\t{text}", (folder / name).read_bytes() if with_images else b""
         return
-    for path in sorted(found.parent for found in folder.rglob("data.mdb")) or [folder]:
-        images = WordImages.open_as_written([path])
-        for row in range(len(images)):
-            sample = images.samples[row]
-            yield sample.label, images.sources[sample.source].read(sample.key) if with_images else b""
+    images = WordImages.open_as_written([folder])
+    for sample in images.samples:
+        yield sample.label, images.sources[sample.source].read(sample.key) if with_images else b""
 
 
 def mlt_words(folder: Path) -> Iterator[tuple[str, str, str]]:
