@@ -6,9 +6,9 @@ stage 1  CLIP ViT-B/16 (random weights) on prompts of the full context, and on p
 stage 2  recipe `paper`: 768 rows a step from a prompt store and an ORP bank, through the loader
 stage 3  recipe `paper`: 768 crops a step from an LMDB, read, distorted and resized by workers, through the loader
 
-Of each: rows a second; the share of the card's bf16 rate, operations over the rate of products of large matrices in the
-same run; the loader's share of the time; the most memory that torch allocated. Then the tests that need a GPU run. Where
-there is none, sizes are toy ones, and the page lists what was skipped.
+Of each: rows a second; the share of the card's bf16 rate (operations over the rate of products of large matrices in
+the same run); the loader's share of the time; the most memory that torch allocated. Then the tests that need a GPU run.
+Where there is none, sizes are toy ones, and the page lists what was skipped.
 
 Smallest size: --seconds 1 --out OUT
 """
@@ -111,15 +111,13 @@ def page_of(device: torch.device, measured: list[Measured], tested: str, seconds
     card = torch.cuda.get_device_name(device) if on_gpu else f"no GPU ({platform.processor() or platform.machine()})"
     lines = [
         "# dptr on one GPU",
-        f"{card}, torch {torch.__version__}. Products of matrices in bf16: {most / 1e12:.1f} TFLOP/s. {seconds:.0f} s in all.",
+        f"{card}, torch {torch.__version__}. Products of matrices in bf16: {most / 1e12:.1f} TFLOP/s. {seconds:.0f} s.",
         "| stage | rows/s | of that rate | waiting for batches | memory, GB |\n| --- | --- | --- | --- | --- |\n"
         + "\n".join(one.line(most, on_gpu) for one in measured),
         f"Tests that need a GPU: {tested}",
     ]
     if not on_gpu:
-        lines.append(
-            "Skipped, as there is no GPU: the paper's sizes (all figures are of toy sizes), memory, the tests that need one."
-        )
+        lines.append("Skipped, as there is no GPU: the paper's sizes (figures are of toy sizes), memory, these tests.")
     return "\n\n".join(lines) + "\n"
 
 

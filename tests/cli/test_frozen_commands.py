@@ -22,7 +22,7 @@ FROZEN = {
     "embed-text": "--address --ascii --batch-size --case --charset --clip --column --context --cover-pieces --device "
     "--dry-run --dtype --engine --engine-workers --max-bad --max-label-length --min-count --out --part --precision "
     "--seed --shard-rows --simplified --states --template --unicode --unit --units",
-    "evaluate": "--data --device --precision --protocol --words",
+    "evaluate": "--clip --data --device --precision --protocol --words",
     "export": "--data --half --out --to --words",
     "finetune": "--charset --data --device --encoder --fmu --freeze --from --mix --out --recipe --seed --set "
     "--simplified --steps --track --units --validation --yes",
