@@ -148,3 +148,16 @@ def test_the_tutorials_commands_run_as_they_stand_but_for_their_counts(tmp_path:
     assert (tmp_path / "greek" / "report.html").is_file()
     assert (tmp_path / "greek" / "model.safetensors").is_file()
     assert "δ" in (tmp_path / "greek" / "charset.txt").read_text(encoding="utf-8")
+
+
+def test_whoever_quotes_what_is_read_from_the_bundled_clips_text_says_why_it_is_so_much() -> None:
+    """It was trained on rendered words with letter heads on both encoders: no stand-in for a CLIP of photos."""
+    quoting = re.compile(
+        r"\d % of (\S+ )?(validation|held-out)\s+words[^|]{0,60}text\s+(states|embeddings)", re.IGNORECASE
+    )
+    files = [*PAGES, *(ROOT / "recipes").glob("*.toml"), *(ROOT / "pipeline" / "clip").glob("*/README.md")]
+    # Line ends within a sentence, and the comment signs of recipes, are white space here.
+    texts = {path: re.sub(r"\n#?\s*", " ", path.read_text(encoding="utf-8")) for path in files}
+    quoted = [path for path, text in texts.items() if quoting.search(text)]
+    assert len(quoted) >= 3
+    assert [path.name for path in quoted if "by construction" not in texts[path]] == []
