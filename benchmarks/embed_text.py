@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import transformers
-from chip_rate import peak
+from gpu import peak
 from judged import at_least, usable_device
 from torch.utils.flop_counter import FlopCounterMode
 

@@ -17,7 +17,7 @@ import statistics
 
 import numpy as np
 import torch
-from chip_rate import now
+from gpu import now
 from judged import at_least, usable_device
 from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update
 

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from chip_rate import now, peak
+from gpu import now, peak
 from judged import at_least, usable_device
 from numpy.typing import NDArray
 from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update

@@ -21,3 +21,6 @@ Precision = Literal["fp32", "bf16"]
 
 #: Where shards are made: on this machine, or by the workers of a Ray cluster.
 Engine = Literal["local", "ray"]
+
+#: What an ORP bank cuts out of a photo: random rectangles, or its central square, as CLIP's own preparation does.
+CropKind = Literal["random", "whole"]

@@ -13,7 +13,7 @@ from dptr.cache.errors import DamagedStore, DptrError, UserError
 from dptr.cache.options import LARGEST_SEED, LONGEST_LABEL, MOST_WORKERS, Device, OrpFolder, Out, PromptsFolder
 from dptr.cache.stores.files import require_replaceable
 from dptr.cache.workspace import Workspace
-from dptr.pipeline.choices import Case, Context, StatesKind, Unit
+from dptr.pipeline.choices import Case, Context, CropKind, StatesKind, Unit
 from dptr.pipeline.device import resolve_device
 from dptr.pipeline.options import (
     Address,
@@ -120,9 +120,13 @@ def build_orp_bank(
     paths: Annotated[list[Path], typer.Argument(help="Folders, image files, .tar, .zip, Parquet or LMDB.")],
     out: Out = None,
     clip: ClipName = "tiny",
+    crops: Annotated[
+        CropKind, typer.Option(help="random: rectangles; whole: the central square, as in the authors' code.")
+    ] = "random",
     crops_per_image: Annotated[
-        int, typer.Option(min=1, max=_MOST_CROPS_PER_IMAGE, help="Random crops of each photo.")
-    ] = 8,
+        int | None,
+        typer.Option(min=1, max=_MOST_CROPS_PER_IMAGE, help="Crops of each photo; 8 random ones, or one whole."),
+    ] = None,
     tokens_per_crop: Annotated[
         int | None, typer.Option(min=1, help="Tokens kept of each crop; all by default.")
     ] = None,
@@ -152,7 +156,8 @@ def build_orp_bank(
     settings = stage.OrpBankSettings(
         clip=clip,
         precision=precision,
-        crops_per_image=crops_per_image,
+        kind=crops,
+        crops_per_image=crops_per_image or (1 if crops == "whole" else 8),
         tokens_per_crop=tokens_per_crop,
         seed=seed,
         dtype=dtype,

@@ -30,7 +30,7 @@ from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
 from dptr.trainer.model.decoders.pooled import PooledDecoder
 from dptr.trainer.predictions import keep_readings
-from dptr.trainer.recipe import MemorySettings, Recipe
+from dptr.trainer.recipe import MemorySettings, PretrainSettings, Recipe
 from dptr.trainer.seeds import generator_of
 from dptr.trainer.training import loop, processes, runs
 from dptr.trainer.training.loop import is_compiled
@@ -142,13 +142,14 @@ def pretrain(
 
     Raises:
         DamagedStore: the stores do not belong together, or ``out`` holds another run.
-        UserError: the recipe does not fit the store.
+        UserError: the recipe does not fit the store, or names another CLIP, context or charset.
     """
     started = time.monotonic()
     if bank is not None:
         require_same_encoder(store.manifest, bank.manifest)
         _require_same_width(store, bank)
     with processes.first_before_others():
+        _require_pinned(store, recipe.pretrain)
         _require_room(store, recipe)
     for states in [store] if bank is None else [store, bank]:
         states.check_states()
@@ -284,6 +285,24 @@ def _require_same_width(store: PromptStore, bank: OrpBank) -> None:
         raise UserError(
             f"text states are {store.dim} wide and image states {bank.dim}", "Embed the text with --states projected"
         )
+
+
+def _require_pinned(store: PromptStore, settings: PretrainSettings) -> None:
+    """Refuse a prompt store made with another CLIP, context or charset than the recipe names."""
+    has = {"clip": store.manifest.identity["encoder"], "context": store.manifest.identity.get("context", "content")}
+    for key, value in has.items():
+        wanted = getattr(settings, key)
+        if wanted and wanted != value:
+            raise _pinned(store, key, wanted, value)
+    if settings.charset and not Charset.named(settings.charset).same_units_as(store.charset):
+        raise _pinned(store, "charset", settings.charset, f"one of {len(store.charset.characters)} characters")
+
+
+def _pinned(store: PromptStore, key: str, wanted: str, found: str) -> UserError:
+    return UserError(
+        f"the recipe asks for prompts made with --{key} {wanted}, those in {store.folder} have {found}",
+        f"Run `dptr embed-text` with --{key} {wanted} -o OTHER, or train on these: --set 'pretrain.{key}=\"\"'",
+    )
 
 
 def _require_room(store: PromptStore, recipe: Recipe) -> None:

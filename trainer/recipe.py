@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from dptr.cache.errors import UserError
-from dptr.trainer.choices import FmuKind, NoiseDraw, Sampling
+from dptr.trainer.choices import Distortions, FmuKind, FmuStart, NoiseDraw, Refinement, Sampling
 
 _BUNDLED = Path(__file__).resolve().parents[1] / "recipes"
 #: Beyond these no computer has the memory; a typing mistake is refused before memory is allocated.
@@ -45,6 +45,7 @@ class DecoderSettings(Settings):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     permutations: int = Field(default=6, ge=1, le=1000)
     refinements: int = Field(default=1, ge=0, le=100)
+    refinement: Refinement = "cloze"
     max_label_length: int = Field(default=25, ge=1, le=1000)
 
     @model_validator(mode="after")
@@ -83,12 +84,18 @@ class EncoderSettings(Settings):
 
 
 class FmuSettings(Settings):
-    """The Feature Merge Unit; ``none`` hands the decoder all image tokens (the control)."""
+    """The Feature Merge Unit; ``none`` hands the decoder all image tokens (the control).
+
+    ``residual_dropout`` drops what attention and feed-forward add to the queries, ``final_norm`` ends in a LayerNorm.
+    """
 
     kind: FmuKind = "queries"
     queries: int = Field(default=26, ge=1, le=1000)
     heads: int = Field(default=8, ge=1, le=_DEEPEST)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    residual_dropout: float = Field(default=0.0, ge=0, lt=1)
+    final_norm: bool = True
+    start: FmuStart = "positions"
 
 
 class MemorySettings(Settings):
@@ -113,12 +120,14 @@ class NoiseSettings(Settings):
 
     ``ratio`` is what token states are multiplied by; for pooled vectors, the most that noise is as long as the vector.
     ``draw`` says whose states: of any crop, of the prompt's nearest, of either, or (``gaussian``) of none.
+    ``whole_batch`` draws token positions once a batch, and no crop twice in it while the bank has enough.
     """
 
     ratio: float = Field(default=0.1, ge=0, le=1000)
     draw: NoiseDraw = "random"
     neighbours: int = Field(default=32, ge=1, le=10_000)
     nearest_share: float = Field(default=0.5, ge=0, le=1)
+    whole_batch: bool = False
 
     @property
     def needs_neighbours(self) -> bool:
@@ -137,7 +146,7 @@ class TrainingSettings(Settings):
             go on with others.
     """
 
-    HOW: ClassVar[frozenset[str]] = frozenset({"workers", "log_every", "checkpoint_every"})
+    HOW: ClassVar[frozenset[str]] = frozenset({"workers", "log_every", "checkpoint_every", "needs_gpu"})
 
     steps: int = Field(default=1000, ge=1, le=_LARGEST_COUNT)
     batch_size: int = Field(default=128, ge=1, le=1_000_000)
@@ -157,18 +166,23 @@ class TrainingSettings(Settings):
     patience: int = Field(default=0, ge=0, le=_LARGEST_COUNT, description="0: to the last step")
     workers: int = Field(default=0, ge=0, le=1000, description="0: batches are made in the training process")
     seed: int = Field(default=0, ge=0, lt=2**63)
+    needs_gpu: bool = Field(default=False, description="a CPU only with --yes")
 
 
 class PretrainSettings(TrainingSettings):
     """Stage 2. ``sampling`` draws labels uniformly or by their corpus counts raised to ``count_power``.
 
     ``validation_share`` of the labels is never trained on; at most ``validation_rows`` of them are read at a time.
+    ``clip``, ``context`` and ``charset`` refuse a prompt store made with another one; empty: any store.
     """
 
     validation_share: float = Field(default=0.05, gt=0, lt=1)
     validation_rows: int = Field(default=1000, ge=1, le=_LARGEST_COUNT)
     sampling: Sampling = "uniform"
     count_power: float = Field(default=0.5, ge=0, le=10)
+    clip: str = ""
+    context: Literal["", "content", "full"] = ""
+    charset: str = ""
 
 
 class FinetuneSettings(TrainingSettings):
@@ -187,6 +201,7 @@ class FinetuneSettings(TrainingSettings):
     freeze: str = ""
     mix: str = ""
     augmentation: float = Field(default=1.0, ge=0, le=10)
+    distortions: Distortions = "dptr"
     validation_share: float = Field(default=0.1, gt=0, lt=1)
     ctc_weight: float = Field(default=0.0, ge=0, le=1000)
 

@@ -32,6 +32,7 @@ from dptr.pipeline.neighbours import faiss_index
 from dptr.pipeline.parts.executors import IN_PROCESS, Executor
 from dptr.pipeline.parts.part import WHOLE, Part
 from dptr.pipeline.parts.store_in_making import Group, StoreInMaking, remember_inputs
+from dptr.pipeline.photos.crops import CropSettings
 from dptr.pipeline.photos.near_images import NearImages
 from dptr.pipeline.photos.orp_settings import OrpBankSettings
 from dptr.pipeline.photos.photo import Photo
@@ -264,11 +265,16 @@ def _identity(
         "precision": settings.precision,
         "states": "projected",
         "tokens_per_crop": settings.tokens_per_crop or tower.tokens,
-        "crops": asdict(settings.crops()),
+        "crops": _cut(settings.crops()),
         "seed": settings.seed,
         "dtype": settings.dtype,
         "kept_out": kept_out.identity() if kept_out else None,
     }
+
+
+def _cut(settings: CropSettings) -> dict[str, Any]:
+    """Return which crops a bank holds; the kind only where it is not that of banks made before there were kinds."""
+    return {key: value for key, value in asdict(settings).items() if (key, value) != ("kind", "random")}
 
 
 def _hashes(catalogues: Sequence[Path]) -> set[str]:

@@ -30,7 +30,6 @@ WITHOUT = {
     "own_memory.py",
     "process_time.py",
     "plain_parseq.py",
-    "chip_rate.py",
     "peers.py",
     "peer_readers.py",
     "rapidocr_worker.py",

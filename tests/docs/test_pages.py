@@ -103,7 +103,7 @@ def test_every_message_of_an_error_is_told_with_what_to_do() -> None:
 def test_every_page_opens_with_what_one_gets(page: Path) -> None:
     title, _, said, *_ = page.read_text(encoding="utf-8").splitlines()
     assert title.startswith("# ")
-    assert said.startswith("What you get:")
+    assert said.startswith(("What you get:", "After this page"))
 
 
 def test_no_page_is_out_of_reach(tmp_path: Path) -> None:
@@ -148,3 +148,16 @@ def test_the_tutorials_commands_run_as_they_stand_but_for_their_counts(tmp_path:
     assert (tmp_path / "greek" / "report.html").is_file()
     assert (tmp_path / "greek" / "model.safetensors").is_file()
     assert "δ" in (tmp_path / "greek" / "charset.txt").read_text(encoding="utf-8")
+
+
+def test_whoever_quotes_what_is_read_from_the_bundled_clips_text_says_why_it_is_so_much() -> None:
+    """It was trained on rendered words with letter heads on both encoders: no stand-in for a CLIP of photos."""
+    quoting = re.compile(
+        r"\d % of (\S+ )?(validation|held-out)\s+words[^|]{0,60}text\s+(states|embeddings)", re.IGNORECASE
+    )
+    files = [*PAGES, *(ROOT / "recipes").glob("*.toml"), *(ROOT / "pipeline" / "clip").glob("*/README.md")]
+    # Line ends within a sentence, and the comment signs of recipes, are white space here.
+    texts = {path: re.sub(r"\n#?\s*", " ", path.read_text(encoding="utf-8")) for path in files}
+    quoted = [path for path, text in texts.items() if quoting.search(text)]
+    assert len(quoted) >= 3
+    assert [path.name for path in quoted if "by construction" not in texts[path]] == []

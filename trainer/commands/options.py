@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from dptr.cache.charset import Charset
     from dptr.cache.normalization import Normalization
     from dptr.cache.word_images.dataset import WordImages
-    from dptr.trainer.recipe import Recipe
+    from dptr.trainer.recipe import Recipe, TrainingSettings
     from dptr.trainer.training.runs import Trained
 
 RecipeName = Annotated[str, typer.Option("--recipe", help="tiny, small, paper, or a TOML file.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps in all.")]
 Seed = Annotated[int | None, typer.Option(min=0, max=LARGEST_SEED, help="Seed of everything random.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, for any recipe key.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Train on a CPU even where the recipe asks for a GPU.")]
 Track = Annotated[Tracker | None, typer.Option("--track", help="Show metrics there, too.")]
 Data = Annotated[
     list[Path] | None,
@@ -64,6 +65,19 @@ def recipe_changes(
     """Fold the short flags into recipe changes; flags come last, so they win."""
     short = {f"{section}.steps": steps, f"{section}.seed": seed, **flags}
     return [*(changes or []), *(f"{key}={json.dumps(value)}" for key, value in short.items() if value is not None)]
+
+
+def require_gpu(settings: "TrainingSettings", device: str, yes: bool) -> None:
+    """Refuse to train on a CPU what a recipe sizes for a GPU, unless ``yes``.
+
+    Raises:
+        UserError: the device is a CPU.
+    """
+    if settings.needs_gpu and device == "cpu" and not yes:
+        raise UserError(
+            f"{settings.steps:,} steps of {settings.batch_size:,} rows are sized for a GPU, and this is a CPU",
+            "Train on a GPU, or here all the same: --yes",
+        )
 
 
 def named_data(data: list[Path] | None) -> list[Path]:

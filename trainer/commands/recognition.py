@@ -47,6 +47,9 @@ def evaluate(
         Protocol, typer.Option(help="field: 36, 62 and 94 characters; chinese: NFKC, case and traditional forms aside.")
     ] = "field",
     words: WordsFile = None,
+    clip: Annotated[
+        str | None, typer.Option(help="Instead of a recogniser, this CLIP: is a crop's nearest text its label?")
+    ] = None,
     precision: Arithmetic = "auto",
     device: Device = "auto",
 ) -> Report:
@@ -59,6 +62,8 @@ def evaluate(
     from dptr.trainer.evaluation_table import figures, table
     from dptr.trainer.read import load_reader
 
+    if clip is not None:
+        return _nearest_words(clip, [*(data or []), *map(Path, names or [])], words, resolve_device(device))
     run, more = recogniser_first(workspace, names or [])
     chosen = resolve_device(device)
     reader = load_reader(run, chosen, words, precision)
@@ -70,6 +75,18 @@ def evaluate(
     else:
         note("read with other words than the model's own: not kept for `dptr sql`, nor for the page of `dptr push`")
     return Report({"out": str(run), **figures(result)}, "\n".join([table(result), *left_out]))
+
+
+def _nearest_words(clip: str, data: list[Path], words: str | None, device: str) -> Report:
+    """Compare a CLIP's image embeddings of crops with its text embeddings of their labels and of ``words``."""
+    from dptr.cache.word_counts import read_word_counts
+    from dptr.cache.word_images.dataset import WordImages
+    from dptr.trainer.nearest_words import nearest_words
+
+    sets = {str(path): WordImages.open_as_written([path]) for path in named_data(data)}
+    lexicon = read_word_counts(Path(words)) if words not in (None, "none") else ()
+    result = nearest_words(clip, sets, lexicon, device)
+    return Report({"out": clip, **result.figures()}, result.table())
 
 
 def _keep(workspace: Workspace, run: Path, result: "Evaluation") -> None:

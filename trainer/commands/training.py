@@ -21,9 +21,11 @@ from dptr.trainer.commands.options import (
     Steps,
     Track,
     UnitsKind,
+    Yes,
     labels_left_out,
     named_data,
     recipe_changes,
+    require_gpu,
     training_normalization,
 )
 from dptr.trainer.commands.starts import encoder_model, recogniser_named, start_run
@@ -50,6 +52,7 @@ def pretrain(
     sampling: Annotated[Sampling | None, typer.Option(help="Draw labels evenly, or by their corpus count.")] = None,
     track: Track = None,
     changes: Changes = None,
+    yes: Yes = False,
     device: Device = "auto",
 ) -> Report:
     """Prompt store and ORP bank to a pre-trained decoder; the same command goes on where it stopped.
@@ -64,6 +67,8 @@ def pretrain(
 
     flags: dict[str, str | None] = {"decoder.kind": decoder, "noise.draw": noise, "pretrain.sampling": sampling}
     settings = load_recipe(recipe, recipe_changes("pretrain", changes, steps, seed, flags))
+    chosen = resolve_device(device)
+    require_gpu(settings.pretrain, chosen, yes)
     processes.join(settings.pretrain, "pretrain")
     workspace = workspace.with_stores(prompts, orp)
     store = PromptStore(workspace.prompts)
@@ -71,7 +76,7 @@ def pretrain(
     folder = out or workspace.runs / default_name("pretrain", settings, stage.data_identity(store, bank))
     with processes.first_before_others():
         neighbours = _open_neighbours(workspace, bank, settings)
-    summary = stage.pretrain(store, bank, neighbours, settings, folder, resolve_device(device), track)
+    summary = stage.pretrain(store, bank, neighbours, settings, folder, chosen, track)
     metrics = summary.metrics
     text = f"{summary.steps:,} steps; validation labels read from their states: {metrics['accuracy']:.1%} (case aside)"
     if "accuracy_with_noise" in metrics:
@@ -118,6 +123,7 @@ def finetune(
     ] = False,
     track: Track = None,
     changes: Changes = None,
+    yes: Yes = False,
     device: Device = "auto",
 ) -> Report:
     """Labelled crops, or a store of them (embed-crops), to a recogniser, from a pre-trained decoder or another one.
@@ -148,6 +154,8 @@ def finetune(
     if encoder_run:
         parts["encoder"] = stage.encoder_of(encoder_run)
     settings = load_recipe(recipe, asked, parts)
+    chosen = resolve_device(device)
+    require_gpu(settings.finetune, chosen, yes)
     processes.join(settings.finetune, "finetune")
     described, settings = encoder_model(settings)
     stage.require_clip_of(run, settings, described)
@@ -165,7 +173,7 @@ def finetune(
     named = in_units(Charset.named(charset) if charset else known, units, paths, normalization)
     crops = labelled(opened, named, normalization)
     summary = stage.finetune(
-        crops.images, crops.charset, run, settings, crops.run, resolve_device(device), track, model, crops.validation
+        crops.images, crops.charset, run, settings, crops.run, chosen, track, model, crops.validation
     )
     metrics = summary.metrics
     portrait = summary.portrait

@@ -105,7 +105,7 @@ class ImageBatches(CropBatches):
         """Images become ``height`` pixels high; all those of a batch become as wide as one of ``widths``."""
         super().__init__(images, charset, recipe)
         self._images = images
-        self._strength = recipe.finetune.augmentation
+        self._strength, self._distortions = recipe.finetune.augmentation, recipe.finetune.distortions
         self._height, self._widths = height, widths
 
     def __call__(self, number: int) -> ImageBatch:
@@ -127,7 +127,8 @@ class ImageBatches(CropBatches):
             if image.height > PORTRAIT * image.width and may_stand_in_a_column(label):
                 image = image.transpose(Image.Transpose.ROTATE_90)
             if self._strength > 0:
-                image = augment(image, generator_of(self._seed, "augmentation", number, row), self._strength)
+                chance = generator_of(self._seed, "augmentation", number, row)
+                image = augment(image, chance, self._strength, self._distortions)
             pixels.append(preprocess(image, self._height, width))
             labels.append(label)
         if not pixels:

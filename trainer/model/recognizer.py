@@ -214,8 +214,7 @@ def _merging(recipe: Recipe, encoder: Encoder, memory_dim: int) -> nn.Module:
             "queries of the Feature Merge Unit start at the columns of one width, encoder.image_widths gives several",
             "Leave image_widths empty, or set fmu.kind = none",
         )
-    queries = 1 if pooled else fmu.queries
-    return FeatureMergeUnit(encoder.dim, memory_dim, queries, encoder.grid[1], fmu.heads, fmu.dropout)
+    return FeatureMergeUnit(encoder.dim, memory_dim, encoder.grid[1], fmu, queries=1 if pooled else None)
 
 
 def with_present_names(weights: Mapping[str, Any]) -> dict[str, Any]:

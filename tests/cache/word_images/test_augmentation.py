@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from dptr.cache.word_images.augmentation import (
-    OPERATIONS,
+    DISTORTIONS,
     augment,
     invert,
     poisson_noise,
@@ -32,13 +32,41 @@ def pixels_of(image: Image.Image) -> np.ndarray:
     return np.asarray(image, np.int64)
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.__name__)
-def test_each_operation_changes_the_image_and_keeps_its_shape(operation, image):
+@pytest.mark.parametrize(
+    ("distortions", "operation"),
+    [(name, operation) for name, operations in DISTORTIONS.items() for operation in operations],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_each_operation_changes_the_image_and_keeps_its_shape(distortions, operation, image):
     before = image.copy()
     changed = operation(image, rng(3), 1.0)
-    assert (changed.size, changed.mode) == (image.size, "RGB")
+    assert changed.mode == "RGB"
+    if operation.__name__ == "_parseq_rotate":  # the picture grows
+        assert image == before
+        return
+    assert changed.size == image.size
     assert (pixels_of(changed) != pixels_of(image)).any()
     assert image == before
+
+
+def test_parseqs_set_has_solarise_and_no_zoom():
+    """The sixteen of its training: timm's increasing set without sharpness, and blur and Poisson noise."""
+    names = [operation.__name__.removeprefix("_parseq_") for operation in DISTORTIONS["parseq"]]
+    assert len(set(names)) == 16
+    assert {"solarize", "solarize_add"} <= set(names)
+    assert "zoom" not in names
+
+
+def test_parseqs_distortions_have_their_full_size():
+    """Turned by 15 degrees either way: a picture of 128 x 32 becomes 128 cos 15 + 32 sin 15 wide."""
+    image = Image.fromarray(rng(0).integers(0, 256, (32, 128, 3), dtype=np.uint8))
+    rotate_fully = next(one for one in DISTORTIONS["parseq"] if one.__name__ == "_parseq_rotate")
+    sizes = {rotate_fully(image, rng(index), 1.0).size for index in range(20)}
+    assert {(abs(width - 132) <= 2, abs(height - 64) <= 2) for width, height in sizes} == {(True, True)}
+    pixels = np.full((32, 128, 3), 100, np.uint8)
+    bright = next(one for one in DISTORTIONS["parseq"] if one.__name__ == "parseq_brightness")
+    values = {int(pixels_of(bright(Image.fromarray(pixels), rng(index), 1.0))[0, 0, 0]) for index in range(20)}
+    assert values == {55, 145}
 
 
 def test_same_generator_same_image(image):

@@ -227,6 +227,20 @@ def test_other_settings_need_another_folder(photos: Path, tmp_path: Path) -> Non
     assert hashes(out) == before
 
 
+def test_a_bank_of_whole_photos_has_the_middle_of_each_once(photos: Path, tmp_path: Path) -> None:
+    whole = dataclasses.replace(SETTINGS, crops_per_image=1, kind="whole")
+    assert build_orp_bank([photos], tmp_path / "bank", whole).rows == 8
+    bank = OrpBank(tmp_path / "bank")
+    assert bank.manifest.identity["crops"]["kind"] == "whole"
+    tower = ImageEncoder(load_clip("tiny"))
+    row = pq.read_table(bank.manifest.catalogues(bank.folder)[0]).to_pylist()[0]
+    with Image.open(row["image"]) as photo:
+        pooled = tower.encode(tower.preprocess(photo.crop((12, 0, 84, 72)))[None])[1][0]
+    assert np.allclose(pooled, row["pooled"], atol=1e-4)
+    with pytest.raises(DamagedStore, match="other settings"):
+        build_orp_bank([photos], tmp_path / "bank", dataclasses.replace(SETTINGS, crops_per_image=1))
+
+
 def test_no_photo_that_can_be_used(tmp_path: Path, refused: Any) -> None:
     (tmp_path / "bad.png").write_text("no picture")
     with pytest.raises(UserError, match=r"none of 1 photos can be used: .*bad\.png, not a picture"):

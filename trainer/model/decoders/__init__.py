@@ -1,6 +1,6 @@
 """Decoders: a memory in, logits of characters out.
 
-base is what each offers; autoregressive, decoder_layer and permutations are parts. nrtr is the simplest, then parallel,
+base is what each offers; autoregressive and decoder_layer are parts. nrtr is the simplest, then parallel,
 ctc and parseq; pooled puts one vector before any of them.
 
 Besides the bundled ones, a package may register a :class:`~dptr.trainer.model.decoders.base.Decoder` subclass under the
@@ -49,6 +49,7 @@ def build_decoder(
         max_label_length=settings.max_label_length,
         permutations=settings.permutations,
         refinements=settings.refinements,
+        refinement=settings.refinement,
     )
     decoder = kind(shape)
     return PooledDecoder(decoder, memory.tokens) if memory is not None and memory.kind == "pooled" else decoder

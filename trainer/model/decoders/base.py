@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dptr.cache.charset import Charset
+from dptr.trainer.choices import Refinement
 
 
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -130,7 +131,7 @@ class DecoderShape:
         dim: width of the decoder. memory_dim: width of the memory's tokens. feed_forward: hidden width.
         characters: size of the charset; classes are one more (the end).
         max_label_length: longest label it can read.
-        permutations, refinements: used by the permuted autoregressive decoder only.
+        permutations, refinements, refinement: used by the permuted autoregressive decoder only.
     """
 
     dim: int
@@ -143,6 +144,7 @@ class DecoderShape:
     max_label_length: int
     permutations: int = 6
     refinements: int = 1
+    refinement: Refinement = "cloze"
 
 
 class Decoder(nn.Module, ABC):
