@@ -15,7 +15,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.word_images.dataset import WordImages
-from dptr.cache.word_images.split import split
+from dptr.cache.word_images.split import split, without_overlap
 from dptr.trainer.data.buckets import few_shapes
 from dptr.trainer.data.image_batches import CropBatches, ImageBatches, Oddities
 from dptr.trainer.data.stored_batches import StoredBatches
@@ -81,6 +81,7 @@ def finetune(
     training, given = images, validation
     if validation is not None:
         require_one_kind(images, validation)
+        training = without_overlap(images, validation)
     else:
         training, validation = split(images, recipe.finetune.validation_share, recipe.finetune.seed)
     device = torch.device(device)

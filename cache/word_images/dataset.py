@@ -6,8 +6,9 @@ them.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +28,8 @@ from dptr.cache.word_images.samples import Rows, Sample, Samples
 from dptr.cache.word_images.sources import find_sources
 
 _LEAST_SIDE = 2
+#: What reading a picture raises where it is missing or damaged.
+_UNREADABLE = (OSError, KeyError, ValueError, UnusablePicture)
 
 
 class UnreadableImage(DptrError):
@@ -108,7 +111,7 @@ class WordImages:
         sample, place = self.samples.look(index)
         try:
             return decode_crop(self._encoded(sample, place))
-        except (OSError, KeyError, ValueError, UnusablePicture) as error:
+        except _UNREADABLE as error:
             raise UnreadableImage(f"image {sample.key} of {sample.source} cannot be read ({error})") from error
 
     def _encoded(self, sample: Sample, place: Place | None) -> bytes:
@@ -116,6 +119,30 @@ class WordImages:
         if place is not None and isinstance(source, PlacedSource):
             return source.read_at(place)
         return source.read(sample.key)
+
+    def content_hashes(self) -> Iterator[bytes | None]:
+        """Yield the SHA-256 of each sample's encoded picture, 32 bytes; None where it cannot be read."""
+        for index in range(len(self)):
+            try:
+                yield hashlib.sha256(self._encoded(*self.samples.look(index))).digest()
+            except _UNREADABLE:
+                yield None
+
+    def require_readable(self) -> None:
+        """Check that at least one picture can be decoded.
+
+        Raises:
+            UserError: none can; the message names one.
+        """
+        problem = "there are none"
+        for index in range(len(self)):
+            try:
+                self.image(index)
+            except UnreadableImage as error:
+                problem = str(error)
+            else:
+                return
+        raise UserError(f"none of {len(self)} validation crops can be read: {problem}", "Copy or write them again")
 
     def only(self, indices: Rows | Sequence[int]) -> Self:
         """Return the samples at ``indices``; what was refused stays with the whole."""

@@ -1,4 +1,4 @@
-"""Which word images are for validation: each by its own key and label, so that more data moves none."""
+"""Which word images are for validation, and which of the others are not the same pictures."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
+from dptr.cache.progress import note, progress
 from dptr.cache.row_set import RowSet
 from dptr.cache.validation import validation_position
 from dptr.cache.word_images.crop_columns import Columns
@@ -35,7 +36,38 @@ def split(images: Images, share: float, seed: int) -> tuple[Images, Images]:
             f"cannot keep {share:g} of {len(images)} images for validation",
             "Give a share between 0 and 1, or more data",
         )
-    return images.only(RowSet([~chosen])), images.only(RowSet([chosen]))
+    validation = images.only(RowSet([chosen]))
+    validation.require_readable()
+    return images.only(RowSet([~chosen])), validation
+
+
+def without_overlap(training: Images, validation: WordImages) -> Images:
+    """Return the training images that are no picture of the validation set: the bytes of pictures are compared.
+
+    Raises:
+        UserError: none would be left, or the validation set has no readable image.
+    """
+    validation.require_readable()
+    total = len(validation) + len(training)
+    with progress("comparing training and validation crops", total, "crops") as shown:
+
+        def hashes(images: WordImages) -> Iterator[bytes | None]:
+            for found in images.content_hashes():
+                shown.advance()
+                yield found
+
+        held_out = set(hashes(validation)) - {None}
+        apart = np.fromiter((found not in held_out for found in hashes(training)), np.bool_, len(training))
+    overlapping = len(training) - int(apart.sum())
+    if not overlapping:
+        return training
+    if overlapping == len(training):
+        raise UserError(
+            f"all {overlapping:,} training crops are validation crops, too",
+            "Name other crops with --validation, or leave it out: a share of the data is taken",
+        )
+    note(f"rejected: {overlapping:,} of {len(training):,} training crops, which are validation crops, too")
+    return training.only(RowSet([apart]))
 
 
 def _chosen(samples: Samples, share: float, seed: int) -> NDArray[np.bool_]:

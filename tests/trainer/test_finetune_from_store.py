@@ -185,6 +185,15 @@ def test_a_store_beside_other_data_is_refused_in_one_line(crops: Path, store: Pa
         WordImages.open([store], CHARSET, Normalization())
 
 
+def test_crops_of_a_store_that_are_validation_crops_are_not_trained_on(store: Path, tmp_path: Path) -> None:
+    images = stored(store)
+    clip, some = bundled.BUNDLED, images.only([0, 1])
+    summary = finetune(images, CHARSET, None, recipe(), tmp_path / "run", encoder_model=clip, validation=some)
+    assert summary.rows == len(images) - 2
+    with pytest.raises(UserError, match="training crops are validation crops"):
+        finetune(images, CHARSET, None, recipe(), tmp_path / "same", encoder_model=clip, validation=stored(store))
+
+
 def test_two_stores_of_one_tower_are_trained_from_in_the_proportions_asked_for(
     crops: Path, store: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from dptr.cache.charset import Charset
+from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.word_images.dataset import WordImages
 from dptr.cache.word_images.writer import write_word_images
@@ -125,7 +126,9 @@ def test_an_encoder_is_not_taken_from_what_has_none(tmp_path: Path, capsys: pyte
 
 def test_crops_for_validation_are_never_trained_on(tmp_path: Path, crops: Path) -> None:
     summary = finetune(images(crops), CHARSET, None, recipe(), tmp_path / "run", validation=images(crops).only([0, 1]))
-    assert summary.rows == 12
+    assert summary.rows == 10
+    with pytest.raises(UserError, match="all 12 training crops are validation crops"):
+        finetune(images(crops), CHARSET, None, recipe(), tmp_path / "same", validation=images(crops))
     assert Run.load(summary.out).data["validation"]["rows"] == 2
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -75,6 +75,15 @@ class StoredCrops(WordImages):
         """Refuse: the pictures are not in the store."""
         sample = self.samples[index]
         raise UnreadableImage(f"the picture of {sample.key} is not in {self.stores[sample.data_set].folder}")
+
+    def content_hashes(self) -> Iterator[bytes | None]:
+        """Yield the SHA-256 of the picture that each sample was made from, 32 bytes."""
+        of_stores = [list(store.image_hashes()) for store in self.stores]
+        for number, row in zip(self.samples.every_data_set().tolist(), self.rows.tolist(), strict=True):
+            yield of_stores[number][row]
+
+    def require_readable(self) -> None:
+        """Do nothing: the pictures were decoded when the store was made."""
 
     def plain(self, indices: NDArray[np.int64]) -> StoredTokens:
         """Return the tokens of crops as they are, shape (batch, tokens, dim), in the precision that is stored."""
