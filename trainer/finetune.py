@@ -13,7 +13,9 @@ from torch import Tensor
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import SAFETENSORS
 from dptr.cache.progress import note
+from dptr.cache.stores.files import sha256_of
 from dptr.cache.word_images.dataset import WordImages
 from dptr.cache.word_images.split import split, without_overlap
 from dptr.trainer.data.buckets import few_shapes
@@ -177,12 +179,15 @@ def data_identity(
     validation: WordImages | None = None,
     encoder_model: Path | runs.Trained | None = None,
 ) -> dict[str, Any]:
-    """What a run saves about its data: fingerprints of the images, and where its weights came from."""
-    identity: dict[str, Any] = {"images": images.identity(), "from": start and [start.name, start.data]}
+    """Return what a run saves of all that it reads: fingerprints of the crops, and hashes of the weights taken."""
+    taken_from = start and {"weights": start.weights_hash(), "data": start.data}
+    identity: dict[str, Any] = {"images": images.identity(), "from": taken_from}
     if validation is not None:
         identity["validation"] = validation.identity()
-    if encoder_model is not None and not isinstance(encoder_model, Path):
-        identity["encoder"] = [encoder_model.name, encoder_model.data]
+    if isinstance(encoder_model, Path):
+        identity["encoder"] = {path.name: sha256_of(path) for path in sorted(encoder_model.glob(f"*{SAFETENSORS}"))}
+    elif encoder_model is not None:
+        identity["encoder"] = encoder_model.weights_hash()
     return identity
 
 

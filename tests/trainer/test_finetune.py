@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from dptr.cache.charset import Charset
-from dptr.cache.errors import UserError
+from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import set_quiet
 from dptr.cache.word_images.dataset import WordImages
 from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.loading import ImageTower, load_clip
 from dptr.trainer.data.image_batches import ImageBatch, ImageBatches, mixing_weights
-from dptr.trainer.finetune import finetune, parameter_groups
+from dptr.trainer.finetune import data_identity, finetune, parameter_groups
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe
@@ -254,3 +254,36 @@ def test_the_image_tower_is_taken_from_safetensors_without_a_word_and_never_from
     weights.unlink()
     with pytest.raises(UserError, match=r"model\.safetensors"):
         encoder.load(folder)
+
+
+def test_a_start_that_was_trained_further_makes_another_run(tmp_path: Path, draw_crops: Any) -> None:
+    charset = Charset.named("94")
+    start = pretrained(tmp_path / "pretrain", charset)
+    images = opened(draw_crops(tmp_path / "crops", WORDS))
+    steps = recipe(steps=2)
+    early = data_identity(images, start)
+    finetune(images, charset, start, steps, tmp_path / "run")
+    assert finetune(images, charset, start, steps, tmp_path / "run").computed == 0
+    save_checkpoint(start.folder / "checkpoints" / "best", {"model": bumped(start.weights())}, {"step": 2})
+    late = data_identity(images, start)
+    assert runs.default_name("finetune", steps, early) != runs.default_name("finetune", steps, late)
+    with pytest.raises(DamagedStore, match="started from other weights"):
+        finetune(images, charset, start, steps, tmp_path / "run")
+
+
+def test_a_taken_encoder_is_known_by_its_weights(tmp_path: Path, draw_crops: Any) -> None:
+    images = opened(draw_crops(tmp_path / "crops", WORDS))
+    taken = pretrained(tmp_path / "taken", Charset.named("94"))
+    clip = tmp_path / "clip"
+    clip.mkdir()
+    save_file({"weight": torch.zeros(2)}, clip / "model.safetensors")
+    before = [data_identity(images, None, None, model) for model in (taken, clip)]
+    save_checkpoint(taken.folder / "checkpoints" / "best", {"model": bumped(taken.weights())}, {"step": 2})
+    save_file({"weight": torch.ones(2)}, clip / "model.safetensors")
+    after = [data_identity(images, None, None, model) for model in (taken, clip)]
+    assert before[0] != after[0]
+    assert before[1] != after[1]
+
+
+def bumped(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in weights.items()}

@@ -86,6 +86,10 @@ class ModelFile:
         """Return all tensors by name, of the shape and in the precision in which they are stored."""
         return {name: tensor for name, tensor in load_file(self.path).items() if name != _WORDS}
 
+    def weights_hash(self) -> str:
+        """Return the SHA-256 of the file."""
+        return sha256_of(self.path)
+
     def word_counts(self) -> Mapping[str, float] | None:
         """Return the words that its recogniser prefers where a picture leaves doubt, and how often each occurs."""
         with safe_open(self.path, "pt") as file:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, DptrError, UserError
-from dptr.cache.file_names import RECIPE_FILE, RUN_FILE
+from dptr.cache.file_names import RECIPE_FILE, RUN_FILE, STATE_FILE
 from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.progress import note
 from dptr.cache.stores import sealed
@@ -41,6 +41,15 @@ RunKind = Literal["pretrain", "finetune", "clip"]
 _SPLITS: dict[RunKind, tuple[int, ...]] = {"pretrain": (2, 3, 4), "finetune": (2,), "clip": (2,)}
 #: 1 shuffled an epoch's rows as one list; 2 is :mod:`dptr.trainer.data.keyed_permutation`.
 _ORDER = 2
+#: What the parts of a run's identity are called in errors.
+_DATA = {
+    "prompts": "prompt store",
+    "orp": "ORP bank",
+    "images": "labelled crops",
+    "validation": "validation set",
+    "from": "weights to start from",
+    "encoder": "weights of the encoder",
+}
 
 
 class Trained(Protocol):
@@ -69,6 +78,10 @@ class Trained(Protocol):
 
     def weights(self) -> dict[str, Tensor]:
         """Return the weights to use, by name."""
+        ...
+
+    def weights_hash(self) -> str:
+        """Return a hash that changes whenever :meth:`weights` does."""
         ...
 
 
@@ -137,13 +150,31 @@ class Run:
         Raises:
             UserError: the run has no checkpoint yet. DamagedStore: a checkpoint file is damaged.
         """
+        found, group, _ = self._trained(which)
+        load_state(found, only=(group,))
+        return {**self.untrained(), **load_tensors(found, group)}
+
+    def weights_hash(self) -> str:
+        """Return a hash of the files that :meth:`weights` reads, as their checkpoints record them: it loads none.
+
+        Raises:
+            UserError: the run has no checkpoint yet. DamagedStore: a checkpoint's state cannot be read.
+        """
+        untrained = find_checkpoint(checkpoint_folder(self.folder, "untrained"))
+        hashes = [self._trained("best")[2], *(load_state(untrained, only=())["files"].values() if untrained else ())]
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    def _trained(self, which: Literal["best", "last"]) -> tuple[Path, str, str]:
+        """Return the checkpoint that holds the weights to use, their group of tensors, and the hash of its file."""
         names: tuple[CheckpointName, ...] = ("best", "last") if which == "best" else ("last",)
         for name in names:
             found = find_checkpoint(checkpoint_folder(self.folder, name))
             if found is not None:
-                group = AVERAGE if file_of(AVERAGE) in load_state(found, only=())["files"] else MODEL
-                load_state(found, only=(group,))
-                return {**self.untrained(), **load_tensors(found, group)}
+                files = load_state(found, only=())["files"]
+                group = AVERAGE if file_of(AVERAGE) in files else MODEL
+                if file_of(group) not in files:
+                    raise DamagedStore(f"{found / STATE_FILE} names no {file_of(group)}", "Train again")
+                return found, group, files[file_of(group)]
         raise UserError(f"{self.folder} has no checkpoint yet", "Let it train further")
 
     def keep_untrained(self, tensors: dict[str, Tensor]) -> None:
@@ -188,7 +219,7 @@ def newest(folders: Sequence[Path], kind: RunKind) -> Run | None:
         try:
             run = Run.load(folder)
             if run.kind == kind:
-                run.weights()
+                run.weights_hash()
                 return run
         except DptrError as error:
             note(f"passed over: {error.problem}")
@@ -252,6 +283,14 @@ def _require_same(known: Run, wanted: Run, former_data: dict[str, Any] | None) -
     if "recipe" in differing:
         keys = _differing_keys(known.recipe.defining(kind), wanted.recipe.defining(kind))
         differing[differing.index("recipe")] = f"recipe ({', '.join(keys)})"
+    if "data" in differing:
+        what = [named for key, named in _DATA.items() if known.data.get(key) != wanted.data.get(key)]
+        differing[differing.index("data")] = f"data ({', '.join(what)})" if what else "data"
+    if differing == [f"data ({_DATA['from']})"]:
+        raise DamagedStore(
+            f"{known.folder} holds a run that started from other weights than those that --from names now",
+            "Choose another folder with -o to start from the new weights",
+        )
     if differing:
         longer = differing == [f"recipe ({kind}.steps)"] and kind != "pretrain"
         raise DamagedStore(
