@@ -98,7 +98,7 @@ def render(scratch: Path, count: int) -> Path:
 
 def recipe_of(clip: Path, batch: int, *changes: str) -> Recipe:
     """The recipe `tiny` on the tower of ``clip``, which stays as it is."""
-    frozen = ["encoder.kind=clip:" + str(clip), f"finetune.batch_size={batch}", "finetune.freeze=encoder:1000000"]
+    frozen = ["encoder.kind=clip:" + str(clip), f"finetune.batch_size={batch}", "finetune.encoder_lr_scale=0"]
     return load_recipe("tiny", [*frozen, *changes]).replace("encoder", config=describe(clip))
 
 

@@ -25,7 +25,7 @@ FROZEN = {
     "--seed --shard-rows --simplified --states --template --unicode --unit --units",
     "evaluate": "--data --device --precision --protocol --words",
     "export": "--data --half --out --to --words",
-    "finetune": "--charset --data --device --encoder --fmu --freeze --from --mix --out --recipe --seed --set "
+    "finetune": "--charset --data --device --encoder --fmu --from --mix --out --recipe --seed --set "
     "--simplified --steps --track --units --validation",
     "init": "--out",
     "merge": "",

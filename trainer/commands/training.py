@@ -108,7 +108,6 @@ def finetune(
         ),
     ] = None,
     fmu: Annotated[FmuKind | None, typer.Option(help="With none the decoder reads all image tokens.")] = None,
-    freeze: Annotated[str | None, typer.Option(help="Keep parts as they came, in epochs: decoder:5.")] = None,
     mix: Annotated[str | None, typer.Option(help="How often each of the data is drawn: 3,1.")] = None,
     validation: Annotated[
         list[Path] | None,
@@ -141,7 +140,6 @@ def finetune(
     flags: dict[str, str | None] = {
         "encoder.kind": None if encoder_run else encoder,
         "fmu.kind": fmu,
-        "finetune.freeze": freeze,
         "finetune.mix": mix,
     }
     asked = recipe_changes("finetune", changes, steps, seed, flags)

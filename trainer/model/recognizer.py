@@ -75,7 +75,8 @@ class Recognizer(nn.Module):
         self._in_bfloat16 = False
         self._words: CharacterModel | None = None
         self.ctc_weight = recipe.finetune.ctc_weight
-        self.ctc_head = nn.Linear(self.encoder.dim, self.decoder.classes) if self.ctc_weight > 0 else None
+        has_head = self.ctc_weight > 0 and not isinstance(self.decoder, CtcDecoder)
+        self.ctc_head = nn.Linear(self.encoder.dim, self.decoder.classes) if has_head else None
 
     @property
     def image_size(self) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dptr.cache.errors import UserError
+from dptr.trainer.model.folding import cpu_has_bfloat16
 from dptr.trainer.training.settings import TrainingSettings
 
 Batch = TypeVar("Batch")
@@ -25,6 +26,15 @@ _MOST_SHAPES = 128
 def is_compiled(settings: TrainingSettings, device: torch.device) -> bool:
     """Return whether the loss is compiled in a run with these settings."""
     return settings.compile == "yes" or (settings.compile == "auto" and device.type == "cuda")
+
+
+def is_halved(settings: TrainingSettings, device: torch.device) -> bool:
+    """Return whether products are computed in bfloat16; weights and moments stay in single precision."""
+    if settings.precision != "auto":
+        return settings.precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and cpu_has_bfloat16()
 
 
 def compiled(

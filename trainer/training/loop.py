@@ -25,9 +25,9 @@ from dptr.cache.stores.lock import locked
 from dptr.trainer.training import processes, step_log
 from dptr.trainer.training.averaging import MovingAverage
 from dptr.trainer.training.checkpoint import checkpoint_folder
-from dptr.trainer.training.compilation import compiled, is_compiled
+from dptr.trainer.training.compilation import compiled, is_compiled, is_halved
 from dptr.trainer.training.loader import deaths_of_workers_told, load_batches
-from dptr.trainer.training.recording import Interval, after_step, save
+from dptr.trainer.training.recording import Interval, after_step, before_first_step, save
 from dptr.trainer.training.resuming import resume
 from dptr.trainer.training.schedule import rate_factor
 from dptr.trainer.training.settings import TrainingSettings
@@ -72,6 +72,8 @@ def _run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: to
     shared, batches = processes.SharedLoss(task.model, loss_of), _batches(state.step, task, settings, device)
     with progress("training", settings.steps, "steps", state.step) as shown, processes.stopping_together() as stop:
         try:
+            if task.starts_trained and not state.step and not state.metrics:
+                before_first_step(folder, state, task, settings)
             after_step(folder, state, task, settings, interval)
             while not _is_done(state, settings):
                 stop()
@@ -114,10 +116,10 @@ def _new_state(task: Task[Any], settings: TrainingSettings, device: torch.device
     forgotten = [name for name, parameter in task.model.named_parameters() if id(parameter) not in grouped]
     if forgotten:
         raise ValueError(f"in no parameter group, so never trained: {', '.join(forgotten)}")
-    groups = [
-        {"params": list(group.parameters), "lr_scale": group.lr_scale, "frozen_until": group.frozen_until}
-        for group in task.groups
-    ]
+    groups = [{"params": list(group.parameters), "lr_scale": group.lr_scale} for group in task.groups]
+    for group in task.groups:
+        for parameter in group.parameters:
+            parameter.requires_grad_(group.lr_scale > 0)
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     average = MovingAverage(task.model, settings.ema_decay) if settings.ema_decay > 0 else None
     return TrainState(task.model, optimizer, average)
@@ -135,10 +137,7 @@ def _gradients(
     """Accumulate the gradients of the next step; return the mean loss of all its micro-batches."""
     state.model.train()
     state.buffers = [buffer.clone() for buffer in state.model.buffers()]
-    for group in state.optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.requires_grad_(state.step >= group["frozen_until"])
-    _keep_statistics_of_frozen_layers(state.model)
+    _keep_statistics(state.model, of_all=task.fixed_statistics)
     shared.begin_step()
     total = torch.zeros((), device=device)
     mine = processes.share(settings.accumulate)
@@ -151,7 +150,7 @@ def _gradients(
         task.notice(batch)
         placed = batch.to(device)
         with shared.exchanging(last=micro == mine[-1]):
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=is_halved(settings, device)):
                 loss = shared(placed)
             (loss * shared.weight / settings.accumulate).backward()  # type: ignore[no-untyped-call]
         total += loss.detach() / settings.accumulate
@@ -171,10 +170,9 @@ def _update(state: TrainState, settings: TrainingSettings) -> Tensor:
     return norm
 
 
-def _keep_statistics_of_frozen_layers(model: nn.Module) -> None:
-    """Batch norm moves its running statistics in every forward pass, whether or not its weights are trained."""
+def _keep_statistics(model: nn.Module, of_all: bool) -> None:
+    """Put frozen batch norms, or ``of_all``, into evaluation mode: in training mode they move their statistics."""
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
-            parameter.requires_grad for parameter in module.parameters()
-        ):
-            module.eval()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            is_trained = any(parameter.requires_grad for parameter in module.parameters())
+            module.train(is_trained and not of_all)

@@ -42,6 +42,7 @@ _FORMER_KEYS = {
     "finetune.fmu_rate": "finetune.fmu_lr_scale",
     "finetune.decoder_rate": "finetune.decoder_lr_scale",
     "finetune.validation_rows": None,
+    "finetune.freeze": None,
 }
 
 

@@ -17,6 +17,7 @@ from dptr.cache.interrupts import deferred
 from dptr.cache.stores import checks
 from dptr.trainer.training import processes, step_log
 from dptr.trainer.training.checkpoint import checkpoint_folder, save_checkpoint
+from dptr.trainer.training.compilation import is_halved
 from dptr.trainer.training.schedule import rate_factor
 from dptr.trainer.training.settings import TrainingSettings
 from dptr.trainer.training.state import TrainState
@@ -55,16 +56,9 @@ def after_step(
         interval.reset()
     improved = False
     if state.step % settings.validate_every == 0 or final:
-        torch.manual_seed(hash((settings.seed, state.step)) & (2**63 - 1))
-        # As training computes; on a CPU, reading a few rows in half precision gains nothing.
-        halved = settings.precision == "bf16" and torch.cuda.is_available()
-        with torch.autocast("cuda", torch.bfloat16, enabled=halved):
-            state.metrics = processes.by_first(lambda: task.validate(state.trained))
-        line = {"step": state.step, **line, **{f"validation_{key}": value for key, value in state.metrics.items()}}
         # Of this step already: an interrupt came before its checkpoint was whole.
-        improved = state.metrics["score"] > state.best_score or state.best_step == state.step
-        if improved:
-            state.best_score, state.best_step = state.metrics["score"], state.step
+        improved = _validate(state, task, settings) or state.best_step == state.step
+        line = {"step": state.step, **line, **_named(state.metrics)}
         interval.reset()
     if line:
         _write(folder / METRICS_FILE, line)
@@ -78,6 +72,33 @@ def after_step(
     state.unlogged = None
     if to_save:
         save(checkpoint_folder(folder, "last"), state)
+
+
+def before_first_step(folder: Path, state: TrainState, task: Task[Any], settings: TrainingSettings) -> None:
+    """Validate and save the weights that training starts from: the best checkpoint until a step is better."""
+    _validate(state, task, settings)
+    line = {"step": 0, **_named(state.metrics)}
+    _write(folder / METRICS_FILE, line)
+    for show in task.observers:
+        show(line)
+    save(checkpoint_folder(folder, "best"), state)
+
+
+def _validate(state: TrainState, task: Task[Any], settings: TrainingSettings) -> bool:
+    """Validate; return whether the score is the highest so far."""
+    torch.manual_seed(hash((settings.seed, state.step)) & (2**63 - 1))
+    # As training computes; on a CPU, reading a few rows in half precision gains nothing.
+    halved = torch.cuda.is_available() and is_halved(settings, torch.device("cuda"))
+    with torch.autocast("cuda", torch.bfloat16, enabled=halved):
+        state.metrics = processes.by_first(lambda: task.validate(state.trained))
+    improved = state.metrics["score"] > state.best_score
+    if improved:
+        state.best_score, state.best_step = state.metrics["score"], state.step
+    return improved
+
+
+def _named(metrics: dict[str, float]) -> dict[str, float]:
+    return {f"validation_{key}": value for key, value in metrics.items()}
 
 
 def save(folder: Path, state: TrainState) -> None:

@@ -24,11 +24,10 @@ Batch = TypeVar("Batch", bound=Sendable)
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share a factor on the learning rate; frozen before optimiser step ``frozen_until``."""
+    """Parameters that share a factor on the learning rate; with 0 they are frozen."""
 
     parameters: Sequence[nn.Parameter]
     lr_scale: float = 1.0
-    frozen_until: int = 0
 
 
 @dataclass
@@ -44,6 +43,8 @@ class Task(Generic[Batch]):
         groups: parameters by learning rate.
         observers: shown every log line, besides the files.
         notice: shown every batch before it is computed.
+        fixed_statistics: whether batch norms keep their running statistics.
+        starts_trained: whether the weights are validated before the first step, as a candidate for the best checkpoint.
     """
 
     model: nn.Module
@@ -54,3 +55,5 @@ class Task(Generic[Batch]):
     groups: Sequence[ParameterGroup]
     observers: Sequence[Observer] = ()
     notice: Callable[[Batch], None] = lambda batch: None
+    fixed_statistics: bool = False
+    starts_trained: bool = False

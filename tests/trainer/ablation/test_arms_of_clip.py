@@ -127,7 +127,7 @@ def test_an_arm_that_starts_from_pooled_vectors_sees_through_its_clip(inputs: Pa
 
 def test_pooled_vectors_of_a_store_train_what_the_tower_in_the_loop_trains(inputs: Path, tmp_path: Path) -> None:
     pooled = 'start = "pretrain"\nmemory.kind = "pooled"\nfinetune.log_every = 1\n'
-    frozen = 'finetune.augmentation = 0.0\nfinetune.freeze = "encoder:1000"\n'
+    frozen = "finetune.augmentation = 0.0\nfinetune.encoder_lr_scale = 0.0\n"
     arms = f'[arms.stored]\n{pooled}data.crops.path = "{inputs}/store1"\n[arms.looped]\n{pooled}{frozen}'
     result = run(inputs, tmp_path, arms)
     lines = [

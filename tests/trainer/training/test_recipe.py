@@ -111,7 +111,7 @@ def test_numbers_out_of_range_are_one_line(section: str, key: str) -> None:
         ("encoder.heads=7", "encoder.dim = 128 is not a multiple of encoder.heads = 7"),
         ("noise.draw=near", "one of: random, nearest, mixed, gaussian"),
         ("pretrain.steps=1.5", "pretrain.steps = 1.5 .*whole number"),
-        ("finetune.freeze=3", "finetune.freeze = 3 .*Give text"),
+        ("finetune.mix=3", "finetune.mix = 3 .*Give text"),
         ("finetune.validation_rows=5", r"unknown key 'finetune\.validation_rows'.*Remove the line"),
         ("finetune.held_back=0.1", r"It is called 'finetune\.validation_share' now"),
         ("noise.ratoi=1", r"'noise\.ratio'"),
