@@ -237,6 +237,7 @@ def render_words(
     fonts: Annotated[Path | None, typer.Option(help="Folder of fonts; otherwise those that are installed.")] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder of photos for backgrounds.")] = None,
     style: Annotated[str, typer.Option(help="clean, natural, hard, street, or a number from 0 to 1.")] = "natural",
+    like: Annotated[Path | None, typer.Option(help="Crops that rendered ones take after, in place of a style.")] = None,
     language: Annotated[str | None, typer.Option(help="Whose forms to draw, as zh-Hans, zh-Hant, ja or ko.")] = None,
     vertical: Annotated[float, typer.Option(min=0, max=1, help="Share of Chinese and Japanese words in columns.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of everything random.")] = 0,
@@ -251,6 +252,7 @@ def render_words(
     Example: dptr render-words words.txt -o crops/ --count 1000
     """
     from dptr.pipeline.rendering import render_words as stage
+    from dptr.pipeline.rendering.like import looks_of
     from dptr.pipeline.rendering.style import RenderStyle
     from dptr.pipeline.rendering.word_lists import photo_paths, read_words
 
@@ -263,7 +265,7 @@ def render_words(
             fonts=fonts,
             language=language,
             photos=photo_paths(photos) if photos else (),
-            style=replace(RenderStyle.named(style), vertical=vertical),
+            style=replace(RenderStyle.like(looks_of(like)) if like else RenderStyle.named(style), vertical=vertical),
             workers=workers,
             part=Part.named(part),
             cluster=cluster,

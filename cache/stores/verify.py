@@ -10,6 +10,7 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import (
     CHECKPOINTS_FOLDER,
     INDEX_FILE,
+    LEXICON_FILE,
     MANIFEST_FILE,
     MANIFEST_LOG,
     NEIGHBOURS_ARRAY,
@@ -155,6 +156,8 @@ def _of_run(folder: Path) -> Iterator[Damage]:
         yield Damage(folder, RECIPE_FILE, None, "is missing", _TRAIN_ON)
     elif problem := _seal_problem(folder / RECIPE_FILE, needed):
         yield Damage(folder, RECIPE_FILE, None, problem, _TRAIN_ON)
+    if (folder / LEXICON_FILE).is_file() and (problem := _seal_problem(folder / LEXICON_FILE, True)):
+        yield Damage(folder, LEXICON_FILE, None, problem, _TRAIN_ON)
     checkpoints = folder / CHECKPOINTS_FOLDER
     for checkpoint in sorted(path for path in checkpoints.glob("*") if path.is_dir() and path.name[0] != "."):
         yield from _of_checkpoint(folder, checkpoint)

@@ -120,6 +120,18 @@ class WordImages:
             return source.read_at(place)
         return source.read(sample.key)
 
+    def encoded(self, index: int) -> bytes:
+        """Return the file of sample ``index``'s picture.
+
+        Raises:
+            UnreadableImage: it is missing or damaged.
+        """
+        sample, place = self.samples.look(index)
+        try:
+            return self._encoded(sample, place)
+        except _UNREADABLE as error:
+            raise UnreadableImage(f"image {sample.key} of {sample.source} cannot be read ({error})") from error
+
     def content_hashes(self) -> Iterator[bytes | None]:
         """Yield the SHA-256 of each sample's encoded picture, 32 bytes; None where it cannot be read."""
         for index in range(len(self)):

@@ -108,6 +108,13 @@ class Samples(Sequence[Sample]):
             return Samples(self.data_sets, rows)
         return Samples(self.data_sets, self._rows[positions_of(rows)])
 
+    def joined_with(self, others: Sequence[Samples]) -> Samples:
+        """Return these samples and those of ``others`` behind them, each with its own data sets."""
+        every = [self, *others]
+        first = np.cumsum([0, *(int(samples._first[-1]) for samples in every)])
+        rows = [at + positions_of(samples._rows) for at, samples in zip(first.tolist(), every, strict=False)]
+        return Samples([columns for samples in every for columns in samples.data_sets], np.concatenate(rows))
+
     def pieces(self) -> Iterator[Piece]:
         """Yield all samples in order, in pieces that cost little memory; mapped pages are dropped behind each."""
         for positions in self._positions():

@@ -14,6 +14,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.pictures import photo_thumbnail
 from dptr.pipeline.rendering.fonts import Font
 from dptr.pipeline.rendering.letters import letter_masks
+from dptr.pipeline.rendering.like import paint_like
 from dptr.pipeline.rendering.style import NATURAL, RenderStyle, amount
 
 Colour = tuple[int, int, int]
@@ -21,6 +22,8 @@ Colour = tuple[int, int, int]
 # Backgrounds are blurred by distance anyway, and small photos can all stay in memory.
 _PHOTO_SIDE = 320
 _COLOURS_TRIED = 12
+#: Share of crops that have a photo behind them when they take after others.
+_WITH_PHOTO = 0.7
 
 
 def render_one(
@@ -47,6 +50,11 @@ def render_one(
         masks = letter_masks(word, font, rng, style, column)
     except OSError as error:
         raise UserError(f"{font.path} cannot draw {word!r} ({error})", "Leave this font out (--fonts)") from error
+    if style.looks:
+        look = style.looks[int(rng.integers(len(style.looks)))]
+        has_photo = bool(photos) and rng.random() < _WITH_PHOTO
+        photo = _cut_from_photo(photos[int(rng.integers(len(photos)))], masks.size, rng) if has_photo else None
+        return paint_like(look, masks, photo, len(word), rng)
     image = _paint(masks, _background(masks.size, rng, style, photos), rng, style)
     image = _damage(_light(image, rng, style), rng, style)
     return image.transpose(Image.Transpose.ROTATE_270) if column else image

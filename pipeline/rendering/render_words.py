@@ -73,7 +73,7 @@ def render_words(
     *,
     count: int | None = None,
     seed: int = 0,
-    fonts: Path | None = None,
+    fonts: Path | FontCollection | None = None,
     language: str | None = None,
     photos: Sequence[Path] = (),
     style: RenderStyle = NATURAL,
@@ -88,7 +88,7 @@ def render_words(
         out: must not hold labelled images yet.
         count: crops in all; by default one a word.
         seed: with it every crop is the same again, on any number of workers.
-        fonts: folder of fonts; by default those of installed packages and of the system.
+        fonts: folder of fonts, or fonts; by default those of installed packages and of the system.
         language: whose forms of the characters are drawn, as zh-Hans, zh-Hant, ja or ko; fonts for others are left out.
         photos: image files that backgrounds may be cut from.
         style: how strong each effect may be.
@@ -103,7 +103,7 @@ def render_words(
     require_at_least(1, count=count, workers=workers)
     require_at_least(0, seed=seed)
     _require_raqm(words, language, style)
-    collection = find_fonts(fonts, language)
+    collection = fonts if isinstance(fonts, FontCollection) and fonts.fonts else _found(fonts, language)
     usable, refused = _drawable(words, collection)
     order = np.random.default_rng(seed).permutation(len(usable))
     job = _Job([usable[i] for i in order], collection, list(photos), style, seed)
@@ -116,6 +116,11 @@ def render_words(
                 writer.write(image, label)
             bar.advance(len(crops))
     return RenderSummary(target, total, len(collection.fonts), len(refused), refused[:5], time.monotonic() - started)
+
+
+def _found(fonts: Path | FontCollection | None, language: str | None) -> FontCollection:
+    """Return the fonts of a folder, or those of this machine in place of an empty collection."""
+    return find_fonts(None if isinstance(fonts, FontCollection) else fonts, language)
 
 
 def _require_raqm(words: Sequence[str], language: str | None, style: RenderStyle) -> None:

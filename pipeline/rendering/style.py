@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dptr.cache.errors import UserError
+from dptr.pipeline.rendering.like import Look
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class RenderStyle:
         cut: how carelessly the box was drawn: into the letters or far from them.
         gradient: how much the colour changes over the letters. exposure: too dark, too bright, or washed out.
         vertical: share of Chinese, Japanese and Korean words that are set as a column, from top to bottom.
+        looks: of crops that rendered ones take after; colours, size and damage are theirs then.
     """
 
     contrast: float
@@ -45,6 +47,7 @@ class RenderStyle:
     gradient: float = 0.0
     exposure: float = 0.0
     vertical: float = 0.0
+    looks: tuple[Look, ...] = ()
 
     @classmethod
     def of_difficulty(cls, difficulty: float) -> RenderStyle:
@@ -69,6 +72,14 @@ class RenderStyle:
             blur=difficulty,
             noise=difficulty,
             jpeg=difficulty,
+        )
+
+    @classmethod
+    def like(cls, looks: tuple[Look, ...]) -> RenderStyle:
+        """Return the style of crops that were measured: their colours, sizes and damage, and no other effects."""
+        slopes = [abs(look.slope) for look in looks]
+        return replace(
+            cls.of_difficulty(0.2), rotation=float(np.quantile(slopes, 0.9)) + 1, outline=0.0, shadow=0.0, looks=looks
         )
 
     @classmethod

@@ -11,6 +11,7 @@ from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import note
 from dptr.cache.stores.quarantine import Quarantine
+from dptr.pipeline.choices import Unit
 from dptr.pipeline.photos.photo import Photo
 from dptr.pipeline.photos.photo_files import find_photos
 from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
@@ -24,7 +25,17 @@ def read_words(files: Sequence[str], max_length: int = 25) -> list[str]:
     Raises:
         UserError: a file is missing, or none holds a word.
     """
-    settings = CorpusSettings(normalization=Normalization(unicode="nfc", max_label_length=max_length), charset="auto")
+    return list(text_counts(files, "word", max_length))
+
+
+def text_counts(files: Sequence[str], unit: Unit, max_length: int = 100) -> dict[str, float]:
+    """Return the distinct words or lines of a corpus with how often each occurs, by first occurrence.
+
+    Raises:
+        UserError: a file is missing or no text, or none holds a word.
+    """
+    normalization = Normalization(unicode="nfc", max_label_length=max_length, keep_spaces=unit == "line")
+    settings = CorpusSettings(unit=unit, normalization=normalization, charset="auto")
     with (
         tempfile.TemporaryDirectory(prefix="dptr-") as scratch,
         Quarantine(Path(scratch) / QUARANTINE_FILE) as quarantine,
@@ -32,7 +43,8 @@ def read_words(files: Sequence[str], max_length: int = 25) -> list[str]:
     ):
         for reason, count in quarantine.counts.most_common():
             note(f"{count:,} left out: {reason}" + f" (such as {quarantine.examples[reason][0]!r})")
-        return [label for batch in corpus.batches(_ROWS) for label in batch.labels]
+        pairs = (pair for batch in corpus.batches(_ROWS) for pair in zip(batch.labels, batch.counts, strict=True))
+        return {label: float(count) for label, count in pairs}
 
 
 def photo_paths(folder: Path) -> list[Path]:

@@ -25,8 +25,8 @@ FROZEN = {
     "--seed --shard-rows --simplified --states --template --unicode --unit --units",
     "evaluate": "--data --device --precision --protocol --words",
     "export": "--data --half --out --to --words",
-    "finetune": "--charset --data --device --encoder --fmu --from --mix --out --recipe --seed --set "
-    "--simplified --steps --track --units --validation",
+    "finetune": "--charset --data --device --encoder --fmu --from --mix --out --photos --recipe --seed --set "
+    "--simplified --steps --text --track --unlabelled --units --validation",
     "init": "--out",
     "merge": "",
     "mine-neighbours": "--orp --prompts -k",
@@ -34,8 +34,8 @@ FROZEN = {
     "pretrain": "--decoder --device --noise --orp --out --prompts --recipe --sampling --seed --set --steps --track",
     "push": "--half --license --out --private",
     "read": "--batch-size --boxes --device --out --precision --watch --words",
-    "render-words": "--address --count --engine --engine-workers --fonts --language --out --part --photos --seed "
-    "--style --vertical --workers",
+    "render-words": "--address --count --engine --engine-workers --fonts --language --like --out --part --photos "
+    "--seed --style --vertical --workers",
     "report": "--data --orp --out --prompts",
     "sql": "--format --open --orp --out --prompts",
     "train-clip": "--charset --clip --data --device --from --out --photos --recipe --seed --set --steps --track "

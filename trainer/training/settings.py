@@ -169,8 +169,8 @@ class FinetuneSettings(TrainingSettings):
 
     When training starts from a recogniser, crops are rendered besides: of general words, so that they are not
     forgotten, and of the text that is given. A batch has ``general`` and ``text`` of them for each labelled crop, and
-    ``unlabelled`` crops with predicted labels, in ``rounds`` rounds of prediction. Fewer than ``few`` labelled crops are
-    cross-validated in ``folds`` parts.
+    ``unlabelled`` crops with predicted labels, in ``rounds`` rounds of prediction. Fewer than ``few`` labelled crops
+    are cross-validated in ``folds`` parts.
     """
 
     encoder_lr_scale: float = Field(default=1.0, ge=0, le=1000)
