@@ -304,7 +304,7 @@ class _Adaptation:
             crops = self._crops("general", others, _GENERAL_STYLE, 2)
             if crops is not None:
                 self.rendered.append((self.settings.general, crops))
-        return self._crops("general_read", read, _READ_STYLE, 1, _GENERAL_READ, packaged_fonts()) if read else None
+        return self._crops("general_read", read, _READ_STYLE, 1, _GENERAL_READ, _plain_fonts()) if read else None
 
     def _crops(
         self,
@@ -377,8 +377,8 @@ class _Adaptation:
         least, right = _threshold(latest, allowed)
         if least is None:
             self.remarks.append(
-                f"unlabelled crops are not used: {_RIGHT:.0%} of {_LEAST_ACCEPTED} or more predictions for held-out crops "
-                "are right at no confidence"
+                f"unlabelled crops are not used: at no confidence are {_RIGHT:.0%} of {_LEAST_ACCEPTED} or more "
+                "predictions for held-out crops right"
             )
             return [[] for _ in trained]
         self.rules.append(_Rule(latest.lexicon, least, allowed))
@@ -629,6 +629,14 @@ def _widths(crops: WordImages, recipe: Recipe) -> str:
         width += 32 if width < 256 else 64 if width < 512 else 128
         known.append(width)
     return ",".join(map(str, sorted(set(known))))
+
+
+def _plain_fonts() -> FontCollection | None:
+    """Return the fonts of the ``demo`` extra, which are the same everywhere; None without it."""
+    try:
+        return packaged_fonts()
+    except UserError:
+        return None
 
 
 def _general_words(start: runs.Trained, charset: Charset) -> list[str]:

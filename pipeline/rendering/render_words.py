@@ -103,7 +103,7 @@ def render_words(
     require_at_least(1, count=count, workers=workers)
     require_at_least(0, seed=seed)
     _require_raqm(words, language, style)
-    collection = fonts if isinstance(fonts, FontCollection) and fonts.fonts else _found(fonts, language)
+    collection = fonts if isinstance(fonts, FontCollection) else find_fonts(fonts, language)
     usable, refused = _drawable(words, collection)
     order = np.random.default_rng(seed).permutation(len(usable))
     job = _Job([usable[i] for i in order], collection, list(photos), style, seed)
@@ -116,11 +116,6 @@ def render_words(
                 writer.write(image, label)
             bar.advance(len(crops))
     return RenderSummary(target, total, len(collection.fonts), len(refused), refused[:5], time.monotonic() - started)
-
-
-def _found(fonts: Path | FontCollection | None, language: str | None) -> FontCollection:
-    """Return the fonts of a folder, or those of this machine in place of an empty collection."""
-    return find_fonts(None if isinstance(fonts, FontCollection) else fonts, language)
 
 
 def _require_raqm(words: Sequence[str], language: str | None, style: RenderStyle) -> None:

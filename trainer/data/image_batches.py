@@ -19,15 +19,11 @@ from dptr.cache.progress import note
 from dptr.cache.row_set import EveryRow
 from dptr.cache.word_images.augmentation import augment
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
-from dptr.trainer.data.batch_order import BatchOrder, OfRows, WeightedRows
+from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
 from dptr.trainer.data.buckets import padded_targets
 from dptr.trainer.data.stored_memory import StoredTensor
 from dptr.trainer.model.decoders.base import Targets, sent
-from dptr.trainer.model.reading import width_for
 from dptr.trainer.training.recipe import Recipe
-
-#: Share of a batch's pictures, which have labels of about one length, whose letters get all the columns they need.
-_FITTED = 0.75
 
 
 @dataclass(frozen=True)
@@ -78,8 +74,7 @@ class CropBatches(ABC):
         settings = recipe.finetune
         weights = mixing_weights(images, settings.mix)
         weighted = None if weights is None else WeightedRows(len(images), weights)
-        lengths = _label_lengths(images) if settings.widths == "fitted" else None
-        self._order = BatchOrder(EveryRow(len(images)), lengths, settings.batch_size, settings.seed, weighted)
+        self._order = BatchOrder(EveryRow(len(images)), None, settings.batch_size, settings.seed, weighted)
         self._charset, self._for_columns = charset, settings.ctc_weight > 0
         self._seed = settings.seed
 
@@ -108,11 +103,11 @@ class ImageBatches(CropBatches):
         self._images = images
         self._strength = recipe.finetune.augmentation
         self._height, self._widths = height, widths
-        self._fitted = recipe.finetune.widths == "fitted"
 
     def __call__(self, number: int) -> ImageBatch:
         """Return batch ``number``, counted from 0 through all epochs."""
-        pictures: list[Image.Image] = []
+        width = int(np.random.default_rng((self._seed, 6, number)).choice(self._widths))
+        pixels: list[NDArray[np.uint8]] = []
         labels: list[str] = []
         unreadable: list[str] = []
         portrait: list[str] = []
@@ -129,29 +124,14 @@ class ImageBatches(CropBatches):
                 image = image.transpose(Image.Transpose.ROTATE_90)
             if self._strength > 0:
                 image = augment(image, np.random.default_rng((self._seed, 5, number, row)), self._strength)
-            pictures.append(image)
+            pixels.append(preprocess(image, self._height, width))
             labels.append(label)
-        if not pictures:
+        if not pixels:
             raise UserError(
                 f"batch {number} has no readable image: {unreadable[0]}", "Check the data with `dptr evaluate`"
             )
-        width = self._width_of(pictures, number)
-        pixels = torch.from_numpy(np.stack([preprocess(image, self._height, width) for image in pictures]))
-        return ImageBatch(pixels, self.targets(labels), tuple(unreadable), tuple(portrait))
-
-    def _width_of(self, pictures: Sequence[Image.Image], number: int) -> int:
-        """Return the width of batch ``number``: drawn, or next to the one that fits most of its pictures."""
-        generator = np.random.default_rng((self._seed, 6, number))
-        if not self._fitted:
-            return int(generator.choice(self._widths))
-        fitting = [self._widths.index(width_for(image, self._height, self._widths)) for image in pictures]
-        place = round(float(np.quantile(fitting, _FITTED))) + int(generator.integers(-1, 2))
-        return self._widths[min(max(place, 0), len(self._widths) - 1)]
-
-
-def _label_lengths(images: WordImages) -> OfRows:
-    lengths = np.fromiter((len(sample.label) for sample in images.samples), np.int64, len(images))
-    return lambda rows: lengths[rows]
+        pictures = torch.from_numpy(np.stack(pixels))
+        return ImageBatch(pictures, self.targets(labels), tuple(unreadable), tuple(portrait))
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,6 @@ class FinetuneSettings(TrainingSettings):
     ``ctc_weight`` adds a CTC loss on the encoder's columns, in training only: with few crops, attention alone is slow
     to find where the characters are (as in hybrid CTC/attention speech recognition, Watanabe et al. 2017).
     ``batch_norm`` ``fixed`` keeps the running statistics of the start: small batches of one domain would move them.
-    ``widths`` ``fitted`` reads each crop in the width of its shape, as reading does, instead of one drawn for a batch.
 
     When training starts from a recogniser, crops are rendered besides: of general words, so that they are not
     forgotten, and of the text that is given. A batch has ``general`` and ``text`` of them for each labelled crop, and
@@ -181,7 +180,6 @@ class FinetuneSettings(TrainingSettings):
     validation_share: float = Field(default=0.1, gt=0, lt=1)
     ctc_weight: float = Field(default=0.0, ge=0, le=1000)
     batch_norm: Literal["trained", "fixed"] = "trained"
-    widths: Literal["drawn", "fitted"] = "drawn"
     general: float = Field(default=0.0, ge=0, le=1000)
     text: float = Field(default=0.0, ge=0, le=1000)
     unlabelled: float = Field(default=0.0, ge=0, le=1000)
