@@ -41,13 +41,17 @@ _EXAMPLES = 20
 
 @dataclass(frozen=True)
 class ReadImages:
-    """Readings of word images beside the truth, in ``units`` of labels; unreadable images are left out and counted."""
+    """Readings of word images beside the truth, in ``units`` of labels; unreadable images are left out and counted.
+
+    ``keep_spaces`` says that the recogniser reads spaces, so that labels are compared with theirs.
+    """
 
     keys: list[str] = field(default_factory=list)
     truths: list[str] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     units: Units = "codepoint"
+    keep_spaces: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def read_stored_crops(recognizer: Recognizer, crops: StoredCrops, device: torch.
     """Read the crops of a store in order, in batches; ``recognizer`` takes tokens for images."""
     recognizer.eval()
     keys, labels = [sample.key for sample in crops.samples], [sample.label for sample in crops.samples]
-    result = ReadImages(keys, labels, units=recognizer.charset.units)
+    result = _empty(recognizer, keys, labels)
     with progress("reading", len(crops), "crops") as shown:
         for start in range(0, len(crops), _BATCH):
             rows = np.arange(start, min(start + _BATCH, len(crops)))
@@ -141,7 +145,7 @@ def read_stored_crops(recognizer: Recognizer, crops: StoredCrops, device: torch.
 def read_word_images(recognizer: Recognizer, images: WordImages, device: torch.device) -> ReadImages:
     """Read labelled word images in order, in batches."""
     recognizer.eval()
-    result = ReadImages(units=recognizer.charset.units)
+    result = _empty(recognizer, [], [])
     with progress("reading", len(images), "images") as shown:
         for start in range(0, len(images), _BATCH):
             pictures = []
@@ -159,11 +163,18 @@ def read_word_images(recognizer: Recognizer, images: WordImages, device: torch.d
     return result
 
 
+def _empty(recognizer: Recognizer, keys: list[str], labels: list[str]) -> ReadImages:
+    charset = recognizer.charset
+    return ReadImages(keys, labels, units=charset.units, keep_spaces=" " in charset.characters)
+
+
 def _score(read: ReadImages, protocol: str) -> ProtocolScore:
     texts = [reading.text for reading in read.readings]
     if protocol in FIELD_PROTOCOLS:
         return field_score(read.truths, texts, Charset.named(protocol))
-    return (chinese_score if protocol == CHINESE else score_as_written)(read.truths, texts, read.units)
+    if protocol == CHINESE:
+        return chinese_score(read.truths, texts, read.units)
+    return score_as_written(read.truths, texts, read.units, read.keep_spaces)
 
 
 def _weighted(scores: Sequence[ProtocolScore]) -> float | None:
@@ -178,7 +189,7 @@ def _averaged(scores: Sequence[ProtocolScore]) -> float | None:
 
 def _as_written(read: ReadImages) -> list[tuple[str, str, Reading]]:
     """Key, label and reading of each word whose label is not empty."""
-    form = Normalization().apply
+    form = Normalization(keep_spaces=read.keep_spaces).apply
     rows = zip(read.keys, map(form, read.truths), read.readings, strict=True)
     return [row for row in rows if row[1]]
 

@@ -39,8 +39,8 @@ class Split:
 
 
 #: Folder -> its split. Files of IIIT5K are PHOTO_WORD, those of receipts RECEIPT_LINE. ICDAR 2015 numbers its crops
-#: photo by photo (about 4.5 a photo) without naming the photo, so blocks of 64 numbers stay together and only the photos
-#: at a block's two ends can be parted. A plate may have been photographed twice, so its number is its group.
+#: photo by photo (about 4.5 a photo) without naming the photo, so blocks of 64 numbers stay together and only photos at
+#: a block's two ends can be parted. A plate may have been photographed twice, so its number is its group.
 SPLITS = {
     "iiit5k_train": Split(r"^(\d+)_", test=15, validation=10),
     "ic15_train": Split(r"^word_(\d+)", test=15, validation=10, block=64),

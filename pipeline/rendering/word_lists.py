@@ -11,6 +11,7 @@ from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import note
 from dptr.cache.stores.quarantine import Quarantine
+from dptr.pipeline.choices import Unit
 from dptr.pipeline.photos.photo import Photo
 from dptr.pipeline.photos.photo_files import find_photos
 from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
@@ -18,13 +19,14 @@ from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
 _ROWS = 65536
 
 
-def read_words(files: Sequence[str], max_length: int = 25) -> list[str]:
-    """Return the distinct words of a corpus by first occurrence, in whatever script they are; note what is left out.
+def read_words(files: Sequence[str], unit: Unit = "word", max_length: int = 25) -> list[str]:
+    """Return the distinct words or lines of a corpus by first occurrence, in any script; note what is left out.
 
     Raises:
         UserError: a file is missing, or none holds a word.
     """
-    settings = CorpusSettings(normalization=Normalization(unicode="nfc", max_label_length=max_length), charset="auto")
+    normalization = Normalization(unicode="nfc", keep_spaces=unit == "line", max_label_length=max_length)
+    settings = CorpusSettings(unit=unit, normalization=normalization, charset="auto")
     with (
         tempfile.TemporaryDirectory(prefix="dptr-") as scratch,
         Quarantine(Path(scratch) / QUARANTINE_FILE) as quarantine,

@@ -156,15 +156,16 @@ def finetune(
     stage.require_clip_of(run, settings, described)
     model = encoder_run or described
     known = run.charset if run else stores[0].charset if stores else Charset.named("94")
-    normalization = training_normalization(settings, simplified)
+    characters = Charset.named(charset) if charset else known
+    normalization = training_normalization(settings, characters, simplified)
 
-    def opened(characters: Charset) -> Labelled:
-        images = open_crops(paths, characters, normalization)
-        to_validate = open_crops(named_data(validation), characters, normalization) if validation else None
+    def opened(fitting: Charset) -> Labelled:
+        images = open_crops(paths, fitting, normalization)
+        to_validate = open_crops(named_data(validation), fitting, normalization) if validation else None
         name = default_name("finetune", settings, stage.data_identity(images, run, to_validate, model))
-        return Labelled(images, to_validate, characters, out or workspace.runs / name)
+        return Labelled(images, to_validate, fitting, out or workspace.runs / name)
 
-    named = in_units(Charset.named(charset) if charset else known, units, paths, normalization)
+    named = in_units(characters, units, paths, normalization)
     crops = labelled(opened, named, normalization)
     summary = stage.finetune(
         crops.images, crops.charset, run, settings, crops.run, services.device(device), track, model, crops.validation
@@ -226,8 +227,9 @@ def train_clip(
     settings = load_recipe(recipe, recipe_changes("clip", changes, steps, seed, {}))
     if not validation:
         raise UserError("nothing to validate on", "Give labelled crops of words that training never sees: --validation")
-    normalization, folder = training_normalization(settings), out or workspace.runs / "clip"
-    characters = normalization.charset(Charset.named(charset or "94"), charset_in(folder))
+    named, folder = Charset.named(charset or "94"), out or workspace.runs / "clip"
+    normalization = training_normalization(settings, named)
+    characters = normalization.charset(named, charset_in(folder))
     images = WordImages.open(named_data(data), characters, normalization)
     summary = stage.train_clip(
         images,
