@@ -94,7 +94,11 @@ class Evaluation:
 
 
 def evaluate(
-    recognizer: Recognizer, sets: dict[str, WordImages], device: str = "cpu", protocol: Protocol = "field"
+    recognizer: Recognizer,
+    sets: dict[str, WordImages],
+    device: str = "cpu",
+    protocol: Protocol = "field",
+    single_view: bool = False,
 ) -> Evaluation:
     """Read every image of every data set and compare.
 
@@ -102,12 +106,14 @@ def evaluate(
         recognizer: reads.
         sets: name -> data set with its labels as stored, from :meth:`WordImages.open_as_written`.
         device: where to read. protocol: by which rules to compare.
+        single_view: read each image once, as published tables do; see :func:`dptr.trainer.model.reading.read_pictures`.
 
     Raises:
         UserError: a data set has no readable image.
     """
     started = time.monotonic()
-    read = {name: read_word_images(recognizer, images, torch.device(device)) for name, images in sets.items()}
+    where = torch.device(device)
+    read = {name: read_word_images(recognizer, images, where, single_view) for name, images in sets.items()}
     for name, result in read.items():
         if not result.truths:
             raise UserError(f"{name} has no readable word image", "Check the folder and its label file")
@@ -142,8 +148,10 @@ def read_stored_crops(recognizer: Recognizer, crops: StoredCrops, device: torch.
     return result
 
 
-def read_word_images(recognizer: Recognizer, images: WordImages, device: torch.device) -> ReadImages:
-    """Read labelled word images in order, in batches."""
+def read_word_images(
+    recognizer: Recognizer, images: WordImages, device: torch.device, single_view: bool = False
+) -> ReadImages:
+    """Read labelled word images in order, in batches; ``single_view``: each once."""
     recognizer.eval()
     result = _empty(recognizer, [], [])
     with progress("reading", len(images), "images") as shown:
@@ -158,7 +166,7 @@ def read_word_images(recognizer: Recognizer, images: WordImages, device: torch.d
                     continue
                 result.keys.append(images.samples[index].key)
                 result.truths.append(images.samples[index].label)
-            result.readings.extend(read_pictures(recognizer, pictures, device))
+            result.readings.extend(read_pictures(recognizer, pictures, device, single_view=single_view))
             shown.advance(min(_BATCH, len(images) - start))
     return result
 
