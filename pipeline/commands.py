@@ -233,7 +233,9 @@ def mine_neighbours(
 def render_words(
     files: Annotated[list[str], typer.Argument(help="Word lists, as for embed-text.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder, or a .lmdb or .parquet file.")],
-    count: Annotated[int | None, typer.Option(min=1, help="Crops in all; by default one a word.")] = None,
+    unit: Annotated[Unit, typer.Option(help="What a label is; lines keep their spaces.")] = "word",
+    max_label_length: Annotated[int, typer.Option(min=1, max=LONGEST_LABEL, help="Longest label in characters.")] = 40,
+    count: Annotated[int | None, typer.Option(min=1, help="Crops in all; by default one a label.")] = None,
     fonts: Annotated[Path | None, typer.Option(help="Folder of fonts; otherwise those that are installed.")] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder of photos for backgrounds.")] = None,
     style: Annotated[str, typer.Option(help="clean, natural, hard, street, or a number from 0 to 1.")] = "natural",
@@ -258,7 +260,7 @@ def render_words(
 
     with _engine(engine, address, engine_workers, "cpu") as cluster:
         summary = stage.render_words(
-            read_words(files),
+            read_words(files, unit, max_label_length),
             out,
             count=count,
             seed=seed,

@@ -41,13 +41,17 @@ _EXAMPLES = 20
 
 @dataclass(frozen=True)
 class ReadImages:
-    """Readings of word images beside the truth, in ``units`` of labels; unreadable images are left out and counted."""
+    """Readings of word images beside the truth, in ``units`` of labels; unreadable images are left out and counted.
+
+    ``keep_spaces`` says that the recogniser reads spaces, so that labels are compared with theirs.
+    """
 
     keys: list[str] = field(default_factory=list)
     truths: list[str] = field(default_factory=list)
     readings: list[Reading] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     units: Units = "codepoint"
+    keep_spaces: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,11 @@ class Evaluation:
 
 
 def evaluate(
-    recognizer: Recognizer, sets: dict[str, WordImages], device: str = "cpu", protocol: Protocol = "field"
+    recognizer: Recognizer,
+    sets: dict[str, WordImages],
+    device: str = "cpu",
+    protocol: Protocol = "field",
+    single_view: bool = False,
 ) -> Evaluation:
     """Read every image of every data set and compare.
 
@@ -98,12 +106,14 @@ def evaluate(
         recognizer: reads.
         sets: name -> data set with its labels as stored, from :meth:`WordImages.open_as_written`.
         device: where to read. protocol: by which rules to compare.
+        single_view: read each image once, as published tables do; see :func:`dptr.trainer.model.reading.read_pictures`.
 
     Raises:
         UserError: a data set has no readable image.
     """
     started = time.monotonic()
-    read = {name: read_word_images(recognizer, images, torch.device(device)) for name, images in sets.items()}
+    where = torch.device(device)
+    read = {name: read_word_images(recognizer, images, where, single_view) for name, images in sets.items()}
     for name, result in read.items():
         if not result.truths:
             raise UserError(f"{name} has no readable word image", "Check the folder and its label file")
@@ -129,7 +139,7 @@ def read_stored_crops(recognizer: Recognizer, crops: StoredCrops, device: torch.
     """Read the crops of a store in order, in batches; ``recognizer`` takes tokens for images."""
     recognizer.eval()
     keys, labels = [sample.key for sample in crops.samples], [sample.label for sample in crops.samples]
-    result = ReadImages(keys, labels, units=recognizer.charset.units)
+    result = _empty(recognizer, keys, labels)
     with progress("reading", len(crops), "crops") as shown:
         for start in range(0, len(crops), _BATCH):
             rows = np.arange(start, min(start + _BATCH, len(crops)))
@@ -138,10 +148,12 @@ def read_stored_crops(recognizer: Recognizer, crops: StoredCrops, device: torch.
     return result
 
 
-def read_word_images(recognizer: Recognizer, images: WordImages, device: torch.device) -> ReadImages:
-    """Read labelled word images in order, in batches."""
+def read_word_images(
+    recognizer: Recognizer, images: WordImages, device: torch.device, single_view: bool = False
+) -> ReadImages:
+    """Read labelled word images in order, in batches; ``single_view``: each once."""
     recognizer.eval()
-    result = ReadImages(units=recognizer.charset.units)
+    result = _empty(recognizer, [], [])
     with progress("reading", len(images), "images") as shown:
         for start in range(0, len(images), _BATCH):
             pictures = []
@@ -154,16 +166,23 @@ def read_word_images(recognizer: Recognizer, images: WordImages, device: torch.d
                     continue
                 result.keys.append(images.samples[index].key)
                 result.truths.append(images.samples[index].label)
-            result.readings.extend(read_pictures(recognizer, pictures, device))
+            result.readings.extend(read_pictures(recognizer, pictures, device, single_view=single_view))
             shown.advance(min(_BATCH, len(images) - start))
     return result
+
+
+def _empty(recognizer: Recognizer, keys: list[str], labels: list[str]) -> ReadImages:
+    charset = recognizer.charset
+    return ReadImages(keys, labels, units=charset.units, keep_spaces=" " in charset.characters)
 
 
 def _score(read: ReadImages, protocol: str) -> ProtocolScore:
     texts = [reading.text for reading in read.readings]
     if protocol in FIELD_PROTOCOLS:
         return field_score(read.truths, texts, Charset.named(protocol))
-    return (chinese_score if protocol == CHINESE else score_as_written)(read.truths, texts, read.units)
+    if protocol == CHINESE:
+        return chinese_score(read.truths, texts, read.units)
+    return score_as_written(read.truths, texts, read.units, read.keep_spaces)
 
 
 def _weighted(scores: Sequence[ProtocolScore]) -> float | None:
@@ -178,7 +197,7 @@ def _averaged(scores: Sequence[ProtocolScore]) -> float | None:
 
 def _as_written(read: ReadImages) -> list[tuple[str, str, Reading]]:
     """Key, label and reading of each word whose label is not empty."""
-    form = Normalization().apply
+    form = Normalization(keep_spaces=read.keep_spaces).apply
     rows = zip(read.keys, map(form, read.truths), read.readings, strict=True)
     return [row for row in rows if row[1]]
 

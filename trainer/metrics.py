@@ -109,13 +109,16 @@ def field_score(raw_truths: Sequence[str], readings: Sequence[str], charset: Cha
     return _protocol_score(pairs, len(truths), sum(too_long))
 
 
-def score_as_written(raw_truths: Sequence[str], readings: Sequence[str], units: Units = "codepoint") -> ProtocolScore:
-    """Compare whole labels of any length and any characters (NFKC, without white space): nothing is folded away.
+def score_as_written(
+    raw_truths: Sequence[str], readings: Sequence[str], units: Units = "codepoint", keep_spaces: bool = False
+) -> ProtocolScore:
+    """Compare whole labels of any length and any characters (NFKC): nothing is folded away.
 
     Args:
         raw_truths: labels as they are stored. readings: of the same words. units: in which distances are counted.
+        keep_spaces: compare spaces, too, as fits a recogniser whose charset has one; runs of white space count as one.
     """
-    form = Normalization().apply
+    form = Normalization(keep_spaces=keep_spaces).apply
     pairs = [(form(truth), form(reading)) for truth, reading in zip(raw_truths, readings, strict=True)]
     return _protocol_score([pair for pair in pairs if pair[0]], len(pairs), 0, units)
 

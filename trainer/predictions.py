@@ -40,7 +40,7 @@ def keep_predictions(folder: Path, data: str, read: ReadImages, step: int | None
     """Write what was read of one data set into a run's folder, in place of what was read of it before."""
     name = hashlib.sha256(str(Path(data).absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:12]
     out = folder / PREDICTIONS_FOLDER / f"{name}.parquet"
-    form = Normalization().apply
+    form = Normalization(keep_spaces=read.keep_spaces).apply
     truths = [form(truth) for truth in read.truths]
     texts = [reading.text for reading in read.readings]
     nothing = [None] * len(read.unreadable)

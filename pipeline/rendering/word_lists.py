@@ -19,13 +19,13 @@ from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
 _ROWS = 65536
 
 
-def read_words(files: Sequence[str], max_length: int = 25) -> list[str]:
-    """Return the distinct words of a corpus by first occurrence, in whatever script they are; note what is left out.
+def read_words(files: Sequence[str], unit: Unit = "word", max_length: int = 25) -> list[str]:
+    """Return the distinct words or lines of a corpus by first occurrence, in any script; note what is left out.
 
     Raises:
         UserError: a file is missing, or none holds a word.
     """
-    return list(text_counts(files, "word", max_length))
+    return list(text_counts(files, unit, max_length))
 
 
 def text_counts(files: Sequence[str], unit: Unit, max_length: int = 100) -> dict[str, float]:

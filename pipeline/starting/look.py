@@ -98,7 +98,7 @@ def look_at(paths: Sequence[Path]) -> Look:
             look.photo_count += count
         else:
             look.corpora.append(path)
-            look.labels.add(read_words([str(path)], _LONGEST_READ))
+            look.labels.add(read_words([str(path)], max_length=_LONGEST_READ))
     return look
 
 

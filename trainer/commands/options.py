@@ -17,6 +17,7 @@ from dptr.trainer.choices import ReadingPrecision, Tracker
 from dptr.trainer.commands.starts import model_path
 
 if TYPE_CHECKING:
+    from dptr.cache.charset import Charset
     from dptr.cache.normalization import Normalization
     from dptr.cache.word_images.dataset import WordImages
     from dptr.trainer.training.recipe import Recipe
@@ -105,18 +106,22 @@ def run_of(kind: "RunKind", workspace: Workspace, name: str) -> "Run":
     return run
 
 
-def training_normalization(recipe: "Recipe", simplified: bool = False) -> "Normalization":
-    """Labels as the recipe's decoder can take them, traditional Chinese ``simplified`` if asked for."""
+def training_normalization(recipe: "Recipe", charset: "Charset", simplified: bool = False) -> "Normalization":
+    """Labels as the recipe's decoder can take them, with spaces if the charset has one.
+
+    Traditional Chinese is ``simplified`` if asked for.
+    """
     from dptr.cache.normalization import Normalization
 
-    return Normalization(max_label_length=recipe.decoder.max_label_length, simplified=simplified)
+    spaces = " " in charset.characters
+    return Normalization(keep_spaces=spaces, max_label_length=recipe.decoder.max_label_length, simplified=simplified)
 
 
-def measuring_normalization() -> "Normalization":
+def measuring_normalization(charset: "Charset") -> "Normalization":
     """Labels of any length: what a recogniser cannot emit is a mistake, not an exception."""
     from dptr.cache.normalization import Normalization
 
-    return Normalization(max_label_length=_ANY_LENGTH)
+    return Normalization(keep_spaces=" " in charset.characters, max_label_length=_ANY_LENGTH)
 
 
 def labels_left_out(images: "WordImages") -> list[str]:
@@ -132,7 +137,7 @@ def crops_for(data: list[Path] | None, run: "Trained") -> "WordImages | None":
     """Open labelled crops with a run's charset; None where none are named."""
     from dptr.cache.word_images.dataset import WordImages
 
-    return WordImages.open(data, run.charset, measuring_normalization()) if data else None
+    return WordImages.open(data, run.charset, measuring_normalization(run.charset)) if data else None
 
 
 def kept_in(workspace: Workspace, run: Path) -> Path:

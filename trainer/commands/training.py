@@ -1,6 +1,5 @@
 """Commands that train: a decoder on text states, a recogniser on labelled crops, a CLIP on both."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -170,22 +169,22 @@ def finetune(
     stage.require_clip_of(run, settings, described)
     model = encoder_run or described
     known = run.charset if run else stores[0].charset if stores else Charset.named("94")
-    normalization = training_normalization(settings, simplified)
-    named = in_units(Charset.named(charset) if charset else known, units, paths, normalization)
+    characters = Charset.named(charset) if charset else known
+    named = in_units(characters, units, paths, training_normalization(settings, characters, simplified))
     material = None
     if run is not None and is_adapted:
         material = adaptation.Material.read(paths, text or [], photos, unlabelled or [])
         named, settings = adaptation.fitted(paths, material, run, settings, named if charset or units else None)
-        normalization = replace(adaptation.normalization_of(settings, named), simplified=simplified)
+    normalization = training_normalization(settings, named, simplified)
 
-    def opened(characters: Charset) -> Labelled:
-        images = open_crops(paths, characters, normalization)
-        to_validate = open_crops(named_data(validation), characters, normalization) if validation else None
+    def opened(fitting: Charset) -> Labelled:
+        images = open_crops(paths, fitting, normalization)
+        to_validate = open_crops(named_data(validation), fitting, normalization) if validation else None
         identity = stage.data_identity(images, run, to_validate, model)
         if material is not None:
             identity["material"] = material.identity()
         name = default_name("finetune", settings, identity)
-        return Labelled(images, to_validate, characters, out or workspace.runs / name)
+        return Labelled(images, to_validate, fitting, out or workspace.runs / name)
 
     crops = labelled(opened, named, normalization)
     on = resolve_device(device)
@@ -254,8 +253,9 @@ def train_clip(
     settings = load_recipe(recipe, recipe_changes("clip", changes, steps, seed, {}))
     if not validation:
         raise UserError("nothing to validate on", "Give labelled crops of words that training never sees: --validation")
-    normalization, folder = training_normalization(settings), out or workspace.runs / "clip"
-    characters = normalization.charset(Charset.named(charset or "94"), charset_in(folder))
+    named, folder = Charset.named(charset or "94"), out or workspace.runs / "clip"
+    normalization = training_normalization(settings, named)
+    characters = normalization.charset(named, charset_in(folder))
     images = WordImages.open(named_data(data), characters, normalization)
     summary = stage.train_clip(
         images,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dptr.cache.charset import Charset
-from dptr.trainer.data.image_batches import CropBatches, ImageBatch
+from dptr.trainer.data.image_batches import CropBatches, ImageBatch, batch_order
 from dptr.trainer.data.stored_crops import StoredCrops
 from dptr.trainer.data.stored_memory import StoredTensor
 from dptr.trainer.training.recipe import Recipe
@@ -19,10 +19,16 @@ class StoredBatches(CropBatches):
     """
 
     def __init__(self, crops: StoredCrops, charset: Charset, recipe: Recipe) -> None:
-        super().__init__(crops, charset, recipe)
+        super().__init__(charset, recipe)
         self._crops = crops
+        self._order = batch_order(crops, recipe)
         self._view_counts = crops.view_counts
         self._first_view = np.random.default_rng((self._seed, 6)).integers(0, self._view_counts)
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return self._order.batches_per_epoch
 
     def __call__(self, number: int) -> ImageBatch:
         """Return batch ``number``, counted from 0 through all epochs."""
