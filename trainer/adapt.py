@@ -36,7 +36,7 @@ from dptr.cache.word_images.dataset import UnreadableImage, WordImages
 from dptr.cache.word_images.samples import Samples
 from dptr.cache.word_images.split import without_overlap
 from dptr.cache.word_images.writer import write_word_images
-from dptr.pipeline.rendering.fonts import FontCollection, packaged_fonts
+from dptr.pipeline.rendering.fonts import FontCollection, find_fonts, packaged_fonts
 from dptr.pipeline.rendering.like import looks_of_crops
 from dptr.pipeline.rendering.render_words import render_words
 from dptr.pipeline.rendering.style import RenderStyle
@@ -58,8 +58,9 @@ from dptr.trainer.training.trackers import Tracker
 
 SUMMARY_FILE = "adaptation.json"
 _WORK = "adaptation"
-#: Rendered crops of a kind, and general words that are read before and after.
-_RENDERED, _GENERAL_READ = 4000, 300
+#: Rendered crops of a kind, general words that are read before and after, and fonts that they are in.
+_RENDERED, _GENERAL_READ = 2500, 300
+_FONTS = 100
 _GENERAL_STYLE = RenderStyle.of_difficulty(0.6)
 _READ_STYLE = RenderStyle.of_difficulty(0.3)
 #: Weights tried for the user's text as a lexicon.
@@ -177,7 +178,7 @@ class _Option:
 
     def score(self, parts: Sequence[int] | None = None) -> tuple[float, float]:
         """Return accuracy and 1-NED over some of the parts, by which options are ranked."""
-        found = _pooled([self.read[part] for part in (range(len(self.read)) if parts is None else parts)])
+        found = pooled([self.read[part] for part in (range(len(self.read)) if parts is None else parts)])
         return found.accuracy, found.one_minus_ned
 
 
@@ -233,7 +234,7 @@ def adapt(
         if (out / RUN_FILE).is_file() and not (out / _WORK).is_dir():
             raise DamagedStore(f"{out} holds another run", "Choose another folder with -o")
         work = out / _WORK
-        adaptation = _Adaptation(images, charset, start, recipe, work, torch.device(device), track, material)
+        adaptation = Adaptation(images, charset, start, recipe, work, torch.device(device), track, material)
         summary = replace(adaptation.run(validation, out), seconds=time.monotonic() - started)
         plain = {**asdict(replace(summary, coverage=None)), "out": str(out)}
         sealed.write_json(out / SUMMARY_FILE, {"identity": identity, "summary": plain})
@@ -241,7 +242,7 @@ def adapt(
     return summary
 
 
-class _Adaptation:
+class Adaptation:
     """The trainings of one adaptation, in folders of their own, and what they came to."""
 
     def __init__(
@@ -261,14 +262,14 @@ class _Adaptation:
         self.lexica = _lexica(start, material.text, recipe)
         self.remarks: list[str] = []
         self.rendered: list[tuple[float, WordImages]] = []
-        self.rules: list[_Rule] = []
+        self.rules: list[Rule] = []
         self.summaries: list[FinetuneSummary] = []
 
     def run(self, validation: WordImages | None, out: Path) -> AdaptSummary:
         """Train, choose, and put the chosen run into ``out``."""
         parts = _parts(self.images, validation, self.settings)
         self.held_out, self.is_crossed = [part.validation for part in parts], len(parts) > 1
-        general = self._render()
+        general = self.render()
         options = self._read(-1, [load_recognizer(self.start, str(self.device))] * len(parts), parts)
         starts: Sequence[runs.Trained] = [self.start] * len(parts)
         more: list[list[WordImages]] = [[] for _ in parts]
@@ -291,7 +292,7 @@ class _Adaptation:
         _promote(run, out, chosen.lexicon)
         return self._summary(out, options, chosen, general)
 
-    def _render(self) -> WordImages | None:
+    def render(self) -> WordImages | None:
         """Render what is mixed in; return general words to be read before and after, None without fonts."""
         text = list(self.material.text)
         if text and self.settings.text:
@@ -318,7 +319,8 @@ class _Adaptation:
         path, photos = self.work / f"{name}.parquet", self.material.photos
         try:
             if not path.is_file():
-                render_words(words, path, count=count, seed=seed, style=style, photos=photos, fonts=fonts)
+                chosen = fonts or _some_fonts(words)
+                render_words(words, path, count=count, seed=seed, style=style, photos=photos, fonts=chosen)
         except UserError as error:
             self.remarks.append(f"no rendered crops of {name} words: {error.problem}")
             return None
@@ -329,10 +331,10 @@ class _Adaptation:
         if self.is_crossed:
             # To the last step: the number of steps cannot be chosen on so few crops.
             validate = partial(validated, images=part.validation, device=self.device)
-            return self._finetune(name, part.training, start, more, validate=validate)
-        return self._finetune(name, part.training, start, more, validation=part.validation)
+            return self.finetune(name, part.training, start, more, validate=validate)
+        return self.finetune(name, part.training, start, more, validation=part.validation)
 
-    def _finetune(
+    def finetune(
         self,
         name: str,
         crops: WordImages,
@@ -341,6 +343,7 @@ class _Adaptation:
         validation: WordImages | None = None,
         validate: Callable[[torch.nn.Module], dict[str, float]] | None = None,
     ) -> runs.Run:
+        """Train on labelled crops, with what was rendered and ``more`` mixed in, in a folder of that name."""
         mixed = [*self.rendered, *((self.settings.unlabelled, images) for images in more)]
         shares = [*_shares(crops, self.settings.mix), *(share for share, _ in mixed)]
         recipe = self.recipe.replace("finetune", mix=",".join(f"{share:.9f}" for share in shares))
@@ -366,14 +369,14 @@ class _Adaptation:
         for named, lexicon in self.lexica:
             read = []
             for model, part in zip(models, parts, strict=True):
-                _prefer(model, lexicon)
+                prefer(model, lexicon)
                 read.append(read_word_images(model, part.validation, self.device))
             options.append(_Option(stage, named, lexicon, read))
         return options
 
     def _predicted(self, latest: _Option, trained: Sequence[runs.Run]) -> list[list[WordImages]]:
         """Return the unlabelled crops with the labels that each of the recognisers predicts; none without enough."""
-        allowed = _allowed_by(self.material.text, self.charset, [sample.label for sample in self.images.samples])
+        allowed = allowed_by(self.material.text, self.charset, [sample.label for sample in self.images.samples])
         least, right = _threshold(latest, allowed)
         if least is None:
             self.remarks.append(
@@ -381,8 +384,8 @@ class _Adaptation:
                 "predictions for held-out crops right"
             )
             return [[] for _ in trained]
-        self.rules.append(_Rule(latest.lexicon, least, allowed))
-        found = [self._labelled(run, self.rules[-1]) for run in trained]
+        self.rules.append(Rule(latest.lexicon, least, allowed))
+        found = [self.labelled(run, self.rules[-1]) for run in trained]
         self.remarks.append(
             f"unlabelled crops: {sum(map(len, found)) // len(found):,} of {len(self.unlabelled):,} have predictions of "
             f"confidence {least:g} or more, of which {right:.0%} are right for held-out crops"
@@ -396,12 +399,12 @@ class _Adaptation:
         chosen = sorted(self.material.unlabelled, key=lambda path: _digest([path.name]))[:_UNLABELLED_READ]
         return [path for path in chosen if hashlib.sha256(path.read_bytes()).digest() not in labelled]
 
-    def _labelled(self, run: runs.Run, rule: _Rule) -> WordImages:
+    def labelled(self, run: runs.Run, rule: Rule) -> WordImages:
         """Write the unlabelled crops whose predicted labels count, as labelled ones."""
         path = self.work / f"{run.name}.parquet"
         if not path.is_file():
             model = load_recognizer(run, str(self.device))
-            _prefer(model, rule.lexicon)
+            prefer(model, rule.lexicon)
             openers = (partial(open_picture, file) for file in self.unlabelled)
             readings = Reader(model, str(self.device)).read_opened(openers)
             with write_word_images(path) as writer, progress("labelling", len(self.unlabelled), "crops") as shown:
@@ -425,8 +428,8 @@ class _Adaptation:
         start: runs.Trained = self.start
         more: list[WordImages] = []
         for stage in range(chosen.stage + 1):
-            run = self._finetune(f"round-{stage}-all", self.images, start, more, validate=lambda _: figures)
-            more = [self._labelled(run, self.rules[stage])] if stage < chosen.stage else []
+            run = self.finetune(f"round-{stage}-all", self.images, start, more, validate=lambda _: figures)
+            more = [self.labelled(run, self.rules[stage])] if stage < chosen.stage else []
             start = run
         return run
 
@@ -442,11 +445,11 @@ class _Adaptation:
     def _summary(
         self, out: Path, options: Sequence[_Option], chosen: _Option, general: WordImages | None
     ) -> AdaptSummary:
-        own = Comparison.of(_pooled(options[0].read), _pooled(_held_out_choice(options)))
+        own = Comparison.of(pooled(options[0].read), pooled(_held_out_choice(options)))
         remembered = None
         if general is not None:
             models = (load_recognizer(self.start), load_recognizer(runs.Run.load(out)))
-            scores = [_pooled([read_word_images(model.to(self.device), general, self.device)]) for model in models]
+            scores = [pooled([read_word_images(model.to(self.device), general, self.device)]) for model in models]
             remembered = Comparison.of(*scores)
         forgotten = {"general_before": remembered.before, "general": remembered.after} if remembered else {}
         last = self.summaries[-1]
@@ -471,7 +474,7 @@ class _Adaptation:
 
 
 @dataclass(frozen=True)
-class _Rule:
+class Rule:
     """Which predicted labels count."""
 
     lexicon: Lexicon | None
@@ -544,14 +547,16 @@ def _lexica(start: runs.Trained, text: Mapping[str, float], recipe: Recipe) -> l
     return lexica
 
 
-def _prefer(model: Recognizer, lexicon: Lexicon | None) -> None:
+def prefer(model: Recognizer, lexicon: Lexicon | None) -> None:
+    """Have a recogniser read with a lexicon, or without one."""
     if lexicon is None:
         model.prefer_words(None)
     else:
         model.prefer_words(lexicon.counts, lexicon.weight)
 
 
-def _pooled(read: Sequence[ReadImages]) -> Score:
+def pooled(read: Sequence[ReadImages]) -> Score:
+    """Return the score of all readings together."""
     truths = [truth for each in read for truth in each.truths]
     return score(truths, [reading.text for each in read for reading in each.readings], units=read[0].units)
 
@@ -568,7 +573,7 @@ def _held_out_choice(options: Sequence[_Option]) -> list[ReadImages]:
     return found
 
 
-def _allowed_by(text: Mapping[str, float], charset: Charset, labels: Sequence[str]) -> Callable[[str], bool]:
+def allowed_by(text: Mapping[str, float], charset: Charset, labels: Sequence[str]) -> Callable[[str], bool]:
     """Return which predictions are as likely among the text as labels are; all without text."""
     if not text:
         return lambda _: True
@@ -629,6 +634,21 @@ def _widths(crops: WordImages, recipe: Recipe) -> str:
         width += 32 if width < 256 else 64 if width < 512 else 128
         known.append(width)
     return ",".join(map(str, sorted(set(known))))
+
+
+def _some_fonts(words: Sequence[str]) -> FontCollection:
+    """Return fonts that draw some of the words: of thousands on a machine, a hundred, since each has to be probed.
+
+    Raises:
+        UserError: there are none.
+    """
+    every, found = find_fonts().fonts, []
+    for index in np.random.default_rng(0).permutation(len(every)).tolist():
+        if any(every[index].covers(word) for word in words[:3]):
+            found.append(every[index])
+        if len(found) == _FONTS:
+            break
+    return FontCollection(found or every)
 
 
 def _plain_fonts() -> FontCollection | None:

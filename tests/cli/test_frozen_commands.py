@@ -27,7 +27,7 @@ FROZEN = {
     "export": "--data --half --out --to --words",
     "finetune": "--charset --data --device --encoder --fmu --from --mix --out --photos --recipe --seed --set "
     "--simplified --steps --text --track --unlabelled --units --validation",
-    "init": "--out",
+    "init": "",
     "merge": "",
     "mine-neighbours": "--orp --prompts -k",
     "pack-crops": "--out",
