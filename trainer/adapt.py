@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dptr.cache import launched
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import CHECKPOINTS_FOLDER, RUN_FILE
@@ -71,6 +72,8 @@ _LEAST_ACCEPTED = 10
 #: Labels' own scores among the text, below which a predicted label is not one of its kind.
 _ALLOWED = 0.02
 _UNLABELLED_READ = 3000
+#: Crops that are held out of many.
+_MOST_HELD_OUT = 400
 #: Groups are taken for groups from so many on.
 _LEAST_GROUPS = 5
 #: Share of labels with a space, from which text is taken as lines.
@@ -224,6 +227,7 @@ def adapt(
     Raises:
         UserError: too few crops, or none can be read. DamagedStore: ``out`` holds something else.
     """
+    launched.require_alone("finetune --from RECOGNISER")
     started = time.monotonic()
     material = material or Material()
     data = [images.identity(), validation.identity() if validation else None, material.identity()]
@@ -348,7 +352,8 @@ class Adaptation:
         shares = [*_shares(crops, self.settings.mix), *(share for share, _ in mixed)]
         recipe = self.recipe.replace("finetune", mix=",".join(f"{share:.9f}" for share in shares))
         if validate is not None:
-            recipe = recipe.replace("finetune", validate_every=self.settings.steps, patience=0)
+            steps = min(self.settings.steps, self.settings.few_steps)
+            recipe = recipe.replace("finetune", steps=steps, validate_every=steps, patience=0)
         summary = finetune(
             _joined([crops, *(images for _, images in mixed)]),
             self.charset,
@@ -494,7 +499,7 @@ def normalization_of(recipe: Recipe, charset: Charset) -> Normalization:
 def _parts(images: WordImages, validation: WordImages | None, settings: FinetuneSettings) -> list[_Part]:
     """Return what to train on and what to validate on: one part, or as many as the crops are cross-validated in."""
     if validation is not None:
-        return [_Part(without_overlap(images, validation), validation)]
+        return [_Part(images, validation)]
     if len(images) < 2 * settings.folds:
         raise UserError(
             f"{len(images)} labelled crops are too few to train on and to validate",
@@ -506,7 +511,7 @@ def _parts(images: WordImages, validation: WordImages | None, settings: Finetune
     held_out: list[set[str]] = [set() for _ in range(settings.folds if len(images) < settings.few else 1)]
     counts = [0] * len(held_out)
     for name in names:
-        if len(held_out) == 1 and counts[0] >= settings.validation_share * len(images):
+        if len(held_out) == 1 and counts[0] >= min(settings.validation_share * len(images), _MOST_HELD_OUT):
             break
         place = counts.index(min(counts))
         held_out[place].add(name)
@@ -518,7 +523,7 @@ def _parts(images: WordImages, validation: WordImages | None, settings: Finetune
         inside = [group in chosen for group in groups]
         validated_on = images.only([index for index, is_held_out in enumerate(inside) if is_held_out])
         rest = images.only([index for index, is_held_out in enumerate(inside) if not is_held_out])
-        parts.append(_Part(without_overlap(rest, validated_on), validated_on))
+        parts.append(_Part(without_overlap(rest, validated_on) if len(held_out) > 1 else rest, validated_on))
     return parts
 
 

@@ -169,7 +169,7 @@ class FinetuneSettings(TrainingSettings):
     When training starts from a recogniser, crops are rendered besides: of general words, so that they are not
     forgotten, and of the text that is given. A batch has ``general`` and ``text`` of them for each labelled crop, and
     ``unlabelled`` crops with predicted labels, in ``rounds`` rounds of prediction. Fewer than ``few`` labelled crops
-    are cross-validated in ``folds`` parts.
+    are cross-validated in ``folds`` parts, with ``few_steps`` steps at most.
     """
 
     encoder_lr_scale: float = Field(default=1.0, ge=0, le=1000)
@@ -185,6 +185,7 @@ class FinetuneSettings(TrainingSettings):
     unlabelled: float = Field(default=0.0, ge=0, le=1000)
     rounds: int = Field(default=1, ge=1, le=10)
     few: int = Field(default=0, ge=0, le=_LARGEST_COUNT)
+    few_steps: int = Field(default=200, ge=1, le=_LARGEST_COUNT)
     folds: int = Field(default=3, ge=2, le=100)
 
 

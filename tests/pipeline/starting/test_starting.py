@@ -80,8 +80,9 @@ def test_data_are_told_apart_and_one_command_takes_all_of_them(
         *("--photos", str(photos), "--unlabelled", str(more), "-o", "dptr_data/runs/adapted"),
     ]
     assert found["remarks"] == []
-    parsed = get_command(app).make_context("dptr", shlex.split(found["command_to_run"])[1:], resilient_parsing=True)
-    assert parsed.protected_args == ["finetune"]
+    finetune = get_command(app).commands["finetune"]  # type: ignore[attr-defined]
+    parsed = finetune.make_context("finetune", shlex.split(found["command_to_run"])[2:])
+    assert (parsed.params["text"], parsed.params["unlabelled"]) == ([words], [more])
 
 
 @pytest.mark.parametrize(
