@@ -23,7 +23,7 @@ FROZEN = {
     "embed-text": "--address --ascii --batch-size --case --charset --clip --column --context --cover-pieces --device "
     "--dry-run --dtype --engine --engine-workers --max-bad --max-label-length --min-count --out --part --precision "
     "--seed --shard-rows --simplified --states --template --unicode --unit --units",
-    "evaluate": "--data --device --precision --protocol --words",
+    "evaluate": "--data --device --precision --protocol --single-view --words",
     "export": "--data --half --out --to --words",
     "finetune": "--charset --data --device --encoder --fmu --from --mix --out --photos --recipe --seed --set "
     "--simplified --steps --text --track --unlabelled --units --validation",
@@ -34,8 +34,8 @@ FROZEN = {
     "pretrain": "--decoder --device --noise --orp --out --prompts --recipe --sampling --seed --set --steps --track",
     "push": "--half --license --out --private",
     "read": "--batch-size --boxes --device --out --precision --watch --words",
-    "render-words": "--address --count --engine --engine-workers --fonts --language --like --out --part --photos "
-    "--seed --style --vertical --workers",
+    "render-words": "--address --count --engine --engine-workers --fonts --language --like --max-label-length --out "
+    "--part --photos --seed --style --unit --vertical --workers",
     "report": "--data --orp --out --prompts",
     "sql": "--format --open --orp --out --prompts",
     "train-clip": "--charset --clip --data --device --from --out --photos --recipe --seed --set --steps --track "

@@ -88,10 +88,8 @@ def test_one_in_half_precision_passes_on_the_characters_that_another_charset_sha
 
 def test_a_recogniser_goes_on_with_higher_images(tmp_path: Path, crops: Path) -> None:
     run = Run.load(finetune(images(crops), CHARSET, None, recipe(), tmp_path / "first").out)
-    start = ["finetune", "--data", str(crops), "--from", str(tmp_path / "first"), "--steps", "1", "--quiet"]
-    slow = ["--set", "finetune.learning_rate=1e-12", "--set", "encoder.image_height=48"]
-    assert run_command([*start, *slow, "-o", str(tmp_path / "higher")]) == 0
-    higher = Run.load(tmp_path / "higher")
+    slow = recipe("finetune.learning_rate=1e-12", "encoder.image_height=48")
+    higher = Run.load(finetune(images(crops), CHARSET, run, slow, tmp_path / "higher").out)
     assert higher.recipe.encoder.image_height == 48
     before, after = run.weights(), higher.weights("last")
     merged = "encoder.merge.0.weight"

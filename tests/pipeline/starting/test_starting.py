@@ -101,7 +101,7 @@ def test_where_training_cannot_help_the_reason_is_given_and_no_command(
 
 def test_characters_that_no_recogniser_has_learnt_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = said_of(capsys, crops(tmp_path / "crops", ["ქუჩა", "ქალაქი"] * 15))
-    assert "7 of 7 characters are new to the recogniser" in found["remarks"][0]
+    assert "6 of 6 characters are new to the recogniser" in found["remarks"][0]
     assert "no text" in found["remarks"][1]
     greek = said_of(capsys, crops(tmp_path / "greek", ["οδός", "πόλη"] * 15))
     assert "--from scripts" in greek["command_to_run"]
