@@ -105,7 +105,7 @@ def study(domain: Path, options: argparse.Namespace) -> None:
         steps[arm] = run
         seconds = time.process_time() - began
         arms = {"labels": "labels", "text": "labels + rendering", "unlabelled": "labels + rendering + unlabelled"}
-        row(arms[arm], read(run, None, test), seconds, read(run, None, general) if general else None,
+        row(arms[arm], read(run, None, test), seconds, read(run, lexica[own], general) if general else None,
             predicted=[len(images) for images in found])  # fmt: skip
         row(arms[arm] + " + own lexicon", read(run, lexica[own], test), seconds)
         row(arms[arm] + " + text lexicon", read(run, lexica[best], test), seconds, chosen=best)

@@ -33,7 +33,7 @@ def is_halved(settings: TrainingSettings, device: torch.device) -> bool:
     if settings.precision != "auto":
         return settings.precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return device.type == "cpu" and cpu_has_bfloat16()
 
 
