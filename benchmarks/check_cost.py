@@ -23,9 +23,8 @@ from dptr.cache.errors import run_script
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores import checks
-from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import sha256_of, xxh3_of
-from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA, PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
 

@@ -26,7 +26,7 @@ from dptr.cache.errors import DptrError
 from dptr.cache.normalization import Normalization
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.word_images.dataset import WordImages
-from dptr.cache.word_images.pack import pack_crops
+from dptr.cache.word_images.writer import pack_crops
 
 
 def made_up_words(count: int) -> list[str]:

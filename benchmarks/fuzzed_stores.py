@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from fuzzed_readers import Fuzzed, made_up_words, written
 
 from dptr.cache.stores import checks, sealed
-from dptr.cache.stores.file_record import FileRecord
+from dptr.cache.stores.manifest import FileRecord
 from dptr.cache.stores.verify import verify
 
 
@@ -108,27 +107,19 @@ def _shards(place: Path) -> Fuzzed:
 
 
 def _listing(place: Path) -> Fuzzed:
-    """The list of a data set's crops that is kept beside it; nobody else makes it, so that it is not sealed again."""
-    from dptr.cache.word_images.crop_columns import Columns
-    from dptr.cache.word_images.kept_file import KeptFile, blocks_in_making
+    """A kept list of crops: what is not as it was written counts as none."""
+    from dptr.cache.word_images.form import Place
+    from dptr.cache.word_images.samples import CropTable, Samples, map_table, write_table
 
-    words = [word.encode() for word in made_up_words(40)]
-    with blocks_in_making([place / "kept.listing"], "these") as making:
-        for half in (words[:20], words[20:]):
-            numbers = pa.array(range(len(half)), pa.int64())
-            columns = {"key": pa.array(half, pa.binary()), "label": pa.array(half, pa.binary())}
-            making.add(pa.RecordBatch.from_pydict({**columns, "offset": numbers, "size": numbers}))
-        making.summary |= {"sources": [0], "starts": [0]}
+    crops = CropTable.of(((0, word, word, Place(0, 1)) for word in made_up_words(40)), ["crops"])
+    write_table(place / "kept.arrow", crops.table)
 
     def read(path: Path) -> None:
-        kept = KeptFile.find([path], "these")
-        if kept is not None:
-            columns = Columns(kept, ["crops"], [0])
-            for row in range(min(len(kept.blocks[0]), 20)):
-                _ = columns.text("key", row), columns.text("label", row), columns.place_of(row)
-        checks.finish()
+        table = map_table(path)
+        if table is not None and list(Samples([CropTable(table, ["crops"])])) != list(Samples([crops])):
+            raise AssertionError(f"{path} was damaged and used")
 
-    return Fuzzed([place / "kept.listing"], read)
+    return Fuzzed([place / "kept.arrow"], read)
 
 
 def _recipe(place: Path) -> Fuzzed:

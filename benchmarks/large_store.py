@@ -30,11 +30,9 @@ from own_memory import OwnMemory, megabytes_without_files, own_megabytes
 
 from dptr.cache.errors import run_script
 from dptr.cache.file_names import MANIFEST_FILE, MANIFEST_LOG, PREFIX_FILE
-from dptr.cache.stores.file_record import FileRecord
-from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.manifest import FileRecord, Manifest, Shard
 from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shard_record import Shard
 from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.trainer.data.held_out import split_rows
 from dptr.trainer.pretrain import PromptBatches

@@ -42,7 +42,7 @@ from PIL import Image
 from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError, run_script
 from dptr.cache.pictures import UnusablePicture, decode
-from dptr.cache.word_images.form import Refused
+from dptr.cache.word_images.form import Rejected
 from dptr.cache.word_images.sources import find_sources
 from dptr.trainer.metrics import LONGEST, score, to_ascii, wilson
 from dptr.trainer.model.model_file import BUNDLED
@@ -156,11 +156,11 @@ def load(path: Path, limit: int | None) -> Crops:
     return crops
 
 
-def label_of(raw: str | Refused | None) -> tuple[str, str | None]:
+def label_of(raw: str | Rejected | None) -> tuple[str, str | None]:
     """Return the label by the protocol, and why the crop is left out if it is."""
     if raw is None:
         return "", "no label"
-    if isinstance(raw, Refused):
+    if isinstance(raw, Rejected):
         return "", raw.reason
     plain = to_ascii(raw)
     if len(plain) > LONGEST:

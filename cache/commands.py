@@ -72,15 +72,15 @@ def pack_crops(
 
     Example: dptr pack-crops crops/ -o crops.lmdb
     """
-    from dptr.cache.word_images import pack
+    from dptr.cache.word_images import writer
 
-    summary = pack.pack_crops(folder, out)
+    summary = writer.pack_crops(folder, out)
+    rejected, examples = summary.rejected, summary.rejected.examples
     lines = [
-        f"{count:,} left out: {reason} (such as {summary.examples[reason][0]})"
-        for reason, count in summary.refused.items()
+        f"rejected: {count:,} crops, {reason} (such as {examples[reason][0]})"
+        for reason, count in rejected.counts.items()
     ]
-    refused = sum(summary.refused.values())
     return Report(
-        {"out": str(out), "rows": summary.rows, "computed": summary.rows, "quarantined": refused},
+        {"out": str(out), "rows": summary.rows, "computed": summary.rows, "quarantined": rejected.total},
         "\n".join([*lines, f"{summary.rows:,} crops in {out}"]),
     )

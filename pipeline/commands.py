@@ -9,7 +9,7 @@ import typer
 
 from dptr.cache.choices import UnicodeForm
 from dptr.cache.command_line import Report, command, command_group, figures_of
-from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.errors import DamagedStore, DptrError, UserError
 from dptr.cache.options import LARGEST_SEED, LONGEST_LABEL, MOST_WORKERS, Device, OrpFolder, Out, PromptsFolder
 from dptr.cache.workspace import Workspace
 from dptr.pipeline.choices import Case, Context, StatesKind, Unit
@@ -28,7 +28,8 @@ from dptr.pipeline.options import (
     PartOf,
     UnitsKind,
 )
-from dptr.pipeline.parts.cluster import Cluster, joined
+from dptr.pipeline.parts.cluster import joined
+from dptr.pipeline.parts.executors import IN_PROCESS, Executor
 from dptr.pipeline.parts.part import Part
 from dptr.pipeline.starting import commands as starting
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE
@@ -43,11 +44,15 @@ _MOST_CROPS_PER_IMAGE = _MOST_VIEWS = 10_000
 @command(commands, "embed-text")
 def embed_text(
     workspace: Workspace,
-    files: Annotated[list[str], typer.Argument(help="Text, .gz, .zst, .xz, JSONL, Parquet, LMDB, or - for stdin.")],
+    files: Annotated[
+        list[str], typer.Argument(help="Text, CSV, TSV, JSONL (.gz, .bz2, .xz, .zst), Parquet, LMDB, - for stdin.")
+    ],
     out: Out = None,
     clip: ClipName = "tiny",
     unit: Annotated[Unit, typer.Option(help="What a label is.")] = "word",
-    column: Annotated[str, typer.Option(help="Column of JSONL and Parquet files.")] = "text",
+    column: Annotated[
+        str | None, typer.Option(help="Column of CSV, TSV, JSONL and Parquet files; by default text, word or label.")
+    ] = None,
     charset: LearntCharset = "94",
     units: UnitsKind = None,
     min_count: Annotated[int, typer.Option(min=1, help="auto: least occurrences of a character.")] = 1,
@@ -104,8 +109,8 @@ def embed_text(
         cost = stage.estimate(files, folder, settings)
         text = f"{cost.rows:,} rows to compute, about {cost.bytes / 1e6:,.0f} MB, about {cost.seconds:,.0f} s"
         return Report({"out": str(folder), **vars(cost)}, text)
-    with _engine(engine, address, engine_workers, device) as cluster:
-        summary = stage.embed_text(files, folder, settings, Part.named(part), cluster)
+    with _engine(engine, address, engine_workers, device) as executor:
+        summary = stage.embed_text(files, folder, settings, Part.named(part), executor)
     return Report(figures_of(summary), f"{summary.table}\n{summary.rows:,} rows in {summary.out}")
 
 
@@ -159,8 +164,8 @@ def build_orp_bank(
         device=resolve_device(device),
         batch=batch_size,
     )
-    with _engine(engine, address, engine_workers, device) as cluster:
-        summary = stage.build_orp_bank(paths, out or workspace.orp, settings, Part.named(part), cluster)
+    with _engine(engine, address, engine_workers, device) as executor:
+        summary = stage.build_orp_bank(paths, out or workspace.orp, settings, Part.named(part), executor)
     return Report(figures_of(summary), f"{summary.rows:,} crops in {summary.out}, {summary.quarantined} photos refused")
 
 
@@ -258,7 +263,7 @@ def render_words(
     from dptr.pipeline.rendering.style import RenderStyle
     from dptr.pipeline.rendering.word_lists import photo_paths, read_words
 
-    with _engine(engine, address, engine_workers, "cpu") as cluster:
+    with _engine(engine, address, engine_workers, "cpu") as executor:
         summary = stage.render_words(
             read_words(files, unit, max_label_length),
             out,
@@ -270,7 +275,7 @@ def render_words(
             style=replace(RenderStyle.like(looks_of(like)) if like else RenderStyle.named(style), vertical=vertical),
             workers=workers,
             part=Part.named(part),
-            cluster=cluster,
+            executor=executor,
         )
     return Report(figures_of(summary), f"{summary.rows:,} crops in {summary.out}")
 
@@ -315,7 +320,11 @@ def verify(
     repaired = 0
     if repair and damages:
         for store, files in check.repairable(damages).items():
-            left += repair_store(store, files)
+            try:
+                left += repair_store(store, files)
+            except (DptrError, OSError) as error:
+                # The damage is what matters: it is listed below, with this as the reason why it is still there.
+                left.append(f"{store} could not be repaired: {error}")
         before = len(damages)
         damages = [damage for path in chosen for damage in check.verify(path)]
         repaired = before - len(damages)
@@ -328,10 +337,10 @@ def verify(
 
 def _engine(
     engine: EngineName, address: str | None, workers: int | None, device: str
-) -> AbstractContextManager[Cluster | None]:
-    """Return the cluster to work on while a block runs; None: this machine does it by itself."""
+) -> AbstractContextManager[Executor]:
+    """Return what carries out the work while a block runs: a cluster, or this process."""
     if engine == "ray":
         return joined(address, workers, with_gpus=device != "cpu")
     if address or workers:
         raise UserError("--address and --engine-workers are of a Ray cluster", "Add --engine ray, or leave them out")
-    return nullcontext()
+    return nullcontext(IN_PROCESS)

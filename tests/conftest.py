@@ -47,3 +47,18 @@ def draw_crops() -> Callable[[Path, Sequence[str]], Path]:
         return folder
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with a prompt store of 120 words and an ORP bank of 4 crops, to be read only."""
+    from dptr.cli import run_command
+
+    folder = tmp_path_factory.mktemp("stores")
+    words = [a + b + c for a in "bdfgkmpt" for b in "aeiou" for c in "lnr"]
+    (folder / "words.txt").write_text("\n".join(words))
+    Image.effect_mandelbrot((120, 90), (-2, -1.5, 1, 1.5), 50).convert("RGB").save(folder / "photo.png")
+    common = ["--workspace", str(folder / "dptr_data"), "--quiet"]
+    assert run_command(["embed-text", str(folder / "words.txt"), *common]) == 0
+    assert run_command(["build-orp-bank", str(folder / "photo.png"), "--crops-per-image", "4", *common]) == 0
+    return folder / "dptr_data"

@@ -119,7 +119,7 @@ def evaluate(
             raise UserError(f"{name} has no readable word image", "Check the folder and its label file")
     protocols = PROTOCOLS[protocol]
     scores = {name: {p: _score(result, p) for p in protocols} for name, result in read.items()}
-    refused = sum(sum(images.refused.values()) for images in sets.values())
+    refused = sum(images.rejected.total for images in sets.values())
     return Evaluation(
         protocols=protocols,
         sets=scores,

@@ -133,7 +133,7 @@ def finetune(
         out=out,
         rows=len(training),
         computed=(state.step - steps_before) * recipe.finetune.batch_size * recipe.finetune.accumulate,
-        quarantined=sum(images.refused.values()) + len(processes.of_all(oddities.unreadable)),
+        quarantined=images.rejected.total + len(processes.of_all(oddities.unreadable)),
         steps=state.step,
         seconds=time.monotonic() - started,
         metrics=_metrics_of_best(out),

@@ -76,13 +76,14 @@ def keep_readings(folder: Path, labels: Sequence[str], readings: Sequence[str], 
 
 def keep_refusals(folder: Path, images: WordImages) -> None:
     """Write which labelled images training left out, and why, into a run's folder: in ``refused_words``."""
-    if not images.refusals and not (folder / QUARANTINE_FILE).is_file():
+    if not images.rejected.total and not (folder / QUARANTINE_FILE).is_file():
         return
     with Quarantine(folder / QUARANTINE_FILE) as quarantine:
         for source in images.sources:
             quarantine.reads(_written(source))
-        for refusal in images.refusals:
-            quarantine.refuse(_written(refusal.source), None, f"{refusal.key} {refusal.label!r}", refusal.reason)
+        for rejection in images.rejected.listed:
+            item = f"{rejection.key} {rejection.label!r}"
+            quarantine.refuse(_written(rejection.source), None, item, rejection.reason)
 
 
 def _write(out: Path, columns: Sequence[Sequence[Any]]) -> None:

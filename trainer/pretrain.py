@@ -113,11 +113,6 @@ def data_identity(store: PromptStore, bank: OrpBank | None) -> dict[str, Any]:
     return {name: manifest.fingerprint() for name, manifest in _manifests(store, bank).items()}
 
 
-def _former_data_identity(store: PromptStore, bank: OrpBank | None) -> dict[str, Any]:
-    """What runs of the first version saved about the same stores."""
-    return {name: manifest.former_fingerprint() for name, manifest in _manifests(store, bank).items()}
-
-
 def _manifests(store: PromptStore, bank: OrpBank | None) -> dict[str, Manifest]:
     return {"prompts": store.manifest} | ({"orp": bank.manifest} if bank is not None else {})
 
@@ -145,12 +140,12 @@ def pretrain(
         _require_room(store, recipe)
     for states in [store] if bank is None else [store, bank]:
         states.check_states()
-    data, former_data = data_identity(store, bank), _former_data_identity(store, bank)
+    data = data_identity(store, bank)
     clip = store.manifest.identity
     charset = charset_of_run(out, store.charset, recipe.decoder)
     with processes.first_before_others():
         run = runs.start_or_continue(
-            out, "pretrain", recipe, charset, store.dim, data, former_data, clip["encoder"], clip["weights"]
+            out, "pretrain", recipe, charset, store.dim, data, None, clip["encoder"], clip["weights"]
         )
     device = torch.device(device)
     torch.manual_seed(recipe.pretrain.seed)

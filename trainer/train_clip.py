@@ -120,7 +120,7 @@ def train_clip(
         model=out / "clip",
         rows=len(images),
         computed=(state.step - before) * recipe.clip.batch_size * recipe.clip.accumulate,
-        quarantined=sum(images.refused.values()) + len(unreadable),
+        quarantined=images.rejected.total + len(unreadable),
         steps=state.step,
         seconds=time.monotonic() - started,
         metrics=metrics,
@@ -196,7 +196,7 @@ def open_learner(folder: Path, letters: int) -> tuple[ClipLearner, Any]:
     missing = [name for name in _DESCRIPTIONS if not (folder / name).is_file()]
     if missing:
         raise UserError(f"{folder} has no {missing[0]}", "Give a CLIP's folder as transformers saves it, or `tiny`")
-    config: Any = CLIPConfig.from_pretrained(folder)
+    config: Any = CLIPConfig.from_pretrained(folder, trust_remote_code=False)
     if config.model_type != "clip":
         raise UserError(f"{folder} holds a {config.model_type} model", "Give a CLIP to train one like it")
     pixels = json.loads((folder / IMAGE_PROCESSOR_FILE).read_text(encoding="utf-8"))
@@ -210,7 +210,7 @@ def open_learner(folder: Path, letters: int) -> tuple[ClipLearner, Any]:
     config._attn_implementation = "eager"
     weights: Any = CLIPModel
     learner = ClipLearner(weights(config), pixels["image_mean"], pixels["image_std"], letters)
-    return learner, AutoTokenizer.from_pretrained(folder)
+    return learner, AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def _take_weights(learner: ClipLearner, start: runs.Run) -> None:

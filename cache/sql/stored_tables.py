@@ -78,7 +78,7 @@ def run_of_predictions(path: Path) -> str:
 
 def _in_runs(workspace: Workspace, pattern: str) -> list[Path]:
     there = [path for folder in (workspace.runs, workspace.models) for path in sorted(folder.glob(f"*/{pattern}"))]
-    return [path for path in there if _can_be_used(path, sealed.require_whole)]
+    return [path for path in there if path.is_file() and _can_be_used(path, sealed.require_whole)]
 
 
 def _store_tables(folder: Path, kind: StoreKind, rows: str, refused: str) -> dict[str, list[Path]]:

@@ -22,9 +22,10 @@ import psutil
 from filelock import FileLock, Timeout
 
 from dptr.cache import launched
-from dptr.cache.errors import UserError
+from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.file_names import CHECKPOINTS_FOLDER, PREDICTIONS_FOLDER
 from dptr.cache.progress import note
-from dptr.cache.stores.files import remove_leftovers
+from dptr.cache.stores.files import open_regular, remove_leftovers, require_no_link
 
 LOCK_FILE = ".lock"
 _OWNER_SUFFIX = ".owner.json"
@@ -78,6 +79,8 @@ def locked(target: Path) -> Iterator[None]:
     try:
         with _hold(target / LOCK_FILE, target):
             remove_leftovers(target)
+            for folder in (CHECKPOINTS_FOLDER, PREDICTIONS_FOLDER):
+                require_no_link(target / folder)
             yield
     finally:
         if made:
@@ -117,7 +120,10 @@ def _hold(path: Path, target: Path) -> Iterator[None]:
         killed = _read_owner(described)
         if killed is not None:
             note(f"{target}: process {killed.pid} on {killed.host} was killed while it wrote; its lock is taken over")
-        described.write_text(json.dumps(asdict(Owner.this_process())), encoding="utf-8")
+        # Anew: a file that is there may be a symlink that leads elsewhere.
+        described.unlink(missing_ok=True)
+        with described.open("x", encoding="utf-8") as stream:
+            json.dump(asdict(Owner.this_process()), stream)
         yield
     finally:
         described.unlink(missing_ok=True)
@@ -129,8 +135,9 @@ def _hold(path: Path, target: Path) -> Iterator[None]:
 
 def _read_owner(path: Path) -> Owner | None:
     try:
-        return Owner(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        with open_regular(path) as stream:
+            return Owner(**json.load(stream))
+    except (OSError, DamagedStore, ValueError, TypeError):
         return None  # none there, or one that is being written just now
 
 

@@ -1,4 +1,4 @@
-"""The manifest is the commit point of a store: a shard exists once the manifest, or its log, lists it.
+"""The manifest is the commit point of a store: a shard exists once the manifest lists it.
 
 It also holds the store's identity, so that states of different encoders are never mixed, and the hash of every file, so
 that damage is found rather than trained on.
@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from pathlib import Path, PurePath
+from typing import Any, Literal, Self
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import (
@@ -26,10 +26,8 @@ from dptr.cache.file_names import (
 )
 from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.progress import note
-from dptr.cache.stores import checks, manifest_log, sealed
-from dptr.cache.stores.file_record import FileRecord, begun_anew, file_records
-from dptr.cache.stores.files import sha256_of
-from dptr.cache.stores.shard_record import Shard
+from dptr.cache.stores import checks, sealed
+from dptr.cache.stores.files import begun_anew, sha256_of, xxh3_of
 
 _LONGEST_SHOWN = 40
 
@@ -38,6 +36,98 @@ DISPENSABLE = frozenset({NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE, PHOTOS_FILE, QUARAN
 
 StoreKind = Literal["prompts", "orp", "word_crops"]
 _COMMAND_THAT_MAKES = {"prompts": "dptr embed-text", "orp": "dptr build-orp-bank", "word_crops": "dptr embed-crops"}
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and hashes of a committed file, by which damage to it is found; ``xxh3`` is the fast one."""
+
+    bytes: int
+    sha256: str
+    xxh3: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Measure a finished file."""
+        return cls(path.stat().st_size, sha256_of(path), xxh3_of(path))
+
+    def problem(self, path: Path, fast: bool = False) -> str | None:
+        """Return what is wrong with the file at ``path``, None when it is as it was committed.
+
+        Args:
+            path: the file. fast: compare the fast hash, which finds damage, not forgery.
+        """
+        try:
+            size = path.stat().st_size
+            if size != self.bytes:
+                return f"has {size} bytes, not {self.bytes}"
+            same = xxh3_of(path) == self.xxh3 if fast else sha256_of(path) == self.sha256
+            return None if same else "is damaged: its contents have changed"
+        except FileNotFoundError:
+            return "is missing"
+        except DamagedStore as error:
+            return error.problem.removeprefix(f"{path} ")
+        except OSError as error:
+            return f"cannot be read: {error.strerror}"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One committed shard: its catalogue ``<name>.parquet`` and its states ``<name>.arrow``."""
+
+    name: str
+    rows: int
+    files: dict[str, FileRecord]
+    details: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def catalogue(self) -> str:
+        """Name of the file that describes its rows."""
+        return f"{self.name}.parquet"
+
+    @property
+    def states(self) -> str:
+        """Name of the file that holds its states."""
+        return f"{self.name}.arrow"
+
+    def stored(self) -> dict[str, Any]:
+        """Return it as JSON holds it."""
+        files = {name: vars(record) for name, record in self.files.items()}
+        return {"name": self.name, "rows": self.rows, "files": files, "details": self.details}
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Self:
+        """Return the shard that was stored.
+
+        Raises:
+            KeyError, TypeError, AttributeError, ValueError: it is none.
+        """
+        shard = cls(stored["name"], stored["rows"], _file_records(stored["files"]), dict(stored["details"]))
+        if not isinstance(shard.rows, int) or not 0 <= shard.rows < 1 << 63:
+            raise ValueError("a shard has a number of rows that none can have")
+        for name in (shard.catalogue, shard.states):
+            _ = shard.files[name]
+        return shard
+
+
+def _file_records(stored: dict[str, dict[str, Any]]) -> dict[str, FileRecord]:
+    """Return the records of files that JSON holds, by name.
+
+    Raises:
+        TypeError, AttributeError: it holds something else. ValueError: a name leads out of the store's folder.
+    """
+    for name in stored:
+        if name != PurePath(name).name or name in ("", ".", ".."):
+            raise ValueError(f"{name!r} is no name of a file in a store")
+    records = {name: FileRecord(**record) for name, record in stored.items()}
+    for record in records.values():
+        if type(record.bytes) is not int or not isinstance(record.sha256, str) or not isinstance(record.xxh3, str):
+            raise TypeError(f"{record} is none")
+        if not 0 <= record.bytes < 1 << 63:
+            raise ValueError("a file has a size that none can have")
+        if not (record.sha256 + record.xxh3).isascii():
+            raise ValueError(f"{record} holds no digests")
+    return records
 
 
 @dataclass
@@ -57,8 +147,6 @@ class Manifest:
     shards: list[Shard] = field(default_factory=list)
     files: dict[str, FileRecord] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
-    #: Of the manifest that this process wrote last: its SHA-256, and what it says besides its shards.
-    _written: tuple[str, str] = field(default=("", ""), init=False, repr=False, compare=False)
 
     @property
     def rows(self) -> int:
@@ -68,19 +156,13 @@ class Manifest:
     def fingerprint(self) -> dict[str, Any]:
         """Return a short description that changes whenever identity or contents do, whatever the encoder is called."""
         identity = {key: value for key, value in self.identity.items() if key != "encoder"}
-        return {"rows": self.rows, "sha256": self._digest(identity)}
-
-    def former_fingerprint(self) -> dict[str, Any]:
-        """Return the description that runs of the first version saved, which changes with the encoder's name."""
-        return {"encoder": self.identity["encoder"], "rows": self.rows, "sha256": self._digest(self.identity)}
+        contents = [record.sha256 for shard in self.shards for record in shard.files.values()]
+        digest = hashlib.sha256(json.dumps([identity, contents], sort_keys=True).encode()).hexdigest()
+        return {"rows": self.rows, "sha256": digest}
 
     def is_described_by(self, known: object) -> bool:
-        """Return whether ``known``, which a run saved, is this store's fingerprint, of today or of earlier."""
-        return known in (self.fingerprint(), self.former_fingerprint())
-
-    def _digest(self, identity: dict[str, Any]) -> str:
-        contents = [record.sha256 for shard in self.shards for record in shard.files.values()]
-        return hashlib.sha256(json.dumps([identity, contents], sort_keys=True).encode()).hexdigest()
+        """Return whether ``known``, which a run saved, is this store's fingerprint."""
+        return known == self.fingerprint()
 
     def is_intact(self, folder: Path, name: str) -> bool:
         """Return whether a store-wide file is listed and is, to the last bit, what was committed."""
@@ -141,43 +223,30 @@ class Manifest:
             self.commit_files(folder, *names)
 
     def commit_shard(self, folder: Path, shard: Shard) -> None:
-        """List one more finished shard: in the log, where nothing else has changed since this process last saved."""
+        """List one more finished shard and save."""
         self.shards.append(shard)
-        base, head = self._written
-        if head == json.dumps(self._head()):
-            manifest_log.append(folder, base, shard)
-        else:
-            self.save(folder)
+        self.save(folder)
 
     def save(self, folder: Path) -> None:
-        """Write ``manifest.json`` atomically; what it lists is committed from then on."""
-        head = self._head()
-        shards = [shard.stored() for shard in self.shards]
-        several = isinstance(self.identity.get("template"), list)
-        version = {"format_version": sealed.SEVERAL_TEMPLATES} if several else {}
-        value = {**version, "kind": head.pop("kind"), "rows": self.rows, **head, "shards": shards}
-        sealed.write_json(folder / MANIFEST_FILE, value)
-        manifest_log.remove(folder)
-        self._written = sha256_of(folder / MANIFEST_FILE), json.dumps(self._head())
+        """Write ``manifest.json`` atomically; what it lists is committed from then on.
 
-    def _head(self) -> dict[str, Any]:
-        """Return what is said besides shards and the number of rows.
-
-        In the order of names: files that a kill made a run withdraw and list again leave no trace.
+        Files and details stand in the order of names: those that a kill made a run list again leave no trace.
         """
-        return {
+        value = {
             "kind": self.kind,
+            "rows": self.rows,
             "identity": self.identity,
             "details": dict(sorted(self.details.items())),
             "files": {name: vars(record) for name, record in sorted(self.files.items())},
         }
+        sealed.write_json(folder / MANIFEST_FILE, value, {"shards": [shard.stored() for shard in self.shards]})
 
     @classmethod
     def load(cls, folder: Path, kind: StoreKind) -> Manifest:
         """Read a store's manifest and compare the sizes of its files with it.
 
         Raises:
-            UserError: there is no such store, or it is of another kind or a newer format.
+            UserError: there is no such store, or it is of another kind or format.
             DamagedStore: the manifest cannot be read or contradicts itself, or a file is missing or cut short.
         """
         if not (folder / MANIFEST_FILE).is_file():
@@ -193,15 +262,13 @@ class Manifest:
         """Read the manifest of a store of any kind, and no other file.
 
         Raises:
-            UserError: it is of a newer format. DamagedStore: it cannot be read or contradicts itself.
+            UserError: it is of another format. DamagedStore: it cannot be read or contradicts itself.
         """
         path = folder / MANIFEST_FILE
-        # Before it is read: a manifest that is written meanwhile has no log under this name.
-        base = sha256_of(path)
         value = sealed.read_json(path)
         try:
             shards = [Shard.of(stored) for stored in value["shards"]]
-            files, details = file_records(value["files"]), dict(value["details"])
+            files, details = _file_records(value["files"]), dict(value["details"])
             manifest = cls(value["kind"], dict(value["identity"]), shards, files, details)
             told = value["rows"]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -210,7 +277,6 @@ class Manifest:
             raise DamagedStore(f"{path} is of no known kind: {manifest.kind!r}", _REPAIR)
         if manifest.rows != told:
             raise DamagedStore(f"{path} says {told} rows but its shards have {manifest.rows}", _REPAIR)
-        manifest.shards += manifest_log.read(folder, base)
         return manifest
 
     @classmethod
@@ -268,7 +334,7 @@ def kind_of(folder: Path) -> str | None:
     """Return which kind of store is in ``folder``; None where there is none.
 
     Raises:
-        DamagedStore: its manifest cannot be read. UserError: it is of a newer format.
+        DamagedStore: its manifest cannot be read. UserError: it is of another format.
     """
     path = folder / MANIFEST_FILE
     return sealed.read_json(path).get("kind") if path.is_file() else None

@@ -19,6 +19,7 @@ from dptr.cache.file_names import NEIGHBOURS_ARRAY, is_index_file
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.mapped_file import MappedFile
 from dptr.cache.stores.orp import OrpBank
+from dptr.cache.stores.shards import checked_rows
 
 DETAIL = "neighbours"
 
@@ -75,7 +76,7 @@ class Neighbours:
 
     def of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the crop row numbers of some prompts' neighbours, nearest first, shape (batch, k)."""
-        return self.crops[rows].astype(np.int64)
+        return self.crops[checked_rows(rows, len(self))].astype(np.int64)
 
     def release(self) -> None:
         """Drop mapped pages from the process; they are read again when touched."""

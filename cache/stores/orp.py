@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dptr.cache.stores.shards import StoredTokens, checked_positions, checked_rows
 from dptr.cache.stores.states_store import StatesStore
-from dptr.cache.stores.stored_tokens import StoredTokens
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(
@@ -49,9 +49,15 @@ class OrpBank(StatesStore):
 
         Returns:
             shape (batch, count, dim).
+
+        Raises:
+            UserError: there is no such crop or token, or the shapes do not fit.
         """
+        crops = self._batch(crops)
+        positions = checked_positions(positions, len(crops), self.tokens_per_crop, "token")
         return self._reader.gather_tokens(crops, positions)
 
     def pooled(self, shard: int) -> NDArray[np.float32]:
         """Return the pooled vectors of one shard's crops, shape (rows, dim)."""
-        return self._reader.file(shard).pooled.astype(np.float32)
+        (number,) = checked_rows([shard], len(self.manifest.shards), "shard").tolist()
+        return self._reader.file(number).pooled.astype(np.float32)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
@@ -25,9 +26,8 @@ from dptr.cache.errors import UserError
 from dptr.cache.file_names import ROWS_FILE
 from dptr.cache.progress import note
 from dptr.cache.stores import checks
-from dptr.cache.stores.files import atomic_path
+from dptr.cache.stores.files import atomic_path, scratch_folder
 from dptr.cache.stores.lock import locked
-from dptr.cache.stores.made_up_rows import Ranges, made_up_ranges
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.mapped_file import MappedFile, damage_told, numbers_at, text_at
 from dptr.cache.validation import hashes_of
@@ -41,7 +41,12 @@ _ADVICE = "`dptr verify --repair` makes it again"
 #: Columns of catalogues that are taken over where every catalogue has them.
 _TAKEN_OVER = ("count", "token_letters", "template")
 
-Lookup = Callable[[pa.RecordBatch, NDArray[np.int64]], NDArray[Any]]
+#: Stands in the catalogue's column ``source`` where words of a corpus have their file.
+MADE_UP = "(made up)"
+_SOURCE = "source"
+
+#: Of rows, in order: the first, and the one behind the last.
+Ranges = list[list[int]]
 
 
 class PromptRows:
@@ -49,7 +54,7 @@ class PromptRows:
 
     Attributes:
         path: where it is. made_from: digest of the shards that it was made from.
-        made_up: ranges of the rows that were made up; None in files of earlier versions, which do not say.
+        made_up: ranges of the rows that were made up.
         kept_in: a folder that goes when this process no longer needs it; None for a file in a store.
     """
 
@@ -63,7 +68,7 @@ class PromptRows:
             self._reader = ipc.open_file(self._map.buffer)
             metadata = self._reader.schema.metadata or {}
             self.made_from = metadata.get(_MADE_FROM, b"").decode()
-            self.made_up: Ranges | None = json.loads(metadata[_MADE_UP]) if _MADE_UP in metadata else None
+            self.made_up: Ranges = json.loads(metadata[_MADE_UP])
             self._blocks = [self._reader.get_batch(number) for number in range(self._reader.num_record_batches)]
             for block in self._blocks:
                 block.validate()
@@ -211,7 +216,7 @@ def _fitting(folder: Path, manifest: Manifest) -> PromptRows | None:
 
 
 def _made_for_now(folder: Path, manifest: Manifest) -> PromptRows:
-    scratch = tempfile.TemporaryDirectory(prefix="dptr-")
+    scratch = scratch_folder()
     write_rows_file(Path(scratch.name) / ROWS_FILE, folder, manifest)
     rows = PromptRows(Path(scratch.name) / ROWS_FILE)
     rows.kept_in = scratch
@@ -244,10 +249,33 @@ def _block(table: pa.Table, taken_over: list[str]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pydict(columns)
 
 
-def contradiction(folder: Path, manifest: Manifest) -> str | None:
-    """Return what is wrong between the file, which is whole, and the shards; None where it fits or there is none."""
-    if ROWS_FILE not in manifest.files:
-        return None
-    rows = PromptRows(folder / ROWS_FILE)
-    fits = rows.made_from == digest_of_shards(manifest) and len(rows) == manifest.rows
-    return None if fits else "was made from other shards than the store has"
+def made_up_ranges(catalogues: Sequence[Path]) -> Ranges:
+    """Return the ranges of rows whose source says so, counted through all catalogues; most are told by a footer."""
+    ranges: Ranges = []
+    first = 0
+    for catalogue in catalogues:
+        with pq.ParquetFile(catalogue) as file:
+            rows = file.metadata.num_rows
+            if _may_hold_some(file):
+                source = file.read([_SOURCE]).column(0)
+                mask = np.asarray(pc.fill_null(pc.equal(source, MADE_UP), False))
+                edges = np.flatnonzero(np.diff(mask.astype(np.int8), prepend=0, append=0))
+                ranges += (first + edges.reshape(-1, 2)).tolist()
+        first += rows
+    return ranges
+
+
+def within(ranges: Ranges, first: int, rows: int) -> NDArray[np.bool_]:
+    """Return which of ``rows`` rows from row ``first`` on are in ranges, shape (rows,)."""
+    found = np.zeros(rows, np.bool_)
+    for start, stop in ranges:
+        found[max(start - first, 0) : max(stop - first, 0)] = True
+    return found
+
+
+def _may_hold_some(file: pq.ParquetFile) -> bool:
+    """Return whether the least and the greatest source of a part of the file leave room for it."""
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    columns = [group.column(number) for group in groups for number in range(group.num_columns)]
+    told = [column.statistics for column in columns if column.path_in_schema == _SOURCE]
+    return any(one is None or not one.has_min_max or one.min <= MADE_UP <= one.max for one in told)

@@ -7,18 +7,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.charset import Charset
-from dptr.cache.errors import UserError
 from dptr.cache.file_names import PREFIX_FILE
-from dptr.cache.stores.made_up_rows import Ranges, made_up_ranges
-from dptr.cache.stores.mapped_file import damage_told
-from dptr.cache.stores.prompt_rows import PromptRows, open_rows
-from dptr.cache.stores.shards import States, StatesFile
+from dptr.cache.stores.prompt_rows import PromptRows, Ranges, open_rows
+from dptr.cache.stores.shards import States, StatesFile, StoredStates
 from dptr.cache.stores.states_store import StatesStore
-from dptr.cache.stores.stored_tokens import StoredStates
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(
@@ -68,6 +63,7 @@ class PromptStore(StatesStore):
 
     def templates_of(self, rows: NDArray[np.int64]) -> NDArray[np.int16]:
         """Return the number of the template of each of ``rows``, of the same shape."""
+        rows = self._rows(rows)
         if len(self.prefixes) == 1:
             return np.zeros(rows.shape, np.int16)
         templates: NDArray[np.int16] = self.rows.numbers_of(TEMPLATE_COLUMN.name, rows)
@@ -90,25 +86,22 @@ class PromptStore(StatesStore):
     @cached_property
     def made_up(self) -> Ranges:
         """Ranges of the rows whose words ``embed-text --cover-pieces`` made up: the first, and one behind the last."""
-        told = self.rows.made_up
-        return made_up_ranges(self.manifest.catalogues(self.folder)) if told is None else told
+        return self.rows.made_up
 
     @cached_property
     def labels(self) -> pa.StringArray:
         """All labels in row order (one contiguous Arrow array; index it, do not turn it into a list)."""
-        return self._column("label", pa.large_string())
+        return pa.concat_arrays([labels.cast(pa.large_string()) for labels in self.rows.labels()])
 
     @cached_property
     def label_lengths(self) -> NDArray[np.int16]:
         """Units of each label, shape (rows,)."""
-        lengths: NDArray[np.int16] = self._column("label_length", pa.int16()).to_numpy()
-        return lengths
+        return np.concatenate([*self.rows.column("label_length")])
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
         """How often each label stood in the corpus, shape (rows,)."""
-        counts: NDArray[np.int64] = self._column("count", pa.int64()).to_numpy()
-        return counts
+        return np.concatenate([*self.rows.column("count")])
 
     @cached_property
     def longest_label(self) -> int:
@@ -117,49 +110,35 @@ class PromptStore(StatesStore):
 
     def label_lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int16]:
         """Return how many units the labels of ``rows`` have, of the same shape."""
-        lengths: NDArray[np.int16] = self.rows.numbers_of("label_length", rows)
+        lengths: NDArray[np.int16] = self.rows.numbers_of("label_length", self._rows(rows))
         return lengths
 
     def counts_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return how often the labels of ``rows`` stood in the corpus, of the same shape."""
-        counts: NDArray[np.int64] = self.rows.numbers_of("count", rows)
+        counts: NDArray[np.int64] = self.rows.numbers_of("count", self._rows(rows))
         return counts
 
     def token_letters(self, rows: NDArray[np.int64]) -> list[NDArray[np.int16]]:
         """Return how many of its label's characters each own token (after the prefix) of ``rows`` stands for.
 
         Tokens of the template and the end stand for none.
-
-        Raises:
-            UserError: the store was made before token letters were kept.
         """
-        if not self.rows.has("token_letters"):
-            raise UserError(
-                f"{self.folder} does not say how many letters each token has: an earlier dptr made it",
-                "Embed the text again: `dptr embed-text FILE -o FOLDER`, then --prompts FOLDER",
-            )
+        rows = self._batch(rows)
         shared = self.prefix_lengths_of(rows).tolist()
         return [letters[n:] for n, letters in zip(shared, self.rows.token_letters_of(rows), strict=True)]
 
     def labels_of(self, rows: NDArray[np.int64]) -> list[str]:
         """Return the labels of ``rows``, shape (batch,), in order."""
-        return self.rows.labels_of(rows)
+        return self.rows.labels_of(self._batch(rows))
 
     def states(self, rows: NDArray[np.int64]) -> States:
         """Return the own states (after the prefix) and pooled vectors of ``rows``, shape (batch,)."""
-        return self._reader.gather(rows)
+        return self._reader.gather(self._batch(rows))
 
     def stored_states(self, rows: NDArray[np.int64]) -> StoredStates:
         """Return what :meth:`states` does for ``rows``, shape (batch,), in the precision that is stored."""
-        return self._reader.gather_stored(rows)
+        return self._reader.gather_stored(self._batch(rows))
 
     def pooled(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the pooled vectors of ``rows``, shape (rows, pooled_dim)."""
-        return self._reader.gather_pooled(rows)
-
-    def _column(self, name: str, kind: pa.DataType) -> pa.Array:
-        chunks: list[pa.Array] = []
-        for catalogue in self.manifest.catalogues(self.folder):
-            with damage_told(catalogue, "`dptr verify --repair` computes it again where the inputs are still there"):
-                chunks += pq.read_table(catalogue, columns=[name], memory_map=True).column(0).cast(kind).chunks
-        return pa.concat_arrays(chunks)
+        return self.pooled_of(rows)

@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 from dptr.cache.errors import DamagedStore, TooManyRefused
 from dptr.cache.progress import note
 from dptr.cache.stores import sealed
-from dptr.cache.stores.file_record import begun_anew
-from dptr.cache.stores.files import atomic_path
+from dptr.cache.stores.files import atomic_path, begun_anew
 
 SCHEMA = pa.schema(
     [

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,12 +19,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.choices import StatesDtype
+from dptr.cache.errors import UserError
 from dptr.cache.stores import checks
-from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import TEMPORARY_SUFFIX, atomic_path
+from dptr.cache.stores.manifest import FileRecord, Shard
 from dptr.cache.stores.mapped_file import MappedFile, damage_told
-from dptr.cache.stores.shard_record import Shard
-from dptr.cache.stores.stored_tokens import StoredStates, StoredTokens
 
 #: A token touches a page at least, and the kernel maps its neighbours with it.
 _TOKENS_BETWEEN_RELEASES = 1 << 14
@@ -55,6 +54,84 @@ class States:
         lengths = self.lengths[rows]
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         return States(self.tokens[np.repeat(starts[rows], lengths) + within], lengths, self.pooled[rows])
+
+
+@dataclass(frozen=True)
+class StoredTokens:
+    """Token states in the precision that is stored.
+
+    Attributes:
+        values: shape (.., dim), float16, float32 or int8.
+        scale: what int8 values are multiplied by, shape (..), float32; None for the others.
+    """
+
+    values: NDArray[np.generic]
+    scale: NDArray[np.float32] | None = None
+
+    def widened(self) -> NDArray[np.float32]:
+        """Return the states as float32, shape (.., dim)."""
+        values = self.values.astype(np.float32)
+        return values if self.scale is None else values * self.scale[..., None]
+
+    def floating(self) -> NDArray[np.floating]:
+        """Return the states to compute with, shape (.., dim): in the precision that is stored, int8 as float32."""
+        return self.widened() if self.scale is not None else cast("NDArray[np.floating]", self.values)
+
+
+@dataclass(frozen=True)
+class StoredStates:
+    """Ragged token states of some rows, as they are stored.
+
+    Attributes:
+        tokens: all rows' tokens behind each other, shape (sum(lengths), dim).
+        lengths: tokens of each row, shape (rows,), int64.
+        pooled: pooled vector of each row, shape (rows, pooled_dim), float16.
+    """
+
+    tokens: StoredTokens
+    lengths: NDArray[np.int64]
+    pooled: NDArray[np.float16]
+
+
+def checked_rows(rows: Any, count: int, what: str = "row") -> NDArray[np.int64]:
+    """Return what a caller asks for as row numbers, of the shape given; a mask, shape (count,), as those it marks.
+
+    Args:
+        rows: whole numbers from 0 to below ``count``, or a boolean mask. count: how many there are.
+        what: what they number, for the error.
+
+    Raises:
+        UserError: they are of another type, or one is out of range.
+    """
+    try:
+        numbers = np.asarray(rows)
+    except ValueError:
+        numbers = np.empty(0, object)  # lists of unequal lengths
+    if numbers.dtype == np.bool_:
+        if numbers.shape != (count,):
+            raise UserError(f"a mask of shape {numbers.shape} for {count} {what}s", f"Give one of shape ({count},)")
+        return np.flatnonzero(numbers)
+    if numbers.size == 0 and numbers.dtype == np.float64:
+        numbers = numbers.astype(np.int64)  # an empty list
+    if numbers.dtype.kind not in "iu":
+        raise UserError(f"{what}s of type {numbers.dtype}", f"Give whole numbers from 0 to {count - 1}, or a mask")
+    if numbers.size and (numbers.min() < 0 or numbers.max() >= count):
+        wrong = numbers[(numbers < 0) | (numbers >= count)].flat[0]
+        raise UserError(f"there is no {what} {wrong}", f"Give whole numbers from 0 to {count - 1}")
+    return numbers.astype(np.int64)
+
+
+def checked_positions(positions: Any, rows: int, count: int, what: str) -> NDArray[np.int64]:
+    """Return positions within each of ``rows`` rows, shape (rows, any), each from 0 to below ``count``.
+
+    Raises:
+        UserError: they are of another type or shape, or one is out of range.
+    """
+    if np.ndim(positions) != 2 or len(positions) != rows or np.asarray(positions).dtype == np.bool_:
+        raise UserError(
+            f"{what}s of shape {np.shape(positions)} for {rows} rows", f"Give whole numbers of shape ({rows}, any)"
+        )
+    return checked_rows(positions, count, what)
 
 
 def shard_name(number: int) -> str:
@@ -207,8 +284,8 @@ class StatesReader:
         lengths = self.lengths(rows)
         ends = np.cumsum(lengths)
         shards, local = self.locate(rows)
-        first = self.file(int(shards[0]))
-        values = np.empty((int(ends[-1]), first.tokens.shape[1]), first.tokens.dtype)
+        first = self.file(int(shards[0]) if len(rows) else 0)
+        values = np.empty((int(lengths.sum()), first.tokens.shape[1]), first.tokens.dtype)
         scale = None if first.scale is None else np.empty(len(values), np.float32)
         pooled = np.empty((len(rows), first.pooled.shape[1]), np.float16)
         for index, (shard, row) in enumerate(zip(shards.tolist(), local.tolist(), strict=True)):
@@ -231,25 +308,29 @@ class StatesReader:
         Returns:
             shape (batch, count, dim), as they are stored.
         """
-        if not len(rows):
-            raise ValueError("no rows were asked for")
         self._release_now_and_then(tokens.size)
         shards, local = self.locate(rows)
         files = [self.file(shard) for shard in shards.tolist()]
         starts = [int(file.offsets[row]) for file, row in zip(files, local.tolist(), strict=True)]
-        positions = tokens + np.array(starts)[:, None]
-        stored = np.empty((*tokens.shape, files[0].tokens.shape[1]), files[0].tokens.dtype)
+        positions = tokens + np.array(starts, np.int64)[:, None]
+        first = files[0] if files else self.file(0)
+        stored = np.empty((*tokens.shape, first.tokens.shape[1]), first.tokens.dtype)
         for index, file in enumerate(files):
             # Into a buffer NumPy copies at once only in a mode that never raises.
             np.take(file.tokens, positions[index], axis=0, out=stored[index], mode="clip")
         scales = [file.scale[chosen] for file, chosen in zip(files, positions, strict=True) if file.scale is not None]
-        return StoredTokens(stored, np.stack(scales) if scales else None)
+        scale = np.stack(scales) if scales else None
+        return StoredTokens(
+            stored, np.empty(tokens.shape, np.float32) if first.scale is not None and not files else scale
+        )
 
     def gather_pooled(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Copy the pooled vectors of ``rows``, shape (rows, pooled_dim)."""
         shards, local = self.locate(rows)
-        vectors = [self.file(shard).pooled[row] for shard, row in zip(shards.tolist(), local.tolist(), strict=True)]
-        return np.stack(vectors).astype(np.float32)
+        pooled = np.empty((len(rows), self.file(0).pooled.shape[1]), np.float32)
+        for index, (shard, row) in enumerate(zip(shards.tolist(), local.tolist(), strict=True)):
+            pooled[index] = self.file(shard).pooled[row]
+        return pooled
 
     def mean_direction(self) -> NDArray[np.float32]:
         """Return the mean of the pooled vectors, each scaled to length one: (pooled_dim,).

@@ -16,7 +16,7 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import MANIFEST_FILE
 from dptr.cache.stores.manifest import Manifest, StoreKind
 from dptr.cache.stores.sealed import RESTORE
-from dptr.cache.stores.shards import StatesReader
+from dptr.cache.stores.shards import StatesReader, checked_rows
 
 if TYPE_CHECKING:
     import duckdb
@@ -38,7 +38,10 @@ class StatesStore:
     VIEW: ClassVar[str]
 
     def __init__(self, folder: Path | str) -> None:
-        self.folder = folder = Path(folder)
+        try:
+            self.folder = folder = Path(folder)
+        except TypeError as error:
+            raise UserError(f"{folder!r} is no path", f"Name the folder that `{self.MADE_BY}` wrote") from error
         self.manifest = Manifest.load(folder, self.KIND)
         if not self.manifest.shards:
             raise DamagedStore(f"{folder} holds no finished shard", f"Run `{self.MADE_BY}` again; it goes on")
@@ -63,17 +66,29 @@ class StatesStore:
             UserError: there is no such column.
         """
         rows = self._dataset()
-        unknown = sorted(set(columns or ()) - set(rows.schema.names))
+        wanted = [columns] if isinstance(columns, str) else columns
+        unknown = [name for name in wanted or () if name not in rows.schema.names]
         if unknown:
             raise UserError(f"{self.folder} has no column {unknown[0]}", f"There are {', '.join(rows.schema.names)}")
-        return rows.to_table(list(columns) if columns is not None else None)
+        return rows.to_table(list(wanted) if wanted is not None else None)
 
     def pooled_of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the pooled vectors of chosen rows, shape (batch,), as float32 of shape (batch, pooled_dim).
 
         ``torch.from_numpy`` takes them, and what other methods return, without a copy.
         """
-        return self._reader.gather_pooled(rows)
+        return self._reader.gather_pooled(self._batch(rows))
+
+    def _rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return row numbers that a caller gave, checked; of a mask those that it marks."""
+        return checked_rows(rows, self.manifest.rows)
+
+    def _batch(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return what :meth:`_rows` does, which must be of shape (batch,)."""
+        checked = self._rows(rows)
+        if checked.ndim != 1:
+            raise UserError(f"rows of shape {checked.shape}", "Give them in one dimension")
+        return checked
 
     def duckdb(self) -> duckdb.DuckDBPyConnection:
         """Return a DuckDB that answers questions about this store alone and touches no file; see ``dptr sql``."""

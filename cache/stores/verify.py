@@ -1,4 +1,4 @@
-"""Finds damage in stores, runs and exported models: every file is read and compared with its hash, or its own seal."""
+"""Finds damage in stores, runs and models: every file is read and compared with its hash, or its own seal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from dptr.cache.file_names import (
     INDEX_FILE,
     LEXICON_FILE,
     MANIFEST_FILE,
-    MANIFEST_LOG,
     NEIGHBOURS_ARRAY,
     NEIGHBOURS_TABLE,
     PHOTOS_FILE,
@@ -27,10 +26,8 @@ from dptr.cache.file_names import (
 )
 from dptr.cache.progress import note, progress
 from dptr.cache.stores import sealed
-from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import sha256_of
-from dptr.cache.stores.invariants import contradictions
-from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.workspace import Workspace
 
 _FIRST_SHARD = "part-00000"
@@ -75,10 +72,10 @@ _TRAIN_ON = "Train again into another folder, or restore it from a copy"
 
 
 def all_in(workspace: Workspace) -> list[Path]:
-    """Return the stores and the runs of a workspace, those of its ablations among them."""
+    """Return the stores and the runs of a workspace, and the folders of what its models read."""
     stores = [store for store in (workspace.prompts, workspace.orp, workspace.word_crops) if is_store(store)]
-    folders = [folder for runs in (workspace.runs, workspace.ablations / "runs") for folder in sorted(runs.glob("*"))]
-    return stores + [folder for folder in folders if is_run(folder)]
+    runs = [folder for folder in sorted(workspace.runs.glob("*")) if is_run(folder)]
+    return stores + runs + [folder.parent for folder in sorted(workspace.models.glob(f"*/{PREDICTIONS_FOLDER}"))]
 
 
 def is_store(folder: Path) -> bool:
@@ -93,10 +90,10 @@ def is_run(folder: Path) -> bool:
 
 
 def verify(path: Path) -> list[Damage]:
-    """Check a store, a run or an exported model; an empty list means that every file is as it was written.
+    """Check a store, a run, what a model read, or an exported model; an empty list: every file is as it was written.
 
     Raises:
-        UserError: ``path`` is none of them, or of a newer format.
+        UserError: ``path`` is none of them, or of another format.
     """
     if path.is_file():
         return _of_model(path)
@@ -104,6 +101,8 @@ def verify(path: Path) -> list[Damage]:
         return _of_store(path)
     if is_run(path):
         return list(_of_run(path))
+    if (path / PREDICTIONS_FOLDER).is_dir():
+        return list(_of_tables(path))
     raise UserError(f"{path} is no store, no run and no exported model", "Name the folder or the file of one")
 
 
@@ -123,8 +122,7 @@ def _of_store(folder: Path) -> list[Damage]:
     try:
         manifest = Manifest.read(folder)
     except DamagedStore as error:
-        name = MANIFEST_LOG if error.problem.startswith(f"{folder / MANIFEST_LOG} ") else MANIFEST_FILE
-        return [Damage(folder, name, None, error.problem.removeprefix(f"{folder / name} "))]
+        return [Damage(folder, MANIFEST_FILE, None, error.problem.removeprefix(f"{folder / MANIFEST_FILE} "))]
     listed: list[tuple[str, str | None, FileRecord]] = [(name, None, known) for name, known in manifest.files.items()]
     for shard in manifest.shards:
         listed += [(name, shard.name, known) for name, known in shard.files.items()]
@@ -134,9 +132,7 @@ def _of_store(folder: Path) -> list[Damage]:
             if problem := known.problem(folder / name):
                 found.append(Damage(folder, name, shard_name, problem, _advice_for(name)))
             bar.advance(known.bytes)
-    # Between whole files alone: what is damaged contradicts everything.
-    broken = {damage.file for damage in found}
-    return found + [Damage(folder, *told) for told in contradictions(folder, manifest, broken)]
+    return found
 
 
 def _advice_for(name: str) -> str:
@@ -145,52 +141,50 @@ def _advice_for(name: str) -> str:
 
 def _of_run(folder: Path) -> Iterator[Damage]:
     """Check a run's description, checkpoints, tables and exported models; logs only ever grow and have no hash."""
-    needed = False
-    try:
-        needed = sealed.read_json(folder / RUN_FILE).get("format_version", 1) > 1
-    except FileNotFoundError:
-        yield Damage(folder, RUN_FILE, None, "is missing", _TRAIN_ON)
-    except DamagedStore as error:
-        yield Damage(folder, RUN_FILE, None, error.problem.removeprefix(f"{folder / RUN_FILE} "), _TRAIN_ON)
-    if not (folder / RECIPE_FILE).is_file():
-        yield Damage(folder, RECIPE_FILE, None, "is missing", _TRAIN_ON)
-    elif problem := _seal_problem(folder / RECIPE_FILE, needed):
-        yield Damage(folder, RECIPE_FILE, None, problem, _TRAIN_ON)
-    if (folder / LEXICON_FILE).is_file() and (problem := _seal_problem(folder / LEXICON_FILE, True)):
+    for name in (RUN_FILE, RECIPE_FILE):
+        if problem := _seal_problem(folder / name, needed=True):
+            yield Damage(folder, name, None, problem, _TRAIN_ON)
+    if (folder / LEXICON_FILE).is_file() and (problem := _seal_problem(folder / LEXICON_FILE, needed=True)):
         yield Damage(folder, LEXICON_FILE, None, problem, _TRAIN_ON)
     checkpoints = folder / CHECKPOINTS_FOLDER
     for checkpoint in sorted(path for path in checkpoints.glob("*") if path.is_dir() and path.name[0] != "."):
         yield from _of_checkpoint(folder, checkpoint)
-    for table in _tables_of(folder):
-        if problem := _seal_problem(table):
-            yield Damage(folder, str(table.relative_to(folder)), None, problem, _MENDED_BY_READING)
+    yield from _of_tables(folder)
     for model in sorted(path for path in folder.iterdir() if path.suffix in _SEALED_SUFFIXES):
         yield from _of_model(model)
 
 
-def _tables_of(folder: Path) -> list[Path]:
+def _of_tables(folder: Path) -> Iterator[Damage]:
+    """Check what was read of data sets, and what of them was rejected."""
     refused = folder / QUARANTINE_FILE
-    return [refused] * refused.is_file() + sorted((folder / PREDICTIONS_FOLDER).glob("*.parquet"))
+    tables = [refused] if refused.exists() else []
+    for table in (*tables, *sorted((folder / PREDICTIONS_FOLDER).glob("*.parquet"))):
+        if problem := _seal_problem(table, needed=True):
+            yield Damage(folder, str(table.relative_to(folder)), None, problem, _MENDED_BY_READING)
 
 
 def _of_checkpoint(folder: Path, checkpoint: Path) -> Iterator[Damage]:
-    state = f"{CHECKPOINTS_FOLDER}/{checkpoint.name}/{STATE_FILE}"
+    state = checkpoint / STATE_FILE
     advice = "The run's other checkpoint is used in its place where there is one; the same command trains on from it"
-    try:
-        files = dict(sealed.read_json(folder / state)["files"])
-    except FileNotFoundError:
-        yield Damage(folder, state, None, "is missing", advice)
-        return
-    except (DamagedStore, KeyError, TypeError, ValueError) as error:
-        problem = error.problem if isinstance(error, DamagedStore) else f"cannot be read ({error})"
-        yield Damage(folder, state, None, problem.removeprefix(f"{folder / state} "), advice)
+    problem, files = _seal_problem(state, needed=True), {}
+    if problem is None:
+        files = sealed.read_json(state).get("files", {})
+        problem = None if isinstance(files, dict) else "lists no files"
+    if problem is not None:
+        yield Damage(folder, str(state.relative_to(folder)), None, problem, advice)
         return
     for name, digest in files.items():
-        path = checkpoint / name
-        if not path.is_file():
-            yield Damage(folder, str(path.relative_to(folder)), None, "is missing", advice)
-        elif sha256_of(path) != digest:
-            yield Damage(folder, str(path.relative_to(folder)), None, "is damaged: its contents have changed", advice)
+        if problem := _hash_problem(checkpoint / name, digest):
+            yield Damage(folder, str((checkpoint / name).relative_to(folder)), None, problem, advice)
+
+
+def _hash_problem(path: Path, digest: str) -> str | None:
+    try:
+        return None if sha256_of(path) == digest else "is damaged: its contents have changed"
+    except FileNotFoundError:
+        return "is missing"
+    except DamagedStore as error:
+        return error.problem.removeprefix(f"{path} ")
 
 
 def _of_model(path: Path) -> list[Damage]:
@@ -198,19 +192,23 @@ def _of_model(path: Path) -> list[Damage]:
         raise UserError(f"{path} is no exported model", f"Name a store, a run, or a {' or '.join(_SEALED_SUFFIXES)}")
     problem = _seal_problem(path)
     if problem is None and sealed.is_sealed(path) is None:
-        note(f"{path} has no hash in it: an earlier dptr, or another program, wrote it")
+        note(f"{path} has no hash in it: another program wrote it")
     return [Damage(path.parent, path.name, None, problem, "Export it again")] if problem else []
 
 
-def _seal_problem(path: Path, needed: bool | None = None) -> str | None:
-    """Return what a file's seal tells; where it is not known whether one is needed, its metadata says so."""
+def _seal_problem(path: Path, needed: bool = False) -> str | None:
+    """Return what is wrong with a file by its seal; its metadata may say that there is one where none is ``needed``."""
     try:
-        if needed is None:
+        if not needed:
             sealed.require_whole(path)
+        elif path.suffix == ".json":
+            sealed.read_json(path)
         else:
-            sealed.require_sealed(path, needed)
+            sealed.require_sealed(path)
         return None
     except DamagedStore as error:
         return error.problem.removeprefix(f"{path} ")
+    except FileNotFoundError:
+        return "is missing"
     except OSError as error:
         return f"cannot be read: {error.strerror}"

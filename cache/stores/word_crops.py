@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.charset import Charset
+from dptr.cache.errors import UserError
+from dptr.cache.stores.shards import StoredTokens, checked_rows
 from dptr.cache.stores.states_store import StatesStore
-from dptr.cache.stores.stored_tokens import StoredTokens
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(
@@ -80,10 +81,20 @@ class WordCropStore(StatesStore):
 
         Returns:
             shape (batch, tokens, dim).
+
+        Raises:
+            UserError: there is no such crop or view, or their numbers differ.
         """
-        positions = np.broadcast_to(np.arange(self.tokens_per_crop), (len(crops), self.tokens_per_crop))
-        return self._reader.gather_tokens(crops * self.views + views, positions)
+        rows = self._rows_of(crops, views)
+        positions = np.broadcast_to(np.arange(self.tokens_per_crop), (len(rows), self.tokens_per_crop))
+        return self._reader.gather_tokens(rows, positions)
 
     def pooled(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the pooled vectors of crops in chosen views, each of shape (batch,): (batch, pooled_dim)."""
-        return self.pooled_of(crops * self.views + views)
+        return self.pooled_of(self._rows_of(crops, views))
+
+    def _rows_of(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.int64]:
+        crops, views = checked_rows(crops, len(self), "crop"), checked_rows(views, self.views, "view")
+        if crops.shape != views.shape:
+            raise UserError(f"{crops.shape} crops in {views.shape} views", "Give one view for each crop")
+        return crops * self.views + views

@@ -1,4 +1,4 @@
-"""Labelled word images for training and evaluation: which there are, which were left out and why, and their pixels.
+"""Labelled word images for training and evaluation: which there are, which are rejected and why, and their pixels.
 
 Labels are normalised and checked once, when the data is listed. Images are read on demand, in whichever process needs
 them.
@@ -7,7 +7,6 @@ them.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,15 +20,15 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import DptrError, UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.pictures import UnusablePicture, decode
-from dptr.cache.word_images.crop_columns import Columns
-from dptr.cache.word_images.form import NotLabelled, Place, PlacedSource, Source
-from dptr.cache.word_images.listing import Refusal, Rules, Tally, list_crops
+from dptr.cache.rejections import Tally
+from dptr.cache.word_images.form import NotLabelled, PlacedSource, Source
+from dptr.cache.word_images.listing import Rules, list_crops
 from dptr.cache.word_images.samples import Rows, Sample, Samples
 from dptr.cache.word_images.sources import find_sources
 
 _LEAST_SIDE = 2
-#: What reading a picture raises where it is missing or damaged.
-_UNREADABLE = (OSError, KeyError, ValueError, UnusablePicture)
+#: What reading a word image raises where it is missing or damaged.
+UNREADABLE = (OSError, KeyError, ValueError, UnusablePicture)
 
 
 class UnreadableImage(DptrError):
@@ -42,17 +41,14 @@ class WordImages:
 
     Attributes:
         samples: what can be used, in the order of the data.
-        refused: how many labels were left out, by reason. changed: how many were kept but altered, by what was done.
-        examples: some raw labels for each reason, behind their source and key.
-        refusals: each that was left out, but for what would be more than 100,000.
+        rejected: labels that cannot be used. changed: labels that are used, but altered.
+        sources: the data sets by name.
     """
 
     samples: Samples = field(default_factory=Samples)
-    refused: Counter[str] = field(default_factory=Counter)
-    changed: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
+    rejected: Tally = field(default_factory=Tally)
+    changed: Tally = field(default_factory=Tally)
     sources: dict[str, Source] = field(default_factory=dict, repr=False)
-    refusals: list[Refusal] = field(default_factory=list, repr=False)
 
     @classmethod
     def open(cls, paths: Sequence[Path], charset: Charset, normalization: Normalization) -> WordImages:
@@ -63,7 +59,7 @@ class WordImages:
         """
         images = cls._listed(paths, Rules(charset, normalization))
         if not images.samples:
-            reasons = ", ".join(f"{reason} ({count})" for reason, count in images.refused.most_common(3))
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in images.rejected.counts.most_common(3))
             raise UserError(
                 f"no usable label in {', '.join(map(str, paths))}: {reasons or 'there are none'}",
                 "Choose a charset and a longest label that fit the data",
@@ -84,16 +80,15 @@ class WordImages:
 
     @classmethod
     def _listed(cls, paths: Sequence[Path], rules: Rules | None) -> WordImages:
-        sources: dict[str, Source] = {}
-        data_sets: list[Columns] = []
-        tally = Tally()
+        images, data_sets = cls(), []
         for path in paths:
             found = find_sources(path)
-            sources |= {source.name: source for source in found}
-            columns, of_path = list_crops(path, found, rules)
-            data_sets.append(columns)
-            tally.add(of_path)
-        return cls(Samples(data_sets), sources=sources, **told(tally))
+            images.sources |= {source.name: source for source in found}
+            crops, rejected, changed = list_crops(path, found, rules)
+            data_sets.append(crops)
+            images.rejected.extend(rejected)
+            images.changed.extend(changed)
+        return replace(images, samples=Samples(data_sets))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -108,36 +103,29 @@ class WordImages:
         Raises:
             UnreadableImage: it is missing, damaged, or too small to hold a character.
         """
-        sample, place = self.samples.look(index)
+        sample = self.samples[index]
         try:
-            return decode_crop(self._encoded(sample, place))
-        except _UNREADABLE as error:
+            return decode_crop(self.encoded(sample))
+        except UNREADABLE as error:
             raise UnreadableImage(f"image {sample.key} of {sample.source} cannot be read ({error})") from error
 
-    def _encoded(self, sample: Sample, place: Place | None) -> bytes:
-        source = self.sources[sample.source]
-        if place is not None and isinstance(source, PlacedSource):
-            return source.read_at(place)
-        return source.read(sample.key)
-
-    def encoded(self, index: int) -> bytes:
-        """Return the file of sample ``index``'s picture.
+    def encoded(self, sample: Sample) -> bytes:
+        """Return a sample's encoded picture.
 
         Raises:
-            UnreadableImage: it is missing or damaged.
+            OSError, KeyError, ValueError, UnusablePicture: it is missing or cannot be read.
         """
-        sample, place = self.samples.look(index)
-        try:
-            return self._encoded(sample, place)
-        except _UNREADABLE as error:
-            raise UnreadableImage(f"image {sample.key} of {sample.source} cannot be read ({error})") from error
+        source = self.sources[sample.source]
+        if sample.place is not None and isinstance(source, PlacedSource):
+            return source.read_at(sample.place)
+        return source.read(sample.key)
 
     def content_hashes(self) -> Iterator[bytes | None]:
         """Yield the SHA-256 of each sample's encoded picture, 32 bytes; None where it cannot be read."""
-        for index in range(len(self)):
+        for sample in self.samples:
             try:
-                yield hashlib.sha256(self._encoded(*self.samples.look(index))).digest()
-            except _UNREADABLE:
+                yield hashlib.sha256(self.encoded(sample)).digest()
+            except UNREADABLE:
                 yield None
 
     def require_readable(self) -> None:
@@ -157,19 +145,8 @@ class WordImages:
         raise UserError(f"none of {len(self)} validation crops can be read: {problem}", "Copy or write them again")
 
     def only(self, indices: Rows | Sequence[int]) -> Self:
-        """Return the samples at ``indices``; what was refused stays with the whole."""
-        nothing = told(Tally())
-        return replace(self, samples=self.samples.only(indices), **nothing)
-
-
-def told(tally: Tally) -> dict[str, Any]:
-    """Return what a tally counted, as :class:`WordImages` holds it."""
-    examples = {
-        reason: [f"{one.source} {one.key} {one.label[:40]!r}" for one in found]
-        for reason, found in tally.examples.items()
-    }
-    counted = {"refused": tally.refused, "changed": tally.changed}
-    return {**counted, "examples": examples, "refusals": tally.refusals}
+        """Return the samples at ``indices``; what was rejected stays with the whole."""
+        return replace(self, samples=self.samples.only(indices), rejected=Tally(), changed=Tally())
 
 
 def decode_crop(encoded: bytes) -> Image.Image:

@@ -1,7 +1,8 @@
-"""What every form of labelled word images offers: samples with their labels, an image on demand, why one is refused."""
+"""What every form of labelled word images offers: samples with their labels, and an image on demand."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -13,13 +14,13 @@ class NotLabelled(UserError):
     """What lies there is something else than labelled word images; damaged ones are a plain :class:`UserError`."""
 
 
-class Refused(NamedTuple):
-    """In place of a label: why a sample cannot be used; samples are counted by the reason."""
+class Rejected(NamedTuple):
+    """In place of a label: why a sample cannot be used; rejected samples are counted by the reason."""
 
     reason: str
 
 
-MISSING = Refused("label or image is missing")
+MISSING = Rejected("label or image is missing")
 
 
 class Place(NamedTuple):
@@ -29,6 +30,20 @@ class Place(NamedTuple):
     size: int
 
 
+#: Path, size in bytes, time of the last change (ns) and inode: what tells a file from one that replaced it.
+FileState = tuple[str, int, int, int]
+
+
+def state_of(path: Path | str) -> FileState:
+    """Return the state of the file at ``path``.
+
+    Raises:
+        OSError: it is not there.
+    """
+    known = os.stat(path)
+    return str(path), known.st_size, known.st_mtime_ns, known.st_ino
+
+
 class Source(Protocol):
     """One data set of labelled images. It is picklable and opens its files where it is used."""
 
@@ -36,11 +51,11 @@ class Source(Protocol):
     def name(self) -> str:
         """Where it is, for people: the path of the file that its labels are in, or of its folder."""
 
-    def labels(self) -> Iterator[tuple[str, str | Refused]]:
+    def labels(self) -> Iterator[tuple[str, str | Rejected]]:
         """Yield key and raw label of each sample in order.
 
         Raises:
-            UserError: the data set is damaged; what is wrong with single samples is a :class:`Refused`.
+            UserError: the data set is damaged; what is wrong with single samples is a :class:`Rejected`.
         """
 
     def read(self, key: str) -> bytes:
@@ -55,7 +70,7 @@ class Source(Protocol):
 class PlacedSource(Source, Protocol):
     """A source that finds an image by its place in a file: the places are kept with the labels, not in memory."""
 
-    def placed_labels(self) -> Iterator[tuple[str, str | Refused, Place | None]]:
+    def placed_labels(self) -> Iterator[tuple[str, str | Rejected, Place | None]]:
         """Yield key, raw label and place of each sample in order; see :meth:`Source.labels`."""
 
     def read_at(self, place: Place) -> bytes:

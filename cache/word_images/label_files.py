@@ -16,18 +16,26 @@ from dptr.cache.errors import UserError
 from dptr.cache.file_names import LABELS_FILE
 from dptr.cache.pictures import read_encoded
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.word_images.form import MISSING, Form, NotLabelled, Refused
+from dptr.cache.word_images.form import Form, NotLabelled, Rejected
 
 #: Names of label files in a folder, the most telling first; several PaddleOCR files in one folder are all read.
-PATTERNS = (LABELS_FILE, "gt.txt", "labels.jsonl", "rec_gt_*.txt", "label.txt", "labels.txt", "*.txt")
+PATTERNS = (LABELS_FILE, "gt.txt", "labels.jsonl", "rec_gt_*.txt", "rec_gt.txt", "label.txt", "labels.txt")
+_FORMS = 'Known lines: IMAGE, a tab and LABEL; ICDAR\'s IMAGE, "LABEL"; in .jsonl {"image": …, "label": …}'
+#: PPOCRLabel's list of the pages that are done: a page's path, a tab and 1.
+_PAGES_DONE = "fileState.txt"
 
 _IMAGE_KEYS = ("image", "file", "file_name", "filename", "path")
 _LABEL_KEYS = ("label", "text")
 _ROWS_PROBED = 50
+_SHOWN = 60
 _ICDAR = re.compile(r'\s*([^,]+?)\s*,\s*(?:"(.*)"|(.*?))\s*')
 
 
-OUTSIDE = Refused("image lies outside the folder of the label file")
+#: Stands for the boxes of a page, as PPOCRLabel and PaddleOCR's detection write them.
+_BOXES = re.compile(r'\s*\[\s*(\{.*"transcription"|\]\s*$)')
+OUTSIDE = Rejected("image lies outside the folder of the label file")
+_PAGE = Rejected("label is a list of boxes on a page")
+_EXPORT = "In PPOCRLabel, File > Export Recognition Result writes rec_gt.txt and crop_img/: name their folder"
 
 
 @dataclass(frozen=True)
@@ -47,22 +55,25 @@ class LabelFile:
         """Find the folder that the file's image names start from: its own, or the one above as in PaddleOCR's data.
 
         Raises:
-            NotLabelled: no image that it names is there.
+            NotLabelled: no image that it names is there, or what it labels is pages.
         """
-        names = [name for name, _ in islice(_rows(path), _ROWS_PROBED)]
+        if path.name == _PAGES_DONE:
+            raise NotLabelled(f"{path} is PPOCRLabel's list of finished pages", _EXPORT)
+        rows = list(islice(_rows(path), _ROWS_PROBED))
+        if any(label == _PAGE for _, label in rows):
+            raise NotLabelled(f"{path} holds boxes on whole pages, not labels of crops", _EXPORT)
         for folder in (path.parent, path.parent.parent):
-            if any(_is_file(folder / name) for name in names if _inside(folder, name)):
+            if any(_is_file(folder / name) for name, _ in rows if _inside(folder, name)):
                 return cls(path, folder)
-        example = f", for one {names[0]!r}" if names else ""
-        raise NotLabelled(
-            f"{path} names no image that is there{example}",
-            "Each line holds an image's path inside the folder, a tab and its label",
-        )
+        problem = "names no image that is there"
+        for name, label in rows[:1]:
+            problem += f", for one {name!r}" if isinstance(label, str) else f": {name}: {label.reason}"
+        raise NotLabelled(f"{path} {problem}", f"{_FORMS}; paths start in the file's folder or the one above")
 
-    def labels(self) -> Iterator[tuple[str, str | Refused]]:
+    def labels(self) -> Iterator[tuple[str, str | Rejected]]:
         """Yield image name and label of each line, or the line's number and why it cannot be used."""
         for name, label in _rows(self.path):
-            yield name, label if isinstance(label, Refused) or _inside(self.folder, name) else OUTSIDE
+            yield name, label if isinstance(label, Rejected) or _inside(self.folder, name) else OUTSIDE
 
     def read(self, key: str) -> bytes:
         """Return the bytes of one image file.
@@ -82,10 +93,13 @@ FORM = Form(
 
 def find(folder: Path) -> list[Path]:
     """Return the label files of ``folder``: all that match the first of :data:`PATTERNS` that matches any."""
-    for pattern in PATTERNS:
-        if found := sorted(path for path in folder.glob(pattern) if path.is_file()):
-            return found
-    return []
+    return next(iter(candidates(folder)[:-1]), [])
+
+
+def candidates(folder: Path) -> list[list[Path]]:
+    """Return the files of ``folder`` that match each of :data:`PATTERNS`, where any does; last, all its text files."""
+    matching = [sorted(path for path in folder.glob(pattern) if path.is_file()) for pattern in (*PATTERNS, "*.txt")]
+    return [files for files in matching[:-1] if files] + matching[-1:]
 
 
 def _inside(folder: Path, name: str) -> bool:
@@ -100,7 +114,7 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str | Refused]]:
+def _rows(path: Path) -> Iterator[tuple[str, str | Rejected]]:
     parse = _parse_json if path.suffix == ".jsonl" else _parse_text
     with path.open("rb") as stream:
         for number, raw in enumerate(stream, 1):
@@ -110,11 +124,16 @@ def _rows(path: Path) -> Iterator[tuple[str, str | Refused]]:
             try:
                 yield parse(line.decode("utf-8"))
             except (ValueError, RecursionError):  # not UTF-8, not JSON or nested without end, or no label in it
-                yield f"line {number}", MISSING
+                shown = line[:_SHOWN].decode("utf-8", "backslashreplace")
+                yield f"line {number}", Rejected(f"line is not understood: {shown!r}")
 
 
-def _parse_text(line: str) -> tuple[str, str]:
+def _parse_text(line: str) -> tuple[str, str | Rejected]:
     name, tab, label = line.partition("\t")
+    if tab and _BOXES.match(label):
+        return name, _PAGE
+    if tab and "\t" in label:
+        raise ValueError(line)
     if tab:
         return name, label
     match = _ICDAR.fullmatch(line)
@@ -124,11 +143,11 @@ def _parse_text(line: str) -> tuple[str, str]:
     return name, plain if quoted is None else quoted.replace('\\"', '"').replace("\\\\", "\\")
 
 
-def _parse_json(line: str) -> tuple[str, str]:
+def _parse_json(line: str) -> tuple[str, str | Rejected]:
     row = json.loads(line)
     names = [row[key] for key in _IMAGE_KEYS if key in row] if isinstance(row, dict) else []
-    labels = [row[key] for key in _LABEL_KEYS if key in row] if isinstance(row, dict) else []
-    if not names or not labels or not isinstance(names[0], str) or not isinstance(labels[0], str):
+    labels = [row[key] for key in _LABEL_KEYS if isinstance(row.get(key), str)] if isinstance(row, dict) else []
+    if not names or not labels or not isinstance(names[0], str):
         raise ValueError(line)
     return names[0], labels[0]
 

@@ -1,105 +1,32 @@
-"""The crops of one path, listed: usable ones as columns, what was left out or altered counted by its reason.
+"""The crops of one path, listed: usable ones as a table, what is rejected or altered counted by its reason.
 
-A list of more than a block is kept beside the data, and made again when the data, the charset, the normalisation or
-the code that lists has changed. Opening it costs the same whatever the number of crops.
+A list of many crops is kept in dptr's cache folder, and made again when the data, the charset or the normalisation has
+changed. Opening it costs the same whatever the number of crops.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from dptr.cache.charset import Charset
 from dptr.cache.normalization import Normalization
-from dptr.cache.word_images import lmdb_form
-from dptr.cache.word_images.crop_columns import Columns, ColumnsInMaking
-from dptr.cache.word_images.form import Place, PlacedSource, Refused, Source
-from dptr.cache.word_images.kept_file import KeptFile, blocks_in_making, places_beside
+from dptr.cache.progress import note
+from dptr.cache.rejections import Rejection, Tally
+from dptr.cache.remote import cache_folder
+from dptr.cache.word_images.form import Place, PlacedSource, Rejected, Source
+from dptr.cache.word_images.samples import CropTable, map_table, write_table
 
-_EXAMPLES = 3
-_MOST_REFUSALS = 100_000
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """One word image that cannot be used: where it is, what its label says, and why."""
-
-    source: str
-    key: str
-    label: str
-    reason: str
-
-
-@dataclass
-class Tally:
-    """What became of labels.
-
-    Attributes:
-        refused: how many were left out, by reason. changed: how many were kept but altered, by what was done.
-        examples: some for each reason. refusals: each that was left out, but for what would be more than 100,000.
-    """
-
-    refused: Counter[str] = field(default_factory=Counter)
-    changed: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[Refusal]] = field(default_factory=dict)
-    refusals: list[Refusal] = field(default_factory=list)
-
-    def refuse(self, refusal: Refusal) -> None:
-        """Count a label that is left out."""
-        self._count(self.refused, refusal.reason.split(":", 1)[0], refusal)
-        if len(self.refusals) < _MOST_REFUSALS:
-            self.refusals.append(refusal)
-
-    def change(self, what: str, source: str, key: str, raw: str) -> None:
-        """Count a label that is altered."""
-        self._count(self.changed, what, Refusal(source, key, raw, what))
-
-    def add(self, other: Tally) -> None:
-        """Count what another tally counted."""
-        self.refused += other.refused
-        self.changed += other.changed
-        for reason, examples in other.examples.items():
-            self.examples[reason] = [*self.examples.get(reason, []), *examples][:_EXAMPLES]
-        self.refusals += other.refusals[: _MOST_REFUSALS - len(self.refusals)]
-
-    def _count(self, counts: Counter[str], reason: str, example: Refusal) -> None:
-        counts[reason] += 1
-        examples = self.examples.setdefault(reason, [])
-        if len(examples) < _EXAMPLES:
-            examples.append(example)
-
-    def stored(self, sources: Sequence[str]) -> dict[str, Any]:
-        """Return it as JSON holds it; sources by their number."""
-        numbers = {source: number for number, source in enumerate(sources)}
-
-        def rows(refusals: list[Refusal]) -> list[list[Any]]:
-            return [[numbers[one.source], one.key, one.label, one.reason] for one in refusals]
-
-        examples = {reason: rows(found) for reason, found in self.examples.items()}
-        return {
-            "refused": self.refused,
-            "changed": self.changed,
-            "examples": examples,
-            "refusals": rows(self.refusals),
-        }
-
-    @classmethod
-    def of(cls, stored: dict[str, Any], sources: Sequence[str]) -> Tally:
-        """Return the tally that was stored."""
-
-        def refusals(rows: list[list[Any]]) -> list[Refusal]:
-            return [Refusal(sources[number], *told) for number, *told in rows]
-
-        examples = {reason: refusals(rows) for reason, rows in stored["examples"].items()}
-        return cls(Counter(stored["refused"]), Counter(stored["changed"]), examples, refusals(stored["refusals"]))
+#: Of kept lists: raise it when labels are read or judged otherwise, and all lists are made again.
+FORMAT_VERSION = 1
+#: Shorter lists are made in less time than it takes to say so.
+_FEWEST_KEPT = 1 << 16
+_MADE_FROM, _COUNTED = b"made_from", b"counted"
 
 
 @dataclass(frozen=True)
@@ -109,88 +36,109 @@ class Rules:
     charset: Charset
     normalization: Normalization
 
-    def usable(self, source: str, key: str, raw: str, tally: Tally) -> str | None:
+    def label_of(self, raw: str) -> str | Rejected:
+        """Return the label that a recogniser is to predict where ``raw`` stands, or why it cannot be used."""
+        label = self.charset.fold_case(self.normalization.apply(raw))
+        reason = self.normalization.refuse(label, self.charset)
+        return label if reason is None else Rejected(reason)
+
+    def usable(self, source: str, key: str, raw: str, rejected: Tally, changed: Tally) -> str | None:
         """Return the label of ``raw``, counting what was changed, or None after counting why it cannot be used."""
-        normalized = self.normalization.apply(raw)
-        label = usable_label(raw, self.charset, self.normalization)
-        if isinstance(label, Refused):
-            tally.refuse(Refusal(source, key, raw, label.reason))
+        label = self.label_of(raw)
+        if isinstance(label, Rejected):
+            rejected.add(source, key, raw, label.reason)
             return None
-        if label != normalized:
-            tally.change("case folded, as the charset has one case only", source, key, raw)
-        if normalized != raw:
-            only_spaces = normalized == "".join(raw.split())
-            tally.change("spaces removed" if only_spaces else "normalised", source, key, raw)
+        if label != raw:
+            normalized = self.normalization.apply(raw)
+            if label != normalized:
+                changed.add(source, key, raw, "case folded, as the charset has one case only")
+            if normalized != raw:
+                only_spaces = normalized == "".join(raw.split())
+                changed.add(source, key, raw, "spaces removed" if only_spaces else "normalised")
         return label
 
 
-def usable_label(raw: str, charset: Charset, normalization: Normalization) -> str | Refused:
-    """Return what a recogniser is to read where ``raw`` stands, or why it cannot be used."""
-    label = charset.fold_case(normalization.apply(raw))
-    refusal = normalization.refuse(label, charset)
-    return label if refusal is None else Refused(refusal)
-
-
-def list_crops(path: Path, sources: Sequence[Source], rules: Rules | None) -> tuple[Columns, Tally]:
+def list_crops(path: Path, sources: Sequence[Source], rules: Rules | None) -> tuple[CropTable, Tally, Tally]:
     """List the crops at ``path``, where ``sources`` were found; without ``rules`` labels stay as they are stored.
+
+    Returns:
+        The usable crops, what was rejected, and what was altered.
 
     Raises:
         UserError: a data set is damaged.
     """
     judged_by = "" if rules is None else json.dumps([asdict(rules.charset), asdict(rules.normalization)])
-    made_from = _made_from(path, sources, judged_by)
-    places = places_beside(path, judged_by) if made_from else []
+    made_from = _made_from(sources, judged_by)
+    name = hashlib.sha256(f"{path.absolute()}\n{judged_by}".encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    file = cache_folder() / "labelled_crops" / f"{name}.arrow"
     names = [source.name for source in sources]
-    kept = KeptFile.find(places, made_from)
-    if kept is None:
-        tally = Tally()
-        with blocks_in_making(places, made_from) as making:
-            columns = ColumnsInMaking(making, any(isinstance(source, PlacedSource) for source in sources))
-            for source in sources:
-                _list(source, rules, columns, tally)
-            columns.flush()
-            numbers = {name: number for number, name in enumerate(names)}
-            listed = [numbers[name] for name in columns.sources]
-            making.summary |= {"sources": listed, "starts": columns.starts, "tally": tally.stored(names)}
-        return Columns(making.made, columns.sources, columns.starts), tally
-    told = kept.summary
-    return Columns(kept, [names[number] for number in told["sources"]], told["starts"]), Tally.of(told["tally"], names)
+    if made_from and (kept := _kept(file, made_from, names)):
+        return kept
+    rejected, changed = Tally(), Tally()
+    crops = CropTable.of(_usable(sources, rules, rejected, changed), names)
+    if made_from and crops.table.num_rows >= _FEWEST_KEPT:
+        counted = json.dumps([_stored(tally, names) for tally in (rejected, changed)])
+        table = crops.table.replace_schema_metadata({_MADE_FROM: made_from, _COUNTED: counted})
+        try:
+            write_table(file, table)
+        except OSError as error:
+            note(f"the list of {path} is not kept in {file}: {error.strerror or error}")
+        else:
+            note(f"labels are listed once and kept in {file}")
+            return _kept(file, made_from, names) or (crops, rejected, changed)
+    return crops, rejected, changed
 
 
-def _list(source: Source, rules: Rules | None, columns: ColumnsInMaking, tally: Tally) -> None:
-    name = source.name
-    for key, raw, place in _labels(source):
-        if isinstance(raw, Refused):
-            tally.refuse(Refusal(name, key, "", raw.reason))
-        elif rules is None:
-            columns.add(name, key, raw, place)
-        elif (label := rules.usable(name, key, raw, tally)) is not None:
-            columns.add(name, key, label, place)
+def _usable(
+    sources: Sequence[Source], rules: Rules | None, rejected: Tally, changed: Tally
+) -> Iterator[tuple[int, str, str, Place | None]]:
+    for number, source in enumerate(sources):
+        name = source.name
+        for key, raw, place in _labels(source):
+            if isinstance(raw, Rejected):
+                rejected.add(name, key, "", raw.reason)
+            elif rules is None:
+                yield number, key, raw, place
+            elif (label := rules.usable(name, key, raw, rejected, changed)) is not None:
+                yield number, key, label, place
 
 
-def _labels(source: Source) -> Iterator[tuple[str, str | Refused, Place | None]]:
+def _labels(source: Source) -> Iterator[tuple[str, str | Rejected, Place | None]]:
     if isinstance(source, PlacedSource):
         return source.placed_labels()
     return ((key, raw, None) for key, raw in source.labels())
 
 
-def _made_from(path: Path, sources: Sequence[Source], judged_by: str) -> str:
+def _made_from(sources: Sequence[Source], judged_by: str) -> str:
     """Return a digest of what a list depends on; none where a source does not say which file its labels are in."""
     states = []
     for source in sources:
         name = Path(source.name)
-        file = next((one for one in (name, name / lmdb_form.DATA_FILE) if one.is_file()), None)
+        file = next((one for one in (name, name / "data.mdb") if one.is_file()), None)
         if file is None:
             return ""
         known = file.stat()
-        states.append([os.path.relpath(file, path), known.st_size, known.st_mtime_ns, known.st_ino])
-    text = json.dumps([states, judged_by, unicodedata.unidata_version, _code_of(sources)])
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        states.append([str(file.absolute()), known.st_size, known.st_mtime_ns, known.st_ino])
+    text = json.dumps([FORMAT_VERSION, states, judged_by, unicodedata.unidata_version])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _code_of(sources: Sequence[Source]) -> list[str]:
-    """Return digests of the code that makes a list: whoever changes how labels are read or judged gets a new one."""
-    here = Path(__file__).parent
-    forms = {Path(sys.modules[type(source).__module__].__file__ or "") for source in sources}
-    files = {*here.glob("*.py"), *here.parent.glob("*.py"), *forms}
-    return [hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(files) if file.is_file()]
+def _kept(file: Path, made_from: str, names: list[str]) -> tuple[CropTable, Tally, Tally] | None:
+    """Return a list that was kept; None where there is none, or one of something else or damaged."""
+    table = map_table(file)
+    metadata = {} if table is None else table.schema.metadata or {}
+    if metadata.get(_MADE_FROM) != made_from.encode():
+        return None
+    rejected, changed = (_restored(counted, names) for counted in json.loads(metadata[_COUNTED]))
+    return CropTable(table.replace_schema_metadata(), names, file), rejected, changed
+
+
+def _stored(tally: Tally, names: list[str]) -> list[object]:
+    """Return a tally as JSON holds it; sources by number, as the next command may spell their path otherwise."""
+    numbers = {name: number for number, name in enumerate(names)}
+    return [tally.counts, [[numbers[one.source], one.key, one.label, one.reason] for one in tally.listed]]
+
+
+def _restored(stored: list[object], names: list[str]) -> Tally:
+    counts, listed = stored
+    return Tally(Counter(counts), [Rejection(names[number], *rest) for number, *rest in listed])  # type: ignore[attr-defined,call-overload]  # as _stored wrote it

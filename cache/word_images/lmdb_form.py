@@ -6,11 +6,13 @@ may be opened twice in it, none may cross a fork.
 
 from __future__ import annotations
 
+import heapq
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import lmdb
 
 from dptr.cache.errors import UserError
 from dptr.cache.stores.files import flush, temporary_beside
-from dptr.cache.word_images.form import MISSING, Form, Refused
+from dptr.cache.word_images.form import MISSING, FileState, Form, NotLabelled, Rejected, state_of
 
 #: The file that makes a folder an LMDB.
 DATA_FILE = "data.mdb"
@@ -26,7 +28,8 @@ DATA_FILE = "data.mdb"
 LOCK_FILE = "lock.mdb"
 
 _COUNT = b"num-samples"
-_LABEL = b"label-%09d"
+_IMAGES, _LABELS = b"image-", b"label-"
+_ADVICE = "Write it with the keys num-samples, image-%09d and label-%09d, or with `dptr pack-crops`"
 _FIRST_MAP_BYTES = 64 << 20
 _ROWS_A_TRANSACTION = 512
 _PIECE = 1 << 20
@@ -40,20 +43,29 @@ class LmdbSource:
 
     @classmethod
     def open(cls, path: Path) -> LmdbSource:
-        """Return the environment whose data are in the file ``path``."""
-        return cls(path.parent if path.name == DATA_FILE else path)
+        """Return the environment whose data are in the file ``path``.
+
+        Raises:
+            NotLabelled: it has no key of a label. UserError: it is damaged.
+        """
+        found = cls(path.parent if path.name == DATA_FILE else path)
+        try:
+            with _environment(found.path).begin() as transaction:
+                if next(_numbers(transaction, _LABELS), None) is None:
+                    first = next(transaction.cursor().iternext(values=False), b"none")
+                    example = first[:40].decode("utf-8", "backslashreplace")
+                    raise NotLabelled(f"{found.path} has no keys label-%09d; its first is {example!r}", _ADVICE)
+        except lmdb.Error as error:
+            raise _damaged(found.path, str(error)) from error
+        return found
 
     @property
     def name(self) -> str:
         """The environment's path."""
         return str(self.path)
 
-    def labels(self) -> Iterator[tuple[str, str | Refused]]:
-        """Yield key and label of each sample that ``num-samples`` counts.
-
-        Raises:
-            UserError: the environment is damaged or has no plausible number of samples.
-        """
+    def labels(self) -> Iterator[tuple[str, str | Rejected]]:
+        """Yield key and label of each sample; see :func:`stored_labels`."""
         for number, label in stored_labels(self.path, with_image=True):
             yield f"image-{number:09d}", MISSING if label is None else label.decode("utf-8", "replace")
 
@@ -70,23 +82,41 @@ FORM = Form("LMDB (num-samples, image-%09d, label-%09d)", ("*.lmdb", "*.mdb"), L
 
 
 def stored_labels(path: Path, with_image: bool = False) -> Iterator[tuple[int, bytes | None]]:
-    """Yield number and label of each sample; None where the label, or ``with_image`` its image, is missing.
+    """Yield number and label of each sample that is there, counted from 0 or 1; `num-samples` may be too small.
+
+    None where the label, or ``with_image`` its image, is missing, also of samples that only ``num-samples`` counts.
 
     Raises:
-        UserError: the environment is damaged or has no plausible number of samples.
+        UserError: the environment is damaged, or ``num-samples`` cannot be true.
     """
-    environment = _environment(str(path))
+    prefixes = (_IMAGES, _LABELS) if with_image else (_LABELS,)
+    environment = _environment(path)
     try:
         with environment.begin() as transaction:
-            cursor = transaction.cursor()
-            count = _sample_count(path, transaction.get(_COUNT), environment.stat()["entries"])
-            for number in range(1, count + 1):
-                label = transaction.get(_LABEL % number)
-                # Moving the cursor finds the key without touching the image's pages.
-                present = not with_image or cursor.set_key(b"image-%09d" % number)
-                yield number, label if present else None
+            last = _sample_count(path, transaction.get(_COUNT), environment.stat()["entries"])
+            following = 1
+            # Moving a cursor over keys does not touch the images' pages.
+            numbers = heapq.merge(*(_numbers(transaction, prefix) for prefix in prefixes))
+            for number, found in groupby(numbers):
+                last -= number == 0
+                yield from ((missing, None) for missing in range(following, min(number, last + 1)))
+                whole = len(list(found)) == len(prefixes)
+                yield number, transaction.get(b"%s%09d" % (_LABELS, number)) if whole else None
+                following = number + 1
+            yield from ((missing, None) for missing in range(following, last + 1))
     except lmdb.Error as error:
         raise _damaged(path, str(error)) from error
+
+
+def _numbers(transaction: Any, prefix: bytes) -> Iterator[int]:
+    """Yield the numbers of all keys that are ``prefix`` and nine digits, in order."""
+    cursor = transaction.cursor()
+    if cursor.set_range(prefix):
+        for key in cursor.iternext(values=False):
+            if not key.startswith(prefix):
+                return
+            if len(key) == len(prefix) + 9 and key[len(prefix) :].isdigit():
+                yield int(key[len(prefix) :])
 
 
 def picture_keys(path: Path) -> Iterator[bytes]:
@@ -96,9 +126,9 @@ def picture_keys(path: Path) -> Iterator[bytes]:
         UserError: the environment is damaged.
     """
     try:
-        with _environment(str(path)).begin() as transaction:
+        with _environment(path).begin() as transaction:
             for key in transaction.cursor().iternext(values=False):
-                if key != _COUNT and not key.startswith(b"label-"):
+                if key != _COUNT and not key.startswith(_LABELS):
                     yield bytes(key)
     except lmdb.Error as error:
         raise _damaged(path, str(error)) from error
@@ -111,7 +141,7 @@ def read_value(path: Path, key: bytes) -> bytes:
         KeyError, OSError: it is missing or cannot be read.
     """
     try:
-        with _environment(str(path)).begin() as transaction:
+        with _environment(path).begin() as transaction:
             value = transaction.get(key)
     except lmdb.Error as error:
         raise OSError(str(error)) from error
@@ -131,8 +161,8 @@ class LmdbWriter:
     def write(self, image: bytes, label: str) -> None:
         """Add one image, encoded, and its label."""
         self._count += 1
-        self._pending.append((b"image-%09d" % self._count, image))
-        self._pending.append((_LABEL % self._count, label.encode("utf-8")))
+        self._pending.append((b"%s%09d" % (_IMAGES, self._count), image))
+        self._pending.append((b"%s%09d" % (_LABELS, self._count), label.encode("utf-8")))
         if len(self._pending) >= 2 * _ROWS_A_TRANSACTION:
             self._flush()
 
@@ -186,39 +216,45 @@ def _ask_the_disk(written: Path, out: Path) -> None:
 
 
 def _sample_count(path: Path, value: bytes | None, entries: int) -> int:
-    if value is None or not value.strip().isdigit():
-        raise UserError(f"{path} has no num-samples", "Write it again with `dptr pack-crops`")
+    if value is None:
+        return 0
     # A number that was never true would be counted up to for hours; each sample has at least its label.
-    if len(value) > 20 or int(value) > entries:
-        raise _damaged(path, f"num-samples promises {value[:20].decode()} samples, but it has {entries} entries")
+    if len(value) > 20 or not value.strip().isdigit() or int(value) > entries:
+        counted = value[:20].decode("utf-8", "backslashreplace")
+        raise _damaged(path, f"num-samples promises {counted} samples, but it has {entries} entries")
     return int(value)
 
 
-_environments: dict[str, Any] = {}
+_environments: dict[Path, tuple[FileState, Any]] = {}
 
 
-def _environment(path: str) -> Any:
-    if path not in _environments:
-        _environments[path] = _open(path)
-    return _environments[path]
+def _environment(path: Path) -> Any:
+    """Return the open environment at ``path``, opened again where its file has been replaced or written to."""
+    state = state_of(path / DATA_FILE if path.is_dir() else path)
+    known = _environments.get(path)
+    if known is None or known[0] != state:
+        if known is not None:
+            known[1].close()
+        _environments[path] = state, _open(path, state)
+    return _environments[path][1]
 
 
-def _open(path: str) -> Any:
-    is_folder = os.path.isdir(path)
+def _open(path: Path, state: FileState) -> Any:
     try:
-        environment = lmdb.open(path, subdir=is_folder, readonly=True, lock=False, readahead=False, max_readers=512)
+        environment = lmdb.open(
+            str(path), subdir=path.is_dir(), readonly=True, lock=False, readahead=False, max_readers=512
+        )
     except lmdb.Error as error:
         raise _damaged(path, str(error)) from error
-    size = os.path.getsize(os.path.join(path, DATA_FILE) if is_folder else path)
     needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    if size < needed:  # reading a page behind the file's end would kill the process, not raise
+    if state[1] < needed:  # reading a page behind the file's end would kill the process, not raise
         environment.close()
-        raise _damaged(path, f"it has {size} bytes of {needed}")
+        raise _damaged(path, f"it has {state[1]} bytes of {needed}")
     return environment
 
 
 def _close_inherited() -> None:
-    for environment in _environments.values():
+    for _, environment in _environments.values():
         environment.close()
     _environments.clear()
 

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 
 from dptr.cache.errors import UserError
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.word_images.form import MISSING, Form, NotLabelled, Refused
+from dptr.cache.word_images.form import MISSING, FileState, Form, NotLabelled, Rejected, state_of
 
 #: Columns that may hold encoded images, the most telling first.
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "image_bytes")
@@ -40,22 +39,35 @@ class ParquetSource:
 
     path: Path
 
+    @classmethod
+    def open(cls, path: Path) -> ParquetSource:
+        """Return the file at ``path``.
+
+        Raises:
+            NotLabelled: it lacks a column of images or one of labels. UserError: it is damaged.
+        """
+        schema = _open(state_of(path)).file.schema_arrow
+        try:
+            image_column(schema), _label_column(schema)
+        except ValueError as error:
+            raise NotLabelled(f"{path} has {error}", _ADVICE) from error
+        return cls(path)
+
     @property
     def name(self) -> str:
         """The file's path."""
         return str(self.path)
 
-    def labels(self) -> Iterator[tuple[str, str | Refused]]:
+    def labels(self) -> Iterator[tuple[str, str | Rejected]]:
         """Yield row number and label of each row.
 
         Raises:
-            UserError: it is damaged, or lacks a column of images or one of labels.
+            UserError: it is damaged.
         """
-        file = _open(str(self.path), os.getpid()).file
-        _image_column(file, self.path)
+        file = _open(state_of(self.path)).file
         row = 0
         try:
-            for batch in file.iter_batches(columns=[_label_column(file, self.path)]):
+            for batch in file.iter_batches(columns=[_label_column(file.schema_arrow)]):
                 for label in batch.column(0).to_pylist():
                     yield str(row), label if isinstance(label, str) else MISSING
                     row += 1
@@ -69,10 +81,11 @@ class ParquetSource:
             KeyError, OSError: it is missing or cannot be read.
         """
         row = int(key)
-        first_rows = _open(str(self.path), os.getpid()).first_rows
+        state = state_of(self.path)
+        first_rows = _open(state).first_rows
         group = int(np.searchsorted(first_rows, row, side="right")) - 1
         try:
-            value = _images(str(self.path), os.getpid(), group)[row - int(first_rows[group])].as_py()
+            value = _images(state, group)[row - int(first_rows[group])].as_py()
         except (ValueError, IndexError, pa.ArrowException) as error:
             # IndexError: the file says of a row group that it has more rows than there are.
             raise OSError(str(error)) from error
@@ -90,7 +103,8 @@ class _OpenFile:
 
 
 @lru_cache(maxsize=_FILES_KEPT)
-def _open(path: str, process: int) -> _OpenFile:
+def _open(state: FileState) -> _OpenFile:
+    path, *_ = state
     try:
         return _OpenFile(path)
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -99,9 +113,19 @@ def _open(path: str, process: int) -> _OpenFile:
 
 
 @lru_cache(maxsize=_ROW_GROUPS_KEPT)
-def _images(path: str, process: int, group: int) -> pa.ChunkedArray:
-    file = _open(path, process).file
-    return file.read_row_group(group, columns=[_image_column(file, Path(path))]).column(0)
+def _images(state: FileState, group: int) -> pa.ChunkedArray:
+    file = _open(state).file
+    return file.read_row_group(group, columns=[image_column(file.schema_arrow)]).column(0)
+
+
+def _close_inherited() -> None:
+    _open.cache_clear()
+    _images.cache_clear()
+
+
+# A forked worker shares the position in its parent's open files.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited)
 
 
 def image_column(schema: pa.Schema) -> str:
@@ -119,25 +143,24 @@ def image_column(schema: pa.Schema) -> str:
     return str(columns[0])
 
 
-def _holds_bytes(kind: Any) -> bool:
+def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         return any(kind.field(index).name == "bytes" for index in range(kind.num_fields))
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-def _image_column(file: pq.ParquetFile, path: Path) -> str:
-    try:
-        return image_column(file.schema_arrow)
-    except ValueError as error:
-        raise NotLabelled(f"{path} has {error}", _ADVICE) from error
+def _holds_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _label_column(file: pq.ParquetFile, path: Path) -> str:
-    present = file.schema_arrow.names
+def _label_column(schema: pa.Schema) -> str:
     for name in _LABEL_COLUMNS:
-        if name in present:
+        if name in schema.names and _holds_text(schema.field(name).type):
             return name
-    raise NotLabelled(f"{path} has none of the columns {', '.join(_LABEL_COLUMNS)}, only {', '.join(present)}", _ADVICE)
+    columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    raise ValueError(f"none of the columns {', '.join(_LABEL_COLUMNS)} with text, only {columns}")
 
 
 def _damaged(path: Path | str, error: Exception) -> UserError:
@@ -173,4 +196,4 @@ def write(out: Path) -> Iterator[ParquetWriter]:
         writer.flush()
 
 
-FORM = Form("Parquet with image and label", ("*.parquet",), ParquetSource)
+FORM = Form("Parquet with image and label", ("*.parquet",), ParquetSource.open)

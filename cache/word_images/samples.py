@@ -1,35 +1,50 @@
-"""Labelled crops as columns: a crop is some bytes of a mapped file, and an object only while somebody looks at it."""
+"""Labelled crops as an Arrow table: a crop is some bytes of it, and an object only while it is used."""
 
 from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.ipc as ipc
+import xxhash
 from numpy.typing import NDArray
 
 from dptr.cache.row_set import EveryRow
-from dptr.cache.word_images.crop_columns import Columns, text_of
+from dptr.cache.stores.files import atomic_path, xxh3_of
 from dptr.cache.word_images.form import Place
-from dptr.cache.word_images.kept_file import BLOCK_BITS
 
-_AT_ONCE = 1 << 16
-Picked = TypeVar("Picked", bound=np.generic)
+#: Text is binary: names of files and labels may hold single surrogates, which are no UTF-8. Size -1: no place.
+SCHEMA = pa.schema(
+    [
+        ("source", pa.int32()),  # number of the source
+        ("key", pa.binary()),
+        ("label", pa.binary()),
+        ("offset", pa.int64()),  # of the picture in the source's file, in bytes
+        ("size", pa.int64()),
+    ]
+)
+_BATCH = 1 << 16
+_NO_PLACE = Place(0, -1)
+_HASH_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One word image that can be used: where it is, what it says, and which of the data sets named it belongs to."""
+    """One labelled crop: source, key and label, the number of its data set, and where in its file the picture is."""
 
     source: str
     key: str
     label: str
     data_set: int = 0
+    place: Place | None = None
 
 
 class Rows(Protocol):
@@ -45,59 +60,109 @@ def positions_of(rows: Rows | Sequence[int]) -> NDArray[np.int64]:
     return np.array(rows, np.int64) if isinstance(rows, Sequence) else rows[np.arange(len(rows))]
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Samples that follow each other in one data set, whose rows ``rows``, shape (samples,), they are.
+@dataclass
+class CropTable:
+    """The crops of one data set.
 
-    ``keys`` and ``labels`` are of the same shape, binary: UTF-8, in which single surrogates may stand.
+    Attributes:
+        table: of :data:`SCHEMA`. sources: their names, by number.
+        file: where the table is mapped from, and goes to other processes by; None for one in memory.
     """
 
-    data_set: int
-    rows: NDArray[np.int64]
-    keys: pa.Array
-    labels: pa.Array
+    table: pa.Table
+    sources: list[str]
+    file: Path | None = None
+
+    @classmethod
+    def of(cls, crops: Iterable[tuple[int, str, str, Place | None]], sources: list[str]) -> CropTable:
+        """Make a table of each crop's number of its source, key, label and place."""
+        batches, crops = [], iter(crops)
+        while some := list(islice(crops, _BATCH)):
+            numbers, keys, labels, places = zip(*some, strict=True)
+            offsets, sizes = zip(*(place or _NO_PLACE for place in places), strict=True)
+            columns = [numbers, [*map(bytes_of, keys)], [*map(bytes_of, labels)], offsets, sizes]
+            batches.append(pa.RecordBatch.from_arrays([*map(pa.array, columns, SCHEMA.types)], schema=SCHEMA))
+        return cls(pa.Table.from_batches(batches, SCHEMA), sources)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.file is None:
+            return CropTable, (self.table, self.sources)
+        return _mapped, (self.file, self.sources)
+
+
+def write_table(file: Path, table: pa.Table) -> None:
+    """Write a table as an Arrow IPC file with the XXH3 of its bytes behind it."""
+    with atomic_path(file) as temporary:
+        with pa.OSFile(str(temporary), "wb") as sink, ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        digest = bytes.fromhex(xxh3_of(temporary))
+        with temporary.open("ab") as stream:
+            stream.write(digest)
+
+
+def map_table(file: Path, check: bool = True) -> pa.Table | None:
+    """Map a table that :func:`write_table` wrote; None where it is not there or, on ``check``, damaged."""
+    try:
+        with pa.memory_map(str(file)) as mapped:
+            content = mapped.read_buffer()
+        table, digest = content[:-_HASH_BYTES], content[-_HASH_BYTES:]
+        if check and xxhash.xxh3_128(table).digest() != digest.to_pybytes():
+            return None
+        return ipc.open_file(table).read_all()
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def _mapped(file: Path, sources: list[str]) -> CropTable:
+    table = map_table(file, check=False)
+    if table is None:
+        raise OSError(f"{file} was removed while it was in use")
+    return CropTable(table, sources, file)
 
 
 class Samples(Sequence[Sample]):
-    """The samples at ``rows`` (None: at all) of data sets that follow each other; reads as a list of them would.
+    """The samples at ``rows`` (None: all) of data sets that follow each other; reads as a list of them would.
 
     It goes to other processes as the paths of mapped files, and what ``rows`` takes.
     """
 
-    def __init__(self, data_sets: Sequence[Columns] = (), rows: Rows | None = None) -> None:
+    def __init__(self, data_sets: Sequence[CropTable] = (), rows: Rows | None = None) -> None:
         self.data_sets = tuple(data_sets)
-        self._first = np.cumsum([0, *map(len, self.data_sets)])
-        self._rows: Rows = EveryRow(int(self._first[-1])) if rows is None else rows
-        # A sample is asked for its picture, its label and its key in turn.
-        self._last: tuple[int | None, tuple[Sample, Place | None]] = (None, (Sample("", "", ""), None))
+        self._table = pa.concat_tables([SCHEMA.empty_table(), *(one.table for one in self.data_sets)])
+        self._columns = self._table.columns
+        self._first = np.cumsum([0, *(one.table.num_rows for one in self.data_sets)])
+        self._rows: Rows = EveryRow(self._table.num_rows) if rows is None else rows
+        # A sample is used for its picture, its label and its key in turn.
+        self._last: tuple[int, Sample] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Samples, (self.data_sets, self._rows)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Sample:  # type: ignore[override]
-        return self.look(index)[0]
-
-    def look(self, index: int) -> tuple[Sample, Place | None]:
-        """Return sample ``index`` and where in its file its image is; None where its key alone tells."""
-        if self._last[0] != index:
-            number, row = self._at(index)
-            columns = self.data_sets[number]
-            sample = Sample(columns.source_of(row), columns.text("key", row), columns.text("label", row), number)
-            self._last = index, (sample, columns.place_of(row))
+        if self._last is None or self._last[0] != index:
+            if not -len(self) <= index < len(self):
+                raise IndexError(index)
+            row = int(self._rows[np.array([index % len(self)])][0])
+            self._last = index, self._sample(row, *(column[row].as_py() for column in self._columns))
         return self._last[1]
 
     def __iter__(self) -> Iterator[Sample]:
-        for piece in self.pieces():
-            columns = self.data_sets[piece.data_set]
-            for row, key, label in zip(
-                piece.rows.tolist(), piece.keys.to_pylist(), piece.labels.to_pylist(), strict=True
-            ):
-                yield Sample(columns.source_of(row), text_of(key), text_of(label), piece.data_set)
+        for rows, crops in self.pieces():
+            for row, *values in zip(rows.tolist(), *(column.to_pylist() for column in crops.columns), strict=True):
+                yield self._sample(row, *values)
+
+    def _sample(self, row: int, source: int, key: bytes, label: bytes, offset: int, size: int) -> Sample:
+        data_set = bisect_right(self._first, row) - 1
+        place = Place(offset, size) if size >= 0 else None
+        return Sample(self.data_sets[data_set].sources[source], text_of(key), text_of(label), data_set, place)
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence) or len(self) != len(other):
-            return NotImplemented if not isinstance(other, Sequence) else False
-        return all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
 
     def __repr__(self) -> str:
         return f"Samples({len(self):,} of {len(self.data_sets)} data sets)"
@@ -111,28 +176,23 @@ class Samples(Sequence[Sample]):
     def joined_with(self, others: Sequence[Samples]) -> Samples:
         """Return these samples and those of ``others`` behind them, each with its own data sets."""
         every = [self, *others]
-        first = np.cumsum([0, *(int(samples._first[-1]) for samples in every)])
+        first = np.cumsum([0, *(samples._table.num_rows for samples in every)])
         rows = [at + positions_of(samples._rows) for at, samples in zip(first.tolist(), every, strict=False)]
         return Samples([columns for samples in every for columns in samples.data_sets], np.concatenate(rows))
 
-    def pieces(self) -> Iterator[Piece]:
-        """Yield all samples in order, in pieces that cost little memory; mapped pages are dropped behind each."""
-        for positions in self._positions():
-            rows = self._rows[positions]
-            numbers = np.searchsorted(self._first, rows, side="right") - 1
-            within = rows - self._first[numbers]
-            blocks = within >> BLOCK_BITS
-            ends = np.flatnonzero((np.diff(numbers) != 0) | (np.diff(blocks) != 0)) + 1
-            for start, end in zip([0, *ends.tolist()], [*ends.tolist(), len(rows)], strict=True):
-                columns = self.data_sets[number := int(numbers[start])]
-                keys, labels = (columns.take(name, within[start:end]) for name in ("key", "label"))
-                yield Piece(number, within[start:end], keys, labels)
-                columns.release()
+    def pieces(self) -> Iterator[tuple[NDArray[np.int64], pa.Table]]:
+        """Yield all samples in order, some at a time: their rows, shape (samples,), and a table of :data:`SCHEMA`."""
+        for first in range(0, len(self), _BATCH):
+            rows = self._rows[np.arange(first, min(first + _BATCH, len(self)))]
+            # `take` of a whole table would copy all of it.
+            low, high = int(rows.min()), int(rows.max())
+            between = self._table.slice(low, high - low + 1)
+            yield rows, between if len(between) == len(rows) and (np.diff(rows) > 0).all() else between.take(rows - low)
 
-    def pick(self, of_rows: NDArray[Picked]) -> NDArray[Picked]:
-        """Return what an array holds for the rows that are samples: (rows of all data sets,) to (samples,)."""
-        parts = [of_rows[self._rows[positions]] for positions in self._positions()]
-        return np.concatenate([of_rows[:0], *parts])
+    def names(self) -> Iterator[bytes]:
+        """Yield key, tab and label of each sample."""
+        for _, crops in self.pieces():
+            yield from pc.binary_join_element_wise(crops["key"], crops["label"], b"\t").to_pylist()
 
     def data_sets_of(self, positions: NDArray[np.int64]) -> NDArray[np.int16]:
         """Return which data set each of the samples at ``positions`` belongs to, of the same shape."""
@@ -140,27 +200,22 @@ class Samples(Sequence[Sample]):
 
     def every_data_set(self) -> NDArray[np.int16]:
         """Return which data set each sample belongs to, shape (samples,)."""
-        return np.concatenate([np.zeros(0, np.int16), *map(self.data_sets_of, self._positions())])
+        return self.data_sets_of(np.arange(len(self)))
 
     def digest(self, more: Sequence[str] = ()) -> str:
-        """Return the SHA-256 of key, tab and label of each sample, and of ``more``, a line each."""
+        """Return the SHA-256 of the names of all samples, and of ``more``, a line each."""
         digest, between = hashlib.sha256(), b""
-        for piece in self.pieces():
-            lines = pc.binary_join_element_wise(piece.keys, piece.labels, b"\t")
-            digest.update(between + b"\n".join(lines.to_pylist()))
-            between = b"\n"
-        for line in more:
-            digest.update(between + line.encode())
+        for line in chain(self.names(), map(str.encode, more)):
+            digest.update(between + line)
             between = b"\n"
         return digest.hexdigest()
 
-    def _positions(self) -> Iterator[NDArray[np.int64]]:
-        return (np.arange(first, min(first + _AT_ONCE, len(self))) for first in range(0, len(self), _AT_ONCE))
 
-    def _at(self, index: int) -> tuple[int, int]:
-        """Return data set and row of sample ``index``."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        row = int(self._rows[np.array([index % len(self)])][0])
-        number = bisect_right(self._first, row) - 1
-        return number, row - int(self._first[number])
+def bytes_of(text: str) -> bytes:
+    """Return a text as tables hold it."""
+    return text.encode("utf-8", "surrogatepass")
+
+
+def text_of(stored: bytes) -> str:
+    """Return the text that tables hold as these bytes."""
+    return stored.decode("utf-8", "surrogatepass")

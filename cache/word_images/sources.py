@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE
+from dptr.cache.progress import note
 from dptr.cache.word_images import label_files, lmdb_form, parquet_form, tar_form
 from dptr.cache.word_images.form import Form, NotLabelled, Source
 
@@ -16,6 +18,8 @@ FORMS: list[Form] = [lmdb_form.FORM, label_files.FORM, parquet_form.FORM, tar_fo
 
 def find_sources(path: Path) -> list[Source]:
     """Return the data sets at ``path``: one file, one folder, or a folder of archives at any depth.
+
+    In a folder, files of other programs are rejected with a note.
 
     Raises:
         NotLabelled: there is none; the message lists the accepted forms. UserError: it is damaged, or not there.
@@ -28,9 +32,13 @@ def find_sources(path: Path) -> list[Source]:
         raise UserError(f"{path} is a store, which holds no pictures of words", "Name the labelled word images")
     sources = _in_folder(path) if path.is_dir() else _in_file(path)
     if not sources:
-        accepted = ", ".join(form.description for form in FORMS)
-        raise NotLabelled(f"no labelled word images in {path}", f"Accepted are {accepted}")
+        raise NotLabelled(f"no labelled word images in {path}", f"Accepted are {accepted_forms()}")
     return sources
+
+
+def accepted_forms() -> str:
+    """Return the descriptions of all forms."""
+    return ", ".join(form.description for form in FORMS)
 
 
 def _in_file(path: Path) -> list[Source]:
@@ -43,9 +51,32 @@ def _in_file(path: Path) -> list[Source]:
 def _in_folder(folder: Path) -> list[Source]:
     if (folder / lmdb_form.DATA_FILE).is_file():
         return _in_file(folder / lmdb_form.DATA_FILE)
-    if files := label_files.find(folder):
-        return [label_files.LabelFile.open(path) for path in files]
     # The field's collections are trees of LMDB folders, and archives come in numbered parts.
-    archives = [pattern for form in FORMS if form is not label_files.FORM for pattern in form.patterns]
-    paths = [path for pattern in archives for path in sorted(folder.rglob(pattern)) if path.is_file()]
-    return [source for path in paths if path.name != lmdb_form.LOCK_FILE for source in _in_file(path)]
+    patterns = [pattern for form in FORMS if form is not label_files.FORM for pattern in form.patterns]
+    archives = (path for pattern in patterns for path in sorted(folder.rglob(pattern)))
+    failures: list[tuple[Path, NotLabelled]] = []
+    for files in (*label_files.candidates(folder), archives):
+        if found := _opened(folder, files, failures):
+            break
+    if failures and not found:
+        raise failures[0][1]
+    if failures:
+        path, error = failures[0]
+        count = f"{len(failures):,} file{'s' if len(failures) > 1 else ''}"
+        note(f"rejected: {count} in {folder} without labelled crops, such as {path.name} ({error.problem})")
+    return found
+
+
+def _opened(folder: Path, files: Iterable[Path], failures: list[tuple[Path, NotLabelled]]) -> list[Source]:
+    found = []
+    for path in files:
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if not path.is_file() or path.name == lmdb_form.LOCK_FILE:
+            continue
+        try:
+            if hidden:
+                raise NotLabelled("a hidden file", "Rename it if it holds labelled crops")
+            found += _in_file(path)
+        except NotLabelled as error:
+            failures.append((path, error))
+    return found

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import IMAGE_SUFFIXES, LARGEST_FILE
-from dptr.cache.word_images.form import MISSING, Form, Place, Refused
+from dptr.cache.word_images.form import MISSING, Form, Place, Rejected
 
+#: The most telling first: JSON may be the label, or only metadata beside it.
 _LABEL_SUFFIXES = ("txt", "label", "json")
 _LARGEST_LABEL = 1 << 20
 
@@ -57,7 +58,7 @@ class TarSource:
         """The file's path."""
         return str(self.path)
 
-    def labels(self) -> Iterator[tuple[str, str | Refused]]:
+    def labels(self) -> Iterator[tuple[str, str | Rejected]]:
         """Yield stem and label of each sample; links and whatever else is no plain file count as missing.
 
         Raises:
@@ -68,28 +69,29 @@ class TarSource:
                 self._place[stem] = place
             yield stem, label
 
-    def placed_labels(self) -> Iterator[tuple[str, str | Refused, Place | None]]:
+    def placed_labels(self) -> Iterator[tuple[str, str | Rejected, Place | None]]:
         """Yield stem, label and place of each sample: see :meth:`labels`."""
-        labels: dict[str, str | Refused] = {}
+        labels: dict[str, tuple[int, str | Rejected]] = {}
         places: dict[str, Place] = {}
         try:
             for member in members(self.path):
                 stem, suffix = _split(member.name)
                 is_image = f".{suffix}" in IMAGE_SUFFIXES
                 if is_image or suffix in _LABEL_SUFFIXES:
-                    labels.setdefault(stem, MISSING)
+                    labels.setdefault(stem, (len(_LABEL_SUFFIXES), MISSING))
                 # A link may lead out of the archive, to itself, or nowhere.
                 if not member.isreg() or member.issparse():
                     continue
                 if is_image:
                     places[stem] = Place(member.offset_data, member.size)
-                elif suffix in _LABEL_SUFFIXES and member.size <= _LARGEST_LABEL:
-                    labels[stem] = _label(read_piece(self.path, member.offset_data, member.size), suffix)
+                elif member.size <= _LARGEST_LABEL and suffix in _LABEL_SUFFIXES[: labels[stem][0]]:
+                    label = _label(read_piece(self.path, member.offset_data, member.size), suffix)
+                    labels[stem] = _LABEL_SUFFIXES.index(suffix), label
         except tarfile.TarError as error:
             raise UserError(
                 f"{self.path} cannot be read as tar: {error}", "Copy or write it again, as an uncompressed WebDataset"
             ) from error
-        for stem, label in labels.items():
+        for stem, (_, label) in labels.items():
             yield stem, label if stem in places else MISSING, places.get(stem)
 
     def read(self, key: str) -> bytes:
@@ -115,12 +117,12 @@ def _split(member: str) -> tuple[str, str]:
     return folder + slash + base, suffix.lower()
 
 
-def _label(content: bytes, suffix: str) -> str | Refused:
+def _label(content: bytes, suffix: str) -> str | Rejected:
     if suffix != "json":
         return content.decode("utf-8", "replace").rstrip("\r\n")
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
-        return Refused("label is no JSON")
+        return Rejected("label is no JSON")
     label = value.get("label", value.get("text")) if isinstance(value, dict) else None
     return label if isinstance(label, str) else MISSING

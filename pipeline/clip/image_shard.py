@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import UserError
-from dptr.cache.stores.shard_record import Shard
+from dptr.cache.stores.manifest import Shard
 from dptr.cache.stores.shards import States, write_shard
 from dptr.pipeline.clip.loading import ImageTower
 from dptr.pipeline.parts.store_in_making import Place
@@ -78,10 +78,14 @@ class ShardInMaking:
         """Return how many different values a column of the catalogue has so far."""
         return len({row[column] for row in self._rows})
 
-    def write(self, folder: Path, details: dict[str, Any]) -> Shard:
-        """Encode what is left and write the shard; the caller commits it."""
+    def encode_rest(self) -> None:
+        """Encode the pictures that wait for a full batch."""
         if self._waiting:
             self._encode()
+
+    def write(self, folder: Path, details: dict[str, Any]) -> Shard:
+        """Encode what is left and write the shard; the caller commits it."""
+        self.encode_rest()
         rows, count = len(self), self._tokens.shape[1]
         states = States(
             self._tokens[:rows].reshape(rows * count, -1), np.full(rows, count, np.int64), self._pooled[:rows]

@@ -139,11 +139,9 @@ def _image_half(name: str, folder: Path) -> tuple[Family, Any, Any]:
     import torch
     import transformers
 
-    # Code that came with a model is never run, and transformers does not ask on a terminal whether to run it.
-    safely = {"trust_remote_code": False}
     with _loading(name, "configuration"):
         family = _family(name, folder)
-        transformers.AutoConfig.from_pretrained(folder, **safely)
+        transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     require_safetensors(folder)
     with _loading(name, "weights"):
         model, loading = transformers.AutoModel.from_pretrained(
@@ -152,10 +150,10 @@ def _image_half(name: str, folder: Path) -> tuple[Family, Any, Any]:
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # reported by name below
             output_loading_info=True,
-            **safely,
+            trust_remote_code=False,
         )
     with _loading(name, "image processor"):
-        image_processor = getattr(transformers, family.image_processor).from_pretrained(folder)
+        image_processor = getattr(transformers, family.image_processor).from_pretrained(folder, trust_remote_code=False)
     problem = weights_problem(loading) or family.problem(model)
     if problem:
         raise _cannot_load(name, problem)

@@ -13,9 +13,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from dptr.cache.errors import UserError
+from dptr.pipeline.parts.executors import Work, Worker
+from dptr.pipeline.parts.store_in_making import ShardToMake
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,38 +34,36 @@ class Cluster:
         self._gpus = 1 if gpus else 0
         self.workers = workers or gpus or max(1, int(resources.get("CPU", 1)))
 
-    def crew(self, make: Callable[..., Callable[[Item], Result]], given: Sequence[Any]) -> Crew[Item, Result]:
-        """Start the workers.
-
-        Args:
-            make: called in each worker when it starts: ``given`` -> what turns an item into a result.
-            given: what the workers are made with.
-        """
+    def in_order(self, worker: Worker[Result], items: Iterable[Any]) -> Iterator[Result]:
+        """See :class:`~dptr.pipeline.parts.executors.Executor`; items are taken as workers come free."""
         import ray
 
         # No CPU is set aside for workers: they would leave none to tasks that read ahead.
         kind = ray.remote(
             max_restarts=-1, max_task_retries=-1, num_cpus=0, num_gpus=self._gpus, scheduling_strategy="SPREAD"
         )(_Worker)
-        return Crew([kind.remote(make, given) for _ in range(self.workers)])
-
-    def in_order(
-        self, make: Callable[..., Callable[[Item], Result]], given: Sequence[Any], items: Iterable[Item]
-    ) -> Iterator[Result]:
-        """Yield what workers make of items, in the items' order; items are taken as workers come free.
-
-        Raises:
-            DptrError: what a worker raised.
-        """
-        with self.crew(make, given) as crew:
-            for item in items:
-                yield from crew.give(item)
-            yield from crew.finish()
+        workers = [kind.remote(worker.make, worker.given) for _ in range(self.workers)]
+        # Items are kept with what will come of them: a worker that is started again needs them again.
+        waiting: deque[tuple[Any, Any]] = deque()
+        try:
+            for number, item in enumerate(items):
+                if isinstance(item, ShardToMake):
+                    item = item._replace(payloads=list(item.payloads))
+                waiting.append((item, workers[number % len(workers)].work.remote(item)))
+                if len(waiting) > _IN_HAND * len(workers):
+                    yield _result(waiting[0][1])
+                    waiting.popleft()
+            while waiting:
+                yield _result(waiting[0][1])
+                waiting.popleft()
+        finally:
+            for one in workers:
+                ray.kill(one)
 
     def read_ahead(
-        self, items: Iterable[Item], read: Callable[[Item], tuple[Result, Any]]
+        self, items: Iterable[Item], read: Callable[[Item], tuple[Result, Any]], workers: int
     ) -> Iterator[tuple[Item, Result, Any]]:
-        """Yield each item with the two parts of what ``read`` made of it on some CPU, in order.
+        """See :class:`~dptr.pipeline.parts.executors.Executor`; any CPU reads.
 
         The second part, which may be large, stays in the cluster until a worker takes it (:func:`fetched`).
         """
@@ -82,40 +82,6 @@ class Cluster:
             yield done, _result(first), second
 
 
-class Crew(Generic[Item, Result]):
-    """Workers that were started alike; leaving the block that it is used in ends them."""
-
-    def __init__(self, workers: list[Any]) -> None:
-        self._workers = workers
-        self._given = 0
-        # Items are kept with what will come of them: a worker that is started again needs them again.
-        self._waiting: deque[tuple[Item, Any]] = deque()
-
-    def give(self, item: Item) -> Iterator[Result]:
-        """Hand out an item; yield results that are due, those of the oldest items, and wait for them."""
-        worker = self._workers[self._given % len(self._workers)]
-        self._waiting.append((item, worker.work.remote(item)))
-        self._given += 1
-        if len(self._waiting) > _IN_HAND * len(self._workers):
-            yield _result(self._waiting[0][1])
-            self._waiting.popleft()
-
-    def finish(self) -> Iterator[Result]:
-        """Yield the results that are left."""
-        while self._waiting:
-            yield _result(self._waiting[0][1])
-            self._waiting.popleft()
-
-    def __enter__(self) -> Crew[Item, Result]:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        import ray
-
-        for worker in self._workers:
-            ray.kill(worker)
-
-
 def device_of_worker() -> str:
     """Return the device that a worker has been given."""
     import torch
@@ -124,8 +90,8 @@ def device_of_worker() -> str:
 
 
 def fetched(reference: Any) -> Any:
-    """Return what stayed in the cluster; for workers."""
-    return _result(reference)
+    """Return what stayed in the cluster, or has not left this process; for workers."""
+    return reference if isinstance(reference, list) else _result(reference)
 
 
 def _call(read: Callable[[Any], Any], item: Any) -> Any:
@@ -135,11 +101,11 @@ def _call(read: Callable[[Any], Any], item: Any) -> Any:
 class _Worker:
     """Lives in a process of its own, somewhere in the cluster."""
 
-    def __init__(self, make: Callable[..., Callable[[Any], Any]], given: Sequence[Any]) -> None:
+    def __init__(self, make: Callable[..., Work[Any]], given: Sequence[Any]) -> None:
         self._work = make(*given)
 
     def work(self, item: Any) -> Any:
-        return self._work(item)
+        return self._work(item)()
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 
 from dptr.cache.pictures import IMAGE_SUFFIXES, LARGEST_FILE
 from dptr.cache.word_images import lmdb_form, parquet_form, tar_form
+from dptr.cache.word_images.form import FileState, state_of
 from dptr.pipeline.photos.photo import Photo, Refusal, printable
 
 _Members = Iterator[tuple[str, Callable[[], bytes]]]
@@ -47,7 +48,7 @@ def _tar(path: Path) -> _Members:
 
 
 def _zip(path: Path) -> _Members:
-    for info in _open_zip(path).infolist():
+    for info in _open_zip(state_of(path)).infolist():
         if not info.is_dir() and info.filename.lower().endswith(IMAGE_SUFFIXES):
             yield printable(info.filename), partial(_read_zip_member, path, info)
 
@@ -55,13 +56,13 @@ def _zip(path: Path) -> _Members:
 def _read_zip_member(path: Path, info: zipfile.ZipInfo) -> bytes:
     if info.file_size > LARGEST_FILE:
         raise OSError(f"{info.file_size} bytes are too many for a photo")
-    return _open_zip(path).read(info)
+    return _open_zip(state_of(path)).read(info)
 
 
 @lru_cache(maxsize=8)
-def _open_zip(path: Path) -> zipfile.ZipFile:
+def _open_zip(state: FileState) -> zipfile.ZipFile:
     # Opening reads the whole directory of the archive, so it stays open; reading from several threads is safe.
-    return zipfile.ZipFile(path)
+    return zipfile.ZipFile(state[0])
 
 
 def _parquet(path: Path) -> _Members:
@@ -78,7 +79,7 @@ def _parquet(path: Path) -> _Members:
 
 def _read_cell(path: Path, group: int, column: str, index: int) -> bytes:
     with _row_group_lock:
-        cells = _row_group(path, group, column)
+        cells = _row_group(state_of(path), group, column)
     value = cells[index].as_py()
     value = value["bytes"] if isinstance(value, dict) else value
     if value is None:
@@ -87,10 +88,10 @@ def _read_cell(path: Path, group: int, column: str, index: int) -> bytes:
 
 
 @lru_cache(maxsize=2)
-def _row_group(path: Path, group: int, column: str) -> Any:
+def _row_group(state: FileState, group: int, column: str) -> Any:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(state[0]) as file:
         return file.read_row_group(group, columns=[column]).column(0)
 
 

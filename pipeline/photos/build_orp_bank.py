@@ -25,21 +25,18 @@ from dptr.cache.progress import progress
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.quarantine import Quarantine, example
-from dptr.cache.stores.shards import remove_unfinished
-from dptr.pipeline.clip.image_shards import ImageShards, ImageShardsOnCluster, Picture, ShardForm, shard_maker
+from dptr.pipeline.clip.image_shards import Picture, ShardForm, shard_worker
 from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
 from dptr.pipeline.neighbours import faiss_index
-from dptr.pipeline.parts.cluster import Cluster
+from dptr.pipeline.parts.executors import IN_PROCESS, Executor
 from dptr.pipeline.parts.part import WHOLE, Part
-from dptr.pipeline.parts.store_in_making import StoreInMaking
+from dptr.pipeline.parts.store_in_making import Group, StoreInMaking, remember_inputs
 from dptr.pipeline.photos.near_images import NearImages
 from dptr.pipeline.photos.orp_settings import OrpBankSettings
 from dptr.pipeline.photos.photo import Photo, Refusal
 from dptr.pipeline.photos.photo_files import count_photos, find_photos
 from dptr.pipeline.photos.reader import Crop, CutPhoto, PhotoReader
 from dptr.pipeline.photos.seen_photos import SeenPhotos
-from dptr.pipeline.read_ahead import read_ahead
-from dptr.pipeline.repair.losses import remember_inputs
 
 __all__ = ["OrpBankSettings", "OrpBankSummary", "build_orp_bank"]
 
@@ -76,7 +73,7 @@ def build_orp_bank(
     out: Path,
     settings: OrpBankSettings,
     part: Part = WHOLE,
-    cluster: Cluster | None = None,
+    executor: Executor = IN_PROCESS,
 ) -> OrpBankSummary:
     """Make a bank of photo crops, or a part of one, or go on with it.
 
@@ -87,7 +84,7 @@ def build_orp_bank(
         out: the bank's folder.
         settings: see :class:`~dptr.pipeline.photos.orp_settings.OrpBankSettings`.
         part: which share of it to make; a share has no index yet.
-        cluster: whose workers do it; this process does by default.
+        executor: where photos are read and encoded; it changes no byte.
 
     Raises:
         UserError: no photos, or impossible settings.
@@ -98,7 +95,7 @@ def build_orp_bank(
     settings.crops()
     total = count_photos(paths)
     with locked(part.beside(out)):
-        return _build(paths, total, out, settings, part, cluster, started)
+        return _build(paths, total, out, settings, part, executor, started)
 
 
 def _build(
@@ -107,7 +104,7 @@ def _build(
     out: Path,
     settings: OrpBankSettings,
     part: Part,
-    cluster: Cluster | None,
+    executor: Executor,
     started: float,
 ) -> OrpBankSummary:
     clip = load_clip(settings.clip, settings.precision, settings.device)
@@ -116,7 +113,7 @@ def _build(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         warnings.filterwarnings("ignore", module="PIL")
-        build.run(paths, total, cluster)
+        build.run(paths, total, executor)
     making = build.making
     if not making.rows:
         refused = making.folder / QUARANTINE_FILE
@@ -176,34 +173,19 @@ class _Build:
     def computed(self) -> int:
         return self.manifest.rows - self.rows_before
 
-    def run(self, paths: Sequence[Path], total: int, cluster: Cluster | None) -> None:
-        remember_inputs(self.manifest, [str(path) for path in paths], {"batch": self.form.batch})
+    def run(self, paths: Sequence[Path], total: int, executor: Executor) -> None:
+        settings = self.settings
+        given = {name: getattr(settings, name) for name in ("shard_rows", "exclude_threshold")}
+        given |= {"batch": self.form.batch, "exclude_near": [str(path) for path in settings.exclude_near]}
+        remember_inputs(self.manifest, [str(path) for path in paths], given)
+        worker = shard_worker(self.folder, self.tower, settings.clip, settings.precision, self.form)
         with self.manifest.rewriting(self.folder, PHOTOS_FILE, QUARANTINE_FILE):
             self.seen = SeenPhotos(self.folder)
-            if cluster is None:
-                self._fill_here(paths, total)
-            else:
-                self._fill_on(cluster, paths, total)
+            read = executor.read_ahead(find_photos(paths), partial(_read, self._reader()), settings.workers)
+            with closing(self._usable(read, total)) as usable:
+                groups = (Group(settings.crops_per_image, [p.sha256], crops) for p, crops in usable)
+                self.making.fill(executor, worker, groups, self.form.rows)
             self.making.finish()
-
-    def _fill_here(self, paths: Sequence[Path], total: int) -> None:
-        shards = ImageShards(self.making, self.tower, self.form)
-        read = read_ahead(find_photos(paths), self._reader().read, self.settings.workers)
-        with closing(self._usable(((found, result, None) for found, result in read), total)) as usable:
-            for photo, _ in usable:
-                shards.add(pictures_of(photo))
-            shards.commit()
-
-    def _fill_on(self, cluster: Cluster, paths: Sequence[Path], total: int) -> None:
-        settings = self.settings
-        read = cluster.read_ahead(find_photos(paths), partial(_read, self._reader()))
-        given = (self.folder.absolute(), settings.clip, settings.precision, self.form)
-        with cluster.crew(shard_maker, given) as crew, closing(self._usable(read, total)) as usable:
-            shards = ImageShardsOnCluster(self.making, crew, self.form)
-            for _, pictures in usable:
-                shards.add(pictures, settings.crops_per_image)
-            shards.finish()
-        remove_unfinished(self.folder)
 
     def _reader(self) -> PhotoReader:
         return PhotoReader(
@@ -262,7 +244,7 @@ def pictures_of(photo: CutPhoto) -> list[Picture]:
 
 
 def _read(reader: PhotoReader, found: Photo | Refusal) -> tuple[CutPhoto | str, list[Picture]]:
-    """Read a photo on a cluster, where its crops stay; the rest is small."""
+    """Read a photo; its crops stay where they were read until a worker takes them, the rest is small."""
     result = reader.read(found)
     return (result, []) if isinstance(result, str) else (replace(result, crops=[]), pictures_of(result))
 

@@ -14,8 +14,7 @@ import pyarrow.parquet as pq
 
 from dptr.cache.file_names import PHOTOS_FILE
 from dptr.cache.progress import note
-from dptr.cache.stores.file_record import begun_anew
-from dptr.cache.stores.files import atomic_path
+from dptr.cache.stores.files import atomic_path, begun_anew
 from dptr.pipeline.photos.photo import Photo
 
 SCHEMA = pa.schema(

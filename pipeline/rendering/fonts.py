@@ -22,6 +22,7 @@ from PIL import ImageFont
 
 from dptr.cache.columns import may_stand_in_a_column
 from dptr.cache.errors import UserError
+from dptr.cache.remote import home_folder
 from dptr.cache.units import JOINERS
 from dptr.pipeline.rendering.accents import shows_its_letter
 from dptr.pipeline.rendering.shaping import has_rules, needs_shaping, table_of
@@ -207,7 +208,7 @@ def _packaged() -> Iterator[Path]:
 
 
 def _system() -> Iterator[Path]:
-    home = Path.home()
+    home = home_folder() or Path("/")
     folders = [Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), home / ".fonts", home / ".local/share/fonts"]
     if sys.platform == "darwin":
         folders = [Path("/System/Library/Fonts"), Path("/Library/Fonts"), home / "Library/Fonts"]

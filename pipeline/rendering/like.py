@@ -19,7 +19,7 @@ from PIL import Image, ImageFilter
 
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import IMAGE_SUFFIXES, UnusablePicture
-from dptr.cache.word_images.dataset import UnreadableImage, WordImages, decode_crop
+from dptr.cache.word_images.dataset import UNREADABLE, WordImages, decode_crop
 from dptr.cache.word_images.form import NotLabelled
 
 Colour = tuple[float, float, float]
@@ -80,9 +80,10 @@ def looks_of_crops(crops: WordImages) -> tuple[Look, ...]:
 
     def encoded() -> Iterator[tuple[bytes, str]]:
         for index in _some(range(len(crops))):
+            sample = crops.samples[index]
             try:
-                yield crops.encoded(index), crops.samples[index].label
-            except UnreadableImage:
+                yield crops.encoded(sample), sample.label
+            except UNREADABLE:
                 continue
 
     return looks_of_pictures(encoded())

@@ -5,22 +5,23 @@ Crop number i depends on the seed and i alone. Words come in turn from a shuffle
 
 from __future__ import annotations
 
+import hashlib
 import io
-import multiprocessing
+import json
 import time
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from dptr.cache.errors import UserError
-from dptr.cache.interrupts import unheard_by_children
 from dptr.cache.progress import note, progress
 from dptr.cache.ranges import require_at_least
 from dptr.cache.word_images.writer import write_word_images
-from dptr.pipeline.parts.cluster import Cluster
+from dptr.pipeline.parts.executors import IN_PROCESS, Executor, Processes, Work, Worker
+from dptr.pipeline.parts.merge import describe_crops, described_crops
 from dptr.pipeline.parts.part import WHOLE, Part
 from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.fonts import FontCollection, find_fonts
@@ -57,6 +58,12 @@ class _Job:
     style: RenderStyle
     seed: int
 
+    def fingerprint(self) -> str:
+        """Return a digest of what the crops of all parts depend on; fonts and photos count by name."""
+        fonts = [[font.path.name, font.index] for font in self.fonts.fonts]
+        told = [self.words, fonts, [photo.name for photo in self.photos], asdict(self.style), self.seed]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
     def crop(self, index: int) -> tuple[bytes, str]:
         """Render crop ``index`` of the job as JPEG bytes, with its label."""
         rng = np.random.default_rng((self.seed, index))
@@ -79,7 +86,7 @@ def render_words(
     style: RenderStyle = NATURAL,
     workers: int = 1,
     part: Part = WHOLE,
-    cluster: Cluster | None = None,
+    executor: Executor = IN_PROCESS,
 ) -> RenderSummary:
     """Render ``words`` as labelled crops into ``out`` (``.lmdb``, ``.parquet`` or a folder with ``labels.tsv``).
 
@@ -94,7 +101,7 @@ def render_words(
         style: how strong each effect may be.
         workers: processes that render.
         part: which share of the crops to render, into a Parquet file that ``dptr merge`` takes.
-        cluster: whose workers render; processes of this machine do by default.
+        executor: where crops are rendered; with several ``workers``, processes of this machine by default.
 
     Raises:
         UserError: a number out of range, no words, no fonts, no font that can draw any word, ``out`` is taken, or a
@@ -107,15 +114,35 @@ def render_words(
     usable, refused = _drawable(words, collection)
     order = np.random.default_rng(seed).permutation(len(usable))
     job = _Job([usable[i] for i in order], collection, list(photos), style, seed)
-    wanted = part.stretch(len(usable) if count is None else count)
+    count = len(usable) if count is None else count
+    wanted = part.stretch(count)
     total, target = len(wanted), part.beside(out, ".parquet")
     started = time.monotonic()
-    with write_word_images(target) as writer, progress("rendering words", total, "crops") as bar:
-        for crops in _render(job, wanted, workers, cluster):
-            for image, label in crops:
-                writer.write(image, label)
-            bar.advance(len(crops))
+    if part.is_whole or not _is_finished(target, part, job):
+        with write_word_images(target) as writer, progress("rendering words", total, "crops") as bar:
+            for crops in _render(job, wanted, workers, executor):
+                for image, label in crops:
+                    writer.write(image, label)
+                bar.advance(len(crops))
+        if not part.is_whole:
+            describe_crops(target, part, job.fingerprint(), count)
     return RenderSummary(target, total, len(collection.fonts), len(refused), refused[:5], time.monotonic() - started)
+
+
+def _is_finished(crops: Path, part: Part, job: _Job) -> bool:
+    """Return whether a part is there as a whole; what a killed run left of it without its description is removed.
+
+    Raises:
+        UserError: it was rendered from other words or with other settings. DamagedStore: it has changed since.
+    """
+    told = described_crops(crops)
+    if told is None:
+        crops.unlink(missing_ok=True)
+        return False
+    if told["inputs"] != job.fingerprint():
+        raise UserError(f"{crops} was rendered from other words or settings", "Remove it, then run the same command")
+    note(f"{crops} already holds part {part.number}/{part.of}")
+    return True
 
 
 def _require_raqm(words: Sequence[str], language: str | None, style: RenderStyle) -> None:
@@ -148,33 +175,13 @@ def _drawable(words: Sequence[str], fonts: FontCollection) -> tuple[list[str], l
     return usable, refused
 
 
-def _render(job: _Job, wanted: range, workers: int, cluster: Cluster | None) -> Iterator[list[tuple[bytes, str]]]:
+def _render(job: _Job, wanted: range, workers: int, executor: Executor) -> Iterator[list[tuple[bytes, str]]]:
     tasks = [wanted[start : start + _CROPS_A_TASK] for start in range(0, len(wanted), _CROPS_A_TASK)]
-    if cluster is not None:
-        yield from cluster.in_order(_renderer, (job,), tasks)
-        return
-    if workers <= 1:
-        yield from ([job.crop(index) for index in task] for task in tasks)
-        return
-    # A fork would inherit whatever threads the caller's libraries run; a spawned process starts clean.
-    with unheard_by_children():
-        started = multiprocessing.get_context("spawn").Pool(workers, _set_job, (job,))
-    with started as pool:
-        yield from pool.imap(_render_task, tasks)
+    if executor is IN_PROCESS and workers > 1:
+        executor = Processes(workers)
+    return executor.in_order(Worker(_renderer(job), _renderer, (job,)), tasks)
 
 
-def _renderer(job: _Job) -> Callable[[range], list[tuple[bytes, str]]]:
-    """Return what renders crops in a worker of a cluster."""
-    return lambda task: [job.crop(index) for index in task]
-
-
-_job: _Job
-
-
-def _set_job(job: _Job) -> None:
-    global _job
-    _job = job
-
-
-def _render_task(task: range) -> list[tuple[bytes, str]]:
-    return [_job.crop(index) for index in task]
+def _renderer(job: _Job) -> Work[list[tuple[bytes, str]]]:
+    """Return what renders crops."""
+    return lambda task: lambda: [job.crop(index) for index in task]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import note
+from dptr.cache.stores.files import scratch_folder
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.pipeline.choices import Unit
 from dptr.pipeline.photos.photo import Photo
@@ -21,6 +21,8 @@ _ROWS = 65536
 
 def read_words(files: Sequence[str], unit: Unit = "word", max_length: int = 25) -> list[str]:
     """Return the distinct words or lines of a corpus by first occurrence, in any script; note what is left out.
+
+    A line, or the whole value of a table's row, keeps its spaces.
 
     Raises:
         UserError: a file is missing, or none holds a word.
@@ -37,7 +39,7 @@ def text_counts(files: Sequence[str], unit: Unit, max_length: int = 100) -> dict
     normalization = Normalization(unicode="nfc", max_label_length=max_length, keep_spaces=unit == "line")
     settings = CorpusSettings(unit=unit, normalization=normalization, charset="auto")
     with (
-        tempfile.TemporaryDirectory(prefix="dptr-") as scratch,
+        scratch_folder() as scratch,
         Quarantine(Path(scratch) / QUARANTINE_FILE) as quarantine,
         read_corpus(files, settings, quarantine) as corpus,
     ):

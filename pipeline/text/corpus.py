@@ -21,16 +21,78 @@ from numpy.typing import NDArray
 from dptr.cache.charset import Charset, LetterCase
 from dptr.cache.choices import Units
 from dptr.cache.errors import UserError
+from dptr.cache.named_charsets import clusters_within, has_marks
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import Progress, note, progress
 from dptr.cache.ranges import require_at_least
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.table import table
+from dptr.cache.units import JOINERS, split
 from dptr.pipeline.choices import Case, Unit
-from dptr.pipeline.text.corpus_charset import AUTO, WantedCharset
-from dptr.pipeline.text.corpus_files import read_rows, require_readable
-from dptr.pipeline.text.corpus_labels import count_labels
-from dptr.pipeline.text.distinct_labels import DistinctLabels
+from dptr.pipeline.text.corpus_files import TEXT_COLUMNS, read_rows, require_readable
+from dptr.pipeline.text.label_counts import DistinctLabels, count_labels
+
+AUTO = "auto"
+
+
+def case_variants(label: str, case: Case) -> list[str]:
+    """Return the forms of ``label`` that are rows of the same states, each once: for one in three, upper case first.
+
+    A variant may lack a character of the charset or be longer than its label (ß has no single capital): judge each.
+    """
+    if case != "upper-lower-title":
+        return [label]
+    title = " ".join(word.capitalize() for word in label.split(" "))
+    return list(dict.fromkeys([label.upper(), label.lower(), title]))
+
+
+@dataclass(frozen=True)
+class WantedCharset:
+    """What was asked for.
+
+    Attributes:
+        given: the charset that the name is of; None where the corpus alone says.
+        units: of the labels. learnt: whether the corpus is to be asked which units it has.
+    """
+
+    given: Charset | None
+    units: Units
+    learnt: bool
+
+    @classmethod
+    def of(cls, charset: str | Charset, units: Units | None, normalization: Normalization) -> WantedCharset:
+        """Return what a name and ``--units`` ask for; units are None where the charset is to say.
+
+        A Charset is taken as it is, a name with what its characters become in labels.
+
+        Raises:
+            UserError: there is no such charset, or a file's clusters would have to be taken apart.
+        """
+        if charset == AUTO:
+            return cls(None, units or "codepoint", learnt=True)
+        given = charset if isinstance(charset, Charset) else normalization.charset(Charset.named(charset))
+        if isinstance(charset, str) and units is None and not Path(charset).is_file() and has_marks(given.characters):
+            units = "grapheme"
+        if given.units == "grapheme" and units == "codepoint":
+            raise UserError(f"{charset} holds grapheme clusters, not code points", "Leave --units out")
+        return cls(given, units or given.units, learnt=given.units != (units or given.units))
+
+    def learn(self, labels: DistinctLabels, max_label_length: int, min_count: int, case: Case) -> Charset:
+        """Return the printable units that occur often enough, in the order of their code points.
+
+        Raises:
+            UserError: none does.
+        """
+        counts = labels.unit_counts(max_label_length, self.units)
+        frequent = (unit for unit, count in counts.items() if count >= min_count and _is_printable(unit))
+        variants = (variant for unit in frequent for variant in case_variants(unit, case))
+        found = {form for variant in variants for form in split(variant, self.units)}
+        if self.given is not None:
+            return Charset(clusters_within("".join(self.given.characters), found), self.units)
+        if not found:
+            raise UserError(f"no character occurs {min_count} times in the corpus", "Lower --min-count")
+        characters = tuple(sorted(found))
+        return Charset("".join(characters) if self.units == "codepoint" else characters, self.units)
 
 
 @dataclass(frozen=True)
@@ -39,7 +101,7 @@ class CorpusSettings:
 
     Attributes:
         unit: an item is a word (between white space) or a line (a text line, or the whole value of a row).
-        column: the column of JSONL and Parquet files that holds the text.
+        column: the column of CSV, TSV, JSONL and Parquet files that holds the text; None for one of TEXT_COLUMNS.
         normalization: how an item becomes a label.
         charset: a name or a file, as of :meth:`Charset.named`, or ``auto`` for the units that the corpus has; a
             Charset for the one that a store was begun with.
@@ -50,7 +112,7 @@ class CorpusSettings:
     """
 
     unit: Unit = "word"
-    column: str = "text"
+    column: str | None = None
     normalization: Normalization = field(default_factory=Normalization)
     charset: str | Charset = "94"
     min_count: int = 1
@@ -91,10 +153,12 @@ def corpus_fingerprint(paths: Sequence[str], settings: CorpusSettings) -> str | 
     files = [path / "data.mdb" if path.is_dir() else path for path in (Path(path).resolve() for path in paths)]
     states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     given = settings.wanted.given
-    # What earlier versions did not know is left out where it changes nothing: their stores stay finished.
-    told = {name: value for name, value in asdict(settings).items() if name != "units" or value is not None}
-    told["normalization"] = settings.normalization.identity()
-    value = json.dumps([states, {**told, "charset": AUTO if given is None else given.text}], sort_keys=True)
+    rules = {
+        **asdict(settings),
+        "normalization": settings.normalization.identity(),
+        "charset": AUTO if given is None else given.text,
+    }
+    value = json.dumps([states, rules], sort_keys=True)
     return hashlib.sha256(value.encode()).hexdigest()
 
 
@@ -231,12 +295,19 @@ def nothing_usable(paths: Sequence[str], quarantine: Quarantine) -> UserError:
     reasons = ", ".join(
         f"{reason} ({count}){_such_as(quarantine, reason)}" for reason, count in quarantine.counts.most_common()
     )
+    advice = "Give text in UTF-8, and a charset with its characters (auto takes them all, 94+space has the space)"
+    if all(reason.startswith("no column") for reason in quarantine.counts) and quarantine.counts:
+        advice = f"Name the column with --column (by default one of {', '.join(TEXT_COLUMNS)})"
     return UserError(
         f"no usable label in {', '.join(paths[:3])}{' and more' if len(paths) > 3 else ''}: {reasons or 'only blanks'}",
-        "Give text in UTF-8, and a charset with its characters (--charset auto takes them all, 94+space has the space)",
+        advice,
     )
 
 
 def _such_as(quarantine: Quarantine, reason: str) -> str:
     examples = ", ".join(repr(example) for example in quarantine.examples[reason] if example)
     return f" (such as {examples})" if examples else ""
+
+
+def _is_printable(unit: str) -> bool:
+    return all(character.isprintable() or character in JOINERS for character in unit)

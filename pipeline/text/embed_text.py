@@ -6,7 +6,6 @@ killed run left uncommitted is simply computed again. One shard is written while
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,16 +16,16 @@ from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, QUARANTINE_FILE
 from dptr.cache.progress import note, progress
+from dptr.cache.stores.files import scratch_folder
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import States
-from dptr.pipeline.clip.text_tower import TOKENS_PER_BATCH
-from dptr.pipeline.parts.cluster import Cluster
+from dptr.pipeline.clip.clip_files import files_hash
+from dptr.pipeline.parts.executors import IN_PROCESS, Executor
 from dptr.pipeline.parts.part import WHOLE, Part
-from dptr.pipeline.parts.store_in_making import StoreInMaking
-from dptr.pipeline.repair.losses import remember_inputs
+from dptr.pipeline.parts.store_in_making import StoreInMaking, remember_inputs
 from dptr.pipeline.text.corpus import Corpus, corpus_fingerprint, nothing_usable, read_corpus
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.made_up_words import CoverageGoal, make_up_words
@@ -34,7 +33,6 @@ from dptr.pipeline.text.prompt_shards import Filling, embed_groups, encode
 from dptr.pipeline.text.prompt_store import load_towers, settle_charset, with_charset_of, write_prefix
 from dptr.pipeline.text.prompt_towers import PromptTowers
 from dptr.pipeline.text.prompts import Prompt, prompts_of
-from dptr.pipeline.text.templates import as_stored
 
 __all__ = ["EmbedTextSettings", "EmbedTextSummary", "Estimate", "embed_text", "estimate"]
 
@@ -68,11 +66,11 @@ def embed_text(
     out: Path,
     settings: EmbedTextSettings,
     part: Part = WHOLE,
-    cluster: Cluster | None = None,
+    executor: Executor = IN_PROCESS,
 ) -> EmbedTextSummary:
     """Embed the distinct labels of a corpus into the prompt store ``out``, adding what it lacks, or a ``part`` of that.
 
-    With a ``cluster``, its workers do it.
+    The ``executor`` says where; it changes no byte.
 
     Raises:
         UserError: an input or setting is wrong. DamagedStore: ``out`` holds a store of another kind of states.
@@ -87,12 +85,12 @@ def embed_text(
     if finished is not None:
         return finished
     with locked(folder):
-        return _embed(paths, out, settings, part, cluster, asked, started)
+        return _embed(paths, out, settings, part, executor, asked, started)
 
 
 def _require_separable(paths: Sequence[str], settings: EmbedTextSettings, part: Part) -> None:
     """Check that a part can know its share from the corpus alone."""
-    if part.is_whole:
+    if part.of == 1:
         return
     if settings.cover_pieces:
         raise UserError(
@@ -107,7 +105,7 @@ def _embed(
     out: Path,
     settings: EmbedTextSettings,
     part: Part,
-    cluster: Cluster | None,
+    executor: Executor,
     asked: dict[str, Any] | None,
     started: float,
 ) -> EmbedTextSummary:
@@ -117,7 +115,7 @@ def _embed(
     making = StoreInMaking(out, "prompts", identity, part)
     manifest, folder = making.manifest, making.folder
     remember_inputs(manifest, list(paths), _remembered(settings))
-    filling, rows_before = Filling(making, towers, settings, cluster), manifest.rows
+    filling, rows_before = Filling(making, towers, settings, executor), manifest.rows
     with manifest.rewriting(folder, QUARANTINE_FILE):
         with (
             Quarantine(folder / QUARANTINE_FILE) as quarantine,
@@ -144,7 +142,7 @@ def _remembered(settings: EmbedTextSettings) -> dict[str, Any]:
     rules = settings.corpus
     corpus = {name: getattr(rules, name) for name in ("unit", "column", "min_count", "case")}
     corpus["normalization"] = rules.normalization.identity()
-    return {"corpus": corpus, "shard_rows": settings.shard_rows, "tokens_per_batch": settings.tokens_per_batch}
+    return {"corpus": corpus} | {name: getattr(settings, name) for name in ("shard_rows", "tokens_per_batch", "seed")}
 
 
 def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Estimate:
@@ -154,7 +152,7 @@ def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Es
     """
     settings = replace(settings, corpus=with_charset_of(out, settings.corpus))
     with (
-        tempfile.TemporaryDirectory(prefix="dptr-") as scratch,
+        scratch_folder() as scratch,
         Quarantine(Path(scratch) / QUARANTINE_FILE) as quarantine,
         read_corpus(paths, settings.corpus, quarantine) as corpus,
     ):
@@ -187,12 +185,9 @@ def _what_is_asked(paths: Sequence[str], settings: EmbedTextSettings) -> dict[st
     fingerprint = corpus_fingerprint(paths, settings.corpus)
     if fingerprint is None:
         return None
-    files = sorted(Path(settings.clip).iterdir()) if Path(settings.clip).is_dir() else []
-    model = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
     asked = {name: value for name, value in asdict(settings).items() if name not in ("corpus", "max_bad", "device")}
-    asked["tokens_per_batch"] = settings.tokens_per_batch or TOKENS_PER_BATCH  # what stores of before say
-    asked["template"] = as_stored(asked.pop("templates"))
-    return {**asked, "corpus": fingerprint, "model": model}
+    asked["templates"] = list(settings.templates)
+    return {**asked, "corpus": fingerprint, "model": files_hash(settings.clip)}
 
 
 def _finished(out: Path, asked: dict[str, Any] | None, max_bad: int | None, started: float) -> EmbedTextSummary | None:

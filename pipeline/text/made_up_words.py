@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from dptr.cache.charset import Charset
 from dptr.cache.normalization import Normalization
-from dptr.cache.stores.made_up_rows import MADE_UP
+from dptr.cache.stores.prompt_rows import MADE_UP
 from dptr.pipeline.clip.text_tower import TextTower
 from dptr.pipeline.text.corpus import LabelBatch
 from dptr.pipeline.text.prompt_towers import PromptTowers

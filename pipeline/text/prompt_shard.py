@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import UserError
+from dptr.cache.stores.manifest import Shard
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA, TEMPLATE_COLUMN
-from dptr.cache.stores.shard_record import Shard
 from dptr.cache.stores.shards import States, write_shard
 from dptr.pipeline.text.prompts import Prompt
 
@@ -78,3 +80,15 @@ def _require_half(vector: NDArray[np.float32], prompt: Prompt, advice: str) -> N
         raise UserError(
             f"a state of the prompt {prompt.text!r} is {largest:.3g} large, which float16 cannot hold", advice
         )
+
+
+def prompts_in(catalogue: Path) -> list[Prompt]:
+    """Return the prompts of a shard's catalogue, as they were embedded."""
+    prompts: dict[int, Prompt] = {}
+    for row in pq.read_table(catalogue).drop_columns(["pooled"]).to_pylist():
+        made: dict[str, Any] = {name: row[name] for name in ("token_ids", "token_letters", "count", "source")}
+        made |= {"text": row["prompt"], "template": row.get(TEMPLATE_COLUMN.name, 0)}
+        known = prompts.setdefault(row["states_of"], Prompt(labels=[], lengths=[], **made))
+        known.labels.append(row["label"])
+        known.lengths.append(row["label_length"])
+    return list(prompts.values())

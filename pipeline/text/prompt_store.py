@@ -10,13 +10,11 @@ import numpy as np
 
 from dptr.cache.charset import Charset
 from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE
-from dptr.cache.stores.file_record import FileRecord
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.shards import States, write_states
 from dptr.pipeline.clip.loading import load_clip
-from dptr.pipeline.text.corpus import CorpusSettings
-from dptr.pipeline.text.corpus_charset import AUTO
+from dptr.pipeline.text.corpus import AUTO, CorpusSettings
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.prompt_towers import PromptTowers
 from dptr.pipeline.text.templates import as_stored

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from dptr.cache.charset import Charset
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.pipeline.clip.text_tower import TextTower
-from dptr.pipeline.text.case_variants import case_variants
-from dptr.pipeline.text.corpus import CorpusSettings, LabelBatch
+from dptr.pipeline.text.corpus import CorpusSettings, LabelBatch, case_variants
 from dptr.pipeline.text.prompt_towers import PromptTowers
 
 

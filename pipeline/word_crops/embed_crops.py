@@ -8,7 +8,8 @@ on whether an earlier run was killed between two shards.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,17 @@ from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.quarantine import Quarantine, example
 from dptr.cache.stores.word_crops import CATALOGUE_SCHEMA
-from dptr.cache.word_images.form import Refused
+from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.word_images.form import Rejected
+from dptr.cache.word_images.samples import Sample
 from dptr.pipeline.choices import Precision
-from dptr.pipeline.clip.image_shards import ImageShards, Picture, ShardForm
+from dptr.pipeline.clip.image_shards import Picture, ShardForm, shard_worker
 from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
+from dptr.pipeline.parts.executors import IN_PROCESS
 from dptr.pipeline.parts.part import WHOLE, Part
-from dptr.pipeline.parts.store_in_making import StoreInMaking
+from dptr.pipeline.parts.store_in_making import Group, StoreInMaking, remember_inputs
 from dptr.pipeline.read_ahead import read_ahead
-from dptr.pipeline.repair.losses import remember_inputs
-from dptr.pipeline.word_crops.crop_reader import CropReader, FoundCrop, ReadCrop, find_crops
+from dptr.pipeline.word_crops.crop_reader import CropReader, ReadCrop
 
 #: What a recipe takes for ``finetune.augmentation``, too.
 STRONGEST = 10
@@ -113,18 +116,21 @@ def embed_crops(
     """
     started = time.monotonic()
     named = Charset.named(settings.charset)
-    total = sum(1 for _ in find_crops(paths))
     with locked(part.beside(out)):
         charset = settings.normalization.charset(named, _charset_of(part.beside(out)))
+        images = WordImages.open(paths, charset, settings.normalization)
         clip = load_clip(settings.clip, settings.precision, settings.device)
         build = _Build(out, clip, charset, settings, part)
         before = build.manifest.rows
-        remember_inputs(build.manifest, [str(path) for path in paths], {"batch": build.batch})
-        build.run(paths, total)
+        given = {"batch": build.batch, "shard_rows": settings.shard_rows, "charset": settings.charset}
+        remember_inputs(build.manifest, [str(path) for path in paths], given)
+        build.run(images)
     rows, folder = build.manifest.rows, build.making.folder
     if not build.making.rows:
         refused = folder / QUARANTINE_FILE
-        raise UserError(f"none of {total} crops can be used{example(refused)}", f"Name others; all are in {refused}")
+        raise UserError(
+            f"none of {len(images):,} crops can be used{example(refused)}", f"Name others; all are in {refused}"
+        )
     seconds = time.monotonic() - started - clip.load_seconds
     return EmbedCropsSummary(
         folder,
@@ -159,8 +165,7 @@ class _Build:
         self.in_store = _in_store(self.making.catalogues)
         rows = max(1, settings.shard_rows // settings.views) * settings.views
         self.batch = settings.batch or self.tower.batch
-        form = ShardForm(CATALOGUE_SCHEMA, rows, len(self.kept), settings.dtype, self.batch)
-        self.shards = ImageShards(self.making, self.tower, form)
+        self.form = ShardForm(CATALOGUE_SCHEMA, rows, len(self.kept), settings.dtype, self.batch)
         self.duplicates = 0
         self.quarantined = 0
 
@@ -180,47 +185,47 @@ class _Build:
             "dtype": settings.dtype,
         }
 
-    def run(self, paths: Sequence[Path], total: int) -> None:
-        earlier = frozenset(self.in_store)
+    def run(self, images: WordImages) -> None:
         settings = self.settings
-        reader = CropReader(
-            self.tower,
-            self.charset,
-            settings.normalization,
-            settings.views,
-            settings.augmentation,
-            settings.seed,
-            earlier,
-        )
+        worker = shard_worker(self.making.folder, self.tower, settings.clip, settings.precision, self.form)
         with (
             self.manifest.rewriting(self.making.folder, QUARANTINE_FILE),
             Quarantine(self.making.folder / QUARANTINE_FILE) as quarantine,
-            progress("crops into the store", total, "crops") as bar,
         ):
-            for found, crop in read_ahead(find_crops(paths), reader.read, settings.workers):
-                quarantine.reads(found.source.name)
-                if isinstance(crop, Refused):
-                    quarantine.refuse(found.source.name, None, found.item, crop.reason)
+            for source in images.sources:
+                quarantine.reads(source)
+            for one in images.rejected.listed:
+                quarantine.refuse(one.source, None, f"{one.key} {one.label!r}" if one.label else one.key, one.reason)
+            quarantine.check(settings.max_bad)
+            with closing(self._usable(images, quarantine)) as groups:
+                self.making.fill(IN_PROCESS, worker, groups, self.form.rows)
+            # Of very many labels not each is listed.
+            self.quarantined = quarantine.total + images.rejected.total - len(images.rejected.listed)
+            self.making.finish()
+
+    def _usable(self, images: WordImages, quarantine: Quarantine) -> Generator[Group, None, None]:
+        """Yield the views of each crop that is new and can be read; note what becomes of the others."""
+        earlier = frozenset(self.in_store)
+        settings = self.settings
+        reader = CropReader(images, self.tower, settings.views, settings.augmentation, settings.seed, earlier)
+        with progress("crops into the store", len(images), "crops") as bar:
+            for sample, crop in read_ahead(images.samples, reader.read, settings.workers):
+                if isinstance(crop, Rejected):
+                    quarantine.refuse(sample.source, None, f"{sample.key} {sample.label!r}", crop.reason)
                     quarantine.check(settings.max_bad)
-                elif (identity := (crop.image_sha256, crop.label)) not in self.in_store:
+                elif (identity := (crop.image_sha256, sample.label)) not in self.in_store:
                     self.in_store.add(identity)
-                    self._add(found, crop)
+                    views = [Picture(row_of(sample, crop, view), p, self.kept) for view, p in enumerate(crop.views)]
+                    yield Group(len(views), identity, views)
                 else:
                     self.duplicates += identity not in earlier
                 bar.advance(1, f"{quarantine.total} quarantined" if quarantine.total else "")
-            self.shards.commit()
-            self.quarantined = quarantine.total
-            self.making.finish()
-
-    def _add(self, found: FoundCrop, crop: ReadCrop) -> None:
-        views = enumerate(crop.views)
-        self.shards.add([Picture(row_of(found, crop, view), pixels, self.kept) for view, pixels in views])
 
 
-def row_of(found: FoundCrop, crop: ReadCrop, view: int) -> dict[str, Any]:
+def row_of(sample: Sample, crop: ReadCrop, view: int) -> dict[str, Any]:
     """Return a view's row of the catalogue, but for its id."""
-    place = {"source": found.source.name, "key": found.key, "image_sha256": crop.image_sha256}
-    return {"label": crop.label, "view": view, **place}
+    place = {"source": sample.source, "key": sample.key, "image_sha256": crop.image_sha256}
+    return {"label": sample.label, "view": view, **place}
 
 
 def _in_store(catalogues: Sequence[Path]) -> set[tuple[str, str]]:

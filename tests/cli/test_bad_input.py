@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 
@@ -14,8 +14,6 @@ from safetensors import SafetensorError
 
 from dptr.cache.errors import disk_error
 from dptr.cli import run_command
-
-ARCHIVE = Path(__file__).parents[1] / "fixtures" / "first_format.tar.xz"
 
 
 @pytest.fixture
@@ -26,11 +24,14 @@ def words(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("old")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
-    return folder
+def trained(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace with stores and a run of one step."""
+    workspace = shutil.copytree(stores, tmp_path_factory.mktemp("trained") / "dptr_data")
+    sizes = ["decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1"]
+    changes = [f"--set={size}" for size in (*sizes, "pretrain.batch_size=4")]
+    command = ["pretrain", "--steps", "1", *changes, "-o", str(workspace / "runs" / "pretrained"), "--device", "cpu"]
+    assert run_command([*command, "--workspace", str(workspace), "--quiet"]) == 0
+    return workspace
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
@@ -81,21 +82,21 @@ def test_a_folder_whose_name_is_not_utf8_is_named(
     assert r"\udcff" in said
 
 
-def test_a_setting_that_is_not_utf8_is_named(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "pretrain", "--workspace", str(old / "dptr_data"), "--set", "decoder.kind=\udcff")
+def test_a_setting_that_is_not_utf8_is_named(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "pretrain", "--workspace", str(trained), "--set", "decoder.kind=\udcff")
     assert r"\udcff" in said
 
 
-def test_a_recogniser_without_an_image_is_bad_usage(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no image named" in refused(capsys, "read", str(old / "finetuned.safetensors"))
+def test_a_recogniser_without_an_image_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no image named" in refused(capsys, "read", "bundled")
 
 
 @pytest.mark.parametrize("option", ["--prompts", "--orp"])
 @pytest.mark.parametrize("command", [["sql", "select 1"], ["report", "pretrained"]])
 def test_a_store_that_is_named_must_be_one(
-    command: list[str], option: str, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: list[str], option: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(capsys, *command, option, str(tmp_path), "--workspace", str(old / "dptr_data"))
+    said = refused(capsys, *command, option, str(tmp_path), "--workspace", str(trained))
     assert f"no store in {tmp_path}" in said
 
 
@@ -108,14 +109,14 @@ def test_what_a_rust_library_could_not_write_is_a_refusal_of_the_disk() -> None:
 
 
 def test_an_export_to_where_nothing_can_be_written_is_one_line(
-    old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise SafetensorError(f'I/O error: Read-only file system (os error 30) at path "{tmp_path}/.tmp1"')
 
     monkeypatch.setattr("dptr.trainer.tensor_file.save_file", refuse)
     asked = ["export", "pretrained", "--to", "safetensors", "-o", str(tmp_path / "x.safetensors")]
-    said = refused(capsys, *asked, "--workspace", str(old / "dptr_data"))
+    said = refused(capsys, *asked, "--workspace", str(trained))
     assert f"{tmp_path}/.tmp1: Read-only file system" in said
 
 

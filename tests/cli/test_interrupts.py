@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from pathlib import Path
 
@@ -86,20 +85,19 @@ def test_a_query_that_takes_for_ever_ends_at_a_signal(tmp_path: Path, number: si
     assert said.startswith("error: interrupted")
 
 
-ARCHIVE = Path(__file__).parents[1] / "fixtures" / "first_format.tar.xz"
 SMALL = ["decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1", "pretrain.batch_size=4"]
 SELDOM = ["pretrain.log_every=1", "pretrain.validate_every=100000", "pretrain.checkpoint_every=100000"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
-def test_two_signals_close_to_each_other_leave_a_training_its_last_step(tmp_path: Path, first: signal.Signals) -> None:
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(tmp_path, filter="data")
+def test_two_signals_close_to_each_other_leave_a_training_its_last_step(
+    stores: Path, tmp_path: Path, first: signal.Signals
+) -> None:
     run = tmp_path / "run"
     changes = [f"--set={change}" for change in SMALL + SELDOM]
     command = [sys.executable, "-m", "dptr", "pretrain", "--steps", "100000", *changes, "-o", str(run)]
-    command += ["--workspace", str(tmp_path / "dptr_data"), "--device", "cpu", "--quiet"]
+    command += ["--workspace", str(stores), "--device", "cpu", "--quiet"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         waited_until = time.monotonic() + 120
         while not (run / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < waited_until:

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from dptr.cache.file_names import PREFIX_FILE
-from dptr.cache.stores.file_record import FileRecord
-from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
 

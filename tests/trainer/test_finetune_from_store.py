@@ -235,7 +235,7 @@ def test_a_store_fixes_encoder_and_augmentation(store: Path) -> None:
 def test_labels_are_judged_by_the_charset_that_is_trained_in(store: Path) -> None:
     images = open_crops([store], Charset("adekmopr"), Normalization())
     assert [sample.label for sample in images.samples] == ["red", "oak", "map"]
-    assert images.refused == {"not in the charset": 7}
+    assert images.rejected.counts == {"not in the charset": 7}
     assert isinstance(images, StoredCrops)
     assert images.rows.tolist() == [0, 1, 4]
     with pytest.raises(UserError, match="no usable label"):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dptr.cache.charset import Charset
-from dptr.cache.stores.stored_tokens import StoredTokens
+from dptr.cache.stores.shards import StoredTokens
 from dptr.trainer.data.image_batches import ImageBatch
 from dptr.trainer.data.stored_memory import StoredMemory, StoredTensor
 from dptr.trainer.model.clip_learner import ClipBatch

@@ -17,10 +17,10 @@ from dptr.cache.errors import UserError
 from dptr.cache.progress import set_quiet
 from dptr.cache.row_set import EveryRow
 from dptr.cache.stores import sealed
-from dptr.cache.stores.made_up_rows import MADE_UP
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import OrpBank
+from dptr.cache.stores.prompt_rows import MADE_UP
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard
 from dptr.pipeline.text.corpus import CorpusSettings

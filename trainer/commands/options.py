@@ -125,11 +125,12 @@ def measuring_normalization(charset: "Charset") -> "Normalization":
 
 
 def labels_left_out(images: "WordImages") -> list[str]:
-    """Say which labels were left out or changed, with examples."""
+    """Say which labels were rejected or changed, with examples."""
     lines = []
-    for what, counts in (("left out", images.refused), ("kept, but changed", images.changed)):
-        for reason, count in counts.most_common():
-            lines.append(f"{what}: {count:,} labels, {reason} (such as {images.examples[reason][0]})")
+    for what, tally in (("rejected", images.rejected), ("used, but changed", images.changed)):
+        examples = tally.examples
+        for reason, count in tally.counts.most_common():
+            lines.append(f"{what}: {count:,} labels, {reason} (such as {examples[reason][0]})")
     return lines
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
 from dptr.cache.row_set import RowSet
-from dptr.cache.stores.made_up_rows import within
+from dptr.cache.stores.prompt_rows import within
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.validation import positions_of, validation_position
 from dptr.trainer.training.recipe import Recipe

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -202,8 +200,8 @@ def _groups(images: WordImages, recipe: Recipe, height: int, widths: Sequence[in
 
 def _label_lengths(images: WordImages) -> NDArray[np.int32]:
     """Return the number of code points of each label, shape (samples,)."""
-    pieces = (pc.utf8_length(piece.labels.view(pa.string())).to_numpy() for piece in images.samples.pieces())
-    return np.concatenate([np.zeros(0, np.int32), *pieces])
+    lengths = (len(sample.label) for sample in images.samples)
+    return np.fromiter(lengths, np.int32, len(images))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
-from dptr.cache.stores.stored_tokens import StoredTokens
+from dptr.cache.stores.shards import StoredTokens
 from dptr.trainer.training.settings import NoiseSettings
 
 if TYPE_CHECKING:

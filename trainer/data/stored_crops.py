@@ -14,14 +14,14 @@ from PIL import Image
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.normalization import Normalization
+from dptr.cache.rejections import Tally
 from dptr.cache.stores.manifest import kind_of
-from dptr.cache.stores.stored_tokens import StoredTokens
+from dptr.cache.stores.shards import StoredTokens
 from dptr.cache.stores.word_crops import WordCropStore
-from dptr.cache.word_images.crop_columns import Columns, ColumnsInMaking
-from dptr.cache.word_images.dataset import UnreadableImage, WordImages, told
-from dptr.cache.word_images.kept_file import blocks_in_making
-from dptr.cache.word_images.listing import Rules, Tally
-from dptr.cache.word_images.samples import Rows, Samples, positions_of
+from dptr.cache.word_images.dataset import UnreadableImage, WordImages
+from dptr.cache.word_images.form import Place
+from dptr.cache.word_images.listing import Rules
+from dptr.cache.word_images.samples import CropTable, Rows, Samples, positions_of
 
 _PLAIN_VIEW = 0
 
@@ -45,21 +45,21 @@ class StoredCrops(WordImages):
         Raises:
             UserError: there are none. DamagedStore: the stores are of different image towers.
         """
-        rules, tally = Rules(charset, normalization), Tally()
-        data_sets: list[Columns] = []
+        rules, rejected, changed = Rules(charset, normalization), Tally(), Tally()
+        data_sets: list[CropTable] = []
         rows: list[NDArray[np.int64]] = []
         for store in stores:
             store.check_states()
             _require_tower(stores[0], store.manifest.identity["image_weights"], str(store.folder))
-            columns, usable = _usable(store, rules, tally)
-            data_sets.append(columns)
+            crops, usable = _usable(store, rules, rejected, changed)
+            data_sets.append(crops)
             rows.append(usable)
         if not sum(map(len, rows)):
             raise UserError(
                 f"no usable label in {', '.join(str(store.folder) for store in stores)}",
                 "Choose a charset and a longest label that fit the store",
             )
-        return cls(Samples(data_sets), stores=list(stores), rows=np.concatenate(rows), **told(tally))
+        return cls(Samples(data_sets), rejected, changed, stores=list(stores), rows=np.concatenate(rows))
 
     def identity(self) -> dict[str, Any]:
         """See :meth:`WordImages.identity`; with the identity of the stores."""
@@ -127,22 +127,24 @@ class StoredCrops(WordImages):
         _require_tower(self.stores[0], image_weights, name)
 
     def only(self, indices: Rows | Sequence[int]) -> Self:
-        """Return the samples at ``indices``; what was refused stays with the whole."""
+        """Return the samples at ``indices``; what was rejected stays with the whole."""
         return replace(super().only(indices), rows=self.rows[positions_of(indices)])
 
 
-def _usable(store: WordCropStore, rules: Rules, tally: Tally) -> tuple[Columns, NDArray[np.int64]]:
+def _usable(store: WordCropStore, rules: Rules, rejected: Tally, changed: Tally) -> tuple[CropTable, NDArray[np.int64]]:
     """Return the crops of a store whose labels can be used, and which of the store's crops they are."""
     rows: list[int] = []
-    with blocks_in_making([], "") as making:
-        columns = ColumnsInMaking(making)
+    numbers: dict[str, int] = {}
+
+    def usable() -> Iterator[tuple[int, str, str, Place | None]]:
         for row, (label, source, key) in enumerate(store.crops()):
-            usable = rules.usable(source, key, label, tally)
-            if usable is not None:
-                columns.add(source, key, usable)
+            used = rules.usable(source, key, label, rejected, changed)
+            if used is not None:
                 rows.append(row)
-        columns.flush()
-    return Columns(making.made, columns.sources, columns.starts), np.array(rows, np.int64)
+                yield numbers.setdefault(source, len(numbers)), key, used, None
+
+    crops = CropTable.of(usable(), [])
+    return replace(crops, sources=list(numbers)), np.array(rows, np.int64)
 
 
 def _require_tower(store: WordCropStore, image_weights: str, name: str) -> None:

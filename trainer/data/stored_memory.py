@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dptr.cache.stores.stored_tokens import StoredTokens
+from dptr.cache.stores.shards import StoredTokens
 from dptr.trainer.model.decoders.base import Memory, sent
 
 

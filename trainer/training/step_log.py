@@ -8,7 +8,7 @@ from typing import Any
 
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
-from dptr.cache.stores.files import atomic_path
+from dptr.cache.stores.files import atomic_path, open_to_append
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
@@ -18,7 +18,7 @@ def append(path: Path, line: dict[str, Any]) -> None:
         UserError: the disk is full or not writable.
     """
     try:
-        with path.open("a", encoding="utf-8") as stream:
+        with open_to_append(path) as stream:
             stream.write(json.dumps(line) + "\n")
     except OSError as error:
         raise UserError(

@@ -128,7 +128,7 @@ def _transformer(folder: Path, weights: dict[str, torch.Tensor]) -> Any:
     from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+    model = AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     missing, unexpected = model.load_state_dict(weights, strict=False)
     # A pooler of the model's own is not used; older files list the positions, which are no weights.
     wrong = [name for name in missing if not name.startswith("pooler.")]

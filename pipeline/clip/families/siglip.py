@@ -37,7 +37,7 @@ class Siglip(Family):
         import transformers
         from tokenizers import normalizers
 
-        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder, trust_remote_code=False)
         backend = tokenizer.backend_tokenizer
         if tokenizer(["Aa"])["input_ids"] != tokenizer(["aa"])["input_ids"]:
             following = [] if backend.normalizer is None else [backend.normalizer]

@@ -11,7 +11,7 @@ import pytest
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.stores import checks
-from dptr.cache.stores.file_record import FileRecord
+from dptr.cache.stores.manifest import FileRecord
 
 
 @pytest.fixture
@@ -45,14 +45,6 @@ def test_a_flipped_bit_is_found_in_the_background(stored: tuple[Path, FileRecord
     with pytest.raises(DamagedStore, match="contents have changed"):
         checks.finish()
     checks.finish()
-
-
-def test_stores_without_the_fast_hash_are_checked_by_the_slow_one(stored: tuple[Path, FileRecord]) -> None:
-    old = FileRecord(stored[1].bytes, stored[1].sha256)
-    checks.now(stored[0], old)
-    flip(stored[0])
-    with pytest.raises(DamagedStore):
-        checks.now(stored[0], old)
 
 
 def test_a_file_is_read_once_and_again_when_it_has_changed(

@@ -14,8 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dptr.cache.file_names import INDEX_FILE, NEIGHBOURS_ARRAY, PREFIX_FILE
-from dptr.cache.stores.file_record import FileRecord
-from dptr.cache.stores.manifest import Manifest, StoreKind
+from dptr.cache.stores.manifest import FileRecord, Manifest, StoreKind
 from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA as CROPS
 from dptr.cache.stores.orp import OrpBank
@@ -39,7 +38,7 @@ def write_store(folder: Path, kind: StoreKind, shards: int) -> Path:
         manifest.shards.append(write_shard(folder, number, pa.table(columns, schema), states, "float32", {}))
     write_states(folder / PREFIX_FILE, States(values, np.ones(1, np.int64), values), "float32")
     manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
-    manifest.files[INDEX_FILE] = FileRecord(0, "")
+    manifest.files[INDEX_FILE] = FileRecord(0, "", "")
     manifest.save(folder)
     return folder
 

@@ -9,15 +9,14 @@ import pytest
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import INDEX_FILE, NEIGHBOURS_ARRAY
-from dptr.cache.stores.file_record import FileRecord
-from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.neighbours import DETAIL, Neighbours, made_from, why_outdated
 
 CROPS = np.arange(12, dtype=np.int32).reshape(4, 3)
 
 
 def bank_manifest(index: str = "i") -> Manifest:
-    return Manifest("orp", {"encoder": "made up", "weights": "w"}, files={INDEX_FILE: FileRecord(1, index)})
+    return Manifest("orp", {"encoder": "made up", "weights": "w"}, files={INDEX_FILE: FileRecord(1, index, index)})
 
 
 @pytest.fixture

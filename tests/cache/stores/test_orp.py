@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from dptr.cache.choices import StatesDtype
+from dptr.cache.errors import UserError
 from dptr.cache.stores import shards
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
@@ -55,3 +58,57 @@ def test_mapped_pages_are_dropped_now_and_then(tmp_path: Path, monkeypatch: pyte
     for _ in range(10):
         bank.tokens(np.arange(10), np.zeros((10, 1), np.int64))
     assert len(releases) == 3
+
+
+def test_a_mask_chooses_the_rows_that_it_marks(tmp_path: Path) -> None:
+    bank = make_bank(tmp_path, "float16")
+    mask = np.zeros(len(bank), np.bool_)
+    mask[[3, 7, 14]] = True
+    np.testing.assert_array_equal(bank.pooled_of(mask), bank.pooled_of(np.array([3, 7, 14])))
+    positions = np.array([[0, 5]] * 3)
+    np.testing.assert_array_equal(bank.tokens(mask, positions), bank.tokens(np.array([3, 7, 14]), positions))
+
+
+WRONG_ROWS = [
+    (np.zeros(3, np.bool_), "a mask of shape"),
+    ([15], "there is no row 15"),
+    ([-1], "there is no row -1"),
+    ([0.5], "of type float64"),
+    (["a"], "of type <U1"),
+    (None, "of type object"),
+    ([[0], [1, 2]], "of type object"),
+    ([[0, 1]], "in one dimension"),
+]
+
+
+@pytest.mark.parametrize(("rows", "told"), WRONG_ROWS)
+def test_rows_that_a_store_does_not_have_are_refused(tmp_path: Path, rows: Any, told: str) -> None:
+    bank = make_bank(tmp_path, "float16")
+    with pytest.raises(UserError, match=re.escape(told)):
+        bank.pooled_of(rows)
+    with pytest.raises(UserError, match=re.escape(told)):
+        bank.tokens(rows, np.zeros((1, 1), np.int64))
+
+
+@pytest.mark.parametrize("positions", [[[9999]], [[-1]], [[TOKENS]], [0], [[0], [1]], [[0.5]], [[True]], None])
+def test_tokens_that_a_crop_does_not_have_are_refused(tmp_path: Path, positions: Any) -> None:
+    with pytest.raises(UserError, match="token"):
+        make_bank(tmp_path, "float16").tokens(np.array([0]), positions)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
+def test_no_rows_give_nothing(tmp_path: Path, dtype: StatesDtype) -> None:
+    bank = make_bank(tmp_path, dtype)
+    assert bank.pooled_of([]).shape == (0, DIM)  # type: ignore[arg-type]
+    assert bank.tokens([], np.zeros((0, 2), np.int64)).shape == (0, 2, DIM)  # type: ignore[arg-type]
+
+
+def test_what_is_no_folder_and_no_column_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no path"):
+        OrpBank(None)  # type: ignore[arg-type]
+    bank = make_bank(tmp_path, "float16")
+    assert bank.catalogue("image").column_names == ["image"]
+    with pytest.raises(UserError, match="no column 1"):
+        bank.catalogue([1])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="no shard 3"):
+        bank.pooled(3)

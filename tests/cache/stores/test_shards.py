@@ -11,7 +11,7 @@ import pytest
 from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import DamagedStore
 from dptr.cache.stores import shards
-from dptr.cache.stores.shard_record import Shard
+from dptr.cache.stores.manifest import Shard
 from dptr.cache.stores.shards import States, StatesFile, StatesReader, write_shard
 
 DIM = 6

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import random
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from filelock import FileLock
 
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE, RECIPE_FILE, RUN_FILE
+from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE, QUARANTINE_FILE, RECIPE_FILE, RUN_FILE
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores import sealed
-from dptr.cache.stores.file_record import FileRecord
-from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA
+from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import States, write_shard, write_states
-from dptr.cache.stores.verify import verify
+from dptr.cache.stores.verify import all_in, verify
+from dptr.cache.workspace import Workspace
+from dptr.cli import run_command
 
 IDENTITY = {
     "encoder": "tiny",
@@ -154,51 +162,19 @@ def test_a_newer_store_or_run_is_refused_in_one_line(store: Path, run: Path) -> 
             verify(folder)
 
 
-def test_wrong_numbers_under_right_hashes_are_found(store: Path) -> None:
-    def edited(name: str, **changes: object) -> list[str]:
+def test_a_manifest_that_contradicts_itself_is_damage(store: Path) -> None:
+    def edited(**changes: object) -> str:
         value = sealed.read_json(store / MANIFEST_FILE)
         before = (store / MANIFEST_FILE).read_bytes()
-        part = value["shards"][0] if name == "shard" else value["identity"] if name == "identity" else value
-        part |= changes
+        value["shards"][0] |= changes
         sealed.write_json(store / MANIFEST_FILE, value)
-        told = [damage.problem for damage in verify(store)]
+        (damage,) = verify(store)
         (store / MANIFEST_FILE).write_bytes(before)
-        return told
+        return damage.problem
 
-    assert edited("identity", charset="") == ["says nothing of charset"]
-    assert "says 6 rows but its shards have 7" in edited("shard", rows=4)[0]
-    assert edited("manifest", rows=5)[0].startswith("says 5 rows")
-    assert edited("manifest", files={}) != []
-    assert edited("manifest", format_version="two")[0].startswith("is damaged")
-
-
-@pytest.mark.parametrize(
-    ("column", "values", "told"),
-    [
-        ("id", [0, 1, 3], "ids that do not follow"),
-        ("n_tokens", [4, 5, 4], "other numbers of tokens"),
-    ],
-)
-def test_a_catalogue_and_states_that_do_not_agree_are_found(
-    store: Path, column: str, values: list[int], told: str
-) -> None:
-    wrong = catalogue(0)
-    place = wrong.schema.get_field_index(column)
-    wrong = wrong.set_column(
-        place, CATALOGUE_SCHEMA.field(column), pa.array(values, CATALOGUE_SCHEMA.field(column).type)
-    )
-    manifest = Manifest.load(store, "prompts")
-    manifest.shards[0] = write_shard(store, 0, wrong, states(LENGTHS), "float16", {})
-    manifest.save(store)
-    (damage,) = verify(store)
-    assert (damage.shard, told in damage.problem) == ("part-00000", True)
-
-
-def test_shards_of_different_widths_are_found(store: Path) -> None:
-    manifest = Manifest.load(store, "prompts")
-    manifest.shards[1] = write_shard(store, 1, catalogue(3), states(LENGTHS, dim=8), "float16", {})
-    manifest.save(store)
-    assert [damage.problem[:34] for damage in verify(store)] == ["lists shards of different widths: "]
+    assert edited(rows=4).startswith("says 6 rows but its shards have 7")
+    assert edited(name="../part-00000").startswith("is damaged")
+    assert edited(files={"../x": {}}).startswith("is damaged")
 
 
 def test_what_is_not_sealed_though_its_version_says_so_is_damaged(tmp_path: Path) -> None:
@@ -207,4 +183,54 @@ def test_what_is_not_sealed_though_its_version_says_so_is_damaged(tmp_path: Path
     with pytest.raises(DamagedStore, match="damaged"):
         sealed.read_json(tmp_path / "a.json")
     (tmp_path / "a.json").write_text('{"format_version": 1, "x": 1}')
-    assert sealed.read_json(tmp_path / "a.json")["x"] == 1
+    with pytest.raises(UserError, match="format version 1, this dptr reads 2"):
+        sealed.read_json(tmp_path / "a.json")
+
+
+def test_a_flip_in_what_a_model_read_is_found(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    folder = workspace.models / "bundled"
+    with Quarantine(folder / QUARANTINE_FILE) as quarantine:
+        quarantine.refuse("crops", None, "1", "empty label")
+    (folder / "predictions").mkdir()
+    shutil.copy(folder / QUARANTINE_FILE, folder / "predictions" / "ab.parquet")
+    assert all_in(workspace) == [folder]
+    assert verify(folder) == []
+    for name in ("predictions/ab.parquet", QUARANTINE_FILE):
+        whole, generator = (folder / name).read_bytes(), random.Random(name)
+        for _ in range(40):
+            flip(folder / name, generator.randrange(len(whole)), generator.randrange(8))
+            assert found(folder) == [(name, None, "is damaged: its contents have changed")]
+            (folder / name).write_bytes(whole)
+
+
+FIFOS = ["manifest.json", "part-00000.arrow", "part-00001.parquet", PREFIX_FILE]
+RUN_FIFOS = ["run.json", "recipe.toml", "checkpoints/best/state.json", "checkpoints/best/model.safetensors"]
+
+
+@pytest.mark.parametrize("name", [*FIFOS, *RUN_FIFOS, "predictions/ab.parquet", "quarantine.parquet", "model.onnx"])
+def test_a_fifo_in_the_place_of_a_file_is_damage_and_nothing_waits_for_it(store: Path, run: Path, name: str) -> None:
+    folder = store if name in FIFOS else run
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(folder / name)
+    command = [sys.executable, "-m", "dptr", "verify", str(folder), "--quiet"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 3, ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert str(folder / name) in line
+
+
+def test_repair_of_a_store_that_cannot_be_written_still_names_the_damage(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (store / "part-00001.arrow").unlink()
+
+    def read_only(*_: object) -> None:
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(FileLock, "acquire", read_only)
+    assert run_command(["verify", "--repair", str(store), "--quiet"]) == 3
+    said = capsys.readouterr().err
+    assert f"{store / 'part-00001.arrow'} is missing" in said
+    assert "Read-only file system" in said

@@ -21,6 +21,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.word_images import parquet_form
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages
+from dptr.cache.word_images.form import state_of
 from dptr.pipeline.photos.photo import Photo, Refusal
 from dptr.pipeline.photos.photo_files import find_photos
 from dptr.pipeline.text.corpus_files import read_rows
@@ -91,7 +92,7 @@ def test_links_in_a_tar_are_not_followed(tmp_path: Path) -> None:
     good = member("good.png", encoded()), member("good.txt", b"good")
     found = open_images(tar_of(tmp_path / "a.tar", *images, *members, *hard, *good))
     assert labels(found) == ["good"]
-    assert found.refused == {"label or image is missing": 5}
+    assert found.rejected.counts == {"label or image is missing": 5}
 
 
 def test_json_nested_too_deep_is_one_refused_label(tmp_path: Path) -> None:
@@ -99,11 +100,11 @@ def test_json_nested_too_deep_is_one_refused_label(tmp_path: Path) -> None:
     good = json.dumps({"label": "good"}).encode()
     parts = [member("a.png", encoded()), member("a.json", deep), member("b.png", encoded()), member("b.json", good)]
     from_tar = open_images(tar_of(tmp_path / "a.tar", *parts))
-    assert (labels(from_tar), from_tar.refused) == (["good"], {"label is no JSON": 1})
+    assert (labels(from_tar), from_tar.rejected.counts) == (["good"], {"label is no JSON": 1})
     (tmp_path / "b.png").write_bytes(encoded())
     (tmp_path / "labels.jsonl").write_bytes(deep + b'\n{"image": "b.png", "label": "good"}\n')
     from_lines = open_images(tmp_path / "labels.jsonl")
-    assert (labels(from_lines), from_lines.refused) == (["good"], {"label or image is missing": 1})
+    assert (labels(from_lines), from_lines.rejected.counts) == (["good"], {"line is not understood": 1})
 
 
 def test_rows_of_a_label_file_that_point_outside_its_folder_are_refused(tmp_path: Path) -> None:
@@ -115,8 +116,8 @@ def test_rows_of_a_label_file_that_point_outside_its_folder_are_refused(tmp_path
     (folder / "labels.tsv").write_text("".join(f"{name}\tword{n}\n" for n, name in enumerate(names)))
     images = open_images(folder)
     assert labels(images) == ["word0", "word4"]
-    assert images.refused == {"image lies outside the folder of the label file": 3}
-    assert "../secret.png" in images.examples["image lies outside the folder of the label file"][0]
+    assert images.rejected.counts == {"image lies outside the folder of the label file": 3}
+    assert "../secret.png" in images.rejected.examples["image lies outside the folder of the label file"][0]
     (folder / "labels.tsv").write_text("../secret.png\tword\n")
     with pytest.raises(UserError, match="names no image that is there"):
         open_images(folder)
@@ -219,7 +220,7 @@ def test_a_parquet_that_promises_more_rows_than_it_has_ends_in_one_line(
     path = tmp_path / "crops.parquet"
     pq.write_table(pa.table({"image": [encoded()] * 2, "label": ["a", "b"]}), path)
     images = open_images(path)
-    group = parquet_form._images(str(path), os.getpid(), 0)
+    group = parquet_form._images(state_of(path), 0)
     monkeypatch.setattr(parquet_form, "_images", lambda *_: group[:1])
     with pytest.raises(UnreadableImage):
         images.image(1)

@@ -1,4 +1,4 @@
-"""Lists of many labelled crops: kept beside the data, mapped, and what would be listed anew to the last bit."""
+"""Lists of many labelled crops: kept in the cache folder, mapped, and what would be listed anew to the last bit."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from dptr.cache.charset import Charset
-from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
-from dptr.cache.stores import checks
-from dptr.cache.word_images import crop_columns, kept_file, lmdb_form, parquet_form, samples
+from dptr.cache.progress import set_quiet
+from dptr.cache.word_images import listing, samples
 from dptr.cache.word_images.dataset import WordImages
 from dptr.cache.word_images.label_files import LabelFile
 from dptr.cache.word_images.samples import Samples
@@ -33,14 +33,10 @@ FORMS = ["folder", "lmdb", "parquet", "tar"]
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    for module in (kept_file, crop_columns, samples):
-        monkeypatch.setattr(module, "BLOCK_BITS", BLOCK_BITS)
-    monkeypatch.setattr(crop_columns, "_WITHIN", (1 << BLOCK_BITS) - 1)
-    monkeypatch.setattr(samples, "_AT_ONCE", 11)
+def small_lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(listing, "_FEWEST_KEPT", 8)
+    monkeypatch.setattr(samples, "_BATCH", 8)
     monkeypatch.setenv("DPTR_CACHE", str(tmp_path / "cache"))
-    yield
-    checks._background.damage.clear()
 
 
 def picture(number: int) -> bytes:
@@ -71,11 +67,11 @@ def opened(path: Path, charset: str = "62") -> WordImages:
 
 
 def kept_in(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("*.listing"))
+    return sorted((folder / "cache").rglob("*.arrow"))
 
 
 def everything(images: WordImages) -> list[object]:
-    counted = [images.refused, images.changed, images.examples, images.refusals]
+    counted = [images.rejected, images.changed]
     pictures = [images.image(index).getpixel((0, 0)) for index in range(len(images))]
     sides = [list(side.samples) for side in split(images, 0.2, seed=5)]
     return [list(images.samples), images.identity(), *counted, pictures, sides]
@@ -90,20 +86,20 @@ def test_a_kept_list_gives_what_listing_in_memory_gave(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make(form, tmp_path / "data")
+    files = sorted(path.parent.rglob("*"))
     with monkeypatch.context() as in_memory:
-        for module in (kept_file, crop_columns, samples):
-            in_memory.setattr(module, "BLOCK_BITS", 16)
-        in_memory.setattr(crop_columns, "_WITHIN", (1 << 16) - 1)
+        in_memory.setattr(listing, "_FEWEST_KEPT", 1000)
+        in_memory.setattr(samples, "_BATCH", 1000)
         expected = everything(opened(path))
         assert kept_in(tmp_path) == []
     first = everything(opened(path))
-    assert len(kept_in(tmp_path / "data")) == 2, "the list, and which of it is for validation"
+    assert len(kept_in(tmp_path)) == 1
     again = opened(path)
     for name in ("labels", "placed_labels"):
         monkeypatch.setattr(type(next(iter(again.sources.values()))), name, listed_again, raising=False)
     assert expected == first == everything(opened(path))
     assert expected == everything(pickle.loads(pickle.dumps(again)))
-    checks.finish()
+    assert sorted(path.parent.rglob("*")) == files, "nothing is written beside the data"
 
 
 def test_what_goes_to_a_worker_is_as_small_whatever_the_number_of_crops(tmp_path: Path) -> None:
@@ -136,11 +132,10 @@ def test_data_that_changed_is_listed_again(form: str, tmp_path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
-    # A process keeps these files open.
-    lmdb_form._close_inherited()
-    parquet_form._open.cache_clear()
     make(form, tmp_path / "data", [label.replace("w", "v") for label in LABELS])
-    assert opened(path).samples[1].label == "vord1"
+    changed = opened(path)
+    assert changed.samples[1].label == "vord1"
+    assert changed.image(1).getpixel((0, 0)) == (1, 128, 128)
 
 
 def test_the_same_size_at_another_time_is_listed_again(tmp_path: Path) -> None:
@@ -153,61 +148,47 @@ def test_the_same_size_at_another_time_is_listed_again(tmp_path: Path) -> None:
     assert opened(path).samples[1].label == "wird1"
 
 
-def test_changed_code_lists_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edit_of_the_code_lists_nothing_again_and_another_format_version_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = make("folder", tmp_path / "data")
     opened(path)
-    monkeypatch.setattr("dptr.cache.word_images.listing._code_of", lambda sources: ["changed"])
     monkeypatch.setattr(Normalization, "apply", lambda self, raw: raw.upper().replace(" ", ""))
+    assert opened(path).samples[1].label == "word1"
+    monkeypatch.setattr(listing, "FORMAT_VERSION", 2)
     assert opened(path).samples[1].label == "WORD1"
 
 
-def test_a_torn_list_is_made_again_and_a_flipped_bit_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "offset"])
+def test_a_damaged_list_is_made_again(damage: str, tmp_path: Path) -> None:
     path = make("folder", tmp_path / "data")
     expected = list(opened(path).samples)
     (kept,) = kept_in(tmp_path)
     whole = kept.read_bytes()
-    kept.write_bytes(whole[: len(whole) // 2])
+    with pa.memory_map(str(kept)) as file:
+        column = pa.ipc.open_file(file.read_buffer()[:-16]).get_batch(0).column("label")
+    offsets = whole.index(column.buffers()[1].to_pybytes()[: 4 * (len(column) + 1)]) + 4
+    changed = {
+        "cut": whole[: len(whole) // 2],
+        "flipped": whole.replace(b"word1", b"wore1", 1),
+        "empty": b"",
+        "offset": whole[:offsets] + (1 << 30).to_bytes(4, "little") + whole[offsets + 4 :],
+    }
+    kept.write_bytes(changed[damage])
     assert list(opened(path).samples) == expected
     assert kept.read_bytes() == whole
-    place = whole.index(b"word1")
-    kept.write_bytes(whole[:place] + b"w" + bytes([whole[place + 1] ^ 1]) + whole[place + 2 :])
-    opened(path)
-    with pytest.raises(DamagedStore, match="remove it, and it is made again"):
-        checks.finish()
 
 
-def test_beside_data_that_cannot_be_written_the_list_is_in_the_cache_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = make("lmdb", tmp_path / "data")
-    real = kept_file.locked_file
-
-    def refused(target: Path) -> object:
-        if target.is_relative_to(tmp_path / "data"):
-            raise UserError("cannot write", "")
-        return real(target)
-
-    monkeypatch.setattr(kept_file, "locked_file", refused)
-    expected = everything(opened(path))
-    assert kept_in(tmp_path / "data") == []
-    assert len(kept_in(tmp_path / "cache")) == 2
-    monkeypatch.setattr("dptr.cache.word_images.lmdb_form.LmdbSource.labels", listed_again)
-    assert everything(opened(path)) == expected
-
-
-def test_where_nothing_can_be_written_the_list_serves_this_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_where_the_cache_folder_cannot_be_written_the_list_serves_this_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = make("tar", tmp_path / "data")
-
-    def refused(target: Path) -> object:
-        raise UserError("cannot write", "")
-
-    monkeypatch.setattr(kept_file, "locked_file", refused)
+    (tmp_path / "cache").write_text("no folder")
+    set_quiet(False)
     images = opened(path)
+    assert "is not kept in" in capsys.readouterr().err
     assert images.image(1).getpixel((0, 0)) == (1, 128, 128)
     assert pickle.loads(pickle.dumps(images)).samples == images.samples
-    assert kept_in(tmp_path) == []
 
 
 def test_a_failed_listing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,23 +234,3 @@ def test_samples_read_as_a_list_does(tmp_path: Path) -> None:
     assert chosen.samples != listed
     assert list(chosen.samples.every_data_set()) == [0, 0]
     assert (len(Samples()), list(Samples())) == (0, [])
-
-
-@pytest.mark.parametrize("name", ["key", "label"])
-def test_offsets_that_lead_out_of_a_kept_list_are_damage_and_end_no_process(name: str, tmp_path: Path) -> None:
-    path = make("lmdb", tmp_path / "data")
-    opened(path)
-    (kept,) = kept_in(tmp_path)
-    with pa.memory_map(str(kept)) as file:
-        column = pa.ipc.open_file(file.read_buffer()).get_batch(0).column(name)
-    offsets = column.buffers()[1].to_pybytes()[: 4 * (len(column) + 1)]
-    data = kept.read_bytes()
-    at = data.index(offsets) + 4
-    kept.write_bytes(data[:at] + (1 << 30).to_bytes(4, "little") + data[at + 4 :])
-    samples = opened(path).samples
-    with pytest.raises(DamagedStore, match="Remove it"):
-        _ = samples[0]
-    with pytest.raises(DamagedStore, match="Remove it"):
-        list(samples.pieces())
-    with pytest.raises(DamagedStore, match="is damaged"):
-        checks.finish()

@@ -73,7 +73,7 @@ def test_with_it_files_and_folders_of_zips_are_read_and_the_message_names_it(tmp
     for place in (path, path.parent):
         images = open_images(place)
         assert [sample.label for sample in images.samples] == ["good", "bad"]
-        assert images.refused == {"label or image is missing": 1}
+        assert images.rejected.counts == {"label or image is missing": 1}
         assert images.image(0).getpixel((0, 0)) == (9, 9, 9)
     path.write_bytes(b"no zip")
     with pytest.raises(UserError, match=r"words\.zip cannot be read"):

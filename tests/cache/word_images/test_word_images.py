@@ -17,10 +17,9 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
-from dptr.cache.word_images.pack import pack_crops
 from dptr.cache.word_images.samples import Sample
 from dptr.cache.word_images.split import split
-from dptr.cache.word_images.writer import write_word_images
+from dptr.cache.word_images.writer import pack_crops, write_word_images
 
 LABELS = ["Open", "24/7", "Exit", 'a"b,c']
 CHARSET = Charset.named("94")
@@ -80,8 +79,8 @@ def test_every_label_file_gives_the_same_samples(write_labels, tmp_path):
     images = open_images(folder)
     assert [sample.label for sample in images.samples] == LABELS
     assert [images.image(i).getpixel((0, 0))[0] for i in range(4)] == [0, 50, 100, 150]
-    assert not images.refused
-    assert not images.changed
+    assert not images.rejected.total
+    assert not images.changed.total
 
 
 def as_tar(folder: Path, out: Path) -> None:
@@ -131,10 +130,14 @@ def test_damaged_lmdb_is_counted_and_named_and_the_rest_is_used(tmp_path):
     )  # fmt: skip
     images = open_images(path)
     assert [sample.label for sample in images.samples] == ["fine", "twowords", "truncated", "flat"]
-    assert images.refused == {"label or image is missing": 6, "not in the charset": 1, "longer than 25 characters": 1}
-    assert images.changed == {"spaces removed": 1}
-    assert "image-000000004" in images.examples["not in the charset"][0]
-    assert "two words" in images.examples["spaces removed"][0]
+    assert images.rejected.counts == {
+        "label or image is missing": 6,
+        "not in the charset": 1,
+        "longer than 25 characters": 1,
+    }
+    assert images.changed.counts == {"spaces removed": 1}
+    assert "image-000000004" in images.rejected.examples["not in the charset"][0]
+    assert "two words" in images.changed.examples["spaces removed"][0]
     assert images.image(0).size == (40, 16)
     for index, key in ((2, "image-000000007"), (3, "image-000000008")):
         with pytest.raises(UnreadableImage, match=f"{key} of .*bad.lmdb"):
@@ -174,8 +177,8 @@ def test_lines_that_cannot_be_read_are_counted(tmp_path):
     (tmp_path / "labels.tsv").write_bytes(b"a.png\tok\nnothing here\na.png\t\xff\xfe\n\na.png\t \n")
     images = open_images(tmp_path)
     assert [sample.label for sample in images.samples] == ["ok"]
-    assert images.refused == {"label or image is missing": 2, "empty": 1}
-    assert "line 2" in images.examples["label or image is missing"][0]
+    assert images.rejected.counts == {"line is not understood": 2, "empty": 1}
+    assert "line 2" in images.rejected.examples["line is not understood"][0]
 
 
 def test_folder_without_labels_ends_in_one_line_with_the_accepted_forms(tmp_path):
@@ -262,8 +265,8 @@ def test_packing_leaves_out_what_cannot_be_read_and_says_so(tmp_path):
     (folder / "images/word_2.png").write_bytes(b"not an image")
     summary = pack_crops(folder, tmp_path / "x.lmdb")
     assert summary.rows == 3
-    assert summary.refused == {"unreadable image": 1}
-    assert "word_2.png" in summary.examples["unreadable image"][0]
+    assert summary.rejected.counts == {"unreadable image": 1}
+    assert "word_2.png" in summary.rejected.examples["unreadable image"][0]
     assert [sample.label for sample in open_images(tmp_path / "x.lmdb").samples] == ["Open", "24/7", 'a"b,c']
     with pytest.raises(UserError, match="is there already"):
         pack_crops(folder, tmp_path / "x.lmdb")
@@ -293,5 +296,5 @@ def test_a_charset_of_one_case_folds_labels_and_counts_them(tmp_path):
     as_tsv(tmp_path, write_images(tmp_path))
     images = open_images(tmp_path, charset=Charset.named("36"))
     assert [sample.label for sample in images.samples] == ["open", "exit"]
-    assert images.changed == {"case folded, as the charset has one case only": 2}
-    assert images.refused == {"not in the charset": 2}
+    assert images.changed.counts == {"case folded, as the charset has one case only": 2}
+    assert images.rejected.counts == {"not in the charset": 2}

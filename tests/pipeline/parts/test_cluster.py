@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from dptr.cache.errors import UserError
+from dptr.pipeline.parts.executors import Work, Worker
 from dptr.pipeline.parts.store_in_making import StoreInMaking
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.embed_text import embed_text
@@ -66,7 +67,7 @@ def plain(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_prompts_of_two_workers_are_those_of_one_process(
     cluster: Cluster, corpus: Path, plain: Path, tmp_path: Path
 ) -> None:
-    summary = embed_text([str(corpus)], tmp_path / "store", SETTINGS, cluster=cluster)
+    summary = embed_text([str(corpus)], tmp_path / "store", SETTINGS, executor=cluster)
     assert summary.computed == len(WORDS)
     assert hashes(tmp_path / "store") == hashes(plain), "the manifest, too"
 
@@ -86,7 +87,7 @@ def test_a_worker_that_is_killed_half_way_changes_nothing(
             killed.append(workers[0].pid)
 
     monkeypatch.setattr(StoreInMaking, "commit", kill_one)
-    embed_text([str(corpus)], tmp_path / "store", SETTINGS, cluster=cluster)
+    embed_text([str(corpus)], tmp_path / "store", SETTINGS, executor=cluster)
     assert killed
     assert hashes(tmp_path / "store") == hashes(plain)
 
@@ -104,19 +105,19 @@ def test_a_bank_of_two_workers_is_that_of_one_process(cluster: Cluster, tmp_path
     (photos / "3again.png").write_bytes((photos / "3.png").read_bytes())
     settings = OrpBankSettings(crops_per_image=2, shard_rows=4, batch=4)
     build_orp_bank([photos], tmp_path / "plain", settings)
-    build_orp_bank([photos], tmp_path / "cluster", settings, cluster=cluster)
+    build_orp_bank([photos], tmp_path / "cluster", settings, executor=cluster)
     assert hashes(tmp_path / "cluster") == hashes(tmp_path / "plain")
 
 
 def test_a_worker_says_what_is_wrong_in_one_line(cluster: Cluster) -> None:
-    def maker() -> object:
-        def work(item: int) -> int:
+    def maker() -> Work[int]:
+        def work(item: int) -> Callable[[], int]:
             raise UserError("the item is wrong", "Give another")
 
         return work
 
     with pytest.raises(UserError, match="the item is wrong"):
-        list(cluster.in_order(maker, (), [1]))  # type: ignore[arg-type]
+        list(cluster.in_order(Worker(maker(), maker, ()), [1]))
 
 
 @pytest.fixture

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from dptr.cache.stores import manifest as manifests
 from dptr.cache.stores import manifest_log
 from dptr.cache.stores.manifest import Manifest
 from dptr.cli import run_command
+from dptr.pipeline.parts.merge import merge
 from dptr.pipeline.parts.part import Part, parts_folder
 from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.embed_text import embed_text
@@ -202,3 +207,152 @@ def test_the_figures_of_a_merge(corpus: Path, tmp_path: Path, capsys: pytest.Cap
     succeed("merge", out, "--json")
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (figures["rows"], figures["computed"], figures["parts"]) == (len(WORDS), len(WORDS), 2)
+
+
+def in_parts(corpus: Path, out: Path, settings: EmbedTextSettings = SETTINGS, parts: Sequence[int] = (1, 2)) -> None:
+    for number in parts:
+        embed_text([str(corpus)], out, settings, Part(number, 2))
+
+
+def reordered(corpus: Path, folder: Path) -> Path:
+    path = folder / "reordered.txt"
+    path.write_text("\n".join([*reversed(WORDS), "naïve"]) + "\n", encoding="utf-8")
+    return path
+
+
+def other_words(corpus: Path, folder: Path) -> Path:
+    path = folder / "other.txt"
+    path.write_text("\n".join([*WORDS[:-1], "other", "naïve"]) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("other", [reordered, other_words])
+def test_parts_of_other_corpora_are_not_merged(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], other: Callable[[Path, Path], Path]
+) -> None:
+    out = tmp_path / "store"
+    in_parts(corpus, out, parts=(1,))
+    in_parts(other(corpus, tmp_path), out, parts=(2,))
+    before = hashes(parts_folder(out))
+    assert "from other inputs, or with other settings" in fail(capsys, "merge", out)
+    assert hashes(parts_folder(out)) == before
+    assert not (out / "manifest.json").exists()
+
+
+def test_parts_of_shards_of_another_size_are_not_merged(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "store"
+    in_parts(corpus, out, parts=(1,))
+    in_parts(corpus, out, EmbedTextSettings(shard_rows=30), parts=(2,))
+    assert "from other inputs, or with other settings" in fail(capsys, "merge", out)
+
+
+@pytest.mark.parametrize("name", ["2-of-2", "1-of-2"])
+def test_a_copied_part_is_not_merged(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    out = tmp_path / "store"
+    in_parts(corpus, out)
+    folder = parts_folder(out)
+    shutil.rmtree(folder / name)
+    shutil.copytree(folder / ("1-of-2" if name == "2-of-2" else "2-of-2"), folder / name)
+    assert "under another name" in fail(capsys, "merge", out)
+
+
+def test_a_part_that_another_total_gave_its_name_is_not_merged(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "store"
+    in_parts(corpus, out, parts=(1,))
+    embed_text([str(corpus)], tmp_path / "other", SETTINGS, Part(2, 3))
+    shutil.copytree(parts_folder(tmp_path / "other") / "2-of-3", parts_folder(out) / "2-of-2")
+    assert "under another name" in fail(capsys, "merge", out)
+
+
+def test_a_part_that_is_written_just_now_is_not_merged(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "store"
+    in_parts(corpus, out)
+    code = "import sys; from pathlib import Path; from dptr.cache.stores.lock import locked\n"
+    code += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    sys.stdin.read()"
+    command = [sys.executable, "-c", code, str(parts_folder(out) / "2-of-2")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        assert "is being written by" in fail(capsys, "merge", out)
+        holder.communicate("")
+    succeed("merge", out)
+
+
+def test_a_part_is_not_continued_with_another_corpus(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "store"
+    in_parts(corpus, out)
+    other = other_words(corpus, tmp_path)
+    told = fail(capsys, "embed-text", reordered(other, tmp_path), "-o", out, "--shard-rows", "32", "--part", "1/2")
+    assert "was begun with other inputs or settings" in told
+
+
+@pytest.mark.parametrize("removed", range(1, 6))
+def test_a_merge_that_is_killed_between_two_removals_is_repeated(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: int
+) -> None:
+    in_parts(corpus, tmp_path / "parts")
+    embed_text([str(corpus)], tmp_path / "whole", SETTINGS)
+    out, calls, unlink = tmp_path / "parts", [0], os.unlink
+
+    def die(path: Any, *given: Any, **named: Any) -> None:
+        calls[0] += ".parts" in str(path) or "dir_fd" in named
+        if calls[0] == 2 * removed:
+            raise KeyboardInterrupt
+        unlink(path, *given, **named)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(os, "unlink", die)
+        merge(out)
+    assert merge(out).rows == len(WORDS)
+    assert hashes(out) == hashes(tmp_path / "whole")
+    assert not parts_folder(out).exists()
+
+
+def test_rendered_parts_of_other_words_or_settings_are_not_merged(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command: list[str | Path] = ["render-words", corpus, "--count", "6", "--style", "clean", "-o", tmp_path / "crops"]
+    succeed(*command, "--part", "1/2")
+    succeed(*command, "--part", "2/2", "--seed", "1")
+    assert "from other inputs, or with other settings" in fail(capsys, "merge", tmp_path / "crops")
+    assert not (tmp_path / "crops").exists()
+    assert "rendered from other words or settings" in fail(capsys, *command, "--part", "2/2")
+    (parts_folder(tmp_path / "crops") / "2-of-2.parquet").unlink()
+    (parts_folder(tmp_path / "crops") / "2-of-2.json").unlink()
+    shutil.copy(
+        parts_folder(tmp_path / "crops") / "1-of-2.parquet", parts_folder(tmp_path / "crops") / "2-of-2.parquet"
+    )
+    assert "part 2/2 is not finished" in fail(capsys, "merge", tmp_path / "crops")
+
+
+def test_a_rendered_part_that_is_finished_is_left_as_it_is(corpus: Path, tmp_path: Path) -> None:
+    command: list[str | Path] = ["render-words", corpus, "--count", "6", "--style", "clean", "-o", tmp_path / "crops"]
+    succeed(*command, "--part", "1/2")
+    before = hashes(tmp_path)
+    succeed(*command, "--part", "1/2")
+    assert hashes(tmp_path) == before
+    damaged = parts_folder(tmp_path / "crops") / "1-of-2.parquet"
+    content = bytearray(damaged.read_bytes())
+    content[100] ^= 1
+    damaged.write_bytes(content)
+    assert run_command([*map(str, command), "--part", "1/2", "--quiet"]) == 3
+
+
+def test_crops_of_others_are_not_merged(
+    draw_crops: Callable[[Path, Sequence[str]], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = draw_crops(tmp_path / "crops", ["one", "two", "three", "four", "five"])
+    other = draw_crops(tmp_path / "other", ["one", "two", "three", "four", "six"])
+    for number, crops in ((1, one), (2, other)):
+        succeed("embed-crops", crops, "--views", "2", "-o", tmp_path / "store", "--part", f"{number}/2")
+    assert "from other inputs, or with other settings" in fail(capsys, "merge", tmp_path / "store")

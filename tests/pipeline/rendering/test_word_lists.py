@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dptr.cache.errors import UserError
+from dptr.cli import run_command
 from dptr.pipeline.rendering.word_lists import photo_paths, read_words
 
 RENDER = "import sys, dptr.cli; dptr.cli.run_command(sys.argv[1:])"
@@ -49,3 +50,21 @@ def test_a_word_list_without_words_says_why(tmp_path: Path) -> None:
 def test_a_folder_without_photos_is_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no photo"):
         photo_paths(tmp_path)
+
+
+def test_lines_are_labels_with_their_spaces(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("New York\n\n  Gare du  Nord \nNew York\nExit\n", encoding="utf-8")
+    (tmp_path / "lines.csv").write_text('city,label\nx,"Rue, 42"\n', encoding="utf-8")
+    files = [str(tmp_path / name) for name in ("lines.txt", "lines.csv")]
+    assert read_words(files, "line") == ["New York", "Gare du Nord", "Exit", "Rue, 42"]
+
+
+@pytest.mark.slow
+def test_rendered_lines_keep_their_spaces_in_labels(tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("New York\nExit\n", encoding="utf-8")
+    pytest.importorskip("font_roboto")
+    assert (
+        run_command(["render-words", str(tmp_path / "lines.txt"), "--unit", "line", "-o", str(tmp_path / "crops")]) == 0
+    )
+    labels = (tmp_path / "crops" / "labels.tsv").read_text(encoding="utf-8").splitlines()
+    assert sorted(line.partition("\t")[2] for line in labels) == ["Exit", "New York"]

@@ -20,10 +20,8 @@ from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.quarantine import Quarantine
-from dptr.pipeline.text import blocks as text_blocks
-from dptr.pipeline.text import distinct_labels
-from dptr.pipeline.text.case_variants import case_variants
-from dptr.pipeline.text.corpus import CorpusSettings, corpus_fingerprint, read_corpus
+from dptr.pipeline.text import corpus_files, label_counts
+from dptr.pipeline.text.corpus import CorpusSettings, case_variants, corpus_fingerprint, read_corpus
 
 
 @dataclass
@@ -205,9 +203,9 @@ def test_the_result_does_not_depend_on_blocks(tmp_path: Path, read: Read, monkey
     lines = [" ".join(words[start : start + 9]) for start in range(0, len(words), 9)]
     path = write(tmp_path / "a.txt", "\r\n".join(lines))
     whole = read(path)
-    monkeypatch.setattr(text_blocks, "BLOCK_BYTES", 997)
-    monkeypatch.setattr(text_blocks, "_PIECE_BYTES", 101)
-    monkeypatch.setattr(distinct_labels, "_ROWS_BUFFERED", 50)
+    monkeypatch.setattr(corpus_files, "BLOCK_BYTES", 997)
+    monkeypatch.setattr(corpus_files, "_PIECE_BYTES", 101)
+    monkeypatch.setattr(label_counts, "_ROWS_BUFFERED", 50)
     parts = read(path, rows=7)
     assert parts.labels == whole.labels
     assert parts.counts == whole.counts

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import shutil
 from pathlib import Path
@@ -25,6 +24,7 @@ from dptr.cache.stores.verify import verify
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.clip.text_tower import TextTower
 from dptr.pipeline.text import embed_text as module
+from dptr.pipeline.text import prompt_store
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import estimate
 from dptr.pipeline.text.templates import Template
@@ -212,16 +212,29 @@ def test_estimate_starts_nothing(run: Any) -> None:
     assert estimate([str(run.corpus)], run.out, run.settings).rows == 0
 
 
-def test_a_replaced_model_is_noticed(run: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["someone/clip", "folder"])
+def test_a_clip_of_other_weights_is_another_one(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """By its hub id, whose revision changed, or by its folder, with files of the same sizes and times."""
+    from dptr.cache import hub
     from dptr.pipeline.clip import bundled as bundled_clip
 
-    folder = tmp_path / "clip"
-    shutil.copytree(bundled_clip.BUNDLED, folder)
-    settings = dataclasses.replace(run.settings, clip=str(folder))
+    folder = shutil.copytree(bundled_clip.BUNDLED, tmp_path / "clip")
+    monkeypatch.setattr(hub, "download", lambda *_: folder)
+    monkeypatch.setattr(prompt_store, "load_clip", load_clip)
+    settings = dataclasses.replace(run.settings, clip=str(folder) if name == "folder" else name)
     run(settings)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    assert module._finished(run.out, module._what_is_asked([str(run.corpus)], settings), None, 0.0) is None
+    before = run.hashes()
+    assert run(settings).computed == 0
+    path = folder / "model.safetensors"
+    content, times = bytearray(path.read_bytes()), path.stat()
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(DamagedStore, match="weights: "):
+        run(settings)
+    assert run.hashes() == before
 
 
 def test_a_folder_of_the_users_called_scratch_is_left_alone(run: Any) -> None:

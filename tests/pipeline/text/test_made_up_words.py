@@ -12,8 +12,8 @@ import pytest
 
 from dptr.cache.charset import Charset
 from dptr.cache.progress import set_quiet
-from dptr.cache.stores.made_up_rows import MADE_UP
-from dptr.cache.stores.shard_record import Shard
+from dptr.cache.stores.manifest import Shard
+from dptr.cache.stores.prompt_rows import MADE_UP
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.clip.text_tower import TextTower
 from dptr.pipeline.parts.store_in_making import StoreInMaking

@@ -10,7 +10,7 @@ import pytest
 
 from dptr.cache.errors import UserError
 from dptr.cache.stores import sealed
-from dptr.cache.stores.file_record import FileRecord
+from dptr.cache.stores.manifest import FileRecord
 from dptr.cache.stores.prompts import PromptStore
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.text.templates import Template

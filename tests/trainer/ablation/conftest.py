@@ -10,8 +10,7 @@ import pyarrow as pa
 import pytest
 
 from dptr.cache.file_names import PREFIX_FILE
-from dptr.cache.stores.file_record import FileRecord
-from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.shards import States, write_shard, write_states
 
 DIM = 16

@@ -19,8 +19,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.file_names import NEIGHBOURS_ARRAY, PREFIX_FILE
 from dptr.cache.normalization import Normalization
 from dptr.cache.row_set import RowSet
-from dptr.cache.stores.file_record import FileRecord
-from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore

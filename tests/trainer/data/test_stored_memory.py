@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from dptr.cache.choices import StatesDtype
 from dptr.cache.file_names import PREFIX_FILE
-from dptr.cache.stores.file_record import FileRecord
-from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states

@@ -150,7 +150,11 @@ def _whole_model(folder: Path) -> dict[str, Tensor]:
         transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         with contextlib.redirect_stderr(io.StringIO()):
             model, told = transformers.AutoModel.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+                folder,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
+                trust_remote_code=False,
             )
         if told["missing_keys"]:
             raise ValueError(f"its weights lack {min(told['missing_keys'])}")

@@ -59,7 +59,11 @@ class TransformersEncoder(PretrainedEncoder):
         try:
             with contextlib.redirect_stderr(io.StringIO()):
                 found, told = type(self.model).from_pretrained(
-                    folder, config=self.model.config, use_safetensors=True, output_loading_info=True
+                    folder,
+                    config=self.model.config,
+                    use_safetensors=True,
+                    output_loading_info=True,
+                    trust_remote_code=False,
                 )
             missing = [name for name in told["missing_keys"] if not any(part in name for part in _DISPENSABLE)]
             if missing:
@@ -156,9 +160,9 @@ def _build(kind: str, described: dict[str, Any]) -> Any:
     try:
         config = transformers.AutoConfig.for_model(**described)
         try:
-            return transformers.AutoBackbone.from_config(config)  # type: ignore[no-untyped-call]
+            return transformers.AutoBackbone.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
         except ValueError:  # what transformers has no backbone for
-            return transformers.AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+            return transformers.AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except Exception as error:
         raise UserError(f"{kind} cannot be built: {_last_line(error)}", _KINDS) from error
 

@@ -1,8 +1,12 @@
-"""Distinct labels with their counts, out of core: DuckDB aggregates and sorts on disk within a fixed memory.
+"""Rows of raw text -> distinct labels with their counts.
+
+Most items of most corpora are printable ASCII, which normalisation leaves as it is, and most items come again and
+again. So Arrow finds the distinct items of a block first, and only those that are not plain go through Python. DuckDB
+then aggregates and sorts on disk, within a fixed memory.
 
 Labels are ordered by first occurrence: file by file, line by line, those new in one line by code point. The order
-depends on the corpus alone, not on blocks or threads; what is added at the end leaves it as it was; and the words that
-occur first, mostly the frequent ones, are done first, so that a store cut short holds the most useful part.
+depends on the corpus alone, not on blocks or threads; text that is appended to a corpus leaves it as it was; and the
+words that occur first, mostly the frequent ones, are embedded first.
 """
 
 from __future__ import annotations
@@ -11,19 +15,30 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dptr.cache.charset import Charset
+from dptr.cache.charset import Charset, LetterCase, fold_case
 from dptr.cache.choices import Units
 from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.processors import usable_processors
+from dptr.cache.stores.files import scratch_folder
 from dptr.cache.units import clusters
+from dptr.pipeline.choices import Unit
+from dptr.pipeline.text.corpus_files import MOST_ITEM_BYTES, TOO_LONG, Refuse, Rows
+
+_PLAIN_WORD = "^[!-~]+$"
+_PLAIN_LINE = "^[!-~]+( [!-~]+)*$"
+#: A label that is too long to be used is kept only as far as the quarantine shows it.
+_SHOWN_CHARACTERS = 200
+
 
 _MEMORY = "256MB"
 #: Each thread needs its share of the memory; more threads than this and an aggregation no longer fits.
@@ -36,18 +51,130 @@ _ROWS_SPLIT_AT_ONCE = 100_000
 _LINE_BITS = 40
 
 
+@dataclass(frozen=True)
+class CountedLabels:
+    """Labels of a block, nearly distinct (two spellings of one label may stand apart).
+
+    Attributes:
+        labels: string array, shape (labels,). counts: occurrences, int64. lines: line of the first one, int64.
+        read: items read, rejected ones included. folded: items whose case was changed.
+    """
+
+    labels: pa.Array
+    counts: NDArray[np.int64]
+    lines: NDArray[np.int64]
+    read: int
+    folded: int
+
+
+def count_labels(
+    rows: Rows,
+    unit: Unit,
+    normalization: Normalization,
+    case: LetterCase | None,
+    refuse: Refuse,
+    units: Units = "codepoint",
+) -> CountedLabels:
+    """Split rows into items and items into normalised labels; undecodable, overlong items and NUL bytes are rejected.
+
+    With ``case`` all labels are folded to it.
+
+    Whether a label fits the charset and the length is for the caller to judge, once for the whole corpus.
+    """
+    items, lines = _items(rows, unit)
+    read = len(items)
+    items, lines = _short(items, lines, refuse)
+    distinct, counts, lines = _distinct(items, lines)
+    plain = pc.match_substring_regex(distinct, _PLAIN_LINE if normalization.keep_spaces else _PLAIN_WORD)
+    is_plain = plain.to_numpy(zero_copy_only=False)
+    shown = max(_SHOWN_CHARACTERS, normalization.most_code_points(units) + 1)
+
+    labels = pc.utf8_slice_codeunits(distinct.filter(plain).cast(pa.string()), 0, shown)
+    rest: list[tuple[str, int, int]] = []
+    odd = distinct.filter(pc.invert(plain)).to_pylist()
+    for item, count, line in zip(odd, counts[~is_plain].tolist(), lines[~is_plain].tolist(), strict=True):
+        rest += [(normalization.apply(text), count, line) for text in _texts(item, line, unit, refuse)]
+    folded = _folded(labels, case)
+    other = [fold_case(label, case) for label, _, _ in rest]
+    changed = pc.not_equal(labels, folded).to_numpy(zero_copy_only=False)
+    changed = np.append(changed, [new != label for new, (label, _, _) in zip(other, rest, strict=True)]).astype(bool)
+    counts = np.append(counts[is_plain], np.array([count for _, count, _ in rest], np.int64))
+    return CountedLabels(
+        pa.concat_arrays([folded, pa.array([label[:shown] for label in other], pa.string())]),
+        counts,
+        np.append(lines[is_plain], np.array([line for _, _, line in rest], np.int64)),
+        read,
+        int(counts[changed].sum()),
+    )
+
+
+def _folded(labels: pa.Array, case: LetterCase | None) -> pa.Array:
+    """Fold labels that are ASCII alone."""
+    return {"lower": pc.ascii_lower, "upper": pc.ascii_upper, None: lambda unchanged: unchanged}[case](labels)
+
+
+def _items(rows: Rows, unit: Unit) -> tuple[pa.Array, NDArray[np.int64]]:
+    """Split at ASCII white space, or trim it; empty items are none. Returns binary items and their lines."""
+    # The kernels want the string type but work on single bytes, so invalid UTF-8 does them no harm.
+    texts = rows.texts.view(pa.string())
+    lines = rows.lines
+    if unit == "word":
+        words = pc.ascii_split_whitespace(texts)
+        lines = lines[pc.list_parent_indices(words).to_numpy()]
+        texts = words.flatten()
+    else:
+        texts = pc.ascii_trim_whitespace(texts)
+    filled = pc.greater(pc.binary_length(texts), 0)
+    return texts.filter(filled).view(pa.binary()), lines[filled.to_numpy(zero_copy_only=False)]
+
+
+def _short(items: pa.Array, lines: NDArray[np.int64], refuse: Refuse) -> tuple[pa.Array, NDArray[np.int64]]:
+    """Return the items, and their lines, that are not too long; reject the others."""
+    is_short = pc.binary_length(items).to_numpy(zero_copy_only=False) <= MOST_ITEM_BYTES
+    if is_short.all():
+        return items, lines
+    for position in np.flatnonzero(~is_short).tolist():
+        start = items[position].as_py()[:_SHOWN_CHARACTERS].decode("utf-8", "backslashreplace")
+        refuse(int(lines[position]), start, TOO_LONG)
+    return items.filter(pa.array(is_short)), lines[is_short]
+
+
+def _distinct(items: pa.Array, lines: NDArray[np.int64]) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.int64]]:
+    """Return the distinct items, how often each occurs, and the line where it occurs first."""
+    encoded = items.dictionary_encode()
+    codes = encoded.indices.to_numpy()
+    first = np.empty(len(encoded.dictionary), np.int64)
+    # Assigned from the back, so that the first occurrence is the one that stays.
+    first[codes[::-1]] = lines[::-1]
+    return encoded.dictionary, np.bincount(codes, minlength=len(first)).astype(np.int64), first
+
+
+def _texts(item: bytes, line: int, unit: Unit, refuse: Refuse) -> list[str]:
+    """Decode an item, dropping a byte-order mark in front, and split it at white space that is not ASCII."""
+    try:
+        text = item.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        refuse(line, item[:1000].decode("utf-8", "backslashreplace"), "invalid UTF-8")
+        return []
+    if "\0" in text:
+        refuse(line, text[:1000], "NUL byte")
+        return []
+    words = text.split()
+    return words if unit == "word" or not words else [text]
+
+
 class DistinctLabels:
     """Counts labels in a DuckDB file of its own, in a new folder where temporary files go (``TMPDIR``)."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="dptr-corpus-")
+        self._folder = scratch_folder()
         folder = Path(self._folder.name)
         settings: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": _MEMORY,
             "threads": min(_MOST_THREADS, usable_processors()),
             "temp_directory": str(folder / "spilled"),
         }
-        with _disk_told():
+        with _full_disk_as_user_error():
             self._connection = duckdb.connect(str(folder / "labels.duckdb"), config=settings)
         self._execute("create table seen (label varchar, count bigint, place bigint)")
         self._waiting: list[pa.Table] = []
@@ -146,12 +273,12 @@ class DistinctLabels:
         """Yield a table in the order of its creation; each window is a query, so nothing is held between them."""
         for first in range(0, self._rows_in(table), rows):
             query = f"select * from {table} where rowid between {first} and {first + rows - 1} order by rowid"
-            with _disk_told():
+            with _full_disk_as_user_error():
                 window = self._connection.sql(query).to_arrow_table()
             yield window
 
     def _execute(self, query: str, parameters: object = None) -> duckdb.DuckDBPyConnection:
-        with _disk_told():
+        with _full_disk_as_user_error():
             return self._connection.execute(query, parameters)
 
     def _insert(self) -> None:
@@ -167,7 +294,7 @@ class DistinctLabels:
 
 
 @contextmanager
-def _disk_told() -> Iterator[None]:
+def _full_disk_as_user_error() -> Iterator[None]:
     """Say in one line that the disk for temporary files is full or cannot be written, and how to name another."""
     try:
         yield
