@@ -464,7 +464,7 @@ class Adaptation:
             out=out,
             rows=len(self.images),
             computed=sum(summary.computed for summary in self.summaries),
-            quarantined=sum(self.images.refused.values()) + last.quarantined,
+            quarantined=last.quarantined,
             steps=runs.Run.load(out).step(),
             seconds=0.0,
             coverage=last.coverage,
