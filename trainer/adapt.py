@@ -548,6 +548,10 @@ def _lexica(start: runs.Trained, text: Mapping[str, float], recipe: Recipe) -> l
     lexica: list[tuple[str, Lexicon | None]] = [("that of the start", own)] if own else []
     lexica.append(("none", None))
     if text and recipe.decoder.kind == "ctc":
+        if own:
+            share = sum(own.counts.values()) / sum(text.values())
+            both = dict(own.counts) | {word: own.counts.get(word, 0) + share * count for word, count in text.items()}
+            lexica.append(("that of the start and your text, equally", Lexicon(both, own.weight)))
         lexica += [(f"your text, weight {weight:g}", Lexicon(text, weight)) for weight in _WEIGHTS]
     return lexica
 
