@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dptr.cache.processors import start_no_more_threads_than_usable
-
 if TYPE_CHECKING:
     from dptr.cache.charset import Charset
     from dptr.cache.errors import DptrError
@@ -61,9 +59,6 @@ __all__ = [
 ]
 
 _WORKSPACE = "dptr_data"
-
-# Before torch is loaded, which reads it then.
-start_no_more_threads_than_usable()
 
 
 @dataclass(frozen=True)
@@ -156,6 +151,8 @@ def finetune(
 
 def _run(module: str, command: str, workspace: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
     """Run a command as the command line does, and return its figures."""
+    # Without effect where torch is loaded already: its threads are then the caller's choice.
+    importlib.import_module("dptr.cache.processors").start_no_more_threads_than_usable()
     root = importlib.import_module("dptr.cache.workspace").Workspace(Path(workspace))
     figures: dict[str, Any] = getattr(importlib.import_module(module), command)(root, *arguments, **options).figures
     return figures

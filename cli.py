@@ -17,17 +17,25 @@ from typer.main import get_command
 
 from dptr.cache import commands as stored
 from dptr.cache.command_line import Report, command, command_group, require_no_empty_argument, speak_utf8
-from dptr.cache.errors import OF_THE_DISK, DptrError, disk_error, disk_problem, usage_problem
+from dptr.cache.errors import (
+    OF_THE_DISK,
+    DptrError,
+    disk_error,
+    disk_problem,
+    is_out_of_memory,
+    usage_problem,
+)
 from dptr.cache.interrupts import ignore_from_now_on, stop_once
+from dptr.cache.processors import start_no_more_threads_than_usable
 from dptr.cache.visible import visible
 from dptr.cache.workspace import Workspace
 from dptr.pipeline import commands as stage_one
-from dptr.trainer.commands import ablation, recognition, sharing, training
+from dptr.trainer.commands import recognition, sharing, training
 
 _INTERRUPTED = 130
 
 app = command_group("Pre-train a scene-text decoder from text alone, then fine-tune it on few labelled crops.")
-for _stage in (stage_one, training, recognition, sharing, ablation, stored):
+for _stage in (stage_one, training, recognition, sharing, stored):
     app.add_typer(_stage.commands)
 
 
@@ -83,6 +91,8 @@ def demo(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with the exit code that the error class fixes."""
+    # Before a command imports torch, which reads this once.
+    start_no_more_threads_than_usable()
     code = run_command(arguments, ending=True)
     ignore_from_now_on()
     sys.exit(code)
@@ -91,21 +101,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_command(arguments: Sequence[str] | None = None, ending: bool = False) -> int:
     """Run one command and return its exit code; what went wrong is printed on stderr as one line."""
     speak_utf8()
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    # An error may come before the option is parsed.
+    debug = bool(os.environ.get("DPTR_DEBUG")) or "--debug" in given
     try:
-        given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
         require_no_empty_argument(given)
         # typer turns Ctrl-C and --help into exit codes of its own, and hands them back.
         with stop_once(ending):
             code = get_command(app).main(args=given, standalone_mode=False)
-        return _fail(KeyboardInterrupt()) if code == _INTERRUPTED else int(code or 0)
+        return _fail(KeyboardInterrupt(), debug) if code == _INTERRUPTED else int(code or 0)
     except Exit as error:
         return error.exit_code
     except (Exception, KeyboardInterrupt) as error:
-        return _fail(error)
+        return _fail(error, debug)
 
 
-def _fail(error: BaseException) -> int:
-    if os.environ.get("DPTR_DEBUG"):
+def _fail(error: BaseException, debug: bool) -> int:
+    if debug:
         traceback.print_exc()
     code, message = _explained(error)
     print("error: " + visible(" ".join(message.split())), file=sys.stderr)
@@ -121,8 +133,8 @@ def _explained(error: BaseException) -> tuple[int, str]:
             return 2, usage_problem(error)
         case KeyboardInterrupt() | Abort():
             return _INTERRUPTED, "interrupted; what was finished is kept, and the same command goes on"
-        case MemoryError():
-            return 1, "out of memory. Use a smaller batch or shard"
+        case Exception() if is_out_of_memory(error):
+            return 1, f"out of memory ({error or 'allocation failed'}). Use a smaller batch or shard, or fewer workers"
         case UnicodeEncodeError(reason="surrogates not allowed"):
             return 2, f"{error.object[max(error.start - 80, 0) : error.end + 80]!r} is not UTF-8. Use another name"
         case Exception() if (disk := disk_error(error)) and disk.errno:

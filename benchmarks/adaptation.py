@@ -25,7 +25,7 @@ from dptr.trainer.finetune import parts_of
 from dptr.trainer.metrics import wilson
 from dptr.trainer.model.model_file import BUNDLED, ModelFile
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
-from dptr.trainer.training.recipe import load_recipe
+from dptr.trainer.recipe import load_recipe
 from dptr.trainer.training.runs import Run, Trained
 
 CPU = torch.device("cpu")

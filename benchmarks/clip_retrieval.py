@@ -27,8 +27,8 @@ from dptr.cache.errors import run_script
 from dptr.cache.normalization import Normalization
 from dptr.cache.pictures import read_picture
 from dptr.cache.word_images.dataset import WordImages
-from dptr.pipeline.clip.loading import ImageTower, load_clip
-from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.clip.loading import ImageEncoder, load_clip
+from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.rendering.word_lists import photo_paths
 from dptr.pipeline.text.templates import Template
 from dptr.trainer.metrics import wilson
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the photos' rectangles")
     arguments = parser.parse_args()
     clip = load_clip(arguments.clip)
-    texts, images = TextTower(clip, Template()), ImageTower(clip)
+    texts, images = TextEncoder(clip, Template()), ImageEncoder(clip)
     photos = photo_paths(arguments.photos) if arguments.photos else []
     rng = np.random.default_rng(arguments.seed)
     print(f"{'':32}{'words':>7}{'top-1':>8}{'95 %':>16}{'top-5':>9}")
@@ -81,12 +81,12 @@ def print_similarities(crops: NDArray[np.float32], photos: NDArray[np.float32]) 
             print(f"  cosine with {name}: median {middle:.3f}, 5 to 95 %: {low:.3f} to {high:.3f}")
 
 
-def prompt_vectors(encoder: TextTower, words: list[str]) -> NDArray[np.float32]:
+def prompt_vectors(encoder: TextEncoder, words: list[str]) -> NDArray[np.float32]:
     """Return the pooled vectors of the words' prompts, of length one: (words, dim)."""
     return unit(encoder.encode(encoder.tokenize([Template().prompt(word) for word in words])).pooled)
 
 
-def image_vectors(encoder: ImageTower, images: list[Image.Image]) -> NDArray[np.float32]:
+def image_vectors(encoder: ImageEncoder, images: list[Image.Image]) -> NDArray[np.float32]:
     """Return the pooled vectors of pictures, of length one: (images, dim)."""
     batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
     return unit(

@@ -30,7 +30,7 @@ from dptr.cache.progress import set_quiet
 from dptr.pipeline.choices import Precision
 from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.loading import Clip, load_clip
-from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.pipeline.text.templates import Template
 
@@ -63,7 +63,7 @@ def main() -> None:
 
 def measure(folder: Path, name: str, words: list[str], precision: Precision, arguments: argparse.Namespace) -> None:
     clip = load_clip(name, precision, arguments.device)
-    tower = TextTower(clip, Template())
+    tower = TextEncoder(clip, Template())
     prompts = [Template().prompt(word) for word in words]
     token_ids = tower.tokenize(prompts)
     settings = EmbedTextSettings(clip=name, precision=precision, device=arguments.device)
@@ -95,7 +95,7 @@ def measure(folder: Path, name: str, words: list[str], precision: Precision, arg
     print(f"  largest difference of any state: {tower.check(token_ids[:: len(token_ids) // 16]):.1e}", flush=True)
 
 
-def flops_of(tower: TextTower, token_ids: list[list[int]]) -> float:
+def flops_of(tower: TextEncoder, token_ids: list[list[int]]) -> float:
     """Floating-point operations for prompts' own tokens, counted by torch for one prompt of each length."""
     shared, total = len(tower.prefix_ids), 0.0
     counts = Counter(len(ids) - shared for ids in token_ids)

@@ -7,8 +7,7 @@ race    four at once on one folder; the one that works is killed, and another ta
 flip    one flipped bit in each file of a prompt store, a bank, a run and an exported model
 tear    the same files, each cut short
 
-After every fault no file that a manifest lists is torn, and in the end all files equal an undisturbed run's. With
---totals what was tried is added to a file, and the next start does what is left of --times.
+After every fault no file that a manifest lists is torn, and in the end all files equal an undisturbed run's.
 
 Smallest size: kill --times 1 --commands render-words --fresh
 """
@@ -16,7 +15,6 @@ Smallest size: kill --times 1 --commands render-words --fresh
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import shutil
 import signal
@@ -26,19 +24,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from faulty_commands import STEPS, Faulty, Writer, cpu_seconds, differing, files_of, stop, wait_for, wait_for_work
 
 from dptr.cache.errors import DptrError, run_script
 from dptr.cache.progress import set_quiet
-from dptr.cache.stores.files import write_json
 from dptr.cache.stores.verify import is_run, is_store, verify
 
 FAULTS = ("kill", "term", "fill", "race", "flip", "tear")
 COMMANDS = (
     *("embed-text", "build-orp-bank", "mine-neighbours", "pretrain", "finetune", "render-words"),
-    *("embed-crops", "pack-crops", "train-clip", "ablate", "report", "export", "export-onnx", "read", "sql", "init"),
+    *("embed-crops", "pack-crops", "report", "export", "export-onnx", "read", "sql", "init"),
 )
 KINDS = ("prompts", "orp", "run", "model")
 #: Begun but not described yet: a store before its first shard, a run before its description.
@@ -53,7 +49,6 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=100, help="kills of each command, flips of each file")
     parser.add_argument("--minutes", type=float, default=600.0, help="begin nothing new after so long")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--totals", type=Path, help="JSON file to which everything tried is added")
     parser.add_argument("--fresh", action="store_true", help="every command in a Python of its own, not in a fork")
     arguments = parser.parse_args()
     set_quiet(True)
@@ -62,9 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dptr-faults-") as name:
         faulty = Faulty(Path(name), arguments.fresh)
         faulty.fill()
-        totals = Totals(arguments.totals)
-        generator = random.Random(f"{arguments.seed} {totals.faults}")
-        trial = Trial(faulty, generator, arguments.times, ends, totals)
+        trial = Trial(faulty, random.Random(arguments.seed), arguments.times, ends)
         for fault in arguments.faults:
             if fault in ("flip", "tear"):
                 for kind in arguments.kinds:
@@ -76,46 +69,17 @@ def main() -> None:
     sys.exit(bool(trial.wrong))
 
 
-class Totals:
-    """What was tried so far, by fault and command, kept in a file if there is one.
-
-    Of kills also when they came, in tenths of an undisturbed run's CPU time; of races how each process ended.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.tried: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path and path.exists() else {}
-
-    @property
-    def faults(self) -> int:
-        """How many there were."""
-        return sum(tried["faults"] for tried in self.tried.values())
-
-    def of(self, fault: str, command: str) -> dict[str, Any]:
-        """Return what was tried of one fault on one command."""
-        nothing = {"faults": 0, "runs": 0, "tenths": [0] * 10, "wrong": []}
-        return self.tried.setdefault(f"{fault} {command}", nothing)
-
-    def save(self) -> None:
-        """Write the file."""
-        if self.path is not None:
-            write_json(self.path, self.tried)
-
-
 class Trial:
     """Faults tried one after another, and what they broke."""
 
-    def __init__(self, faulty: Faulty, generator: random.Random, times: int, ends: float, totals: Totals) -> None:
-        self.faulty, self.random, self.times, self.ends, self.totals = faulty, generator, times, ends, totals
+    def __init__(self, faulty: Faulty, generator: random.Random, times: int, ends: float) -> None:
+        self.faulty, self.random, self.times, self.ends = faulty, generator, times, ends
         self.wrong: list[str] = []
-        self.tenths: list[int] = []
-        self.raced: list[list[int]] = []
 
     def disturb(self, fault: str, command: str) -> None:
         """Disturb a command with one kind of fault, so many times."""
         writer, whole = self.faulty.writers[command], self.faulty.folder / "whole"
         writer.prepare(whole)
-        tried = self.totals.of(fault, command)
         used = cpu_seconds()
         self.faulty.done(writer.arguments(whole))
         work, expected = cpu_seconds() - used, files_of(whole)
@@ -125,14 +89,11 @@ class Trial:
             "fill": self._filled,
             "race": self._raced,
         }
-        while tried["faults"] < self.times and time.monotonic() < self.ends:
-            problems, self.tenths, self.raced = len(self.wrong), tried["tenths"], tried.setdefault("exit codes", [])
-            tried["faults"] += ways[fault](writer, expected)
-            tried["runs"] += 1
-            tried["wrong"] += self.wrong[problems:]
-            self.totals.save()
-        found = tried["wrong"] or "all files equal"
-        print(f"{fault} {command}: {tried['faults']} times in {tried['runs']} runs, {found}", flush=True)
+        faults, runs, before = 0, 0, len(self.wrong)
+        while faults < self.times and time.monotonic() < self.ends:
+            faults, runs = faults + ways[fault](writer, expected), runs + 1
+        found = self.wrong[before:] or "all files equal"
+        print(f"{fault} {command}: {faults} times in {runs} runs, {found}", flush=True)
         shutil.rmtree(whole)
 
     def _stopped(self, number: signal.Signals, work: float, writer: Writer, expected: dict[str, str]) -> int:
@@ -144,11 +105,9 @@ class Trial:
         writer.prepare(out)
         while True:
             process = self.faulty.start(writer.arguments(out))
-            moment = self.random.random()
-            code = wait_for_work(process, moment * work)
+            code = wait_for_work(process, self.random.random() * work)
             if code is None and stops < self.times and time.monotonic() < self.ends:
                 code, stops = stop(process, number), stops + 1
-                self.tenths[int(10 * moment)] += 1
                 self._require_untorn(out)
                 # It may have ended by itself just now, and then there is nothing left to do.
                 expected_codes = (-signal.SIGKILL, 0) if number == signal.SIGKILL else (130, -number, 0)
@@ -197,7 +156,7 @@ class Trial:
     @property
     def _is_there(self) -> bool:
         """Whether the output was finished already, which some commands refuse to write again."""
-        return any(told in self.faulty.said for told in ("is there already", "exists. Name another"))
+        return any(told in self.faulty.said for told in ("is there already", "exists. Name another", "is a file of"))
 
     def _raced(self, writer: Writer, expected: dict[str, str]) -> int:
         """Start four at once; when three have ended, kill the one that works, and let another take over."""
@@ -213,7 +172,6 @@ class Trial:
         codes.append(stop(running[0], signal.SIGKILL))
         # On a busy machine one may begin when another has finished, and find nothing left to do.
         self._require(set(codes) <= {0, 2, -signal.SIGKILL}, f"exit codes {codes}: {self.faulty.said}")
-        self.raced.append(codes)
         self._require_untorn(out)
         code = self.faulty.done(writer.arguments(out), largest_file=1 << 40)
         self._require(code == 0 or self._is_there, f"exit code {code}: {self.faulty.said}")

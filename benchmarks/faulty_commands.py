@@ -34,39 +34,8 @@ SMALL = [
     *("fmu.queries=8", "fmu.heads=2", "noise.draw=nearest", "noise.neighbours=4"),
 ]
 STEPS = 12
-_GRID = """
-seeds = [1]
-base = "plain"
-[decoder]
-kind = "nrtr"
-dim = 16
-heads = 2
-feed_forward = 16
-[encoder]
-kind = "convolution"
-dim = 16
-channels = 4
-[fmu]
-queries = 4
-heads = 2
-[finetune]
-steps = 4
-batch_size = 4
-log_every = 1
-validate_every = 4
-checkpoint_every = 2
-[data.crops]
-path = "{crops}"
-[tests]
-same = "{crops}"
-[arms.plain]
-[arms.small]
-finetune.batch_size = 2
-"""
 #: Tell the time, or belong to LMDB.
 _VARYING = {"timings.jsonl", "lock.mdb"}
-#: Holds the rows and the report of the ablation, which tell how many seconds its trainings took.
-_TIMED = "ablations/grid"
 
 
 @dataclass(frozen=True)
@@ -131,8 +100,6 @@ class Faulty:
             ),
             "embed-crops": Writer(lambda out: ["embed-crops", str(self.crops), "--views", "2", "-o", str(out)]),
             "pack-crops": Writer(lambda out: ["pack-crops", str(self.crops), "-o", str(out / "crops.lmdb")]),
-            "train-clip": Writer(self._train_clip),
-            "ablate": Writer(lambda out: ["ablate", str(self._grid()), "--device", "cpu", "--workspace", str(out)]),
             "report": Writer(lambda out: ["report", str(self.run()), "-o", str(out / "report.html")]),
             "export": Writer(
                 lambda out: ["export", str(self.run()), "--to", "safetensors", "-o", str(out / "model.safetensors")]
@@ -151,21 +118,6 @@ class Faulty:
         if not run.exists():
             self.done(self.writers["finetune"].arguments(run))
         return run
-
-    def _train_clip(self, out: Path) -> list[str]:
-        sizes = {"batch_size": 4, "photos": 2, "checkpoint_every": 2, "validate_every": 4, "validation_rows": 8}
-        changes = [part for key, size in sizes.items() for part in ("--set", f"clip.{key}={size}")]
-        others = self.folder / "others"
-        if not others.exists():
-            self.words.with_name("others.txt").write_text("\n".join(f"{word}q" for word in made_up_words(20)))
-            self.done(["render-words", str(self.words.with_name("others.txt")), "-o", str(others)])
-        crops = ["--data", str(self.crops), "--validation", str(others), "--photos", str(self.photos)]
-        return ["train-clip", *crops, "--steps", "4", "--device", "cpu", *changes, "-o", str(out)]
-
-    def _grid(self) -> Path:
-        path = self.folder / "grid.toml"
-        path.write_text(_GRID.format(crops=self.crops))
-        return path
 
     def start(self, arguments: list[str], largest_file: int | None = None) -> int:
         """Start a command; return its process id. No file of it becomes larger than so many bytes."""
@@ -219,7 +171,6 @@ class Faulty:
 def files_of(out: Path) -> dict[str, str]:
     """Return the SHA-256 of every file below ``out``, hidden ones included, but for those that tell the time."""
     files = [path for path in sorted(out.rglob("*")) if path.is_file() and path.name not in _VARYING]
-    files = [path for path in files if path.parent != out / _TIMED]
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

@@ -26,7 +26,7 @@ from dptr.cache.errors import run_script
 from dptr.trainer.model.decoders.base import Targets
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.model.recognizer import Recognizer
-from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.recipe import Recipe
 
 WAYS = ("plain", "fp32", "bf16")
 CHARSET = Charset.named("94")

@@ -1,4 +1,4 @@
-"""Readers of what people bring along (text, pictures, crops, fonts), with valid files for each: for ``fuzz.py``."""
+"""Readers of what people bring along, of stores, runs and models, with valid files for each: for ``fuzz.py``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import contextlib
 import gzip
 import json
 import lzma
+import os
 import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,16 +24,14 @@ from dptr.cache import pictures
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DptrError
 from dptr.cache.normalization import Normalization
+from dptr.cache.stores import checks, sealed
+from dptr.cache.stores.manifest import FileRecord
 from dptr.cache.stores.quarantine import Quarantine
+from dptr.cache.stores.verify import verify
 from dptr.cache.word_images.dataset import WordImages
-from dptr.cache.word_images.writer import pack_crops
+from dptr.cli import run_command
 
-
-def made_up_words(count: int) -> list[str]:
-    """Return distinct words, the same ones every time."""
-    generator = np.random.default_rng(0)
-    letters = [list(row) for row in generator.choice(list("aeiouknrst"), (4 * count, 7))]
-    return list(dict.fromkeys("".join(row[: 3 + number % 5]) for number, row in enumerate(letters)))[:count]
+_WORDS = [a + b + c for a in "bdfgk" for b in "aeiou" for c in "ln"]
 
 
 @dataclass(frozen=True)
@@ -44,16 +42,20 @@ class Fuzzed:
     read: Callable[[Path], object]
 
 
+def _written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
 def _corpus(place: Path) -> Fuzzed:
     from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
 
-    words = made_up_words(300)
-    text = "\n".join([*words, "straße", "東京", "e\u0301"]).encode()
-    lines = "\n".join(json.dumps({"text": word, "n": 1}) for word in words).encode()
+    text = "\n".join([*_WORDS, "straße", "東京", "e\u0301"]).encode()
+    lines = "\n".join(json.dumps({"text": word, "n": 1}) for word in _WORDS).encode()
     seeds = {"w.txt": text, "w.txt.gz": gzip.compress(text), "w.txt.xz": lzma.compress(text), "w.jsonl": lines}
     seeds |= {"w.txt.zst": zstandard.compress(text), "w.jsonl.gz": gzip.compress(lines)}
-    pq.write_table(pa.table({"text": words}), place / "w.parquet")
-    files = [place / "w.parquet", *(written(place / name, data) for name, data in seeds.items())]
+    pq.write_table(pa.table({"text": _WORDS}), place / "w.parquet")
+    files = [place / "w.parquet", *(_written(place / name, data) for name, data in seeds.items())]
 
     def read(path: Path) -> None:
         with (
@@ -65,36 +67,22 @@ def _corpus(place: Path) -> Fuzzed:
     return Fuzzed(files, read)
 
 
-def _picture_seeds(place: Path) -> list[Path]:
-    generator = np.random.default_rng(0)
-    pixels = generator.integers(0, 256, (24, 40, 3), np.uint8)
-    files = []
-    for name, mode in (("a.png", "RGB"), ("p.png", "P"), ("i.png", "I;16"), ("g.gif", "P"), ("j.jpg", "RGB")):
-        image = (
-            Image.fromarray(pixels[:, :, 0].astype(np.uint16))
-            if mode == "I;16"
-            else Image.fromarray(pixels).convert(mode)
-        )
-        image.save(place / name)
-        files.append(place / name)
-    for name in ("w.webp", "b.bmp", "t.tif", "c.jpg"):
-        Image.fromarray(pixels).convert("CMYK" if name == "c.jpg" else "RGB").save(place / name)
-        files.append(place / name)
-    return files
-
-
 def _images(place: Path) -> Fuzzed:
-    return Fuzzed(_picture_seeds(place), lambda path: pictures.decode(path.read_bytes()))
+    pixels = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8))
+    modes = {"a.png": "RGB", "p.png": "P", "g.gif": "P", "j.jpg": "RGB", "c.jpg": "CMYK", "w.webp": "RGB"}
+    for name, mode in {**modes, "b.bmp": "RGB", "t.tif": "RGB", "i.png": "I;16"}.items():
+        image = pixels.convert(mode) if mode != "I;16" else Image.fromarray(np.full((9, 9), 700, np.uint16))
+        image.save(place / name)
+    return Fuzzed(sorted(place.glob("*.*")), lambda path: pictures.decode(path.read_bytes()))
 
 
 def _crops(place: Path) -> Path:
     folder = place / "crops"
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (32, 96, 3), np.uint8)
-    words = made_up_words(6)
-    for number in range(len(words)):
+    for number in range(6):
         Image.fromarray(pixels).save(folder / f"{number}.png")
-    (folder / "labels.tsv").write_text("".join(f"{number}.png\t{word}\n" for number, word in enumerate(words)))
+    (folder / "labels.tsv").write_text("".join(f"{n}.png\t{word}\n" for n, word in enumerate(_WORDS[:6])))
     return folder
 
 
@@ -107,11 +95,10 @@ def _read_crops(path: Path) -> None:
 
 def _labels(place: Path) -> Fuzzed:
     folder = _crops(place)
-    words = made_up_words(6)
-    listed = "\n".join(json.dumps({"file_name": f"{n}.png", "text": word}) for n, word in enumerate(words))
-    files = [folder / "labels.tsv", written(place / "labels.jsonl", listed.encode())]
+    listed = "\n".join(json.dumps({"file_name": f"{n}.png", "text": word}) for n, word in enumerate(_WORDS[:6]))
+    files = [folder / "labels.tsv", _written(place / "labels.jsonl", listed.encode())]
     for name, line in (("gt.txt", '{}.png, "{}"\n'), ("rec_gt_train.txt", "{}.png\t{}\n")):
-        files.append(written(place / name, "".join(line.format(n, word) for n, word in enumerate(words)).encode()))
+        files.append(_written(place / name, "".join(line.format(n, w) for n, w in enumerate(_WORDS[:6])).encode()))
 
     def read(path: Path) -> None:
         for picture in folder.glob("*.png"):
@@ -121,23 +108,21 @@ def _labels(place: Path) -> Fuzzed:
     return Fuzzed(files, read)
 
 
-def _lmdb(place: Path) -> Fuzzed:
-    pack_crops(_crops(place), place / "crops.lmdb")
-    data = place / "crops.lmdb" / "data.mdb" if (place / "crops.lmdb").is_dir() else place / "crops.lmdb"
-    return Fuzzed([data], lambda path: _read_crops(path.parent if path.name == "data.mdb" else path))
+def _packed(name: str) -> Callable[[Path], Fuzzed]:
+    def make(place: Path) -> Fuzzed:
+        run_command(["pack-crops", str(_crops(place)), "-o", str(place / name), "--quiet"])
+        data = place / name / "data.mdb" if (place / name).is_dir() else place / name
+        return Fuzzed([data], lambda path: _read_crops(path.parent if path.name == "data.mdb" else path))
 
-
-def _parquet(place: Path) -> Fuzzed:
-    pack_crops(_crops(place), place / "crops.parquet")
-    return Fuzzed([place / "crops.parquet"], _read_crops)
+    return make
 
 
 def _tar(place: Path) -> Fuzzed:
     folder = _crops(place)
     with tarfile.open(place / "shard.tar", "w") as archive:
-        for number, word in enumerate(made_up_words(6)):
+        for number, word in enumerate(_WORDS[:6]):
             archive.add(folder / f"{number}.png", f"{number}.png")
-            archive.add(written(place / f"{number}.txt", word.encode()), f"{number}.txt")
+            archive.add(_written(place / f"{number}.txt", word.encode()), f"{number}.txt")
     return Fuzzed([place / "shard.tar"], _read_crops)
 
 
@@ -145,7 +130,7 @@ def _photo_archives(place: Path) -> Fuzzed:
     from dptr.pipeline.photos.photo import Refusal
     from dptr.pipeline.photos.photo_files import find_photos
 
-    photos = _picture_seeds(place)
+    photos = _images(place).seeds
     with tarfile.open(place / "photos.tar", "w") as archive, zipfile.ZipFile(place / "photos.zip", "w") as zipped:
         for photo in photos:
             archive.add(photo, f"in/{photo.name}")
@@ -162,39 +147,13 @@ def _photo_archives(place: Path) -> Fuzzed:
     return Fuzzed([place / name for name in ("photos.tar", "photos.zip", "photos.parquet")], read)
 
 
-def _fonts(place: Path) -> Fuzzed:
-    from importlib.metadata import entry_points
-
-    from dptr.pipeline.rendering.crop import render_one
-    from dptr.pipeline.rendering.fonts import find_fonts
-
-    packaged = (Path(path) for entry in entry_points(group="fonts_ttf") for path in entry.load().values())
-    smallest = sorted(packaged, key=lambda path: path.stat().st_size)[:2]
-    files = [written(place / f"{number}.ttf", path.read_bytes()) for number, path in enumerate(smallest)]
-
-    def read(path: Path) -> None:
-        fonts, generator = find_fonts(path.parent), np.random.default_rng(0)
-        for word in ("Wort", "fi\u0301x", "\u0928\u092e\u0938\u094d\u0924\u0947"):
-            if fonts.covers(word):
-                render_one(word, fonts.choose(word, generator), generator)
-
-    return Fuzzed(files, read)
-
-
 def _charset(place: Path) -> Fuzzed:
-    texts = {
-        "plain.txt": "".join(map(chr, range(33, 127))) + "\u00e4\u00f6\n\u6771\u4eac",
-        "clusters.txt": "# units: grapheme, order: logical\nk\n\u0915\u093f\n\u0928\u093f\n\u0e01\u0e34\n",
-        "seen.txt": "# units: codepoint, order: visual\n\u05d0\n\u05d1\na\n1\n",
-    }
-    files = [written(place / name, text.encode()) for name, text in texts.items()]
+    texts = ["".join(map(chr, range(33, 127))) + "äö\n東京", "# units: grapheme, order: logical\nk\nकि\nนิ\n"]
+    files = [_written(place / f"{number}.txt", text.encode()) for number, text in enumerate(texts)]
 
     def read(path: Path) -> None:
         charset = Charset.named(str(path))
-        again = Charset.from_text(charset.text)
-        label = "".join(charset.characters[:9])
-        assert again == charset
-        charset.decode(charset.encode(label)) if not charset.missing(label) else charset.project(label)
+        assert Charset.from_text(charset.text) == charset
 
     return Fuzzed(files, read)
 
@@ -202,40 +161,178 @@ def _charset(place: Path) -> Fuzzed:
 def _boxes(place: Path) -> Fuzzed:
     from dptr.trainer.page_boxes import read_boxes
 
-    corners = [10, 10, 90, 12, 88, 40, 9, 38]
-    points = [corners[:2], corners[2:4], corners[4:6], corners[6:]]
-    found: list[dict[str, Any]] = [{"points": points}, {"left": 1, "top": 2, "right": 30, "bottom": 20}]
-    lines = {
-        "a.json": json.dumps({"boxes": found}),
-        "b.json": json.dumps([corners, [1, 2, 40, 30]]),
-        "gt.txt": "10,10,90,12,88,40,9,38,word\n1,2,40,30,other\n",
-        "c.csv": 'x,y,width,height,text\n1,2,30,20,"a, b"\n5,5,40,10,c\n',
-    }
-    page = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 100, 3), np.uint8))
+    boxes = json.dumps([[10, 10, 90, 12, 88, 40, 9, 38], [1, 2, 40, 30]]).encode()
+    lines = b"10,10,90,12,88,40,9,38,word\n"
+    return Fuzzed([_written(place / "b.json", boxes), _written(place / "gt.txt", lines)], read_boxes)
+
+
+def _store(place: Path) -> Path:
+    words = _written(place / "words.txt", "\n".join(_WORDS).encode())
+    run_command(["embed-text", str(words), "-o", str(place / "prompts"), "--shard-rows", "20", "--quiet"])
+    return place / "prompts"
+
+
+def _read_store(folder: Path) -> None:
+    """Read all of a store, first as ``verify`` does, then as training does, whatever ``verify`` finds."""
+    from dptr.cache.stores.prompts import PromptStore
+
+    verify(folder)
+    try:
+        store = PromptStore(folder)
+        rows = np.arange(len(store))
+        _ = store.charset, store.labels[:50], store.prefix, store.states(rows[:50])
+    finally:
+        checks.finish()
+
+
+def _beside(path: Path, folder: Path) -> None:
+    """Let the other files of a folder lie beside one of them that is broken."""
+    for file in folder.iterdir():
+        if file.name != path.name and file.is_file():
+            os.link(file, path.parent / file.name)
+
+
+def _seal_again(path: Path) -> None:
+    with contextlib.suppress(ValueError, RecursionError):
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(value, dict):
+            value.pop("seal", None)
+            sealed.write_json(path, {"format_version": 2, **value})
+
+
+def _manifest(place: Path) -> Fuzzed:
+    store = _store(place)
 
     def read(path: Path) -> None:
-        for box in read_boxes(path):
-            with contextlib.suppress(DptrError):
-                box.cut_from(page)
+        _beside(path, store)
+        _seal_again(path)
+        _read_store(path.parent)
 
-    return Fuzzed([written(place / name, text.encode()) for name, text in lines.items()], read)
+    return Fuzzed([store / "manifest.json"], read)
 
 
-def written(path: Path, data: bytes) -> Path:
-    """Write a file; return its path."""
-    path.write_bytes(data)
-    return path
+def _shards(place: Path) -> Fuzzed:
+    """Files of a store whose manifest has the hashes of what was broken: a store that somebody else made."""
+    store = _store(place)
+    manifest = (store / "manifest.json").read_text()
+
+    def read(path: Path) -> None:
+        _beside(path, store)
+        changed = json.loads(manifest)
+        lists = [changed["files"], *(shard["files"] for shard in changed["shards"])]
+        next(files for files in lists if path.name in files)[path.name] = vars(FileRecord.of(path))
+        changed.pop("seal")
+        (path.parent / "manifest.json").unlink()
+        sealed.write_json(path.parent / "manifest.json", changed)
+        _read_store(path.parent)
+
+    names = ("part-00000.parquet", "part-00000.arrow", "prefix.arrow", "rows.arrow")
+    return Fuzzed([store / name for name in names], read)
+
+
+def _recipe(place: Path) -> Fuzzed:
+    from dptr.trainer.recipe import load_recipe, load_saved_recipe
+
+    def read(path: Path) -> None:
+        load_saved_recipe(path.read_bytes().decode("utf-8", "replace"), str(path))
+        load_recipe(str(path))
+
+    recipes = Path(__file__).parent.parent / "recipes"
+    return Fuzzed([recipes / f"{name}.toml" for name in ("tiny", "small", "reader")], read)
+
+
+def _checkpoint(place: Path) -> Fuzzed:
+    import torch
+
+    from dptr.trainer.training.checkpoint import load_state, load_tensors, save_checkpoint
+
+    save_checkpoint(place / "last", {"model": {"w": torch.ones(4, 5), "b": torch.zeros(7)}}, {"step": 3})
+
+    def read(path: Path) -> None:
+        _beside(path, place / "last")
+        if path.name == "state.json":
+            _seal_again(path)
+            load_state(path.parent)
+        load_tensors(path.parent, "model")
+
+    return Fuzzed([place / "last" / "state.json", place / "last" / "model.safetensors"], read)
+
+
+def _model(place: Path) -> Fuzzed:
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    from dptr.trainer.model.model_file import BUNDLED, ModelFile
+
+    with safe_open(BUNDLED, "np") as file:
+        save_file({"w": np.ones(4)}, place / "model.safetensors", file.metadata())
+    sealed.seal(place / "model.safetensors")
+
+    def read(path: Path) -> None:
+        if sealed.is_sealed(path) is False:
+            sealed.seal(path)
+        ModelFile.open(path)
+
+    return Fuzzed([place / "model.safetensors"], read)
+
+
+def _clip(place: Path) -> Fuzzed:
+    """The folder of a CLIP that somebody else trained: its descriptions, its tokenizer and its weights."""
+    from dptr.pipeline.clip.bundled import BUNDLED
+    from dptr.pipeline.clip.loading import load_clip
+
+    def read(path: Path) -> None:
+        _beside(path, BUNDLED)
+        load_clip(str(path.parent))
+
+    return Fuzzed([path for path in BUNDLED.iterdir() if path.suffix in (".json", ".safetensors")], read)
+
+
+def _workspace(place: Path) -> Fuzzed:
+    """What ``dptr sql`` reads of a workspace that somebody else made: descriptions, logs and predictions of runs."""
+    from dptr.cache.sql.query import ask
+    from dptr.cache.sql.views import connect, tables
+    from dptr.cache.workspace import Workspace
+    from dptr.trainer.predictions import keep_readings
+
+    log = b"".join(b'{"step": %d, "loss": 0.5, "rate": 1e-3}\n' % step for step in range(9))
+    _written(place / "metrics.jsonl", log)
+    sealed.write_json(place / "run.json", {"kind": "finetune", "charset": "abc", "data": {"rows": 3}, "versions": {}})
+    keep_readings(place, ["ab", "c"], ["ab", "b"])
+    predictions = next((place / "predictions").glob("*.parquet"))
+    whole = [place / "metrics.jsonl", place / "run.json", predictions]
+
+    def read(path: Path) -> None:
+        run = path.parent / "ws" / "runs" / "one"
+        (run / "predictions").mkdir(parents=True)
+        for file in whole:
+            copied = Path(shutil.copy(path if path.name == file.name else file, run / file.relative_to(place)))
+            if copied.name == "run.json":
+                _seal_again(copied)
+            elif copied.suffix == ".parquet" and sealed.is_sealed(copied) is False:
+                sealed.seal(copied)
+        connection = connect(Workspace(path.parent / "ws"))
+        for table in tables(connection):
+            list(ask(connection, f'select * from "{table}"').blocks)
+
+    return Fuzzed(whole, read)
 
 
 READERS: dict[str, Callable[[Path], Fuzzed]] = {
     "corpus": _corpus,
     "images": _images,
     "labels": _labels,
-    "lmdb": _lmdb,
     "tar": _tar,
-    "parquet": _parquet,
     "photo-archives": _photo_archives,
-    "fonts": _fonts,
+    "lmdb": _packed("crops.lmdb"),
+    "parquet": _packed("crops.parquet"),
     "charset": _charset,
     "boxes": _boxes,
+    "manifest": _manifest,
+    "shards": _shards,
+    "recipe": _recipe,
+    "checkpoint": _checkpoint,
+    "model": _model,
+    "clip": _clip,
+    "workspace": _workspace,
 }

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from dptr.pipeline.device import resolve_device
 
@@ -21,6 +24,11 @@ def at_least(least: int) -> Callable[[str], int]:
         return found
 
     return number
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write what was read so far as JSON lines, a row for each test set."""
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 
 def usable_device(name: str) -> str:

@@ -5,7 +5,7 @@ rows'. Only the first 64 shards are files of their own, the others are hard link
 any other, but all states fit into the page cache, so how fast the disk reads is not measured. A process's own memory
 (USS) is what would be free again if it alone ended; pages of the store that no other process has mapped at the moment
 count to it, though the kernel takes them back when it needs them, so memory without pages of files is named apart.
-Hashes are not compared meanwhile (DPTR_NO_CHECK): that is `check_cost.py`.
+Hashes are not compared meanwhile (DPTR_NO_CHECK).
 
 Smallest size: --rows 2000 --batches 4 --workers 1
 """
@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +28,15 @@ from judged import at_least
 from own_memory import OwnMemory, megabytes_without_files, own_megabytes
 
 from dptr.cache.errors import run_script
-from dptr.cache.file_names import MANIFEST_FILE, MANIFEST_LOG, PREFIX_FILE
+from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE
 from dptr.cache.stores.manifest import FileRecord, Manifest, Shard
 from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.trainer.data.held_out import split_rows
 from dptr.trainer.pretrain import PromptBatches
+from dptr.trainer.recipe import load_recipe
 from dptr.trainer.training.loader import load_batches
-from dptr.trainer.training.recipe import load_recipe
 
 SHARD_ROWS, TOKENS, LONGEST, DISTINCT_SHARDS = 16384, 2, 12, 64
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -118,28 +117,15 @@ _spent = [0.0]
 
 
 def tell_commit(folder: Path, manifest: Manifest) -> None:
-    """Commit a shard behind as many, elsewhere: in the log, and by writing the manifest whole as was done before."""
+    """Commit a shard behind as many, elsewhere."""
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         copy = Manifest(manifest.kind, manifest.identity, list(manifest.shards), dict(manifest.files))
-        log, written = Path(scratch) / MANIFEST_LOG, Path(scratch) / MANIFEST_FILE
-        tell_one("written whole", lambda: copy.save(Path(scratch)), written, len(manifest.shards))
+        started, spent = time.perf_counter(), time.process_time()
         copy.commit_shard(Path(scratch), manifest.shards[0])
-        before = log.stat().st_size
-        tell_one(
-            "in the log",
-            lambda: copy.commit_shard(Path(scratch), manifest.shards[0]),
-            log,
-            len(manifest.shards),
-            before,
-        )
-
-
-def tell_one(how: str, commit: Callable[[], None], file: Path, shards: int, before: int = 0) -> None:
-    started, spent = time.perf_counter(), time.process_time()
-    commit()
-    seconds, of_cpu = time.perf_counter() - started, time.process_time() - spent
-    size = f"{file.stat().st_size - before:,} bytes"
-    print(f"a shard committed behind {shards:,}, {how}: {seconds * 1e3:.1f} ms, {of_cpu * 1e3:.1f} of CPU; {size}")
+        seconds, of_cpu = time.perf_counter() - started, time.process_time() - spent
+        size = (Path(scratch) / MANIFEST_FILE).stat().st_size
+    shards = len(manifest.shards)
+    print(f"a shard committed behind {shards:,}: {seconds * 1e3:.1f} ms, {of_cpu * 1e3:.1f} of CPU; {size:,} bytes")
 
 
 def write_store(folder: Path, rows: int, dim: int) -> None:

@@ -25,7 +25,7 @@ from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.shards import States, StatesFile, write_shard
 from dptr.pipeline.clip import bundled as bundled_clip
-from dptr.pipeline.clip.loading import ImageTower, load_clip
+from dptr.pipeline.clip.loading import ImageEncoder, load_clip
 from dptr.pipeline.photos.build_orp_bank import OrpBankSettings, build_orp_bank
 
 DIM, TOKENS, SHARD_ROWS = 512, 197, 1024
@@ -60,7 +60,7 @@ def measure_making(arguments: argparse.Namespace, folder: Path) -> None:
         batch=arguments.batch,
         workers=arguments.workers,
     )
-    tower = ImageTower(load_clip(settings.clip, settings.precision))
+    tower = ImageEncoder(load_clip(settings.clip, settings.precision))
     # Before and after, so that a machine that warms up or is shared favours neither side.
     before = bare_rate(tower, arguments.batch, arguments.seconds)
     summary = build_orp_bank(arguments.photos, folder / "bank", settings)
@@ -85,7 +85,7 @@ def save_clip(folder: Path) -> None:
         (folder / name).write_bytes((bundled_clip.BUNDLED / name).read_bytes())
 
 
-def bare_rate(tower: ImageTower, batch: int, seconds: float) -> float:
+def bare_rate(tower: ImageEncoder, batch: int, seconds: float) -> float:
     """Return the image tower's crops a second on one batch that lies ready."""
     blank = tower.preprocess(Image.new("RGB", (64, 64)))
     pixels = np.random.default_rng(0).standard_normal((batch, *blank.shape)).astype(np.float32)

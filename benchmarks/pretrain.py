@@ -47,8 +47,8 @@ from dptr.pipeline.text.templates import Template
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.pretrain import PromptBatch, PromptBatches
+from dptr.trainer.recipe import Recipe, load_recipe
 from dptr.trainer.training.loader import load_batches
-from dptr.trainer.training.recipe import Recipe, load_recipe
 
 PROMPT_TOKENS = 77
 WAYS = ("a authors", "b store", "c dptr", "d dptr, fed")

@@ -28,7 +28,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.errors import run_script
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
-from dptr.trainer.training.recipe import Recipe, load_recipe
+from dptr.trainer.recipe import Recipe, load_recipe
 from dptr.trainer.training.runs import Run
 
 Result = TypeVar("Result")

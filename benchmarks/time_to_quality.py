@@ -6,8 +6,8 @@ dptr     the recipe named, on states from a prompt store; the seconds of embeddi
 
 Both learn the same words from the same CLIP, with as many rows a step and a rate that stays after its warm-up; neither
 gets noise. The clock stands still while held-out words are read; on a machine that others use, too, --clock processor
-counts processor time instead. --out keeps each point of the curves, as soon as it is there, as a row for
-benchmarks/evidence.py. By default CLIP has the sizes of ViT-B/16's text side and random weights, which cost the same as
+counts processor time instead. --out keeps each point of the curves, as soon as it is there, as a row of
+JSON Lines. By default CLIP has the sizes of ViT-B/16's text side and random weights, which cost the same as
 trained ones; what is learnt is to spell its states.
 
 Smallest size: --quick --rows 60 --held-out 10 --batch 4 --limit 2 --every 1 --out ROWS
@@ -20,10 +20,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from judged import at_least, usable_device
+from judged import at_least, usable_device, write_rows
 from numpy.typing import NDArray
 from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update
 from pretrain import authors_memory, write_clip
@@ -36,17 +37,20 @@ from dptr.cache.stores.prompts import PromptStore
 from dptr.pipeline.clip.loading import Clip, load_clip
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
-from dptr.trainer.ablation.rows import SCHEMA, Row, write_rows
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.pretrain import PromptBatches, decode_texts, read_prompts
-from dptr.trainer.training.averaging import MovingAverage
-from dptr.trainer.training.recipe import Recipe, load_recipe
+from dptr.trainer.recipe import Recipe, load_recipe
+from dptr.trainer.training.state import MovingAverage
 
 #: The authors' rate for 768 rows a step, which they scale with the batch; and steps until it is reached.
 AUTHORS_RATE, AUTHORS_BATCH, WARMUP = 1.485e-3, 768, 50
+
+
+#: What was read at one point of a curve.
+Point = dict[str, Any]
 
 
 def main() -> None:
@@ -95,11 +99,11 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         "authors": (Authors(store, clip, training, arguments), 0.0),
     }
     reached: dict[str, float | None] = {}
-    points: list[Row] = []
+    points: list[Point] = []
     for name_of_way, (way, before) in ways.items():
         print(f"\n{name_of_way:9}{'seconds':>9}{'rows':>10}{'read':>8}", flush=True)
 
-        def keep(point: Row, way: str = name_of_way) -> None:
+        def keep(point: Point, way: str = name_of_way) -> None:
             points.append({**point, "arm": f"{way}, {point['seconds']:,.0f} s"})
             if arguments.out:
                 write_rows(arguments.out, points)
@@ -226,7 +230,11 @@ def small(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:
 
 
 def time_to_goal(
-    way: Way, held_out: NDArray[np.int64], before: float, arguments: argparse.Namespace, keep: Callable[[Row], None]
+    way: Way,
+    held_out: NDArray[np.int64],
+    before: float,
+    arguments: argparse.Namespace,
+    keep: Callable[[Point], None],
 ) -> float | None:
     """Train until the goal or the limit, printing the curve and giving each point of it, without a name, to ``keep``.
 
@@ -234,9 +242,6 @@ def time_to_goal(
         the seconds, None where the limit came first.
     """
     clock, labels = stopwatch(arguments), way.store.labels_of(held_out)
-    blank = dict.fromkeys(SCHEMA.names) | {"ablation": "time_to_quality", "base": False, "against": "", "seed": 0}
-    blank |= {"start": "none", "protocol": "36", "test": "held-out words", "test_sha256": "words", "crops": 0}
-    blank |= {"pretrain_steps": 0, "pretrain_seconds": 0.0, "images": labels}
     spent, rows, next_point = before, 0, arguments.every
     while spent < arguments.limit:
         started = clock()
@@ -250,7 +255,7 @@ def time_to_goal(
             print(f"{'':9}{spent:9.1f}{rows:10,}{read.accuracy:8.1%}", flush=True)
             figures = {"words": read.words, "accuracy": read.accuracy, "one_minus_ned": read.one_minus_ned}
             right = [label == text for label, text in zip(labels, texts, strict=True)]
-            keep({**blank, **figures, "right": right, "seconds": spent, "steps": way.taken})
+            keep({**figures, "images": labels, "right": right, "seconds": spent, "steps": way.taken})
             if read.accuracy >= arguments.goal:
                 return spent
             # Where reading is slow there are fewer points: else the benchmark would mostly read.

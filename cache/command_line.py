@@ -6,7 +6,6 @@ A command is a function ``(workspace, ...) -> Report`` beside its stage; :func:`
 
 import inspect
 import io
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -97,8 +96,7 @@ def command(
             **arguments: Any,
         ) -> None:
             set_quiet(quiet)
-            os.environ["DPTR_DEBUG"] = "1" if debug else ""
-            filled_in = {"workspace": Workspace(workspace)} if "workspace" in parameters else {}
+            filled_in: dict[str, Any] = {"workspace": Workspace(workspace)} if "workspace" in parameters else {}
             checks.turn_off(no_check)
             if in_several_processes:
                 launched.hush_torch()

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from typer.exceptions import TyperException
 
 _NOT_THERE = "Name a place where a file or folder can be written"
+#: What libraries say where memory is short: torch's allocator, the system, CUDA, oneDNN, Python's threads.
+_OUT_OF_MEMORY = (
+    "allocate memory",
+    "ALLOC_FAILED",
+    "could not create a primitive",
+    "can't start new thread",
+)
 #: What a disk can refuse, by its number, and what to do about it; the user's to mend, so exit code 2.
 OF_THE_DISK = {
     errno.ENOSPC: "Make room, then run the same command",
@@ -100,7 +107,7 @@ def is_out_of_memory(error: Exception) -> bool:
     # On the CPU torch has no error of its own for it; a GPU's is told by its name, as torch is not loaded here.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return any(told in str(error) for told in ("allocate memory", "ALLOC_FAILED"))
+    return any(told in str(error) for told in _OUT_OF_MEMORY)
 
 
 def run_script(main: Callable[[], object]) -> None:

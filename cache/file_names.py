@@ -6,7 +6,6 @@ from fnmatch import fnmatchcase
 
 # In a store of either kind.
 MANIFEST_FILE = "manifest.json"
-MANIFEST_LOG = "manifest.log"
 QUARANTINE_FILE = "quarantine.parquet"
 
 # In a prompt store.
@@ -33,9 +32,6 @@ VALIDATION_WORDS = "(validation words)"
 REPORT_FILE = "report.html"
 CHECKPOINTS_FOLDER = "checkpoints"
 STATE_FILE = "state.json"
-
-# In an ablation.
-ABLATION_ROWS = "rows.parquet"
 
 # In the folder of a model, as transformers names them.
 MODEL_CONFIG_FILE = "config.json"

@@ -14,8 +14,6 @@ from dptr.cache.progress import note
 from dptr.cache.ranges import require_at_least
 from dptr.cache.units import split
 
-#: What the first version knew of normalisation.
-_FIRST = ("unicode", "ascii", "keep_spaces", "max_label_length")
 #: Longer clusters are no writing: families of emoji have eleven code points.
 _MOST_OF_A_CLUSTER = 16
 
@@ -81,9 +79,8 @@ class Normalization:
         return [form for form in dict.fromkeys(written) if form not in known and not form.isspace()]
 
     def identity(self) -> dict[str, Any]:
-        """Return what a store's identity says of it: what earlier versions did not know only where it is used."""
-        told = asdict(self)
-        return {name: value for name, value in told.items() if name in _FIRST or value != getattr(Normalization, name)}
+        """Return what a store's identity says of it."""
+        return asdict(self)
 
     def most_code_points(self, units: Units) -> int:
         """Return how many code points a label may have at most."""

@@ -55,11 +55,6 @@ class Workspace:
         """The folder that holds, per model file, what it read: a file has no folder of its own as runs have."""
         return self.root / "models"
 
-    @property
-    def ablations(self) -> Path:
-        """The folder that holds one folder per ablation, and the runs that they share."""
-        return self.root / "ablations"
-
     def run_folders(self) -> list[Path]:
         """All runs, oldest first."""
         found = [path.parent for path in self.runs.glob(f"*/{RUN_FILE}")]

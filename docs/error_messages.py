@@ -33,11 +33,10 @@ _PLACES = {
     "pipeline/rendering": "Rendering: `render-words`, `demo`",
     "pipeline/clip": "CLIP models",
     "pipeline": "Stage 1",
-    "trainer/ablation": "Comparing trainings: `ablate`",
     "trainer/export": "Taking models elsewhere: `export`, `push`",
     "trainer/report": "Reports: `report`",
     "trainer/model": "Recognisers, decoders and encoders",
-    "trainer": "Training and reading: `pretrain`, `finetune`, `train-clip`, `evaluate`, `read`",
+    "trainer": "Training and reading: `pretrain`, `finetune`, `evaluate`, `read`",
 }
 
 

@@ -73,7 +73,7 @@ def _default(option: Any) -> str:
 
 
 def _sections() -> list[str]:
-    from dptr.trainer.training.recipe import Recipe
+    from dptr.trainer.recipe import Recipe
 
     parts = ["## Recipe keys", "`--set section.key=value` changes any of them."]
     for name, section in Recipe.model_fields.items():

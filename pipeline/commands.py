@@ -190,7 +190,7 @@ def embed_crops(
     batch_size: BatchSize = None,
     part: PartOf = None,
 ) -> Report:
-    """Labelled crops to a word-crop store, from which finetune trains without running CLIP's image tower.
+    """Labelled crops to a word-crop store, from which finetune trains without running CLIP's image encoder.
 
     Example: dptr embed-crops crops/ --clip openai/clip-vit-base-patch16 --views 8
     """

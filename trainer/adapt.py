@@ -51,11 +51,10 @@ from dptr.trainer.model.model_file import BUNDLED, ModelFile
 from dptr.trainer.model.reading import width_for
 from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
 from dptr.trainer.read import Reader, find_images, open_picture
+from dptr.trainer.recipe import FinetuneSettings, Recipe
 from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import MODEL, OPTIMIZER, save_checkpoint
-from dptr.trainer.training.recipe import Recipe
-from dptr.trainer.training.settings import FinetuneSettings
-from dptr.trainer.training.trackers import Tracker
+from dptr.trainer.training.step_log import Tracker
 
 SUMMARY_FILE = "adaptation.json"
 _WORK = "adaptation"

@@ -32,14 +32,12 @@ from dptr.trainer.model.encoders.clip import PREFIX, weights_hash
 from dptr.trainer.model.encoders.given import GivenTokens
 from dptr.trainer.model.recognizer import Recognizer, with_present_names
 from dptr.trainer.predictions import keep_refusals
+from dptr.trainer.recipe import EncoderSettings, FmuSettings, Recipe, Settings
 from dptr.trainer.training import loop, processes, runs
 from dptr.trainer.training.checkpoint import checkpoint_folder, find_checkpoint, load_state
-from dptr.trainer.training.compilation import is_compiled
-from dptr.trainer.training.recipe import Recipe
-from dptr.trainer.training.run_charset import charset_of_run
-from dptr.trainer.training.settings import EncoderSettings, FmuSettings, Settings
-from dptr.trainer.training.summary import TrainingSummary
-from dptr.trainer.training.trackers import Tracker, observer
+from dptr.trainer.training.loop import is_compiled
+from dptr.trainer.training.runs import TrainingSummary, charset_of_run
+from dptr.trainer.training.step_log import Tracker, observer
 from dptr.trainer.zero_label import require_its_clip
 
 #: What the names of a recogniser's encoder's weights begin with.
@@ -126,6 +124,7 @@ def finetune(
         observers=[observer(track, out)] if track and processes.is_first() else [],
         fixed_statistics=recipe.finetune.batch_norm == "fixed",
         starts_trained=start is not None and start.kind == "finetune" and validate is None,
+        require_finite=batches.require_finite,
     )
     steps_before = run.step()
     state = loop.run(out, task, recipe.finetune, device)

@@ -30,13 +30,12 @@ from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
 from dptr.trainer.model.decoders.pooled import PooledDecoder
 from dptr.trainer.predictions import keep_readings
+from dptr.trainer.recipe import MemorySettings, Recipe
+from dptr.trainer.seeds import generator_of
 from dptr.trainer.training import loop, processes, runs
-from dptr.trainer.training.compilation import is_compiled
-from dptr.trainer.training.recipe import Recipe
-from dptr.trainer.training.run_charset import charset_of_run
-from dptr.trainer.training.settings import MemorySettings
-from dptr.trainer.training.summary import TrainingSummary
-from dptr.trainer.training.trackers import Tracker, observer
+from dptr.trainer.training.loop import is_compiled
+from dptr.trainer.training.runs import TrainingSummary, charset_of_run
+from dptr.trainer.training.step_log import Tracker, observer
 
 if TYPE_CHECKING:
     from dptr.cache.stores.neighbours import Neighbours
@@ -103,9 +102,22 @@ class PromptBatches:
     def __call__(self, number: int) -> PromptBatch:
         """Return batch ``number``, counted from 0 through all epochs."""
         rows = self._order.rows_of(number)
-        generator = np.random.default_rng((self._seed, 3, number))
+        generator = generator_of(self._seed, "noise", number)
         memory = noisy_memory(self._store, rows, self._noise, self._ratio, generator, self._memory)
         return PromptBatch(memory, Targets.of(self._store.labels_of(rows), self._charset))
+
+    def require_finite(self, number: int) -> None:
+        """Check what batch ``number`` was made of.
+
+        Raises:
+            DamagedStore: a row of the store or the bank holds NaN or infinity; the error names it.
+        """
+        self._store.require_finite(self._order.rows_of(number))
+        if self(number).memory.to("cpu").tokens.isfinite().all():
+            return
+        # Noise, or the mean by which pooled vectors are centred.
+        for store in [self._store] if self._noise is None else [self._store, self._noise.bank]:
+            store.require_finite(np.arange(len(store)))
 
 
 def data_identity(store: PromptStore, bank: OrpBank | None) -> dict[str, Any]:
@@ -145,13 +157,13 @@ def pretrain(
     charset = charset_of_run(out, store.charset, recipe.decoder)
     with processes.first_before_others():
         run = runs.start_or_continue(
-            out, "pretrain", recipe, charset, store.dim, data, None, clip["encoder"], clip["weights"]
+            out, "pretrain", recipe, charset, store.dim, data, clip["encoder"], clip["weights"]
         )
     device = torch.device(device)
     torch.manual_seed(recipe.pretrain.seed)
     decoder = _new_decoder(store, bank, recipe).to(device)
     noise = None if bank is None else NoiseSource(bank, recipe.noise, neighbours)
-    validation, training = split_rows(store, recipe, run.split)
+    validation, training = split_rows(store, recipe)
     _tell_of_fewer(len(validation), store, recipe)
     batches = PromptBatches(store, noise, training, recipe, charset)
     task = loop.Task(
@@ -162,6 +174,7 @@ def pretrain(
         rows=lambda batch: len(batch.targets.inputs),
         groups=[loop.ParameterGroup(list(decoder.parameters()))],
         observers=[observer(track, out)] if track and processes.is_first() else [],
+        require_finite=batches.require_finite,
     )
     steps_before = run.step()
     state = loop.run(out, task, recipe.pretrain, device)
@@ -204,7 +217,8 @@ def validate(
         "accuracy_with_case": score(labels, clean).accuracy,
     }
     if noise is not None:
-        noisy = read_prompts(model, store, rows, noise, recipe.noise.ratio, recipe.memory, device, charset)
+        ratio, seed = recipe.noise.ratio, recipe.pretrain.seed
+        noisy = read_prompts(model, store, rows, noise, ratio, recipe.memory, device, charset, seed=seed)
         metrics["accuracy_with_noise"] = score(folded, [text.lower() for text in noisy]).accuracy
     return metrics
 
@@ -220,17 +234,18 @@ def read_prompts(
     device: torch.device,
     charset: Charset | None = None,
     batch_size: int = 256,
+    seed: int = 0,
 ) -> list[str]:
     """Read labels, shape (rows,), back out of their text states, as memories of ``kind``, in the order of ``rows``.
 
-    ``charset`` is the decoder's; None: the store's.
+    ``charset`` is the decoder's; None: the store's. ``seed`` is that of the noise.
     """
     if not isinstance(model, Decoder):
         raise TypeError(f"{type(model).__name__} is not a decoder")
     model.eval()
     texts: list[str] = []
     for number, start in enumerate(range(0, len(rows), batch_size)):
-        generator = np.random.default_rng((4, number))
+        generator = generator_of(seed, "validation noise", number)
         memory = noisy_memory(store, rows[start : start + batch_size], noise, ratio, generator, kind).to(device)
         texts += decode_texts(model.decode(memory), charset or store.charset)
     return texts

@@ -13,7 +13,7 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.progress import note
 from dptr.trainer.model.encoders.clip import PREFIX, ClipEncoder, describe, whole_hash
 from dptr.trainer.model.recognizer import Recognizer
-from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.recipe import Recipe
 from dptr.trainer.training.runs import Run
 
 FindClip = Callable[[str], Path]

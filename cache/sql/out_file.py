@@ -82,7 +82,7 @@ def require_no_store(out: Path, workspace: Workspace) -> None:
     """
     place = out.resolve()
     stores = (workspace.prompts, workspace.orp, workspace.word_crops)
-    taken = {folder.resolve() for folder in (*stores, workspace.runs, workspace.models, workspace.ablations)}
+    taken = {folder.resolve() for folder in (*stores, workspace.runs, workspace.models)}
     for folder in place.parents:
         if folder in taken or kind_of(folder) or all((folder / name).is_file() for name in (RUN_FILE, RECIPE_FILE)):
             raise UserError(f"{out} lies in {folder}, where only dptr's own files are", "Name a file elsewhere")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from dptr.cache.errors import DptrError
 from dptr.cache.file_names import (
-    ABLATION_ROWS,
     MANIFEST_FILE,
     METRICS_FILE,
     NEIGHBOURS_TABLE,
@@ -34,7 +33,6 @@ def parquet_tables(workspace: Workspace) -> dict[str, list[Path]]:
         found |= _store_tables(folder, kind, rows, refused)
     found["refused_words"] = [*found.get("refused_crops", []), *_in_runs(workspace, QUARANTINE_FILE)]
     found["predictions"] = _in_runs(workspace, f"{PREDICTIONS_FOLDER}/*.parquet")
-    found["ablations"] = sorted(workspace.ablations.glob(f"*/{ABLATION_ROWS}"))
     return {name: files for name, files in found.items() if files}
 
 

@@ -27,7 +27,7 @@ def connect(workspace: Workspace, prompts: Path | None = None, orp: Path | None 
     """Open an in-memory DuckDB with one view per table that exists; it can neither write nor read anything else.
 
     Views: ``prompts``, ``crops``, ``word_crops``, ``neighbours``, ``refused_text``, ``refused_photos``,
-    ``refused_crops``, ``refused_words``, ``runs``, ``metrics``, ``predictions``, ``pieces`` and ``ablations``;
+    ``refused_crops``, ``refused_words``, ``runs``, ``metrics``, ``predictions`` and ``pieces``;
     macros: see :mod:`dptr.cache.sql.macros`. What is damaged is named and left out.
 
     Args:

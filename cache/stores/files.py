@@ -14,8 +14,9 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 import xxhash
 
@@ -147,7 +148,7 @@ def require_no_link(folder: Path) -> None:
         raise UserError(f"{folder} is a link to another folder", "Put a folder in its place: dptr follows no such link")
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading bytes; other than ``open`` it never waits for what a FIFO or a device will give.
 
     Raises:

@@ -10,6 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dptr.cache.charset import Charset
+from dptr.cache.errors import DamagedStore
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.stores.prompt_rows import PromptRows, Ranges, open_rows
 from dptr.cache.stores.shards import States, StatesFile, StoredStates
@@ -60,6 +61,14 @@ class PromptStore(StatesStore):
         """States that all prompts of a template share, for each template, of shape (prefix tokens, dim)."""
         file = StatesFile(self.manifest.checked(self.folder, PREFIX_FILE))
         return [tokens.astype(np.float32) for tokens in np.split(file.tokens, file.offsets[1:-1])]
+
+    def require_finite(self, rows: NDArray[np.int64]) -> None:
+        """See :meth:`StatesStore.require_finite`; the shared prefix is checked, too."""
+        if not all(np.isfinite(prefix).all() for prefix in self.prefixes):
+            raise DamagedStore(
+                f"{self.folder / PREFIX_FILE} holds NaN or infinity", f"Run `{self.MADE_BY}` again into another folder"
+            )
+        super().require_finite(rows)
 
     def templates_of(self, rows: NDArray[np.int64]) -> NDArray[np.int16]:
         """Return the number of the template of each of ``rows``, of the same shape."""

@@ -90,6 +90,22 @@ class StatesStore:
             raise UserError(f"rows of shape {checked.shape}", "Give them in one dimension")
         return checked
 
+    def require_finite(self, rows: NDArray[np.int64]) -> None:
+        """Check the states and pooled vectors of ``rows``, shape (rows,).
+
+        Raises:
+            DamagedStore: one holds NaN or infinity; the error names its shard and row.
+        """
+        for row in rows.tolist():
+            states = self._reader.gather(np.array([row]))
+            if not (np.isfinite(states.tokens).all() and np.isfinite(states.pooled).all()):
+                shards, within = self._reader.locate(np.array([row]))
+                name = self.manifest.shards[int(shards[0])].states
+                raise DamagedStore(
+                    f"row {within[0]} of {self.folder / name} holds NaN or infinity",
+                    f"Run `{self.MADE_BY}` again into another folder, with --precision fp32",
+                )
+
     def duckdb(self) -> duckdb.DuckDBPyConnection:
         """Return a DuckDB that answers questions about this store alone and touches no file; see ``dptr sql``."""
         from dptr.cache.sql.views import connect_to

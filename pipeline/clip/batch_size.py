@@ -1,14 +1,19 @@
-"""How much a tower takes at once: what was asked for, what suits the device, and less where memory turns out short."""
+"""How much an encoder takes at once: what suits the device, and less where memory turns out short."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from numpy.typing import NDArray
 
 from dptr.cache.errors import is_out_of_memory
 from dptr.cache.progress import note
+
+if TYPE_CHECKING:
+    import torch
 
 Result = TypeVar("Result")
 
@@ -75,3 +80,23 @@ def _give_back() -> None:
     import torch
 
     torch.cuda.empty_cache()
+
+
+@contextmanager
+def batch_per_core(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool with a thread for each core, on which operations are not shared out; one thread for a GPU.
+
+    A small model's operations are too short to be shared out: cores wait for each other at the end of every one, and
+    longest where something else keeps one of them busy. Batches of their own never wait, and their numbers do not
+    depend on how many cores there are.
+    """
+    import torch
+
+    cores = torch.get_num_threads()
+    workers = cores if device.type == "cpu" else 1
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        # New threads elsewhere would take over the workers' setting.
+        torch.set_num_threads(cores)

@@ -20,12 +20,12 @@ _CONVERT = (
 )
 
 
-#: Stands between the text tower and the image tower of a pair, in its name and in its weights' hash.
+#: Stands between the text encoder and the image encoder of a pair, in its name and in its weights' hash.
 PAIRED = "+"
 
 
 def find_both(name: str) -> tuple[Path, Path]:
-    """Return the directories of a CLIP's text tower and of its image tower: one and the same unless it is a pair.
+    """Return the directories of a CLIP's text encoder and of its image encoder: one and the same unless it is a pair.
 
     Raises:
         UserError: as :func:`find_clip`.
@@ -37,7 +37,7 @@ def find_both(name: str) -> tuple[Path, Path]:
 
 
 def find_clip(name: str) -> Path:
-    """Return a directory with a CLIP's files; of a pair, with those of its image tower.
+    """Return a directory with a CLIP's files; of a pair, with those of its image encoder.
 
     Args:
         name: ``tiny`` or ``scripts``, a directory that transformers saved, or a hub id such as

@@ -1,4 +1,4 @@
-"""CLIP, loaded once by one path, for both towers.
+"""CLIP, loaded once by one path, for both encoders.
 
 They come from the same files and carry the same weights hash, which is how a prompt store and an ORP bank know that
 they belong together. What differs between kinds of CLIP is in :mod:`dptr.pipeline.clip.families`.
@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +29,6 @@ from dptr.pipeline.clip.batch_size import Halving, batch_for
 from dptr.pipeline.clip.clip_files import PAIRED, find_both, require_safetensors
 from dptr.pipeline.clip.families import FAMILIES
 from dptr.pipeline.clip.families.base import Family
-from dptr.pipeline.clip.fitting import PROBES, tokenizer_problem, weights_problem
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 #: On a CPU.
 PICTURES_PER_BATCH = 32
 _REASON_CHARACTERS = 300
+#: Every tokenizer has several tokens for these together; one without a vocabulary has its unknown token only.
+_PROBES = ["street", "Q", "7"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Clip:
         tokenizer: transformers tokenizer; a call gives ``input_ids`` with begin and end tokens.
         image_processor: transformers' PIL image processor.
         weights: SHA-256 over all weights as loaded in float32, whatever file they came from; of a pair both of them.
-        image_weights: the same of the image tower alone.
+        image_weights: the same of the image encoder alone.
         tokenizer_hash: SHA-256 over the tokenizer's vocabulary, merges and rules.
         load_seconds: how long loading took.
     """
@@ -85,8 +87,8 @@ def load_clip(name: str, precision: Precision = "fp32", device: str = "cpu") -> 
 
     Args:
         name: ``tiny``, a directory that transformers saved, or a hub id such as ``openai/clip-vit-base-patch16``; a
-            text tower and the CLIP whose images it is for as ``TEXT+IMAGE``.
-        precision: the arithmetic of both towers.
+            text encoder and the CLIP whose images it is for as ``TEXT+IMAGE``.
+        precision: the arithmetic of both encoders.
         device: a torch device.
 
     Raises:
@@ -94,16 +96,20 @@ def load_clip(name: str, precision: Precision = "fp32", device: str = "cpu") -> 
     """
     started = time.monotonic()
     import torch
+    import transformers
 
     _silence()
     text_folder, image_folder = find_both(name)
-    image_family, image_model, image_processor = _image_half(name, image_folder)
+    image_family, image_model = load_model(image_folder, name)
+    with _loading(name, "image processor"):
+        make: Any = getattr(transformers, image_family.image_processor)
+        image_processor = make.from_pretrained(image_folder, trust_remote_code=False)
     if text_folder == image_folder:
         family, model, weights = image_family, image_model, weights_hash(image_model)
     else:
-        family, model = _text_half(name, text_folder)
+        family, model = _text_encoder(name, text_folder)
         _require_one_space(name, family.joint_dim(model), image_family.joint_dim(image_model))
-        # What the image tower's own folder is known by stands last.
+        # What the image encoder's own folder is known by stands last.
         weights = f"{weights_hash(model)}{PAIRED}{weights_hash(image_model)}"
     tokenizer = _tokenizer(name, text_folder, family, model)
     image_weights = weights_hash(image_model, image_family.image_side)
@@ -134,11 +140,20 @@ def _silence() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
-def _image_half(name: str, folder: Path) -> tuple[Family, Any, Any]:
-    """Return family, model (both towers of it) and image processor."""
+def load_model(folder: Path, name: str | None = None) -> tuple[Family, Any]:
+    """Return the family of the CLIP in ``folder`` and its model, text and image encoder, in float32.
+
+    Args:
+        name: what errors call it; by default the folder.
+
+    Raises:
+        UserError: of a family that is not supported, damaged, incomplete, or in pickled weights.
+    """
     import torch
     import transformers
 
+    name = name or str(folder)
+    _silence()
     with _loading(name, "configuration"):
         family = _family(name, folder)
         transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -152,27 +167,25 @@ def _image_half(name: str, folder: Path) -> tuple[Family, Any, Any]:
             output_loading_info=True,
             trust_remote_code=False,
         )
-    with _loading(name, "image processor"):
-        image_processor = getattr(transformers, family.image_processor).from_pretrained(folder, trust_remote_code=False)
-    problem = weights_problem(loading) or family.problem(model)
+    problem = _weights_problem(loading) or family.problem(model)
     if problem:
         raise _cannot_load(name, problem)
-    return family, model, image_processor
+    return family, model
 
 
-def _text_half(name: str, folder: Path) -> tuple[Family, Any]:
-    from dptr.pipeline.clip.families.multilingual import Multilingual, load_text_half
+def _text_encoder(name: str, folder: Path) -> tuple[Family, Any]:
+    from dptr.pipeline.clip.families.multilingual import Multilingual, load_text_encoder
 
     require_safetensors(folder)
-    with _loading(name, "text tower"):
-        return Multilingual(), load_text_half(folder)
+    with _loading(name, "text encoder"):
+        return Multilingual(), load_text_encoder(folder)
 
 
 def _tokenizer(name: str, folder: Path, family: Family, model: Any) -> Any:
     with _loading(name, "tokenizer"):
         tokenizer = family.tokenizer(folder)
-        spelt = tokenizer(PROBES)["input_ids"]
-    problem = tokenizer_problem(tokenizer, spelt, family, model)
+        spelt = tokenizer(_PROBES)["input_ids"]
+    problem = _tokenizer_problem(tokenizer, spelt, family, model)
     if problem:
         raise _cannot_load(name, problem)
     return tokenizer
@@ -182,7 +195,7 @@ def _require_one_space(name: str, text: int, image: int) -> None:
     if text != image:
         raise UserError(
             f"the text vectors of {name} are {text} wide, its image vectors {image}",
-            "Pair a text tower with the CLIP whose joint space it was trained for",
+            "Pair a text encoder with the CLIP whose joint space it was trained for",
         )
 
 
@@ -209,9 +222,32 @@ def _family(name: str, folder: Path) -> Family:
     if kind not in FAMILIES:
         raise UserError(
             f"{name} is a model of type {kind!r}",
-            f"Supported are {', '.join(FAMILIES)}, and a text tower of M-CLIP or sentence-transformers as TEXT+IMAGE",
+            f"Supported are {', '.join(FAMILIES)}, and a text encoder of M-CLIP or sentence-transformers as TEXT+IMAGE",
         )
     return FAMILIES[kind]
+
+
+def _weights_problem(loading: dict[str, Any]) -> str | None:
+    """Say which weights do not fit; transformers draws such tensors at random, or leaves them out."""
+    if loading["mismatched_keys"]:
+        key, stored, expected = min(loading["mismatched_keys"])
+        return f"its weights have {key} of shape {tuple(stored)}, its config.json says {tuple(expected)}"
+    if loading["missing_keys"]:
+        return f"its weights lack {min(loading['missing_keys'])}"
+    layers = [key for key in loading["unexpected_keys"] if re.search(r"\.layers?\.\d+\.", key)]
+    return f"its weights have {min(layers)}, a layer that its config.json does not have" if layers else None
+
+
+def _tokenizer_problem(tokenizer: Any, spelt: list[list[int]], family: Family, model: Any) -> str | None:
+    """Say why a tokenizer cannot be used; ``spelt`` are its tokens for :data:`_PROBES`."""
+    if not tokenizer.is_fast:
+        return "its tokenizer has no tokenizer.json, which says where in a prompt a token stands"
+    if len({token for row in spelt for token in row} - set(tokenizer.all_special_ids)) < len(_PROBES):
+        return "it has no tokenizer, or one that knows no letters"
+    if family.padding is None and tokenizer.pad_token_id is None:
+        return "its tokenizer has no padding token"
+    largest, room = max(tokenizer.get_vocab().values()), family.vocabulary(model)
+    return f"its tokenizer has token {largest}, its text model {room} of them" if largest >= room else None
 
 
 def weights_hash(model: torch.nn.Module, prefixes: tuple[str, ...] = ("",)) -> str:
@@ -220,7 +256,7 @@ def weights_hash(model: torch.nn.Module, prefixes: tuple[str, ...] = ("",)) -> s
     return hash_tensors((name, tensor.contiguous().numpy()) for name, tensor in tensors if name.startswith(prefixes))
 
 
-class ImageTower:
+class ImageEncoder:
     """CLIP's image side: pictures to token states and pooled vectors in the joint space.
 
     Attributes:
@@ -243,7 +279,7 @@ class ImageTower:
         return self._family.pixels(self._model, self._clip.image_processor, image.convert("RGB"))
 
     def preprocess_word(self, image: Image.Image) -> NDArray[np.float32]:
-        """Stretch a word image to the tower's square, as fine-tuning does: cut to a square it would lose its ends."""
+        """Stretch a word image to the encoder's square, as fine-tuning does: cut to a square it would lose its ends."""
         return self._family.stretched(self._model, self._clip.image_processor, image)
 
     def encode(self, pixels: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -1,5 +1,5 @@
-"""Shares of stage 1, each made on its own machine without the others, and what joins them.
+"""How stage 1 is carried out: in this process or several, in parts on several machines, or on a Ray cluster.
 
-part says which shards are whose, store_in_making fills a store or a part's share of one, merge makes one of all shares;
-cluster lets the workers of a Ray cluster make the shards of one store.
+executors say how pieces of work are done, cluster is the one of Ray; part says which shards are whose, store_in_making
+fills a store, a part's share of one, or what a repair lacks; merge makes one of all shares.
 """

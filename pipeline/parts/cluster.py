@@ -39,10 +39,10 @@ class Cluster:
         import ray
 
         # No CPU is set aside for workers: they would leave none to tasks that read ahead.
-        kind = ray.remote(
+        kind: Any = ray.remote(
             max_restarts=-1, max_task_retries=-1, num_cpus=0, num_gpus=self._gpus, scheduling_strategy="SPREAD"
         )(_Worker)
-        workers = [kind.remote(worker.make, worker.given) for _ in range(self.workers)]
+        workers: list[Any] = [kind.remote(worker.make, worker.given) for _ in range(self.workers)]
         # Items are kept with what will come of them: a worker that is started again needs them again.
         waiting: deque[tuple[Any, Any]] = deque()
         try:

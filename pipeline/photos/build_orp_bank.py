@@ -26,7 +26,7 @@ from dptr.cache.stores.lock import locked
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.quarantine import Quarantine, example
 from dptr.pipeline.clip.image_shards import Picture, ShardForm, shard_worker
-from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
+from dptr.pipeline.clip.loading import Clip, ImageEncoder, load_clip
 from dptr.pipeline.neighbours import faiss_index
 from dptr.pipeline.parts.executors import IN_PROCESS, Executor
 from dptr.pipeline.parts.part import WHOLE, Part
@@ -145,7 +145,7 @@ class _Build:
 
     def __init__(self, out: Path, clip: Clip, settings: OrpBankSettings, part: Part) -> None:
         self.settings = settings
-        self.tower = ImageTower(clip)
+        self.tower = ImageEncoder(clip)
         if settings.tokens_per_crop is not None and not 1 <= settings.tokens_per_crop <= self.tower.tokens:
             raise UserError(
                 f"{settings.tokens_per_crop} tokens per crop are impossible", f"Use 1 to {self.tower.tokens}"
@@ -255,7 +255,9 @@ def row_of(photo: CutPhoto, crop: Crop) -> dict[str, Any]:
     return {**place, **vars(crop.box), "thumbnail": crop.thumbnail}
 
 
-def _identity(clip: Clip, tower: ImageTower, settings: OrpBankSettings, kept_out: NearImages | None) -> dict[str, Any]:
+def _identity(
+    clip: Clip, tower: ImageEncoder, settings: OrpBankSettings, kept_out: NearImages | None
+) -> dict[str, Any]:
     return {
         **clip.identity(),
         "precision": settings.precision,

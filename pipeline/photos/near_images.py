@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import UnusablePicture, decode
 from dptr.cache.progress import progress
-from dptr.pipeline.clip.loading import ImageTower
+from dptr.pipeline.clip.loading import ImageEncoder
 from dptr.pipeline.neighbours.exact import normalized
 from dptr.pipeline.photos import crops as photo_crops
 from dptr.pipeline.photos.photo import Photo, Refusal
@@ -35,7 +35,7 @@ class NearImages:
         UserError: there is no image, or one that cannot be read: a photo equal to it would slip through.
     """
 
-    def __init__(self, paths: Sequence[Path], threshold: float, tower: ImageTower) -> None:
+    def __init__(self, paths: Sequence[Path], threshold: float, tower: ImageEncoder) -> None:
         if not 0 < threshold <= 1:
             raise UserError(f"threshold {threshold} is no cosine", "Use a number above 0 and up to 1, such as 0.95")
         count_photos(paths)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dptr.cache import pictures
 from dptr.cache.pictures import UnusablePicture
-from dptr.pipeline.clip.loading import ImageTower
+from dptr.pipeline.clip.loading import ImageEncoder
 from dptr.pipeline.photos import crops as photo_crops
 from dptr.pipeline.photos.crops import Box, CropSettings
 from dptr.pipeline.photos.photo import Photo, Refusal
@@ -68,7 +68,7 @@ class PhotoReader:
         retry: read again what was refused earlier.
     """
 
-    tower: ImageTower
+    tower: ImageEncoder
     settings: CropSettings
     seed: int
     tokens_per_crop: int

@@ -25,7 +25,7 @@ from dptr.pipeline.parts.part import Part
 from dptr.pipeline.parts.store_in_making import INPUTS, Repair
 
 if TYPE_CHECKING:
-    from dptr.pipeline.text.embed_settings import EmbedTextSettings
+    from dptr.pipeline.text.prompt_store import EmbedTextSettings
 
 
 def repair(folder: Path, files: Collection[str]) -> list[str]:
@@ -106,7 +106,7 @@ def _put_back(made: Path, folder: Path, manifest: Manifest, known: Any) -> list[
 
 def _text_settings(identity: dict[str, Any], entry: dict[str, Any]) -> EmbedTextSettings:
     from dptr.pipeline.text.corpus import CorpusSettings
-    from dptr.pipeline.text.embed_settings import EmbedTextSettings
+    from dptr.pipeline.text.prompt_store import EmbedTextSettings
     from dptr.pipeline.text.templates import from_store
 
     rules = {**entry["corpus"], "normalization": Normalization(**entry["corpus"]["normalization"])}
@@ -129,14 +129,18 @@ def _embed_catalogues(
     folder: Path, manifest: Manifest, files: Collection[str], scratch: Path, lost: Sequence[int]
 ) -> list[int]:
     """Embed the prompts of whole catalogues, and what all prompts share; return the shards whose catalogue is lost."""
-    from dptr.pipeline.text.prompt_shard import prompts_in, write_prompt_shard
-    from dptr.pipeline.text.prompt_shards import encode
-    from dptr.pipeline.text.prompt_store import load_towers, write_prefix_states
+    from dptr.pipeline.text.prompt_store import (
+        encode,
+        load_encoders,
+        prompts_in,
+        write_prefix_states,
+        write_prompt_shard,
+    )
 
     kept = [number for number in lost if manifest.shards[number].catalogue not in files]
     if kept or PREFIX_FILE in files:
         settings = _text_settings(manifest.identity, manifest.details[INPUTS][-1])
-        towers, found, _ = load_towers(settings)
+        towers, found, _ = load_encoders(settings)
         manifest.require_equal(folder, {"weights": found["weights"], "tokenizer": found["tokenizer"]})
         if PREFIX_FILE in files:
             write_prefix_states(scratch / PREFIX_FILE, towers)

@@ -2,7 +2,7 @@
 
 The whole corpus is read and counted before the first label is returned, because counts are final at the end only.
 That takes minutes for a hundred million words, where embedding them takes hours, so a run that was killed simply reads
-again and goes on with the labels that its store lacks. The order is that of :mod:`dptr.pipeline.text.distinct_labels`.
+again and goes on with the labels that its store lacks. The order is that of :mod:`dptr.pipeline.text.label_counts`.
 """
 
 from __future__ import annotations

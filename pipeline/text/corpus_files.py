@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -187,8 +187,9 @@ def _pieces(source: str) -> Iterator[bytes]:
 
     ``read1`` gives what stands before a cut, where ``read`` would raise before it.
     """
-    opened = _COMPRESSED.get(Path(source).suffix.lower(), partial(open, mode="rb"))
-    with nullcontext(sys.stdin.buffer) if source == "-" else opened(source) as stream:
+    make = _COMPRESSED.get(Path(source).suffix.lower(), partial(open, mode="rb"))
+    opened: Any = nullcontext(sys.stdin.buffer) if source == "-" else make(source)
+    with opened as stream:
         while piece := stream.read1(_PIECE_BYTES):
             yield piece
 
@@ -286,7 +287,7 @@ def _csv_rows(source: str, column: str | None, refuse: Refuse, delimiters: str) 
     header = next(unread, "").removeprefix("\ufeff").strip("\r\n")
     if not header:
         return
-    quoting = csv.QUOTE_NONE if delimiters == "\t" else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if delimiters == "\t" else csv.QUOTE_MINIMAL
     for delimiter in delimiters:
         names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter, quoting=quoting))]
         position = _column_of(names, column)

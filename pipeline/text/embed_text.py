@@ -27,12 +27,17 @@ from dptr.pipeline.parts.executors import IN_PROCESS, Executor
 from dptr.pipeline.parts.part import WHOLE, Part
 from dptr.pipeline.parts.store_in_making import StoreInMaking, remember_inputs
 from dptr.pipeline.text.corpus import Corpus, corpus_fingerprint, nothing_usable, read_corpus
-from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.made_up_words import CoverageGoal, make_up_words
-from dptr.pipeline.text.prompt_shards import Filling, embed_groups, encode
-from dptr.pipeline.text.prompt_store import load_towers, settle_charset, with_charset_of, write_prefix
-from dptr.pipeline.text.prompt_towers import PromptTowers
-from dptr.pipeline.text.prompts import Prompt, prompts_of
+from dptr.pipeline.text.prompt_store import (
+    EmbedTextSettings,
+    Filling,
+    embed_groups,
+    encode,
+    load_encoders,
+    settle_charset,
+    write_prefix,
+)
+from dptr.pipeline.text.prompts import Prompt, PromptEncoders, prompts_of
 
 __all__ = ["EmbedTextSettings", "EmbedTextSummary", "Estimate", "embed_text", "estimate"]
 
@@ -79,7 +84,6 @@ def embed_text(
     started = time.monotonic()
     _require_separable(paths, settings, part)
     folder = part.beside(out)
-    settings = replace(settings, corpus=with_charset_of(folder, settings.corpus))
     asked = _what_is_asked(paths, settings)
     finished = _finished(folder, asked, settings.max_bad, started)
     if finished is not None:
@@ -109,20 +113,20 @@ def _embed(
     asked: dict[str, Any] | None,
     started: float,
 ) -> EmbedTextSummary:
-    towers, identity, load_seconds = load_towers(settings)
+    encoders, identity, load_seconds = load_encoders(settings)
     # Settled here, so that a cluster's workers and a repair take as many.
-    settings = replace(settings, tokens_per_batch=settings.tokens_per_batch or towers.first.tokens_per_batch)
+    settings = replace(settings, tokens_per_batch=settings.tokens_per_batch or encoders.first.tokens_per_batch)
     making = StoreInMaking(out, "prompts", identity, part)
     manifest, folder = making.manifest, making.folder
     remember_inputs(manifest, list(paths), _remembered(settings))
-    filling, rows_before = Filling(making, towers, settings, executor), manifest.rows
+    filling, rows_before = Filling(making, encoders, settings, executor), manifest.rows
     with manifest.rewriting(folder, QUARANTINE_FILE):
         with (
             Quarantine(folder / QUARANTINE_FILE) as quarantine,
             read_corpus(paths, settings.corpus, quarantine) as corpus,
         ):
             settle_charset(folder, manifest, corpus.charset, settings.corpus.wanted.learnt)
-            write_prefix(folder, manifest, towers)
+            write_prefix(folder, manifest, encoders)
             _embed_remaining(filling, corpus, quarantine)
             if not making.rows:
                 raise nothing_usable(paths, quarantine)
@@ -150,7 +154,6 @@ def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Es
 
     Words that would be made up are not counted, as which ones depends on the whole store.
     """
-    settings = replace(settings, corpus=with_charset_of(out, settings.corpus))
     with (
         scratch_folder() as scratch,
         Quarantine(Path(scratch) / QUARANTINE_FILE) as quarantine,
@@ -160,13 +163,13 @@ def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Es
             corpus.without(Manifest.load(out, "prompts").catalogues(out))
         if corpus.remaining == 0:
             return Estimate(0, 0, 0.0)
-        towers, _, _ = load_towers(settings)
-        prompts = next(_groups(corpus, towers, settings, quarantine, min(_PROMPTS_TIMED, corpus.remaining)), [])
+        encoders, _, _ = load_encoders(settings)
+        prompts = next(_groups(corpus, encoders, settings, quarantine, min(_PROMPTS_TIMED, corpus.remaining)), [])
         if not prompts:
             return Estimate(0, 0, 0.0)
-        encode(towers, prompts, settings)  # the first one is slow
+        encode(encoders, prompts, settings)  # the first one is slow
         started = time.monotonic()
-        states = encode(towers, prompts, settings)
+        states = encode(encoders, prompts, settings)
         share = len(prompts) / corpus.remaining
         seconds = (time.monotonic() - started) / share
     rows = round(sum(len(prompt.labels) for prompt in prompts) / share)
@@ -211,25 +214,25 @@ def _embed_remaining(filling: Filling, corpus: Corpus, quarantine: Quarantine) -
     total = corpus.kept
     corpus.without(filling.making.catalogues)
     with progress("embedding", total, "labels", total - corpus.remaining) as shown:
-        groups = _groups(corpus, filling.towers, filling.settings, quarantine, filling.settings.shard_rows)
+        groups = _groups(corpus, filling.encoders, filling.settings, quarantine, filling.settings.shard_rows)
         embed_groups(filling, groups, shown)
 
 
 def _embed_made_up(filling: Filling, corpus: Corpus, quarantine: Quarantine) -> list[tuple[str, str]]:
     """Make up words that complete the corpus, embed those that the store lacks, and return counts of both."""
-    towers, settings = filling.towers, filling.settings
+    encoders, settings = filling.encoders, filling.settings
     rules = settings.corpus
     goal = CoverageGoal(settings.cover_pieces, settings.seed)
     catalogues = filling.making.manifest.catalogues(filling.making.folder)
-    made_up = make_up_words(catalogues, towers, corpus.charset, rules.normalization, goal)
+    made_up = make_up_words(catalogues, encoders, corpus.charset, rules.normalization, goal)
     remaining = made_up.without(catalogues)
-    groups = prompts_of([remaining], corpus.charset, rules, towers, quarantine, settings.shard_rows)
+    groups = prompts_of([remaining], corpus.charset, rules, encoders, quarantine, settings.shard_rows)
     with progress("embedding made-up words", len(remaining.labels), "labels") as shown:
         embed_groups(filling, groups, shown)
     return made_up.summary(settings.cover_pieces)
 
 
 def _groups(
-    corpus: Corpus, towers: PromptTowers, settings: EmbedTextSettings, quarantine: Quarantine, size: int
+    corpus: Corpus, encoders: PromptEncoders, settings: EmbedTextSettings, quarantine: Quarantine, size: int
 ) -> Iterator[list[Prompt]]:
-    return prompts_of(corpus.batches(size), corpus.charset, settings.corpus, towers, quarantine, size)
+    return prompts_of(corpus.batches(size), corpus.charset, settings.corpus, encoders, quarantine, size)

@@ -19,9 +19,9 @@ import pyarrow as pa
 from dptr.cache.charset import Charset
 from dptr.cache.normalization import Normalization
 from dptr.cache.stores.prompt_rows import MADE_UP
-from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text.corpus import LabelBatch
-from dptr.pipeline.text.prompt_towers import PromptTowers
+from dptr.pipeline.text.prompts import PromptEncoders
 
 #: A piece that so many words in a row were to hold and did not is given up: the tokenizer always merges it further.
 _MOST_FAILURES = 50
@@ -74,7 +74,7 @@ class MadeUpWords:
 
 def make_up_words(
     catalogues: Sequence[Path],
-    towers: PromptTowers,
+    encoders: PromptEncoders,
     charset: Charset,
     normalization: Normalization,
     goal: CoverageGoal,
@@ -88,23 +88,23 @@ def make_up_words(
         catalogues: those of the prompt store that holds the whole corpus (Parquet).
         charset, normalization: what a label must fit.
     """
-    pieces = _spellable_pieces(towers.first, charset, normalization)
+    pieces = _spellable_pieces(encoders.first, charset, normalization)
     failures: Counter[int] = Counter()
     rng = np.random.default_rng(goal.seed)
     texts = list(pieces.values())
     made: dict[str, None] = {}  # unlike a set, it keeps its order
     with duckdb.connect() as connection:
-        met = _prompts_with_piece(connection, catalogues, [len(tower.prefix_ids) for tower in towers.towers])
+        met = _prompts_with_piece(connection, catalogues, [len(encoder.prefix_ids) for encoder in encoders.of_template])
         lacking = {piece: goal.least - met[piece] for piece in pieces if met[piece] < goal.least}
         while targets := [piece for piece, count in lacking.items() if count > 0 and failures[piece] < _MOST_FAILURES]:
             failures.update(targets)
             words = {piece: _word_with(pieces[piece], texts, rng) for piece in targets}
             new = set(_not_stored(connection, list(words.values()), catalogues, in_corpus=True))
-            used = [towers.towers[towers.which(word)] for word in words.values()]
-            prompts = [tower.template.prompt(word) for tower, word in zip(used, words.values(), strict=True)]
-            tokens = towers.first.tokenize(prompts)
-            for (piece, word), tower, ids in zip(words.items(), used, tokens, strict=True):
-                own = set(ids[len(tower.prefix_ids) :])
+            used = [encoders.of_template[encoders.which(word)] for word in words.values()]
+            prompts = [encoder.template.prompt(word) for encoder, word in zip(used, words.values(), strict=True)]
+            tokens = encoders.first.tokenize(prompts)
+            for (piece, word), encoder, ids in zip(words.items(), used, tokens, strict=True):
+                own = set(ids[len(encoder.prefix_ids) :])
                 usable = normalization.apply(word) == word and normalization.refuse(word, charset) is None
                 if piece not in own or lacking[piece] <= 0 or not usable or word not in new or word in made:
                     continue
@@ -132,13 +132,13 @@ def _not_stored(
     return [label for (label,) in rows]
 
 
-def _spellable_pieces(tower: TextTower, charset: Charset, normalization: Normalization) -> dict[int, str]:
+def _spellable_pieces(encoder: TextEncoder, charset: Charset, normalization: Normalization) -> dict[int, str]:
     """Return the pieces that labels of this charset can hold, by token id, with their characters.
 
     Tokenizers that fold case fold it down, so a charset of capitals spells lower-case pieces, and not the other way
     round. Pieces of half a character, which byte-level tokenizers have, are none: they occur with their characters.
     """
-    pieces = tower.pieces()
+    pieces = encoder.pieces()
     if charset.one_case == "upper":
         pieces = {piece: charset.fold_case(text) for piece, text in pieces.items()}
     longest = normalization.max_label_length

@@ -1,34 +1,76 @@
-"""What all rows of a prompt store share: the tower they come from, the charset and the states before a label."""
+"""A prompt store in the making: its settings, what all its rows share, and its shards.
+
+Shards are made in this process or by the workers of a cluster: the same ones, in order.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from dptr.cache.charset import Charset
-from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE
+from dptr.cache.choices import StatesDtype
+from dptr.cache.errors import UserError
+from dptr.cache.file_names import PREFIX_FILE
+from dptr.cache.progress import Progress, note
+from dptr.cache.ranges import require_at_least
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.stores.manifest import FileRecord, Manifest
-from dptr.cache.stores.shards import States, write_states
+from dptr.cache.stores.manifest import FileRecord, Manifest, Shard
+from dptr.cache.stores.prompts import CATALOGUE_SCHEMA, TEMPLATE_COLUMN
+from dptr.cache.stores.shards import States, write_shard, write_states
+from dptr.pipeline.choices import Context, Precision, StatesKind
 from dptr.pipeline.clip.loading import load_clip
-from dptr.pipeline.text.corpus import AUTO, CorpusSettings
-from dptr.pipeline.text.embed_settings import EmbedTextSettings
-from dptr.pipeline.text.prompt_towers import PromptTowers
-from dptr.pipeline.text.templates import as_stored
+from dptr.pipeline.parts.cluster import device_of_worker
+from dptr.pipeline.parts.executors import Executor, Work, Worker
+from dptr.pipeline.parts.store_in_making import Group, Place, ShardToMake, StoreInMaking
+from dptr.pipeline.text.corpus import CorpusSettings
+from dptr.pipeline.text.prompts import Prompt, PromptEncoders
+from dptr.pipeline.text.templates import DEFAULT_TEMPLATE, as_stored
+
+_PROMPTS_CHECKED = 16
 
 
-def with_charset_of(folder: Path, corpus: CorpusSettings) -> CorpusSettings:
-    """Return the settings for going on with the store in ``folder``, if there is one.
+@dataclass(frozen=True)
+class EmbedTextSettings:
+    """How a corpus is embedded.
 
-    Where it was begun with the charset as it is named, nothing is added to that: see :meth:`Normalization.charset`.
+    Attributes:
+        clip: ``tiny``, a directory or a hub id. states: None picks by width (see TextEncoder).
+        templates: sentences that labels are spread over.
+        dtype: how states are stored. shard_rows: prompts of a shard; peak memory grows with it.
+        tokens_per_batch: tokens encoded at once; None: what suits the device.
+        cover_pieces: in how many prompts each piece of the tokenizer that the charset can spell is to stand at least;
+            words are made up for those that the corpus lacks.
+        seed: of the made-up words, and of which label has which template.
+        max_bad: most refused inputs before the command fails; None for no limit.
     """
-    if not isinstance(corpus.charset, str) or corpus.charset == AUTO or not (folder / MANIFEST_FILE).is_file():
-        return corpus
-    named, kept = Charset.named(corpus.charset), Manifest.load(folder, "prompts").identity.get("charset")
-    return replace(corpus, charset=named) if kept and Charset.from_text(kept).same_units_as(named) else corpus
+
+    corpus: CorpusSettings = field(default_factory=CorpusSettings)
+    clip: str = "tiny"
+    templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
+    states: StatesKind | None = None
+    context: Context = "content"
+    precision: Precision = "fp32"
+    dtype: StatesDtype = "float16"
+    shard_rows: int = 16384
+    tokens_per_batch: int | None = None
+    cover_pieces: int = 0
+    seed: int = 0
+    max_bad: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        require_at_least(1, shard_rows=self.shard_rows, tokens_per_batch=self.tokens_per_batch)
+        if not self.templates or len(set(self.templates)) < len(self.templates):
+            raise UserError("a template is missing, or given twice", "Give each --template once")
+        require_at_least(0, max_bad=self.max_bad, cover_pieces=self.cover_pieces, seed=self.seed)
 
 
 def settle_charset(folder: Path, manifest: Manifest, charset: Charset, learnt: bool) -> None:
@@ -41,26 +83,24 @@ def settle_charset(folder: Path, manifest: Manifest, charset: Charset, learnt: b
     """
     known = Charset.from_text(manifest.identity["charset"]) if manifest.identity.get("charset") else None
     if known is not None:
-        # One that an earlier version began emits what runs from right to left as it is written, and goes on so.
-        charset = Charset(charset.characters, charset.units, known.order)
         if learnt and charset.units == known.units:
             charset = charset.with_more(known.characters)
         manifest.require_equal(folder, {} if learnt and charset.units == known.units else {"charset": charset.text})
     manifest.identity["charset"] = charset.text
 
 
-def write_prefix(folder: Path, manifest: Manifest, towers: PromptTowers) -> None:
+def write_prefix(folder: Path, manifest: Manifest, encoders: PromptEncoders) -> None:
     """Write the states that all prompts of a template share, and commit them, unless that is done."""
     if PREFIX_FILE in manifest.files:
         return
-    write_prefix_states(folder / PREFIX_FILE, towers)
+    write_prefix_states(folder / PREFIX_FILE, encoders)
     manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
     manifest.save(folder)
 
 
-def write_prefix_states(path: Path, towers: PromptTowers) -> None:
+def write_prefix_states(path: Path, encoders: PromptEncoders) -> None:
     """Write the states that all prompts of a template share into a file, a row for each template."""
-    shared = [tower.prefix for tower in towers.towers]
+    shared = [encoder.prefix for encoder in encoders.of_template]
     tokens, lengths = np.concatenate(shared), np.array([len(prefix) for prefix in shared])
     with atomic_path(path) as temporary:
         write_states(
@@ -68,16 +108,16 @@ def write_prefix_states(path: Path, towers: PromptTowers) -> None:
         )
 
 
-def load_towers(settings: EmbedTextSettings) -> tuple[PromptTowers, dict[str, Any], float]:
-    """Return the towers of all templates, the identity of their states, and the seconds that loading took."""
+def load_encoders(settings: EmbedTextSettings) -> tuple[PromptEncoders, dict[str, Any], float]:
+    """Return the encoders of all templates, the identity of their states, and the seconds that loading took."""
     clip = load_clip(settings.clip, settings.precision, settings.device)
-    towers = PromptTowers(clip, settings.templates, settings.seed, settings.states, settings.context)
-    prefixes = [tower.prefix_ids for tower in towers.towers]
+    encoders = PromptEncoders(clip, settings.templates, settings.seed, settings.states, settings.context)
+    prefixes = [encoder.prefix_ids for encoder in encoders.of_template]
     identity: dict[str, Any] = {
         **clip.identity(),
         "tokenizer": clip.tokenizer_hash,
         "template": as_stored(settings.templates),
-        "states": towers.first.states,
+        "states": encoders.first.states,
         "context": settings.context,
         "precision": settings.precision,
         "dtype": settings.dtype,
@@ -87,4 +127,146 @@ def load_towers(settings: EmbedTextSettings) -> tuple[PromptTowers, dict[str, An
         **({"template_seed": settings.seed} if len(prefixes) > 1 else {}),
         **({"padding": clip.padding} if settings.context == "full" else {}),
     }
-    return towers, identity, clip.load_seconds
+    return encoders, identity, clip.load_seconds
+
+
+@dataclass(frozen=True)
+class Filling:
+    """A prompt store in the making, and what encodes its prompts."""
+
+    making: StoreInMaking
+    encoders: PromptEncoders
+    settings: EmbedTextSettings
+    executor: Executor
+
+
+def embed_groups(filling: Filling, groups: Iterable[list[Prompt]], shown: Progress) -> None:
+    """Embed prompts shard by shard and commit each in its turn."""
+    folder, settings = filling.making.folder, filling.settings
+    here = _work_of(folder, filling.encoders, settings, check=True)
+    worker = Worker(here, _make_work, (folder.absolute(), settings))
+    filling.making.fill(filling.executor, worker, _counted(groups, shown), rows=None)
+
+
+def _counted(groups: Iterable[list[Prompt]], shown: Progress) -> Iterator[Group]:
+    """Yield the prompts of each shard as the one group of it."""
+    for prompts in groups:
+        labels = [f"{prompt.count} {label}" for prompt in prompts for label in prompt.labels]
+        yield Group(len(labels), labels, prompts)
+        shown.advance(len(prompts))
+
+
+def _make_work(folder: Path, settings: EmbedTextSettings) -> Work[Shard]:
+    settings = replace(settings, device=device_of_worker())
+    encoders, _, _ = load_encoders(settings)
+    return _work_of(folder, encoders, settings, check=False)
+
+
+def _work_of(folder: Path, encoders: PromptEncoders, settings: EmbedTextSettings, check: bool) -> Work[Shard]:
+    def embed(shard: ShardToMake) -> Callable[[], Shard]:
+        nonlocal check
+        (prompts,) = shard.payloads
+        if check:
+            _check(encoders, prompts)
+            check = False
+        states = encode(encoders, prompts, settings)
+        return lambda: _write(folder, settings, shard.place, prompts, states)
+
+    return embed
+
+
+def _write(folder: Path, settings: EmbedTextSettings, place: Place, prompts: list[Prompt], states: States) -> Shard:
+    return write_prompt_shard(
+        folder, place.number, place.first_id, prompts, states, settings.dtype, len(settings.templates)
+    )
+
+
+def encode(encoders: PromptEncoders, prompts: list[Prompt], settings: EmbedTextSettings) -> States:
+    """Return the states of prompts."""
+    return encoders.encode(*_tokens_and_templates(prompts), settings.tokens_per_batch)
+
+
+def _check(encoders: PromptEncoders, prompts: list[Prompt]) -> None:
+    spread = np.linspace(0, len(prompts) - 1, min(_PROMPTS_CHECKED, len(prompts))).astype(int)
+    apart = encoders.check(*_tokens_and_templates([prompts[i] for i in spread]))
+    note(f"text states agree with transformers' own to {apart:.1e}")
+
+
+def _tokens_and_templates(prompts: list[Prompt]) -> tuple[list[list[int]], list[int]]:
+    return [prompt.token_ids for prompt in prompts], [prompt.template for prompt in prompts]
+
+
+def write_prompt_shard(
+    folder: Path,
+    number: int,
+    first_id: int,
+    prompts: list[Prompt],
+    states: States,
+    dtype: StatesDtype,
+    templates: int = 1,
+) -> Shard:
+    """Write shard ``number`` with a row for every label of ``prompts``; the caller commits it.
+
+    Labels of one prompt repeat its states, so that a row can be read by itself; ``states_of`` is the
+    id of the first of them. With several ``templates``, each row says which of them it has.
+
+    Raises:
+        UserError: a prompt's states are too large for half precision.
+    """
+    _require_fitting(prompts, states, dtype)
+    repeats = np.array([len(prompt.labels) for prompt in prompts])
+    rows = [(label, prompt) for prompt in prompts for label in prompt.labels]
+    of_prompt = np.repeat(np.arange(len(prompts)), repeats)
+    first_rows = np.cumsum(repeats) - repeats
+    columns = {
+        "id": pa.array(np.arange(first_id, first_id + len(rows))),
+        "label": [label for label, _ in rows],
+        "prompt": [prompt.text for _, prompt in rows],
+        "label_length": pa.array([length for prompt in prompts for length in prompt.lengths], pa.int16()),
+        "n_tokens": pa.array([len(prompt.token_ids) for _, prompt in rows], pa.int16()),
+        "token_ids": pa.array([prompt.token_ids for _, prompt in rows], pa.list_(pa.int32())),
+        "token_letters": pa.array([prompt.token_letters for _, prompt in rows], pa.list_(pa.int16())),
+        "states_of": pa.array(first_id + first_rows[of_prompt]),
+        "count": pa.array([prompt.count for _, prompt in rows], pa.int64()),
+        "source": [prompt.source for _, prompt in rows],
+    }
+    if len(rows) > len(prompts):
+        states = states.at(of_prompt)
+    schema = CATALOGUE_SCHEMA
+    if templates > 1:
+        schema = schema.append(TEMPLATE_COLUMN)
+        columns[TEMPLATE_COLUMN.name] = pa.array([prompt.template for _, prompt in rows], TEMPLATE_COLUMN.type)
+    return write_shard(folder, number, pa.table(columns, schema=schema), states, dtype, {})
+
+
+def _require_fitting(prompts: list[Prompt], states: States, dtype: StatesDtype) -> None:
+    """Check that half precision holds what it has to: token states where they are stored so, pooled vectors always."""
+    if dtype == "float16":
+        token = np.abs(states.tokens).max(axis=1, initial=0.0).argmax()
+        _require_half(states.tokens[token], prompts[_row_of(token, states)], "Use --dtype float32")
+    row = int(np.abs(states.pooled).max(axis=1, initial=0.0).argmax())
+    _require_half(states.pooled[row], prompts[row], "Pooled vectors are kept in half precision: use another CLIP")
+
+
+def _row_of(token: np.intp, states: States) -> int:
+    return int(np.searchsorted(np.cumsum(states.lengths), token, side="right"))
+
+
+def _require_half(vector: NDArray[np.float32], prompt: Prompt, advice: str) -> None:
+    largest = float(np.abs(vector).max())
+    if not largest <= float(np.finfo(np.float16).max):
+        raise UserError(
+            f"a state of the prompt {prompt.text!r} is {largest:.3g} large, which float16 cannot hold", advice
+        )
+
+
+def prompts_in(catalogue: Path) -> list[Prompt]:
+    """Return the prompts of a shard's catalogue, as they were embedded."""
+    prompts: dict[int, Prompt] = {}
+    for row in pq.read_table(catalogue).drop_columns(["pooled"]).to_pylist():
+        made: dict[str, Any] = {name: row[name] for name in ("token_ids", "token_letters", "count", "source")}
+        made |= {"text": row["prompt"], "template": row.get(TEMPLATE_COLUMN.name, 0)}
+        known = prompts.setdefault(row["states_of"], Prompt(labels=[], lengths=[], **made))
+        known.labels.append(row["label"])
+        known.lengths.append(row["label_length"])
+    return list(prompts.values())

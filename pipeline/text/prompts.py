@@ -1,15 +1,26 @@
-"""Labels to prompts, ready to be encoded: each with its tokens, and with the labels that will be rows of its states."""
+"""Labels to prompts, ready to be encoded: each with its tokens, and with the labels that will be rows of its states.
+
+Labels are spread over templates: each has one of them, by the seed and the label alone. It depends on nothing that a
+run may change: not on the order of the corpus, on what a store has already, or on which part of it is made. So a killed
+run resumes, and parts make the whole.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from dptr.cache.charset import Charset
 from dptr.cache.stores.quarantine import Quarantine
-from dptr.pipeline.clip.text_tower import TextTower
+from dptr.cache.stores.shards import States
+from dptr.pipeline.choices import Context, StatesKind
+from dptr.pipeline.clip.loading import Clip
+from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text.corpus import CorpusSettings, LabelBatch, case_variants
-from dptr.pipeline.text.prompt_towers import PromptTowers
+from dptr.pipeline.text.templates import Template
 
 
 @dataclass(frozen=True)
@@ -35,11 +46,78 @@ class Prompt:
     template: int = 0
 
 
+class PromptEncoders:
+    """One CLIP's text encoder for each of several templates.
+
+    Args:
+        clip: a loaded CLIP. templates: sentences that labels stand in. seed: of which label has which.
+        states, context: as :class:`~dptr.pipeline.clip.text_encoder.TextEncoder` takes them.
+
+    Attributes:
+        encoders: one for each template, in order.
+
+    Raises:
+        UserError: as of a TextEncoder.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        templates: Sequence[str],
+        seed: int = 0,
+        states: StatesKind | None = None,
+        context: Context = "content",
+    ) -> None:
+        self.of_template = [TextEncoder(clip, Template(text), states, context) for text in templates]
+        self._seed = seed
+
+    @property
+    def first(self) -> TextEncoder:
+        """The encoder of the first template: what does not depend on the template can be asked of it."""
+        return self.of_template[0]
+
+    def which(self, label: str) -> int:
+        """Return the number of a label's template."""
+        return zlib.crc32(f"{self._seed} {label}".encode("utf-8", "surrogatepass")) % len(self.of_template)
+
+    def encode(
+        self, token_ids: Sequence[list[int]], which: Sequence[int], tokens_per_batch: int | None = None
+    ) -> States:
+        """Encode tokenized prompts, each of the template of that number; see :meth:`TextEncoder.encode`.
+
+        Returns:
+            their states after their templates' prefixes, in the order given.
+        """
+        numbers = sorted(set(which))
+        of_each = [[row for row, template in enumerate(which) if template == number] for number in numbers]
+        made = [
+            self.of_template[number].encode([token_ids[row] for row in rows], tokens_per_batch)
+            for number, rows in zip(numbers, of_each, strict=True)
+        ]
+        if len(made) == 1:
+            return made[0]
+        joined = States(
+            np.concatenate([states.tokens for states in made]),
+            np.concatenate([states.lengths for states in made]),
+            np.concatenate([states.pooled for states in made]),
+        )
+        return joined.at(np.argsort(np.concatenate([np.array(rows, np.int64) for rows in of_each])))
+
+    def check(self, token_ids: Sequence[list[int]], which: Sequence[int]) -> float:
+        """Compare prompts with transformers' own forward; see :meth:`TextEncoder.check`, the worst of all encoders."""
+        apart = [
+            encoder.check([ids for ids, template in zip(token_ids, which, strict=True) if template == number])
+            for number, encoder in enumerate(self.of_template)
+            if number in which
+        ]
+        return max(apart)
+
+
 def prompts_of(
     batches: Iterable[LabelBatch],
     charset: Charset,
     settings: CorpusSettings,
-    towers: PromptTowers,
+    encoders: PromptEncoders,
     quarantine: Quarantine,
     size: int,
 ) -> Iterator[list[Prompt]]:
@@ -49,20 +127,20 @@ def prompts_of(
     """
     group: list[Prompt] = []
     for batch in batches:
-        which = [towers.which(label) for label in batch.labels]
-        texts = [towers.towers[n].template.prompt(label) for n, label in zip(which, batch.labels, strict=True)]
+        which = [encoders.which(label) for label in batch.labels]
+        texts = [encoders.of_template[n].template.prompt(label) for n, label in zip(which, batch.labels, strict=True)]
         for label, number, text, row, count, source in zip(
             batch.labels,
             which,
             texts,
-            towers.first.tokenize_with_places(texts),
+            encoders.first.tokenize_with_places(texts),
             batch.counts.tolist(),
             batch.sources,
             strict=True,
         ):
-            tower, labels = towers.towers[number], _variants(label, settings, charset)
-            letters = tower.template.letters_of(label, row.places)
-            reason = _refuse(labels, row.ids, letters, tower)
+            encoder, labels = encoders.of_template[number], _variants(label, settings, charset)
+            letters = encoder.template.letters_of(label, row.places)
+            reason = _refuse(labels, row.ids, letters, encoder)
             if reason is not None:
                 quarantine.refuse(source, None, label, reason)
                 continue
@@ -82,7 +160,7 @@ def _variants(label: str, settings: CorpusSettings, charset: Charset) -> list[st
     return [variant for variant in variants if settings.normalization.refuse(variant, charset) is None]
 
 
-def _refuse(labels: list[str], token_ids: list[int], letters: list[int], tower: TextTower) -> str | None:
+def _refuse(labels: list[str], token_ids: list[int], letters: list[int], encoder: TextEncoder) -> str | None:
     if not labels:
         return "no case variant fits the charset and the length"
-    return tower.why_unusable(token_ids) or (None if any(letters) else "the tokenizer leaves nothing of the label")
+    return encoder.why_unusable(token_ids) or (None if any(letters) else "the tokenizer leaves nothing of the label")

@@ -13,7 +13,7 @@ from dptr.cache.word_images.augmentation import augment
 from dptr.cache.word_images.dataset import UNREADABLE, WordImages, decode_crop
 from dptr.cache.word_images.form import Rejected
 from dptr.cache.word_images.samples import Sample
-from dptr.pipeline.clip.loading import ImageTower
+from dptr.pipeline.clip.loading import ImageEncoder
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class CropReader:
     """
 
     images: WordImages
-    tower: ImageTower
+    tower: ImageEncoder
     views: int
     augmentation: float
     seed: int

@@ -33,7 +33,7 @@ from dptr.cache.word_images.form import Rejected
 from dptr.cache.word_images.samples import Sample
 from dptr.pipeline.choices import Precision
 from dptr.pipeline.clip.image_shards import Picture, ShardForm, shard_worker
-from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
+from dptr.pipeline.clip.loading import Clip, ImageEncoder, load_clip
 from dptr.pipeline.parts.executors import IN_PROCESS
 from dptr.pipeline.parts.part import WHOLE, Part
 from dptr.pipeline.parts.store_in_making import Group, StoreInMaking, remember_inputs
@@ -157,7 +157,7 @@ class _Build:
     def __init__(self, out: Path, clip: Clip, charset: Charset, settings: EmbedCropsSettings, part: Part) -> None:
         self.settings = settings
         self.charset = charset
-        self.tower = ImageTower(clip)
+        self.tower = ImageEncoder(clip)
         # All but a class token, which stands nowhere in the picture.
         self.kept = np.arange(self.tower.class_tokens, self.tower.tokens)
         self.making = StoreInMaking(out, "word_crops", self._identity(clip), part)

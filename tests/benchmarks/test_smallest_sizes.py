@@ -25,15 +25,14 @@ WITHOUT = {
     "faulty_commands.py",
     "fuzzed_readers.py",
     "judged.py",
+    "learner.py",
+    "train.py",
     "own_memory.py",
-    "fuzzed_stores.py",
-    "breaking.py",
     "process_time.py",
     "plain_parseq.py",
     "chip_rate.py",
     "peers.py",
     "peer_readers.py",
-    "evidence.py",
     "rapidocr_worker.py",
     "word_lists.py",
     "number_plates.py",
@@ -52,7 +51,11 @@ def smallest_size(path: Path) -> str | None:
     return None if found is None else found[1]
 
 
-PROGRAMS = [path for folder in ("benchmarks", "examples") for path in sorted((ROOT / folder).glob("*.py"))]
+PROGRAMS = [
+    path
+    for folder in ("benchmarks", "examples", "examples/train_clip")
+    for path in sorted((ROOT / folder).glob("*.py"))
+]
 
 
 Named = dict[str, str]

@@ -12,7 +12,7 @@ import pytest
 from dptr.cache import processors
 from dptr.cache.processors import start_no_more_threads_than_usable, usable_processors
 
-#: A Python in which a quota leaves one of two cores, as ``import dptr`` and torch find it.
+#: A Python in which a quota leaves one of two cores: threads of torch after ``import dptr``, or after a command.
 IMPORT_UNDER_QUOTA = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location("dptr.cache.processors", sys.argv[1])
@@ -22,9 +22,17 @@ module._cores, module.usable_processors = lambda: 2, lambda: 1
 sys.modules[spec.name] = module
 import dptr
 assert "torch" not in sys.modules
+if sys.argv[2] == "command":
+    from dptr.cli import main
+    sys.stdout = sys.stderr
+    try:
+        main(["--help"])
+    except SystemExit:
+        sys.stdout = sys.__stdout__
 import torch
 print(torch.get_num_threads())
 """
+THREADS_OF_TORCH = "import torch; print(torch.get_num_threads())"
 
 
 def linux(root: Path, groups: str, files: dict[str, str]) -> Path:
@@ -93,8 +101,10 @@ def test_openmp_is_told_of_a_quota_alone_and_what_is_set_stays(
     assert os.environ.get("OMP_NUM_THREADS") == expected
 
 
-def test_importing_dptr_tells_torch_before_it_is_loaded() -> None:
+@pytest.mark.parametrize(("how", "quota", "already_set"), [("command", "1", "2"), ("import", None, "2")])
+def test_commands_set_torchs_threads_and_importing_dptr_does_not(how: str, quota: str | None, already_set: str) -> None:
     free = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    for environment, expected in ((free, "1"), ({**free, "OMP_NUM_THREADS": "2"}, "2")):
-        command = [sys.executable, "-c", IMPORT_UNDER_QUOTA, processors.__file__]
+    untouched = subprocess.check_output([sys.executable, "-c", THREADS_OF_TORCH], env=free, text=True).strip()
+    for environment, expected in ((free, quota or untouched), ({**free, "OMP_NUM_THREADS": "2"}, already_set)):
+        command = [sys.executable, "-c", IMPORT_UNDER_QUOTA, processors.__file__, how]
         assert subprocess.check_output(command, env=environment, text=True).strip() == expected

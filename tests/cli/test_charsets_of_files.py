@@ -14,7 +14,6 @@ from dptr.cache.normalization import Normalization
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.word_crops import WordCropStore
 from dptr.cli import run_command
-from dptr.trainer.ablation.crops import charset_named
 from dptr.trainer.training.runs import Run
 
 WORDS = ["น้ำ", "กำ", "มา", "นาน", "มก", "กน", "ทำ", "คำ", "มน", "นก"]
@@ -71,21 +70,6 @@ def test_embed_text_refuses_no_label_for_how_its_charset_is_written(dptr: Dptr, 
     assert dptr("embed-text", tmp_path / "words.txt", "--charset", charset)["computed"] == 0
 
 
-def test_a_store_begun_with_the_file_alone_goes_on_and_stays_finished(
-    dptr: Dptr, charset: Path, tmp_path: Path, as_before: Callable[[], None]
-) -> None:
-    asked = ("embed-text", tmp_path / "words.txt", "--charset", charset)
-    (tmp_path / "words.txt").write_text("\n".join(WORDS), encoding="utf-8")
-    assert dptr(*asked)["rows"] == 4
-    as_before()
-    again = dptr(*asked)
-    assert (again["computed"], "already holds" in again["said"]) == (0, True)
-    (tmp_path / "words.txt").write_text("\n".join([*WORDS, "คน", "คำนำ"]), encoding="utf-8")
-    assert dptr(*asked, "--dry-run")["rows"] == 1
-    assert dptr(*asked)["rows"] == 5
-    assert PromptStore(tmp_path / "ws" / "prompts").charset == Charset(FILE)
-
-
 def test_finetune_trains_on_every_crop_whose_label_its_charset_spells(dptr: Dptr, charset: Path, crops: Path) -> None:
     asked = ("finetune", "--data", crops, "--charset", charset, "--from", "none", "--steps", 1, *SMALL)
     run = dptr(*asked)
@@ -124,7 +108,3 @@ def test_a_store_of_crops_begun_with_the_file_alone_goes_on(
     as_before()
     assert dptr(*asked)["computed"] == 0
     assert WordCropStore(tmp_path / "ws" / "word_crops").charset == Charset(FILE)
-
-
-def test_an_ablation_takes_the_file_as_training_does(charset: Path) -> None:
-    assert charset_named(str(charset)) == Charset(AS_LABELS)

@@ -130,25 +130,6 @@ def test_the_whole_way(inputs: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert steps["result"] == [[12]]
 
 
-def test_a_clip_of_ones_own(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "seen.txt").write_text("\n".join(WORDS[:20]))
-    (tmp_path / "unseen.txt").write_text("\n".join(WORDS[20:30]))
-    for name in ("seen", "unseen"):
-        run(capsys, inputs, "render-words", tmp_path / f"{name}.txt", "-o", tmp_path / f"{name}.parquet")
-    data: list[str | Path] = ["--data", tmp_path / "seen.parquet", "--validation", tmp_path / "unseen.parquet"]
-    asked = [*data, "--photos", inputs / "photos", "--set", "clip.batch_size=4", "-o", tmp_path / "run"]
-    trained = run(capsys, inputs, "train-clip", *asked, "--steps", "2")
-    assert (trained["steps"], trained["metrics"]["prompts"]) == (2, 10)
-    own = ["--clip", trained["model"], "-o", tmp_path / "prompts"]
-    assert run(capsys, inputs, "embed-text", tmp_path / "seen.txt", *own)["rows"] == 20
-    code, line = fail(capsys, "train-clip", "--data", tmp_path / "seen.parquet")
-    assert code == 2
-    assert "--validation" in line
-    code, line = fail(capsys, "train-clip", *data, "--from", inputs / "crops")
-    assert code == 2
-    assert "no run at" in line
-
-
 def test_stores_that_lie_elsewhere_can_be_named(
     inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

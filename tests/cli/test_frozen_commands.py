@@ -12,7 +12,6 @@ from dptr.cli import app
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = "--debug --help --json --no-check --quiet --workspace"
 FROZEN = {
-    "ablate": "--device --jobs --name",
     "build-orp-bank": "--address --batch-size --clip --crops-per-image --device --dtype --engine --engine-workers "
     "--exclude-near --exclude-threshold --max-bad --out --part --precision --retry-quarantined --seed "
     "--tokens-per-crop --workers",
@@ -38,8 +37,6 @@ FROZEN = {
     "--part --photos --seed --style --unit --vertical --workers",
     "report": "--data --orp --out --prompts",
     "sql": "--format --open --orp --out --prompts",
-    "train-clip": "--charset --clip --data --device --from --out --photos --recipe --seed --set --steps --track "
-    "--validation",
     "verify": "--repair",
 }
 

@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from dptr.cache.command_line import Report, print_report
+from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
 
 
@@ -165,3 +166,38 @@ def test_a_device_that_is_not_there_is_bad_usage(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1
     assert f"--device {device}" in said[0]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("could not create a primitive"),
+        RuntimeError("can't start new thread"),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)
+def test_running_out_of_memory_is_named(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Workspace, "run_folders", fail)
+    monkeypatch.delenv("DPTR_DEBUG", raising=False)
+    assert run_command(["finetune", "--data", "x"]) == 1
+    assert capsys.readouterr().err.startswith("error: out of memory")
+
+
+def test_a_debug_variable_of_the_user_is_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    missing = ["evaluate", "no-such-run", "--data", str(tmp_path), "--workspace", str(tmp_path)]
+    monkeypatch.setenv("DPTR_DEBUG", "1")
+    run_command(missing)
+    assert "Traceback" in capsys.readouterr().err
+    monkeypatch.delenv("DPTR_DEBUG")
+    run_command([*missing, "--debug"])
+    assert "Traceback" in capsys.readouterr().err
+    run_command(missing)
+    assert "Traceback" not in capsys.readouterr().err

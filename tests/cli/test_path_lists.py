@@ -52,7 +52,6 @@ def test_a_run_stands_before_the_data() -> None:
     [
         "finetune --data A --validation B --steps 5 C",
         "finetune C --data A",
-        "train-clip --data A --photos B C",
         "report run other --data A --orp B C",
         "export run --to onnx --data A -o B C",
     ],

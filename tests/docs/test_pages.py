@@ -17,7 +17,7 @@ import pytest
 from typer.main import get_command
 
 from dptr.cli import app
-from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]

@@ -24,7 +24,7 @@ from dptr.trainer.finetune import finetune, parts_of
 from dptr.trainer.model.model_file import ModelFile, save_model
 from dptr.trainer.model.recognizer import Reading, load_recognizer
 from dptr.trainer.read import load
-from dptr.trainer.training.recipe import Recipe, load_recipe
+from dptr.trainer.recipe import Recipe, load_recipe
 from dptr.trainer.training.runs import Run
 
 CHARSET = Charset("abcdefgh")

@@ -21,7 +21,7 @@ from dptr.cache.normalization import Normalization
 from dptr.cache.progress import set_quiet
 from dptr.cache.word_images.dataset import WordImages
 from dptr.pipeline.clip import bundled as bundled_clip
-from dptr.pipeline.clip.loading import ImageTower, load_clip
+from dptr.pipeline.clip.loading import ImageEncoder, load_clip
 from dptr.trainer.data.image_batches import ImageBatch, ImageBatches, mixing_weights
 from dptr.trainer.finetune import data_identity, finetune
 from dptr.trainer.model.decoders import build_decoder
@@ -29,9 +29,9 @@ from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.read import load
+from dptr.trainer.recipe import Recipe
 from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import load_tensors, save_checkpoint
-from dptr.trainer.training.recipe import Recipe
 
 WORDS = ["red", "oak", "tin", "sky", "map", "owl", "ice", "bun", "fog", "hut"]
 DIM = 32
@@ -210,7 +210,7 @@ def test_clips_own_image_tower_gives_the_tokens_that_a_bank_holds() -> None:
     assert isinstance(encoder, ClipEncoder)
     encoder.load(folder)
     assert (encoder.size, encoder.grid, encoder.dim) == ((96, 96), (6, 6), 128)
-    tower = ImageTower(load_clip("tiny"))
+    tower = ImageEncoder(load_clip("tiny"))
     image = Image.effect_mandelbrot((96, 96), (-2, -1.5, 1, 1.5), 50).convert("RGB")
     expected, _ = tower.encode(tower.preprocess(image)[None])
     pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -258,7 +258,7 @@ def test_a_start_that_was_trained_further_makes_another_run(tmp_path: Path, draw
     save_checkpoint(start.folder / "checkpoints" / "best", {"model": bumped(start.weights())}, {"step": 2})
     late = data_identity(images, start)
     assert runs.default_name("finetune", steps, early) != runs.default_name("finetune", steps, late)
-    with pytest.raises(DamagedStore, match="started from other weights"):
+    with pytest.raises(DamagedStore, match=r"data \(weights to start from\) differ"):
         finetune(images, charset, start, steps, tmp_path / "run")
 
 

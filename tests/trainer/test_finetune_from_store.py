@@ -28,9 +28,9 @@ from dptr.trainer.finetune import finetune
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe
 from dptr.trainer.model.recognizer import load_recognizer
 from dptr.trainer.read import load
+from dptr.trainer.recipe import Recipe
 from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import load_tensors
-from dptr.trainer.training.recipe import Recipe
 
 WORDS = ["red", "oak", "tin", "sky", "map", "owl", "ice", "bun", "fog", "hut"]
 CHARSET = Charset.named("94")

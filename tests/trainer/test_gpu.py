@@ -16,16 +16,14 @@ from dptr.cache.charset import Charset
 from dptr.cache.stores.shards import StoredTokens
 from dptr.trainer.data.image_batches import ImageBatch
 from dptr.trainer.data.stored_memory import StoredMemory, StoredTensor
-from dptr.trainer.model.clip_learner import ClipBatch
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
 from dptr.trainer.model.layers import grid_positions
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.pretrain import PromptBatch
+from dptr.trainer.recipe import Recipe, TrainingSettings
 from dptr.trainer.training import loop
-from dptr.trainer.training.compilation import compiled
-from dptr.trainer.training.recipe import Recipe
-from dptr.trainer.training.settings import TrainingSettings
+from dptr.trainer.training.loop import compiled
 
 pytestmark = [
     pytest.mark.gpu,
@@ -145,10 +143,9 @@ def pinned(value: object) -> Iterator[bool]:
 def test_batches_are_pinned(batch: PromptBatch) -> None:
     images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     plain = PromptBatch(memory().to("cpu"), batch.targets)
-    clip = ClipBatch(images, torch.zeros(2, 4, dtype=torch.int64), torch.zeros(2, 4, dtype=torch.int64))
     tokens = StoredTensor(torch.zeros(2, 3, 4, dtype=torch.int8), torch.ones(2, 3))
     stored = ImageBatch(tokens, batch.targets)
-    for given in (batch, plain, ImageBatch(images, batch.targets), stored, clip):
+    for given in (batch, plain, ImageBatch(images, batch.targets), stored):
         assert all(pinned(given.pin_memory())), type(given).__name__
 
 

@@ -19,8 +19,8 @@ from dptr.cache.normalization import Normalization
 from dptr.cache.row_set import RowSet
 from dptr.cache.word_images.dataset import WordImages
 from dptr.pipeline.text.corpus import CorpusSettings
-from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.embed_text import embed_text
+from dptr.pipeline.text.prompt_store import EmbedTextSettings
 from dptr.trainer.data.buckets import padded_targets
 from dptr.trainer.data.image_batches import ImageBatches
 from dptr.trainer.export.onnx_graph import export_onnx
@@ -30,9 +30,8 @@ from dptr.trainer.model.decoders.base import Memory, Targets
 from dptr.trainer.model.decoders.ctc import ctc_loss
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 from dptr.trainer.pretrain import PromptBatches, PromptStore, data_identity, pretrain
-from dptr.trainer.training.recipe import Recipe, load_recipe
-from dptr.trainer.training.run_charset import charset_of_run
-from dptr.trainer.training.runs import Run, start_or_continue
+from dptr.trainer.recipe import Recipe, load_recipe
+from dptr.trainer.training.runs import Run, charset_of_run, start_or_continue
 
 HEBREW = Charset("אבגדהו12")
 WORDS = ["אבג", "דה", "בד12", "הא", "גב", "ובא", "דג", "אוה", "בגד", "הו"]
@@ -85,9 +84,8 @@ def test_a_charset_without_such_letters_is_every_decoder_s_own() -> None:
 def test_a_run_begun_in_either_order_goes_on_in_it(store: PromptStore, tmp_path: Path, order: ReadingOrder) -> None:
     folder = tmp_path / "run"
     charset = store.charset.emitted_in(order)
-    data = data_identity(store, None)
-    clip = store.manifest.identity
-    start_or_continue(folder, "pretrain", recipe(), charset, store.dim, data, None, clip["encoder"], clip["weights"])
+    data, clip = data_identity(store, None), store.manifest.identity
+    start_or_continue(folder, "pretrain", recipe(), charset, store.dim, data, clip["encoder"], clip["weights"])
     assert pretrain(store, None, None, recipe(), folder).computed == 4
     assert Run.load(folder).charset == charset
     batch = PromptBatches(store, None, RowSet.of(np.arange(4), 4), recipe(), Run.load(folder).charset)(0)

@@ -13,28 +13,29 @@ import pytest
 import torch
 
 from dptr.cache.charset import Charset
-from dptr.cache.errors import UserError
+from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.progress import set_quiet
 from dptr.cache.row_set import EveryRow
-from dptr.cache.stores import sealed
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompt_rows import MADE_UP
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard
+from dptr.cache.validation import positions_of
 from dptr.pipeline.text.corpus import CorpusSettings
-from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.embed_text import embed_text
+from dptr.pipeline.text.prompt_store import EmbedTextSettings
+from dptr.trainer import pretrain as stage
 from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
-from dptr.trainer.data.held_out import HASHED_TEXT, REAL_WORDS, STORED_HASHES, split_rows
+from dptr.trainer.data.held_out import split_rows
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import text_memory, token_memory
 from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder
-from dptr.trainer.pretrain import pretrain
-from dptr.trainer.training.recipe import Recipe
-from dptr.trainer.training.settings import DecoderSettings, NoiseSettings
+from dptr.trainer.model.decoders.base import Decoder, DecoderShape, Memory, Targets
+from dptr.trainer.pretrain import pretrain, read_prompts
+from dptr.trainer.recipe import DecoderSettings, NoiseSettings, Recipe
 
 DIM = 4
 CHARSET = Charset("abc")
@@ -199,13 +200,12 @@ def store_of(folder: Path, words: list[str]) -> PromptStore:
     return PromptStore(folder)
 
 
-@pytest.mark.parametrize("rule", [HASHED_TEXT, STORED_HASHES, REAL_WORDS])
-def test_growth_of_a_store_moves_no_validation_row(tmp_path: Path, rule: int) -> None:
+def test_growth_of_a_store_moves_no_validation_row(tmp_path: Path) -> None:
     recipe = Recipe().replace("pretrain", validation_rows=100_000)
     words = [f"word{number}" for number in range(20_000)]
     small = store_of(tmp_path / "small", words[:2000])
     large = store_of(tmp_path / "large", [*reversed(words), *(word.upper() for word in words)])
-    chosen = [set(store.labels_of(split_rows(store, recipe, rule)[0])) for store in (small, large)]
+    chosen = [set(store.labels_of(split_rows(store, recipe)[0])) for store in (small, large)]
     assert len(chosen[0]) == pytest.approx(100, abs=40)
     assert chosen[0] <= chosen[1]
     assert {word for word in chosen[1] if word in words[:2000]} == chosen[0]
@@ -221,18 +221,6 @@ def test_seeds_hold_out_labels_of_their_own(tmp_path: Path) -> None:
         assert len(one & other) == pytest.approx(50, abs=40), "as often as chance has it"
 
 
-def test_a_run_begun_with_the_former_split_keeps_to_it(store: PromptStore, tmp_path: Path) -> None:
-    recipe = Recipe().replace("decoder", dim=8, heads=2, feed_forward=16, layers=1).replace("noise", ratio=0.0)
-    recipe = recipe.replace("pretrain", steps=1, batch_size=4, validation_share=0.4)
-    summary = pretrain(store, None, None, recipe, tmp_path / "run")
-    description = sealed.read_json(tmp_path / "run" / "run.json")
-    assert description["split"] == REAL_WORDS
-    sealed.write_json(tmp_path / "run" / "run.json", {**description, "split": HASHED_TEXT})
-    former = len(split_rows(store, recipe, HASHED_TEXT)[1])
-    assert former != summary.rows, "or this shows nothing"
-    assert pretrain(store, None, None, recipe, tmp_path / "run").rows == former
-
-
 def test_words_that_were_made_up_are_trained_on_and_never_held_out(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("\n".join(f"word{number}" for number in range(60)), encoding="utf-8")
     corpus = CorpusSettings(charset="36")
@@ -241,7 +229,8 @@ def test_words_that_were_made_up_are_trained_on_and_never_held_out(tmp_path: Pat
     recipe = Recipe().replace("pretrain", validation_share=0.5, validation_rows=1000)
     is_made_up = np.array([source == MADE_UP for source in store._column("source", pa.string()).to_pylist()])
     assert is_made_up.sum() > 50, "or this shows nothing"
-    before, _ = split_rows(store, recipe, STORED_HASHES)
+    positions = positions_of(np.concatenate(list(store.rows.column("label_hash"))), recipe.pretrain.seed)
+    before = np.flatnonzero(positions < 2**31)
     validation, training = split_rows(store, recipe)
     assert is_made_up[before].any()
     assert set(validation) == {row for row in before if not is_made_up[row]}
@@ -302,3 +291,73 @@ def test_coverage_names_what_does_not_fit() -> None:
     assert list(coverage.mismatched) == ["weight"]
     assert coverage.missing == ["bias"]
     assert coverage.extra == ["other"]
+
+
+def tiny(**pretrain: Any) -> Recipe:
+    made = Recipe().replace("decoder", dim=8, heads=2, layers=1, feed_forward=8, max_label_length=5, kind="nrtr")
+    return made.replace("pretrain", **{"steps": 4, "batch_size": 8, "validation_share": 0.3, **pretrain})
+
+
+@pytest.mark.parametrize("spoilt", ["prompts", "orp"])
+def test_a_row_that_is_not_finite_is_named(
+    tmp_path: Path, save_prompts: Callable[..., PromptStore], bank: OrpBank, spoilt: str
+) -> None:
+    tokens = np.ones((60, DIM), np.float32)
+    if spoilt == "prompts":
+        tokens[::3] = np.nan
+    states = States(tokens, np.ones(60, np.int64), np.ones((60, DIM), np.float32))
+    columns = {
+        "label": [letters * 2 + other for letters in "abc" for other in ("a" * n + "b" for n in range(20))],
+        "label_length": pa.array(np.full(60, 5), pa.int16()),
+        "count": np.ones(60, np.int64),
+        "source": ["x"] * 60,
+    }
+    columns["label"] = [label[:5] for label in columns["label"]]
+    store = save_prompts(tmp_path / "prompts", pa.table(columns), states, "abc")
+    if spoilt == "orp":
+        values = np.ones((8 * 3, DIM), np.float32)
+        values[9] = np.inf
+        manifest = Manifest("orp", {"encoder": "t", "weights": "w", "tokens_per_crop": 8})
+        shard = States(values, np.full(3, 8), np.zeros((3, DIM), np.float32))
+        (tmp_path / "orp").mkdir()
+        manifest.shards.append(write_shard(tmp_path / "orp", 0, pa.table({"id": np.arange(3)}), shard, "float32", {}))
+        manifest.save(tmp_path / "orp")
+        bank = OrpBank(tmp_path / "orp")
+    where = r"row \d+ of .*prompts/part-00000\.arrow" if spoilt == "prompts" else r"row 1 of .*orp/part-00000\.arrow"
+    with pytest.raises(DamagedStore, match=where + " holds NaN or infinity"):
+        pretrain(store, bank, None, tiny(), tmp_path / "run")
+
+
+def test_noise_of_validation_depends_on_the_seed(store: PromptStore, bank: OrpBank) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Watched(Decoder):
+        def loss(self, memory: Memory, targets: Targets) -> torch.Tensor:
+            raise NotImplementedError
+
+        def decode(self, memory: Memory, max_length: int | None = None) -> torch.Tensor:
+            seen.append(memory.tokens)
+            return torch.zeros(len(memory.tokens), 1, 5)
+
+    noise, rows = NoiseSource(bank, NoiseSettings(), None), np.arange(6)
+    for seed in (0, 0, 1):
+        watched = Watched(DecoderShape(4, DIM, 2, 1, 4, 0.0, 3, 5))
+        read_prompts(watched, store, rows, noise, 1.0, Recipe().memory, torch.device("cpu"), seed=seed)
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+
+
+def test_validate_draws_its_noise_by_the_recipes_seed(
+    store: PromptStore, bank: OrpBank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+
+    def read(*arguments: Any, seed: int = 0, **others: Any) -> list[str]:
+        if arguments[3] is not None:
+            seeds.append(seed)
+        return [""] * len(arguments[2])
+
+    monkeypatch.setattr(stage, "read_prompts", read)
+    noise = NoiseSource(bank, NoiseSettings(), None)
+    stage.validate(torch.nn.Identity(), store, noise, np.arange(6), tiny(seed=7), CHARSET, torch.device("cpu"))
+    assert seeds == [7]

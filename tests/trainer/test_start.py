@@ -18,7 +18,7 @@ from dptr.cli import run_command
 from dptr.trainer.commands.options import recogniser_first
 from dptr.trainer.finetune import encoder_of, finetune, parts_of
 from dptr.trainer.model.model_file import BUNDLED, ModelFile, save_model
-from dptr.trainer.training.recipe import Recipe, load_recipe
+from dptr.trainer.recipe import Recipe, load_recipe
 from dptr.trainer.training.runs import Run
 
 CHARSET = Charset("ab")

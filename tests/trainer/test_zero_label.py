@@ -30,9 +30,8 @@ from dptr.trainer.data.column_memory import column_memory, place_letters
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.pooled_memory import pooled_memory
 from dptr.trainer.model.encoders.clip import whole_hash
-from dptr.trainer.training.recipe import Recipe, load_saved_recipe
+from dptr.trainer.recipe import NoiseSettings, Recipe, load_saved_recipe
 from dptr.trainer.training.runs import Run
-from dptr.trainer.training.settings import NoiseSettings
 
 DIM = 8
 SMALL = ["--set", "decoder.kind=nrtr", "--set", "decoder.dim=32", "--set", "decoder.heads=2"]

@@ -1,4 +1,4 @@
-"""Commands of stages 2 and 3: training, recognition and ablation; options are what they share.
+"""Commands of stages 2 and 3: training and recognition; options are what they share.
 
 starts finds what a training starts from.
 """

@@ -13,7 +13,7 @@ from dptr.cache.normalization import Normalization
 from dptr.cache.units import clusters
 from dptr.cache.word_images.dataset import WordImages
 from dptr.trainer.data.stored_crops import stores_among
-from dptr.trainer.training.run_charset import charset_in
+from dptr.trainer.training.runs import charset_in
 
 
 @dataclass(frozen=True)

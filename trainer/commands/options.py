@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from dptr.cache.charset import Charset
     from dptr.cache.normalization import Normalization
     from dptr.cache.word_images.dataset import WordImages
-    from dptr.trainer.training.recipe import Recipe
-    from dptr.trainer.training.runs import Run, RunKind, Trained
+    from dptr.trainer.recipe import Recipe
+    from dptr.trainer.training.runs import Trained
 
 RecipeName = Annotated[str, typer.Option("--recipe", help="tiny, small, paper, or a TOML file.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps in all.")]
@@ -89,21 +89,6 @@ def recogniser_first(workspace: Workspace, names: list[str]) -> tuple[Path, list
     if names[0] == "-" or (first.suffix.lower() in IMAGE_SUFFIXES and not first.exists()):
         return BUNDLED, names
     return model_path(workspace, names[0]), names[1:]
-
-
-def run_of(kind: "RunKind", workspace: Workspace, name: str) -> "Run":
-    """Find a run by its folder or name.
-
-    Raises:
-        UserError: there is none, or another stage made it.
-    """
-    from dptr.trainer.training.runs import Run
-
-    run = Run.load(workspace.find_run(name))
-    if run.kind != kind:
-        made_by = {"pretrain": "dptr pretrain", "finetune": "dptr finetune", "clip": "dptr train-clip"}[kind]
-        raise UserError(f"{name} holds a run of another kind ({run.kind})", f"Name one that `{made_by}` made")
-    return run
 
 
 def training_normalization(recipe: "Recipe", charset: "Charset", simplified: bool = False) -> "Normalization":

@@ -10,7 +10,7 @@ from dptr.cache.file_names import SAFETENSORS
 from dptr.cache.workspace import Workspace
 
 if TYPE_CHECKING:
-    from dptr.trainer.training.recipe import Recipe
+    from dptr.trainer.recipe import Recipe
     from dptr.trainer.training.runs import Trained
 
 
@@ -28,10 +28,7 @@ def start_run(workspace: Workspace, start: str) -> "Trained | None":
                 "Run `dptr pretrain` first, or start from the bundled recogniser (--from bundled) or nothing (none)",
             )
         return found
-    trained = model_named(workspace, start)
-    if trained.kind == "clip":
-        raise UserError(f"{start} is a CLIP, which does not read", "Name a run of `dptr pretrain` or `dptr finetune`")
-    return trained
+    return model_named(workspace, start)
 
 
 def recogniser_named(workspace: Workspace, encoder: str | None) -> "Trained | None":

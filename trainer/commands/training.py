@@ -1,4 +1,4 @@
-"""Commands that train: a decoder on text states, a recogniser on labelled crops, a CLIP on both."""
+"""Commands that train: a decoder on text embeddings, a recogniser on labelled crops."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,7 +9,6 @@ from dptr.cache.command_line import Report, command, command_group, figures_of
 from dptr.cache.errors import UserError
 from dptr.cache.options import Device, OrpFolder, PromptsFolder
 from dptr.cache.workspace import Workspace
-from dptr.pipeline.clip.clip_files import find_clip
 from dptr.pipeline.device import resolve_device
 from dptr.trainer.choices import FmuKind, NoiseDraw, Sampling
 from dptr.trainer.commands.options import (
@@ -25,7 +24,6 @@ from dptr.trainer.commands.options import (
     labels_left_out,
     named_data,
     recipe_changes,
-    run_of,
     training_normalization,
 )
 from dptr.trainer.commands.starts import encoder_model, recogniser_named, start_run
@@ -33,8 +31,7 @@ from dptr.trainer.commands.starts import encoder_model, recogniser_named, start_
 if TYPE_CHECKING:
     from dptr.cache.stores.neighbours import Neighbours
     from dptr.cache.stores.orp import OrpBank
-    from dptr.trainer.training.recipe import Recipe
-    from dptr.trainer.training.runs import Run
+    from dptr.trainer.recipe import Recipe
 
 commands = command_group()
 
@@ -61,8 +58,8 @@ def pretrain(
     """
     from dptr.cache.stores.prompts import PromptStore
     from dptr.trainer import pretrain as stage
+    from dptr.trainer.recipe import load_recipe
     from dptr.trainer.training import processes
-    from dptr.trainer.training.recipe import load_recipe
     from dptr.trainer.training.runs import default_name
 
     flags: dict[str, str | None] = {"decoder.kind": decoder, "noise.draw": noise, "pretrain.sampling": sampling}
@@ -140,8 +137,8 @@ def finetune(
     from dptr.trainer import finetune as stage
     from dptr.trainer.commands.labelled import Labelled, in_units, labelled
     from dptr.trainer.data.stored_crops import fixed_by, open_crops, stores_among
+    from dptr.trainer.recipe import load_recipe
     from dptr.trainer.training import processes
-    from dptr.trainer.training.recipe import load_recipe
     from dptr.trainer.training.runs import default_name
 
     run, encoder_run = start_run(workspace, start), recogniser_named(workspace, encoder)
@@ -210,84 +207,6 @@ def _with_36(metrics: dict[str, float]) -> str:
     if "accuracy_36" not in metrics:
         return ""
     return f"; with 36 characters {metrics['accuracy_36']:.1%} of the {metrics['words_36']:,.0f} words that have any"
-
-
-@command(commands, "train-clip")
-def train_clip(
-    workspace: Workspace,
-    data: Data = None,
-    validation: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--validation", "--held-out", help="Labelled crops of other words that checkpoints are chosen by."
-        ),
-    ] = None,
-    photos: Annotated[Path | None, typer.Option(help="Folder of photos without text.")] = None,
-    charset: CharsetName = None,
-    clip: Annotated[
-        str, typer.Option("--clip", help="The CLIP whose shape, tokenizer and preprocessing are taken.")
-    ] = "tiny",
-    start: Annotated[
-        str, typer.Option("--from", help="Run of train-clip, or CLIP (`tiny`, a folder), to go on from, or `none`.")
-    ] = "none",
-    recipe: Annotated[str, typer.Option("--recipe", help="clip, or a TOML file.")] = "clip",
-    out: RunFolder = None,
-    steps: Steps = None,
-    seed: Seed = None,
-    track: Track = None,
-    changes: Changes = None,
-    device: Device = "auto",
-) -> Report:
-    """Labelled crops to a small CLIP of your own; the same command goes on where it stopped.
-
-    Example: dptr train-clip --data crops/ --validation other_crops/ --photos photos/ -o my_clip/
-    """
-    from dptr.cache.charset import Charset
-    from dptr.cache.word_images.dataset import WordImages
-    from dptr.pipeline.rendering.word_lists import photo_paths
-    from dptr.pipeline.text.templates import Template
-    from dptr.trainer import train_clip as stage
-    from dptr.trainer.training.recipe import load_recipe
-    from dptr.trainer.training.run_charset import charset_in
-
-    settings = load_recipe(recipe, recipe_changes("clip", changes, steps, seed, {}))
-    if not validation:
-        raise UserError("nothing to validate on", "Give labelled crops of words that training never sees: --validation")
-    named, folder = Charset.named(charset or "94"), out or workspace.runs / "clip"
-    normalization = training_normalization(settings, named)
-    characters = normalization.charset(named, charset_in(folder))
-    images = WordImages.open(named_data(data), characters, normalization)
-    summary = stage.train_clip(
-        images,
-        WordImages.open(named_data(validation), characters, normalization),
-        characters,
-        photo_paths(photos) if photos else (),
-        find_clip(clip),
-        Template(settings.clip.template).prompt,
-        _start_of_clip(workspace, start),
-        settings,
-        folder,
-        resolve_device(device),
-        track,
-    )
-    metrics = summary.metrics
-    lines = [
-        *labels_left_out(images),
-        f"{summary.steps:,} steps; the right prompt among {metrics['prompts']:,.0f}: {metrics['top1']:.1%}",
-        f"CLIP: {summary.model}",
-    ]
-    return Report(figures_of(summary), "\n".join(lines))
-
-
-def _start_of_clip(workspace: Workspace, start: str) -> "Run | Path | None":
-    from dptr.cache.choices import BUNDLED_CLIPS
-    from dptr.cache.file_names import MODEL_CONFIG_FILE
-
-    if start == "none":
-        return None
-    if start in BUNDLED_CLIPS or (Path(start) / MODEL_CONFIG_FILE).is_file():
-        return find_clip(start)
-    return run_of("clip", workspace, start)
 
 
 def _open_bank(workspace: Workspace, recipe: "Recipe") -> "OrpBank | None":

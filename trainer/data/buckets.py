@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from dptr.trainer.data.stored_memory import StoredMemory
 from dptr.trainer.model.decoders.base import Memory, Targets
-from dptr.trainer.training.settings import DecoderSettings
+from dptr.trainer.recipe import DecoderSettings
 
 Batch = TypeVar("Batch", bound="Paddable")
 

@@ -11,30 +11,22 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
 from dptr.cache.row_set import RowSet
 from dptr.cache.stores.prompt_rows import within
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.validation import positions_of, validation_position
-from dptr.trainer.training.recipe import Recipe
-
-#: Version of the rule by which runs place prompts that hash a label's text together with the seed.
-HASHED_TEXT = 2
-#: Version of the rule by which runs place prompts whose hashes are stored.
-STORED_HASHES = 3
-#: Version of the rule that places no word that was made up among those to validate on.
-REAL_WORDS = 4
+from dptr.cache.validation import positions_of
+from dptr.trainer.recipe import Recipe
 
 _PLACES = 1 << 32
 
 
-def split_rows(store: PromptStore, recipe: Recipe, rule: int = REAL_WORDS) -> tuple[NDArray[np.int64], RowSet]:
+def split_rows(store: PromptStore, recipe: Recipe) -> tuple[NDArray[np.int64], RowSet]:
     """Return the rows to validate on, at most ``validation_rows`` of those that are for it, and the rows to train on.
 
-    Those to validate on are row numbers, int64 of shape (rows,), rising. ``rule`` is the run's ``split``.
+    Those to validate on are row numbers, int64 of shape (rows,), rising.
 
     Raises:
         UserError: the store has too few labels.
@@ -42,12 +34,13 @@ def split_rows(store: PromptStore, recipe: Recipe, rule: int = REAL_WORDS) -> tu
     settings = recipe.pretrain
     lowest = _Lowest(settings.validation_rows)
 
-    made_up = store.made_up if rule >= REAL_WORDS else []
+    limit = np.uint32(settings.validation_share * _PLACES)
 
     def trained_on() -> Iterator[NDArray[np.bool_]]:
         first = 0
-        for positions, limit in _positions(store, settings.seed, settings.validation_share, rule):
-            chosen = (positions < limit) & ~within(made_up, first, len(positions))
+        for hashes in store.rows.column("label_hash"):
+            positions = positions_of(hashes, settings.seed)
+            chosen = (positions < limit) & ~within(store.made_up, first, len(positions))
             lowest.add(first + np.flatnonzero(chosen), positions[chosen])
             first += len(positions)
             yield ~chosen
@@ -73,14 +66,3 @@ class _Lowest:
         positions = np.concatenate([self._positions, positions])
         kept = np.argsort(positions, kind="stable")[: self._count]
         self.rows, self._positions = np.concatenate([self.rows, rows])[kept], positions[kept]
-
-
-def _positions(store: PromptStore, seed: int, share: float, rule: int) -> Iterator[tuple[NDArray[Any], Any]]:
-    """Yield where each block's labels stand, shape (rows,), and below which position they are for validation."""
-    if rule == HASHED_TEXT:
-        for labels in store.rows.labels():
-            lower = pc.utf8_lower(labels).to_pylist()
-            yield np.array([validation_position(label, seed) for label in lower]), np.float64(share)
-    else:
-        for hashes in store.rows.column("label_hash"):
-            yield positions_of(hashes, seed), np.uint32(share * _PLACES)

@@ -25,7 +25,8 @@ from dptr.trainer.data.buckets import padded_targets
 from dptr.trainer.data.keyed_permutation import KeyedPermutation
 from dptr.trainer.data.stored_memory import StoredTensor
 from dptr.trainer.model.decoders.base import Targets, sent
-from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.recipe import Recipe
+from dptr.trainer.seeds import generator_of
 
 #: Longest label, and the least and greatest width in heights of the pictures in which such labels are read. Characters
 #: of a line are half as wide as high, and reading stretches short words: :func:`dptr.trainer.model.reading.width_for`.
@@ -89,6 +90,9 @@ class CropBatches(ABC):
         """Encode labels for the decoder, and for a CTC loss beside it."""
         return Targets.of(labels, self._charset, self._for_columns)
 
+    def require_finite(self, number: int) -> None:  # noqa: B027
+        """Check what batch ``number`` was made of; pictures hold no NaN."""
+
     @abstractmethod
     def __call__(self, number: int) -> ImageBatch:
         """Return batch ``number``, counted from 0 through all epochs."""
@@ -126,7 +130,7 @@ class ImageBatches(CropBatches):
     def __call__(self, number: int) -> ImageBatch:
         """Return batch ``number``, counted from 0 through all epochs."""
         group, step = self._group_of(number)
-        width = int(np.random.default_rng((self._seed, 6, number)).choice(group.widths))
+        width = int(generator_of(self._seed, "widths", number).choice(group.widths))
         pixels: list[NDArray[np.uint8]] = []
         labels: list[str] = []
         unreadable: list[str] = []
@@ -143,7 +147,7 @@ class ImageBatches(CropBatches):
             if image.height > PORTRAIT * image.width and may_stand_in_a_column(label):
                 image = image.transpose(Image.Transpose.ROTATE_90)
             if self._strength > 0:
-                image = augment(image, np.random.default_rng((self._seed, 5, number, row)), self._strength)
+                image = augment(image, generator_of(self._seed, "augmentation", number, row), self._strength)
             pixels.append(preprocess(image, self._height, width))
             labels.append(label)
         if not pixels:

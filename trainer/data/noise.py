@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
 from dptr.cache.stores.shards import StoredTokens
-from dptr.trainer.training.settings import NoiseSettings
+from dptr.trainer.recipe import NoiseSettings
 
 if TYPE_CHECKING:
     from dptr.cache.stores.neighbours import Neighbours
@@ -39,7 +39,7 @@ class NoiseSource:
                 f"noise.draw = {settings.draw!r} needs each prompt's nearest crops, and there are none",
                 "Run `dptr mine-neighbours`, or draw at random: --set noise.draw=random",
             )
-        self._bank = bank
+        self.bank = bank
         self._settings = settings
         self._neighbours = neighbours
         self._size = _size_of_entries(bank) if settings.draw == "gaussian" else None
@@ -51,24 +51,24 @@ class NoiseSource:
         needed.
         """
         if self._size is not None:
-            return StoredTokens(self._size * generator.standard_normal((len(rows), tokens, self._bank.dim), np.float32))
+            return StoredTokens(self._size * generator.standard_normal((len(rows), tokens, self.bank.dim), np.float32))
         crops = self._crops(rows, generator)
-        available = self._bank.tokens_per_crop
+        available = self.bank.tokens_per_crop
         if available >= tokens:
             positions = generator.random((len(rows), available)).argsort(axis=1)[:, :tokens]
         else:
             positions = generator.integers(0, available, (len(rows), tokens))
-        return self._bank.stored_tokens(crops, positions)
+        return self.bank.stored_tokens(crops, positions)
 
     def draw_pooled(self, rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.float32]:
         """Draw for each row where one crop's pooled vector points from the bank's mean: (rows, dim), of length one."""
         if self._size is not None:
-            return _of_length_one(generator.standard_normal((len(rows), self._bank.dim), np.float32))
-        vectors = self._bank.pooled_of(self._crops(rows, generator))
-        return _of_length_one(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) - self._bank.pooled_mean)
+            return _of_length_one(generator.standard_normal((len(rows), self.bank.dim), np.float32))
+        vectors = self.bank.pooled_of(self._crops(rows, generator))
+        return _of_length_one(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) - self.bank.pooled_mean)
 
     def _crops(self, rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-        anywhere = generator.integers(0, len(self._bank), len(rows))
+        anywhere = generator.integers(0, len(self.bank), len(rows))
         if self._neighbours is None or not self._settings.needs_neighbours:
             return anywhere
         nearest = self._neighbours.of(rows)

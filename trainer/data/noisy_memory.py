@@ -17,7 +17,7 @@ from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.pooled_memory import pooled_memory
 from dptr.trainer.data.stored_memory import StoredMemory, StoredTensor
 from dptr.trainer.model.decoders.base import Memory
-from dptr.trainer.training.settings import MemorySettings
+from dptr.trainer.recipe import MemorySettings
 
 
 def text_memory(store: PromptStore, rows: NDArray[np.int64]) -> StoredMemory:

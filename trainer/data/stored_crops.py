@@ -118,6 +118,17 @@ class StoredCrops(WordImages):
         pooled = store.pooled(crops, views)[:, None].astype(np.float16)
         return StoredTokens(np.concatenate([pooled, tokens.floating()], axis=1))
 
+    def require_finite(self, indices: NDArray[np.int64], views: NDArray[np.int64]) -> None:
+        """Check the stored tokens of crops in chosen views, each of shape (batch,).
+
+        Raises:
+            DamagedStore: one holds NaN or infinity; the error names its shard and row.
+        """
+        numbers = self.samples.data_sets_of(indices)
+        for number, store in enumerate(self.stores):
+            chosen = numbers == number
+            store.require_finite(self.rows[indices[chosen]] * store.views + views[chosen])
+
     def require_tower(self, image_weights: str, name: str) -> None:
         """Check that an image tower is the one that the tokens come from; ``name`` is for people.
 

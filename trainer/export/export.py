@@ -71,8 +71,6 @@ def export(
         raise UserError(f"{target} keeps no words", "Leave --words out")
     if isinstance(run, ModelFile) and out.exists() and out.samefile(run.path):
         raise UserError(f"{out} is the model itself", "Name another file with -o")
-    if isinstance(run, Run) and run.kind == "clip":
-        run.require_recogniser()
     if target == "onnx":
         checked, apart = _onnx(run, out, crops)
     elif target == "safetensors":

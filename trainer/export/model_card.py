@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from dptr.cache.file_names import METRICS_FILE, PREDICTIONS_FOLDER, RUN_FILE, VALIDATION_WORDS
 from dptr.cache.stores import sealed
 from dptr.trainer.metrics import wilson
-from dptr.trainer.training.recipe import recipe_to_toml
+from dptr.trainer.recipe import recipe_to_toml
 from dptr.trainer.training.runs import Run, Trained
 
 _KINDS = {

@@ -12,7 +12,7 @@ from dptr.cache.file_names import RECIPE_FILE, WEIGHTS_FILE
 from dptr.cache.progress import note
 from dptr.trainer.export.export import export
 from dptr.trainer.export.model_card import model_card
-from dptr.trainer.training.recipe import recipe_to_toml
+from dptr.trainer.recipe import recipe_to_toml
 from dptr.trainer.training.runs import Trained
 
 _CARD = "README.md"
@@ -37,12 +37,10 @@ def write_files(model: Trained, repo: str, predictions: Path, out: Path, licence
         out: the folder. licence: its identifier on the hub. half: floats in 16 bits.
 
     Raises:
-        UserError: ``repo`` is no hub id, or the model is a CLIP.
+        UserError: ``repo`` is no hub id.
     """
     if not hub.is_id(repo) or "@" in repo:
         raise UserError(f"{repo} is no name on the hub", "Give USER/MODEL")
-    if model.kind == "clip":
-        raise UserError(f"{model.name} is a CLIP", "Push its folder `clip` with transformers")
     export(model, "safetensors", out / WEIGHTS_FILE, half=half)
     (out / _CARD).write_text(model_card(model, repo, predictions, licence), encoding="utf-8")
     (out / RECIPE_FILE).write_text(recipe_to_toml(model.recipe), encoding="utf-8")

@@ -8,6 +8,8 @@ where they are used; what goes from one to the next stays in bfloat16, since for
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,10 +74,21 @@ class HalfLinear(nn.Module):
         return product
 
 
+@cache
 def cpu_has_bfloat16() -> bool:
-    """Return whether the CPU has instructions for products of bfloat16."""
+    """Return whether the CPU has instructions for products of bfloat16, and oneDNN uses them: one product is tried.
+
+    A setting (``ONEDNN_MAX_CPU_ISA``) or a virtual machine may withhold from oneDNN what the CPU's flags promise.
+    """
     has = torch.cpu.get_capabilities()
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    if not (torch.backends.mkldnn.is_available() and (has.get("avx512_bf16") or has.get("amx_bf16"))):  # type: ignore[no-untyped-call]
+        return False
+    one = torch.ones(1, 1, 1, 1, dtype=torch.bfloat16)
+    try:
+        torch.mkldnn_convolution(one, one, None, (0, 0), (1, 1), (1, 1), 1)
+    except RuntimeError:
+        return False
+    return True
 
 
 def halve(module: nn.Module) -> None:
@@ -106,7 +119,8 @@ def _packs(weight: Tensor) -> bool:
 
 
 def _is_one_small(x: Tensor) -> bool:
-    return len(x) == 1 and x.dtype in (torch.float32, torch.bfloat16) and x.device.type == "cpu"
+    computes = x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and cpu_has_bfloat16())
+    return len(x) == 1 and computes and x.device.type == "cpu"
 
 
 def fold_batch_norms(module: nn.Module) -> None:

@@ -21,10 +21,9 @@ from dptr.cache.stores import sealed
 from dptr.cache.stores.files import atomic_path, sha256_of
 from dptr.cache.word_counts import DEFAULT_WEIGHT, Lexicon, pack, unpack
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
+from dptr.trainer.model.trained import RunKind, Trained
+from dptr.trainer.recipe import WIDEST, Recipe, load_saved_recipe, recipe_to_toml
 from dptr.trainer.tensor_file import save_tensors
-from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
-from dptr.trainer.training.runs import RunKind, Trained
-from dptr.trainer.training.settings import WIDEST
 
 #: The recognisers that are installed with the package; their model cards lie beside them.
 RECOGNISERS = {
@@ -40,7 +39,7 @@ _WEIGHT = "dptr_words_weight"
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model file's description; attributes as of :class:`dptr.trainer.training.runs.Trained`."""
+    """A model file's description; attributes as of :class:`dptr.trainer.model.trained.Trained`."""
 
     path: Path
     kind: RunKind

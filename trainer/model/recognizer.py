@@ -27,9 +27,9 @@ from dptr.trainer.model.encoders.given import GivenTokens
 from dptr.trainer.model.fmu import FeatureMergeUnit
 from dptr.trainer.model.folding import fold_batch_norms, halve
 from dptr.trainer.model.layers import grid_positions
+from dptr.trainer.model.trained import Trained
 from dptr.trainer.model.word_search import Candidate, search
-from dptr.trainer.training.recipe import Recipe
-from dptr.trainer.training.runs import Trained
+from dptr.trainer.recipe import Recipe
 
 _FORMER_CTC_HEAD = "column_head."
 _PLACES = "places"

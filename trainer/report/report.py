@@ -25,7 +25,6 @@ from dptr.trainer.training.runs import Run
 _RECIPE_SECTIONS = {
     "pretrain": ("decoder", "noise", "pretrain"),
     "finetune": ("encoder", "fmu", "decoder", "finetune"),
-    "clip": ("clip",),
 }
 
 

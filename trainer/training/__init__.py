@@ -1,6 +1,5 @@
 """The one training loop and what a run keeps on disk.
 
-settings and recipe are what a run is asked for, runs its folder, summary what it came to. loop takes a task: batches
-(loader) and steps (schedule, averaging, state), shared out between processes, begun where resuming says. Between steps,
-recording writes checkpoints (checkpoint) and log lines (step_log), and shows them elsewhere (trackers).
+loop takes a task: batches (loader) and steps (schedule, state), split between processes. It writes checkpoints
+(checkpoint) and log lines (step_log) between steps. runs describes a run's folder.
 """

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,10 @@ from dptr.cache.progress import note
 from dptr.cache.stores import sealed
 from dptr.cache.stores.lock import locked
 from dptr.cache.word_counts import Lexicon
+from dptr.trainer.model.decoders import emitted_by
+from dptr.trainer.model.trained import RunKind as RunKind
+from dptr.trainer.model.trained import Trained as Trained
+from dptr.trainer.recipe import DecoderSettings, Recipe, load_saved_recipe, recipe_to_toml
 from dptr.trainer.training.checkpoint import (
     AVERAGE,
     MODEL,
@@ -32,16 +36,7 @@ from dptr.trainer.training.checkpoint import (
     load_tensors,
     save_checkpoint,
 )
-from dptr.trainer.training.recipe import Recipe, load_saved_recipe, recipe_to_toml
 
-RunKind = Literal["pretrain", "finetune", "clip"]
-
-#: Versions of the rule that says which data is for validation; the last is that of new runs, the others are kept to.
-#: 1, which no run goes on with, let the side of a row depend on how much data there was; the others are in
-#: :mod:`dptr.cache.validation`.
-_SPLITS: dict[RunKind, tuple[int, ...]] = {"pretrain": (2, 3, 4), "finetune": (2,), "clip": (2,)}
-#: 1 shuffled an epoch's rows as one list; 2 is :mod:`dptr.trainer.data.keyed_permutation`.
-_ORDER = 2
 #: What the parts of a run's identity are called in errors.
 _DATA = {
     "prompts": "prompt store",
@@ -53,43 +48,6 @@ _DATA = {
 }
 
 
-class Trained(Protocol):
-    """Weights with all that is needed to build their model again: a :class:`Run`, or a model file.
-
-    Attributes:
-        name: for people. kind: the stage that made it. recipe: as resolved. charset: of its decoder.
-        memory_dim: width of the memory its decoder reads. data: identities of what it was trained on.
-        clip: name of the CLIP that embedded its text; empty where that is not known.
-    """
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def kind(self) -> RunKind: ...  # noqa: D102
-    @property
-    def recipe(self) -> Recipe: ...  # noqa: D102
-    @property
-    def charset(self) -> Charset: ...  # noqa: D102
-    @property
-    def memory_dim(self) -> int: ...  # noqa: D102
-    @property
-    def data(self) -> dict[str, Any]: ...  # noqa: D102
-    @property
-    def clip(self) -> str: ...  # noqa: D102
-
-    def weights(self) -> dict[str, Tensor]:
-        """Return the weights to use, by name."""
-        ...
-
-    def weights_hash(self) -> str:
-        """Return a hash that changes whenever :meth:`weights` does."""
-        ...
-
-    def lexicon(self) -> Lexicon | None:
-        """Return the words that its recogniser prefers; None without any."""
-        ...
-
-
 @dataclass(frozen=True)
 class Run:
     """A training run on disk.
@@ -97,10 +55,8 @@ class Run:
     Attributes:
         folder: where it is. kind: which stage made it. recipe: as resolved. charset: of its decoder.
         memory_dim: width of the memory its decoder reads.
-        data: identities of what it was trained on. split: version of the rule that says which data is for validation.
-        order: version of the rule that says which rows make a batch.
-        clip: name of the CLIP that embedded its text; empty where that is not known.
-        clip_weights: hash of that CLIP's weights, by which it is known; empty for runs of earlier versions.
+        data: identities of what it was trained on.
+        clip: name of the CLIP that embedded its text; clip_weights: hash of its weights; empty for a recogniser.
     """
 
     folder: Path
@@ -109,10 +65,8 @@ class Run:
     charset: Charset
     memory_dim: int
     data: dict[str, Any]
-    split: int = 2
     clip: str = ""
     clip_weights: str = ""
-    order: int = _ORDER
 
     @classmethod
     def load(cls, folder: Path) -> Run:
@@ -126,7 +80,7 @@ class Run:
             raise UserError(f"{folder} is not a run (no {RUN_FILE})", "Name a folder that pretrain or finetune made")
         try:
             info = sealed.read_json(path)
-            sealed.require_sealed(folder / RECIPE_FILE, needed=info.get("format_version", 1) > 1)
+            sealed.require_sealed(folder / RECIPE_FILE, needed=True)
             recipe = load_saved_recipe((folder / RECIPE_FILE).read_text(encoding="utf-8"), str(folder / RECIPE_FILE))
             return cls(
                 folder,
@@ -135,10 +89,8 @@ class Run:
                 Charset.from_text(info["charset"]),
                 info["memory_dim"],
                 info["data"],
-                info.get("split", 1),
-                info.get("clip") or _clip_of_former(info["data"]),
-                info.get("clip_weights", ""),
-                info.get("order", 1),
+                info["clip"],
+                info["clip_weights"],
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             advice = "Restore it from a copy, or train again into another folder"
@@ -229,13 +181,31 @@ class Run:
             raise UserError(
                 f"{self.folder} is a pre-trained decoder, which cannot see", "Fine-tune it first (`dptr finetune`)"
             )
-        if self.kind == "clip":
-            raise UserError(f"{self.folder} is a CLIP, which does not read", f"Use it as --clip {self.folder / 'clip'}")
 
     def step(self) -> int:
         """Optimiser steps done so far."""
         found = find_checkpoint(checkpoint_folder(self.folder, "last"))
         return 0 if found is None else int(load_state(found, only=())["step"])
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a run came to.
+
+    Attributes:
+        out: the run's folder. rows: what it trained on. computed: rows drawn by this call.
+        quarantined: inputs that were refused or could not be read.
+        steps: optimiser steps of the run, earlier calls' included. seconds: of this call.
+        metrics: the newest validation's.
+    """
+
+    out: Path
+    rows: int
+    computed: int
+    quarantined: int
+    steps: int
+    seconds: float
+    metrics: dict[str, float]
 
 
 def newest(folders: Sequence[Path], kind: RunKind) -> Run | None:
@@ -255,8 +225,8 @@ def newest(folders: Sequence[Path], kind: RunKind) -> Run | None:
 
 
 def default_name(kind: RunKind, recipe: Recipe, data: dict[str, Any]) -> str:
-    """Name a run by what fixes it, so that the same command finds the same run and goes on."""
-    fixed = [_SPLITS[kind][0], recipe.defining(kind, without_defaults=True), data]
+    """Name a run by what fixes it, so that the same command finds the same run and resumes it."""
+    fixed = [recipe.defining(kind, without_defaults=True), data]
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
     return f"{kind}-{recipe.decoder.kind}-{digest[:8]}"
 
@@ -268,65 +238,50 @@ def start_or_continue(
     charset: Charset,
     memory_dim: int,
     data: dict[str, Any],
-    former_data: dict[str, Any] | None = None,
     clip: str = "",
     clip_weights: str = "",
 ) -> Run:
     """Describe a new run, or check that an old one in ``folder`` is the same.
 
-    ``former_data`` is the same data as earlier versions saved it; ``clip`` and ``clip_weights`` are saved, not
-    compared.
+    ``clip`` and ``clip_weights`` are saved, not compared.
 
     Raises:
         DamagedStore: the folder holds a run of another recipe or of other data.
         UserError: another process trains into it.
     """
-    split = _SPLITS[kind][-1]
-    wanted = Run(folder, kind, recipe, charset, memory_dim, data, split, clip, clip_weights)
+    wanted = Run(folder, kind, recipe, charset, memory_dim, data, clip, clip_weights)
     with locked(folder):
         if not (folder / RUN_FILE).is_file():
             _describe(wanted)
             return wanted
         known = Run.load(folder)
-        _require_same(known, wanted, former_data)
-        if known.order != _ORDER and 0 < known.step() < getattr(recipe, kind).steps:
-            note(f"{folder} was begun by an earlier dptr: from here on its batches come in another order")
+        _require_same(known, wanted)
         if known.recipe != recipe:
             _write_recipe(folder, recipe)
         return replace(known, recipe=recipe)
 
 
-def _require_same(known: Run, wanted: Run, former_data: dict[str, Any] | None) -> None:
-    kind = wanted.kind
-    # Steps of both ways in one run would train on what it was validated with.
-    is_finished = known.step() >= getattr(wanted.recipe, kind).steps
-    same = {
-        "kind": known.kind == kind,
-        "recipe": known.recipe.defining(kind) == wanted.recipe.defining(kind),
-        "way of choosing validation data": is_finished or known.split in _SPLITS[kind],
-        "charset": known.charset == wanted.charset,
-        "data": known.data in (wanted.data, former_data),
-    }
-    differing = [name for name, is_same in same.items() if not is_same]
-    if "recipe" in differing:
-        keys = _differing_keys(known.recipe.defining(kind), wanted.recipe.defining(kind))
-        differing[differing.index("recipe")] = f"recipe ({', '.join(keys)})"
-    if "data" in differing:
+def _require_same(known: Run, wanted: Run) -> None:
+    kind, differing = wanted.kind, list[str]()
+    if known.kind != kind:
+        differing.append("kind")
+    elif keys := _differing_keys(known.recipe.defining(kind), wanted.recipe.defining(kind)):
+        differing.append(f"recipe ({', '.join(keys)})")
+    if known.charset != wanted.charset:
+        differing.append("charset")
+    if known.data != wanted.data:
         what = [named for key, named in _DATA.items() if known.data.get(key) != wanted.data.get(key)]
-        differing[differing.index("data")] = f"data ({', '.join(what)})" if what else "data"
+        differing.append(f"data ({', '.join(what)})")
+    if not differing:
+        return
+    advice = "Choose another folder with -o, or go back to the old settings and stores"
     if differing == [f"data ({_DATA['from']})"]:
-        raise DamagedStore(
-            f"{known.folder} holds a run that started from other weights than those that --from names now",
-            "Choose another folder with -o to start from the new weights",
-        )
-    if differing:
-        longer = differing == [f"recipe ({kind}.steps)"] and kind != "pretrain"
-        raise DamagedStore(
-            f"{known.folder} holds a run whose {' and '.join(differing)} differ from what is asked for now",
-            f"To train it further, start another from it: --from {known.folder} -o OTHER"
-            if longer
-            else "Choose another folder with -o, or go back to the old settings and stores",
-        )
+        advice = "Its start was trained further, or is another one: choose another folder with -o to start from it now"
+    elif differing == [f"recipe ({kind}.steps)"] and kind != "pretrain":
+        advice = f"To train it further, start another from it: --from {known.folder} -o OTHER"
+    raise DamagedStore(
+        f"{known.folder} holds a run whose {' and '.join(differing)} differ from what is asked for now", advice
+    )
 
 
 def _differing_keys(known: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
@@ -350,18 +305,38 @@ def _describe(run: Run) -> None:
         "data": run.data,
         "clip": run.clip,
         "clip_weights": run.clip_weights,
-        "split": run.split,
-        "order": run.order,
         "versions": {"dptr": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
     sealed.write_json(run.folder / RUN_FILE, info)
 
 
-def _clip_of_former(data: dict[str, Any]) -> str:
-    """Return the CLIP's name where the first version kept it: with the prompt store's identity."""
-    prompts = data.get("prompts")
-    return str(prompts.get("encoder", "")) if isinstance(prompts, dict) else ""
-
-
 def _write_recipe(folder: Path, recipe: Recipe) -> None:
     sealed.write_text(folder / RECIPE_FILE, f"{recipe_to_toml(recipe)}# {sealed.UNSEALED}\n")
+
+
+def charset_in(folder: Path) -> Charset | None:
+    """Return the charset of the run in ``folder``; None where there is none.
+
+    Raises:
+        DamagedStore: the run's description cannot be read.
+    """
+    return Run.load(folder).charset if (folder / RUN_FILE).is_file() else None
+
+
+def charset_of_run(folder: Path, wanted: Charset, decoder: DecoderSettings, start: Trained | None = None) -> Charset:
+    """Return the charset ``wanted`` in the order that the decoder of the run in ``folder`` emits labels in.
+
+    A run that was begun goes on in its own order, and one that starts from a decoder which has learnt to read from
+    right to left in that one's. For others the kind of the decoder says.
+
+    Raises:
+        DamagedStore: the run's description cannot be read.
+    """
+    begun = charset_in(folder)
+    if begun is not None and begun.same_units_as(wanted):
+        return begun
+    if start is None:
+        return emitted_by(decoder.kind, wanted)
+    if start.charset.runs_right_to_left and start.recipe.decoder.kind == decoder.kind:
+        return wanted.emitted_in(start.charset.order)
+    return emitted_by(decoder.kind, wanted.emitted_in(None))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from dptr.trainer.training.settings import TrainingSettings
+from dptr.trainer.recipe import TrainingSettings
 
 
 def rate_factor(step: int, settings: TrainingSettings) -> float:

@@ -1,4 +1,4 @@
-"""What a family of CLIPs is to its towers: how it is run, what of its results is a state, what a pooled vector.
+"""What a family of CLIPs is to its encoders: how it is run, what of its results is a state, what a pooled vector.
 
 :class:`Family` does as CLIP itself; another family overrides what differs. All of its methods take the model, so that
 one object serves every model of the family. docs/clip_families.md has the same in one table.
@@ -19,27 +19,30 @@ if TYPE_CHECKING:
     from PIL import Image
 
 #: How a prompt may be run with the result of its authors' way: against the keys and values of what all prompts share
-#: (a causal tower), at its own length (one whose mask hides padding), or filled up to the length of training.
+#: (a causal encoder), at its own length (one whose mask hides padding), or filled up to the length of training.
 Way = Literal["after prefix", "exact length", "fixed length"]
 
 
 class Family:
-    """CLIP: a causal text tower whose end token is pooled, an image tower whose class token is.
+    """CLIP: a causal text encoder whose end token is pooled, an image encoder whose class token is.
 
     Attributes:
+        vision: what transformers calls its image encoder, before ``Config`` and ``Model``.
         way: how prompts are run. padding: the token id that its authors fill prompts up with, where that is not the one
             of its tokenizer. image_processor: transformers' class that prepares its pictures.
-        image_side: what the names of its image tower's weights begin with.
+        image_side: what the names of its image encoder's weights begin with.
         class_tokens: tokens of a picture, before the others, that stand nowhere in it.
     """
 
+    vision = "CLIPVision"
     way: Way = "after prefix"
     image_processor = "CLIPImageProcessorPil"
     image_side: tuple[str, ...] = ("vision_model.", "visual_projection.")
     class_tokens = 1
 
-    def __init__(self, padding: int | None = None) -> None:
+    def __init__(self, padding: int | None = None, vision: str | None = None) -> None:
         self.padding = padding
+        self.vision = vision or self.vision
 
     def tokenizer(self, folder: Path) -> Any:
         """Load the tokenizer in ``folder``."""
@@ -51,7 +54,7 @@ class Family:
         """Say why a model of the family cannot be used; None where it can."""
         return None
 
-    # The text tower.
+    # The text encoder.
 
     def text_model(self, model: Any) -> Any:
         """Return the module that token ids go into."""
@@ -62,11 +65,11 @@ class Family:
         return int(model.config.text_config.max_position_embeddings)
 
     def vocabulary(self, model: Any) -> int:
-        """Return how many tokens the text tower knows."""
+        """Return how many tokens the text encoder knows."""
         return int(model.config.text_config.vocab_size)
 
     def text_dim(self, model: Any) -> int:
-        """Return how wide the text tower's states are."""
+        """Return how wide the text encoder's states are."""
         return int(model.config.text_config.hidden_size)
 
     def joint_dim(self, model: Any) -> int:
@@ -97,7 +100,7 @@ class Family:
         output = model.get_text_features(input_ids=ids, attention_mask=mask if self.way == "exact length" else None)
         return output.last_hidden_state, output.pooler_output
 
-    # The image tower.
+    # The image encoder.
 
     def image_side_length(self, model: Any) -> int:
         """Return height and width of the pictures that it takes, in pixels."""
@@ -112,7 +115,7 @@ class Family:
         return np.asarray(processor(images=image, return_tensors="np")["pixel_values"][0], np.float32)
 
     def stretched(self, model: Any, processor: Any, image: Image.Image) -> NDArray[np.float32]:
-        """Stretch a picture to the tower's square: (3, height, width)."""
+        """Stretch a picture to the encoder's square: (3, height, width)."""
         side = self.image_side_length(model)
         mean, std = (np.array(v, np.float32)[:, None, None] for v in (processor.image_mean, processor.image_std))
         return np.asarray((preprocess(image, side, side).astype(np.float32) / 255 - mean) / std, np.float32)

@@ -1,4 +1,4 @@
-"""Chinese-CLIP and AltCLIP: a BERT or XLM-R as text tower, which looks both ways and is pooled at its first token."""
+"""Chinese-CLIP and AltCLIP: a BERT or XLM-R as text encoder, which looks both ways and is pooled at its first token."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ class ChineseClip(Family):
     """A BERT's states; the state of ``[CLS]``, projected, is the pooled vector. Its mask hides padding."""
 
     way: Way = "exact length"
+    vision = "ChineseCLIPVision"
     image_processor = "ChineseCLIPImageProcessorPil"
 
     def pool_text(self, model: Any, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
@@ -24,6 +25,7 @@ class ChineseClip(Family):
 class AltClip(ChineseClip):
     """An XLM-R's states, brought to the width of the CLIP that it learnt from; else as Chinese-CLIP."""
 
+    vision = "AltCLIPVision"
     image_processor = "CLIPImageProcessorPil"
 
     def most_tokens(self, model: Any) -> int:

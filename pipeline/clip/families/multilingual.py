@@ -1,7 +1,7 @@
-"""A text tower of many languages beside the image tower of the CLIP whose joint space it learnt: ``TEXT+IMAGE``.
+"""A text encoder of many languages beside the image encoder of the CLIP whose joint space it learnt: ``TEXT+IMAGE``.
 
-Such a tower is a sentence encoder: a BERT or XLM-R, the mean of its states, and a projection. M-CLIP publishes them as
-one file, sentence-transformers as a folder for each of the three.
+It is a sentence encoder: a BERT or XLM-R, the mean of its states, and a projection. M-CLIP publishes them as one file,
+sentence-transformers as a folder for each of the three.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class Multilingual(Family):
         return states, self.pool_text(model, states, mask.sum(1))
 
 
-def load_text_half(folder: Path) -> TextModel:
-    """Load a text tower as M-CLIP or sentence-transformers publish it, in float32.
+def load_text_encoder(folder: Path) -> TextModel:
+    """Load a text encoder as M-CLIP or sentence-transformers publish it, in float32.
 
     Raises:
         UserError: the folder holds none, or weights that do not fit. Anything else, where its files are damaged.
@@ -100,7 +100,7 @@ def load_text_half(folder: Path) -> TextModel:
     config = _json(folder / MODEL_CONFIG_FILE)
     if not {"modelBase", "numDims", "transformerDimensions"} <= config.keys():
         raise UserError(
-            f"{folder} holds no text tower of M-CLIP or sentence-transformers",
+            f"{folder} holds no text encoder of M-CLIP or sentence-transformers",
             "Name a pair as TEXT+IMAGE, such as M-CLIP/XLM-Roberta-Large-Vit-B-32+openai/clip-vit-base-patch32",
         )
     weights = load_file(folder / WEIGHTS_FILE)
@@ -114,10 +114,10 @@ def _of_sentence_transformers(folder: Path) -> TextModel:
     parts = {part["type"].rpartition(".")[2]: folder / part["path"] for part in _json(folder / _MODULES)}
     pooling = _json(parts["Pooling"] / MODEL_CONFIG_FILE) if "Pooling" in parts else {}
     if set(parts) - {"Normalize"} != {"Transformer", "Pooling", "Dense"} or not pooling.get("pooling_mode_mean_tokens"):
-        raise UserError(f"{folder} is not a sentence encoder of a mean and a projection", "Give another text tower")
+        raise UserError(f"{folder} is not a sentence encoder of a mean and a projection", "Give another text encoder")
     dense = _json(parts["Dense"] / MODEL_CONFIG_FILE)
     if not dense["activation_function"].endswith("Identity"):
-        raise UserError(f"the projection of {folder} is not linear", "Give another text tower")
+        raise UserError(f"the projection of {folder} is not linear", "Give another text encoder")
     projection = torch.nn.Linear(dense["in_features"], dense["out_features"], bias=dense["bias"])
     projection.load_state_dict(_named(load_file(parts["Dense"] / WEIGHTS_FILE), "linear."))
     return TextModel(_transformer(parts["Transformer"], load_file(parts["Transformer"] / WEIGHTS_FILE)), projection)

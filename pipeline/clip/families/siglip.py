@@ -24,6 +24,7 @@ class Siglip(Family):
     """
 
     way: Way = "fixed length"
+    vision = "SiglipVision"
     image_processor = "SiglipImageProcessorPil"
     image_side: tuple[str, ...] = ("vision_model.",)
     class_tokens = 0
@@ -47,7 +48,7 @@ class Siglip(Family):
     def problem(self, model: Any) -> str | None:
         """See :meth:`Family.problem`."""
         if not model.config.vision_config.vision_use_head:
-            return "its image tower has no head that pools"
+            return "its image encoder has no head that pools"
         text, image = model.config.text_config.projection_size, self.joint_dim(model)
         return None if text == image else f"its text vectors are {text} wide, its image vectors {image}"
 
@@ -78,6 +79,7 @@ class Siglip(Family):
 class Siglip2(Siglip):
     """SigLIP 2 of pictures of any shape (NaFlex), which here are made square, so that all have as many tokens."""
 
+    vision = "Siglip2Vision"
     image_processor = "Siglip2ImageProcessorPil"
 
     def image_side_length(self, model: Any) -> int:

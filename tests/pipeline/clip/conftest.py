@@ -92,7 +92,7 @@ def square(side: int = 32) -> dict[str, Any]:
 
 
 def save_clip(folder: Path) -> None:
-    """Of a joint space of another width than both towers' states."""
+    """Of a joint space of another width than both encoders' states."""
     from transformers import CLIPConfig, CLIPModel
 
     own = json.loads((BUNDLED / "config.json").read_text())["text_config"]
@@ -132,7 +132,7 @@ def save_siglip(folder: Path, folds_case: bool = True) -> None:
 
 
 def save_siglip_that_leaves_case_to_its_caller(folder: Path) -> None:
-    """As SigLIP 2 of one size of pictures is published: SigLIP's towers with Gemma's tokenizer."""
+    """As SigLIP 2 of one size of pictures is published: SigLIP's encoders with Gemma's tokenizer."""
     save_siglip(folder, folds_case=False)
 
 
@@ -151,7 +151,7 @@ def save_siglip2(folder: Path) -> None:
 
 
 def save_m_clip(folder: Path) -> None:
-    """A text tower as M-CLIP publishes it, for the bundled CLIP's joint space."""
+    """A text encoder as M-CLIP publishes it, for the bundled CLIP's joint space."""
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
     sizes: dict[str, Any] = {**TEXT, "vocab_size": xlm_tokenizer(folder), "max_position_embeddings": 42}
@@ -166,7 +166,7 @@ def save_m_clip(folder: Path) -> None:
 
 
 def save_sentence_transformer(folder: Path) -> None:
-    """A text tower as sentence-transformers publishes it, for the bundled CLIP's joint space."""
+    """A text encoder as sentence-transformers publishes it, for the bundled CLIP's joint space."""
     from transformers import DistilBertConfig, DistilBertModel
 
     vocabulary = bert_tokenizer(folder)

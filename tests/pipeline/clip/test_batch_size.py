@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from dptr.pipeline.clip.batch_size import Halving, batch_for
-from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
-from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.clip.loading import Clip, ImageEncoder, load_clip
+from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text.templates import Template
 
 WORDS = ["street", "exit", "open", "a", "bc", "door", "seven", "North"] * 6
@@ -71,12 +71,12 @@ def test_what_is_no_lack_of_memory_and_what_does_not_fit_alone_is_raised() -> No
 def test_states_of_text_are_the_same_with_little_memory(
     clip: Clip, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tower = TextTower(clip, Template())
-    ids = tower.tokenize([Template().prompt(word) for word in WORDS])
-    expected, by_two = tower.encode(ids), tower.encode(ids, 8)
+    encoder = TextEncoder(clip, Template())
+    ids = encoder.tokenize([Template().prompt(word) for word in WORDS])
+    expected, by_two = encoder.encode(ids), encoder.encode(ids, 8)
     memory = ShortMemory(20, torch.OutOfMemoryError("CUDA out of memory"))
-    monkeypatch.setattr(tower._forward, "run", memory.guard(tower._forward.run, torch.numel))
-    found = tower.encode(ids)
+    monkeypatch.setattr(encoder._forward, "run", memory.guard(encoder._forward.run, torch.numel))
+    found = encoder.encode(ids)
     assert max(memory.asked) > 20
     assert "tokens at once" in capsys.readouterr().err
     for states in (found, by_two):
@@ -86,13 +86,13 @@ def test_states_of_text_are_the_same_with_little_memory(
 
 
 def test_states_of_pictures_are_the_same_with_little_memory(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
-    tower = ImageTower(clip)
+    encoder = ImageEncoder(clip)
     side = clip.model.config.vision_config.image_size
     pixels = np.random.default_rng(0).standard_normal((7, 3, side, side)).astype(np.float32)
-    expected = tower.encode(pixels)
+    expected = encoder.encode(pixels)
     memory = ShortMemory(2, torch.OutOfMemoryError("CUDA out of memory"))
-    monkeypatch.setattr(tower, "_encode", memory.guard(tower._encode, len))
-    for found, wanted in zip(tower.encode(pixels), expected, strict=True):
+    monkeypatch.setattr(encoder, "_encode", memory.guard(encoder._encode, len))
+    for found, wanted in zip(encoder.encode(pixels), expected, strict=True):
         np.testing.assert_allclose(found, wanted, atol=2e-5)
     assert memory.asked[0] == 7
     assert memory.asked[-1] <= 2

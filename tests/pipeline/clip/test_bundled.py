@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dptr.pipeline.clip.bundled import FOLDERS, is_held_out
-from dptr.pipeline.clip.loading import ImageTower, load_clip
-from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.clip.loading import ImageEncoder, load_clip
+from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.demo_data import standard_library_words
 from dptr.pipeline.rendering.fonts import packaged_fonts
@@ -74,8 +74,8 @@ def test_the_one_of_seven_scripts_has_a_piece_for_each_letter() -> None:
 def share_found(name: str, words: list[str]) -> float:
     """Return how many of the words' crops find their own prompt first."""
     clip, fonts, rng = load_clip(name), packaged_fonts(), np.random.default_rng(0)
-    tower, images = TextTower(clip, Template()), ImageTower(clip)
-    texts = tower.encode(tower.tokenize([Template().prompt(word) for word in words])).pooled
+    encoder, images = TextEncoder(clip, Template()), ImageEncoder(clip)
+    texts = encoder.encode(encoder.tokenize([Template().prompt(word) for word in words])).pooled
     crops = [render_one(word, fonts.choose(word, rng), rng) for word in words]
     seen = images.encode(np.stack([images.preprocess(crop) for crop in crops]))[1]
     texts, seen = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (texts, seen))

@@ -18,7 +18,7 @@ from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.clip.loading import load_clip
 from dptr.trainer.model.encoders import build_encoder, describe
 from dptr.trainer.model.encoders.transformers_model import TransformersEncoder
-from dptr.trainer.training.settings import EncoderSettings
+from dptr.trainer.recipe import EncoderSettings
 
 ROOT = Path(__file__).resolve().parents[3]
 AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoBackbone", "AutoTokenizer", "AutoImageProcessor")

@@ -23,13 +23,13 @@ from dptr.cache.stores.word_crops import WordCropStore
 from dptr.cli import run_command
 from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.clip.clip_files import find_clip
-from dptr.pipeline.clip.loading import Clip, ImageTower, load_clip
-from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.clip.loading import Clip, ImageEncoder, load_clip
+from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text.templates import Template
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe, weights_hash, whole_hash
-from dptr.trainer.training.settings import EncoderSettings
+from dptr.trainer.recipe import EncoderSettings
 
-#: The families that ``small_clip`` makes: whole CLIPs, and text towers beside the bundled CLIP's image tower.
+#: The families that ``small_clip`` makes: whole CLIPs, and text encoders beside the bundled CLIP's image encoder.
 ALONE = ("clip", "chinese_clip", "altclip", "siglip", "siglip, case left", "siglip2")
 PAIRED = ("m-clip", "sentence")
 LABELS = ["street", "7", "ab中文", "the", "x" * 12, "字"]
@@ -68,31 +68,31 @@ def test_text_states_and_vectors_are_transformers_own_of_the_padded_prompt(
     prompts = [TEMPLATE.prompt(label) for label in LABELS]
     hidden, pooled = theirs(clip, prompts, family)
     # Hidden states that are no wider than the joint space stay as they are, in all else they are projected.
-    tower = TextTower(clip, TEMPLATE)
-    assert tower.states == ("hidden" if family == "altclip" else "projected")
+    encoder = TextEncoder(clip, TEMPLATE)
+    assert encoder.states == ("hidden" if family == "altclip" else "projected")
     expected = hidden
-    if tower.states == "projected":
+    if encoder.states == "projected":
         with torch.inference_mode():
             expected = clip.family.project_text(clip.model, torch.from_numpy(hidden)).numpy()
-    ids = tower.tokenize(prompts)
-    states = tower.encode(ids)
-    assert bool(tower.prefix_ids) == (family == "clip"), "only what looks one way shares a prefix"
+    ids = encoder.tokenize(prompts)
+    states = encoder.encode(ids)
+    assert bool(encoder.prefix_ids) == (family == "clip"), "only what looks one way shares a prefix"
     rows = np.split(states.tokens, np.cumsum(states.lengths)[:-1])
     for own, row, tokens in zip(rows, expected, ids, strict=True):
-        ours = np.concatenate([tower.prefix, own])
+        ours = np.concatenate([encoder.prefix, own])
         assert len(ours) == len(tokens)
         assert np.abs(ours - row[: len(ours)]).max() <= NEAR * max(1, np.abs(row).max())
     assert np.abs(states.pooled - pooled).max() <= NEAR * max(1, np.abs(pooled).max())
-    assert tower.check(ids) <= 1e-5
+    assert encoder.check(ids) <= 1e-5
     distinct = {tuple(np.round(vector, 4)) for vector in states.pooled}
     assert len(distinct) == len(LABELS)
 
 
 @pytest.mark.parametrize("family", ["siglip", "siglip2"])
 def test_padding_that_was_seen_in_training_can_be_kept(family: str, loaded: Callable[[str], Clip]) -> None:
-    tower = TextTower(loaded(family), TEMPLATE, context="full")
+    encoder = TextEncoder(loaded(family), TEMPLATE, context="full")
     prompts = [TEMPLATE.prompt(label) for label in LABELS[:2]]
-    states = tower.encode(tower.tokenize(prompts))
+    states = encoder.encode(encoder.tokenize(prompts))
     hidden, _ = theirs(loaded(family), prompts, family)
     with torch.inference_mode():
         expected = loaded(family).family.project_text(loaded(family).model, torch.from_numpy(hidden)).numpy()
@@ -101,8 +101,8 @@ def test_padding_that_was_seen_in_training_can_be_kept(family: str, loaded: Call
 
 @pytest.mark.parametrize("family", ["siglip", "siglip, case left", "siglip2"])
 def test_siglip_folds_case_whoever_should_do_it(family: str, loaded: Callable[[str], Clip]) -> None:
-    tower = TextTower(loaded(family), TEMPLATE)
-    small, capital = tower.tokenize(["a photo of a 'street'", "A photo of a 'STREET'"])
+    encoder = TextEncoder(loaded(family), TEMPLATE)
+    small, capital = encoder.tokenize(["a photo of a 'street'", "A photo of a 'STREET'"])
     assert small == capital
 
 
@@ -116,28 +116,28 @@ def test_image_vectors_are_transformers_own_and_tokens_are_in_the_joint_space(
     family: str, loaded: Callable[[str], Clip]
 ) -> None:
     clip = loaded(family)
-    tower = ImageTower(clip)
-    tokens, pooled = tower.encode(np.stack([tower.preprocess(picture) for picture in pictures()]))
+    encoder = ImageEncoder(clip)
+    tokens, pooled = encoder.encode(np.stack([encoder.preprocess(picture) for picture in pictures()]))
     inputs = clip.image_processor(images=pictures(), return_tensors="pt")
     with torch.inference_mode():
         output = clip.image_model.get_image_features(**inputs)
-    assert tokens.shape == (3, tower.tokens, pooled.shape[1])
-    assert tower.dim == pooled.shape[1] == TextTower(clip, TEMPLATE).prefix.shape[1]
+    assert tokens.shape == (3, encoder.tokens, pooled.shape[1])
+    assert encoder.dim == pooled.shape[1] == TextEncoder(clip, TEMPLATE).prefix.shape[1]
     assert np.abs(pooled - output.pooler_output.numpy()).max() <= NEAR * max(1, np.abs(pooled).max())
     hidden = output.last_hidden_state
     with torch.inference_mode():
-        if tower.class_tokens:
+        if encoder.class_tokens:
             vision, project = clip.image_model.vision_model, clip.image_model.visual_projection
             expected = project(vision.post_layernorm(hidden[:, 5]))
             assert np.allclose(tokens[:, 0], pooled)
         else:
             expected = clip.image_model.vision_model.head(hidden[:, 5:6])
     assert np.abs(tokens[:, 5] - expected.numpy()).max() <= NEAR * max(1, float(expected.abs().max()))
-    of_another_shape = tower.preprocess(pictures((20, 50))[0])
+    of_another_shape = encoder.preprocess(pictures((20, 50))[0])
     assert (
         of_another_shape.shape
-        == tower.preprocess_word(pictures((20, 50))[0]).shape
-        == tower.preprocess(pictures()[0]).shape
+        == encoder.preprocess_word(pictures((20, 50))[0]).shape
+        == encoder.preprocess(pictures()[0]).shape
     )
 
 
@@ -146,14 +146,19 @@ def test_the_encoder_of_a_recogniser_gives_the_same_tokens(family: str, loaded: 
     clip, folder = loaded(family), find_clip(loaded(family).name)
     encoder = ClipEncoder(EncoderSettings(kind=f"clip:{clip.name}", config=describe(folder)))
     encoder.load(folder)
-    tower = ImageTower(clip)
-    assert (encoder.dim, encoder.grid[0] * encoder.grid[1]) == (tower.dim, tower.tokens - tower.class_tokens)
+    image_encoder = ImageEncoder(clip)
+    assert (encoder.dim, encoder.grid[0] * encoder.grid[1]) == (
+        image_encoder.dim,
+        image_encoder.tokens - image_encoder.class_tokens,
+    )
     (picture,) = pictures(encoder.size)[:1]
-    expected, pooled = tower.encode(tower.preprocess_word(picture)[None])
+    expected, pooled = image_encoder.encode(image_encoder.preprocess_word(picture)[None])
     pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.inference_mode():
         tokens, vector = encoder.eval().tokens_and_pooled(pixels)
-    torch.testing.assert_close(tokens, torch.from_numpy(expected[:, tower.class_tokens :]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        tokens, torch.from_numpy(expected[:, image_encoder.class_tokens :]), atol=1e-4, rtol=1e-4
+    )
     torch.testing.assert_close(vector, torch.from_numpy(pooled), atol=1e-4, rtol=1e-4)
     assert whole_hash(folder) == clip.weights.rpartition("+")[2]
     assert weights_hash({f"tower.{name}": value for name, value in encoder.tower.state_dict().items()}) == (
@@ -166,14 +171,14 @@ def test_a_pair_of_two_widths_is_refused(small_clip: Callable[[str], str]) -> No
         load_clip(small_clip("m-clip").replace("+tiny", f"+{small_clip('clip')}"))
 
 
-def test_a_text_tower_alone_is_told_how_to_name_a_pair(small_clip: Callable[[str], str]) -> None:
+def test_a_text_encoder_alone_is_told_how_to_name_a_pair(small_clip: Callable[[str], str]) -> None:
     with pytest.raises(UserError, match=r"type 'M-CLIP'.*TEXT\+IMAGE"):
         load_clip(small_clip("m-clip").removesuffix("+tiny"))
-    with pytest.raises(UserError, match=r"no text tower of M-CLIP or sentence-transformers"):
+    with pytest.raises(UserError, match=r"no text encoder of M-CLIP or sentence-transformers"):
         load_clip("tiny+tiny".replace("tiny+", f"{small_clip('clip')}+"))
 
 
-def test_a_text_tower_that_lacks_a_weight_is_refused(small_clip: Callable[[str], str], tmp_path: Path) -> None:
+def test_a_text_encoder_that_lacks_a_weight_is_refused(small_clip: Callable[[str], str], tmp_path: Path) -> None:
     folder = shutil.copytree(small_clip("m-clip").removesuffix("+tiny"), tmp_path / "m")
     weights = load_file(folder / "model.safetensors")
     weights.pop("transformer.encoder.layer.1.output.dense.weight")

@@ -17,7 +17,7 @@ import torch
 
 from dptr.pipeline.clip import bundled
 from dptr.pipeline.clip.loading import load_clip
-from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text.templates import Template
 
 BEGIN, END, CONTEXT = 49406, 49407, 77
@@ -109,8 +109,8 @@ def ids_by_the_rules(prompt: str, merges: list[tuple[str, str]]) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def tower(real_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> TextTower:
-    """A tower of CLIP's shape and vocabulary with drawn weights; the tokens are what counts."""
+def encoder(real_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> TextEncoder:
+    """An encoder of CLIP's shape and vocabulary with drawn weights; the tokens are what counts."""
     from transformers import CLIPConfig, CLIPModel
 
     folder = tmp_path_factory.mktemp("openai")
@@ -121,7 +121,7 @@ def tower(real_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Text
     model.save_pretrained(folder)
     real_tokenizer.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_bytes((bundled.BUNDLED / "preprocessor_config.json").read_bytes())
-    return TextTower(load_clip(str(folder)), Template(), context="full")
+    return TextEncoder(load_clip(str(folder)), Template(), context="full")
 
 
 def test_the_stored_ids_follow_the_published_rules(published_merges: list[tuple[str, str]]) -> None:
@@ -130,19 +130,19 @@ def test_the_stored_ids_follow_the_published_rules(published_merges: list[tuple[
 
 
 @pytest.mark.parametrize("prompt", EXPECTED)
-def test_prompts_are_tokenized_as_openai_does(tower: TextTower, prompt: str) -> None:
-    assert tower.tokenize([prompt]) == [EXPECTED[prompt]]
+def test_prompts_are_tokenized_as_openai_does(encoder: TextEncoder, prompt: str) -> None:
+    assert encoder.tokenize([prompt]) == [EXPECTED[prompt]]
 
 
-def test_full_states_are_those_of_prompts_padded_with_zeros(tower: TextTower) -> None:
+def test_full_states_are_those_of_prompts_padded_with_zeros(encoder: TextEncoder) -> None:
     """OpenAI's tokenizer fills up with 0, the token of "!", and the authors' memory keeps the states of all of it."""
     prompts = [prompt for prompt in EXPECTED if prompt.startswith("a photo of a '")]
     padded = torch.zeros(len(prompts), CONTEXT, dtype=torch.long)
     for row, prompt in zip(padded, prompts, strict=True):
         row[: len(EXPECTED[prompt])] = torch.tensor(EXPECTED[prompt])
     with torch.inference_mode():
-        theirs = tower._model.text_model(input_ids=padded).last_hidden_state
-    ours = tower.encode([EXPECTED[prompt] for prompt in prompts])
-    assert ours.lengths.tolist() == [CONTEXT - len(tower.prefix_ids)] * len(prompts)
+        theirs = encoder._model.text_model(input_ids=padded).last_hidden_state
+    ours = encoder.encode([EXPECTED[prompt] for prompt in prompts])
+    assert ours.lengths.tolist() == [CONTEXT - len(encoder.prefix_ids)] * len(prompts)
     kept = torch.from_numpy(ours.tokens).view(len(prompts), -1, theirs.shape[2])
-    assert torch.allclose(kept, theirs[:, len(tower.prefix_ids) :], atol=1e-5)
+    assert torch.allclose(kept, theirs[:, len(encoder.prefix_ids) :], atol=1e-5)

@@ -19,8 +19,8 @@ from PIL import Image
 from dptr.cache.errors import UserError
 from dptr.pipeline.parts.executors import Work, Worker
 from dptr.pipeline.parts.store_in_making import StoreInMaking
-from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.embed_text import embed_text
+from dptr.pipeline.text.prompt_store import EmbedTextSettings
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'dptr[ray]'")
 from dptr.pipeline.parts.cluster import Cluster, joined

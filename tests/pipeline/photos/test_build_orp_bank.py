@@ -17,8 +17,8 @@ from dptr.cache.errors import DamagedStore, TooManyRefused, UserError
 from dptr.cache.file_names import INDEX_FILE
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.orp import OrpBank
-from dptr.pipeline.clip.image_shard import ShardInMaking
-from dptr.pipeline.clip.loading import ImageTower, load_clip
+from dptr.pipeline.clip.image_shards import ShardInMaking
+from dptr.pipeline.clip.loading import ImageEncoder, load_clip
 from dptr.pipeline.photos import build_orp_bank as module
 from dptr.pipeline.photos.build_orp_bank import OrpBankSettings, build_orp_bank
 
@@ -48,7 +48,7 @@ def test_states_are_those_of_the_crops(photos: Path, tmp_path: Path) -> None:
     assert (row["id"], row["image"]) == (9, str(photos / "4.png"))
     assert row["image_sha256"] == hashlib.sha256((photos / "4.png").read_bytes()).hexdigest()
     picture = Image.open(photos / "4.png").crop((row["x"], row["y"], row["x"] + row["width"], row["y"] + row["height"]))
-    tower = ImageTower(load_clip("tiny"))
+    tower = ImageEncoder(load_clip("tiny"))
     tokens, pooled = tower.encode(tower.preprocess(picture)[None])
     everything = np.arange(bank.tokens_per_crop)[None]
     assert bank.tokens_per_crop == tower.tokens
@@ -126,8 +126,10 @@ def test_new_photos_are_added_and_old_ones_left_alone(
     draw_photo(photos / "0a.png", 77)
     shutil.copy(photos / "3.png", photos / "3 again.png")
     encoded: list[int] = []
-    encode = ImageTower.encode
-    monkeypatch.setattr(ImageTower, "encode", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels))
+    encode = ImageEncoder.encode
+    monkeypatch.setattr(
+        ImageEncoder, "encode", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels)
+    )
     summary = build_orp_bank([photos], out, SETTINGS)
     assert (summary.rows, summary.computed, summary.photos, sum(encoded)) == (18, 2, 9, 2)
     after = hashes(out)

@@ -17,8 +17,8 @@ from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.verify import verify
 from dptr.pipeline.repair.repair import repair
 from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
-from dptr.pipeline.text.embed_settings import EmbedTextSettings
 from dptr.pipeline.text.embed_text import embed_text
+from dptr.pipeline.text.prompt_store import EmbedTextSettings
 
 HINDI = "क्षत्रिय\nनमस्ते\nकी\nकाम\nनमस्ते\nx9"
 

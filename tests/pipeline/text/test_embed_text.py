@@ -22,7 +22,7 @@ from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.verify import verify
 from dptr.pipeline.clip.loading import load_clip
-from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text import embed_text as module
 from dptr.pipeline.text import prompt_store
 from dptr.pipeline.text.corpus import CorpusSettings
@@ -62,22 +62,22 @@ def test_a_store_is_as_the_contract_says(run: Any) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "apart"), [("float32", 0.0), ("float16", 2e-3), ("int8", 2e-2)])
-def test_the_store_gives_back_the_towers_states(run: Any, dtype: Any, apart: float) -> None:
+def test_the_store_gives_back_the_encoders_states(run: Any, dtype: Any, apart: float) -> None:
     run(dataclasses.replace(run.settings, dtype=dtype))
     store = PromptStore(run.out)
-    tower = TextTower(load_clip("tiny"), Template())
-    expected = tower.encode(tower.tokenize([Template().prompt(word) for word in run.words]))
+    encoder = TextEncoder(load_clip("tiny"), Template())
+    expected = encoder.encode(encoder.tokenize([Template().prompt(word) for word in run.words]))
     read = store.states(np.arange(len(run.words)))
     assert np.array_equal(read.lengths, expected.lengths)
     assert np.abs(read.tokens - expected.tokens).max() <= apart + 1e-5
     assert np.abs(read.pooled - expected.pooled).max() <= 2e-3
-    assert np.abs(store.prefix - tower.prefix).max() <= 1e-6
+    assert np.abs(store.prefix - encoder.prefix).max() <= 1e-6
 
 
 def test_a_finished_run_ends_at_once(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run()
     before = run.hashes()
-    monkeypatch.setattr(module, "load_towers", None)
+    monkeypatch.setattr(module, "load_encoders", None)
     monkeypatch.setattr(module, "read_corpus", None)
     again = run()
     assert (again.rows, again.computed, again.table) == (first.rows, 0, first.table)
@@ -89,9 +89,9 @@ def test_a_grown_corpus_computes_only_what_is_new(run: Any, monkeypatch: pytest.
     before = run.hashes()
     run.write([*run.words, "new", "street", "newer"])
     encoded: list[int] = []
-    original = TextTower.encode
+    original = TextEncoder.encode
     monkeypatch.setattr(
-        TextTower, "encode", lambda self, ids, *rest: encoded.append(len(ids)) or original(self, ids, *rest)
+        TextEncoder, "encode", lambda self, ids, *rest: encoded.append(len(ids)) or original(self, ids, *rest)
     )
     summary = run()
     assert (summary.rows, summary.computed) == (len(run.words) + 2, 2)

@@ -16,8 +16,8 @@ from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.normalization import Normalization
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.verify import verify
-from dptr.pipeline.clip.text_tower import TextTower
-from dptr.pipeline.text import prompt_shards
+from dptr.pipeline.clip.text_encoder import TextEncoder
+from dptr.pipeline.text import prompt_store
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 
@@ -33,7 +33,7 @@ def test_more_refusals_than_allowed_fail_every_time(run: Any) -> None:
     assert set(run.refused()) == {"日本", "x" * 26}
 
 
-def test_prompts_that_do_not_fit_the_tower_are_refused(run: Any) -> None:
+def test_prompts_that_do_not_fit_the_encoder_are_refused(run: Any) -> None:
     long, special = " ".join("😀" * 40), "<|endoftext|>"
     run.write([*run.words, long, special])
     settings = run.of_corpus(
@@ -71,16 +71,16 @@ def test_numbers_out_of_range_are_told_at_once(wrong: dict[str, int]) -> None:
 
 def scaled_states(monkeypatch: pytest.MonkeyPatch, factor: float, shard_rows: int) -> None:
     """The bundled CLIP with one word's last state so many times as large."""
-    original = TextTower.encode
+    original = TextEncoder.encode
 
-    def encode(self: TextTower, ids: list[list[int]], *rest: Any) -> Any:
+    def encode(self: TextEncoder, ids: list[list[int]], *rest: Any) -> Any:
         states = original(self, ids, *rest)
         if len(ids) == shard_rows:
             states.tokens[states.lengths[:2].sum() - 1] *= factor
         return states
 
-    monkeypatch.setattr(TextTower, "encode", encode)
-    monkeypatch.setattr(prompt_shards, "_check", lambda *_: None)
+    monkeypatch.setattr(TextEncoder, "encode", encode)
+    monkeypatch.setattr(prompt_store, "_check", lambda *_: None)
 
 
 def test_states_that_half_precision_cannot_hold_are_told_with_their_prompt(

@@ -15,7 +15,7 @@ from dptr.cache.progress import set_quiet
 from dptr.cache.stores.manifest import Shard
 from dptr.cache.stores.prompt_rows import MADE_UP
 from dptr.pipeline.clip.loading import load_clip
-from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.parts.store_in_making import StoreInMaking
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, EmbedTextSummary, embed_text
@@ -33,8 +33,8 @@ def _quiet() -> None:
 
 
 @pytest.fixture(scope="module")
-def tower() -> TextTower:
-    return TextTower(load_clip("tiny"), Template())
+def encoder() -> TextEncoder:
+    return TextEncoder(load_clip("tiny"), Template())
 
 
 def embed(folder: Path, settings: EmbedTextSettings = SETTINGS) -> EmbedTextSummary:
@@ -59,14 +59,14 @@ def made_up(store: Path) -> list[object]:
     return [row["label"] for row in rows_of(store) if row["source"] == MADE_UP]
 
 
-def test_each_piece_that_the_charset_spells_stands_in_so_many_prompts(covered: Path, tower: TextTower) -> None:
-    spellable = {piece for piece, text in tower.pieces().items() if text and not CHARSET.missing(text)}
+def test_each_piece_that_the_charset_spells_stands_in_so_many_prompts(covered: Path, encoder: TextEncoder) -> None:
+    spellable = {piece for piece, text in encoder.pieces().items() if text and not CHARSET.missing(text)}
     assert len(spellable) > 100
-    met = Counter(piece for row in rows_of(covered) for piece in set(row["token_ids"][len(tower.prefix_ids) :]))  # type: ignore[index, attr-defined]
+    met = Counter(piece for row in rows_of(covered) for piece in set(row["token_ids"][len(encoder.prefix_ids) :]))  # type: ignore[index, attr-defined]
     short = {piece for piece in spellable if met[piece] < LEAST}
     told = json.loads((covered / "manifest.json").read_text())["details"]["summary"]
     # CLIP takes every digit for a word: the piece of a digit inside a word is never met.
-    assert {tower.pieces()[piece] for piece in short} == {"2"}
+    assert {encoder.pieces()[piece] for piece in short} == {"2"}
     assert "1  pieces stand in fewer: no word holds them (such as '2')" in told
 
 

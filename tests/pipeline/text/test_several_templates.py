@@ -19,11 +19,11 @@ from dptr.cache.stores import sealed
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cli import run_command
 from dptr.pipeline.clip.loading import load_clip
-from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.parts.merge import merge
 from dptr.pipeline.parts.part import Part
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
-from dptr.pipeline.text.prompt_towers import PromptTowers
+from dptr.pipeline.text.prompts import PromptEncoders
 from dptr.pipeline.text.templates import Template
 from dptr.trainer.data.noisy_memory import text_memory
 
@@ -47,15 +47,15 @@ def test_every_row_has_the_states_that_its_own_template_alone_would_give(run: An
     states = store.states(everything)
     own = np.split(states.tokens, np.cumsum(states.lengths)[:-1])
     letters = store.token_letters(everything)
-    towers = [TextTower(load_clip("tiny"), Template(text)) for text in TEMPLATES]
+    encoders = [TextEncoder(load_clip("tiny"), Template(text)) for text in TEMPLATES]
     for row, mine, of_mine, pooled in zip(rows, own, letters, states.pooled, strict=True):
-        tower = towers[row["template"]]
-        expected = tower.encode([row["token_ids"]])
+        encoder = encoders[row["template"]]
+        expected = encoder.encode([row["token_ids"]])
         assert np.abs(mine - expected.tokens).max() <= 1e-5
         assert np.abs(pooled - expected.pooled[0]).max() <= 2e-3
-        assert np.abs(store.prefixes[row["template"]] - tower.prefix).max() <= 1e-6
+        assert np.abs(store.prefixes[row["template"]] - encoder.prefix).max() <= 1e-6
         assert of_mine.sum() == len(row["prompt"]) - len(TEMPLATES[row["template"]].replace("{label}", ""))
-        assert row["prompt"].lower() == tower.template.prompt(row["label"]).lower()
+        assert row["prompt"].lower() == encoder.template.prompt(row["label"]).lower()
 
 
 def test_the_memory_has_each_rows_own_prefix(run: Any) -> None:
@@ -75,9 +75,9 @@ def test_the_memory_has_each_rows_own_prefix(run: Any) -> None:
 
 def test_a_labels_template_hangs_on_seed_and_label_alone_and_all_are_used_alike() -> None:
     labels = [f"word{number}" for number in range(2000)]
-    towers, others = (PromptTowers(load_clip("tiny"), TEMPLATES, seed=seed) for seed in (1, 2))
-    which = [towers.which(label) for label in labels]
-    assert [towers.which(label) for label in reversed(labels)] == which[::-1]
+    encoders, others = (PromptEncoders(load_clip("tiny"), TEMPLATES, seed=seed) for seed in (1, 2))
+    which = [encoders.which(label) for label in labels]
+    assert [encoders.which(label) for label in reversed(labels)] == which[::-1]
     assert all(400 < count < 600 for count in Counter(which).values())
     assert [others.which(label) for label in labels] != which
 
@@ -107,12 +107,6 @@ def test_a_store_of_one_template_is_as_it_was(run: Any) -> None:
     assert manifest["identity"]["template"] == "a photo of a '{label}'"
     assert "template" not in pq.read_schema(run.out / "part-00000.parquet").names
     assert "template_seed" not in manifest["identity"]
-
-
-def test_one_of_several_is_of_a_format_that_earlier_versions_refuse(run: Any) -> None:
-    run(SETTINGS)
-    assert json.loads((run.out / "manifest.json").read_text())["format_version"] == 3
-    assert sealed.FORMAT_VERSION < 3
 
 
 @pytest.mark.parametrize("templates", [(), ("{label}", "{label}"), ("{label}", "no place for it")])

@@ -23,11 +23,11 @@ from dptr.cache.stores.word_crops import WordCropStore
 from dptr.cache.word_images.dataset import preprocess
 from dptr.cache.workspace import Workspace
 from dptr.pipeline.clip import bundled
-from dptr.pipeline.clip.image_shard import ShardInMaking
+from dptr.pipeline.clip.image_shards import ShardInMaking
 from dptr.pipeline.word_crops.embed_crops import EmbedCropsSettings, embed_crops
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe, weights_hash
-from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.recipe import Recipe
 
 SETTINGS = EmbedCropsSettings(views=3, shard_rows=7, batch=4)
 WORDS = ["red", "Oak", "tin", "sky", "map"]

@@ -12,7 +12,7 @@ from dptr.cache.charset import Charset
 from dptr.cache.normalization import Normalization
 from dptr.cache.word_images.dataset import WordImages, preprocess
 from dptr.trainer.data.image_batches import ImageBatches
-from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.recipe import Recipe
 
 
 @pytest.mark.parametrize(("label", "turned"), [("東京", True), ("ab", False), ("東", False)])

@@ -26,15 +26,11 @@ from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.cache.word_images.dataset import WordImages
 from dptr.cache.word_images.writer import write_word_images
-from dptr.pipeline.clip.bundled import BUNDLED
-from dptr.pipeline.text.templates import Template
-from dptr.trainer.data.clip_batches import ClipBatches, Prompts
 from dptr.trainer.data.image_batches import ImageBatches
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.pretrain import PromptBatches
+from dptr.trainer.recipe import Recipe
 from dptr.trainer.training.loader import load_batches
-from dptr.trainer.training.recipe import Recipe
-from dptr.trainer.training.settings import ClipSettings
 
 DIM, ROWS = 4, 12
 CHARSET = Charset("ab")
@@ -125,15 +121,3 @@ def test_prompts_with_noise_of_neighbours(tmp_path: Path) -> None:
 def test_word_images_of_every_form(crops: WordImages) -> None:
     recipe = Recipe().replace("finetune", batch_size=4, augmentation=1.0)
     assert_spawned_workers_make_the_same(ImageBatches(crops, CHARSET, recipe, 32, [128]))
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("_spawn")
-def test_word_images_and_photos_with_their_prompts(tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
-
-    prompts = Prompts(AutoTokenizer.from_pretrained(BUNDLED), Template("a photo of a '{label}'").prompt)
-    Image.effect_noise((64, 48), 60).convert("RGB").save(tmp_path / "photo.png")
-    crops = open_crops(tmp_path / "crops.lmdb")
-    settings = ClipSettings(batch_size=4, photos=1)
-    assert_spawned_workers_make_the_same(ClipBatches(crops, [tmp_path / "photo.png"], prompts, settings, 32, 4, "ab"))

@@ -21,7 +21,7 @@ from dptr.trainer.data.column_memory import column_memory
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import token_memory
 from dptr.trainer.data.stored_memory import StoredMemory
-from dptr.trainer.training.settings import NoiseSettings
+from dptr.trainer.recipe import NoiseSettings
 
 DIM, RATIO = 8, 0.3
 LABELS = ["ab", "a", "abc", "bc", "cab"]

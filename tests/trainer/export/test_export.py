@@ -29,9 +29,9 @@ from dptr.trainer.model.decoders.base import Memory
 from dptr.trainer.model.model_file import ModelFile
 from dptr.trainer.model.reading import width_for
 from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
+from dptr.trainer.recipe import Recipe
 from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import save_checkpoint
-from dptr.trainer.training.recipe import Recipe
 
 CHARSET = Charset("abcdefgh")
 EXAMPLE = Path(__file__).parents[3] / "examples" / "read_onnx.py"

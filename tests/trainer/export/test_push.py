@@ -26,8 +26,8 @@ from dptr.trainer.evaluate import ReadImages
 from dptr.trainer.export.model_card import model_card
 from dptr.trainer.model.model_file import BUNDLED
 from dptr.trainer.predictions import keep_predictions
+from dptr.trainer.recipe import Recipe
 from dptr.trainer.training import runs
-from dptr.trainer.training.recipe import Recipe
 
 TOKEN = "hf_standin"
 

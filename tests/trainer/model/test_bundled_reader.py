@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -69,3 +70,14 @@ def test_the_precision_asked_for_does_not_depend_on_the_cpu(has: bool, monkeypat
     assert full != half
     assert full == pytest.approx(half, abs=0.1)
     assert confidences("auto") == (half if has else full)
+
+
+@pytest.mark.parametrize("precision", ["auto", "bf16"])
+def test_a_cpu_whose_onednn_has_no_bfloat16_reads(tmp_path: Path, precision: str) -> None:
+    fonts, generator = packaged_fonts(), np.random.default_rng(0)
+    word = render_one("Coffee", fonts.choose("Coffee", generator), generator, RenderStyle.of_difficulty(0.0))
+    word.save(tmp_path / "sign.png")
+    command = [sys.executable, "-m", "dptr", "read", "sign.png", "--quiet", "--precision", precision]
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout.split("\t")[:2]) == (0, ["sign.png", "Coffee"]), done.stderr

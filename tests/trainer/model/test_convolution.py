@@ -10,8 +10,7 @@ from dptr.cache.errors import UserError
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.layers import grid_positions
 from dptr.trainer.model.recognizer import Recognizer
-from dptr.trainer.training.recipe import Recipe
-from dptr.trainer.training.settings import EncoderSettings
+from dptr.trainer.recipe import EncoderSettings, Recipe
 
 SETTINGS = EncoderSettings(kind="convolution", channels=8, dim=24, image_height=32, image_width=64)
 

@@ -13,7 +13,7 @@ from dptr.cache.charset import Charset
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory, Targets
 from dptr.trainer.model.decoders.ctc import CtcDecoder, ctc_loss
-from dptr.trainer.training.settings import DecoderSettings
+from dptr.trainer.recipe import DecoderSettings
 
 CHARSET = Charset("abc")
 SETTINGS = DecoderSettings(kind="ctc", dim=16, heads=2, layers=1, feed_forward=32, dropout=0.0, max_label_length=6)

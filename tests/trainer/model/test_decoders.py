@@ -13,7 +13,7 @@ from dptr.cache.errors import UserError
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
 from dptr.trainer.model.decoders.nrtr import NrtrDecoder
-from dptr.trainer.training.settings import DecoderSettings
+from dptr.trainer.recipe import DecoderSettings
 
 KINDS = ["parseq", "nrtr", "parallel"]
 CHARSET = Charset("abcdefgh")

@@ -14,7 +14,7 @@ import torch
 from dptr.cache.charset import Charset
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory, Targets
-from dptr.trainer.training.settings import DecoderSettings
+from dptr.trainer.recipe import DecoderSettings
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "decoders.md"
 CHARSET = Charset("abcd")

@@ -23,8 +23,7 @@ from dptr.trainer.model.decoders.base import Targets
 from dptr.trainer.model.encoders import build_encoder, describe, model_of
 from dptr.trainer.model.encoders.transformers_model import TransformersEncoder
 from dptr.trainer.model.recognizer import Recognizer
-from dptr.trainer.training.recipe import Recipe
-from dptr.trainer.training.settings import EncoderSettings
+from dptr.trainer.recipe import EncoderSettings, Recipe
 
 CONFIGS = {
     "convnext": transformers.ConvNextConfig(hidden_sizes=[8, 8, 16, 24], depths=[1, 1, 1, 1], image_size=64),
@@ -147,7 +146,7 @@ import torch
 from torch import Tensor, nn
 
 from dptr.trainer.model.encoders.base import Encoder
-from dptr.trainer.training.settings import EncoderSettings
+from dptr.trainer.recipe import EncoderSettings
 
 
 class Stripes(Encoder):

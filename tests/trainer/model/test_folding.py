@@ -6,7 +6,7 @@ from torch import nn
 
 from dptr.trainer.model.encoders.convolution import ConvolutionalEncoder
 from dptr.trainer.model.folding import FoldedConvolution, HalfLinear, cpu_has_bfloat16, fold_batch_norms, halve
-from dptr.trainer.training.settings import EncoderSettings
+from dptr.trainer.recipe import EncoderSettings
 
 
 def encoder_with_statistics() -> ConvolutionalEncoder:

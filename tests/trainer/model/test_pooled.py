@@ -9,7 +9,7 @@ from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory
 from dptr.trainer.model.decoders.pooled import PooledDecoder
-from dptr.trainer.training.settings import DecoderSettings, MemorySettings
+from dptr.trainer.recipe import DecoderSettings, MemorySettings
 
 DIM = 8
 

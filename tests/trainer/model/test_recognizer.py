@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dptr.cache.charset import Charset
 from dptr.trainer.model.recognizer import Recognizer
-from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.recipe import Recipe
 
 
 def test_weights_of_a_ctc_head_that_had_another_name_are_taken() -> None:

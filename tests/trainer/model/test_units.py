@@ -17,8 +17,7 @@ from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Targets
 from dptr.trainer.model.recognizer import Recognizer, _among
-from dptr.trainer.training.recipe import load_recipe
-from dptr.trainer.training.settings import DecoderSettings
+from dptr.trainer.recipe import DecoderSettings, load_recipe
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
 SIZES = [

@@ -12,7 +12,7 @@ from dptr.trainer.model import word_search
 from dptr.trainer.model.character_model import CharacterModel
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.model.word_search import search
-from dptr.trainer.training.recipe import Recipe
+from dptr.trainer.recipe import Recipe
 
 CHARSET = Charset("abt")
 WORDS = CharacterModel({"bat": 20.0, "tab": 1.0}, CHARSET)

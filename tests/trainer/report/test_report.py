@@ -20,6 +20,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.word_images.dataset import WordImages
 from dptr.trainer.model.recognizer import Recognizer
+from dptr.trainer.recipe import Recipe
 from dptr.trainer.report.looks import looks
 from dptr.trainer.report.mistakes import confusions
 from dptr.trainer.report.page import Cell, Section, Table, render
@@ -27,7 +28,6 @@ from dptr.trainer.report.report import report
 from dptr.trainer.report.side_by_side import report_two
 from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import save_checkpoint
-from dptr.trainer.training.recipe import Recipe
 
 LABELS = ["<script>alert(1)</script>", "<3", "a&amp;b", '"><img/src=x>', "$x^2$", "fish"]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dptr.trainer.recipe import TrainingSettings
 from dptr.trainer.training import checkpoint, loop
-from dptr.trainer.training.settings import TrainingSettings
 
 
 class SmallTraining:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from dptr.trainer.training.averaging import MovingAverage
+from dptr.trainer.training.state import MovingAverage
 
 
 def test_an_early_average_forgets_the_start() -> None:

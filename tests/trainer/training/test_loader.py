@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dptr.trainer.training import shared_memory
+from dptr.trainer.training import loader
 from dptr.trainer.training.loader import load_batches
 
 
@@ -43,9 +43,9 @@ def megabytes(number: int) -> Megabytes:
 def test_workers_have_as_many_batches_ready_as_shared_memory_holds(
     free: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(shared_memory, "_free", lambda: free * 2**20)
+    monkeypatch.setattr(loader, "_free", lambda: free * 2**20)
     # Half of it for what is ready and two more.
-    assert shared_memory.workers_and_ready(3, megabytes(0)) == expected
+    assert loader.workers_and_ready(3, megabytes(0)) == expected
     said = capsys.readouterr().err
     assert ("shared memory" in said) == (expected[0] < 3)
 
@@ -53,7 +53,7 @@ def test_workers_have_as_many_batches_ready_as_shared_memory_holds(
 def test_batches_that_do_not_fit_are_made_in_the_training_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(shared_memory, "_free", lambda: 2**20)
+    monkeypatch.setattr(loader, "_free", lambda: 2**20)
     batches = list(load_batches(megabytes, range(3, 6), workers=1))
     assert [int(batch.values[0]) for batch in batches] == [3, 4, 5]
     assert {batch.made_by for batch in batches} == {os.getpid()}

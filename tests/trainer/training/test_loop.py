@@ -83,7 +83,7 @@ def test_a_parameter_that_no_group_trains_is_an_error(tmp_path: Path, training: 
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path: Path, training: Any) -> None:
     task = training.task()
     task.loss = lambda rows: task.model(rows).mean() * float("nan")
-    with pytest.raises(UserError, match="learning rate"):
+    with pytest.raises(UserError, match="Lower the learning rate"):
         training.run(tmp_path / "run", task=task)
 
 
@@ -94,6 +94,59 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, training: A
     with pytest.raises(UserError, match="at step 6"):
         training.run(tmp_path / "run", training.settings(log_every=100, validate_every=100), task)
     assert load_state(tmp_path / "run" / "checkpoints" / "last")["step"] == 3
+
+
+def test_no_weights_that_are_not_finite_become_the_best(tmp_path: Path, training: Any) -> None:
+    """Between two steps that log or save, validation alone would see them."""
+    task = training.task()
+    steps = itertools.count()
+    task.loss = lambda rows: task.model(rows).mean() * (float("nan") if next(steps) == 6 else 1.0)
+    scores = itertools.count()
+    task.validate = lambda network: {"score": float(next(scores))}
+    with pytest.raises(UserError, match="at step 7 the loss"):
+        training.run(tmp_path / "run", training.settings(log_every=50, validate_every=4, checkpoint_every=50), task)
+    best = checkpoint.load_tensors(tmp_path / "run" / "checkpoints" / "best", "model")
+    assert all(weight.isfinite().all() for weight in best.values())
+    assert load_state(tmp_path / "run" / "checkpoints" / "best")["step"] == 4
+    assert not (tmp_path / "run" / "checkpoints" / "last").exists()
+
+
+def test_a_weight_that_is_not_finite_is_not_saved_though_the_loss_is(tmp_path: Path, training: Any) -> None:
+    task = training.task()
+    loss, calls = task.loss, itertools.count()
+
+    def spoil(rows: Tensor) -> Tensor:
+        if next(calls) == 5:
+            task.model[3].running_var.fill_(float("inf"))
+        return loss(rows)
+
+    task.loss = spoil
+    with pytest.raises(UserError, match=r"at step 6 the weight 3\.running_var"):
+        training.run(tmp_path / "run", training.settings(log_every=100, validate_every=100, ema_decay=0.0), task)
+    assert load_state(tmp_path / "run" / "checkpoints" / "last")["step"] == 3
+
+
+def test_an_interrupt_saves_no_weights_that_are_not_finite(tmp_path: Path, training: Any) -> None:
+    task = training.task(training.cut_at(8, KeyboardInterrupt))
+    steps = itertools.count()
+    task.loss = lambda rows: task.model(rows).mean() * (float("nan") if next(steps) == 6 else 1.0)
+    with pytest.raises(KeyboardInterrupt):
+        training.run(tmp_path / "run", training.settings(log_every=50, validate_every=50, checkpoint_every=3), task)
+    assert load_state(tmp_path / "run" / "checkpoints" / "last")["step"] == 6
+
+
+def test_inputs_that_are_not_finite_are_named_before_the_learning_rate(tmp_path: Path, training: Any) -> None:
+    task = training.task(lambda number: training.batch(number) * (float("nan") if number == 6 else 1.0))
+    checked: list[int] = []
+
+    def check(number: int) -> None:
+        checked.append(number)
+        raise DamagedStore(f"batch {number} is damaged", "")
+
+    task.require_finite = check
+    with pytest.raises(DamagedStore, match="batch 6 is damaged"):
+        training.run(tmp_path / "run", training.settings(log_every=50, validate_every=4), task)
+    assert checked == [6]
 
 
 def test_frozen_batch_norm_keeps_its_statistics(tmp_path: Path, training: Any) -> None:

@@ -19,7 +19,7 @@ BEFORE = (
 )
 USED = """
 from dptr.cache.errors import UserError
-from dptr.trainer.training.recipe import load_recipe
+from dptr.trainer.recipe import load_recipe
 print(load_recipe("tiny").pretrain.beta2, load_recipe("tiny", ["pretrain.beta2=0.98"]).pretrain.beta2)
 try:
     load_recipe("tiny", ["pretrain.beta2=1.5"])
@@ -39,8 +39,8 @@ def test_with_its_lines_the_key_is_read_checked_and_told_of(tmp_path: Path) -> N
     for folder in ("cache", "trainer", "recipes"):
         shutil.copytree(ROOT / folder, package / folder, ignore=shutil.ignore_patterns("__pycache__", "bundled"))
     shutil.copy(ROOT / "__init__.py", package)
-    for name, old, new in (("settings", BESIDE, BESIDE + NEW), ("loop", BEFORE, CHANGED)):
-        path = package / "trainer" / "training" / f"{name}.py"
+    for name, old, new in (("recipe", BESIDE, BESIDE + NEW), ("training/loop", BEFORE, CHANGED)):
+        path = package / "trainer" / f"{name}.py"
         text = path.read_text(encoding="utf-8")
         assert text.count(old) == 1
         path.write_text(text.replace(old, new), encoding="utf-8")

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,14 +15,13 @@ import pytest
 import torch
 
 from dptr.cache.errors import UserError
+from dptr.trainer.recipe import TrainingSettings
 from dptr.trainer.training import processes
 from dptr.trainer.training.checkpoint import load_state, load_tensors
-from dptr.trainer.training.settings import TrainingSettings
 
 #: They compare with one run that is made once.
 pytestmark = pytest.mark.xdist_group("processes")
 
-ARCHIVE = Path(__file__).parents[2] / "fixtures" / "first_format.tar.xz"
 DECODER = ["decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1", "decoder.dropout=0.1"]
 STEPS = 50
 WORDS = [a + b + c for a in "bcdfg" for b in "aeiou" for c in "lmnrs"][:60]
@@ -57,11 +55,8 @@ def options(section: str, workspace: Path, run: Path, steps: int, *changes: str)
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("stores")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "dptr_data"
+def workspace(stores: Path) -> Path:
+    return stores
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +119,7 @@ def test_a_run_goes_on_in_another_number_of_processes(
 
 
 @pytest.mark.slow
-def test_finetuning_with_batch_norm_is_the_same_in_two_processes(
+def test_losses_of_finetuning_with_batch_norm_are_the_same_in_two_processes(
     draw_crops: Callable[[Path, Sequence[str]], Path], tmp_path: Path
 ) -> None:
     crops = draw_crops(tmp_path / "crops", WORDS)
@@ -139,11 +134,6 @@ def test_finetuning_with_batch_norm_is_the_same_in_two_processes(
         train(count, [*command, *options("finetune", tmp_path / "ws", out, 6, *changes)])
     # CTC makes losses of 30 and more of words that are not read yet.
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
-    one, two = (load_tensors(tmp_path / name / "checkpoints" / "last", "model") for name in "12")
-    running = [name for name in one if "running_" in name or "num_batches" in name]
-    assert running
-    for name in running:
-        torch.testing.assert_close(two[name], one[name], atol=1e-4, rtol=1e-3)
 
 
 def test_more_processes_than_micro_batches_are_refused_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,44 +152,30 @@ def test_what_works_in_one_process_refuses_several(tmp_path: Path) -> None:
 
 
 FAILING_FIRST = """
-import os, sys, time
+import sys
 from pathlib import Path
 import torch.distributed as dist
 from dptr.cache.errors import UserError
 from dptr.trainer.training import processes
 
 dist.init_process_group("gloo")
-told = Path(sys.argv[1]) / "told"
-
-def fail():
-    raise ValueError
-
-for block in ("around", "by"):
-    try:
-        if block == "by":
-            processes.by_first(fail)
-        with processes.first_before_others():
-            if processes.is_first():
-                fail()
-    except ValueError:
-        # It stays: not its end is what the other learns it from.
-        until = time.monotonic() + 60
-        while not told.with_suffix('.' + block).exists() and time.monotonic() < until:
-            time.sleep(0.02)
-        assert told.with_suffix('.' + block).exists()
-    except UserError as error:
-        assert "another process of this training has ended" in str(error)
-        told.with_suffix('.' + block).touch()
-# As a training does at its end: a process with an open group is sometimes aborted by gloo's threads.
-dist.destroy_process_group()
+try:
+    with processes.first_before_others():
+        if processes.is_first():
+            dist.destroy_process_group()  # as a failing command does at its end
+            sys.exit(0)
+except UserError as error:
+    assert "another process of this training has ended" in str(error)
+    (Path(sys.argv[1]) / "told").touch()
+    dist.destroy_process_group()
 """
 
 
-def test_where_the_first_process_fails_the_others_do_not_wait_for_its_end(tmp_path: Path) -> None:
+def test_where_the_first_process_ends_the_others_do_too(tmp_path: Path) -> None:
     script = tmp_path / "failing.py"
     script.write_text(FAILING_FIRST)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *torchrun, str(script), str(tmp_path)], env=environment, timeout=240)
     assert done.returncode == 0
-    assert {path.name for path in tmp_path.glob("told.*")} == {"told.around", "told.by"}
+    assert (tmp_path / "told").exists()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.trainer.training import checkpoint, recording, step_log
+from dptr.trainer.training import checkpoint, loop, step_log
 from dptr.trainer.training.checkpoint import load_state
 
 
@@ -69,14 +69,14 @@ def test_an_interrupt_during_validation_loses_no_log_line(tmp_path: Path, traini
 def test_the_best_checkpoint_is_there_once_the_last_one_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any
 ) -> None:
-    save = recording.save_checkpoint
+    save = loop.save_checkpoint
 
     def dies_at_the_second(folder: Path, *rest: Any) -> None:
         if (folder.parent / "best").exists() or (folder.parent / "last").exists():
             raise SystemExit
         save(folder, *rest)
 
-    monkeypatch.setattr(recording, "save_checkpoint", dies_at_the_second)
+    monkeypatch.setattr(loop, "save_checkpoint", dies_at_the_second)
     with pytest.raises(SystemExit):
         training.run(tmp_path / "run", training.settings(checkpoint_every=4))
     monkeypatch.undo()
@@ -88,14 +88,14 @@ def test_the_best_checkpoint_is_there_once_the_last_one_names_it(
 def test_an_interrupt_while_the_best_checkpoint_is_written_still_leaves_a_best_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any
 ) -> None:
-    save, calls = recording.save_checkpoint, itertools.count()
+    save, calls = loop.save_checkpoint, itertools.count()
 
     def interrupted(folder: Path, *rest: Any) -> None:
         if folder.name == "best" and next(calls) == 0:
             raise KeyboardInterrupt
         save(folder, *rest)
 
-    monkeypatch.setattr(recording, "save_checkpoint", interrupted)
+    monkeypatch.setattr(loop, "save_checkpoint", interrupted)
     with pytest.raises(KeyboardInterrupt):
         training.run(tmp_path / "cut")
     task = training.task()

@@ -10,12 +10,11 @@ import torch
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.stores import sealed
 from dptr.trainer.finetune import parameter_groups
 from dptr.trainer.model.recognizer import Recognizer
+from dptr.trainer.recipe import Recipe
 from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import load_state, save_checkpoint
-from dptr.trainer.training.recipe import Recipe
 
 CHARSET = Charset("abc")
 
@@ -85,31 +84,6 @@ def test_freezing_every_part_is_one_line() -> None:
     with pytest.raises(UserError, match="all parts are frozen"):
         parameter_groups(recognizer, recipe)
     assert parameter_groups(recognizer, recipe.replace("finetune", decoder_lr_scale=1.0))
-
-
-def test_a_run_with_another_choice_of_validation_data_is_not_gone_on_with_unless_it_is_finished(tmp_path: Path) -> None:
-    start(tmp_path / "run")
-    description = sealed.read_json(tmp_path / "run" / "run.json")
-    del description["split"]  # as the first version wrote it
-    sealed.write_json(tmp_path / "run" / "run.json", description)
-    with pytest.raises(DamagedStore, match="way of choosing validation data"):
-        start(tmp_path / "run")
-    save_checkpoint(tmp_path / "run" / "checkpoints" / "last", {"model": {"w": torch.ones(1)}}, {"step": 1000})
-    assert start(tmp_path / "run").split == 1
-
-
-def test_a_run_begun_with_another_order_of_batches_goes_on_and_says_so(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    start(tmp_path / "run")
-    save_checkpoint(tmp_path / "run" / "checkpoints" / "last", {"model": {"w": torch.ones(1)}}, {"step": 1})
-    start(tmp_path / "run")
-    assert "another order" not in capsys.readouterr().err
-    description = sealed.read_json(tmp_path / "run" / "run.json")
-    assert description.pop("order") == 2
-    sealed.write_json(tmp_path / "run" / "run.json", description)
-    start(tmp_path / "run")
-    assert "its batches come in another order" in capsys.readouterr().err
 
 
 def test_a_damaged_optimizer_does_not_keep_a_model_from_being_used(tmp_path: Path) -> None:

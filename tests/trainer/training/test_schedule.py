@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from dptr.trainer.recipe import TrainingSettings
 from dptr.trainer.training.schedule import rate_factor
-from dptr.trainer.training.settings import TrainingSettings
 
 
 def test_a_trapezoid_rises_stays_and_falls() -> None:

@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from dptr.cache.errors import UserError
+from dptr.trainer.recipe import TrainingSettings
 from dptr.trainer.training import loop
-from dptr.trainer.training.settings import TrainingSettings
-from dptr.trainer.training.trackers import Observer, observer
+from dptr.trainer.training.step_log import Observer, observer
 
 SETTINGS = TrainingSettings(steps=4, batch_size=2, log_every=1, validate_every=2, checkpoint_every=2)
 

@@ -19,7 +19,7 @@ from dptr.trainer.model.decoders.nrtr import NrtrDecoder
 from dptr.trainer.model.decoders.parallel import ParallelDecoder
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.model.decoders.pooled import PooledDecoder
-from dptr.trainer.training.settings import DecoderSettings, MemorySettings
+from dptr.trainer.recipe import DecoderSettings, MemorySettings
 
 _BUNDLED: dict[str, type[Decoder]] = {
     "parseq": ParseqDecoder,

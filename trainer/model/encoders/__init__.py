@@ -20,7 +20,7 @@ from dptr.trainer.model.encoders.clip import ClipEncoder
 from dptr.trainer.model.encoders.convolution import ConvolutionalEncoder
 from dptr.trainer.model.encoders.transformers_model import TransformersEncoder
 from dptr.trainer.model.encoders.vit import VisionTransformer
-from dptr.trainer.training.settings import EncoderSettings
+from dptr.trainer.recipe import EncoderSettings
 
 _BUNDLED: dict[str, type[Encoder]] = {"vit": VisionTransformer, "convolution": ConvolutionalEncoder}
 #: Encoders that start from a model: what stands before its folder or hub id.

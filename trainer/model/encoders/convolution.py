@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dptr.cache.errors import UserError
 from dptr.trainer.model.encoders.base import Encoder
-from dptr.trainer.training.settings import EncoderSettings
+from dptr.trainer.recipe import EncoderSettings
 
 _STRIDES = ((2, 2), (2, 2), (2, 1), (2, 1))
 #: Channels of the stages, in units of ``encoder.channels``.

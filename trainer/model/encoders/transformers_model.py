@@ -19,7 +19,7 @@ from torch import Tensor
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import IMAGE_PROCESSOR_FILE, MODEL_CONFIG_FILE, WEIGHTS_FILE
 from dptr.trainer.model.encoders.base import PretrainedEncoder
-from dptr.trainer.training.settings import EncoderSettings
+from dptr.trainer.recipe import EncoderSettings
 
 PREFIX = "hf:"
 _KINDS = "encoder.kind = hf:… takes a vision model that transformers knows"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dptr.cache.errors import UserError
 from dptr.trainer.model.encoders.base import Encoder
 from dptr.trainer.model.layers import SelfAttentionLayer, grid_positions, initialize
-from dptr.trainer.training.settings import EncoderSettings
+from dptr.trainer.recipe import EncoderSettings
 
 
 class VisionTransformer(Encoder):

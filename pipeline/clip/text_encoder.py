@@ -1,0 +1,371 @@
+"""CLIP's text encoder: prompts to token states, with the least work that gives exactly transformers' states.
+
+In a causal encoder nothing after a token can change its state. Hence the template's tokens before the label have the
+same states, keys and values in every prompt: :class:`AfterPrefix` runs them once, and every prompt runs only its own
+tokens against these. An encoder with bidirectional attention shares nothing between prompts: :class:`Whole` runs them
+at their own length where its mask hides padding, :class:`Filled` at the one length of its training where it has none.
+
+Prompts of equal length form a batch, so that nothing is padded. :meth:`TextEncoder.check` compares the result with the
+plain forward on real prompts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from dptr.cache.errors import DptrError, UserError
+from dptr.cache.stores.shards import States
+from dptr.pipeline.choices import Context, StatesKind
+from dptr.pipeline.clip.batch_size import Halving, batch_for, batch_per_core
+from dptr.pipeline.clip.families.base import Family
+from dptr.pipeline.clip.loading import Clip
+from dptr.pipeline.text.templates import Template, Tokenized
+
+#: On a CPU: few enough to stay in its cache.
+TOKENS_PER_BATCH = 1024
+#: Most that a state may be apart from transformers' own in fp32, as a share of its length (2-norm), and the least
+#: cosine in lower precision.
+MOST_APART = 1e-4
+LEAST_COSINE = 0.99
+
+
+class TextEncoder:
+    """Prompts to token states.
+
+    Args:
+        clip: a loaded CLIP.
+        template: the sentence that labels stand in.
+        states: ``hidden`` are the states after the final layer norm (the authors' code), ``projected`` those in the
+            joint space. None picks hidden where its width equals the joint space's, so that image states can be added.
+        context: ``content`` keeps states up to and including the end token, ``full`` pads prompts as the
+            model's authors do (OpenAI's tokenizer with token 0) and keeps all (77 in CLIP).
+
+    Attributes:
+        prefix_ids: tokens that start every prompt. prefix: their states, shape (len(prefix_ids), dim), float32.
+        max_tokens: the longest prompt that the encoder takes, begin and end included.
+        tokens_per_batch: how many are encoded at once where nothing else is asked for.
+
+    Raises:
+        UserError: the template alone is too long, the kind of states does not suit, or states are no numbers.
+    """
+
+    def __init__(
+        self, clip: Clip, template: Template, states: StatesKind | None = None, context: Context = "content"
+    ) -> None:
+        self._clip = clip
+        self._family, self._model = clip.family, clip.model
+        self.template, self.context = template, context
+        self.states: StatesKind = _states_kind(clip, states)
+        self.max_tokens = self._family.most_tokens(self._model)
+        if self._family.way != "fixed length":
+            self.max_tokens = int(min(self.max_tokens, clip.tokenizer.model_max_length))
+        self._special = set(clip.tokenizer.all_special_ids)
+        # CLIP's end stands for what is unknown, too, of which its pieces of bytes leave nothing.
+        ends = self.tokenize([""])[0]
+        self._ends = len(ends)
+        self._unknown = clip.tokenizer.unk_token_id if clip.tokenizer.unk_token_id not in ends else None
+        self.tokens_per_batch = batch_for(clip.model, self._family.text_dim(clip.model), 1, TOKENS_PER_BATCH)
+        self._halving = Halving("tokens")
+        self._require_room(template)
+        self._forward = self._choose_forward(template)
+        self.prefix_ids = self._forward.prefix_ids
+        self.prefix = self._finish(self._forward.prefix)
+        self._require_numbers(self.prefix)
+
+    def tokenize(self, prompts: list[str]) -> list[list[int]]:
+        """Return token ids with begin and end, neither padded nor cut."""
+        if not prompts:
+            return []
+        encoded = self._clip.tokenizer(prompts, padding=False, truncation=False, verbose=False)["input_ids"]
+        return [list(row) for row in encoded]
+
+    def tokenize_with_places(self, prompts: list[str]) -> list[Tokenized]:
+        """Return for each prompt what :meth:`tokenize` does, and where in it each token stands."""
+        if not prompts:
+            return []
+        encoded = self._clip.tokenizer(
+            prompts, padding=False, truncation=False, verbose=False, return_offsets_mapping=True
+        )
+        return [
+            Tokenized(list(ids), [(int(start), int(stop)) for start, stop in offsets], encoded.word_ids(row))
+            for row, (ids, offsets) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True))
+        ]
+
+    def why_unusable(self, token_ids: list[int]) -> str | None:
+        """Say why a prompt with these tokens, as :meth:`tokenize` gives them, is not to be encoded; None if it is."""
+        if len(token_ids) > self.max_tokens:
+            return f"prompt longer than {self.max_tokens} tokens"
+        if self._unknown in token_ids:
+            return "a character that the tokenizer does not know"
+        if sum(token in self._special for token in token_ids) > self._ends:
+            return "label spells a special token of the tokenizer"
+        if token_ids[: len(self.prefix_ids)] != self.prefix_ids:
+            return "prompt does not start with the shared tokens"
+        return None
+
+    def pieces(self) -> dict[int, str]:
+        """Return the characters of every piece of the tokenizer by its id, in order; special tokens are no pieces.
+
+        A piece that begins or ends a word is spelt like one that does not.
+        """
+        tokenizer = self._clip.tokenizer
+        ids = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
+        texts = tokenizer.batch_decode([[piece] for piece in ids])
+        return {piece: text.strip().removeprefix("##") for piece, text in zip(ids, texts, strict=True)}
+
+    def encode(self, token_ids: list[list[int]], tokens_per_batch: int | None = None) -> States:
+        """Encode tokenized prompts that start with :attr:`prefix_ids` and have at most :attr:`max_tokens` tokens.
+
+        Returns:
+            The states after the prefix, in the order given. Memory grows with the number of prompts: call it by shard.
+            They do not depend on ``tokens_per_batch`` (by default the encoder's own) but for rounding.
+
+        Raises:
+            UserError: the model gives states that are no numbers.
+        """
+        own = [ids[len(self.prefix_ids) :] for ids in token_ids]
+        lengths = np.array([len(ids) for ids in own], np.int64)
+        stored = np.full_like(lengths, self.max_tokens - len(self.prefix_ids)) if self.context == "full" else lengths
+        starts = np.cumsum(stored) - stored
+        tokens = np.empty((int(stored.sum()), self.prefix.shape[1]), np.float32)
+        pooled = np.empty((len(own), self._family.joint_dim(self._model)), np.float32)
+
+        def encode_batch(rows: NDArray[np.int64]) -> None:
+            ids = self._pad([own[row] for row in rows], int(stored[rows[0]]))
+            hidden = self._forward.run(ids)
+            finished = self._finish(hidden[:, : ids.shape[1]])
+            self._require_numbers(finished)
+            tokens[starts[rows][:, None] + np.arange(ids.shape[1])] = finished
+            pooled[rows] = self._pool(hidden, lengths[rows])
+
+        with batch_per_core(self._clip.device) as pool:
+            run = np.full_like(stored, self.max_tokens) if isinstance(self._forward, Filled) else stored
+            batches = _batches_of_equal_length(stored, run, tokens_per_batch or self.tokens_per_batch)
+            for _ in pool.map(lambda rows: self._halving.run(encode_batch, rows, int(run[rows[0]])), batches):
+                pass  # raises what a batch raised
+        return States(tokens, stored, pooled)
+
+    def check(self, token_ids: list[list[int]]) -> float:
+        """Compare a few prompts with transformers' own forward, padded to the full length.
+
+        Returns:
+            The largest distance of a state from transformers' own, as a share of that state's length.
+
+        Raises:
+            DptrError: they differ by more than :data:`MOST_APART` (fp32), or point elsewhere (bf16).
+        """
+        ours = self.encode(token_ids)
+        states, pooled = self._plain_forward(token_ids)
+        shared = len(self.prefix_ids)
+        pairs = [(np.tile(self.prefix, (len(states), 1)), states[:, :shared].reshape(-1, states.shape[2]))]
+        kept = [row[shared : shared + length] for row, length in zip(states, ours.lengths, strict=True)]
+        pairs += [(ours.tokens, np.concatenate(kept)), (ours.pooled, pooled)]
+        worst = max(_most_apart(one, other) for one, other in pairs)
+        if self._clip.model.dtype == torch.float32:
+            agree = worst <= MOST_APART
+        else:
+            agree = all(bool((_cosines(one, other) >= LEAST_COSINE).all()) for one, other in pairs)
+        if not agree:
+            raise DptrError(
+                f"text states differ from transformers' own by {worst:.2g}", "Please report it with your CLIP's name"
+            )
+        return worst
+
+    @torch.inference_mode()
+    def _plain_forward(self, token_ids: list[list[int]]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        ids = self._pad(token_ids, self.max_tokens)
+        lengths = torch.tensor([len(row) for row in token_ids], device=ids.device)
+        mask = (torch.arange(self.max_tokens, device=ids.device) < lengths[:, None]).long()
+        states, pooled = self._family.text_features(self._model, ids, mask)
+        return self._finish(states), pooled.float().cpu().numpy()
+
+    def _require_room(self, template: Template) -> None:
+        needed = len(self.tokenize([template.prompt("a")])[0])
+        if needed > self.max_tokens:
+            raise UserError(
+                f"the template has {needed} tokens with one letter in it, {self._clip.name} takes {self.max_tokens}",
+                "Shorten it (--template)",
+            )
+
+    def _require_numbers(self, states: NDArray[np.float32]) -> None:
+        if not np.isfinite(states).all():
+            raise UserError(
+                f"{self._clip.name} gives text states that are no numbers (nan or infinite)",
+                "Give a CLIP whose weights are whole, or use --precision fp32",
+            )
+
+    def _choose_forward(self, template: Template) -> Forward:
+        if self._family.way == "after prefix":
+            return AfterPrefix(self._family.text_model(self._model), template.shared_tokens(self.tokenize_with_places))
+        if self._family.way == "fixed length":
+            return Filled(self._family, self._model, self._clip.padding)
+        if self.context == "full":
+            raise UserError(f"{self._clip.name} looks both ways: its padding has no states", "Use --context content")
+        return Whole(self._family, self._model)
+
+    def _pad(self, rows: list[list[int]], length: int) -> torch.Tensor:
+        padded = [row + [self._clip.padding] * (length - len(row)) for row in rows]
+        return torch.tensor(padded, device=self._clip.device)
+
+    @torch.inference_mode()
+    def _pool(self, hidden: torch.Tensor, lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+        real = torch.from_numpy(lengths).to(hidden.device)
+        pooled: NDArray[np.float32] = self._family.pool_text(self._model, hidden, real).float().cpu().numpy()
+        return pooled
+
+    @torch.inference_mode()
+    def _finish(self, hidden: torch.Tensor) -> NDArray[np.float32]:
+        states = self._family.project_text(self._model, hidden) if self.states == "projected" else hidden
+        finished: NDArray[np.float32] = states.float().cpu().numpy()
+        return finished
+
+
+class Forward(Protocol):
+    """Runs own tokens after a prefix that all prompts share.
+
+    Attributes:
+        prefix_ids: the shared tokens. prefix: their states, shape (len(prefix_ids), dim).
+    """
+
+    prefix_ids: list[int]
+    prefix: torch.Tensor
+
+    def run(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return final states (batch, at least own, dim) of own tokens (batch, own), then those of filling."""
+
+
+class Whole:
+    """Every prompt from its first token, through transformers' own forward."""
+
+    def __init__(self, family: Family, model: Any) -> None:
+        self._family, self._model = family, model
+        self.prefix_ids: list[int] = []
+        self.prefix = torch.zeros(0, family.text_dim(model), dtype=model.dtype, device=model.device)
+
+    @torch.inference_mode()
+    def run(self, ids: torch.Tensor) -> torch.Tensor:
+        """(batch, length) -> (batch, length, width), as :class:`Forward` says."""
+        return self._family.text_states(self._model, ids, torch.ones_like(ids))
+
+
+class Filled(Whole):
+    """Every prompt filled up to the encoder's length, with nothing masked."""
+
+    def __init__(self, family: Family, model: Any, padding: int) -> None:
+        super().__init__(family, model)
+        self._padding = padding
+
+    @torch.inference_mode()
+    def run(self, ids: torch.Tensor) -> torch.Tensor:
+        """(batch, own) -> (batch, all, width), as :class:`Forward` says."""
+        missing = self._family.most_tokens(self._model) - ids.shape[1]
+        return self._family.text_states(self._model, F.pad(ids, (0, missing), value=self._padding))
+
+
+class AfterPrefix:
+    """Own tokens only, against the keys and values of a prefix that was run once. For causal encoders as CLIP's."""
+
+    @torch.inference_mode()
+    def __init__(self, text_model: Any, prefix_ids: list[int]) -> None:
+        self._model = text_model
+        self._layers = [_Layer.of(module) for module in text_model.encoder.layers]
+        self.prefix_ids = prefix_ids
+        self._keys_values: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(self._layers)
+        states, self._keys_values = self._run(torch.tensor([prefix_ids], device=text_model.device), 0)
+        self.prefix = states[0]
+
+    @torch.inference_mode()
+    def run(self, ids: torch.Tensor) -> torch.Tensor:
+        """(batch, length) -> (batch, length, width), as :class:`Forward` says."""
+        return self._run(ids, len(self.prefix_ids))[0]
+
+    def _run(
+        self, ids: torch.Tensor, before: int
+    ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor] | None]]:
+        own = ids.shape[1]
+        positions = torch.arange(before, before + own, device=ids.device)[None]
+        x = self._model.embeddings(input_ids=ids, position_ids=positions)
+        mask = torch.ones(own, before + own, dtype=torch.bool, device=ids.device).tril(before)
+        keys_values: list[tuple[torch.Tensor, torch.Tensor] | None] = []
+        for layer, cached in zip(self._layers, self._keys_values, strict=True):
+            x, key, value = layer.run(x, cached, mask)
+            keys_values.append((key, value))
+        return self._model.final_layer_norm(x), keys_values
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One transformer layer: transformers' modules, with the three input projections stacked into one product."""
+
+    module: Any
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    @classmethod
+    def of(cls, module: Any) -> _Layer:
+        attention = module.self_attn
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        return cls(module, torch.cat([p.weight for p in projections]), torch.cat([p.bias for p in projections]))
+
+    def run(
+        self, x: torch.Tensor, cached: tuple[torch.Tensor, torch.Tensor] | None, mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Run the layer on (batch, own, dim) after cached keys and values (1, heads, prefix, head_dim)."""
+        attention = self.module.self_attn
+        batch, own, dim = x.shape
+        stacked = F.linear(self.module.layer_norm1(x), self.weight, self.bias)
+        query, key, value = stacked.view(batch, own, 3, -1, attention.head_dim).permute(2, 0, 3, 1, 4)
+        if cached is not None:
+            key, value = (
+                torch.cat([old.expand(batch, -1, -1, -1), new], dim=2)
+                for old, new in zip(cached, (key, value), strict=True)
+            )
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=attention.scale)
+        x = x + attention.out_proj(mixed.transpose(1, 2).reshape(batch, own, dim))
+        return x + self.module.mlp(self.module.layer_norm2(x)), key, value
+
+
+def _states_kind(clip: Clip, asked: StatesKind | None) -> StatesKind:
+    width, joint = clip.family.text_dim(clip.model), clip.family.joint_dim(clip.model)
+    if asked == "hidden" and width != joint:
+        raise UserError(
+            f"hidden text states of {clip.name} are {width} wide, image states {joint}", "Use --states projected"
+        )
+    return asked or ("hidden" if width == joint else "projected")
+
+
+def _batches_of_equal_length(
+    lengths: NDArray[np.int64], run: NDArray[np.int64], tokens_per_batch: int
+) -> list[NDArray[np.int64]]:
+    """Split row numbers into batches of equal length, long ones first, so that memory peaks at once.
+
+    Each has as many of the tokens that are ``run`` as are asked for.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    edges = np.flatnonzero(np.diff(lengths[order])) + 1
+    batches: list[NDArray[np.int64]] = []
+    for rows in np.split(order, edges):
+        size = max(1, tokens_per_batch // max(1, int(run[rows[0]])))
+        batches.extend(rows[start : start + size] for start in range(0, len(rows), size))
+    return batches
+
+
+def _most_apart(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
+    """Return the largest distance of two rows as a share of the second one's length; nan where either has one."""
+    if not len(ours):
+        return 0.0
+    distances: NDArray[np.float32] = np.linalg.norm(ours - theirs, axis=1) / (np.linalg.norm(theirs, axis=1) + 1e-12)
+    return float(distances.max())
+
+
+def _cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
+    products: NDArray[np.float32] = (one * other).sum(1) / (
+        np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1) + 1e-12
+    )
+    return products

@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from dptr.cache.choices import StatesDtype
+from dptr.cache.errors import DptrError, UserError
+from dptr.cache.stores.shards import States, StatesReader, write_shard
+from dptr.pipeline.clip import bundled as bundled_clip
+from dptr.pipeline.clip.loading import Clip, ImageEncoder, load_clip
+from dptr.pipeline.clip.text_encoder import Context, StatesKind, TextEncoder, _states_kind
+from dptr.pipeline.text.templates import DEFAULT_TEMPLATE, Template
+
+CONTRACTED = ["street", "the", "red", "very", "made", "llama", "door"]
+LABELS = [*CONTRACTED, "a", "Q", "7", "s'", "-", "!x", "naïve", "中文", "don't", "\u0301x", "the-end", "x" * 25, "2024"]
+TEMPLATES = [DEFAULT_TEMPLATE, "{label}", "{label} on a sign", "the word {label} on a sign", "a\tphoto  of  '{label}'"]
+
+
+@pytest.fixture(scope="module")
+def clip() -> Clip:
+    return load_clip("tiny")
+
+
+@pytest.fixture(scope="module", params=["bundled", "real"])
+def any_clip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Clip:
+    """The bundled CLIP, and one of the same layers with the real vocabulary."""
+    if request.param == "bundled":
+        return load_clip("tiny")
+    tokenizer = request.getfixturevalue("real_tokenizer")
+    from transformers import CLIPConfig, CLIPModel
+
+    folder = tmp_path_factory.mktemp("real")
+    config = json.loads((bundled_clip.BUNDLED / "config.json").read_text())
+    ends = {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
+    torch.manual_seed(1)
+    model = CLIPModel(CLIPConfig(**{**config, "text_config": {**config["text_config"], **ends}}))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_bytes((bundled_clip.BUNDLED / "preprocessor_config.json").read_bytes())
+    return load_clip(str(folder))
+
+
+@torch.inference_mode()
+def plain(clip: Clip, prompts: list[str], kind: StatesKind = "hidden") -> tuple[NDArray[Any], NDArray[Any], Any]:
+    """Transformers alone, padded with 0 to 77 and nothing masked, as in the authors' code: states, pooled, lengths."""
+    rows = [torch.tensor(ids) for ids in clip.tokenizer(prompts)["input_ids"]]
+    ids = torch.stack([F.pad(row, (0, 77 - len(row)), value=0) for row in rows])
+    output = clip.model.get_text_features(input_ids=ids)
+    states = output.last_hidden_state
+    states = clip.model.text_projection(states) if kind == "projected" else states
+    return states.float().numpy(), output.pooler_output.float().numpy(), [len(row) for row in rows]
+
+
+def rows(encoder: TextEncoder, states: States) -> list[NDArray[np.float32]]:
+    parts = np.split(states.tokens, np.cumsum(states.lengths)[:-1])
+    return [np.concatenate([encoder.prefix, part]) for part in parts]
+
+
+def encode(clip: Clip, labels: list[str], text: str = DEFAULT_TEMPLATE, **settings: Any) -> tuple[TextEncoder, States]:
+    encoder = TextEncoder(clip, Template(text), **settings)
+    return encoder, encoder.encode(encoder.tokenize([Template(text).prompt(label) for label in labels]))
+
+
+@pytest.mark.parametrize("text", TEMPLATES)
+@pytest.mark.parametrize("context", ["content", "full"])
+@pytest.mark.parametrize("kind", ["hidden", "projected"])
+def test_states_are_those_of_transformers(clip: Clip, text: str, context: Context, kind: StatesKind) -> None:
+    encoder, states = encode(clip, LABELS, text, states=kind, context=context)
+    theirs, pooled, lengths = plain(clip, [Template(text).prompt(label) for label in LABELS], kind)
+    for ours, row, length in zip(rows(encoder, states), theirs, lengths, strict=True):
+        assert len(ours) == (77 if context == "full" else length)
+        assert np.abs(ours - row[: len(ours)]).max() <= 1e-4
+    assert np.abs(states.pooled - pooled).max() <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stored_states_point_where_transformers_do(
+    clip: Clip, tmp_path: Path, precision: Any, dtype: StatesDtype
+) -> None:
+    import pyarrow as pa
+
+    encoder, states = encode(load_clip("tiny", precision), LABELS)
+    shard = write_shard(tmp_path, 0, pa.table({"id": np.arange(len(LABELS))}), states, dtype, {})
+    read = StatesReader(tmp_path, [shard]).gather(np.arange(len(LABELS)))
+    theirs, _, _ = plain(clip, [Template().prompt(label) for label in LABELS])
+    for ours, row in zip(rows(encoder, read), theirs, strict=True):
+        row = row[: len(ours)]
+        cosine = (ours * row).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(row, axis=1)
+        assert cosine.min() >= 0.999
+
+
+def test_prompts_have_exactly_the_tokenizers_tokens(any_clip: Clip) -> None:
+    encoder = TextEncoder(any_clip, Template())
+    prompts = [Template().prompt(label) for label in CONTRACTED]
+    assert encoder.tokenize(prompts) == [any_clip.tokenizer(prompt)["input_ids"] for prompt in prompts]
+    if any_clip.name != "tiny":
+        own = [
+            any_clip.tokenizer.convert_ids_to_tokens(ids)[len(encoder.prefix_ids)] for ids in encoder.tokenize(prompts)
+        ]
+        assert own == [quoted + "</w>" for quoted in ("'s", "'t", "'re", "'ve", "'m", "'ll", "'d")]
+    theirs, _, lengths = plain(any_clip, prompts)
+    for ours, row, length in zip(
+        rows(encoder, encoder.encode(encoder.tokenize(prompts))), theirs, lengths, strict=True
+    ):
+        assert len(ours) == length
+        assert np.abs(ours - row[:length]).max() <= 1e-4
+
+
+@pytest.mark.parametrize("text", TEMPLATES)
+def test_every_prompt_starts_with_the_shared_tokens(any_clip: Clip, text: str) -> None:
+    encoder = TextEncoder(any_clip, Template(text))
+    generator = np.random.default_rng(0)
+    alphabet = [*map(chr, range(33, 127)), *"\u0301éßİ中のяअ\u094d😀ﬁ"]
+    labels = ["".join(generator.choice(alphabet, generator.integers(1, 8))) for _ in range(3000)]
+    shared = encoder.prefix_ids
+    assert all(ids[: len(shared)] == shared for ids in encoder.tokenize([Template(text).prompt(w) for w in labels]))
+    whole_words = len(text.split("{label}")[0].split()) - ("'{" in text)
+    assert len(shared) >= 1 + whole_words
+
+
+@pytest.mark.parametrize(
+    ("text", "at_least"),
+    [
+        ("一张写着“{label}”的照片", 5),  # the begin and a token or more for each of four characters
+        ("一张{label}的照片", 1),  # letters of the label join those before it
+        ("una foto de «{label}»", 4),
+        ("«{label}»", 1),
+        ("the word-{label}", 3),
+        ("看{label}", 1),
+    ],
+)
+def test_what_no_label_can_change_is_found_without_white_space_too(any_clip: Clip, text: str, at_least: int) -> None:
+    encoder = TextEncoder(any_clip, Template(text))
+    generator = np.random.default_rng(1)
+    alphabet = [*map(chr, range(33, 127)), *"\u0301éßİ中のяअ\u094d😀ﬁ“”«»、。「・한あعשก½€"]
+    labels = ["".join(generator.choice(alphabet, generator.integers(1, 8))) for _ in range(3000)]
+    shared = encoder.prefix_ids
+    ids = encoder.tokenize([Template(text).prompt(word) for word in labels])
+    assert all(row[: len(shared)] == shared for row in ids)
+    assert len(shared) >= at_least
+    if at_least == 1:
+        assert len(shared) == 1
+
+
+def test_results_do_not_depend_on_batches(clip: Clip) -> None:
+    encoder = TextEncoder(clip, Template())
+    ids = encoder.tokenize([Template().prompt(label) for label in LABELS * 20])
+    whole, single = encoder.encode(ids, 100_000), encoder.encode(ids, 1)
+    assert np.abs(whole.tokens - single.tokens).max() <= 1e-5
+    assert np.array_equal(encoder.encode(ids).tokens, encoder.encode(ids).tokens)
+
+
+def require_that_check_stops_one_percent(
+    encoder: TextEncoder, ids: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = [(k, v * 1.01) for k, v in cast(Any, encoder._forward)._keys_values]
+    monkeypatch.setattr(encoder._forward, "_keys_values", values)
+    with pytest.raises(DptrError, match="differ from transformers"):
+        encoder.check(ids)
+
+
+def test_check_stops_what_differs(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = TextEncoder(clip, Template())
+    ids = encoder.tokenize([Template().prompt(label) for label in LABELS])
+    assert encoder.check(ids) <= 1e-4
+    require_that_check_stops_one_percent(encoder, ids, monkeypatch)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_the_check_is_relative_to_the_size_of_the_states(
+    clip: Clip, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of states a ten thousandth as large an absolute tolerance lets everything pass, of large ones nothing."""
+    scaled = dataclasses.replace(clip, model=copy.deepcopy(clip.model))
+    for parameter in scaled.model.text_model.final_layer_norm.parameters():
+        parameter.mul_(scale)
+    encoder = TextEncoder(scaled, Template())
+    ids = encoder.tokenize([Template().prompt(label) for label in LABELS])
+    assert encoder.check(ids) <= 1e-5
+    require_that_check_stops_one_percent(encoder, ids, monkeypatch)
+
+
+def test_a_template_longer_than_the_context_is_told_at_once(clip: Clip) -> None:
+    with pytest.raises(UserError, match=r"template has \d+ tokens .*takes 77"):
+        TextEncoder(clip, Template("word " * 80 + "{label}"))
+
+
+def test_a_clip_whose_states_are_no_numbers_is_told_at_once(clip: Clip) -> None:
+    broken = dataclasses.replace(clip, model=copy.deepcopy(clip.model))
+    broken.model.text_model.final_layer_norm.weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="no numbers"):
+        TextEncoder(broken, Template())
+    late = dataclasses.replace(clip, model=copy.deepcopy(clip.model))
+    late.model.text_model.embeddings.token_embedding.weight[clip.tokenizer("q")["input_ids"][1]] = torch.inf
+    encoder = TextEncoder(late, Template("{label}"))
+    with pytest.raises(UserError, match="no numbers"):
+        encoder.encode(encoder.tokenize(["q"]))
+
+
+def test_check_stops_what_differs_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = TextEncoder(load_clip("tiny", "bf16"), Template())
+    ids = encoder.tokenize([Template().prompt(label) for label in LABELS])
+    encoder.check(ids)
+    monkeypatch.setattr(
+        encoder._forward, "_keys_values", [(k, -v) for k, v in cast(Any, encoder._forward)._keys_values]
+    )
+    with pytest.raises(DptrError, match="differ from transformers"):
+        encoder.check(ids)
+
+
+def save_chinese_clip(folder: Path) -> None:
+    from transformers import BertTokenizer, ChineseCLIPConfig, ChineseCLIPImageProcessorPil, ChineseCLIPModel
+
+    text = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
+    config = ChineseCLIPConfig(
+        text_config={**text, "intermediate_size": 64, "max_position_embeddings": 40},
+        vision_config={**vision, "intermediate_size": 64},
+        projection_dim=32,
+    )
+    torch.manual_seed(3)
+    model = ChineseCLIPModel(config)
+    model.save_pretrained(folder)
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"'abcdefghijklmnopqrstuvwxyz", "中", "文"]
+    tokens += ["##" + token for token in tokens[6:]]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    BertTokenizer(vocab=vocabulary, model_max_length=40).save_pretrained(folder)
+    ChineseCLIPImageProcessorPil(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(folder)
+
+
+def test_a_encoder_that_looks_both_ways_goes_the_exact_way(tmp_path: Path) -> None:
+    save_chinese_clip(tmp_path)
+    clip = load_clip(str(tmp_path))
+    labels = ["street", "the", "中文", "a"]
+    encoder, states = encode(clip, labels)
+    assert encoder.prefix_ids == []
+    assert encoder.prefix.shape == (0, 32)
+    prompts = [Template().prompt(label) for label in labels]
+    encoded = clip.tokenizer(prompts, padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        theirs = clip.model.get_text_features(**encoded)
+    for ours, row in zip(rows(encoder, states), theirs.last_hidden_state.numpy(), strict=True):
+        assert np.abs(ours - row[: len(ours)]).max() <= 1e-4
+    assert np.abs(states.pooled - theirs.pooler_output.numpy()).max() <= 1e-4
+    assert encoder.check(encoder.tokenize(prompts)) <= 1e-4
+    with pytest.raises(UserError, match="both ways"):
+        TextEncoder(clip, Template(), context="full")
+    pixels = np.stack([ImageEncoder(clip).preprocess(pattern()) for _ in range(2)])
+    assert ImageEncoder(clip).encode(pixels)[0].shape == (2, 5, 32)
+
+
+def pattern() -> Any:
+    from PIL import Image
+
+    return Image.fromarray(np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3))
+
+
+def test_metaclip_2_shares_its_prefix(tmp_path: Path) -> None:
+    from transformers import MetaClip2Config, MetaClip2Model
+
+    config = json.loads((bundled_clip.BUNDLED / "config.json").read_text())
+    sizes: dict[str, Any] = {
+        name: {**config[name], "model_type": f"metaclip_2_{name[:-7]}_model"} for name in config if "_con" in name
+    }
+    torch.manual_seed(4)
+    model = MetaClip2Model(MetaClip2Config(**sizes, projection_dim=128))
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((bundled_clip.BUNDLED / name).read_bytes())
+    model.save_pretrained(tmp_path)
+    encoder, states = encode(load_clip(str(tmp_path)), LABELS)
+    assert len(encoder.prefix_ids) > 4
+    assert encoder.check(encoder.tokenize([Template().prompt(label) for label in LABELS])) <= 1e-4
+    assert len(states.lengths) == len(LABELS)
+
+
+def test_hidden_states_need_the_joint_width(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clip.model.config, "projection_dim", 64)
+    assert _states_kind(clip, None) == "projected"
+    with pytest.raises(UserError, match="128 wide, image states 64"):
+        TextEncoder(clip, Template(), states="hidden")
