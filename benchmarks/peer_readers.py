@@ -141,9 +141,11 @@ def read_with_rapidocr(images: Sequence[Image.Image], python: str) -> Readings:
     return Readings(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def read_with_dptr(images: Sequence[Image.Image], path: Path) -> Readings:
-    """Read with a fine-tuning run or an exported model."""
-    read, megabytes = onnx_reader(path) if path.suffix == ".onnx" else torch_reader(path)
+def read_with_dptr(
+    images: Sequence[Image.Image], path: Path, words: str | None = None, single_view: bool = False
+) -> Readings:
+    """Read with a fine-tuning run or an exported model; a graph has no words and always reads a crop once."""
+    read, megabytes = onnx_reader(path) if path.suffix == ".onnx" else torch_reader(path, words, single_view)
     for some in (images[:1], images[:_BATCH]):  # the first reading also allocates
         read(some)
     started = time.process_time()
@@ -154,17 +156,22 @@ def read_with_dptr(images: Sequence[Image.Image], path: Path) -> Readings:
     return Readings(texts, alone, batched, megabytes)
 
 
-def torch_reader(path: Path) -> tuple[Read, float]:
+def torch_reader(path: Path, words: str | None, single_view: bool) -> tuple[Read, float]:
     """Return the reader of a run or a .safetensors, and the size of its weights in MB."""
     import torch
 
+    from dptr.trainer.model.reading import read_pictures
     from dptr.trainer.read import load
 
     torch.set_num_threads(1)
-    reader = load(path)
-    weights = sum(tensor.nbytes for tensor in reader.recognizer.state_dict().values())
+    recognizer = load(path, words=words).recognizer
+    weights = sum(tensor.nbytes for tensor in recognizer.state_dict().values())
     size = path.stat().st_size if path.is_file() else weights
-    return lambda images: [reading.text for reading in reader.read(images, _BATCH)], size / 1e6
+
+    def read(images: Sequence[Image.Image]) -> list[str]:
+        return [found.text for found in read_pictures(recognizer, images, "cpu", _BATCH, single_view)]
+
+    return read, size / 1e6
 
 
 def onnx_reader(path: Path) -> tuple[Read, float]:

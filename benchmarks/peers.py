@@ -10,17 +10,15 @@ than 25 characters are left out, then everything but letters and digits goes and
 then are left out. What was read goes through the same. The interval is Wilson's, 95 %. 1-NED is one less the mean edit
 distance, each divided by the longer of the two texts.
 
-`--fold 0/5` keeps the images whose file name's SHA-256 (its first eight bytes, big-endian) leaves 0 when divided by 5:
-the side that a training kept away by the same rule.
+dptr reads each crop as `dptr read` does, tall and unsure ones in several views; with `--single-view` once, as published
+tables have it. `--words none` leaves its lexicon out.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -104,7 +102,8 @@ def main() -> None:
     parser.add_argument(
         "--model", type=Path, nargs="*", default=[BUNDLED], help="runs or exported models instead of the bundled one"
     )
-    parser.add_argument("--fold", type=fold_of, help="K/N: only images whose hashed file name leaves K divided by N")
+    parser.add_argument("--single-view", action="store_true", help="let dptr read each crop once")
+    parser.add_argument("--words", help="words for dptr in place of the model's own, or none")
     parser.add_argument("--limit", type=at_least(1), help="only the first so many crops of each data set")
     parser.add_argument("--tesseract", default="tesseract", help="its program")
     parser.add_argument("--rapidocr-python", default=sys.executable, help="the Python that RapidOCR is installed for")
@@ -115,10 +114,13 @@ def main() -> None:
     readers: dict[str, Reader] = {
         "Tesseract": partial(read_with_tesseract, program=arguments.tesseract),
         "RapidOCR (PP-OCRv4)": partial(read_with_rapidocr, python=arguments.rapidocr_python),
-        **{f"dptr {path}": partial(read_with_dptr, path=path) for path in arguments.model},
+        **{
+            f"dptr {path}": partial(read_with_dptr, path=path, words=arguments.words, single_view=arguments.single_view)
+            for path in arguments.model
+        },
     }
     try:
-        sets = [load(path, arguments.fold, arguments.limit) for path in arguments.data]
+        sets = [load(path, arguments.limit) for path in arguments.data]
         rows = [measure(crops, name, reader) for crops in sets for name, reader in readers.items()]
     except UserError as error:
         raise SystemExit(str(error)) from error
@@ -127,21 +129,7 @@ def main() -> None:
     print(json.dumps(as_json(sets, rows)) if arguments.json else table(sets, rows))
 
 
-def fold_of(text: str) -> tuple[int, int]:
-    """Return (K, N) of ``K/N``."""
-    match = re.fullmatch(r"(\d+)/(\d+)", text)
-    if match is None or int(match[1]) >= int(match[2]):
-        raise argparse.ArgumentTypeError(f"{text} is no fold: write K/N with K from 0 to N - 1, such as 0/5")
-    return int(match[1]), int(match[2])
-
-
-def in_fold(name: str, fold: tuple[int, int]) -> bool:
-    """Return whether the image called ``name``, of which its bare file name counts, belongs to fold (K, N)."""
-    first = hashlib.sha256(Path(name).name.encode()).digest()[:8]
-    return int.from_bytes(first, "big") % fold[1] == fold[0]
-
-
-def load(path: Path, fold: tuple[int, int] | None, limit: int | None) -> Crops:
+def load(path: Path, limit: int | None) -> Crops:
     """Open labelled crops by the protocol; count what it leaves out, by reason.
 
     Raises:
@@ -150,7 +138,7 @@ def load(path: Path, fold: tuple[int, int] | None, limit: int | None) -> Crops:
     crops = Crops(str(path))
     for source in find_sources(path):
         for key, raw in source.labels():
-            if (fold is not None and not in_fold(key, fold)) or len(crops.labels) == limit:
+            if len(crops.labels) == limit:
                 continue
             label, reason = label_of(raw)
             if reason is None:
@@ -164,7 +152,7 @@ def load(path: Path, fold: tuple[int, int] | None, limit: int | None) -> Crops:
             crops.keys.append(key)
             crops.labels.append(label)
     if not crops.labels:
-        raise UserError(f"no crop of {path} is left", "Take another fold or other data")
+        raise UserError(f"no crop of {path} is left", "Take other data")
     return crops
 
 

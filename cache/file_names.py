@@ -23,6 +23,7 @@ PHOTOS_FILE = "photos.parquet"
 # In a run.
 RUN_FILE = "run.json"
 RECIPE_FILE = "recipe.toml"
+LEXICON_FILE = "lexicon.json"
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
 PREDICTIONS_FOLDER = "predictions"

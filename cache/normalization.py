@@ -39,6 +39,11 @@ class Normalization:
     def __post_init__(self) -> None:
         require_at_least(1, max_label_length=self.max_label_length)
 
+    @classmethod
+    def of(cls, charset: Charset, max_label_length: int = 25, simplified: bool = False) -> Normalization:
+        """Return the normalisation of a charset's labels: in its normal form, with spaces if it has one."""
+        return cls(charset.unicode, False, " " in charset.characters, max_label_length, simplified)
+
     def apply(self, raw: str) -> str:
         """Return the label of ``raw``; it may be empty or too long, which :meth:`refuse` checks."""
         parts = self._in_form(raw).split()

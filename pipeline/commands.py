@@ -243,11 +243,13 @@ def mine_neighbours(
 def render_words(
     files: Annotated[list[str], typer.Argument(help="Word lists, as for embed-text.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder, or a .lmdb or .parquet file.")],
-    lines: Annotated[bool, typer.Option("--lines", help="One label a line, not a word.")] = False,
-    count: Annotated[int | None, typer.Option(min=1, help="Crops in all; by default one a word.")] = None,
+    unit: Annotated[Unit, typer.Option(help="What a label is; lines keep their spaces.")] = "word",
+    max_label_length: Annotated[int, typer.Option(min=1, max=LONGEST_LABEL, help="Longest label in characters.")] = 40,
+    count: Annotated[int | None, typer.Option(min=1, help="Crops in all; by default one a label.")] = None,
     fonts: Annotated[Path | None, typer.Option(help="Folder of fonts; otherwise those that are installed.")] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder of photos for backgrounds.")] = None,
     style: Annotated[str, typer.Option(help="clean, natural, hard, street, or a number from 0 to 1.")] = "natural",
+    like: Annotated[Path | None, typer.Option(help="Crops that rendered ones take after, in place of a style.")] = None,
     language: Annotated[str | None, typer.Option(help="Whose forms to draw, as zh-Hans, zh-Hant, ja or ko.")] = None,
     vertical: Annotated[float, typer.Option(min=0, max=1, help="Share of Chinese and Japanese words in columns.")] = 0,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of everything random.")] = 0,
@@ -262,20 +264,21 @@ def render_words(
     Example: dptr render-words words.txt -o crops/ --count 1000
     """
     from dptr.pipeline.rendering import render_words as stage
+    from dptr.pipeline.rendering.like import looks_of
     from dptr.pipeline.rendering.style import RenderStyle
     from dptr.pipeline.rendering.word_lists import photo_paths, read_words
 
     require_replaceable(out)
     with _engine(engine, address, engine_workers, "cpu") as executor:
         summary = stage.render_words(
-            read_words(files, lines=lines),
+            read_words(files, unit, max_label_length),
             out,
             count=count,
             seed=seed,
             fonts=fonts,
             language=language,
             photos=photo_paths(photos) if photos else (),
-            style=replace(RenderStyle.named(style), vertical=vertical),
+            style=replace(RenderStyle.like(looks_of(like)) if like else RenderStyle.named(style), vertical=vertical),
             workers=workers,
             part=Part.named(part),
             executor=executor,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dptr.cache.charset import Charset
-from dptr.cache.choices import UnicodeForm, Units
+from dptr.cache.choices import Units
 from dptr.cache.errors import UserError
 from dptr.cache.normalization import Normalization
 from dptr.cache.progress import note, progress
@@ -43,7 +43,7 @@ _EXAMPLES = 20
 class ReadImages:
     """Readings of word images beside the truth, in ``units`` of labels; unreadable images are left out and counted.
 
-    ``unicode`` is the normal form in which truths and readings are compared as written: that of the charset.
+    ``form`` is what truths and readings are compared in as written: that of the recogniser's charset.
     """
 
     keys: list[str] = field(default_factory=list)
@@ -51,11 +51,11 @@ class ReadImages:
     readings: list[Reading] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     units: Units = "codepoint"
-    unicode: UnicodeForm = "nfkc"
+    form: Normalization = Normalization()
 
     def as_written(self, text: str) -> str:
         """Return a truth or a reading as both are compared."""
-        return Normalization(unicode=self.unicode).apply(text)
+        return self.form.apply(text)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,11 @@ class Evaluation:
 
 
 def evaluate(
-    recognizer: Recognizer, sets: dict[str, WordImages], device: str = "cpu", protocol: Protocol = "field"
+    recognizer: Recognizer,
+    sets: dict[str, WordImages],
+    device: str = "cpu",
+    protocol: Protocol = "field",
+    single_view: bool = False,
 ) -> Evaluation:
     """Read every image of every data set and compare.
 
@@ -106,12 +110,14 @@ def evaluate(
         recognizer: reads.
         sets: name -> data set with its labels as stored, from :meth:`WordImages.open_as_written`.
         device: where to read. protocol: by which rules to compare.
+        single_view: read each image once, as published tables do; see :func:`dptr.trainer.model.reading.read_pictures`.
 
     Raises:
         UserError: a data set has no readable image.
     """
     started = time.monotonic()
-    read = {name: read_word_images(recognizer, images, torch.device(device)) for name, images in sets.items()}
+    where = torch.device(device)
+    read = {name: read_word_images(recognizer, images, where, single_view) for name, images in sets.items()}
     for name, result in read.items():
         if not result.truths:
             raise UserError(f"{name} has no readable word image", "Check the folder and its label file")
@@ -137,8 +143,7 @@ def read_stored_crops(recognizer: Recognizer, crops: StoredCrops, device: torch.
     """Read the crops of a store in order, in batches; ``recognizer`` takes tokens for images."""
     recognizer.eval()
     keys, labels = [sample.key for sample in crops.samples], [sample.label for sample in crops.samples]
-    charset = recognizer.charset
-    result = ReadImages(keys, labels, units=charset.units, unicode=charset.unicode)
+    result = _empty(recognizer, keys, labels)
     with progress("reading", len(crops), "crops") as shown:
         for start in range(0, len(crops), _BATCH):
             rows = np.arange(start, min(start + _BATCH, len(crops)))
@@ -147,10 +152,12 @@ def read_stored_crops(recognizer: Recognizer, crops: StoredCrops, device: torch.
     return result
 
 
-def read_word_images(recognizer: Recognizer, images: WordImages, device: torch.device) -> ReadImages:
-    """Read labelled word images in order, in batches."""
+def read_word_images(
+    recognizer: Recognizer, images: WordImages, device: torch.device, single_view: bool = False
+) -> ReadImages:
+    """Read labelled word images in order, in batches; ``single_view``: each once."""
     recognizer.eval()
-    result = ReadImages(units=recognizer.charset.units, unicode=recognizer.charset.unicode)
+    result = _empty(recognizer, [], [])
     with progress("reading", len(images), "images") as shown:
         for start in range(0, len(images), _BATCH):
             pictures = []
@@ -163,9 +170,14 @@ def read_word_images(recognizer: Recognizer, images: WordImages, device: torch.d
                     continue
                 result.keys.append(images.samples[index].key)
                 result.truths.append(images.samples[index].label)
-            result.readings.extend(read_pictures(recognizer, pictures, device))
+            result.readings.extend(read_pictures(recognizer, pictures, device, single_view=single_view))
             shown.advance(min(_BATCH, len(images) - start))
     return result
+
+
+def _empty(recognizer: Recognizer, keys: list[str], labels: list[str]) -> ReadImages:
+    charset = recognizer.charset
+    return ReadImages(keys, labels, units=charset.units, form=Normalization.of(charset))
 
 
 def _score(read: ReadImages, protocol: str) -> ProtocolScore:
@@ -174,7 +186,7 @@ def _score(read: ReadImages, protocol: str) -> ProtocolScore:
         return field_score(read.truths, texts, Charset.named(protocol))
     if protocol == CHINESE:
         return chinese_score(read.truths, texts, read.units)
-    return score_as_written(read.truths, texts, read.units, read.unicode)
+    return score_as_written(read.truths, texts, read.units, read.form)
 
 
 def _weighted(scores: Sequence[ProtocolScore]) -> float | None:

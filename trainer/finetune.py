@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from dptr.trainer.model.recognizer import Recognizer, with_present_names
 from dptr.trainer.predictions import keep_refusals
 from dptr.trainer.recipe import EncoderSettings, FmuSettings, Recipe, Settings
 from dptr.trainer.training import loop, processes, runs
+from dptr.trainer.training.checkpoint import checkpoint_folder, find_checkpoint, load_state
 from dptr.trainer.training.loop import is_compiled
 from dptr.trainer.training.runs import TrainingSummary, charset_of_run
 from dptr.trainer.training.step_log import Tracker, observer
@@ -63,10 +65,12 @@ def finetune(
     track: Tracker | None = None,
     encoder_model: Path | runs.Trained | None = None,
     validation: WordImages | None = None,
+    validate: Callable[[torch.nn.Module], dict[str, float]] | None = None,
 ) -> FinetuneSummary:
-    """Train a recogniser, from a pre-trained decoder, a recogniser or (None) from nothing; goes on where it stopped.
+    """Train a recogniser, from a pre-trained decoder, a recogniser or (None) from scratch; resumes where it stopped.
 
     ``validation`` is what checkpoints are chosen by; without it, that is ``finetune.validation_share`` of ``images``.
+    With ``validate``, which returns the metrics of a model, training takes all ``images``.
     ``encoder_model`` is the folder whose weights a ``clip:`` or ``hf:`` encoder starts from, or the recogniser whose
     encoder is taken. With ``images`` from a store that tower does not run: FMU and decoder learn from what it gave, and
     its weights are saved with the run.
@@ -82,7 +86,7 @@ def finetune(
     if validation is not None:
         require_one_kind(images, validation)
         training = without_overlap(images, validation)
-    else:
+    elif validate is None:
         training, validation = split(images, recipe.finetune.validation_share, recipe.finetune.seed)
     device = torch.device(device)
     torch.manual_seed(recipe.finetune.seed)
@@ -114,10 +118,12 @@ def finetune(
         batch=few_shapes(batches, recipe.decoder) if is_compiled(recipe.finetune, device) else batches,
         loss=lambda batch: recognizer.loss(batch.images, batch.targets),  # type: ignore[arg-type]  # widened by now
         notice=oddities.take,
-        validate=lambda model: _validate(model, validation, device),
+        validate=validate or partial(validated, images=validation, device=device),
         rows=lambda batch: len(batch.images),
-        groups=parameter_groups(recognizer, recipe, batches.per_epoch),
+        groups=parameter_groups(recognizer, recipe),
         observers=[observer(track, out)] if track and processes.is_first() else [],
+        fixed_statistics=recipe.finetune.batch_norm == "fixed",
+        starts_trained=start is not None and start.kind == "finetune" and validate is None,
         require_finite=batches.require_finite,
     )
     steps_before = run.step()
@@ -129,10 +135,16 @@ def finetune(
         quarantined=images.rejected.total + len(processes.of_all(oddities.unreadable)),
         steps=state.step,
         seconds=time.monotonic() - started,
-        metrics=state.metrics,
+        metrics=_metrics_of_best(out),
         coverage=coverage,
         portrait=sorted(processes.of_all(oddities.portrait)),
     )
+
+
+def _metrics_of_best(run: Path) -> dict[str, float]:
+    best = find_checkpoint(checkpoint_folder(run, "best"))
+    metrics: dict[str, float] = load_state(best, only=())["metrics"] if best else {}
+    return metrics
 
 
 def _encoder(
@@ -235,37 +247,27 @@ def require_clip_of(start: runs.Trained | None, recipe: Recipe, model: Path | No
         require_its_clip(start, model)
 
 
-def parameter_groups(recognizer: Recognizer, recipe: Recipe, batches_per_epoch: int) -> list[loop.ParameterGroup]:
-    """Group the recogniser's parameters by part, each with its learning-rate factor and how long it stays frozen."""
+def parameter_groups(recognizer: Recognizer, recipe: Recipe) -> list[loop.ParameterGroup]:
+    """Group the recogniser's parameters by part, each with its learning-rate factor.
+
+    Raises:
+        UserError: all parts are frozen.
+    """
     settings = recipe.finetune
-    parts: dict[str, tuple[list[torch.nn.Parameter], float]] = {
-        "encoder": (list(recognizer.encoder.parameters()), settings.encoder_lr_scale),
-        "fmu": (list(recognizer.fmu.parameters()), settings.fmu_lr_scale),
-        "decoder": (list(recognizer.decoder.parameters()), settings.decoder_lr_scale),
-    }
+    encoder = list(recognizer.encoder.parameters())
     if recognizer.ctc_head is not None:
-        parts["encoder"][0].extend(recognizer.ctc_head.parameters())
-    epochs = _frozen_epochs(settings.freeze, list(parts))
-    steps = {part: round(epochs[part] * batches_per_epoch / settings.accumulate) for part in parts}
-    if all(steps[part] for part, (tensors, _) in parts.items() if tensors):
-        raise UserError(f"finetune.freeze = {settings.freeze!r} keeps every part as it came", "Leave one to learn")
-    return [loop.ParameterGroup(tensors, rate, steps[part]) for part, (tensors, rate) in parts.items()]
+        encoder.extend(recognizer.ctc_head.parameters())
+    groups = [
+        loop.ParameterGroup(encoder, settings.encoder_lr_scale),
+        loop.ParameterGroup(list(recognizer.fmu.parameters()), settings.fmu_lr_scale),
+        loop.ParameterGroup(list(recognizer.decoder.parameters()), settings.decoder_lr_scale),
+    ]
+    if not any(group.lr_scale for group in groups if group.parameters):
+        raise UserError("all parts are frozen: their learning-rate factors are 0", "Set one of finetune.*_lr_scale")
+    return groups
 
 
-def _frozen_epochs(freeze: str, parts: list[str]) -> dict[str, float]:
-    epochs = dict.fromkeys(parts, 0.0)
-    for word in freeze.replace(",", " ").split():
-        part, colon, count = word.partition(":")
-        if part not in parts or not colon or not count.replace(".", "", 1).isdecimal():
-            raise UserError(
-                f"finetune.freeze = {freeze!r} is not understood at {word!r}",
-                f"Give a part ({', '.join(parts)}) and how many epochs, such as decoder:5",
-            )
-        epochs[part] = float(count)
-    return epochs
-
-
-def _validate(model: torch.nn.Module, images: WordImages, device: torch.device) -> dict[str, float]:
+def validated(model: torch.nn.Module, images: WordImages, device: torch.device) -> dict[str, float]:
     """Read the validation images, compared as they stand, and by the field's 36-character protocol where it has words.
 
     Of labels in another script than Latin that protocol leaves nothing to compare, hence its own number of words.
@@ -279,7 +281,8 @@ def _validate(model: torch.nn.Module, images: WordImages, device: torch.device) 
     texts = [reading.text for reading in read.readings]
     exact, folded = score(read.truths, texts, units=read.units), field_score(read.truths, texts, Charset.named("36"))
     return {
-        "score": exact.accuracy,
+        # Of two checkpoints that read as many words, the one that is nearer to the others is better.
+        "score": exact.accuracy + 1e-3 * exact.one_minus_ned,
         "accuracy": exact.accuracy,
         **({"accuracy_36": folded.score.accuracy, "words_36": folded.words} if folded.score else {}),
         "one_minus_ned": exact.one_minus_ned,

@@ -16,7 +16,7 @@ from statistics import NormalDist
 from rapidfuzz.distance import Levenshtein
 
 from dptr.cache.charset import Charset
-from dptr.cache.choices import UnicodeForm, Units
+from dptr.cache.choices import Units
 from dptr.cache.normalization import Normalization
 from dptr.cache.units import split
 
@@ -110,15 +110,18 @@ def field_score(raw_truths: Sequence[str], readings: Sequence[str], charset: Cha
 
 
 def score_as_written(
-    raw_truths: Sequence[str], readings: Sequence[str], units: Units = "codepoint", unicode: UnicodeForm = "nfkc"
+    raw_truths: Sequence[str],
+    readings: Sequence[str],
+    units: Units = "codepoint",
+    normalization: Normalization = Normalization(),  # noqa: B008
 ) -> ProtocolScore:
-    """Compare whole labels of any length and any characters (without white space): nothing is folded away.
+    """Compare whole labels of any length and any characters: nothing is folded away.
 
     Args:
         raw_truths: labels as they are stored. readings: of the same words. units: in which distances are counted.
-        unicode: normal form of both.
+        normalization: of both; white space counts where it keeps spaces.
     """
-    form = Normalization(unicode=unicode).apply
+    form = normalization.apply
     pairs = [(form(truth), form(reading)) for truth, reading in zip(raw_truths, readings, strict=True)]
     return _protocol_score([pair for pair in pairs if pair[0]], len(pairs), 0, units)
 

@@ -158,7 +158,7 @@ class TrainingSettings(Settings):
     clip_norm: float = Field(default=20.0, ge=0, le=1e9, description="0: not clipped")
     accumulate: int = Field(default=1, ge=1, le=10_000)
     ema_decay: float = Field(default=0.0, ge=0, lt=1, description="0: no average is kept")
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = Field(default="fp32", description="auto: bf16 where it is quick")
     compile: Literal["no", "yes", "auto"] = Field(default="no", description="auto: on a GPU")
     log_every: int = Field(default=50, ge=1, le=_LARGEST_COUNT)
     validate_every: int = Field(default=500, ge=1, le=_LARGEST_COUNT)
@@ -186,24 +186,36 @@ class PretrainSettings(TrainingSettings):
 
 
 class FinetuneSettings(TrainingSettings):
-    """Stage 3. Learning-rate factors apply to the parts: encoder, FMU and decoder.
+    """Stage 3. Learning-rate factors apply to the parts: encoder, FMU and decoder; 0 freezes a part.
 
-    ``freeze`` keeps parts as they came for so many epochs: "decoder:5", or "decoder:5 fmu:1".
     ``mix`` says how often each of the data sets is drawn, relative to the others, in the order they are named: "3,1".
     Left empty, every word image is drawn once an epoch.
     ``ctc_weight`` adds a CTC loss on the encoder's columns, in training only: with few crops, attention alone is slow
     to find where the characters are (as in hybrid CTC/attention speech recognition, Watanabe et al. 2017).
+    ``batch_norm`` ``fixed`` keeps the running statistics of the start: small batches of one domain would move them.
+
+    When training starts from a recogniser, crops are rendered besides: of general words, so that they are not
+    forgotten, and of the text that is given. A batch has ``general`` and ``text`` of them for each labelled crop, and
+    ``unlabelled`` crops with predicted labels, in ``rounds`` rounds of prediction. Fewer than ``few`` labelled crops
+    are cross-validated in ``folds`` parts, with ``few_steps`` steps at most.
     """
 
     encoder_lr_scale: float = Field(default=1.0, ge=0, le=1000)
     fmu_lr_scale: float = Field(default=1.0, ge=0, le=1000)
     decoder_lr_scale: float = Field(default=1.0, ge=0, le=1000)
-    freeze: str = ""
     mix: str = ""
     augmentation: float = Field(default=1.0, ge=0, le=10)
     distortions: Distortions = "dptr"
     validation_share: float = Field(default=0.1, gt=0, lt=1)
     ctc_weight: float = Field(default=0.0, ge=0, le=1000)
+    batch_norm: Literal["trained", "fixed"] = "trained"
+    general: float = Field(default=0.0, ge=0, le=1000)
+    text: float = Field(default=0.0, ge=0, le=1000)
+    unlabelled: float = Field(default=0.0, ge=0, le=1000)
+    rounds: int = Field(default=1, ge=1, le=10)
+    few: int = Field(default=0, ge=0, le=_LARGEST_COUNT)
+    few_steps: int = Field(default=300, ge=1, le=_LARGEST_COUNT)
+    folds: int = Field(default=3, ge=2, le=100)
 
 
 def _require_multiple(section: str, dim: int, heads: int) -> None:
@@ -273,6 +285,8 @@ def load_saved_recipe(text: str, origin: str) -> Recipe:
         UserError: it is not one.
     """
     values = _read_toml(text, origin)
+    if isinstance(values.get("finetune"), dict):
+        values["finetune"].pop("freeze", None)  # a key that the bundled recognisers were trained with
     return parse_recipe({name: values[name] for name in values if name in Recipe.model_fields}, origin)
 
 

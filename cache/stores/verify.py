@@ -10,6 +10,7 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import (
     CHECKPOINTS_FOLDER,
     INDEX_FILE,
+    LEXICON_FILE,
     MANIFEST_FILE,
     NEIGHBOURS_ARRAY,
     NEIGHBOURS_TABLE,
@@ -143,6 +144,8 @@ def _of_run(folder: Path) -> Iterator[Damage]:
     for name in (RUN_FILE, RECIPE_FILE):
         if problem := _seal_problem(folder / name, needed=True):
             yield Damage(folder, name, None, problem, _TRAIN_ON)
+    if (folder / LEXICON_FILE).is_file() and (problem := _seal_problem(folder / LEXICON_FILE, needed=True)):
+        yield Damage(folder, LEXICON_FILE, None, problem, _TRAIN_ON)
     checkpoints = folder / CHECKPOINTS_FOLDER
     for checkpoint in sorted(path for path in checkpoints.glob("*") if path.is_dir() and path.name[0] != "."):
         yield from _of_checkpoint(folder, checkpoint)

@@ -1,14 +1,16 @@
-"""Part the fonts of this machine into plain and ornamental ones, and leave out those that cannot be read.
+"""Sort the fonts of this machine into plain and ornamental ones, and leave out those that cannot be read.
 
     python examples/reader/fonts.py fonts/
 
 Letters and digits of every font are compared with the average of all fonts. A font whose glyphs mostly look like some
-other letter's average is no help; one where a fifth does is ornamental.
+other letter's average is no help; one where a fifth does is ornamental. Plain ones whose letters are equally wide, as
+on receipts, are copied to ``mono/``, too, and those that look like the lettering of number plates to ``plates/``.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import string
 from pathlib import Path
@@ -27,6 +29,13 @@ LEGIBLE, PLAIN = 0.5, 0.78
 ALIKE = tuple(map(frozenset, ("il", "l1", "i1", "o0", "it")))
 #: Families that pass but are drawn on a grid of pixels or made for effect.
 ODD = ("Px ", "BRK")
+#: Families whose capitals are like those of number plates, and styles that no plate has.
+PLATES = re.compile(
+    "DIN|Bebas|Roadgeek|Sans Narrow|DejaVu Sans$|DejaVu Sans Condensed|Gillius|osifont|Routed|National Park|Clear Sans"
+    "|OCR|Roboto$|Roboto Condensed|Universalis|Yanone|Tiresias|B612|IBM 3270|Nimbus Sans|Heros|Arimo|Carlito|Play$"
+    "|Liberation Sans|Nimbus Mono|League Mono|Oxygen|Overpass|Share|Beteckna|Jura|Cabin|Dosis|Hack|Inconsolata|Lato"
+)
+NOT_STAMPED = re.compile("Italic|Oblique|Thin|Light|Hairline", re.IGNORECASE)
 
 
 def main() -> None:
@@ -37,14 +46,18 @@ def main() -> None:
 
 
 def part(out: Path) -> None:
-    """Copy the fonts to ``plain/`` and ``ornamental/``."""
+    """Copy the fonts to ``plain/``, ``ornamental/``, ``mono/`` and ``plates/``."""
     fonts = [font for font in find_fonts().fonts if not font.index and font.covers(CHARACTERS)]
     for number, (font, share) in enumerate(zip(fonts, legibility(fonts), strict=True)):
         if share < LEGIBLE or font.names[0].startswith(ODD[0]):
             continue
-        folder = out / ("plain" if share >= PLAIN and ODD[1] not in font.names[0] else "ornamental")
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(font.path, folder / f"{number:04d}-{font.path.name}")
+        is_plain = share >= PLAIN and ODD[1] not in font.names[0]
+        groups = {"plain": is_plain, "ornamental": not is_plain, "mono": is_plain and _is_monospaced(font)}
+        groups["plates"] = is_plain and bool(PLATES.search(font.names[0])) and not NOT_STAMPED.search(font.names[1])
+        for group in (group for group, belongs in groups.items() if belongs):
+            folder = out / group
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(font.path, folder / f"{number:04d}-{font.path.name}")
 
 
 def legibility(fonts: list[Font]) -> NDArray[np.float64]:
@@ -69,6 +82,11 @@ def _glyph(font: Font, character: str) -> NDArray[np.float64]:
     pixels = np.asarray(square, np.float64).ravel()
     pixels -= pixels.mean()
     return pixels / (np.linalg.norm(pixels) + 1e-6)
+
+
+def _is_monospaced(font: Font) -> bool:
+    drawn = font.at(32, shaped=False)
+    return len({round(drawn.getlength(character)) for character in "iMW0."}) == 1
 
 
 def _alike(one: str, other: str) -> bool:

@@ -14,13 +14,16 @@ from dptr.cache.errors import UserError
 from dptr.cache.pictures import photo_thumbnail
 from dptr.pipeline.rendering.fonts import Font
 from dptr.pipeline.rendering.letters import letter_masks
-from dptr.pipeline.rendering.style import NATURAL, RenderStyle, amount
+from dptr.pipeline.rendering.like import paint_like
+from dptr.pipeline.rendering.style import NATURAL, RenderStyle, amount, chance
 
 Colour = tuple[int, int, int]
 
 # Backgrounds are blurred by distance anyway, and small photos can all stay in memory.
 _PHOTO_SIDE = 320
 _COLOURS_TRIED = 12
+#: Share of crops that have a photo behind them when they take after others.
+_WITH_PHOTO = 0.7
 
 
 def render_one(
@@ -47,6 +50,11 @@ def render_one(
         masks = letter_masks(word, font, rng, style, column)
     except OSError as error:
         raise UserError(f"{font.path} cannot draw {word!r} ({error})", "Leave this font out (--fonts)") from error
+    if style.looks:
+        look = style.looks[int(rng.integers(len(style.looks)))]
+        has_photo = bool(photos) and rng.random() < _WITH_PHOTO
+        photo = _cut_from_photo(photos[int(rng.integers(len(photos)))], masks.size, rng) if has_photo else None
+        return paint_like(look, masks, photo, len(word), rng)
     image = _paint(masks, _background(masks.size, rng, style, photos), rng, style)
     image = _damage(_light(image, rng, style), rng, style)
     return image.transpose(Image.Transpose.ROTATE_270) if column else image
@@ -55,6 +63,8 @@ def render_one(
 def _background(
     size: tuple[int, int], rng: np.random.Generator, style: RenderStyle, photos: Sequence[Path]
 ) -> Image.Image:
+    if chance(rng, style.paper):
+        return Image.new("RGB", size, _tinted(int(255 - abs(rng.normal(0, 35))), 12, rng))
     if photos and rng.random() < style.photos:
         return _cut_from_photo(photos[int(rng.integers(len(photos)))], size, rng)
     corners = _colours(rng, 4).reshape(2, 2, 3)
@@ -75,7 +85,12 @@ def _cut_from_photo(path: Path, size: tuple[int, int], rng: np.random.Generator)
 
 def _paint(masks: Image.Image, background: Image.Image, rng: np.random.Generator, style: RenderStyle) -> Image.Image:
     fill, outline, shadow, _ = masks.split()
-    ink = _contrasting(_mean(background), rng, style.contrast)
+    if style.faint:
+        fill = _faded(fill, amount(rng, style.faint), rng)
+    behind = _mean(background)
+    ink = _contrasting(behind, rng, style.contrast)
+    if chance(rng, style.paper) and _luminance(behind) > 140:
+        ink = _tinted(int(rng.integers(0, max(1, int(_luminance(behind) - style.contrast)))), 40, rng)
     if shadow.getbbox():
         dark = ImageChops.multiply(background, Image.new("RGB", background.size, (90, 90, 90)))
         background = Image.composite(dark, background, shadow)
@@ -86,9 +101,44 @@ def _paint(masks: Image.Image, background: Image.Image, rng: np.random.Generator
         background.paste(
             _gradient(ink, _contrasting(_mean(background), rng, style.contrast), fading, fill.size, rng), mask=fill
         )
+    elif chance(rng, style.relief):
+        _emboss(background, fill, ink, rng)
     else:
         background.paste(ink, mask=fill)
     return background
+
+
+def _emboss(image: Image.Image, fill: Image.Image, ink: Colour, rng: np.random.Generator) -> None:
+    """Raise or sink the letters: one edge bright, the other dark, painted in ``ink`` or in what is around them."""
+    if rng.random() < 0.75:
+        image.paste(ink, mask=fill)
+    depth = int(rng.choice([-1, 1])) * max(1, round(fill.height / 40))
+    across = int(rng.integers(-1, 2)) * abs(depth)
+    strength = rng.uniform(0.4, 0.9)
+    for colour, sign in (((255, 255, 255), 1), ((0, 0, 0), -1)):
+        edge = ImageChops.subtract(fill, ImageChops.offset(fill, sign * across, sign * depth))
+        image.paste(colour, mask=edge.point(lambda level: level * strength))
+
+
+def _faded(fill: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
+    """Take ink off in clouds, and off some rows and columns, as worn ribbons and print heads leave it out."""
+    if not strength:
+        return fill
+    cells = (2 + fill.height // 24, 2 + fill.width // 24)
+    cloud = Image.fromarray(rng.integers(0, 256, cells, np.uint8)).resize(fill.size, Image.Resampling.BICUBIC)
+    left = 1 - strength * np.asarray(cloud, np.float32) / 255
+    if rng.random() < 0.4:
+        left *= np.where(rng.random(fill.height) < 0.12, 1 - strength, 1).astype(np.float32)[:, None]
+    if rng.random() < 0.3:
+        left *= np.where(rng.random(fill.width) < 0.06, 1 - strength, 1).astype(np.float32)
+    return Image.fromarray((np.asarray(fill) * left).astype(np.uint8))
+
+
+def _tinted(level: int, spread: int, rng: np.random.Generator) -> Colour:
+    """Return a grey of that level, at most ``spread`` off it in one colour or another."""
+    tint = rng.uniform(-1, 1, 3) * spread * rng.random() ** 3
+    red, green, blue = np.clip(level + tint, 0, 255).astype(int).tolist()
+    return red, green, blue
 
 
 def _gradient(
@@ -144,9 +194,14 @@ def _damage(image: Image.Image, rng: np.random.Generator, style: RenderStyle) ->
     if blur:
         along, across = rng.uniform(0.4, 1, 2)
         image = image.filter(ImageFilter.BoxBlur((blur * float(along), blur * float(across))))
+    motion = amount(rng, style.motion) * image.height / 8 if style.motion else 0.0
+    if motion >= 0.5:
+        image = image.filter(ImageFilter.BoxBlur((motion, 0)))
     exposure = amount(rng, style.exposure) if style.exposure else 0.0
     if exposure:
         image = _expose(image, exposure, rng)
+    if chance(rng, style.grey):
+        image = image.convert("L").convert("RGB")
     noise = amount(rng, style.noise) * 24
     if noise:
         pixels = np.asarray(image, np.float32)

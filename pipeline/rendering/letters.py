@@ -6,6 +6,7 @@ of one image, so that one warp bends all of them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TypedDict
 
 import numpy as np
@@ -15,10 +16,13 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 from dptr.cache.errors import UserError
 from dptr.cache.units import clusters
 from dptr.pipeline.rendering.fonts import Font
+from dptr.pipeline.rendering.plates import draw_plate
 from dptr.pipeline.rendering.shaping import may_stand_apart
-from dptr.pipeline.rendering.style import RenderStyle, amount
+from dptr.pipeline.rendering.style import RenderStyle, amount, chance
 
 _STRIPS = 8
+#: A line along a circle is bent by a mesh of so many cells a side.
+_CELLS = 14
 
 
 class Setting(TypedDict, total=False):
@@ -47,9 +51,19 @@ def letter_masks(
         setting["language"] = font.language
     if column:
         setting["direction"] = "ttb"
-    drawn = _draw(word, font.at(size, shaped), setting, margin, rng, style)
+    if chance(rng, style.plate):
+        drawn = draw_plate(word, font, size, margin, rng)
+    else:
+        drawn = _draw(word, font.at(size, shaped), setting, margin, rng, style)
     if column:
         drawn = drawn.transpose(Image.Transpose.ROTATE_90)
+    if style.stretch:
+        factor = np.exp(style.stretch * rng.uniform(-1, 1))
+        drawn = drawn.resize((max(8, round(drawn.width * factor)), drawn.height), Image.Resampling.BILINEAR)
+    if chance(rng, style.arc):
+        drawn = _along_a_circle(drawn, margin, rng)
+        # What is bent already is only turned and tilted.
+        style = replace(style, curve=0.0)
     return _cut_out(_warp(drawn, margin, rng, style), rng, style, word)
 
 
@@ -75,6 +89,10 @@ def _draw(
         if stroke:
             ImageDraw.Draw(outline).text(place, text, 255, font, stroke_width=stroke, **setting)
     word_alone = fill
+    if chance(rng, style.dots):
+        fill = _in_dots(fill, size, rng)
+    if chance(rng, style.rules):
+        fill = _with_rules(fill, margin, rng)
     if style.clutter and not column and rng.random() < style.clutter:
         fill = _with_other_text(fill, word, font, margin, rng)
     return Image.merge("CMYK", (fill, outline, _cast_shadow(fill, size, rng, style), word_alone))
@@ -102,6 +120,35 @@ def _with_other_text(
     for other, (place, anchor), drawn in zip(others, places, shown, strict=True):
         if drawn:
             draw.text(place, other, 255, font, anchor=anchor)
+    return fill
+
+
+def _in_dots(fill: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
+    """Print letters as a dot matrix or a coarse thermal head does: 9 to 20 dots to the height of a line."""
+    dot = size / rng.uniform(11, 24)
+    coarse = (max(4, round(fill.width / dot)), max(4, round(fill.height / dot)))
+    least = int(rng.integers(70, 150))
+    printed = fill.resize(coarse, Image.Resampling.BOX).point(lambda level: 255 * (level > least))
+    printed = printed.resize(fill.size, Image.Resampling.NEAREST)
+    if rng.random() < 0.5:
+        return printed
+    x, y = (np.arange(length) * count / length % 1 - 0.5 for length, count in zip(fill.size, coarse, strict=True))
+    round_dot = x[None] ** 2 + y[:, None] ** 2 < rng.uniform(0.18, 0.5)
+    return Image.fromarray(np.asarray(printed) * round_dot)
+
+
+def _with_rules(fill: Image.Image, margin: int, rng: np.random.Generator) -> Image.Image:
+    """Add the lines of a form: below the text, above it, at its sides."""
+    fill = fill.copy()
+    draw = ImageDraw.Draw(fill)
+    gaps = (margin * rng.uniform(0.2, 0.9, 4)).tolist()
+    left, top, right, bottom = gaps[0], gaps[1], fill.width - gaps[2], fill.height - gaps[3]
+    sides = (((0, bottom, fill.width, bottom), 0.7), ((0, top, fill.width, top), 0.4),
+             ((left, 0, left, fill.height), 0.3), ((right, 0, right, fill.height), 0.3))  # fmt: skip
+    width = int(rng.integers(1, 4))
+    for line, share in sides:
+        if rng.random() < share:
+            draw.line(line, 255, width)
     return fill
 
 
@@ -138,6 +185,44 @@ def _warp(masks: Image.Image, margin: int, rng: np.random.Generator, style: Rend
         upper_right, lower_right = source[strip + 1]
         mesh.append((box, (*upper_left, *lower_left, *lower_right, *upper_right)))
     return masks.transform(masks.size, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
+
+
+def _along_a_circle(masks: Image.Image, margin: int, rng: np.random.Generator) -> Image.Image:
+    """Set the line along a circle, letters turned with it: convex upwards or, less often, downwards."""
+    width, height = masks.size
+    length, band = width - 2 * margin, height - 2 * margin
+    most = min(3.6, length / (0.9 * band))
+    sweep = float(rng.uniform(min(0.5, most / 2), most))
+    radius = length / sweep
+    turned = float(rng.uniform(-0.4, 0.4)) * min(1.0, sweep)
+    # Everything within the outer rim: (x, y) from the centre of the circle, y downwards.
+    rim = radius + height / 2
+    angles = turned + np.linspace(-sweep / 2, sweep / 2, 25) * (width / length)
+    corners = np.array([(r * np.sin(a), -r * np.cos(a)) for a in angles for r in (max(0.0, radius - height / 2), rim)])
+    low, high = corners.min(0), corners.max(0)
+    canvas = (int(high[0] - low[0]) + 1, int(high[1] - low[1]) + 1)
+    columns, rows = (np.linspace(0, side, _CELLS + 1).astype(int) for side in canvas)
+    x, y = columns[None] + low[0], rows[:, None] + low[1]
+    angle = np.arctan2(x, -y) - turned
+    source = np.stack([width / 2 + angle * radius, height / 2 + radius - np.hypot(x, y)], -1)
+    mesh = []
+    for row in range(_CELLS):
+        for column in range(_CELLS):
+            quad = source[row : row + 2, column : column + 2]
+            # Behind the centre the angle jumps; no letter is there.
+            if np.ptp(angle[row : row + 2, column : column + 2]) < np.pi:
+                box = (int(columns[column]), int(rows[row]), int(columns[column + 1]), int(rows[row + 1]))
+                points = (quad[0, 0], quad[1, 0], quad[1, 1], quad[0, 1])
+                mesh.append((box, tuple(float(value) for point in points for value in point)))
+    bent = masks.transform(canvas, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
+    if rng.random() < 0.3:
+        # Downwards: the same circle seen from the other side, letters upright again.
+        flipped = masks.transpose(Image.Transpose.ROTATE_180)
+        bent = flipped.transform(canvas, Image.Transform.MESH, mesh, Image.Resampling.BILINEAR)
+        bent = bent.transpose(Image.Transpose.ROTATE_180)
+    padded = Image.new(bent.mode, (bent.width + 2 * margin, bent.height + 2 * margin))
+    padded.paste(bent, (margin, margin))
+    return padded
 
 
 def _source_of(

@@ -80,7 +80,7 @@ def render_words(
     *,
     count: int | None = None,
     seed: int = 0,
-    fonts: Path | None = None,
+    fonts: Path | FontCollection | None = None,
     language: str | None = None,
     photos: Sequence[Path] = (),
     style: RenderStyle = NATURAL,
@@ -95,7 +95,7 @@ def render_words(
         out: must not hold labelled images yet.
         count: crops in all; by default one a word.
         seed: with it every crop is the same again, on any number of workers.
-        fonts: folder of fonts; by default those of installed packages and of the system.
+        fonts: folder of fonts, or fonts; by default those of installed packages and of the system.
         language: whose forms of the characters are drawn, as zh-Hans, zh-Hant, ja or ko; fonts for others are left out.
         photos: image files that backgrounds may be cut from.
         style: how strong each effect may be.
@@ -110,7 +110,7 @@ def render_words(
     require_at_least(1, count=count, workers=workers)
     require_at_least(0, seed=seed)
     _require_raqm(words, language, style)
-    collection = find_fonts(fonts, language)
+    collection = fonts if isinstance(fonts, FontCollection) else find_fonts(fonts, language)
     usable, refused = _drawable(words, collection)
     order = np.random.default_rng(seed).permutation(len(usable))
     job = _Job([usable[i] for i in order], collection, list(photos), style, seed)

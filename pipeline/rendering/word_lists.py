@@ -11,6 +11,7 @@ from dptr.cache.normalization import Normalization
 from dptr.cache.progress import note
 from dptr.cache.stores.files import scratch_folder
 from dptr.cache.stores.quarantine import Quarantine
+from dptr.pipeline.choices import Unit
 from dptr.pipeline.photos.photo import Photo
 from dptr.pipeline.photos.photo_files import find_photos
 from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
@@ -18,16 +19,25 @@ from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
 _ROWS = 65536
 
 
-def read_words(files: Sequence[str], max_length: int = 25, lines: bool = False) -> list[str]:
-    """Return the distinct words of a corpus by first occurrence, in whatever script they are; note what is left out.
+def read_words(files: Sequence[str], unit: Unit = "word", max_length: int = 25) -> list[str]:
+    """Return the distinct words or lines of a corpus by first occurrence, in any script; note what is left out.
 
-    With ``lines``, a label is a whole line, or the whole value of a table's row, with its spaces.
+    A line, or the whole value of a table's row, keeps its spaces.
 
     Raises:
         UserError: a file is missing, or none holds a word.
     """
-    normalization = Normalization(unicode="nfc", keep_spaces=lines, max_label_length=max_length)
-    settings = CorpusSettings("line" if lines else "word", normalization=normalization, charset="auto")
+    return list(text_counts(files, unit, max_length))
+
+
+def text_counts(files: Sequence[str], unit: Unit, max_length: int = 100) -> dict[str, float]:
+    """Return the distinct words or lines of a corpus with how often each occurs, by first occurrence.
+
+    Raises:
+        UserError: a file is missing or no text, or none holds a word.
+    """
+    normalization = Normalization(unicode="nfc", max_label_length=max_length, keep_spaces=unit == "line")
+    settings = CorpusSettings(unit=unit, normalization=normalization, charset="auto")
     with (
         scratch_folder() as scratch,
         Quarantine(Path(scratch) / QUARANTINE_FILE) as quarantine,
@@ -35,7 +45,8 @@ def read_words(files: Sequence[str], max_length: int = 25, lines: bool = False) 
     ):
         for reason, count in quarantine.counts.most_common():
             note(f"{count:,} left out: {reason}" + f" (such as {quarantine.examples[reason][0]!r})")
-        return [label for batch in corpus.batches(_ROWS) for label in batch.labels]
+        pairs = (pair for batch in corpus.batches(_ROWS) for pair in zip(batch.labels, batch.counts, strict=True))
+        return {label: float(count) for label, count in pairs}
 
 
 def photo_paths(folder: Path) -> list[Path]:

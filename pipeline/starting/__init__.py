@@ -1,4 +1,1 @@
-"""Before the first stage: what a machine can do, and a plan for somebody's data.
-
-doctor checks the machine; look measures data, plan makes a recipe and commands of it. commands is where both start.
-"""
+"""Where to start: what a machine can do (doctor), and the command that adapts a recogniser to one's data (look)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import subprocess
@@ -120,21 +119,6 @@ def test_a_page_that_tesseract_skips_is_an_error_and_shifts_nothing(crops: Path,
     done = run(crops, "--json", tesseract=program)
     assert done.returncode != 0
     assert "3 of 4 crops" in done.stderr
-
-
-def test_the_folds_are_those_of_the_hashed_file_names(crops: Path) -> None:
-    expected = [0, 0]
-    for name, _, kept in LABELS:
-        remainder = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % 2
-        expected[remainder] += kept is not None
-    assert all(expected), "choose names that fall on both sides"
-    assert [figures(run(crops, "--json", "--fold", f"{k}/2"))["sets"][0]["crops"] for k in (0, 1)] == expected
-
-
-def test_a_fold_that_is_none_is_refused(crops: Path) -> None:
-    done = run(crops, "--fold", "5/5")
-    assert done.returncode == 2
-    assert "5/5 is no fold" in done.stderr
 
 
 def test_an_exported_graph_is_read_beside_the_peers(crops: Path, tmp_path: Path) -> None:

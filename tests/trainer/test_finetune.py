@@ -23,7 +23,7 @@ from dptr.cache.word_images.dataset import WordImages
 from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.loading import ImageEncoder, load_clip
 from dptr.trainer.data.image_batches import ImageBatch, ImageBatches, mixing_weights
-from dptr.trainer.finetune import data_identity, finetune, parameter_groups
+from dptr.trainer.finetune import data_identity, finetune
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe
@@ -186,19 +186,10 @@ def test_data_sets_are_drawn_in_the_proportions_asked_for(tmp_path: Path, draw_c
             mixing_weights(images, wrong)
 
 
-def test_parts_stay_frozen_for_whole_epochs() -> None:
-    model = Recognizer(recipe(), Charset("ab"), DIM)
-    groups = parameter_groups(model, recipe(freeze="decoder:5 fmu:0.5", accumulate=2), 40)
-    assert [group.frozen_until for group in groups] == [0, 10, 100]
-    for wrong in ("decoder", "tail:3", "decoder:x"):
-        with pytest.raises(UserError, match="not understood"):
-            parameter_groups(model, recipe(freeze=wrong), 40)
-
-
 def test_a_frozen_decoder_comes_out_as_it_went_in(tmp_path: Path, draw_crops: Any) -> None:
     start = pretrained(tmp_path / "start", Charset.named("94"))
     images = opened(draw_crops(tmp_path / "crops", WORDS))
-    finetune(images, start.charset, start, recipe(freeze="decoder:9"), tmp_path / "run")
+    finetune(images, start.charset, start, recipe(decoder_lr_scale=0.0), tmp_path / "run")
     after = load_tensors(tmp_path / "run" / "checkpoints" / "last", "model")
     assert all(torch.equal(after[f"decoder.{name}"], tensor) for name, tensor in start.weights().items())
 

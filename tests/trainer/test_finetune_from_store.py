@@ -81,7 +81,7 @@ def test_it_is_the_training_with_the_frozen_tower_in_the_loop(crops: Path, tmp_p
     embed_crops([crops], tmp_path / "plain", dataclasses.replace(SETTINGS, views=1))
     cached = train(tmp_path / "plain", tmp_path / "cached", augmentation=0.0)
     pictures = WordImages.open([crops], CHARSET, Normalization())
-    frozen = recipe(augmentation=0.0, freeze="encoder:1000")
+    frozen = recipe(augmentation=0.0, encoder_lr_scale=0.0)
     looped = finetune(pictures, CHARSET, None, frozen, tmp_path / "looped", encoder_model=bundled.BUNDLED)
     assert cached.rows == looped.rows
     np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "looped"), rtol=1e-4)

@@ -106,21 +106,21 @@ def recogniser_first(workspace: Workspace, names: list[str]) -> tuple[Path, list
 
 
 def training_normalization(recipe: "Recipe", charset: "Charset", simplified: bool = False) -> "Normalization":
-    """Labels as the recipe's decoder can take them, in the charset's normal form.
+    """Labels as the recipe's decoder can take them, in the charset's normal form, with spaces if it has one.
 
     Traditional Chinese is ``simplified`` if asked for.
     """
     from dptr.cache.normalization import Normalization
 
     longest = recipe.decoder.max_label_length
-    return Normalization(unicode=charset.unicode, max_label_length=longest, simplified=simplified)
+    return Normalization.of(charset, max_label_length=longest, simplified=simplified)
 
 
 def measuring_normalization(charset: "Charset") -> "Normalization":
     """Labels of any length: what a recogniser cannot emit is a mistake, not an exception."""
     from dptr.cache.normalization import Normalization
 
-    return Normalization(unicode=charset.unicode, max_label_length=_ANY_LENGTH)
+    return Normalization.of(charset, max_label_length=_ANY_LENGTH)
 
 
 def labels_left_out(images: "WordImages") -> list[str]:

@@ -46,6 +46,10 @@ def evaluate(
     protocol: Annotated[
         Protocol, typer.Option(help="field: 36, 62 and 94 characters; chinese: NFKC, case and traditional forms aside.")
     ] = "field",
+    single_view: Annotated[
+        bool,
+        typer.Option("--single-view", help="Read each crop once, as published tables do: not turned, in one width."),
+    ] = False,
     words: WordsFile = None,
     clip: Annotated[
         str | None, typer.Option(help="Instead of a recogniser, this CLIP: is a crop's nearest text its label?")
@@ -68,13 +72,16 @@ def evaluate(
     chosen = resolve_device(device)
     reader = load_reader(run, chosen, words, precision)
     sets = {str(path): WordImages.open_as_written([path]) for path in named_data([*(data or []), *map(Path, more)])}
-    result = stage.evaluate(reader.recognizer, sets, chosen, protocol)
+    result = stage.evaluate(reader.recognizer, sets, chosen, protocol, single_view)
     left_out = [line for images in sets.values() for line in labels_left_out(images)]
-    if words is None:
+    if words is None and not single_view:
         _keep(workspace, run, result)
     else:
-        note("read with other words than the model's own: not kept for `dptr sql`, nor for the page of `dptr push`")
-    return Report({"out": str(run), **figures(result)}, "\n".join([table(result), *left_out]))
+        note("not read as `dptr read` does by default: not kept for `dptr sql`, nor for the page of `dptr push`")
+    looks = "one look at each crop" if single_view else "tall and unsure crops are read in several views"
+    return Report(
+        {"out": str(run), "single_view": single_view, **figures(result)}, "\n".join([table(result), looks, *left_out])
+    )
 
 
 def _nearest_words(clip: str, data: list[Path], words: str | None, device: str) -> Report:

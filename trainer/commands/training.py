@@ -1,5 +1,6 @@
 """Commands that train: a decoder on text embeddings, a recogniser on labelled crops."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,13 +93,15 @@ def finetune(
         str,
         typer.Option(
             "--from",
-            help="Pre-trained run (`newest`: the last one), a recogniser to train further (a run, a model "
-            "file, `bundled` or `scripts`), or `none`.",
+            help="Pre-trained run (`newest`: the last one), a recogniser to adapt (a run, a model file, `bundled` or "
+            "`scripts`), or `none`.",
         ),
     ] = "newest",
     charset: CharsetName = None,
     units: UnitsKind = None,
-    recipe: RecipeName = "tiny",
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="adapt (default for a recogniser), tiny (else), or a TOML file.")
+    ] = None,
     out: RunFolder = None,
     steps: Steps = None,
     seed: Seed = None,
@@ -110,13 +113,19 @@ def finetune(
         ),
     ] = None,
     fmu: Annotated[FmuKind | None, typer.Option(help="With none the decoder reads all image tokens.")] = None,
-    freeze: Annotated[str | None, typer.Option(help="Keep parts as they came, in epochs: decoder:5.")] = None,
     mix: Annotated[str | None, typer.Option(help="How often each of the data is drawn: 3,1.")] = None,
     validation: Annotated[
         list[Path] | None,
         typer.Option(
             help="Labelled crops, one or more, that checkpoints are chosen by; else a share of the data is taken."
         ),
+    ] = None,
+    text: Annotated[
+        list[Path] | None, typer.Option(help="Words or lines of your domain, to adapt a recogniser with.")
+    ] = None,
+    photos: Annotated[Path | None, typer.Option(help="Photos behind rendered text, to adapt with.")] = None,
+    unlabelled: Annotated[
+        list[Path] | None, typer.Option(help="Folders of crops without labels, to adapt with.")
     ] = None,
     simplified: Annotated[
         bool, typer.Option("--simplified", help="Fold traditional Chinese of labels to simplified.")
@@ -126,11 +135,12 @@ def finetune(
     yes: Yes = False,
     device: Device = "auto",
 ) -> Report:
-    """Labelled crops, or a store of them (embed-crops), to a recogniser, from a pre-trained decoder or another one.
+    """Train a recogniser from labelled crops: from a pre-trained decoder, or adapt another recogniser.
 
-    Example: dptr finetune --data crops/
+    Example: dptr finetune --from bundled --data crops/ --text words.txt
     """
     from dptr.cache.charset import Charset
+    from dptr.trainer import adapt as adaptation
     from dptr.trainer import finetune as stage
     from dptr.trainer.commands.labelled import Labelled, in_units, labelled
     from dptr.trainer.data.stored_crops import fixed_by, open_crops, stores_among
@@ -141,10 +151,14 @@ def finetune(
     run, encoder_run = start_run(workspace, start), recogniser_named(workspace, encoder)
     paths = named_data(data)
     stores = stores_among(paths)
+    is_adapted = run is not None and run.kind == "finetune" and not stores
+    if (text or photos or unlabelled) and not is_adapted:
+        raise UserError(
+            "--text, --photos and --unlabelled adapt a recogniser", "Name one: --from bundled, or leave them out"
+        )
     flags: dict[str, str | None] = {
         "encoder.kind": None if encoder_run else encoder,
         "fmu.kind": fmu,
-        "finetune.freeze": freeze,
         "finetune.mix": mix,
     }
     asked = recipe_changes("finetune", changes, steps, seed, flags)
@@ -153,7 +167,7 @@ def finetune(
     parts = stage.parts_of(run, encoder_is_named)
     if encoder_run:
         parts["encoder"] = stage.encoder_of(encoder_run)
-    settings = load_recipe(recipe, asked, parts)
+    settings = load_recipe(recipe or ("adapt" if is_adapted else "tiny"), asked, parts)
     chosen = resolve_device(device)
     require_gpu(settings.finetune, chosen, yes)
     processes.join(settings.finetune, "finetune")
@@ -162,16 +176,30 @@ def finetune(
     model = encoder_run or described
     known = run.charset if run else stores[0].charset if stores else Charset.named("94")
     # The run to start from, or the store, says how labels are normalised, whatever charset is named.
-    normalization = training_normalization(settings, known, simplified)
+    characters = replace(Charset.named(charset), unicode=known.unicode) if charset else known
+    named = in_units(characters, units, paths, training_normalization(settings, characters, simplified))
+    material = None
+    if run is not None and is_adapted:
+        material = adaptation.Material.read(paths, text or [], photos, unlabelled or [])
+        named, settings = adaptation.fitted(paths, material, run, settings, named if charset or units else None)
+    normalization = training_normalization(settings, named, simplified)
 
-    def opened(characters: Charset) -> Labelled:
-        images = open_crops(paths, characters, normalization)
-        to_validate = open_crops(named_data(validation), characters, normalization) if validation else None
-        name = default_name("finetune", settings, stage.data_identity(images, run, to_validate, model))
-        return Labelled(images, to_validate, characters, out or workspace.runs / name)
+    def opened(fitting: Charset) -> Labelled:
+        images = open_crops(paths, fitting, normalization)
+        to_validate = open_crops(named_data(validation), fitting, normalization) if validation else None
+        identity = stage.data_identity(images, run, to_validate, model)
+        if material is not None:
+            identity["material"] = material.identity()
+        name = default_name("finetune", settings, identity)
+        return Labelled(images, to_validate, fitting, out or workspace.runs / name)
 
-    named = in_units(Charset.named(charset) if charset else known, units, paths, normalization)
     crops = labelled(opened, named, normalization)
+    if run is not None and material is not None:
+        adapted = adaptation.adapt(
+            crops.images, crops.charset, run, settings, crops.run, chosen, track, crops.validation, material
+        )
+        lines = [*labels_left_out(crops.images), *adapted.lines(), f"run: {adapted.out}"]
+        return Report(figures_of(adapted), "\n".join(lines))
     summary = stage.finetune(
         crops.images, crops.charset, run, settings, crops.run, chosen, track, model, crops.validation
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -21,10 +22,15 @@ from dptr.cache.word_images.augmentation import augment
 from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
 from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
 from dptr.trainer.data.buckets import padded_targets
+from dptr.trainer.data.keyed_permutation import KeyedPermutation
 from dptr.trainer.data.stored_memory import StoredTensor
 from dptr.trainer.model.decoders.base import Targets, sent
 from dptr.trainer.recipe import Recipe
 from dptr.trainer.seeds import generator_of
+
+#: Longest label, and the least and greatest width in heights of the pictures in which such labels are read. Characters
+#: of a line are half as wide as high, and reading stretches short words: :func:`dptr.trainer.model.reading.width_for`.
+_WIDTHS_OF_LENGTHS = ((13, 0, 8), (25, 6, 12), (math.inf, 12, math.inf))
 
 
 @dataclass(frozen=True)
@@ -71,18 +77,14 @@ class Oddities:
 class CropBatches(ABC):
     """Batch number -> :class:`ImageBatch`; a pure function of the recipe's seed and the number."""
 
-    def __init__(self, images: WordImages, charset: Charset, recipe: Recipe) -> None:
-        settings = recipe.finetune
-        weights = mixing_weights(images, settings.mix)
-        weighted = None if weights is None else WeightedRows(len(images), weights)
-        self._order = BatchOrder(EveryRow(len(images)), None, settings.batch_size, settings.seed, weighted)
-        self._charset, self._for_columns = charset, settings.ctc_weight > 0
-        self._seed = settings.seed
+    def __init__(self, charset: Charset, recipe: Recipe) -> None:
+        self._charset, self._for_columns = charset, recipe.finetune.ctc_weight > 0
+        self._seed = recipe.finetune.seed
 
     @property
+    @abstractmethod
     def per_epoch(self) -> int:
         """Batches of an epoch."""
-        return self._order.batches_per_epoch
 
     def targets(self, labels: Sequence[str]) -> Targets:
         """Encode labels for the decoder, and for a CTC loss beside it."""
@@ -103,19 +105,37 @@ class ImageBatches(CropBatches):
         self, images: WordImages, charset: Charset, recipe: Recipe, height: int, widths: Sequence[int]
     ) -> None:
         """Images become ``height`` pixels high; all those of a batch become as wide as one of ``widths``."""
-        super().__init__(images, charset, recipe)
+        super().__init__(charset, recipe)
         self._images = images
         self._strength, self._distortions = recipe.finetune.augmentation, recipe.finetune.distortions
-        self._height, self._widths = height, widths
+        self._height = height
+        self._groups = _groups(images, recipe, height, widths)
+        self._ends = np.cumsum([group.batches for group in self._groups])
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return int(self._ends[-1])
+
+    def _group_of(self, number: int) -> tuple[_Group, int]:
+        """Return the group that batch ``number`` is of, and which of the group's batches it is."""
+        epoch, place = divmod(number, self.per_epoch)
+        if len(self._groups) > 1:
+            order = KeyedPermutation(self.per_epoch, (self._seed, 8, epoch))
+            place = int(order(np.array([place]))[0])
+        group = int(np.searchsorted(self._ends, place, side="right"))
+        found = self._groups[group]
+        return found, epoch * found.batches + place - int(self._ends[group]) + found.batches
 
     def __call__(self, number: int) -> ImageBatch:
         """Return batch ``number``, counted from 0 through all epochs."""
-        width = int(generator_of(self._seed, "widths", number).choice(self._widths))
+        group, step = self._group_of(number)
+        width = int(generator_of(self._seed, "widths", number).choice(group.widths))
         pixels: list[NDArray[np.uint8]] = []
         labels: list[str] = []
         unreadable: list[str] = []
         portrait: list[str] = []
-        for row in self._order.rows_of(number).tolist():
+        for row in group.order.rows_of(step).tolist():
             try:
                 image = self._images.image(row)
             except UnreadableImage as error:
@@ -137,6 +157,67 @@ class ImageBatches(CropBatches):
             )
         pictures = torch.from_numpy(np.stack(pixels))
         return ImageBatch(pictures, self.targets(labels), tuple(unreadable), tuple(portrait))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Crops whose labels are of similar length: their order, the widths they are read in, batches of an epoch."""
+
+    order: BatchOrder
+    widths: Sequence[int]
+    batches: int
+
+
+def batch_order(images: WordImages, recipe: Recipe, inside: NDArray[np.bool_] | None = None) -> BatchOrder:
+    """Return which rows make which batch: of all images, or of those ``inside``, shape (samples,)."""
+    settings = recipe.finetune
+    every = EveryRow(len(images))
+    weights = mixing_weights(images, settings.mix)
+    if weights is None:
+        rows = every if inside is None else np.flatnonzero(inside)
+        return BatchOrder(rows, None, settings.batch_size, settings.seed)
+    within = weights if inside is None else _WeightsWithin(weights, inside)
+    return BatchOrder(every, None, settings.batch_size, settings.seed, WeightedRows(len(images), within))
+
+
+def _groups(images: WordImages, recipe: Recipe, height: int, widths: Sequence[int]) -> list[_Group]:
+    """Group crops by the length of their labels, so that no long line is squeezed into a narrow picture.
+
+    Where all widths are narrow there is one group.
+    """
+    longest = [length for length, _, most in _WIDTHS_OF_LENGTHS if most * height < max(widths)]
+    if not longest:
+        order = batch_order(images, recipe)
+        return [_Group(order, widths, order.batches_per_epoch)]
+    group_of = np.searchsorted(longest, _label_lengths(images), side="left")
+    weights = mixing_weights(images, recipe.finetune.mix)
+    shares = np.ones(len(images)) if weights is None else weights(np.arange(len(images)))
+    groups = []
+    for group in np.unique(group_of).tolist():
+        _, least, most = _WIDTHS_OF_LENGTHS[group]
+        inside = group_of == group
+        fitting = [width for width in widths if least * height <= width <= most * height]
+        rows = len(images) * shares[inside].sum() / shares.sum()
+        batches = math.ceil(rows / recipe.finetune.batch_size)
+        groups.append(_Group(batch_order(images, recipe, inside), fitting or [max(widths)], batches))
+    return groups
+
+
+def _label_lengths(images: WordImages) -> NDArray[np.int32]:
+    """Return the number of code points of each label, shape (samples,)."""
+    lengths = (len(sample.label) for sample in images.samples)
+    return np.fromiter(lengths, np.int32, len(images))
+
+
+@dataclass(frozen=True)
+class _WeightsWithin:
+    """Weights that are 0 for samples outside ``inside``, shape (samples,)."""
+
+    weights: MixingWeights
+    inside: NDArray[np.bool_]
+
+    def __call__(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
+        return self.weights(samples) * self.inside[samples]
 
 
 @dataclass(frozen=True)

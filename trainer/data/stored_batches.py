@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptr.cache.charset import Charset
-from dptr.trainer.data.image_batches import CropBatches, ImageBatch
+from dptr.trainer.data.image_batches import CropBatches, ImageBatch, batch_order
 from dptr.trainer.data.stored_crops import StoredCrops
 from dptr.trainer.data.stored_memory import StoredTensor
 from dptr.trainer.recipe import Recipe
@@ -21,8 +21,9 @@ class StoredBatches(CropBatches):
     """
 
     def __init__(self, crops: StoredCrops, charset: Charset, recipe: Recipe) -> None:
-        super().__init__(crops, charset, recipe)
+        super().__init__(charset, recipe)
         self._crops = crops
+        self._order = batch_order(crops, recipe)
         self._view_counts = crops.view_counts
         self._first_view = generator_of(self._seed, "first views").integers(0, self._view_counts)
 
@@ -37,6 +38,11 @@ class StoredBatches(CropBatches):
     def _rows_and_views(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         rows = self._order.rows_of(number)
         return rows, (self._first_view[rows] + number // self.per_epoch) % self._view_counts[rows]
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches of an epoch."""
+        return self._order.batches_per_epoch
 
     def __call__(self, number: int) -> ImageBatch:
         """Return batch ``number``, counted from 0 through all epochs."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.file_names import SAFETENSORS, WEIGHTS_FILE
 from dptr.cache.stores import sealed
 from dptr.cache.stores.files import atomic_path
+from dptr.cache.word_counts import Lexicon
 from dptr.cache.word_images.dataset import WordImages, preprocess
 from dptr.trainer.choices import ExportTarget
 from dptr.trainer.export import onnx_graph as export_onnx
@@ -56,7 +56,7 @@ def export(
 ) -> ExportSummary:
     """Write a run, or a model file, as ``target``; ONNX is checked on made-up images, and on ``crops`` when given.
 
-    A safetensors file keeps ``words``, or those of the model file it is made from.
+    A safetensors file keeps ``words``, or those of the run or the model file it is made from.
 
     Raises:
         UserError: the run cannot become that. DptrError: the exported graph does not read as torch does.
@@ -81,13 +81,14 @@ def export(
     return ExportSummary(out, tensors, checked, apart, time.monotonic() - started)
 
 
-def _kept_words(run: Trained, words: Words | None) -> Mapping[str, float] | None:
+def _kept_words(run: Trained, words: Words | None) -> Lexicon | None:
     if words is None:
-        return run.word_counts() if isinstance(run, ModelFile) else None
+        return run.lexicon()
     counts = word_counts(words)
-    if counts is not None:
-        require_ctc(run.recipe.decoder.kind == "ctc", run.name)
-    return counts
+    if counts is None:
+        return None
+    require_ctc(run.recipe.decoder.kind == "ctc", run.name)
+    return Lexicon(counts)
 
 
 def default_path(run: Trained, target: ExportTarget) -> Path:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptr.cache.charset import Charset
+from dptr.cache.word_counts import DEFAULT_WEIGHT
 
 #: Characters of an n-gram, the one that is scored among them; fewer where the charset needs many bits a character.
 _LONGEST = 7
@@ -36,12 +37,14 @@ class CharacterModel:
     Args:
         counts: word -> how often it occurs. Characters that the charset lacks are passed over.
         charset: gives the classes that are scored, 0 for the end.
+        weight: of a score beside the log-probability that a picture gives.
     """
 
     #: The context of a word's first character.
     begin = 0
 
-    def __init__(self, counts: Mapping[str, float], charset: Charset) -> None:
+    def __init__(self, counts: Mapping[str, float], charset: Charset, weight: float = DEFAULT_WEIGHT) -> None:
+        self.weight = weight
         folded = [_folded(character) for character in charset.characters]
         symbols = {character: index for index, character in enumerate(dict.fromkeys(folded), start=_END + 1)}
         self._symbol_of = np.array([_END, *(symbols[character] for character in folded)], np.int64)

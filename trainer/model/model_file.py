@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from dptr.cache.file_names import WEIGHTS_FILE
 from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.stores import sealed
 from dptr.cache.stores.files import atomic_path, sha256_of
-from dptr.cache.word_counts import pack, unpack
+from dptr.cache.word_counts import DEFAULT_WEIGHT, Lexicon, pack, unpack
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 from dptr.trainer.model.trained import RunKind, Trained
 from dptr.trainer.recipe import WIDEST, Recipe, load_saved_recipe, recipe_to_toml
@@ -35,6 +34,7 @@ RECOGNISERS = {
 BUNDLED = RECOGNISERS["bundled"]
 #: The tensor, uint8, of the words that a recogniser prefers.
 _WORDS = "words"
+_WEIGHT = "dptr_words_weight"
 
 
 @dataclass(frozen=True)
@@ -89,19 +89,22 @@ class ModelFile:
         """Return the SHA-256 of the file."""
         return sha256_of(self.path)
 
-    def word_counts(self) -> Mapping[str, float] | None:
-        """Return the words that its recogniser prefers where a picture leaves doubt, and how often each occurs."""
+    def lexicon(self) -> Lexicon | None:
+        """Return the words that its recogniser prefers where a picture leaves doubt."""
         with safe_open(self.path, "pt") as file:
-            return unpack(file.get_tensor(_WORDS).numpy()) if _WORDS in file.keys() else None  # noqa: SIM118
+            if _WORDS not in file.keys():  # noqa: SIM118
+                return None
+            weight = float((file.metadata() or {}).get(_WEIGHT, DEFAULT_WEIGHT))
+            return Lexicon(unpack(file.get_tensor(_WORDS).numpy()), weight)
 
 
-def save_model(run: Trained, path: Path, half: bool = False, words: Mapping[str, float] | None = None) -> None:
+def save_model(run: Trained, path: Path, half: bool = False, words: Lexicon | None = None) -> None:
     """Write a model's weights with its kind, recipe, charset and memory width in the header.
 
     Args:
         run: what to write. path: the file.
         half: store floats in 16 bits, half the size; they are widened when the model is built.
-        words: word -> how often it occurs, kept for :meth:`ModelFile.word_counts`.
+        words: kept for :meth:`ModelFile.lexicon`.
     """
     header = {
         "format": "pt",
@@ -119,7 +122,8 @@ def save_model(run: Trained, path: Path, half: bool = False, words: Mapping[str,
     if unfit:
         raise UserError(f"{unfit[0]} of {run.name} does not fit into 16 bits", "Export without --half")
     if words:
-        weights[_WORDS] = torch.from_numpy(pack(words).copy())
+        weights[_WORDS] = torch.from_numpy(pack(words.counts).copy())
+        header[_WEIGHT] = f"{words.weight:g}"
     with atomic_path(path) as temporary:
         save_tensors(weights, temporary, header)
         sealed.seal(temporary)
@@ -166,9 +170,7 @@ def load_model(path: Path, device: str = "cpu") -> Recognizer:
     file = ModelFile.open(path)
     if file.kind != "finetune":
         raise UserError(f"{path} holds no recogniser", "Export a fine-tuning run: `dptr export RUN --to safetensors`")
-    recognizer = load_recognizer(file, device)
-    recognizer.prefer_words(file.word_counts())
-    return recognizer
+    return load_recognizer(file, device)
 
 
 def _header(path: Path) -> dict[str, str]:

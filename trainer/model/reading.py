@@ -38,8 +38,12 @@ def read_pictures(
     pictures: Sequence[Image.Image],
     device: str | torch.device = "cpu",
     batch_size: int | None = None,
+    single_view: bool = False,
 ) -> list[Reading]:
     """Read RGB pictures of one word each, of any size, in the order given.
+
+    With ``single_view`` each picture is read once, upright and in one width, as published tables have it. Without, tall
+    pictures are also read turned by 90 degrees, and unsure ones also in the neighbouring widths.
 
     Those of one width are read at once, or ``batch_size`` of them; where memory is too short for that, in halves,
     as often as it takes.
@@ -47,26 +51,32 @@ def read_pictures(
     if not pictures:
         return []
     try:
-        return _read_all(recognizer, pictures, device, batch_size)
+        return _read_all(recognizer, pictures, device, batch_size, single_view)
     except (MemoryError, RuntimeError) as error:
         if len(pictures) == 1 or not is_out_of_memory(error):
             raise
     half = len(pictures) // 2
     note(f"too little memory for {len(pictures)} pictures at once: they are read in halves")
     return [
-        *read_pictures(recognizer, pictures[:half], device, batch_size),
-        *read_pictures(recognizer, pictures[half:], device, batch_size),
+        *read_pictures(recognizer, pictures[:half], device, batch_size, single_view),
+        *read_pictures(recognizer, pictures[half:], device, batch_size, single_view),
     ]
 
 
 def _read_all(
-    recognizer: Recognizer, pictures: Sequence[Image.Image], device: str | torch.device, batch_size: int | None
+    recognizer: Recognizer,
+    pictures: Sequence[Image.Image],
+    device: str | torch.device,
+    batch_size: int | None,
+    single_view: bool,
 ) -> list[Reading]:
     widths = recognizer.encoder.widths
-    seen = [_views(picture) for picture in pictures]
+    seen = [[picture] if single_view else _views(picture) for picture in pictures]
     views = [(view, width_for(view, recognizer.image_size[0], widths)) for turned in seen for view in turned]
     readings = iter(zip(views, _read_views(recognizer, views, device, batch_size), strict=True))
     best = [_most_confident([next(readings) for _ in turned]) for turned in seen]
+    if single_view:
+        return [reading for _, reading in best]
     return _read_again(recognizer, best, device, batch_size)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.word_counts import DEFAULT_WEIGHT
 from dptr.trainer.model.character_model import CharacterModel
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
@@ -75,7 +76,8 @@ class Recognizer(nn.Module):
         self._in_bfloat16 = False
         self._words: CharacterModel | None = None
         self.ctc_weight = recipe.finetune.ctc_weight
-        self.ctc_head = nn.Linear(self.encoder.dim, self.decoder.classes) if self.ctc_weight > 0 else None
+        has_head = self.ctc_weight > 0 and not isinstance(self.decoder, CtcDecoder)
+        self.ctc_head = nn.Linear(self.encoder.dim, self.decoder.classes) if has_head else None
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -141,18 +143,18 @@ class Recognizer(nn.Module):
         self._in_bfloat16 = True
         halve(self)
 
-    def prefer_words(self, counts: Mapping[str, float] | None) -> None:
+    def prefer_words(self, counts: Mapping[str, float] | None, weight: float = DEFAULT_WEIGHT) -> None:
         """Prefer, where a picture leaves doubt, what is likely among words from now on; None: nothing.
 
         Args:
-            counts: word -> how often it occurs.
+            counts: word -> how often it occurs. weight: of what they say, beside what the picture says.
 
         Raises:
             UserError: the decoder is not CTC; the others have learnt from their text what follows what.
         """
         if counts is not None:
             require_ctc(isinstance(self.decoder, CtcDecoder))
-        self._words = None if counts is None else CharacterModel(counts, self.charset)
+        self._words = None if counts is None else CharacterModel(counts, self.charset, weight)
 
     @torch.inference_mode()
     def read(self, images: Tensor) -> list[Reading]:
@@ -227,7 +229,7 @@ def _scaled(images: Tensor) -> Tensor:
 
 
 def load_recognizer(run: Trained, device: str = "cpu") -> Recognizer:
-    """Load the recogniser of a fine-tuning run or a file, for reading: it cannot be trained any further.
+    """Load the recogniser of a fine-tuning run or a file, with its lexicon; it cannot be trained any further.
 
     Raises:
         UserError: the run has no checkpoint yet. DamagedStore: its checkpoint is damaged.
@@ -240,6 +242,8 @@ def load_recognizer(run: Trained, device: str = "cpu") -> Recognizer:
         raise DamagedStore(f"the weights of {run.name} are not those of a model of its recipe", advice) from error
     recognizer.eval()
     fold_batch_norms(recognizer)
+    if lexicon := run.lexicon():
+        recognizer.prefer_words(lexicon.counts, lexicon.weight)
     return recognizer.to(device)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from dptr.cache.charset import Charset
+from dptr.cache.word_counts import Lexicon
 from dptr.trainer.recipe import Recipe
 
 #: The stage that made a model.
@@ -43,4 +44,8 @@ class Trained(Protocol):
 
     def weights_hash(self) -> str:
         """Return a hash that changes whenever :meth:`weights` does."""
+        ...
+
+    def lexicon(self) -> Lexicon | None:
+        """Return the words that its recogniser prefers; None without any."""
         ...

@@ -23,9 +23,9 @@ Candidate = tuple[tuple[int, ...], float]
 _KEPT, _BEHIND = 16, 6.0
 #: Classes that are tried at a column, and the log-probability below which a class is not.
 _TRIED, _LEAST = 5, -7.0
-#: What a character's log-probability among words counts beside the picture's, and what each character adds, since
-#: longer texts are less likely. Chosen on the training crops that the bundled recogniser's training left out.
-_WEIGHT, _BONUS = 0.6, 1.3
+#: What each character adds to its log-probability among words, since longer texts are less likely. Chosen on the
+#: training crops that the bundled recogniser's training left out.
+_BONUS = 2.2
 _END = 0
 
 
@@ -148,7 +148,7 @@ def _score(texts: Sequence[_Text], words: CharacterModel) -> None:
     contexts = np.array([text.context for text in before], np.int64)
     classes = np.array([text.last for text in texts], np.int64)
     scores, met = words.scores_of_met(contexts, classes, np.array([text.met for text in before]))
-    weighted = (_WEIGHT * scores + np.where(classes == _END, 0.0, _BONUS)).tolist()
+    weighted = (words.weight * (scores + np.where(classes == _END, 0.0, _BONUS))).tolist()
     behind = words.after(contexts, classes).tolist()
     for text, earlier, score, context, counts in zip(texts, before, weighted, behind, met, strict=True):
         text.score, text.context, text.met = earlier.score + score, context, counts

@@ -27,6 +27,7 @@ from dptr.cache.interrupts import deferred
 from dptr.cache.progress import progress
 from dptr.cache.stores import checks
 from dptr.cache.stores.lock import locked
+from dptr.trainer.model.folding import cpu_has_bfloat16
 from dptr.trainer.recipe import TrainingSettings
 from dptr.trainer.seeds import torch_seed
 from dptr.trainer.training import processes, step_log
@@ -52,11 +53,10 @@ Batch = TypeVar("Batch", bound=Sendable)
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that share a factor on the learning rate; frozen before optimiser step ``frozen_until``."""
+    """Parameters that share a factor on the learning rate; with 0 they are frozen."""
 
     parameters: Sequence[nn.Parameter]
     lr_scale: float = 1.0
-    frozen_until: int = 0
 
 
 @dataclass
@@ -74,6 +74,8 @@ class Task(Generic[Batch]):
         notice: shown every batch before it is computed.
         require_finite: micro-batch number -> :class:`DamagedStore` where its inputs hold NaN or infinity; called where
             a loss does.
+        fixed_statistics: whether batch norms keep their running statistics.
+        starts_trained: whether the weights are validated before the first step, as a candidate for the best checkpoint.
     """
 
     model: nn.Module
@@ -85,11 +87,22 @@ class Task(Generic[Batch]):
     observers: Sequence[Observer] = ()
     notice: Callable[[Batch], None] = lambda batch: None
     require_finite: Callable[[int], None] = lambda number: None
+    fixed_statistics: bool = False
+    starts_trained: bool = False
 
 
 def is_compiled(settings: TrainingSettings, device: torch.device) -> bool:
     """Return whether the loss is compiled in a run with these settings."""
     return settings.compile == "yes" or (settings.compile == "auto" and device.type == "cuda")
+
+
+def is_halved(settings: TrainingSettings, device: torch.device) -> bool:
+    """Return whether products are computed in bfloat16; weights and moments stay in single precision."""
+    if settings.precision != "auto":
+        return settings.precision == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type == "cpu" and cpu_has_bfloat16()
 
 
 def compiled(
@@ -143,6 +156,8 @@ def _run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: to
     shared, batches = processes.SharedLoss(task.model, loss_of), _batches(state.step, task, settings, device)
     with progress("training", settings.steps, "steps", state.step) as shown, processes.stopping_together() as stop:
         try:
+            if task.starts_trained and not state.step and not state.metrics:
+                _before_first_step(folder, state, task, settings)
             _after_step(folder, state, task, settings, interval)
             while not _is_done(state, settings):
                 stop()
@@ -183,10 +198,10 @@ def _new_state(task: Task[Any], settings: TrainingSettings, device: torch.device
     forgotten = [name for name, parameter in task.model.named_parameters() if id(parameter) not in grouped]
     if forgotten:
         raise ValueError(f"in no parameter group, so never trained: {', '.join(forgotten)}")
-    groups = [
-        {"params": list(group.parameters), "lr_scale": group.lr_scale, "frozen_until": group.frozen_until}
-        for group in task.groups
-    ]
+    groups = [{"params": list(group.parameters), "lr_scale": group.lr_scale} for group in task.groups]
+    for group in task.groups:
+        for parameter in group.parameters:
+            parameter.requires_grad_(group.lr_scale > 0)
     optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
     average = MovingAverage(task.model, settings.ema_decay) if settings.ema_decay > 0 else None
     return TrainState(task.model, optimizer, average)
@@ -204,10 +219,7 @@ def _gradients(
     """Accumulate the gradients of the next step; return the mean loss of all its micro-batches, of shape ()."""
     state.model.train()
     state.buffers = [buffer.clone() for buffer in state.model.buffers()]
-    for group in state.optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.requires_grad_(state.step >= group["frozen_until"])
-    _keep_statistics_of_frozen_layers(state.model)
+    _keep_statistics(state.model, of_all=task.fixed_statistics)
     shared.begin_step()
     total = torch.zeros((), device=device)
     mine = processes.share(settings.accumulate)
@@ -220,7 +232,7 @@ def _gradients(
         task.notice(batch)
         placed = batch.to(device)
         with shared.exchanging(last=micro == mine[-1]):
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=is_halved(settings, device)):
                 loss = shared(placed)
             (loss * shared.weight / settings.accumulate).backward()  # type: ignore[no-untyped-call]
         total += loss.detach() / settings.accumulate
@@ -239,13 +251,12 @@ def _update(state: TrainState, settings: TrainingSettings) -> Tensor:
     return norm
 
 
-def _keep_statistics_of_frozen_layers(model: nn.Module) -> None:
-    """Batch norm moves its running statistics in every forward pass, whether or not its weights are trained."""
+def _keep_statistics(model: nn.Module, of_all: bool) -> None:
+    """Put frozen batch norms, or ``of_all``, into evaluation mode: in training mode they move their statistics."""
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
-            parameter.requires_grad for parameter in module.parameters()
-        ):
-            module.eval()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            is_trained = any(parameter.requires_grad for parameter in module.parameters())
+            module.train(is_trained and not of_all)
 
 
 def _after_step(
@@ -270,16 +281,9 @@ def _after_step(
         interval.reset()
     improved = False
     if to_validate:
-        torch.manual_seed(torch_seed(settings.seed, "validation", state.step))
-        # As training computes; on a CPU, reading a few rows in half precision gains nothing.
-        halved = settings.precision == "bf16" and torch.cuda.is_available()
-        with torch.autocast("cuda", torch.bfloat16, enabled=halved):
-            state.metrics = processes.by_first(lambda: task.validate(state.trained))
-        line = {"step": state.step, **line, **{f"validation_{key}": value for key, value in state.metrics.items()}}
         # Of this step already: an interrupt came before its checkpoint was whole.
-        improved = state.metrics["score"] > state.best_score or state.best_step == state.step
-        if improved:
-            state.best_score, state.best_step = state.metrics["score"], state.step
+        improved = _validate(state, task, settings) or state.best_step == state.step
+        line = {"step": state.step, **line, **_named(state.metrics)}
         interval.reset()
     if line:
         _write(folder / METRICS_FILE, line)
@@ -293,6 +297,33 @@ def _after_step(
     state.unlogged = None
     if to_save:
         _save(checkpoint_folder(folder, "last"), state)
+
+
+def _before_first_step(folder: Path, state: TrainState, task: Task[Any], settings: TrainingSettings) -> None:
+    """Validate and save the weights that training starts from: the best checkpoint until a step is better."""
+    _validate(state, task, settings)
+    line = {"step": 0, **_named(state.metrics)}
+    _write(folder / METRICS_FILE, line)
+    for show in task.observers:
+        show(line)
+    _save(checkpoint_folder(folder, "best"), state)
+
+
+def _validate(state: TrainState, task: Task[Any], settings: TrainingSettings) -> bool:
+    """Validate; return whether the score is the highest so far."""
+    torch.manual_seed(torch_seed(settings.seed, "validation", state.step))
+    # As training computes; on a CPU, reading a few rows in half precision gains nothing.
+    halved = torch.cuda.is_available() and is_halved(settings, torch.device("cuda"))
+    with torch.autocast("cuda", torch.bfloat16, enabled=halved):
+        state.metrics = processes.by_first(lambda: task.validate(state.trained))
+    improved = state.metrics["score"] > state.best_score
+    if improved:
+        state.best_score, state.best_step = state.metrics["score"], state.step
+    return improved
+
+
+def _named(metrics: dict[str, float]) -> dict[str, float]:
+    return {f"validation_{key}": value for key, value in metrics.items()}
 
 
 def _require_finite(state: TrainState, task: Task[Any], settings: TrainingSettings) -> None:

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, DptrError, UserError
-from dptr.cache.file_names import RECIPE_FILE, RUN_FILE, STATE_FILE
+from dptr.cache.file_names import LEXICON_FILE, RECIPE_FILE, RUN_FILE, STATE_FILE
 from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.progress import note
 from dptr.cache.stores import sealed
 from dptr.cache.stores.lock import locked
+from dptr.cache.word_counts import Lexicon
 from dptr.trainer.model.decoders import emitted_by
 from dptr.trainer.model.trained import RunKind as RunKind
 from dptr.trainer.model.trained import Trained as Trained
@@ -132,6 +133,29 @@ class Run:
                     raise DamagedStore(f"{found / STATE_FILE} names no {file_of(group)}", "Train again")
                 return found, group, files[file_of(group)]
         raise UserError(f"{self.folder} has no checkpoint yet", "Let it train further")
+
+    def lexicon(self) -> Lexicon | None:
+        """Return what :meth:`keep_lexicon` saved; None where there is none.
+
+        Raises:
+            DamagedStore: it cannot be read.
+        """
+        path = self.folder / LEXICON_FILE
+        if not path.is_file():
+            return None
+        try:
+            kept = sealed.read_json(path)
+            return Lexicon(kept["counts"], float(kept["weight"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedStore(f"{path} is damaged: {what_is_wrong(error)}", "Train again") from error
+
+    def keep_lexicon(self, lexicon: Lexicon | None) -> None:
+        """Save, or remove, the words that the run's recogniser prefers."""
+        path = self.folder / LEXICON_FILE
+        if lexicon is None:
+            path.unlink(missing_ok=True)
+        else:
+            sealed.write_json(path, {"weight": lexicon.weight, "counts": dict(lexicon.counts)})
 
     def keep_untrained(self, tensors: dict[str, Tensor]) -> None:
         """Save, once, weights that belong to the model and that training does not touch, if there are any."""

@@ -56,13 +56,15 @@ def test_lines_are_labels_with_their_spaces(tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("New York\n\n  Gare du  Nord \nNew York\nExit\n", encoding="utf-8")
     (tmp_path / "lines.csv").write_text('city,label\nx,"Rue, 42"\n', encoding="utf-8")
     files = [str(tmp_path / name) for name in ("lines.txt", "lines.csv")]
-    assert read_words(files, lines=True) == ["New York", "Gare du Nord", "Exit", "Rue, 42"]
+    assert read_words(files, "line") == ["New York", "Gare du Nord", "Exit", "Rue, 42"]
 
 
 @pytest.mark.slow
 def test_rendered_lines_keep_their_spaces_in_labels(tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text("New York\nExit\n", encoding="utf-8")
     pytest.importorskip("font_roboto")
-    assert run_command(["render-words", str(tmp_path / "lines.txt"), "--lines", "-o", str(tmp_path / "crops")]) == 0
+    assert (
+        run_command(["render-words", str(tmp_path / "lines.txt"), "--unit", "line", "-o", str(tmp_path / "crops")]) == 0
+    )
     labels = (tmp_path / "crops" / "labels.tsv").read_text(encoding="utf-8").splitlines()
     assert sorted(line.partition("\t")[2] for line in labels) == ["Exit", "New York"]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.main import get_command
 
-from dptr.cache.charset import Charset
-from dptr.cli import run_command
+from dptr.cli import app, run_command
 from dptr.pipeline.starting import doctor
-from dptr.pipeline.starting.look import look_at
-from dptr.pipeline.starting.plan import choose_charset, plan
-from dptr.trainer.recipe import load_recipe
 
 
 def crops(folder: Path, labels: list[str], size: tuple[int, int] = (64, 16)) -> Path:
@@ -32,7 +29,7 @@ def test_doctor_finds_what_is_there_and_leaves_nothing(tmp_path: Path, capsys: p
     assert run_command(["doctor", "--json", "--workspace", str(tmp_path / "none" / "yet")]) == 0
     found = json.loads(capsys.readouterr().out)
     names = {(finding["group"], finding["name"]) for finding in found["findings"]}
-    assert {("version", "torch"), ("device", "cpu"), ("precision", "fp32 on cpu"), ("disk", "writing")} <= names
+    assert {("version", "torch"), ("device", "cpu"), ("disk", str(tmp_path))} <= names
     assert {("font", "Latin"), ("font", "Han"), ("optional", "onnxruntime")} <= names
     assert found["missing"] == [
         f"{finding['group']} {finding['name']}: {finding['found']}"
@@ -56,67 +53,65 @@ def test_doctor_says_which_command_a_missing_library_is_for(monkeypatch: pytest.
     assert missing["onnxruntime"] == "missing, for dptr export --to onnx: pip install 'dptr[export]'"
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["street", "42"], "36"),
-        (["Street", "42"], "62"),
-        (["Street", "can't"], "94"),
-        (["οδός", "πόλη"], "ήδηλοπςό"),
-        (["a"] * 100_000 + ["é"], "36"),
-    ],
-)
-def test_the_charset_is_the_smallest_that_spells_the_words(words: list[str], expected: str) -> None:
-    proposed = choose_charset(Counter("".join(words)))
-    assert Charset.named(proposed).characters if expected.isdigit() else set(proposed) == set("".join(words))
-    assert not expected.isdigit() or proposed == expected
+def pictures(folder: Path, size: tuple[int, int]) -> Path:
+    folder.mkdir()
+    for number in range(3):
+        Image.fromarray(np.zeros((size[1], size[0], 3), np.uint8)).save(folder / f"{number}.png")
+    return folder
 
 
-def test_data_are_told_apart_and_the_recipe_fits_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "words.txt").write_text("street\nLane\n" + "x" * 40 + "\n", encoding="utf-8")
-    wide = crops(tmp_path / "crops", ["Road", "square"], (200, 20))
-    (tmp_path / "photos").mkdir()
-    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "photos" / "a.png")
-    out = tmp_path / "my recipe.toml"
-    given = [str(tmp_path / "words.txt"), str(wide), str(tmp_path / "photos")]
-    assert run_command(["init", *given, "-o", str(out), "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    recipe = load_recipe(str(out))
-    assert (recipe.decoder.max_label_length, recipe.encoder.image_width) == (40, 256)
-    assert "# 99.9 % of your labels" in out.read_text()
-    assert (said["charset"], said["base"]) == ("62", "tiny")
-    assert [shlex.split(line)[1] for line in said["short_way"]] == ["render-words", "finetune", "read"]
-    assert str(wide) in shlex.split(said["short_way"][1])
-    parts = [shlex.split(line) for line in said["commands"]]
-    embed = ["dptr", "embed-text", str(tmp_path / "words.txt"), "--charset", "62", "--max-label-length", "40"]
-    assert parts[1] == embed
-    assert ["dptr", "build-orp-bank", str(tmp_path / "photos")] in parts
-    assert any(line[:4] == ["dptr", "finetune", "--recipe", str(out)] and str(wide) in line for line in parts)
-    assert run_command(["init", *given, "-o", str(out)]) == 2
-    assert "exists" in capsys.readouterr().err
+def said_of(capsys: pytest.CaptureFixture[str], *paths: Path) -> dict[str, Any]:
+    assert run_command(["init", *map(str, paths), "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
 
 
-@pytest.mark.parametrize(
-    ("words", "script", "start", "clip"),
-    [
-        ("οδός\nπόλη\n", "Greek", "--from scripts", "--clip scripts"),
-        ("شارع\nمدينة\n", "Arabic", "--from bundled", "--clip scripts"),
-        ("ქუჩა\nქალაქი\n", "Georgian", "--from bundled", "--clip my_clip/clip"),
-    ],
-)
-def test_another_script_gets_its_charset_and_what_knows_it(
-    tmp_path: Path, words: str, script: str, start: str, clip: str
+def test_data_are_told_apart_and_one_command_takes_all_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "words.txt").write_text(words, encoding="utf-8")
-    proposed = plan(look_at([tmp_path / "words.txt"]), tmp_path / "r.toml", tmp_path / "charset.txt", on_gpu=False)
-    assert proposed.own_charset
-    assert f"{script} 100%" in proposed.found[0]
-    assert any(start in line for line in proposed.short_way)
-    assert all(
-        clip in line for line in proposed.commands if line.startswith(("dptr embed-text", "dptr build-orp-bank"))
-    )
-    is_trained = any("train_clip/train.py" in line for line in proposed.commands)
-    assert is_trained == (clip != "--clip scripts")
+    monkeypatch.chdir(tmp_path)
+    words = tmp_path / "my words.txt"
+    words.write_text("street\nLane\n", encoding="utf-8")
+    labelled = crops(tmp_path / "crops", ["Road", "x" * 60, *["square"] * 20], (200, 20))
+    photos, more = pictures(tmp_path / "photos", (640, 480)), pictures(tmp_path / "more", (90, 30))
+    found = said_of(capsys, words, labelled, photos, more)
+    assert shlex.split(found["command_to_run"]) == [
+        *("dptr", "finetune", "--from", "bundled", "--data", str(labelled), "--text", str(words)),
+        *("--photos", str(photos), "--unlabelled", str(more), "-o", "dptr_data/runs/adapted"),
+    ]
+    assert found["remarks"] == []
+    finetune = get_command(app).commands["finetune"]  # type: ignore[attr-defined]
+    parsed = finetune.make_context("finetune", shlex.split(found["command_to_run"])[2:])
+    assert (parsed.params["text"], parsed.params["unlabelled"]) == ([words], [more])
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "obstacle"),
+    [(0, (60, 20), "no labelled crops"), (5, (60, 20), "5 labelled crops are too few"), (30, (800, 900), "as pages")],
+)
+def test_where_training_cannot_help_the_reason_is_given_and_no_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int, size: tuple[int, int], obstacle: str
+) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("street\n", encoding="utf-8")
+    found = said_of(capsys, words, *([crops(tmp_path / "crops", ["Road"] * count, size)] if count else []))
+    assert found["command_to_run"] is None
+    assert obstacle in found["remarks"][0]
+
+
+def test_characters_that_no_recogniser_has_learnt_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = said_of(capsys, crops(tmp_path / "crops", ["ქუჩა", "ქალაქი"] * 15))
+    assert "6 of 6 characters are new to the recogniser" in found["remarks"][0]
+    assert "no text" in found["remarks"][1]
+    greek = said_of(capsys, crops(tmp_path / "greek", ["οδός", "πόλη"] * 15))
+    assert "--from scripts" in greek["command_to_run"]
+    assert not any("new to the recogniser" in remark for remark in greek["remarks"])
+
+
+def test_random_bytes_are_no_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "words.txt").write_bytes(np.random.default_rng(0).bytes(5000))
+    assert run_command(["init", str(tmp_path / "words.txt")]) == 2
+    assert "neither text nor labelled crops" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["images gone", "pictures torn", "lmdb cut"])
@@ -133,15 +128,13 @@ def test_labelled_crops_that_are_damaged_are_named_and_not_taken_for_words_or_ph
             picture.rename(picture.with_name(f"other-{picture.name}"))
         if what == "pictures torn":
             picture.write_bytes(picture.read_bytes()[:40])
-    assert run_command(["init", str(folder), "-o", str(tmp_path / "r.toml")]) == 2
+    assert run_command(["init", str(folder)]) == 2
     said = capsys.readouterr().err
     assert {"images gone": "names no image", "pictures torn": "none of 2 crops", "lmdb cut": "as LMDB"}[what] in said
-    assert not (tmp_path / "r.toml").exists()
 
 
 def test_what_is_nothing_of_these_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
-    assert run_command(["init", str(tmp_path / "empty"), "-o", str(tmp_path / "r.toml")]) == 2
-    assert "neither labelled crops nor photos" in capsys.readouterr().err
-    assert run_command(["init", str(tmp_path / "none"), "-o", str(tmp_path / "r.toml")]) == 2
-    assert not (tmp_path / "r.toml").exists()
+    assert run_command(["init", str(tmp_path / "empty")]) == 2
+    assert "neither labelled crops nor pictures" in capsys.readouterr().err
+    assert run_command(["init", str(tmp_path / "none")]) == 2

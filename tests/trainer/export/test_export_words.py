@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dptr.cache.errors import UserError
+from dptr.cache.word_counts import Lexicon
 from dptr.trainer.export.export import export
 from dptr.trainer.model.model_file import BUNDLED, ModelFile
 from dptr.trainer.read import load
@@ -28,7 +29,7 @@ def blurred() -> list[np.ndarray]:
 def test_an_export_keeps_words_and_reads_as_if_they_were_given(tmp_path: Path, words: Path, blurred) -> None:
     out = tmp_path / "with.safetensors"
     export(ModelFile.open(BUNDLED), "safetensors", out, words=words)
-    assert ModelFile.open(out).word_counts() == {"street": 3, "square": 1}
+    assert ModelFile.open(out).lexicon() == Lexicon({"street": 3, "square": 1})
     assert load(out).read(blurred) == load(BUNDLED, words=words).read(blurred)
     assert load(out).read(blurred) != load(out, words="none").read(blurred)
     # What is trained or exported further is the weights alone.
@@ -40,8 +41,8 @@ def test_a_further_export_keeps_them_unless_told_otherwise(tmp_path: Path, words
     export(ModelFile.open(BUNDLED), "safetensors", first, words=words)
     export(ModelFile.open(first), "safetensors", again)
     export(ModelFile.open(first), "safetensors", without, words="none")
-    assert ModelFile.open(again).word_counts() == {"street": 3, "square": 1}
-    assert ModelFile.open(without).word_counts() is None
+    assert ModelFile.open(again).lexicon() == Lexicon({"street": 3, "square": 1})
+    assert ModelFile.open(without).lexicon() is None
 
 
 def test_words_are_given_as_counts_too(words: Path, blurred) -> None:

@@ -60,7 +60,9 @@ def test_letters_higher_than_wide_are_read_upright() -> None:
 
 
 def test_it_keeps_english_words_and_strings_without_order() -> None:
-    counts = ModelFile.open(BUNDLED).word_counts() or {}
+    lexicon = ModelFile.open(BUNDLED).lexicon()
+    assert lexicon is not None
+    counts = lexicon.counts
     assert len(counts) > 100_000
     assert counts["street"] > counts["streets"] > 0
 

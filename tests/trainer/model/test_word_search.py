@@ -28,9 +28,9 @@ def by_enumeration(columns: np.ndarray, words: CharacterModel) -> dict[tuple[int
     for text, chance in sums.items():
         context, score = words.begin, 0.0
         for of in text:
-            score += word_search._WEIGHT * words.scores(np.array([context]), np.array([of]))[0] + word_search._BONUS
+            score += words.weight * (words.scores(np.array([context]), np.array([of]))[0] + word_search._BONUS)
             context = int(words.after(context, of))
-        score += word_search._WEIGHT * words.scores(np.array([context]), np.array([0]))[0]
+        score += words.weight * words.scores(np.array([context]), np.array([0]))[0]
         scores[text] = chance * float(np.exp(score))
     total = sum(scores.values())
     return {text: score / total for text, score in scores.items()}

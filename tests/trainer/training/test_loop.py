@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.trainer.training import checkpoint, loop
-from dptr.trainer.training.checkpoint import load_state
+from dptr.trainer.training.checkpoint import load_state, load_tensors
 
 
 def test_workers_change_nothing(tmp_path: Path, training: Any) -> None:
@@ -70,20 +71,6 @@ def test_patience_ends_a_run_that_no_longer_improves(tmp_path: Path, training: A
     assert load_state(tmp_path / "run" / "checkpoints" / "best")["step"] == 4
     again = training.run(tmp_path / "run", training.settings(steps=100, validate_every=2, patience=6))
     assert again.step == 10, "the same command takes no further step"
-
-
-def test_frozen_parameters_stay_until_their_step(tmp_path: Path, training: Any) -> None:
-    task = training.task()
-    first, others = task.model[0], task.model[1:]
-    start = first.weight.detach().clone()
-    task.groups = [
-        loop.ParameterGroup(list(first.parameters()), 1.0, 4),
-        loop.ParameterGroup(list(others.parameters())),
-    ]
-    training.run(tmp_path / "a", training.settings(steps=4), task)
-    assert torch.equal(first.weight, start)
-    training.run(tmp_path / "b", training.settings(steps=5), task)
-    assert not torch.equal(first.weight, start)
 
 
 def test_a_parameter_that_no_group_trains_is_an_error(tmp_path: Path, training: Any) -> None:
@@ -167,12 +154,31 @@ def test_frozen_batch_norm_keeps_its_statistics(tmp_path: Path, training: Any) -
     norm = task.model[3]
     before = [norm.running_mean.clone(), norm.running_var.clone()]
     others = [p for module in task.model[:3] for p in module.parameters()]
-    task.groups = [loop.ParameterGroup(others), loop.ParameterGroup(list(norm.parameters()), frozen_until=4)]
+    task.groups = [loop.ParameterGroup(others), loop.ParameterGroup(list(norm.parameters()), lr_scale=0)]
     training.run(tmp_path / "a", training.settings(steps=4), task)
     assert torch.equal(norm.running_mean, before[0])
     assert torch.equal(norm.running_var, before[1])
-    training.run(tmp_path / "b", training.settings(steps=5), task)
+    task.groups = [loop.ParameterGroup(list(task.model.parameters()))]
+    task.fixed_statistics = True
+    training.run(tmp_path / "b", training.settings(steps=4), task)
+    assert torch.equal(norm.running_mean, before[0])
+    task.fixed_statistics = False
+    training.run(tmp_path / "c", training.settings(steps=4), task)
     assert not torch.equal(norm.running_mean, before[0])
+
+
+def test_weights_to_start_from_stay_the_best_until_a_step_is_better(tmp_path: Path, training: Any) -> None:
+    task = training.task()
+    task.starts_trained = True
+    scores = iter([0.7, 0.5, 0.6, 0.7, 0.2])
+    task.validate = lambda model: {"score": next(scores)}
+    before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+    state = training.run(tmp_path / "run", training.settings(steps=4, validate_every=1), task)
+    assert (state.best_step, state.best_score) == (0, 0.7)
+    kept = load_tensors(tmp_path / "run" / "checkpoints" / "best", "model")
+    assert all(torch.equal(kept[name], before[name]) for name in before)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert (lines[0]["step"], lines[0]["validation_score"]) == (0, 0.7)
 
 
 def test_the_average_is_an_exponential_one(tmp_path: Path, training: Any) -> None:

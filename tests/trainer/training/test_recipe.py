@@ -102,7 +102,7 @@ def test_numbers_out_of_range_are_one_line(section: str, key: str) -> None:
         ("encoder.heads=7", "encoder.dim = 128 is not a multiple of encoder.heads = 7"),
         ("noise.draw=near", "one of: random, nearest, mixed, gaussian"),
         ("pretrain.steps=1.5", "pretrain.steps = 1.5 .*whole number"),
-        ("finetune.freeze=3", "finetune.freeze = 3 .*Give text"),
+        ("finetune.mix=3", "finetune.mix = 3 .*Give text"),
         ("noise.ratoi=1", r"'noise\.ratio'"),
         ("pretrian.steps=1", "'pretrain'"),
     ],

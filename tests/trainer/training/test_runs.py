@@ -77,12 +77,13 @@ def test_the_newest_run_is_one_that_can_be_used(tmp_path: Path, capsys: pytest.C
 
 
 def test_freezing_every_part_is_one_line() -> None:
-    recipe = Recipe().replace("finetune", freeze="encoder:1 fmu:1 decoder:2")
+    frozen = {"encoder_lr_scale": 0.0, "fmu_lr_scale": 0.0, "decoder_lr_scale": 0.0}
+    recipe = Recipe().replace("finetune", **frozen)
     recipe = recipe.replace("encoder", layers=1)
     recognizer = Recognizer(recipe, CHARSET, 192)
-    with pytest.raises(UserError, match=r"finetune\.freeze = .*every part"):
-        parameter_groups(recognizer, recipe, 10)
-    assert parameter_groups(recognizer, recipe.replace("finetune", freeze="encoder:1 fmu:1"), 10)
+    with pytest.raises(UserError, match="all parts are frozen"):
+        parameter_groups(recognizer, recipe)
+    assert parameter_groups(recognizer, recipe.replace("finetune", decoder_lr_scale=1.0))
 
 
 def test_a_damaged_optimizer_does_not_keep_a_model_from_being_used(tmp_path: Path) -> None:

@@ -1,0 +1,746 @@
+"""Adapt a recogniser to crops of one's own: few labels, and text, photos and unlabelled crops beside them.
+
+A set of few labelled crops is cross-validated: each part of it is read by a recogniser that trained on the others, and
+then one is trained on all. Larger sets are split once. Either way the figures are of real crops that training did not
+see, and what is no better on them than the start is not used. Rendered crops of general words are mixed in, so that
+these are not forgotten, and rendered crops of the text that is given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dptr.cache import launched
+from dptr.cache.charset import Charset
+from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.file_names import CHECKPOINTS_FOLDER, RUN_FILE
+from dptr.cache.normalization import Normalization
+from dptr.cache.progress import progress
+from dptr.cache.stores import sealed
+from dptr.cache.stores.lock import locked
+from dptr.cache.table import table
+from dptr.cache.word_counts import Lexicon
+from dptr.cache.word_images.dataset import UnreadableImage, WordImages
+from dptr.cache.word_images.samples import Samples
+from dptr.cache.word_images.split import without_overlap
+from dptr.cache.word_images.writer import write_word_images
+from dptr.pipeline.rendering.fonts import FontCollection, find_fonts, packaged_fonts
+from dptr.pipeline.rendering.like import looks_of_crops
+from dptr.pipeline.rendering.render_words import render_words
+from dptr.pipeline.rendering.style import RenderStyle
+from dptr.pipeline.rendering.word_lists import photo_paths, text_counts
+from dptr.trainer.data.image_batches import mixing_weights
+from dptr.trainer.evaluate import ReadImages, read_word_images
+from dptr.trainer.finetune import FinetuneSummary, finetune, validated
+from dptr.trainer.metrics import Score, score, wilson
+from dptr.trainer.model.character_model import CharacterModel
+from dptr.trainer.model.model_file import BUNDLED, ModelFile
+from dptr.trainer.model.reading import width_for
+from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
+from dptr.trainer.read import PictureFiles, Reader, open_picture
+from dptr.trainer.recipe import FinetuneSettings, Recipe
+from dptr.trainer.training import runs
+from dptr.trainer.training.checkpoint import MODEL, OPTIMIZER, save_checkpoint
+from dptr.trainer.training.step_log import Tracker
+
+SUMMARY_FILE = "adaptation.json"
+_WORK = "adaptation"
+#: Rendered crops of a kind, general words that are read before and after, and fonts that they are in.
+_RENDERED, _GENERAL_READ = 2500, 300
+_FONTS = 100
+_GENERAL_STYLE = RenderStyle.of_difficulty(0.6)
+_READ_STYLE = RenderStyle.of_difficulty(0.3)
+#: Weights tried for the user's text as a lexicon.
+_WEIGHTS = (0.3, 0.6, 1.0)
+#: Confidences from which a predicted label may count, and the share of them that has to be right on validation crops.
+_CONFIDENCES, _RIGHT = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98), 0.95
+_LEAST_ACCEPTED = 10
+#: Labels' own scores among the text, below which a predicted label is not one of its kind.
+_ALLOWED = 0.02
+_UNLABELLED_READ = 3000
+#: Crops that are held out of many.
+_MOST_HELD_OUT = 400
+#: Groups are taken for groups from so many on.
+_LEAST_GROUPS = 5
+#: Share of labels with a space, from which text is taken as lines.
+_LINES = 0.05
+_LONGEST, _WIDEST, _MEASURED = 100, 1024, 500
+_ENOUGH = 0.999
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a recogniser is adapted with besides labelled crops.
+
+    Attributes:
+        text: words or lines -> how often each occurs. photos: files to cut backgrounds from.
+        unlabelled: picture files of one word or line each.
+    """
+
+    text: Mapping[str, float] = field(default_factory=dict)
+    photos: Sequence[Path] = ()
+    unlabelled: Sequence[Path] = ()
+
+    @classmethod
+    def read(
+        cls, crops: Sequence[Path], text: Sequence[Path], photos: Path | None, unlabelled: Sequence[Path]
+    ) -> Material:
+        """Read text as lines where labels of ``crops`` have spaces, else as words; find photos and pictures.
+
+        Raises:
+            UserError: a file is missing or holds no text, or a folder no picture.
+        """
+        labels = [sample.label.split() for sample in WordImages.open_as_written(crops).samples]
+        has_lines = sum(len(words) > 1 for words in labels) > _LINES * len(labels)
+        return cls(
+            text_counts([str(path) for path in text], "line" if has_lines else "word") if text else {},
+            photo_paths(photos) if photos else (),
+            _pictures(unlabelled),
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells this material from another: a hash of the text, names and sizes of the files."""
+        files = [[str(path), path.stat().st_size] for path in (*self.photos, *self.unlabelled)]
+        return {"text": _digest(sorted(self.text.items())), "files": _digest(files)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Word accuracy on some crops before and after, with the interval of the latter at 95 %."""
+
+    crops: int
+    before: float
+    after: float
+    interval: tuple[float, float]
+
+    @classmethod
+    def of(cls, before: Score, after: Score) -> Comparison:
+        """Compare two scores of the same crops."""
+        interval = wilson(round(after.accuracy * after.words), after.words)
+        return cls(after.words, before.accuracy, after.accuracy, interval)
+
+
+@dataclass(frozen=True)
+class AdaptSummary(FinetuneSummary):
+    """What an adaptation came to.
+
+    Attributes:
+        own: the labelled crops that were held out. general: rendered words, to show what was forgotten.
+        lexicon: which one the recogniser has now. folds: parts of the cross-validation; 1: one held-out set.
+        remarks: what was left out, and why.
+    """
+
+    own: Comparison
+    general: Comparison | None
+    lexicon: str
+    folds: int
+    remarks: list[str]
+
+    def lines(self) -> list[str]:
+        """Return the comparison for people."""
+        held_out = "held out" if self.folds == 1 else f"cross-validated in {self.folds} parts, then all trained on"
+        rows = [_row(f"your crops, {held_out}", self.own)]
+        if self.general:
+            rows.append(_row("general words, rendered", self.general))
+        shown = table(["word accuracy", "crops", "before", "after", "95 % interval"], rows, numbers=(1, 2, 3, 4))
+        if self.own.after <= self.own.before:
+            shown += "\nnothing read more of your crops than the start did"
+        return [shown, f"lexicon: {self.lexicon}", *self.remarks]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Labelled crops to train on, and others to validate on."""
+
+    training: WordImages
+    validation: WordImages
+
+
+@dataclass(frozen=True)
+class _Option:
+    """Recognisers, one a part, with a lexicon: ``stage`` -1 is the start, others are rounds of training."""
+
+    stage: int
+    named: str
+    lexicon: Lexicon | None
+    read: list[ReadImages]
+
+    def score(self, parts: Sequence[int] | None = None) -> tuple[float, float]:
+        """Return accuracy and 1-NED over some of the parts, by which options are ranked."""
+        found = pooled([self.read[part] for part in (range(len(self.read)) if parts is None else parts)])
+        return found.accuracy, found.one_minus_ned
+
+
+def fitted(
+    paths: Sequence[Path], material: Material, start: runs.Trained, recipe: Recipe, named: Charset | None
+) -> tuple[Charset, Recipe]:
+    """Return the charset and the recipe that labelled crops need: old and new characters, label lengths and widths.
+
+    Args:
+        paths: labelled crops. material: its text's characters are added, too.
+        start: the recogniser. recipe: with its parts. named: a charset that is asked for, which then counts alone.
+    """
+    crops = WordImages.open_as_written(paths)
+    form = Normalization(keep_spaces=True, max_label_length=_LONGEST)
+    labels = [label for label in (form.apply(sample.label) for sample in crops.samples) if label]
+    lines = list(material.text)
+    charset = named or _union(start.charset, labels, lines)
+    lengths = [charset.length(label) for label in (*labels, *lines)]
+    longest = max(recipe.decoder.max_label_length, min(int(np.quantile(lengths, _ENOUGH, method="higher")), _LONGEST))
+    recipe = recipe.replace("decoder", max_label_length=longest)
+    if recipe.encoder.kind == "convolution" and recipe.fmu.kind == "none":
+        recipe = recipe.replace("encoder", image_widths=_widths(crops, recipe))
+    return charset, recipe
+
+
+def adapt(
+    images: WordImages,
+    charset: Charset,
+    start: runs.Trained,
+    recipe: Recipe,
+    out: Path,
+    device: str | torch.device = "cpu",
+    track: Tracker | None = None,
+    validation: WordImages | None = None,
+    material: Material | None = None,
+) -> AdaptSummary:
+    """Train a recogniser further on crops of one's own, and compare it with the start; resumes where it stopped.
+
+    Args:
+        images: labelled crops. charset, recipe: see :func:`fitted`. start: the recogniser.
+        out: the run. validation: held-out crops; by default some of ``images``. material: text, photos, more crops.
+
+    Raises:
+        UserError: too few crops, or none can be read. DamagedStore: ``out`` holds something else.
+    """
+    launched.require_alone("finetune --from RECOGNISER")
+    started = time.monotonic()
+    material = material or Material()
+    data = [images.identity(), validation.identity() if validation else None, material.identity()]
+    identity = json.loads(json.dumps([recipe.defining("finetune"), charset.text, start.weights_hash(), *data]))
+    with locked(out):
+        if (out / SUMMARY_FILE).is_file():
+            return _kept(out, identity)
+        if (out / RUN_FILE).is_file() and not (out / _WORK).is_dir():
+            raise DamagedStore(f"{out} holds another run", "Choose another folder with -o")
+        work = out / _WORK
+        adaptation = Adaptation(images, charset, start, recipe, work, torch.device(device), track, material)
+        summary = replace(adaptation.run(validation, out), seconds=time.monotonic() - started)
+        plain = {**asdict(replace(summary, coverage=None)), "out": str(out)}
+        sealed.write_json(out / SUMMARY_FILE, {"identity": identity, "summary": plain})
+        shutil.rmtree(work)
+    return summary
+
+
+class Adaptation:
+    """The trainings of one adaptation, in folders of their own, and what they came to."""
+
+    def __init__(
+        self,
+        images: WordImages,
+        charset: Charset,
+        start: runs.Trained,
+        recipe: Recipe,
+        work: Path,
+        device: torch.device,
+        track: Tracker | None,
+        material: Material,
+    ) -> None:
+        self.images, self.charset, self.start, self.recipe = images, charset, start, recipe
+        self.work, self.device, self.track, self.material = work, device, track, material
+        self.settings, self.normalization = recipe.finetune, normalization_of(recipe, charset)
+        self.lexica = _lexica(start, material.text, recipe)
+        self.remarks: list[str] = []
+        self.rendered: list[tuple[float, WordImages]] = []
+        self.rules: list[Rule] = []
+        self.summaries: list[FinetuneSummary] = []
+
+    def run(self, validation: WordImages | None, out: Path) -> AdaptSummary:
+        """Train, choose, and put the chosen run into ``out``."""
+        parts = _parts(self.images, validation, self.settings)
+        self.held_out, self.is_crossed = [part.validation for part in parts], len(parts) > 1
+        general = self.render()
+        options = self._read(-1, [load_recognizer(self.start, str(self.device))] * len(parts), parts)
+        starts: Sequence[runs.Trained] = [self.start] * len(parts)
+        more: list[list[WordImages]] = [[] for _ in parts]
+        rounds: list[list[runs.Run]] = []
+        for stage in range(1 + (self.settings.rounds if self.material.unlabelled else 0)):
+            if stage:
+                latest = max((option for option in options if option.stage == stage - 1), key=_Option.score)
+                more = self._predicted(latest, rounds[-1])
+                if not all(more):
+                    break
+            trained = [
+                self._train(f"round-{stage}-{number}", part, start, images)
+                for number, (part, start, images) in enumerate(zip(parts, starts, more, strict=True))
+            ]
+            rounds.append(trained)
+            starts = trained
+            options += self._read(stage, [load_recognizer(run, str(self.device)) for run in trained], parts)
+        chosen = max(options, key=_Option.score)
+        run = self._final(chosen, rounds)
+        _promote(run, out, chosen.lexicon)
+        return self._summary(out, options, chosen, general)
+
+    def render(self) -> WordImages | None:
+        """Render what is mixed in; return general words to be read before and after, None without fonts."""
+        text = list(self.material.text)
+        if text and self.settings.text:
+            crops = self._crops("text", text, RenderStyle.like(looks_of_crops(self.images)), 3)
+            if crops is not None:
+                self.rendered.append((self.settings.text, crops))
+        words = _general_words(self.start, self.charset)
+        read, others = words[:_GENERAL_READ], words[_GENERAL_READ:]
+        if self.settings.general and others:
+            crops = self._crops("general", others, _GENERAL_STYLE, 2)
+            if crops is not None:
+                self.rendered.append((self.settings.general, crops))
+        return self._crops("general_read", read, _READ_STYLE, 1, _GENERAL_READ, _plain_fonts()) if read else None
+
+    def _crops(
+        self,
+        name: str,
+        words: Sequence[str],
+        style: RenderStyle,
+        seed: int,
+        count: int = _RENDERED,
+        fonts: FontCollection | None = None,
+    ) -> WordImages | None:
+        path, photos = self.work / f"{name}.parquet", self.material.photos
+        try:
+            if not path.is_file():
+                chosen = fonts or _some_fonts(words)
+                render_words(words, path, count=count, seed=seed, style=style, photos=photos, fonts=chosen)
+        except UserError as error:
+            self.remarks.append(f"no rendered crops of {name} words: {error.problem}")
+            return None
+        return WordImages.open([path], self.charset, self.normalization)
+
+    def _train(self, name: str, part: _Part, start: runs.Trained, more: Sequence[WordImages]) -> runs.Run:
+        """Train on the crops of one part."""
+        if self.is_crossed:
+            # To the last step: the number of steps cannot be chosen on so few crops.
+            validate = partial(validated, images=part.validation, device=self.device)
+            return self.finetune(name, part.training, start, more, validate=validate)
+        return self.finetune(name, part.training, start, more, validation=part.validation)
+
+    def finetune(
+        self,
+        name: str,
+        crops: WordImages,
+        start: runs.Trained,
+        more: Sequence[WordImages],
+        validation: WordImages | None = None,
+        validate: Callable[[torch.nn.Module], dict[str, float]] | None = None,
+    ) -> runs.Run:
+        """Train on labelled crops, with what was rendered and ``more`` mixed in, in a folder of that name."""
+        mixed = [*self.rendered, *((self.settings.unlabelled, images) for images in more)]
+        shares = [*_shares(crops, self.settings.mix), *(share for share, _ in mixed)]
+        recipe = self.recipe.replace("finetune", mix=",".join(f"{share:.9f}" for share in shares))
+        if validate is not None:
+            steps = min(self.settings.steps, self.settings.few_steps)
+            recipe = recipe.replace("finetune", steps=steps, validate_every=steps, patience=0)
+        summary = finetune(
+            _joined([crops, *(images for _, images in mixed)]),
+            self.charset,
+            start,
+            recipe,
+            self.work / name,
+            self.device,
+            self.track,
+            validation=validation,
+            validate=validate,
+        )
+        self.summaries.append(summary)
+        return runs.Run.load(self.work / name)
+
+    def _read(self, stage: int, models: Sequence[Recognizer], parts: Sequence[_Part]) -> list[_Option]:
+        """Read what was held out with every lexicon."""
+        options = []
+        for named, lexicon in self.lexica:
+            read = []
+            for model, part in zip(models, parts, strict=True):
+                prefer(model, lexicon)
+                read.append(read_word_images(model, part.validation, self.device))
+            options.append(_Option(stage, named, lexicon, read))
+        return options
+
+    def _predicted(self, latest: _Option, trained: Sequence[runs.Run]) -> list[list[WordImages]]:
+        """Return the unlabelled crops with the labels that each of the recognisers predicts; none without enough."""
+        allowed = allowed_by(self.material.text, self.charset, [sample.label for sample in self.images.samples])
+        least, right = _threshold(latest, allowed)
+        if least is None:
+            self.remarks.append(
+                f"unlabelled crops are not used: at no confidence are {_RIGHT:.0%} of {_LEAST_ACCEPTED} or more "
+                "predictions for held-out crops right"
+            )
+            return [[] for _ in trained]
+        self.rules.append(Rule(latest.lexicon, least, allowed))
+        found = [self.labelled(run, self.rules[-1]) for run in trained]
+        self.remarks.append(
+            f"unlabelled crops: {sum(map(len, found)) // len(found):,} of {len(self.unlabelled):,} have predictions of "
+            f"confidence {least:g} or more, of which {right:.0%} are right for held-out crops"
+        )
+        return [[images] if len(images) else [] for images in found]
+
+    @cached_property
+    def unlabelled(self) -> list[Path]:
+        """The unlabelled pictures to be read: none that is a labelled crop."""
+        labelled = {found for images in (self.images, *self.held_out) for found in images.content_hashes()}
+        chosen = sorted(self.material.unlabelled, key=lambda path: _digest([path.name]))[:_UNLABELLED_READ]
+        return [path for path in chosen if hashlib.sha256(path.read_bytes()).digest() not in labelled]
+
+    def labelled(self, run: runs.Run, rule: Rule) -> WordImages:
+        """Write the unlabelled crops whose predicted labels count, as labelled ones."""
+        path = self.work / f"{run.name}.parquet"
+        if not path.is_file():
+            model = load_recognizer(run, str(self.device))
+            prefer(model, rule.lexicon)
+            openers = (partial(open_picture, file) for file in self.unlabelled)
+            readings = Reader(model, str(self.device)).read_opened(openers)
+            with write_word_images(path) as writer, progress("labelling", len(self.unlabelled), "crops") as shown:
+                for file, reading in zip(self.unlabelled, readings, strict=True):
+                    shown.advance()
+                    if isinstance(reading, Reading) and rule.accepts(reading):
+                        writer.write(file.read_bytes(), reading.text)
+        try:
+            return WordImages.open([path], self.charset, self.normalization)
+        except UserError:  # not one prediction counts
+            return WordImages()
+
+    def _final(self, chosen: _Option, rounds: Sequence[Sequence[runs.Run]]) -> runs.Run:
+        """Return the run of the chosen option; where crops were cross-validated, one that trains on all of them."""
+        if chosen.stage < 0:
+            return self._start_as_run()
+        if not self.is_crossed:
+            return rounds[chosen.stage][0]
+        accuracy, one_minus_ned = chosen.score()
+        figures = {"score": accuracy, "accuracy": accuracy, "one_minus_ned": one_minus_ned}
+        start: runs.Trained = self.start
+        more: list[WordImages] = []
+        for stage in range(chosen.stage + 1):
+            run = self.finetune(f"round-{stage}-all", self.images, start, more, validate=lambda _: figures)
+            more = [self.labelled(run, self.rules[stage])] if stage < chosen.stage else []
+            start = run
+        return run
+
+    def _start_as_run(self) -> runs.Run:
+        """Return the start as a run of its own, which another lexicon can be kept with."""
+        start, folder = self.start, self.work / "start"
+        run = runs.start_or_continue(folder, "finetune", start.recipe, start.charset, start.memory_dim, start.data)
+        state = {"step": 0, "best_score": None, "best_step": 0, "metrics": {}, "unlogged": None}
+        for name in ("best", "last"):
+            save_checkpoint(folder / CHECKPOINTS_FOLDER / name, {MODEL: start.weights(), OPTIMIZER: {}}, state)
+        return run
+
+    def _summary(
+        self, out: Path, options: Sequence[_Option], chosen: _Option, general: WordImages | None
+    ) -> AdaptSummary:
+        own = Comparison.of(pooled(options[0].read), pooled(_held_out_choice(options)))
+        remembered = None
+        if general is not None:
+            models = (load_recognizer(self.start), load_recognizer(runs.Run.load(out)))
+            scores = [pooled([read_word_images(model.to(self.device), general, self.device)]) for model in models]
+            remembered = Comparison.of(*scores)
+        forgotten = {"general_before": remembered.before, "general": remembered.after} if remembered else {}
+        last = self.summaries[-1]
+        if chosen.stage < 0:
+            self.remarks.append("training did not help: the weights are those of the start")
+        return AdaptSummary(
+            out=out,
+            rows=len(self.images),
+            computed=sum(summary.computed for summary in self.summaries),
+            quarantined=last.quarantined,
+            steps=runs.Run.load(out).step(),
+            seconds=0.0,
+            coverage=last.coverage,
+            portrait=last.portrait,
+            metrics={"accuracy_before": own.before, "accuracy": own.after, **forgotten},
+            own=own,
+            general=remembered,
+            lexicon=chosen.named,
+            folds=len(self.held_out),
+            remarks=self.remarks,
+        )
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which predicted labels count."""
+
+    lexicon: Lexicon | None
+    least: float
+    allowed: Callable[[str], bool]
+
+    def accepts(self, reading: Reading) -> bool:
+        """Return whether a prediction counts as a label."""
+        return bool(reading.text) and reading.confidence >= self.least and self.allowed(reading.text)
+
+
+def _pictures(folders: Sequence[Path]) -> list[Path]:
+    """Return the picture files of folders.
+
+    Raises:
+        UserError: one cannot be listed or holds no picture.
+    """
+    found = []
+    for picture in PictureFiles(folders):
+        if isinstance(picture, UserError):
+            raise picture
+        found.append(picture)
+    return found
+
+
+def normalization_of(recipe: Recipe, charset: Charset) -> Normalization:
+    """Return how labels are normalised: with their spaces, where the charset has one."""
+    return Normalization.of(charset, max_label_length=recipe.decoder.max_label_length)
+
+
+def _parts(images: WordImages, validation: WordImages | None, settings: FinetuneSettings) -> list[_Part]:
+    """Return what to train on and what to validate on: one part, or as many as the crops are cross-validated in."""
+    if validation is not None:
+        return [_Part(images, validation)]
+    if len(images) < 2 * settings.folds:
+        raise UserError(
+            f"{len(images)} labelled crops are too few to train on and to validate",
+            f"Label {2 * settings.folds} or more; 100 are a good start",
+        )
+    groups = groups_of([f"{sample.source}\t{sample.key}" for sample in images.samples])
+    names = sorted(set(groups), key=lambda name: _digest([settings.seed, name]))
+    sizes = Counter(groups)
+    held_out: list[set[str]] = [set() for _ in range(settings.folds if len(images) < settings.few else 1)]
+    counts = [0] * len(held_out)
+    for name in names:
+        if len(held_out) == 1 and counts[0] >= min(settings.validation_share * len(images), _MOST_HELD_OUT):
+            break
+        place = counts.index(min(counts))
+        held_out[place].add(name)
+        counts[place] += sizes[name]
+    if not all(held_out) or len(held_out[0]) == len(names):
+        raise UserError("all crops are of one group, by their names", "Name other crops with --validation")
+    parts = []
+    for chosen in held_out:
+        inside = [group in chosen for group in groups]
+        validated_on = images.only([index for index, is_held_out in enumerate(inside) if is_held_out])
+        rest = images.only([index for index, is_held_out in enumerate(inside) if not is_held_out])
+        parts.append(_Part(without_overlap(rest, validated_on) if len(held_out) > 1 else rest, validated_on))
+    return parts
+
+
+def groups_of(keys: Sequence[str]) -> list[str]:
+    """Return the group of each crop: its folder, or what stands before the last number of its name.
+
+    Crops of one photo or receipt are alike; held out together, they say more. Where fewer than five groups, or as many
+    as crops, come out, each crop is a group.
+    """
+    folders = [str(Path(key).parent) for key in keys]
+    numbers = [re.sub(r"[-_.]?\d+$", "", str(Path(key).with_suffix(""))) for key in keys]
+    numbered = [re.search(r"[-_.]\d+$", str(Path(key).with_suffix(""))) is not None for key in keys]
+    for groups, possible in ((folders, True), (numbers, all(numbered))):
+        if possible and _LEAST_GROUPS <= len(set(groups)) < len(keys):
+            return groups
+    return list(keys)
+
+
+def _lexica(start: runs.Trained, text: Mapping[str, float], recipe: Recipe) -> list[tuple[str, Lexicon | None]]:
+    """Return the lexica to choose from, the start's own first."""
+    own = start.lexicon()
+    lexica: list[tuple[str, Lexicon | None]] = [("that of the start", own)] if own else []
+    lexica.append(("none", None))
+    if text and recipe.decoder.kind == "ctc":
+        if own:
+            share = sum(own.counts.values()) / sum(text.values())
+            both = dict(own.counts) | {word: own.counts.get(word, 0) + share * count for word, count in text.items()}
+            lexica.append(("that of the start and your text, equally", Lexicon(both, own.weight)))
+        lexica += [(f"your text, weight {weight:g}", Lexicon(text, weight)) for weight in _WEIGHTS]
+    return lexica
+
+
+def prefer(model: Recognizer, lexicon: Lexicon | None) -> None:
+    """Have a recogniser read with a lexicon, or without one."""
+    if lexicon is None:
+        model.prefer_words(None)
+    else:
+        model.prefer_words(lexicon.counts, lexicon.weight)
+
+
+def pooled(read: Sequence[ReadImages]) -> Score:
+    """Return the score of all readings together."""
+    truths = [truth for each in read for truth in each.truths]
+    return score(truths, [reading.text for each in read for reading in each.readings], units=read[0].units)
+
+
+def _held_out_choice(options: Sequence[_Option]) -> list[ReadImages]:
+    """Return, of each part, what the option reads that is the best on the other parts: no part chooses for itself."""
+    count = len(options[0].read)
+    if count == 1:
+        return max(options, key=_Option.score).read
+    found = []
+    for part in range(count):
+        others = [other for other in range(count) if other != part]
+        found.append(max(options, key=lambda option: option.score(others)).read[part])
+    return found
+
+
+def allowed_by(text: Mapping[str, float], charset: Charset, labels: Sequence[str]) -> Callable[[str], bool]:
+    """Return which predictions are as likely among the text as labels are; all without text."""
+    if not text:
+        return lambda _: True
+    model = CharacterModel(text, charset)
+
+    def mean_score(word: str) -> float:
+        context, scores = np.array([model.begin]), []
+        for of in [*charset.encode(word).tolist(), charset.end]:
+            scores.append(float(model.scores(context, np.array([of]))[0]))
+            context = model.after(context, np.array([of]))
+        return float(np.mean(scores))
+
+    least = float(np.quantile([mean_score(label) for label in labels], _ALLOWED))
+    return lambda word: mean_score(word) >= least
+
+
+def _threshold(option: _Option, allowed: Callable[[str], bool]) -> tuple[float | None, float]:
+    """Return the lowest confidence from which enough predictions for held-out crops are right, and how many are."""
+    rows = [
+        (reading.confidence, truth == reading.text)
+        for read in option.read
+        for truth, reading in zip(read.truths, read.readings, strict=True)
+        if reading.text and allowed(reading.text)
+    ]
+    for least in _CONFIDENCES:
+        right = [is_right for confidence, is_right in rows if confidence >= least]
+        if len(right) >= _LEAST_ACCEPTED and np.mean(right) >= _RIGHT:
+            return least, float(np.mean(right))
+    return None, 0.0
+
+
+def _union(charset: Charset, labels: Sequence[str], text: Sequence[str]) -> Charset:
+    """Return a charset with the characters of labels, and all but the rarest of a text, as well."""
+    needed = {unit for label in labels for unit in charset.split(charset.fold_case(label))}
+    counts = Counter(unit for line in text for unit in charset.split(charset.fold_case(line)))
+    held, most = 0, _ENOUGH * sum(counts.values())
+    for unit, count in counts.most_common():
+        if held >= most:
+            break
+        needed.add(unit)
+        held += count
+    missing = needed - set(charset.characters)
+    return charset.with_more(missing) if missing else charset
+
+
+def _widths(crops: WordImages, recipe: Recipe) -> str:
+    """Return the encoder's further widths, with wider ones where crops are wider than the start has met."""
+    known = [int(width) for width in recipe.encoder.image_widths.split(",") if width.strip()]
+    height, widest = recipe.encoder.image_height, max([recipe.encoder.image_width, *known])
+    wanted = []
+    for index in np.random.default_rng(0).permutation(len(crops))[:_MEASURED].tolist():
+        try:
+            wanted.append(width_for(crops.image(index), height, range(32, _WIDEST + 1, 32)))
+        except UnreadableImage:
+            continue
+    width, most = widest, int(np.quantile(wanted, 0.98)) if wanted else 0
+    while width < most:
+        width += 32 if width < 256 else 64 if width < 512 else 128
+        known.append(width)
+    return ",".join(map(str, sorted(set(known))))
+
+
+def _some_fonts(words: Sequence[str]) -> FontCollection:
+    """Return fonts that draw some of the words: of thousands on a machine, a hundred, since each has to be probed.
+
+    Raises:
+        UserError: there are none.
+    """
+    every, found = find_fonts().fonts, []
+    for index in np.random.default_rng(0).permutation(len(every)).tolist():
+        if any(every[index].covers(word) for word in words[:3]):
+            found.append(every[index])
+        if len(found) == _FONTS:
+            break
+    return FontCollection(found or every)
+
+
+def _plain_fonts() -> FontCollection | None:
+    """Return the fonts of the ``demo`` extra, which are the same everywhere; None without it."""
+    try:
+        return packaged_fonts()
+    except UserError:
+        return None
+
+
+def _general_words(start: runs.Trained, charset: Charset) -> list[str]:
+    """Return words that the start knew, in a fixed order, as signs write them: small, capitalised, in capitals."""
+    lexicon = start.lexicon() or ModelFile.open(BUNDLED).lexicon()
+    known = set(start.charset.characters)
+    found = []
+    for word in sorted(lexicon.counts if lexicon else (), key=lambda word: _digest([word])):
+        written = (word.lower(), word.capitalize(), word.upper())[len(found) % 3]
+        if 2 <= len(word) <= 12 and word.isalnum() and known.issuperset(written) and not charset.missing(written):
+            found.append(written)
+        if len(found) == _GENERAL_READ + _RENDERED:
+            break
+    return found
+
+
+def _joined(sets: Sequence[WordImages]) -> WordImages:
+    samples: Samples = sets[0].samples.joined_with([images.samples for images in sets[1:]])
+    sources = {name: source for images in sets for name, source in images.sources.items()}
+    return replace(sets[0], samples=samples, sources=sources)
+
+
+def _shares(crops: WordImages, mix: str) -> list[float]:
+    """Return how often each data set of labelled crops is drawn, 1 together."""
+    sizes = np.bincount(crops.samples.every_data_set(), minlength=len(crops.samples.data_sets))
+    weights = mixing_weights(crops, mix)
+    shares = sizes if weights is None else weights.of_sets * sizes
+    return [max(float(share), 1e-9) for share in shares / shares.sum()]
+
+
+def _promote(run: runs.Run, out: Path, lexicon: Lexicon | None) -> None:
+    """Copy a run into ``out``, its description last, and keep its lexicon there."""
+    for path in sorted(run.folder.iterdir(), key=lambda path: path.name == RUN_FILE):
+        if path.is_dir():
+            shutil.copytree(path, out / path.name, dirs_exist_ok=True)
+        elif not path.name.startswith("."):
+            shutil.copyfile(path, out / path.name)
+    runs.Run.load(out).keep_lexicon(lexicon)
+
+
+def _kept(out: Path, identity: Any) -> AdaptSummary:
+    """Return the summary of an adaptation that is finished.
+
+    Raises:
+        DamagedStore: it was another.
+    """
+    kept = sealed.read_json(out / SUMMARY_FILE)
+    if kept["identity"] != identity:
+        raise DamagedStore(
+            f"{out} holds an adaptation of other crops or with other settings", "Choose another folder with -o"
+        )
+    values = kept["summary"]
+    for name in ("own", "general"):
+        values[name] = values[name] and Comparison(**{**values[name], "interval": tuple(values[name]["interval"])})
+    return AdaptSummary(**{**values, "out": out, "computed": 0})
+
+
+def _row(named: str, compared: Comparison) -> tuple[str, ...]:
+    low, high = compared.interval
+    interval = f"{100 * low:.1f}-{100 * high:.1f}"
+    return named, f"{compared.crops:,}", f"{compared.before:.1%}", f"{compared.after:.1%}", interval
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
