@@ -37,10 +37,11 @@ def test_it_reads_words_in_fonts_of_the_demo() -> None:
     assert right >= 0.9 * len(truths), list(zip(texts, truths, strict=True))
 
 
-def test_it_keeps_english_words_and_strings_without_order() -> None:
+def test_it_keeps_english_words_and_none_with_a_digit() -> None:
     counts = ModelFile.open(BUNDLED).word_counts() or {}
     assert len(counts) > 100_000
     assert counts["street"] > counts["streets"] > 0
+    assert not any(character.isdigit() for word in counts for character in word)
 
 
 def test_no_run_has_to_be_named(tmp_path: Path) -> None:
