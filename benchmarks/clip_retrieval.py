@@ -1,11 +1,15 @@
-"""How often a labelled crop finds its own prompt among those of all crops given: a CLIP's reading without a decoder.
+"""How often a labelled crop retrieves its own prompt among those of all crops given: a CLIP's zero-shot accuracy.
 
-    python benchmarks/clip_retrieval.py --clip my_clip/run/clip my_clip/ru/unseen.parquet my_clip/th/unseen.parquet
+    python benchmarks/clip_retrieval.py --clip my_clip crops.parquet others.lmdb --photos photos/
 
-One line a folder or file of crops, with the 95 % interval of Wilson. Each word counts once, with the first of its
-crops; case counts where the CLIP's tokenizer knows it.
+Prints one line a data set: top-1 with its 95 % Wilson interval, and top-5. Each word counts once, with its first crop.
+With ``--photos`` it also prints the cosine similarity of prompts with crops of their word, with crops of other words
+and with random rectangles of photos (Fig. 1 of the paper).
 
-Smallest size: CROPS --prompts 20
+For the bundled CLIP, render words that it never saw with the ``demo`` extra's fonts, which it never saw either:
+``dptr.pipeline.clip.bundled.is_held_out`` names the words.
+
+Smallest size: CROPS --prompts 20 --photos PHOTOS
 """
 
 from __future__ import annotations
@@ -14,17 +18,22 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from bundled_clip import image_vectors, prompt_vectors
 from judged import at_least
+from numpy.typing import NDArray
+from PIL import Image
 
 from dptr.cache.charset import Charset
 from dptr.cache.errors import run_script
 from dptr.cache.normalization import Normalization
+from dptr.cache.pictures import read_picture
 from dptr.cache.word_images.dataset import WordImages
 from dptr.pipeline.clip.loading import ImageTower, load_clip
 from dptr.pipeline.clip.text_tower import TextTower
+from dptr.pipeline.rendering.word_lists import photo_paths
 from dptr.pipeline.text.templates import Template
 from dptr.trainer.metrics import wilson
+
+_BATCH = 100
 
 
 def main() -> None:
@@ -32,25 +41,70 @@ def main() -> None:
     parser.add_argument("crops", type=Path, nargs="+", help="labelled crops that the CLIP never saw")
     parser.add_argument("--clip", default="tiny", help="`tiny`, a directory or a hub id")
     parser.add_argument("--charset", default="94", help="of the labels")
-    parser.add_argument("--prompts", type=at_least(1), default=1000, help="words of each")
+    parser.add_argument("--prompts", type=at_least(1), default=1000, help="words of each data set")
+    parser.add_argument("--photos", type=Path, help="photos without text, to compare similarities with")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the photos' rectangles")
     arguments = parser.parse_args()
     clip = load_clip(arguments.clip)
     texts, images = TextTower(clip, Template()), ImageTower(clip)
-    print(f"{'':32}{'words':>7}{'first':>8}{'95 %':>16}{'of five':>9}")
+    photos = photo_paths(arguments.photos) if arguments.photos else []
+    rng = np.random.default_rng(arguments.seed)
+    print(f"{'':32}{'words':>7}{'top-1':>8}{'95 %':>16}{'top-5':>9}")
     for path in arguments.crops:
         charset = Normalization().charset(Charset.named(arguments.charset))
         opened = WordImages.open([path], charset, Normalization())
         first = {sample.label: row for row, sample in reversed(list(enumerate(opened.samples)))}
         rows = sorted(first.values())[: arguments.prompts]
-        labels = [opened.samples[row].label for row in rows]
-        similarities = image_vectors(images, [opened.image(row) for row in rows]) @ prompt_vectors(texts, labels).T
+        prompts = prompt_vectors(texts, [opened.samples[row].label for row in rows])
+        similarities = image_vectors(images, [opened.image(row) for row in rows]) @ prompts.T
         own = np.arange(len(rows))[:, None]
         best = np.argsort(-similarities, 1)[:, :5]
         right = int((best[:, :1] == own).sum())
         low, high = wilson(right, len(rows))
-        among_five = (best == own).any(1).mean()
         name, interval = f"{path.parent.name}/{path.name}", f"{low:.1%}-{high:.1%}"
-        print(f"{name:32}{len(rows):7,}{right / len(rows):8.1%}{interval:>16}{among_five:9.1%}")
+        print(f"{name:32}{len(rows):7,}{right / len(rows):8.1%}{interval:>16}{(best == own).any(1).mean():9.1%}")
+        if photos:
+            rectangles = [rectangle(photos[i % len(photos)], rng) for i in range(len(rows))]
+            print_similarities(similarities, image_vectors(images, rectangles) @ prompts.T)
+
+
+def print_similarities(crops: NDArray[np.float32], photos: NDArray[np.float32]) -> None:
+    """Print medians and 5 to 95 % ranges; both arrays are (images, prompts), the pairs on the diagonal of ``crops``."""
+    groups = {
+        "crops of that word": np.diag(crops),
+        "crops of other words": crops[~np.eye(len(crops), dtype=bool)],
+        "photos without text": photos.ravel(),
+    }
+    for name, values in groups.items():
+        if len(values):
+            low, middle, high = np.quantile(values, (0.05, 0.5, 0.95))
+            print(f"  cosine with {name}: median {middle:.3f}, 5 to 95 %: {low:.3f} to {high:.3f}")
+
+
+def prompt_vectors(encoder: TextTower, words: list[str]) -> NDArray[np.float32]:
+    """Return the pooled vectors of the words' prompts, of length one: (words, dim)."""
+    return unit(encoder.encode(encoder.tokenize([Template().prompt(word) for word in words])).pooled)
+
+
+def image_vectors(encoder: ImageTower, images: list[Image.Image]) -> NDArray[np.float32]:
+    """Return the pooled vectors of pictures, of length one: (images, dim)."""
+    batches = (images[start : start + _BATCH] for start in range(0, len(images), _BATCH))
+    return unit(
+        np.concatenate([encoder.encode(np.stack([encoder.preprocess(i) for i in batch]))[1] for batch in batches])
+    )
+
+
+def unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    scaled: NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return scaled
+
+
+def rectangle(path: Path, rng: np.random.Generator) -> Image.Image:
+    """Cut a random rectangle, from a fifth of each side up to the whole photo."""
+    photo = read_picture(path)
+    width, height = (np.array(photo.size) * rng.uniform(0.2, 1, 2)).astype(int)
+    left, top = int(rng.integers(photo.width - width + 1)), int(rng.integers(photo.height - height + 1))
+    return photo.crop((left, top, left + int(width), top + int(height)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""Progress of long work: rate, time left and memory; a bar on a terminal, plain lines elsewhere, always on stderr.
-
-In a notebook it is a line with a bar below the cell, redrawn in place.
-"""
+"""Progress of long work on stderr: rate, time left and memory; a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,20 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Any
 
 import psutil
 
-from dptr.cache.notebook_line import NotebookLine, in_notebook
-
-if TYPE_CHECKING:
-    from rich.progress import TaskID
-
-    from dptr.cache.terminal_bars import TerminalBars
-
 _SECONDS_BETWEEN_LINES = 10.0
-_SECONDS_BETWEEN_CELL_LINES = 0.5
-_SECONDS_BETWEEN_DRAWINGS = 0.1
+_SECONDS_BETWEEN_REDRAWS = 0.2
+_BAR_WIDTH = 20
 _quiet = False
 
 
@@ -62,8 +52,8 @@ class Progress:
         self._done_before = done
         self._started = time.monotonic()
         self._last_shown = self._started
-        self._bar: TaskID | None = None
-        self._cell: NotebookLine | None = None
+        self._bar: int | None = None
+        self._in_notebook = _in_notebook()
 
     @property
     def seconds(self) -> float:
@@ -78,47 +68,56 @@ class Progress:
     def advance(self, units: int = 1, detail: str = "") -> None:
         """Count ``units`` more; ``detail`` replaces the text behind the figures."""
         self.done += units
-        if detail:
-            self.detail = detail
+        self.detail = detail or self.detail
         now = time.monotonic()
-        if not _quiet and now - self._last_shown >= self._seconds_between():
-            self._last_shown = now
-            if self._cell is not None:
-                self._cell.update(self.line(), self.done, self.total)
-            elif self._bar is None:
-                print(self.line(), file=sys.stderr, flush=True)
-            else:
-                _terminal_bars().update(self._bar, self.done, self.detail)
-
-    def _seconds_between(self) -> float:
-        if self._cell is not None:
-            return _SECONDS_BETWEEN_CELL_LINES
-        return _SECONDS_BETWEEN_LINES if self._bar is None else _SECONDS_BETWEEN_DRAWINGS
+        redraws = self._in_notebook or self._bar is not None
+        between = _SECONDS_BETWEEN_REDRAWS if redraws else _SECONDS_BETWEEN_LINES
+        if _quiet or now - self._last_shown < between:
+            return
+        self._last_shown = now
+        if self._bar is not None:
+            _bars().update(self._bar, completed=self.done, figures=self._figures(), refresh=True)
+        else:
+            self._print(self.line())
 
     def line(self) -> str:
         """Return the present state as one line."""
-        parts = [f"{self.done:,}" + (f"/{self.total:,}" if self.total else "") + f" {self.unit}", f"{self.rate:,.0f}/s"]
+        return f"{self.description}: {self._figures()}"
+
+    def _figures(self) -> str:
+        parts = [f"{self.done:,}" + (f"/{self.total:,}" if self.total else "") + f" {self.unit}", self._speed()]
         if self.total and self.rate > 0 and self.done < self.total:
             parts.append(f"{_clock((self.total - self.done) / self.rate)} left")
-        parts.append(f"{resident_megabytes():,.0f} MB")
-        return f"{self.description}: " + ", ".join(parts) + (f", {self.detail}" if self.detail else "")
+        parts += [f"{resident_megabytes():,.0f} MB", self.detail]
+        return ", ".join(part for part in parts if part)
+
+    def _speed(self) -> str:
+        if 0 < self.rate < 1:
+            return f"{1 / self.rate:,.1f} s a {self.unit.removesuffix('s')}"
+        return f"{self.rate:,.0f}/s"
 
     def start(self) -> None:
-        """Show a bar where there is a terminal that can redraw its lines, or a notebook."""
-        if not _quiet and in_notebook():
-            self._cell = NotebookLine(self.line(), self.done, self.total)
-        elif not _quiet and sys.stderr.isatty() and os.environ.get("TERM") not in (None, "", "dumb"):
-            self._bar = _terminal_bars().add(self.description, self.total, self.unit, self.done)
+        """Show a bar where there is a terminal that can redraw its lines."""
+        if not _quiet and _isatty(sys.stderr) and os.environ.get("TERM") not in (None, "", "dumb"):
+            display = _bars()
+            display.start()
+            self._bar = display.add_task(
+                self.description, total=self.total, completed=self.done, figures=self._figures()
+            )
 
     def end(self) -> None:
-        """Take the bar away and print the last state as a line."""
+        """Remove the bar and print the last state as a line."""
         if self._bar is not None:
-            _terminal_bars().remove(self._bar)
-        last = f"{self.line()}, {self.seconds:.1f} s"
-        if self._cell is not None:
-            self._cell.update(last, self.done, self.total)
-        elif not _quiet:
-            print(last, file=sys.stderr, flush=True)
+            _bars().remove_task(self._bar)
+            if not _bars().task_ids:
+                _bars().stop()
+        if not _quiet:
+            self._print(f"{self.line()}, {self.seconds:.1f} s", end="\n")
+
+    def _print(self, line: str, end: str | None = None) -> None:
+        # A notebook redraws the line behind a carriage return.
+        before, after = ("\r", "") if self._in_notebook else ("", "\n")
+        print(f"{before}{line}", file=sys.stderr, end=end or after, flush=True)
 
 
 @contextmanager
@@ -140,10 +139,32 @@ def progress(description: str, total: int | None, unit: str, done: int = 0) -> I
 
 
 @cache
-def _terminal_bars() -> TerminalBars:
-    from dptr.cache.terminal_bars import TerminalBars
+def _bars() -> Any:
+    """Return rich's display of all work under way; redrawn as work advances, since threads do not survive a fork."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as Bars
 
-    return TerminalBars(resident_megabytes)
+    return Bars(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(_BAR_WIDTH),
+        TextColumn("{task.fields[figures]}", markup=False),
+        console=Console(stderr=True, force_terminal=True),
+        auto_refresh=False,
+        transient=True,
+        redirect_stdout=_isatty(sys.stdout),
+    )
+
+
+def _isatty(stream: Any) -> bool:
+    # A stream is None or closed where the shell closed it (``2>&-``).
+    return stream is not None and not stream.closed and bool(stream.isatty())
+
+
+def _in_notebook() -> bool:
+    ipython: Any = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return hasattr(shell, "kernel")
 
 
 def _clock(seconds: float) -> str:

@@ -3,7 +3,7 @@
     python examples/train_clip_tiny.py /usr/share/dict/words clip_tiny/ --photos photos/
 
 About an hour and a half on two cores. Words that ``is_held_out`` names and the fonts of the ``demo`` extra are kept
-from training, so that ``benchmarks/bundled_clip.py`` can ask for what was never seen. Which fonts it learns from
+from training, so that ``benchmarks/clip_retrieval.py`` measures on unseen words. Which fonts it learns from
 depends on the machine: the model card lists those of the weights that ship. What was rendered and trained already is
 taken as it is, so the script goes on where it was stopped.
 

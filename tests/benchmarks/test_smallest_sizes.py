@@ -71,7 +71,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Named:
     for number in range(2):
         pixels = generator.integers(0, 256, (12, 16, 3), np.uint8)
         Image.fromarray(pixels).resize((160, 120)).save(folder / "photos" / f"{number}.png")
-    names = {"WORDS": "words.txt", "FEW_WORDS": "few.txt", "PHOTOS": "photos", "OUT": "out", "FIGURE": "figure.svg"}
+    names = {"WORDS": "words.txt", "FEW_WORDS": "few.txt", "PHOTOS": "photos", "OUT": "out"}
     names |= {"PICTURE": "picture.png", "ROWS": "rows.parquet"}
     return {name: str(folder / file) for name, file in names.items()}
 
@@ -105,7 +105,7 @@ def dptr(workspace: Path, *arguments: object) -> None:
 
 #: Word in capitals -> the fixture that knows what it stands for.
 STAND_INS = {
-    **dict.fromkeys(("WORDS", "FEW_WORDS", "PHOTOS", "OUT", "FIGURE", "PICTURE", "ROWS"), "inputs"),
+    **dict.fromkeys(("WORDS", "FEW_WORDS", "PHOTOS", "OUT", "PICTURE", "ROWS"), "inputs"),
     **dict.fromkeys(("WORKSPACE", "PRETRAINED"), "pretrained"),
     **dict.fromkeys(("CROPS", "ONNX", "IMAGE"), "exported"),
 }
@@ -221,17 +221,6 @@ def test_a_number_below_nothing_is_refused_at_once(
     arguments[place : place + 1] = ["-1"]
     assert run_program(path, arguments, monkeypatch) == 2
     assert f"argument {option}" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("_as_a_program")
-def test_crops_are_made_up_in_an_lmdb_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """Without the ending a folder of twenty million files would be written."""
-    data = tmp_path / "crops"
-    assert run_program(ROOT / "benchmarks/many_crops.py", ["--crops", "9", "--data", str(data)], monkeypatch) == 2
-    assert f"--data {data}.lmdb" in capsys.readouterr().err
-    assert not data.exists()
 
 
 @pytest.mark.usefixtures("_as_a_program")

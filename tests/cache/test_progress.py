@@ -78,7 +78,7 @@ def left_on_screen(written: str) -> list[str]:
 def test_a_bar_shows_rate_time_left_and_memory() -> None:
     written = on_a_terminal()
     plain = re.sub(r"\x1b\[[0-9;]*m", "", written)
-    assert re.search(r"reading [━╸╺ ]+ \d+/40 rows +[\d,]+/s 0:00:0\d +[\d,]+ MB loss 1\.5", plain)
+    assert re.search(r"reading [━╸╺ ]+ \d+/40 rows, [\d,]+/s, 0:0\d left, [\d,]+ MB, loss 1\.5", plain)
 
 
 def test_only_notes_and_last_states_stay_on_the_screen() -> None:

@@ -16,7 +16,7 @@ from dptr.pipeline.text.templates import Template
 MEGABYTE = 1e6
 
 
-@pytest.mark.parametrize(("name", "made_by"), [("tiny", "bundled_clip"), ("scripts", "clip_retrieval")])
+@pytest.mark.parametrize(("name", "made_by"), [("tiny", "clip_retrieval"), ("scripts", "clip_retrieval")])
 def test_all_its_files_together_are_small_and_described(name: str, made_by: str) -> None:
     folder = FOLDERS[name]
     names = {path.name for path in folder.iterdir()}
