@@ -21,7 +21,7 @@ from dptr.cache.word_images.dataset import UnreadableImage, WordImages
 from dptr.trainer.choices import Protocol
 from dptr.trainer.data.stored_crops import StoredCrops
 from dptr.trainer.data.stored_memory import StoredTensor
-from dptr.trainer.metrics import ProtocolScore, chinese_score, field_score, score_as_written
+from dptr.trainer.metrics import ProtocolScore, calibration_error, chinese_score, field_score, score_as_written
 from dptr.trainer.model.reading import read_pictures
 from dptr.trainer.model.recognizer import Reading, Recognizer
 
@@ -79,6 +79,7 @@ class Evaluation:
         averaged: protocol -> mean of the sets' accuracies (OpenOCR's); None where no word counts.
         accuracy_by_script: script of the truth's letters -> (words, accuracy), as written; the commonest first.
         accuracy_by_length: units of the truth -> (words, accuracy), as written.
+        calibration_error: expected calibration error of confidences over all words, as written, 0 to 1.
         mistakes: the most confident wrong readings, as written.
         words: images read. quarantined: images that are missing or cannot be read.
         read: data set -> every reading, beside the truth.
@@ -90,6 +91,7 @@ class Evaluation:
     averaged: dict[str, float | None]
     accuracy_by_length: dict[int, tuple[int, float]]
     accuracy_by_script: dict[str, tuple[int, float]]
+    calibration_error: float
     mistakes: list[Mistake]
     words: int
     quarantined: int
@@ -131,6 +133,7 @@ def evaluate(
         averaged={p: _averaged([scores[name][p] for name in scores]) for p in protocols},
         accuracy_by_length=_by_length(list(read.values())),
         accuracy_by_script=_by_script(list(read.values())),
+        calibration_error=_calibration_error(list(read.values())),
         mistakes=_mistakes(list(read.values())),
         words=sum(len(result.truths) for result in read.values()),
         quarantined=refused + sum(len(result.unreadable) for result in read.values()),
@@ -221,6 +224,12 @@ def _by_script(results: Sequence[ReadImages]) -> dict[str, tuple[int, float]]:
             hits[script_of_label(truth)].append(truth == reading.text)
     commonest = sorted(hits.items(), key=lambda item: (-len(item[1]), item[0]))
     return {script: (len(found), sum(found) / len(found)) for script, found in commonest}
+
+
+def _calibration_error(results: Sequence[ReadImages]) -> float:
+    rows = [row for result in results for row in _as_written(result)]
+    right = [truth == reading.text for _, truth, reading in rows]
+    return calibration_error([reading.confidence for _, _, reading in rows], right) if rows else 0.0
 
 
 def _mistakes(results: Sequence[ReadImages]) -> list[Mistake]:

@@ -32,6 +32,7 @@ def table(result: Evaluation) -> str:
         f"{length}: {part:.0%} of {words}" for length, (words, part) in result.accuracy_by_length.items()
     )
     lines += ["", f"accuracy by length, as written: {lengths}"]
+    lines += [f"expected calibration error of confidences, as written: {result.calibration_error:.3f}"]
     if result.mistakes:
         mistakes = [(m.key, m.truth, m.reading, f"{m.confidence:.3f}") for m in result.mistakes[:10]]
         lines += ["", "most confident mistakes:", laid_out(["image", "truth", "reading", "confidence"], mistakes, (3,))]
@@ -49,6 +50,7 @@ def figures(result: Evaluation) -> dict[str, Any]:
         "metrics": {
             **{f"accuracy_{p}_weighted": result.weighted[p] for p in result.protocols},
             **{f"accuracy_{p}_averaged": result.averaged[p] for p in result.protocols},
+            "calibration_error": result.calibration_error,
         },
         "accuracy_by_length": {length: share for length, (_, share) in result.accuracy_by_length.items()},
         "accuracy_by_script": {script: share for script, (_, share) in result.accuracy_by_script.items()},

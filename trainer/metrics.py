@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+import numpy as np
 from rapidfuzz.distance import Levenshtein
 
 from dptr.cache.charset import Charset
@@ -82,6 +83,17 @@ def score(
         one_minus_ned=1 - sum(normalized) / len(truths),
         character_error_rate=sum(distances) / max(sum(len(t) for t, _ in pairs), 1),
     )
+
+
+def calibration_error(confidences: Sequence[float], right: Sequence[bool], bins: int = 15) -> float:
+    """Return the expected calibration error: how far confidence is from accuracy, 0 to 1, weighted over equal bins.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
+    """
+    places = (np.asarray(confidences) * bins).astype(int).clip(0, bins - 1)
+    differences = np.asarray(confidences, np.float64) - np.asarray(right, np.float64)
+    sums = np.bincount(places, differences, minlength=bins)
+    return float(np.abs(sums).sum() / len(right))
 
 
 def wilson(right: int, words: int, level: float = 0.95) -> tuple[float, float]:

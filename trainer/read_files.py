@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -16,6 +16,7 @@ from PIL import Image
 
 from dptr.cache import plain_json
 from dptr.cache.errors import UserError
+from dptr.cache.progress import note
 from dptr.cache.stores.files import atomic_path
 from dptr.trainer.model.recognizer import Reading
 from dptr.trainer.page_boxes import read_boxes
@@ -36,6 +37,9 @@ SCHEMA = pa.schema(
     ]
 )
 _ROWS_A_GROUP = 4096
+#: Pixels of the shorter side from which a picture may be a page, the confidence from which it is none, and how many
+#: pages are named.
+_PAGE_SIDE, _PAGE_CONFIDENCE, _PAGES_NAMED = 200, 0.5, 3
 
 
 def pictures(files: Iterable[Path | UserError]) -> Iterator[Source]:
@@ -88,15 +92,38 @@ def _found_in(
     reader: Reader, sources: Iterable[Source], batch_size: int | None
 ) -> Iterator[tuple[Row, Reading | UserError]]:
     """Yield each source's description, in order, with its reading or what keeps it from being read."""
-    waiting: deque[Row] = deque()
+    waiting: deque[tuple[Row, list[int]]] = deque()
+    pages = 0
 
     def openers() -> Iterator[Callable[[], Image.Image]]:
         for described, opener in sources:
-            waiting.append(described)
-            yield opener
+            size: list[int] = []
+            waiting.append((described, size))
+            yield partial(_measured, opener, size)
 
     for found in reader.read_opened(openers(), batch_size):
-        yield waiting.popleft(), found
+        described, size = waiting.popleft()
+        if isinstance(found, Reading) and looks_like_page(size, found):
+            pages += 1
+            if pages <= _PAGES_NAMED:
+                note(f"{described['image']} looks like a page, not a word or line: cut its words out, or give --boxes")
+        yield described, found
+    if pages > _PAGES_NAMED:
+        note(f"{pages - _PAGES_NAMED:,} more look like pages")
+
+
+def looks_like_page(size: Sequence[int], reading: Reading) -> bool:
+    """Return whether a picture of that (width, height) is too large and too doubtful to show one word or line."""
+    width, height = size
+    doubtful = reading.confidence < _PAGE_CONFIDENCE or not reading.text
+    return doubtful and min(width, height) >= _PAGE_SIDE and width < 4 * height
+
+
+def _measured(opener: Callable[[], Image.Image], size: list[int]) -> Image.Image:
+    """Open a picture and put its width and height into ``size``."""
+    picture = opener()
+    size.extend(picture.size)
+    return picture
 
 
 def write_rows(out: Path, rows: Iterable[Row]) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dptr.cache.charset import Charset
-from dptr.trainer.metrics import Score, chinese_score, field_score, score, score_as_written, wilson
+from dptr.trainer.metrics import Score, calibration_error, chinese_score, field_score, score, score_as_written, wilson
 
 
 def test_figures_by_hand() -> None:
@@ -122,3 +122,11 @@ def test_distances_count_what_a_person_sees_as_one_character() -> None:
 def test_intervals_are_those_that_newcombe_published(right: int, words: int, low: float, high: float) -> None:
     """Table I of Newcombe (1998), "Two-sided confidence intervals for the single proportion", method 3."""
     assert list(wilson(right, words)) == pytest.approx([low, high], abs=5e-5)
+
+
+def test_calibration_error_is_the_mean_distance_of_confidence_and_accuracy() -> None:
+    # Two of four are right at 0.5, all of two at 0.9: off by 0 and by 0.1.
+    confidences, right = [0.5] * 4 + [0.9] * 2, [True, False, True, False, True, True]
+    assert calibration_error(confidences, right) == pytest.approx(0.1 * 2 / 6)
+    assert calibration_error([1.0], [False]) == 1.0
+    assert calibration_error([1.0, 0.0], [True, False]) == 0.0

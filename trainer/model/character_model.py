@@ -10,6 +10,8 @@ Engineering, 1995.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 
 import numpy as np
@@ -27,12 +29,14 @@ _UNKNOWN = 0.1
 #: One less than a signed integer has, so that what lies behind the last n-gram can still be asked for.
 _BITS = 62
 _END = 1
+_DIGIT = re.compile(r"\d")
 
 
 class CharacterModel:
     """Scores characters behind contexts; upper and lower case are the same to it.
 
-    A context is an integer, :attr:`begin` at a word's start and :meth:`after` behind each character.
+    A context is an integer, :attr:`begin` at a word's start and :meth:`after` behind each character. A space, where the
+    charset has one, ends a word and begins the next.
 
     Args:
         counts: word -> how often it occurs. Characters that the charset lacks are passed over.
@@ -47,10 +51,15 @@ class CharacterModel:
         self.weight = weight
         folded = [_folded(character) for character in charset.characters]
         symbols = {character: index for index, character in enumerate(dict.fromkeys(folded), start=_END + 1)}
-        self._symbol_of = np.array([_END, *(symbols[character] for character in folded)], np.int64)
+        of_classes = (_END if character == " " else symbols[character] for character in folded)
+        self._symbol_of = np.array([_END, *of_classes], np.int64)
         self._symbols = len(symbols) + 1
         self._bits = (len(symbols) + 1).bit_length()
         self._length = min(_LONGEST, _BITS // self._bits)
+        if " " in charset.characters:
+            counts = _of_single_words(counts)
+        #: Whether a word has a digit; words without say nothing about readings with some.
+        self.has_digits = any(map(_DIGIT.search, counts))
         text, weights = _as_symbols(counts, symbols, charset)
         grams = self._grams_of(text)
         order = grams.argsort()
@@ -59,8 +68,9 @@ class CharacterModel:
 
     def after(self, contexts: NDArray[np.int64] | int, classes: NDArray[np.int64] | int) -> NDArray[np.int64]:
         """Return the contexts behind one more character; all three of shape (count,), or one of each."""
-        behind: NDArray[np.int64] = self._symbol_of[classes] << self._bits * (self._length - 2)
-        return behind | (contexts >> self._bits)
+        symbols = self._symbol_of[classes]
+        behind = symbols << self._bits * (self._length - 2)
+        return np.where(symbols == _END, self.begin, behind | (contexts >> self._bits))
 
     def scores(self, contexts: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return log-probabilities of classes behind contexts; all three of shape (count,)."""
@@ -89,7 +99,8 @@ class CharacterModel:
         Args:
             contexts, classes: (count,). met: of the contexts, (count, characters of an n-gram).
         """
-        grams = (self._symbol_of[classes] << self._bits * (self._length - 1)) | contexts
+        symbols = self._symbol_of[classes]
+        grams = (symbols << self._bits * (self._length - 1)) | contexts
         counts = self._counts(grams[:, None], np.arange(1, self._length + 1))
         # Behind each length: the chance by counts, and how much of the shorter length's goes in.
         smoothed = met + _PRIOR
@@ -98,7 +109,10 @@ class CharacterModel:
         for own, share in zip(chances, shares, strict=True):
             chance = own + share * chance
         logarithms: NDArray[np.float64] = np.log((1 - _UNKNOWN) * chance + _UNKNOWN / self._symbols)
-        return logarithms, np.concatenate([met[:, :1], counts[:, :-1]], axis=1)
+        behind = np.concatenate([met[:, :1], counts[:, :-1]], axis=1)
+        if (symbols == _END).any():
+            behind[symbols == _END] = self.met(np.array([self.begin]))[0]
+        return logarithms, behind
 
     def _counts(self, grams: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return how often n-grams occur, of each the first ``lengths`` characters alone; shapes are broadcast."""
@@ -117,6 +131,17 @@ class CharacterModel:
             before = np.where(place >= back, np.roll(text, back), 0)
             grams |= before << self._bits * (self._length - 1 - back)
         return grams
+
+
+def _of_single_words(counts: Mapping[str, float]) -> Mapping[str, float]:
+    """Return how often the words of phrases occur."""
+    if not any(" " in phrase for phrase in counts):
+        return counts
+    words: Counter[str] = Counter()
+    for phrase, count in counts.items():
+        for word in phrase.split():
+            words[word] += count  # type: ignore[assignment]  # counts may be fractions
+    return words
 
 
 def _as_symbols(

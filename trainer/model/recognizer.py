@@ -175,10 +175,15 @@ class Recognizer(nn.Module):
         readings = [_reading(*decoder.joined(columns), self.charset) for columns in chances]
         if self._words is None:
             return readings
-        unsure = [index for index, reading in enumerate(readings) if reading.confidence < _SURE]
+        unsure = [index for index, reading in enumerate(readings) if self._leaves_doubt(reading, self._words)]
         for index, candidates in zip(unsure, search([chances[index] for index in unsure], self._words), strict=True):
             readings[index] = _among(candidates, self.charset)
         return readings
+
+    @staticmethod
+    def _leaves_doubt(reading: Reading, words: CharacterModel) -> bool:
+        """Return whether words may say better: numbers, codes and plates are no words, unless the list has some."""
+        return reading.confidence < _SURE and (words.has_digits or not any(map(str.isdigit, reading.text)))
 
 
 def require_ctc(has_ctc: bool, name: str = "this recogniser") -> None:

@@ -65,6 +65,7 @@ def test_it_keeps_english_words_and_strings_without_order() -> None:
     counts = lexicon.counts
     assert len(counts) > 100_000
     assert counts["street"] > counts["streets"] > 0
+    assert not any(character.isdigit() for word in counts for character in word)
 
 
 def test_no_run_has_to_be_named(tmp_path: Path) -> None:

@@ -121,3 +121,25 @@ def test_the_last_character_of_a_charset_is_counted_whatever_its_size(count: int
     chances = np.exp(model.scores(np.full(count + 1, context), np.arange(count + 1)))
     assert chances[count] > 0.5
     assert chances.sum() == pytest.approx(1)
+
+
+def test_a_space_ends_a_word_and_begins_the_next() -> None:
+    lines = Charset.named("94+space")
+    model = CharacterModel({**WORDS, "tree street": 2.0}, lines)
+    alone = CharacterModel({**WORDS, "tree": 2.0, "street": 5.0}, lines)
+    space, s = int(lines.encode(" ")[0]), int(lines.encode("s")[0])
+    context = model.begin
+    for index in lines.encode("street"):
+        context = int(model.after(context, int(index)))
+    contexts = np.array([context])
+    assert model.scores(contexts, np.array([space])) == model.scores(contexts, np.array([0]))
+    assert int(model.after(context, space)) == model.begin
+    assert alone.scores(contexts, np.array([s])) == model.scores(contexts, np.array([s]))
+    # What is known of the context behind a space is what is known of a word's start.
+    _, behind = model.scores_of_met(contexts, np.array([space]), model.met(contexts))
+    assert behind.tolist() == model.met(np.array([model.begin])).tolist()
+
+
+def test_whether_words_have_digits_is_known() -> None:
+    assert not CharacterModel(WORDS, CHARSET).has_digits
+    assert CharacterModel({**WORDS, "AB123CD": 1.0}, CHARSET).has_digits

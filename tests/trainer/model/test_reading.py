@@ -132,3 +132,13 @@ def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         read_pictures(Broken(), [Image.new("RGB", (20, 10))] * 3)  # type: ignore[arg-type]
+
+
+def test_a_single_view_is_upright_and_in_one_width() -> None:
+    recogniser = DarkLeft(encoder=SimpleNamespace(widths=(8, 16, 24)))
+    unsure = half((40, 20), (0, 0, 6, 20))
+    lying = half((20, 80), (0, 0, 20, 40))
+    read_pictures(recogniser, [unsure, lying], single_view=True)  # type: ignore[arg-type]
+    assert sum(recogniser.seen) == 2
+    read_pictures(recogniser, [unsure, lying])  # type: ignore[arg-type]
+    assert sum(recogniser.seen) > 2 + 4
