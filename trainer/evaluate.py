@@ -51,7 +51,7 @@ class ReadImages:
     readings: list[Reading] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     units: Units = "codepoint"
-    form: Normalization = Normalization()
+    form: Normalization = field(default_factory=Normalization)
 
     def as_written(self, text: str) -> str:
         """Return a truth or a reading as both are compared."""
