@@ -32,7 +32,8 @@ def checked(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _
 
         try:
             with errors_in_python():
-                return _validated(function)(*args, **kwargs)
+                result: _Result = _validated(function)(*args, **kwargs)
+                return result
         except ValidationError as error:
             raise UserError(_what_is_wrong(function, error), f"See help(dptr.{function.__qualname__})") from None
 

@@ -80,9 +80,8 @@ def looks_of_crops(crops: WordImages) -> tuple[Look, ...]:
 
     def encoded() -> Iterator[tuple[bytes, str]]:
         for index in _some(range(len(crops))):
-            sample = crops.samples[index]
             try:
-                yield crops.encoded(sample), sample.label
+                yield crops.encoded(index), crops.samples[index].label
             except UNREADABLE:
                 continue
 

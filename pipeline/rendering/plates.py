@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -100,7 +101,7 @@ def _characters(text: str, font: Font, size: int, rng: np.random.Generator) -> I
     return image
 
 
-def _stamped(mask: Image.core.ImagingCore, height: float, narrow: float) -> Image.Image:
+def _stamped(mask: Any, height: float, narrow: float) -> Image.Image:
     """Scale a glyph's own pixels to a height, and its width by ``narrow`` besides; bars keep their shape."""
     glyph = Image.frombytes("L", mask.size, bytes(mask))
     box = glyph.getbbox()

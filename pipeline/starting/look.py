@@ -192,7 +192,7 @@ def _sizes_of_crops(crops: WordImages) -> list[Size]:
 
 def _sizes_of_pictures(folder: Path) -> tuple[list[Size], int]:
     """Return sizes of some pictures in a folder, and how many there are."""
-    files = [Path(found.file) for found in find_photos([folder]) if isinstance(found, Photo) and not found.member]
+    files = [Path(found.source) for found in find_photos([folder]) if isinstance(found, Photo) and not found.key]
     files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
     sizes = []
     for index in np.random.default_rng(0).permutation(len(files))[:_PICTURES_LOOKED_AT].tolist():
