@@ -32,17 +32,17 @@ from dptr.pipeline.choices import Case, Context, Precision, StatesKind, Unit
 from dptr.trainer.choices import FmuKind, NoiseDraw, Sampling, Tracker
 
 if TYPE_CHECKING:
-    from dptr.cache.charset import Charset
     from dptr.cache.errors import DptrError
     from dptr.cache.stores.orp import OrpBank
     from dptr.cache.stores.prompts import PromptStore
+    from dptr.cache.text.charset import Charset
     from dptr.trainer.model.recognizer import Reading
     from dptr.trainer.read import Reader, Readings, load
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "Charset": "dptr.cache.charset",
+    "Charset": "dptr.cache.text.charset",
     "DptrError": "dptr.cache.errors",
     "OrpBank": "dptr.cache.stores.orp",
     "PromptStore": "dptr.cache.stores.prompts",

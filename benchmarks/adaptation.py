@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import run_script
-from dptr.cache.word_images.dataset import WordImages
 from dptr.trainer import adapt
 from dptr.trainer.evaluate import ReadImages, read_word_images
 from dptr.trainer.finetune import parts_of

@@ -21,14 +21,15 @@ import zstandard
 from PIL import Image
 
 from dptr.cache import pictures
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import DptrError
-from dptr.cache.normalization import Normalization
-from dptr.cache.stores import checks, sealed
+from dptr.cache.stores import checks
+from dptr.cache.stores import checksummed as sealed
 from dptr.cache.stores.manifest import FileRecord
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.verify import verify
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.cli import run_command
 
 _WORDS = [a + b + c for a in "bdfgk" for b in "aeiou" for c in "ln"]

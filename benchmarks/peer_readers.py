@@ -33,9 +33,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import preprocess
 from dptr.cache.errors import UserError
-from dptr.cache.word_images.dataset import preprocess
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.reading import width_for
 
 #: Must be in the environment before any of the libraries is loaded.

@@ -39,11 +39,11 @@ from peer_readers import (
 )
 from PIL import Image
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.form import Rejected
+from dptr.cache.crops.sources import find_sources
 from dptr.cache.errors import UserError, run_script
 from dptr.cache.pictures import UnusablePicture, decode
-from dptr.cache.word_images.form import Rejected
-from dptr.cache.word_images.sources import find_sources
+from dptr.cache.text.charset import Charset
 from dptr.trainer.metrics import LONGEST, score, to_ascii, wilson
 from dptr.trainer.model.model_file import BUNDLED
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dptr.cache.charset import Charset
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.decoders.base import Memory, Targets
 from dptr.trainer.model.decoders.parseq import ParseqDecoder, TwoStreamLayer, attention_masks, draw_permutations
 from dptr.trainer.model.layers import Attention

@@ -24,8 +24,8 @@ import torch
 from judged import at_least
 from plain_parseq import decode_without_cache
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import run_script
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 from dptr.trainer.recipe import Recipe, load_recipe

@@ -98,7 +98,7 @@ def pack_crops(
 
     Example: dptr pack-crops crops/ -o crops.lmdb
     """
-    from dptr.cache.word_images import writer
+    from dptr.cache.crops import writer
 
     require_replaceable(out)
     summary = writer.pack_crops(folder, out)

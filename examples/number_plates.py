@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import UserError, run_script
 from dptr.cache.progress import progress
-from dptr.cache.word_images.writer import write_word_images
 from dptr.pipeline.rendering.fonts import Font, find_fonts
 
 PROVINCES = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼"

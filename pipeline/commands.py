@@ -15,6 +15,9 @@ from dptr.cache.stores.files import require_replaceable
 from dptr.cache.workspace import Workspace
 from dptr.pipeline.choices import Case, Context, CropKind, StatesKind, Unit
 from dptr.pipeline.device import resolve_device
+from dptr.pipeline.executors.executor import IN_PROCESS, Executor
+from dptr.pipeline.executors.part import Part
+from dptr.pipeline.init import commands as starting
 from dptr.pipeline.options import (
     Address,
     Arithmetic,
@@ -29,9 +32,6 @@ from dptr.pipeline.options import (
     PartOf,
     UnitsKind,
 )
-from dptr.pipeline.parts.executors import IN_PROCESS, Executor
-from dptr.pipeline.parts.part import Part
-from dptr.pipeline.starting import commands as starting
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE
 
 commands = command_group()
@@ -84,7 +84,7 @@ def embed_text(
 
     Example: dptr embed-text words.txt
     """
-    from dptr.cache.normalization import Normalization
+    from dptr.cache.text.normalization import Normalization
     from dptr.pipeline.text import embed_text as stage
     from dptr.pipeline.text.corpus import CorpusSettings
 
@@ -199,8 +199,8 @@ def embed_crops(
 
     Example: dptr embed-crops crops/ --clip openai/clip-vit-base-patch16 --views 8
     """
-    from dptr.cache.normalization import Normalization
-    from dptr.pipeline.word_crops import embed_crops as stage
+    from dptr.cache.text.normalization import Normalization
+    from dptr.pipeline.crops import embed_crops as stage
 
     settings = stage.EmbedCropsSettings(
         clip=clip,
@@ -232,7 +232,7 @@ def mine_neighbours(
 
     Example: dptr mine-neighbours -k 32
     """
-    from dptr.pipeline.neighbours import mine_neighbours as stage
+    from dptr.pipeline.photos import mine_neighbours as stage
 
     summary = stage.mine_neighbours(prompts or workspace.prompts, orp or workspace.orp, k)
     figures = {**figures_of(summary), "quarantined": 0}
@@ -294,7 +294,7 @@ def merge(
 
     Example: dptr merge dptr_data/prompts
     """
-    from dptr.pipeline.parts.merge import merge as merge_parts
+    from dptr.pipeline.executors.merge import merge as merge_parts
 
     merged = [merge_parts(out) for out in outs]
     lines = [f"{one.parts} parts: {one.rows:,} rows in {one.out}" for one in merged]
@@ -316,7 +316,7 @@ def verify(
     Example: dptr verify --repair
     """
     from dptr.cache.stores import verify as check
-    from dptr.pipeline.repair.repair import repair as repair_store
+    from dptr.pipeline.repair import repair as repair_store
 
     chosen = paths or check.all_in(workspace)
     if not chosen:
@@ -346,7 +346,7 @@ def _engine(
 ) -> AbstractContextManager[Executor]:
     """Return what carries out the work while a block runs: a cluster, or this process."""
     if engine == "ray":
-        from dptr.pipeline.parts.cluster import joined
+        from dptr.pipeline.executors.ray_cluster import joined
 
         return joined(address, workers, with_gpus=device != "cpu")
     if address or workers:

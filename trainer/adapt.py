@@ -24,19 +24,19 @@ import numpy as np
 import torch
 
 from dptr.cache import launched
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import UnreadableImage, WordImages
+from dptr.cache.crops.samples import Samples
+from dptr.cache.crops.split import without_overlap
+from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import CHECKPOINTS_FOLDER, RUN_FILE
-from dptr.cache.normalization import Normalization
 from dptr.cache.progress import progress
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as sealed
 from dptr.cache.stores.lock import locked
 from dptr.cache.table import table
-from dptr.cache.word_counts import Lexicon
-from dptr.cache.word_images.dataset import UnreadableImage, WordImages
-from dptr.cache.word_images.samples import Samples
-from dptr.cache.word_images.split import without_overlap
-from dptr.cache.word_images.writer import write_word_images
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.lexicon import Lexicon
+from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.rendering.fonts import FontCollection, find_fonts, packaged_fonts
 from dptr.pipeline.rendering.like import looks_of_crops
 from dptr.pipeline.rendering.render_words import render_words
@@ -46,7 +46,7 @@ from dptr.trainer.data.image_batches import mixing_weights
 from dptr.trainer.evaluate import ReadImages, read_word_images
 from dptr.trainer.finetune import FinetuneSummary, finetune, validated
 from dptr.trainer.metrics import Score, score, wilson
-from dptr.trainer.model.character_model import CharacterModel
+from dptr.trainer.model.language_model import CharacterModel
 from dptr.trainer.model.model_file import BUNDLED, ModelFile
 from dptr.trainer.model.reading import width_for
 from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from dptr.cache.charset import Charset
 from dptr.cache.choices import Units
+from dptr.cache.crops.dataset import UnreadableImage, WordImages
 from dptr.cache.errors import UserError
-from dptr.cache.normalization import Normalization
 from dptr.cache.progress import note, progress
-from dptr.cache.scripts import script_of_label
-from dptr.cache.units import number_of_units
-from dptr.cache.word_images.dataset import UnreadableImage, WordImages
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
+from dptr.cache.text.scripts import script_of_label
+from dptr.cache.text.units import number_of_units
 from dptr.trainer.choices import Protocol
-from dptr.trainer.data.stored_crops import StoredCrops
+from dptr.trainer.data.image_features import StoredCrops
 from dptr.trainer.data.stored_memory import StoredTensor
 from dptr.trainer.metrics import ProtocolScore, calibration_error, chinese_score, field_score, score_as_written
 from dptr.trainer.model.reading import read_pictures

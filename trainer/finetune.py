@@ -12,25 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
+from dptr.cache.crops.split import split, without_overlap
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import SAFETENSORS
 from dptr.cache.progress import note
 from dptr.cache.stores.files import sha256_of
-from dptr.cache.word_images.dataset import WordImages
-from dptr.cache.word_images.split import split, without_overlap
+from dptr.cache.text.charset import Charset
 from dptr.trainer.data.buckets import few_shapes
 from dptr.trainer.data.image_batches import CropBatches, ImageBatches, Oddities
+from dptr.trainer.data.image_features import StoredCrops, require_one_kind
 from dptr.trainer.data.stored_batches import StoredBatches
-from dptr.trainer.data.stored_crops import StoredCrops, require_one_kind
 from dptr.trainer.evaluate import read_stored_crops, read_word_images
 from dptr.trainer.metrics import field_score, score
-from dptr.trainer.model.coverage import Coverage, load_weights
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.base import Encoder, PretrainedEncoder
 from dptr.trainer.model.encoders.clip import PREFIX, weights_hash
 from dptr.trainer.model.encoders.given import GivenTokens
 from dptr.trainer.model.recognizer import Recognizer, with_present_names
+from dptr.trainer.model.weight_loading import Coverage, load_weights
 from dptr.trainer.predictions import keep_refusals
 from dptr.trainer.recipe import EncoderSettings, FmuSettings, Recipe, Settings
 from dptr.trainer.training import loop, processes, runs
@@ -38,7 +38,7 @@ from dptr.trainer.training.checkpoint import checkpoint_folder, find_checkpoint,
 from dptr.trainer.training.loop import is_compiled
 from dptr.trainer.training.runs import TrainingSummary, charset_of_run
 from dptr.trainer.training.step_log import Tracker, observer
-from dptr.trainer.zero_label import require_its_clip
+from dptr.trainer.zero_shot import require_its_clip
 
 #: What the names of a recogniser's encoder's weights begin with.
 _ENCODER = "encoder."

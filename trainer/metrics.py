@@ -16,10 +16,10 @@ from statistics import NormalDist
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from dptr.cache.charset import Charset
 from dptr.cache.choices import Units
-from dptr.cache.normalization import Normalization
-from dptr.cache.units import split
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
+from dptr.cache.text.units import split
 
 #: Words with more characters than this, after folding to ASCII, are no part of the field's evaluation.
 LONGEST = 25

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dptr.cache.choices import Units
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.file_names import PREDICTIONS_FOLDER, QUARANTINE_FILE, VALIDATION_WORDS
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as sealed
 from dptr.cache.stores.files import atomic_path, remove_leftovers
 from dptr.cache.stores.quarantine import Quarantine
-from dptr.cache.units import number_of_units
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.text.units import number_of_units
 from dptr.trainer.evaluate import ReadImages
 
 #: ``correct`` compares as written; an image that could not be read has neither ``reading`` nor ``correct``.

@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.row_set import RowSet
 from dptr.cache.stores.manifest import Manifest, require_same_encoder
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
+from dptr.cache.text.charset import Charset
 from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
 from dptr.trainer.data.buckets import few_shapes, padded_memory, padded_targets
 from dptr.trainer.data.held_out import split_rows

@@ -18,13 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from dptr.cache import hub
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import IMAGE_SUFFIXES, UnusablePicture, read_picture, upright_rgb
 from dptr.cache.python_calls import checked, errors_in_python
 from dptr.cache.remote import at_hand
-from dptr.cache.word_counts import checked as checked_counts
-from dptr.cache.word_counts import read_word_counts
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.text.lexicon import checked as checked_counts
+from dptr.cache.text.lexicon import read_word_counts
 from dptr.pipeline.clip.clip_files import find_clip
 from dptr.pipeline.device import resolve_device
 from dptr.trainer.choices import Protocol, ReadingPrecision
@@ -34,7 +34,7 @@ from dptr.trainer.model.model_file import BUNDLED, RECOGNISERS, from_hub, load_m
 from dptr.trainer.model.reading import read_pictures
 from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
 from dptr.trainer.training.runs import Run
-from dptr.trainer.zero_label import zero_label_recognizer
+from dptr.trainer.zero_shot import zero_label_recognizer
 
 #: A picture of one word or line: a file, a PIL image, an array, uint8, (height, width, 3) RGB or (height, width) grey,
 #: or a tensor, (3, height, width) or (1, height, width), uint8 from 0 to 255 or floating from 0 to 1.

@@ -31,7 +31,7 @@ from dptr.cache.file_names import (
 )
 from dptr.cache.progress import note
 from dptr.cache.sql.macros import add_macros, add_pieces
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as sealed
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import Manifest, StoreKind
 from dptr.cache.workspace import Workspace

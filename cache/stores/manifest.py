@@ -26,7 +26,8 @@ from dptr.cache.file_names import (
 )
 from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.progress import note
-from dptr.cache.stores import checks, sealed
+from dptr.cache.stores import checks
+from dptr.cache.stores import checksummed as sealed
 from dptr.cache.stores.files import begun_anew, sha256_of, xxh3_of
 
 _LONGEST_SHOWN = 40

@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.stores.prompt_rows import PromptRows, Ranges, open_rows
 from dptr.cache.stores.shards import States, StatesFile, StoredStates
 from dptr.cache.stores.states_store import StatesStore
+from dptr.cache.text.charset import Charset
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(

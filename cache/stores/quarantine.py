@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from dptr.cache.errors import DamagedStore, TooManyRefused
 from dptr.cache.progress import note
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as sealed
 from dptr.cache.stores.files import atomic_path, begun_anew
 
 SCHEMA = pa.schema(

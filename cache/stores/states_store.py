@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import MANIFEST_FILE
+from dptr.cache.stores.checksummed import RESTORE
 from dptr.cache.stores.manifest import Manifest, StoreKind
-from dptr.cache.stores.sealed import RESTORE
 from dptr.cache.stores.shards import StatesReader, checked_rows
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from dptr.cache.file_names import (
     is_index_file,
 )
 from dptr.cache.progress import note, progress
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as sealed
 from dptr.cache.stores.files import sha256_of
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.workspace import Workspace

@@ -50,8 +50,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError, run_script
+from dptr.cache.text.charset import Charset
 from dptr.trainer.metrics import to_ascii
 
 Row = dict[str, Any]

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import run_script
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.text.charset import Charset
 from dptr.trainer.evaluate import read_word_images
 from dptr.trainer.metrics import calibration_error, to_ascii
 from dptr.trainer.model.model_file import ModelFile, save_model

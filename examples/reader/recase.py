@@ -14,9 +14,9 @@ from pathlib import Path
 
 from rapidfuzz.distance import Levenshtein
 
+from dptr.cache.crops.dataset import WordImages
+from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import run_script
-from dptr.cache.word_images.dataset import WordImages
-from dptr.cache.word_images.writer import write_word_images
 from dptr.trainer.model.model_file import BUNDLED
 from dptr.trainer.read import load
 

@@ -18,10 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import UserError, run_script
 from dptr.cache.progress import progress
 from dptr.cache.table import table
-from dptr.cache.word_images.dataset import WordImages
 
 DATASETS = Path(__file__).parent / "datasets.toml"
 MLT_LABELS = "gt.txt"

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import run_script
 from dptr.cache.table import table
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory, Targets
 from dptr.trainer.model.recognizer import Recognizer

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from check_data import mlt_words
 
+from dptr.cache.crops.writer import WordImageWriter, write_word_images
 from dptr.cache.errors import UserError, run_script
-from dptr.cache.word_images.writer import WordImageWriter, write_word_images
 
 
 def main() -> None:

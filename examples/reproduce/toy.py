@@ -21,8 +21,8 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import CLIPConfig, CLIPModel
 
+from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import run_script
-from dptr.cache.word_images.writer import write_word_images
 from dptr.pipeline.clip import bundled
 from dptr.trainer.recipe import load_recipe, recipe_to_toml
 

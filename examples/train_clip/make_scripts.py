@@ -20,8 +20,8 @@ import zlib
 from pathlib import Path
 
 from dptr.cache.errors import UserError, run_script
-from dptr.cache.normalization import Normalization
-from dptr.cache.units import JOINERS
+from dptr.cache.text.normalization import Normalization
+from dptr.cache.text.units import JOINERS
 from dptr.pipeline.clip.bundled import is_held_out
 from dptr.pipeline.rendering.fonts import FontCollection, find_fonts
 

@@ -17,9 +17,9 @@ from dptr.cache.stores.manifest import Shard
 from dptr.cache.stores.shards import States, write_shard
 from dptr.pipeline.choices import Precision
 from dptr.pipeline.clip.loading import ImageEncoder, load_clip
-from dptr.pipeline.parts.cluster import device_of_worker, fetched
-from dptr.pipeline.parts.executors import Work, Worker
-from dptr.pipeline.parts.store_in_making import Place, ShardToMake
+from dptr.pipeline.executors.executor import Work, Worker
+from dptr.pipeline.executors.ray_cluster import device_of_worker, fetched
+from dptr.pipeline.executors.store_builder import Place, ShardToMake
 
 
 class ShardInMaking:

@@ -13,10 +13,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from dptr.cache.crops import lmdb_form, parquet_form, tar_form
+from dptr.cache.crops.form import FileState, state_of
 from dptr.cache.pictures import IMAGE_SUFFIXES, LARGEST_FILE, unreadable_format
 from dptr.cache.rejections import Rejection
-from dptr.cache.word_images import lmdb_form, parquet_form, tar_form
-from dptr.cache.word_images.form import FileState, state_of
 from dptr.pipeline.photos.photo import Photo, printable
 
 #: Names of members, each with what reads it or why it cannot be read.

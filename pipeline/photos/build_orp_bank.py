@@ -28,10 +28,10 @@ from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.quarantine import Quarantine, example
 from dptr.pipeline.clip.image_shards import Picture, ShardForm, shard_worker
 from dptr.pipeline.clip.loading import Clip, ImageEncoder, load_clip
-from dptr.pipeline.neighbours import faiss_index
-from dptr.pipeline.parts.executors import IN_PROCESS, Executor
-from dptr.pipeline.parts.part import WHOLE, Part
-from dptr.pipeline.parts.store_in_making import Group, StoreInMaking, remember_inputs
+from dptr.pipeline.executors.executor import IN_PROCESS, Executor
+from dptr.pipeline.executors.part import WHOLE, Part
+from dptr.pipeline.executors.store_builder import Group, StoreInMaking, remember_inputs
+from dptr.pipeline.photos import faiss_index
 from dptr.pipeline.photos.crops import CropSettings
 from dptr.pipeline.photos.near_images import NearImages
 from dptr.pipeline.photos.orp_settings import OrpBankSettings

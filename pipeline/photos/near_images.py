@@ -18,8 +18,8 @@ from dptr.cache.pictures import UnusablePicture, decode
 from dptr.cache.progress import progress
 from dptr.cache.rejections import Rejection
 from dptr.pipeline.clip.loading import ImageEncoder
-from dptr.pipeline.neighbours.exact import normalized
 from dptr.pipeline.photos import crops as photo_crops
+from dptr.pipeline.photos.exact import normalized
 from dptr.pipeline.photos.photo import Photo
 from dptr.pipeline.photos.photo_files import count_photos, find_photos
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
+from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note, progress
 from dptr.cache.ranges import require_at_least
-from dptr.cache.word_images.writer import write_word_images
-from dptr.pipeline.parts.executors import IN_PROCESS, Executor, Processes, Work, Worker
-from dptr.pipeline.parts.merge import describe_crops, described_crops
-from dptr.pipeline.parts.part import WHOLE, Part
+from dptr.pipeline.executors.executor import IN_PROCESS, Executor, Processes, Work, Worker
+from dptr.pipeline.executors.merge import describe_crops, described_crops
+from dptr.pipeline.executors.part import WHOLE, Part
 from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.fonts import FontCollection, find_fonts
 from dptr.pipeline.rendering.shaping import needs_shaping, require_raqm

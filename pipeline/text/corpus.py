@@ -18,16 +18,16 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from dptr.cache.charset import Charset, LetterCase
 from dptr.cache.choices import Units
 from dptr.cache.errors import UserError
-from dptr.cache.named_charsets import clusters_within, has_marks
-from dptr.cache.normalization import Normalization
 from dptr.cache.progress import Progress, note, progress
 from dptr.cache.ranges import require_at_least
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.table import table
-from dptr.cache.units import JOINERS, split
+from dptr.cache.text.charset import Charset, LetterCase
+from dptr.cache.text.named_charsets import clusters_within, has_marks
+from dptr.cache.text.normalization import Normalization
+from dptr.cache.text.units import JOINERS, split
 from dptr.pipeline.choices import Case, Unit
 from dptr.pipeline.text.corpus_files import TEXT_COLUMNS, read_rows, require_readable
 from dptr.pipeline.text.label_counts import DistinctLabels, count_labels

@@ -33,8 +33,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dptr.cache.crops import lmdb_form
 from dptr.cache.errors import UserError
-from dptr.cache.word_images import lmdb_form
 from dptr.pipeline.choices import Unit
 
 #: Records one rejection in the source that is being read: line (None: the whole file), item, reason.

@@ -23,9 +23,9 @@ from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import States
 from dptr.pipeline.clip.clip_files import files_hash
-from dptr.pipeline.parts.executors import IN_PROCESS, Executor
-from dptr.pipeline.parts.part import WHOLE, Part
-from dptr.pipeline.parts.store_in_making import StoreInMaking, remember_inputs
+from dptr.pipeline.executors.executor import IN_PROCESS, Executor
+from dptr.pipeline.executors.part import WHOLE, Part
+from dptr.pipeline.executors.store_builder import StoreInMaking, remember_inputs
 from dptr.pipeline.text.corpus import Corpus, corpus_fingerprint, nothing_usable, read_corpus
 from dptr.pipeline.text.made_up_words import CoverageGoal, make_up_words
 from dptr.pipeline.text.prompt_store import (

@@ -24,13 +24,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dptr.cache.charset import Charset, LetterCase, fold_case
 from dptr.cache.choices import Units
 from dptr.cache.errors import UserError
-from dptr.cache.normalization import Normalization
 from dptr.cache.processors import usable_processors
 from dptr.cache.stores.files import scratch_folder
-from dptr.cache.units import clusters
+from dptr.cache.text.charset import Charset, LetterCase, fold_case
+from dptr.cache.text.normalization import Normalization
+from dptr.cache.text.units import clusters
 from dptr.pipeline.choices import Unit
 from dptr.pipeline.text.corpus_files import MOST_ITEM_BYTES, TOO_LONG, Refuse, Rows
 

@@ -16,9 +16,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from dptr.cache.charset import Charset
-from dptr.cache.normalization import Normalization
 from dptr.cache.stores.prompt_rows import MADE_UP
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text.corpus import LabelBatch
 from dptr.pipeline.text.prompts import PromptEncoders

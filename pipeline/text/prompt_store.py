@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dptr.cache.charset import Charset
 from dptr.cache.choices import StatesDtype
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import PREFIX_FILE
@@ -25,11 +24,12 @@ from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import FileRecord, Manifest, Shard
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA, TEMPLATE_COLUMN
 from dptr.cache.stores.shards import States, write_shard, write_states
+from dptr.cache.text.charset import Charset
 from dptr.pipeline.choices import Context, Precision, StatesKind
 from dptr.pipeline.clip.loading import load_clip
-from dptr.pipeline.parts.cluster import device_of_worker
-from dptr.pipeline.parts.executors import Executor, Work, Worker
-from dptr.pipeline.parts.store_in_making import Group, Place, ShardToMake, StoreInMaking
+from dptr.pipeline.executors.executor import Executor, Work, Worker
+from dptr.pipeline.executors.ray_cluster import device_of_worker
+from dptr.pipeline.executors.store_builder import Group, Place, ShardToMake, StoreInMaking
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.prompts import Prompt, PromptEncoders
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE, as_stored

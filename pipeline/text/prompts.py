@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dptr.cache.charset import Charset
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import States
+from dptr.cache.text.charset import Charset
 from dptr.pipeline.choices import Context, StatesKind
 from dptr.pipeline.clip.loading import Clip
 from dptr.pipeline.clip.text_encoder import TextEncoder

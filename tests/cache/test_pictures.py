@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import UnreadableImage, WordImages
 from dptr.cache.errors import UserError
-from dptr.cache.normalization import Normalization
 from dptr.cache.pictures import UnusablePicture, decode, photo_thumbnail, read_picture
-from dptr.cache.word_images.dataset import UnreadableImage, WordImages
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.trainer.read import open_picture
 
 

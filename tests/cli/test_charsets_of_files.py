@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from dptr.cache.charset import Charset
-from dptr.cache.normalization import Normalization
+from dptr.cache.stores.image_features import WordCropStore
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.word_crops import WordCropStore
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.cli import run_command
 from dptr.trainer.training.runs import Run
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
+from dptr.cache.stores.checksummed import write_json
 from dptr.cache.stores.lock import Owner
-from dptr.cache.stores.sealed import write_json
 from dptr.cache.visible import visible, without_credentials
 
 DPTR = f"{shlex.quote(sys.executable)} -m dptr"

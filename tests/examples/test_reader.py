@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dptr.cache.charset import Charset
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.crops.dataset import WordImages
+from dptr.cache.text.charset import Charset
 from dptr.pipeline.rendering.fonts import packaged_fonts
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "reader"

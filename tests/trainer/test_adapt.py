@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.normalization import Normalization
-from dptr.cache.word_counts import Lexicon
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.lexicon import Lexicon
+from dptr.cache.text.normalization import Normalization
 from dptr.cli import run_command
 from dptr.trainer import adapt as stage
 from dptr.trainer.adapt import Material, adapt, fitted, groups_of

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dptr.cache.charset import Charset
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.crops.dataset import WordImages
+from dptr.cache.text.charset import Charset
 from dptr.trainer.evaluate import Evaluation, evaluate
 from dptr.trainer.evaluation_table import figures, table
 from dptr.trainer.model.recognizer import Reading

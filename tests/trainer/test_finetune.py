@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.normalization import Normalization
 from dptr.cache.progress import set_quiet
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.cli import run_command
 from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.loading import ImageEncoder, load_clip

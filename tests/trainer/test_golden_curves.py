@@ -15,15 +15,15 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
+from dptr.cache.crops.writer import write_word_images
 from dptr.cache.file_names import PREFIX_FILE
-from dptr.cache.normalization import Normalization
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
-from dptr.cache.word_images.dataset import WordImages
-from dptr.cache.word_images.writer import write_word_images
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.trainer.finetune import finetune
 from dptr.trainer.pretrain import pretrain
 from dptr.trainer.recipe import Recipe

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dptr.cache.charset import Charset
+from dptr.cache.text.charset import Charset
 from dptr.trainer.metrics import Score, calibration_error, chinese_score, field_score, score, score_as_written, wilson
 
 

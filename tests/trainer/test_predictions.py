@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.file_names import QUARANTINE_FILE, RUN_FILE
-from dptr.cache.normalization import Normalization
 from dptr.cache.sql.query import ask
 from dptr.cache.sql.views import connect, tables
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as sealed
 from dptr.cache.stores.verify import verify
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
 from dptr.trainer.evaluate import ReadImages

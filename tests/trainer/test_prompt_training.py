@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.progress import set_quiet
 from dptr.cache.row_set import EveryRow
@@ -22,6 +21,7 @@ from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompt_rows import MADE_UP
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard
+from dptr.cache.text.charset import Charset
 from dptr.cache.validation import positions_of
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import embed_text
@@ -31,9 +31,9 @@ from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
 from dptr.trainer.data.held_out import split_rows
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import text_memory, token_memory
-from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, DecoderShape, Memory, Targets
+from dptr.trainer.model.weight_loading import load_weights
 from dptr.trainer.pretrain import pretrain, read_prompts
 from dptr.trainer.recipe import DecoderSettings, NoiseSettings, Recipe
 

@@ -17,9 +17,9 @@ from dptr.trainer.choices import ReadingPrecision, Tracker
 from dptr.trainer.commands.starts import model_path
 
 if TYPE_CHECKING:
-    from dptr.cache.charset import Charset
-    from dptr.cache.normalization import Normalization
-    from dptr.cache.word_images.dataset import WordImages
+    from dptr.cache.crops.dataset import WordImages
+    from dptr.cache.text.charset import Charset
+    from dptr.cache.text.normalization import Normalization
     from dptr.trainer.recipe import Recipe, TrainingSettings
     from dptr.trainer.training.runs import Trained
 
@@ -110,7 +110,7 @@ def training_normalization(recipe: "Recipe", charset: "Charset", simplified: boo
 
     Traditional Chinese is ``simplified`` if asked for.
     """
-    from dptr.cache.normalization import Normalization
+    from dptr.cache.text.normalization import Normalization
 
     longest = recipe.decoder.max_label_length
     return Normalization.of(charset, max_label_length=longest, simplified=simplified)
@@ -118,7 +118,7 @@ def training_normalization(recipe: "Recipe", charset: "Charset", simplified: boo
 
 def measuring_normalization(charset: "Charset") -> "Normalization":
     """Labels of any length: what a recogniser cannot emit is a mistake, not an exception."""
-    from dptr.cache.normalization import Normalization
+    from dptr.cache.text.normalization import Normalization
 
     return Normalization.of(charset, max_label_length=_ANY_LENGTH)
 
@@ -135,7 +135,7 @@ def labels_left_out(images: "WordImages") -> list[str]:
 
 def crops_for(data: list[Path] | None, run: "Trained") -> "WordImages | None":
     """Open labelled crops with a run's charset; None where none are named."""
-    from dptr.cache.word_images.dataset import WordImages
+    from dptr.cache.crops.dataset import WordImages
 
     return WordImages.open(data, run.charset, measuring_normalization(run.charset)) if data else None
 

@@ -61,7 +61,7 @@ def evaluate(
 
     Example: dptr evaluate dptr_data/runs/finetune-parseq-1234abcd --data crops/
     """
-    from dptr.cache.word_images.dataset import WordImages
+    from dptr.cache.crops.dataset import WordImages
     from dptr.trainer import evaluate as stage
     from dptr.trainer.evaluation_table import figures, table
     from dptr.trainer.read import load_reader
@@ -86,8 +86,8 @@ def evaluate(
 
 def _nearest_words(clip: str, data: list[Path], words: str | None, device: str) -> Report:
     """Compare a CLIP's image embeddings of crops with its text embeddings of their labels and of ``words``."""
-    from dptr.cache.word_counts import read_word_counts
-    from dptr.cache.word_images.dataset import WordImages
+    from dptr.cache.crops.dataset import WordImages
+    from dptr.cache.text.lexicon import read_word_counts
     from dptr.trainer.nearest_words import nearest_words
 
     sets = {str(path): WordImages.open_as_written([path]) for path in named_data(data)}

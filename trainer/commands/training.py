@@ -139,11 +139,11 @@ def finetune(
 
     Example: dptr finetune --from bundled --data crops/ --text words.txt
     """
-    from dptr.cache.charset import Charset
+    from dptr.cache.text.charset import Charset
     from dptr.trainer import adapt as adaptation
     from dptr.trainer import finetune as stage
     from dptr.trainer.commands.labelled import Labelled, in_units, labelled
-    from dptr.trainer.data.stored_crops import fixed_by, open_crops, stores_among
+    from dptr.trainer.data.image_features import fixed_by, open_crops, stores_among
     from dptr.trainer.recipe import load_recipe
     from dptr.trainer.training import processes
     from dptr.trainer.training.runs import default_name
@@ -238,7 +238,7 @@ def _open_neighbours(workspace: Workspace, bank: "OrpBank | None", recipe: "Reci
     """Neighbours where the recipe's noise draws from them, mined first when they are missing or outdated."""
     from dptr.cache.stores.neighbours import Neighbours
     from dptr.cache.stores.orp import OrpBank
-    from dptr.pipeline.neighbours.mine_neighbours import mine_neighbours
+    from dptr.pipeline.photos.mine_neighbours import mine_neighbours
 
     if bank is None or not recipe.noise.needs_neighbours:
         return None

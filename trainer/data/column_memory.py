@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dptr.cache import reading_order
 from dptr.cache.errors import UserError
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.units import clusters
+from dptr.cache.text import reading_order
+from dptr.cache.text.units import clusters
 from dptr.trainer.data.stored_memory import StoredMemory, StoredTensor
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dptr.cache.crops.dataset import WordImages, preprocess
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import SAFETENSORS, WEIGHTS_FILE
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as sealed
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.word_counts import Lexicon
-from dptr.cache.word_images.dataset import WordImages, preprocess
+from dptr.cache.text.lexicon import Lexicon
 from dptr.trainer.choices import ExportTarget
 from dptr.trainer.export import onnx_graph as export_onnx
 from dptr.trainer.export.names import Family, renamed

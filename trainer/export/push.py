@@ -22,7 +22,7 @@ from dptr.cache.file_names import (
     WEIGHTS_FILE,
 )
 from dptr.cache.progress import note
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as sealed
 from dptr.cache.visible import visible
 from dptr.trainer.export.export import export
 from dptr.trainer.metrics import wilson

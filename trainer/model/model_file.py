@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dptr.cache import hub
-from dptr.cache.charset import Charset
 from dptr.cache.choices import BUNDLED_RECOGNISERS
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import WEIGHTS_FILE
 from dptr.cache.plain_json import what_is_wrong
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as sealed
 from dptr.cache.stores.files import atomic_path, sha256_of
-from dptr.cache.word_counts import DEFAULT_WEIGHT, Lexicon, pack, unpack
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.lexicon import DEFAULT_WEIGHT, Lexicon, pack, unpack
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 from dptr.trainer.model.trained import RunKind, Trained
 from dptr.trainer.recipe import WIDEST, Recipe, load_saved_recipe, recipe_to_toml

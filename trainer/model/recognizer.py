@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.word_counts import DEFAULT_WEIGHT
-from dptr.trainer.model.character_model import CharacterModel
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.lexicon import DEFAULT_WEIGHT
+from dptr.trainer.model.beam_search import Candidate, search
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
 from dptr.trainer.model.decoders.ctc import CtcDecoder, ctc_loss
@@ -26,9 +26,9 @@ from dptr.trainer.model.encoders.clip import ClipEncoder
 from dptr.trainer.model.encoders.given import GivenTokens
 from dptr.trainer.model.fmu import FeatureMergeUnit
 from dptr.trainer.model.folding import fold_batch_norms, halve
+from dptr.trainer.model.language_model import CharacterModel
 from dptr.trainer.model.layers import grid_positions
 from dptr.trainer.model.trained import Trained
-from dptr.trainer.model.word_search import Candidate, search
 from dptr.trainer.recipe import Recipe
 
 _FORMER_CTC_HEAD = "column_head."

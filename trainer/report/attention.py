@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from dptr.cache.word_images.dataset import preprocess
+from dptr.cache.crops.dataset import preprocess
 from dptr.trainer.model.decoders.decoder_layer import DecoderLayer
 from dptr.trainer.model.fmu import FeatureMergeUnit
 from dptr.trainer.model.layers import Attention

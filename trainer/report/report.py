@@ -12,16 +12,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, PREDICTIONS_FOLDER, RUN_FILE, TIMINGS_FILE
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as sealed
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.word_images.dataset import WordImages
 from dptr.trainer.report.charts import line_chart
 from dptr.trainer.report.page import Chart, Section, Table, render, text_row
-from dptr.trainer.report.readings import accuracy, crop_sections, prompt_sections
+from dptr.trainer.report.predictions import accuracy, crop_sections, prompt_sections
 from dptr.trainer.training.runs import Run
 
 _RECIPE_SECTIONS = {

@@ -19,7 +19,7 @@ from torch import Tensor
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import CHECKPOINTS_FOLDER, SAFETENSORS, STATE_FILE
 from dptr.cache.plain_json import what_is_wrong
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as sealed
 from dptr.cache.stores.files import flush, sha256_of
 from dptr.trainer.tensor_file import save_tensors
 

@@ -13,14 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, DptrError, UserError
 from dptr.cache.file_names import LEXICON_FILE, RECIPE_FILE, RUN_FILE, STATE_FILE
 from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.progress import note
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as sealed
 from dptr.cache.stores.lock import locked
-from dptr.cache.word_counts import Lexicon
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.lexicon import Lexicon
 from dptr.trainer.model.decoders import emitted_by
 from dptr.trainer.model.trained import RunKind as RunKind
 from dptr.trainer.model.trained import Trained as Trained

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dptr.cache.word_images.dataset import preprocess
+from dptr.cache.crops.dataset import preprocess
 
 if TYPE_CHECKING:
     import torch

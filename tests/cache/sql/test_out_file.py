@@ -18,7 +18,7 @@ import pytest
 from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, PREDICTIONS_FOLDER, RECIPE_FILE, RUN_FILE
 from dptr.cache.sql.query import ask
 from dptr.cache.sql.views import connect, write_views
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as sealed
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA as CROPS_SCHEMA
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA

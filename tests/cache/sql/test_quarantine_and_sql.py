@@ -11,7 +11,7 @@ from dptr.cache.errors import TooManyRefused, UserError
 from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.sql.query import ask
 from dptr.cache.sql.views import connect
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as sealed
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.workspace import Workspace

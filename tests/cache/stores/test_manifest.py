@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as sealed
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import FileRecord, Manifest, Shard, require_same_encoder
 from dptr.cache.stores.prompts import PromptStore

@@ -19,7 +19,7 @@ from dptr.cache.stores.prompts import CATALOGUE_SCHEMA, PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
 from dptr.cache.stores.verify import repairable, verify
 from dptr.cache.validation import hashes_of
-from dptr.pipeline.repair.repair import repair
+from dptr.pipeline.repair import repair
 
 LABELS = ["street", "Straße", "", "東京", "a", "bb", "ccc"]
 IDENTITY = dict.fromkeys(

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from dptr.cache.errors import UserError
 from dptr.cache.progress import set_quiet
+from dptr.cache.stores.image_features import WordCropStore
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.word_crops import WordCropStore
 from dptr.cli import run_command
 from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.clip.clip_files import find_clip

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import UserError
-from dptr.cache.word_images.dataset import WordImages
 from dptr.cli import run_command
 from dptr.trainer import nearest_words as module
 from dptr.trainer.nearest_words import CENTRED, nearest_words

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
-from dptr.cache.normalization import Normalization
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.quarantine import Quarantine
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.text import corpus_files, label_counts
 from dptr.pipeline.text.corpus import CorpusSettings, case_variants, corpus_fingerprint, read_corpus
 

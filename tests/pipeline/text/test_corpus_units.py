@@ -8,14 +8,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.normalization import Normalization
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.verify import verify
-from dptr.pipeline.repair.repair import repair
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
+from dptr.pipeline.repair import repair
 from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
 from dptr.pipeline.text.embed_text import embed_text
 from dptr.pipeline.text.prompt_store import EmbedTextSettings

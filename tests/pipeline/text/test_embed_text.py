@@ -17,10 +17,10 @@ import pytest
 
 from dptr.cache.errors import DamagedStore
 from dptr.cache.file_names import QUARANTINE_FILE
-from dptr.cache.normalization import Normalization
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.verify import verify
+from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text import embed_text as module

@@ -13,9 +13,9 @@ import pytest
 
 from dptr.cache.errors import DamagedStore, TooManyRefused, UserError
 from dptr.cache.file_names import QUARANTINE_FILE
-from dptr.cache.normalization import Normalization
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.verify import verify
+from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text import prompt_store
 from dptr.pipeline.text.corpus import CorpusSettings

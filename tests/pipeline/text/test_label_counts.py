@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dptr.cache.charset import LetterCase, fold_case
-from dptr.cache.normalization import Normalization
+from dptr.cache.text.charset import LetterCase, fold_case
+from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.text.corpus_files import Rows
 from dptr.pipeline.text.label_counts import count_labels
 

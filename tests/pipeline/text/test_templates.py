@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dptr.cache.errors import UserError
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as sealed
 from dptr.cache.stores.manifest import FileRecord
 from dptr.cache.stores.prompts import PromptStore
 from dptr.pipeline.clip.loading import load_clip

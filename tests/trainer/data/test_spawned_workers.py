@@ -15,17 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
+from dptr.cache.crops.writer import write_word_images
 from dptr.cache.file_names import NEIGHBOURS_ARRAY, PREFIX_FILE
-from dptr.cache.normalization import Normalization
 from dptr.cache.row_set import RowSet
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import States, write_shard, write_states
-from dptr.cache.word_images.dataset import WordImages
-from dptr.cache.word_images.writer import write_word_images
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.trainer.data.image_batches import ImageBatches
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.pretrain import PromptBatches

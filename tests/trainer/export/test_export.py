@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import dptr
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import preprocess
 from dptr.cache.errors import DptrError, UserError
-from dptr.cache.word_images.dataset import preprocess
+from dptr.cache.text.charset import Charset
 from dptr.cli import run_command
 from dptr.trainer import read
 from dptr.trainer.choices import ExportTarget

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dptr.cache.errors import UserError
-from dptr.cache.word_counts import Lexicon
+from dptr.cache.text.lexicon import Lexicon
 from dptr.trainer.export.export import export
 from dptr.trainer.model.model_file import BUNDLED, ModelFile
 from dptr.trainer.read import load

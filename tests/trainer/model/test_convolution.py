@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.layers import grid_positions
 from dptr.trainer.model.recognizer import Recognizer

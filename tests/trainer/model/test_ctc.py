@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dptr.cache.charset import Charset
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory, Targets
 from dptr.trainer.model.decoders.ctc import CtcDecoder, ctc_loss

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dptr.cache.charset import Charset
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.decoders.autoregressive import AutoregressiveDecoder
 from dptr.trainer.model.decoders.base import DecoderShape, Memory, Targets
 from dptr.trainer.model.decoders.parseq import ParseqDecoder, TwoStreamLayer, attention_masks, draw_permutations

@@ -17,8 +17,8 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.decoders.base import Targets
 from dptr.trainer.model.encoders import build_encoder, describe, model_of
 from dptr.trainer.model.encoders.transformers_model import TransformersEncoder

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dptr.cache.errors import DamagedStore
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as sealed
 from dptr.trainer.model.model_file import BUNDLED, ModelFile, load_model
 
 

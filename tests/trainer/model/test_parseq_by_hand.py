@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import nn
 
-from dptr.cache.charset import Charset
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.decoders.base import DecoderShape, Memory, Targets
 from dptr.trainer.model.decoders.parseq import ParseqDecoder, attention_masks
 

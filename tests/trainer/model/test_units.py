@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from dptr.cache.charset import Charset
+from dptr.cache.text.charset import Charset
 from dptr.trainer.data.column_memory import _places_seen
-from dptr.trainer.model.character_model import CharacterModel
-from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Targets
+from dptr.trainer.model.language_model import CharacterModel
 from dptr.trainer.model.recognizer import Recognizer, _among
+from dptr.trainer.model.weight_loading import load_weights
 from dptr.trainer.recipe import DecoderSettings, load_recipe
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import UserError
-from dptr.cache.normalization import Normalization
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.cli import run_command
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.recipe import Recipe

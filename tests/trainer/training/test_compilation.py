@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.stores.shards import StoredTokens
+from dptr.cache.text.charset import Charset
 from dptr.trainer.data.buckets import FewShapes
 from dptr.trainer.data.stored_memory import StoredMemory, StoredTensor
 from dptr.trainer.model.decoders import build_decoder

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.recipe import Recipe, load_recipe, load_saved_recipe, parse_recipe, recipe_to_toml
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.decoders.base import Decoder, DecoderShape
 from dptr.trainer.model.decoders.ctc import CtcDecoder
 from dptr.trainer.model.decoders.nrtr import NrtrDecoder
