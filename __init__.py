@@ -25,10 +25,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dptr.cache.choices import StatesDtype, UnicodeForm, Units
+from dptr.cache.choices import EmbeddingsDtype, UnicodeForm, Units
 from dptr.cache.errors import UserError
 from dptr.cache.python_calls import checked, require_in_range
-from dptr.pipeline.choices import Case, Context, Precision, StatesKind, Unit
+from dptr.pipeline.choices import Case, Context, EmbeddingsKind, Precision, Unit
 from dptr.trainer.choices import FmuKind, NoiseDraw, Sampling, Tracker
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from dptr.cache.stores.orp import OrpBank
     from dptr.cache.stores.prompts import PromptStore
     from dptr.cache.text.charset import Charset
-    from dptr.trainer.model.recognizer import Reading
-    from dptr.trainer.read import Reader, Readings, load
+    from dptr.trainer.model.recognizer import Prediction
+    from dptr.trainer.read import Predictions, Reader, load
 
 __version__ = "0.1.0"
 
@@ -47,8 +47,8 @@ _PUBLIC = {
     "OrpBank": "dptr.cache.stores.orp",
     "PromptStore": "dptr.cache.stores.prompts",
     "Reader": "dptr.trainer.read",
-    "Reading": "dptr.trainer.model.recognizer",
-    "Readings": "dptr.trainer.read",
+    "Prediction": "dptr.trainer.model.recognizer",
+    "Predictions": "dptr.trainer.read",
     "load": "dptr.trainer.read",
 }
 
@@ -56,10 +56,10 @@ __all__ = [
     "Charset",
     "DptrError",
     "OrpBank",
+    "Prediction",
+    "Predictions",
     "PromptStore",
     "Reader",
-    "Reading",
-    "Readings",
     "Training",
     "__version__",
     "build_orp_bank",
@@ -106,10 +106,10 @@ def embed_text(
     simplified: bool = False,
     max_label_length: int = 25,
     template: str | Sequence[str] | None = None,
-    states: StatesKind | None = None,
+    embeddings: EmbeddingsKind | None = None,
     context: Context = "content",
     precision: Precision = "fp32",
-    dtype: StatesDtype = "float16",
+    dtype: EmbeddingsDtype = "float16",
     shard_rows: int = 16384,
     cover_pieces: int = 0,
     seed: int = 0,
@@ -149,7 +149,7 @@ def build_orp_bank(
     workers: int = 1,
     seed: int = 0,
     precision: Precision = "fp32",
-    dtype: StatesDtype = "float16",
+    dtype: EmbeddingsDtype = "float16",
     exclude_near: str | Path | Sequence[str | Path] | None = None,
     exclude_threshold: float = 0.95,
     retry_quarantined: bool = False,

@@ -66,11 +66,11 @@ def demo(
     started = time.monotonic()
     workspace = Workspace(out / "dptr_data")
     data = prepare_demo_data(out)
-    note("\n1/5  text to CLIP states")
+    note("\n1/5  text to CLIP embeddings")
     stage_one.embed_text(workspace, [str(data.corpus)], charset="36")
     note("\n2/5  photos to noise")
     stage_one.build_orp_bank(workspace, data.photos, crops_per_image=40)
-    note("\n3/5  pre-training the decoder on text states alone")
+    note("\n3/5  pre-training the decoder on text embeddings alone")
     pretrained = training.pretrain(workspace, recipe="demo").figures
     note("\n4/5  fine-tuning on rendered crops, from the encoder of the bundled recogniser")
     run = str(training.finetune(workspace, [data.crops], recipe="demo", encoder="bundled").figures["out"])
@@ -85,7 +85,7 @@ def demo(
         "",
         f"word accuracy on {counts['rows']} rendered crops, none seen in training (their words were): "
         f"{metrics['accuracy_36_weighted']:.1%}",
-        f"validation words read from their text states after pre-training: {metrics['accuracy']:.1%}",
+        f"validation words read from their text embeddings after pre-training: {metrics['accuracy']:.1%}",
         "The bundled CLIP is small and the crops are rendered: this shows that every stage works, not how far it goes.",
         f"The bundled recogniser, trained for hours, on {page['rows']} words of a photographed page: "
         f"{page['metrics']['accuracy_36_weighted']:.1%}",

@@ -160,12 +160,12 @@ def stage_one(folder: Path, device: torch.device, seconds: float) -> Iterator[Me
 
     name, precision = str(folder / "clip"), "bf16" if device.type == "cuda" else "fp32"
     clip = load_clip(name, precision, str(device))  # type: ignore[arg-type]  # one of two literals
-    tower, images = TextEncoder(clip, Template(), context="full"), ImageEncoder(clip)
+    encoder, images = TextEncoder(clip, Template(), context="full"), ImageEncoder(clip)
     words = (folder / "words.txt").read_text(encoding="utf-8").split()
-    ids = tower.tokenize([Template().prompt(word) for word in words[:2048]])
-    own = clip.model.config.text_config.max_position_embeddings - len(tower.prefix_ids)
+    ids = encoder.tokenize([Template().prompt(word) for word in words[:2048]])
+    own = clip.model.config.text_config.max_position_embeddings - len(encoder.prefix_ids)
     each = encoder_operations(clip.model.config.text_config, own)
-    yield rate_of("stage 1, prompts", device, seconds, lambda: (tower.encode(ids), len(ids))[1], each)
+    yield rate_of("stage 1, prompts", device, seconds, lambda: (encoder.encode(ids), len(ids))[1], each)
     photos = folder / "photos"
     photos.mkdir()
     generator = np.random.default_rng(0)

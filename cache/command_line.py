@@ -18,7 +18,7 @@ import typer
 
 from dptr.cache import launched, plain_json
 from dptr.cache.choices import AnswerForm
-from dptr.cache.errors import TooManyRefused, UserError
+from dptr.cache.errors import TooManyRejected, UserError
 from dptr.cache.path_lists import PathListCommand
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores import checks
@@ -108,7 +108,7 @@ def command(
             if not launched.rank():
                 print_report(name, report, as_json)
             if report.problems:
-                raise typer.Exit(TooManyRefused.exit_code)
+                raise typer.Exit(TooManyRejected.exit_code)
 
         keyword = inspect.Parameter.KEYWORD_ONLY
         options = [p.replace(kind=keyword) for p in parameters.values() if p.name != "workspace"]

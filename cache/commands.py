@@ -37,7 +37,7 @@ def sql(
     prompts: PromptsFolder = None,
     orp: OrpFolder = None,
 ) -> Report:
-    """Query the workspace with DuckDB: prompts, crops, neighbours, refused_…, runs, metrics, predictions.
+    """Query the workspace with DuckDB: prompts, crops, neighbours, rejected_…, runs, metrics, predictions.
 
     Example: dptr sql "select label, n_tokens from prompts order by n_tokens desc limit 10"
     """

@@ -27,7 +27,7 @@ _OUT_OF_MEMORY = (
     "could not create a primitive",
     "can't start new thread",
 )
-#: What a disk can refuse, by its number, and what to do about it; the user's to mend, so exit code 2.
+#: What a disk can reject, by its number, and what to do about it; the user's to mend, so exit code 2.
 OF_THE_DISK = {
     errno.ENOSPC: "Make room, then run the same command",
     errno.EDQUOT: "Make room, then run the same command",
@@ -70,7 +70,7 @@ class DamagedStore(DptrError):
     exit_code = 3
 
 
-class TooManyRefused(DptrError):
+class TooManyRejected(DptrError):
     """More inputs were quarantined than the caller allowed."""
 
     exit_code = 4
@@ -88,7 +88,7 @@ def disk_error(error: Exception) -> OSError | None:
 
 
 def disk_problem(error: OSError) -> str:
-    """Say what the disk refused and for which path, in one line."""
+    """Say what the disk rejected and for which path, in one line."""
     if error.filename is None:  # a file that was open already
         return f"writing: {error.strerror}" if error.strerror else str(error)
     # Of two names the second is the one that was to be.

@@ -10,10 +10,10 @@ Unit = Literal["word", "line"]
 #: What becomes of upper and lower case; the last makes three labels of each.
 Case = Literal["keep", "lower", "upper-lower-title"]
 
-#: States of the last layer norm, or those projected into the joint space.
-StatesKind = Literal["hidden", "projected"]
+#: Embeddings of the last layer norm, or those projected into the joint space.
+EmbeddingsKind = Literal["hidden", "projected"]
 
-#: States up to and including the end token, or of the whole context.
+#: Embeddings up to and including the end token, or of the whole context.
 Context = Literal["content", "full"]
 
 #: Arithmetic of CLIP.

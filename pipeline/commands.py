@@ -13,7 +13,7 @@ from dptr.cache.errors import DamagedStore, DptrError, UserError
 from dptr.cache.options import LARGEST_SEED, LONGEST_LABEL, MOST_WORKERS, Device, OrpFolder, Out, PromptsFolder
 from dptr.cache.stores.files import require_replaceable
 from dptr.cache.workspace import Workspace
-from dptr.pipeline.choices import Case, Context, CropKind, StatesKind, Unit
+from dptr.pipeline.choices import Case, Context, CropKind, EmbeddingsKind, Unit
 from dptr.pipeline.device import resolve_device
 from dptr.pipeline.executors.executor import IN_PROCESS, Executor
 from dptr.pipeline.executors.part import Part
@@ -62,8 +62,8 @@ def embed_text(
     simplified: Annotated[bool, typer.Option("--simplified", help="Fold traditional Chinese to simplified.")] = False,
     max_label_length: Annotated[int, typer.Option(min=1, max=LONGEST_LABEL, help="Longest label in characters.")] = 25,
     template: Annotated[list[str] | None, typer.Option(help="Sentence around {label}; may be repeated.")] = None,
-    states: Annotated[StatesKind | None, typer.Option(help="By default what fits the images.")] = None,
-    context: Annotated[Context, typer.Option(help="States up to the end token, or all.")] = "content",
+    embeddings: Annotated[EmbeddingsKind | None, typer.Option(help="By default what fits the images.")] = None,
+    context: Annotated[Context, typer.Option(help="Embeddings up to the end token, or all.")] = "content",
     precision: Arithmetic = "fp32",
     dtype: Dtype = "float16",
     shard_rows: Annotated[int, typer.Option(min=1, help="Labels of a shard.")] = 16384,
@@ -93,7 +93,7 @@ def embed_text(
         corpus=CorpusSettings(unit, column, normalization, charset, min_count, case, units),
         clip=clip,
         templates=tuple([template] if isinstance(template, str) else template or [DEFAULT_TEMPLATE]),
-        states=states,
+        embeddings=embeddings,
         context=context,
         precision=precision,
         dtype=dtype,
@@ -138,7 +138,7 @@ def build_orp_bank(
     exclude_threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Pooled cosine from which photos are nearly equal.")
     ] = 0.95,
-    retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Read refused photos again.")] = False,
+    retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Read rejected photos again.")] = False,
     max_bad: MaxBad = None,
     device: Device = "auto",
     batch_size: BatchSize = None,
@@ -171,7 +171,9 @@ def build_orp_bank(
     )
     with _engine(engine, address, engine_workers, device) as executor:
         summary = stage.build_orp_bank(paths, out or workspace.orp, settings, Part.named(part), executor)
-    return Report(figures_of(summary), f"{summary.rows:,} crops in {summary.out}, {summary.quarantined} photos refused")
+    return Report(
+        figures_of(summary), f"{summary.rows:,} crops in {summary.out}, {summary.quarantined} photos rejected"
+    )
 
 
 @command(commands, "embed-crops")
@@ -195,7 +197,7 @@ def embed_crops(
     batch_size: BatchSize = None,
     part: PartOf = None,
 ) -> Report:
-    """Labelled crops to a word-crop store, from which finetune trains without running CLIP's image encoder.
+    """Labelled crops to an image-feature store, from which finetune trains without running CLIP's image encoder.
 
     Example: dptr embed-crops crops/ --clip openai/clip-vit-base-patch16 --views 8
     """
@@ -216,8 +218,8 @@ def embed_crops(
         device=resolve_device(device),
         batch=batch_size,
     )
-    summary = stage.embed_crops(paths, out or workspace.word_crops, settings, Part.named(part))
-    text = f"{summary.crops:,} crops in {views} views each in {summary.out}, {summary.quarantined} crops refused"
+    summary = stage.embed_crops(paths, out or workspace.image_features, settings, Part.named(part))
+    text = f"{summary.crops:,} crops in {views} views each in {summary.out}, {summary.quarantined} crops rejected"
     return Report(figures_of(summary), text)
 
 

@@ -114,7 +114,7 @@ def _text_settings(identity: dict[str, Any], entry: dict[str, Any]) -> EmbedText
         corpus=CorpusSettings(**{**rules, "charset": Charset.from_text(identity["charset"])}),
         clip=identity["encoder"],
         templates=from_store(identity["template"]),
-        **{name: identity[name] for name in ("states", "context", "precision", "dtype")},
+        **{name: identity[name] for name in ("embeddings", "context", "precision", "dtype")},
         **{name: entry[name] for name in ("shard_rows", "tokens_per_batch", "seed")},
     )
 
@@ -133,23 +133,23 @@ def _embed_catalogues(
         encode,
         load_encoders,
         prompts_in,
-        write_prefix_states,
+        write_prefix_embeddings,
         write_prompt_shard,
     )
 
     kept = [number for number in lost if manifest.shards[number].catalogue not in files]
     if kept or PREFIX_FILE in files:
         settings = _text_settings(manifest.identity, manifest.details[INPUTS][-1])
-        towers, found, _ = load_encoders(settings)
+        encoders, found, _ = load_encoders(settings)
         manifest.require_equal(folder, {"weights": found["weights"], "tokenizer": found["tokenizer"]})
         if PREFIX_FILE in files:
-            write_prefix_states(scratch / PREFIX_FILE, towers)
+            write_prefix_embeddings(scratch / PREFIX_FILE, encoders)
         for number in kept:
             shard = manifest.shards[number]
             prompts = prompts_in(folder / shard.catalogue)
             first = sum(shard.rows for shard in manifest.shards[:number])
-            states = encode(towers, prompts, settings)
-            write_prompt_shard(scratch, number, first, prompts, states, settings.dtype, len(settings.templates))
+            embeddings = encode(encoders, prompts, settings)
+            write_prompt_shard(scratch, number, first, prompts, embeddings, settings.dtype, len(settings.templates))
     return [number for number in lost if number not in kept]
 
 
@@ -183,5 +183,5 @@ def _embed_crops(identity: dict[str, Any], entry: dict[str, Any], out: Path, par
 _AGAIN: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any], Path, Part], None], str | None]] = {
     "prompts": (_embed_text, None),
     "orp": (_build_orp_bank, "image_sha256"),
-    "word_crops": (_embed_crops, "image_sha256"),
+    "image_features": (_embed_crops, "image_sha256"),
 }

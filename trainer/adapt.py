@@ -31,7 +31,7 @@ from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import CHECKPOINTS_FOLDER, RUN_FILE
 from dptr.cache.progress import progress
-from dptr.cache.stores import checksummed as sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.lock import locked
 from dptr.cache.table import table
 from dptr.cache.text.charset import Charset
@@ -49,7 +49,7 @@ from dptr.trainer.metrics import Score, score, wilson
 from dptr.trainer.model.language_model import CharacterModel
 from dptr.trainer.model.model_file import BUNDLED, ModelFile
 from dptr.trainer.model.reading import width_for
-from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
+from dptr.trainer.model.recognizer import Prediction, Recognizer, load_recognizer
 from dptr.trainer.read import PictureFiles, Reader, open_picture
 from dptr.trainer.recipe import FinetuneSettings, Recipe
 from dptr.trainer.training import runs
@@ -240,7 +240,7 @@ def adapt(
         adaptation = Adaptation(images, charset, start, recipe, work, torch.device(device), track, material)
         summary = replace(adaptation.run(validation, out), seconds=time.monotonic() - started)
         plain = {**asdict(replace(summary, coverage=None)), "out": str(out)}
-        sealed.write_json(out / SUMMARY_FILE, {"identity": identity, "summary": plain})
+        checksummed.write_json(out / SUMMARY_FILE, {"identity": identity, "summary": plain})
         shutil.rmtree(work)
     return summary
 
@@ -410,12 +410,12 @@ class Adaptation:
             model = load_recognizer(run, str(self.device))
             prefer(model, rule.lexicon)
             openers = (partial(open_picture, file) for file in self.unlabelled)
-            readings = Reader(model, str(self.device)).read_opened(openers)
+            predictions = Reader(model, str(self.device)).read_opened(openers)
             with write_word_images(path) as writer, progress("labelling", len(self.unlabelled), "crops") as shown:
-                for file, reading in zip(self.unlabelled, readings, strict=True):
+                for file, prediction in zip(self.unlabelled, predictions, strict=True):
                     shown.advance()
-                    if isinstance(reading, Reading) and rule.accepts(reading):
-                        writer.write(file.read_bytes(), reading.text)
+                    if isinstance(prediction, Prediction) and rule.accepts(prediction):
+                        writer.write(file.read_bytes(), prediction.text)
         try:
             return WordImages.open([path], self.charset, self.normalization)
         except UserError:  # not one prediction counts
@@ -485,9 +485,9 @@ class Rule:
     least: float
     allowed: Callable[[str], bool]
 
-    def accepts(self, reading: Reading) -> bool:
+    def accepts(self, prediction: Prediction) -> bool:
         """Return whether a prediction counts as a label."""
-        return bool(reading.text) and reading.confidence >= self.least and self.allowed(reading.text)
+        return bool(prediction.text) and prediction.confidence >= self.least and self.allowed(prediction.text)
 
 
 def _pictures(folders: Sequence[Path]) -> list[Path]:
@@ -578,9 +578,11 @@ def prefer(model: Recognizer, lexicon: Lexicon | None) -> None:
 
 
 def pooled(read: Sequence[ReadImages]) -> Score:
-    """Return the score of all readings together."""
-    truths = [truth for each in read for truth in each.truths]
-    return score(truths, [reading.text for each in read for reading in each.readings], units=read[0].units)
+    """Return the score of all predictions together."""
+    ground_truths = [ground_truth for each in read for ground_truth in each.ground_truths]
+    return score(
+        ground_truths, [prediction.text for each in read for prediction in each.predictions], units=read[0].units
+    )
 
 
 def _held_out_choice(options: Sequence[_Option]) -> list[ReadImages]:
@@ -615,10 +617,10 @@ def allowed_by(text: Mapping[str, float], charset: Charset, labels: Sequence[str
 def _threshold(option: _Option, allowed: Callable[[str], bool]) -> tuple[float | None, float]:
     """Return the lowest confidence from which enough predictions for held-out crops are right, and how many are."""
     rows = [
-        (reading.confidence, truth == reading.text)
+        (prediction.confidence, ground_truth == prediction.text)
         for read in option.read
-        for truth, reading in zip(read.truths, read.readings, strict=True)
-        if reading.text and allowed(reading.text)
+        for ground_truth, prediction in zip(read.ground_truths, read.predictions, strict=True)
+        if prediction.text and allowed(prediction.text)
     ]
     for least in _CONFIDENCES:
         right = [is_right for confidence, is_right in rows if confidence >= least]
@@ -725,7 +727,7 @@ def _kept(out: Path, identity: Any) -> AdaptSummary:
     Raises:
         DamagedStore: it was another.
     """
-    kept = sealed.read_json(out / SUMMARY_FILE)
+    kept = checksummed.read_json(out / SUMMARY_FILE)
     if kept["identity"] != identity:
         raise DamagedStore(
             f"{out} holds an adaptation of other crops or with other settings", "Choose another folder with -o"

@@ -25,7 +25,7 @@ Distortions = Literal["dptr", "parseq"]
 #: The arithmetic of reading; ``auto``: bf16 on CPUs that have instructions for it, else fp32.
 ReadingPrecision = Literal["auto", "fp32", "bf16"]
 
-#: By which rules readings are compared: the field's for Latin, or the Chinese benchmark's.
+#: By which rules predictions are compared: the field's for Latin, or the Chinese benchmark's.
 Protocol = Literal["field", "chinese"]
 
 #: Where else metrics are shown.

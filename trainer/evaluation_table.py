@@ -22,7 +22,7 @@ _RULES = {
 
 
 def table(result: Evaluation) -> str:
-    """Return words, accuracy and its interval, 1-NED per protocol and set, what was left out, the surest mistakes."""
+    """Return words, accuracy with interval and 1-NED per protocol and set, and the most confident mistakes."""
     rows = [row for protocol in result.protocols for row in _rows(result, protocol)]
     head = ["", "data", "words", "accuracy", "95 % interval", "1-NED"]
     lines = [laid_out(head, rows, numbers=(2, 3, 4, 5)), "", *_left_out(result)]
@@ -34,8 +34,12 @@ def table(result: Evaluation) -> str:
     lines += ["", f"accuracy by length, as written: {lengths}"]
     lines += [f"expected calibration error of confidences, as written: {result.calibration_error:.3f}"]
     if result.mistakes:
-        mistakes = [(m.key, m.truth, m.reading, f"{m.confidence:.3f}") for m in result.mistakes[:10]]
-        lines += ["", "most confident mistakes:", laid_out(["image", "truth", "reading", "confidence"], mistakes, (3,))]
+        mistakes = [(m.key, m.ground_truth, m.prediction, f"{m.confidence:.3f}") for m in result.mistakes[:10]]
+        lines += [
+            "",
+            "most confident mistakes:",
+            laid_out(["image", "ground_truth", "prediction", "confidence"], mistakes, (3,)),
+        ]
     return "\n".join(lines)
 
 

@@ -132,38 +132,38 @@ def nearest_words(
     return NearestWords(len(words), len(wanted) - len(words), crops, rejected, first, among, seconds, clip.load_seconds)
 
 
-def _text_vectors(tower: TextEncoder, wanted: list[str]) -> tuple[list[str], NDArray[np.float32]]:
+def _text_vectors(encoder: TextEncoder, wanted: list[str]) -> tuple[list[str], NDArray[np.float32]]:
     """Return the words that the tokenizer can write and their vectors of length one, (words, dim)."""
     words, parts = list[str](), list[NDArray[np.float32]]()
     for start in range(0, len(wanted), _PROMPTS_AT_ONCE):
         some = wanted[start : start + _PROMPTS_AT_ONCE]
-        ids = tower.tokenize([tower.template.prompt(word) for word in some])
-        usable = [number for number, one in enumerate(ids) if tower.why_unusable(one) is None]
+        ids = encoder.tokenize([encoder.template.prompt(word) for word in some])
+        usable = [number for number, one in enumerate(ids) if encoder.why_unusable(one) is None]
         if usable:
             words += [some[number] for number in usable]
-            parts.append(_unit(tower.encode([ids[number] for number in usable]).pooled))
+            parts.append(_unit(encoder.encode([ids[number] for number in usable]).pooled))
     if not parts:
         return [], np.zeros((0, 1), np.float32)
     return words, np.concatenate(parts)
 
 
 def _image_vectors(
-    tower: ImageEncoder, images: WordImages, column: dict[str, int]
+    encoder: ImageEncoder, images: WordImages, column: dict[str, int]
 ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
     """Yield rows of crops whose label is a candidate, and their vectors of length one, (rows, dim)."""
     place, pixels = list[int](), list[NDArray[np.float32]]()
     for row in range(len(images)):
         if images.samples[row].label.lower() in column:
             try:
-                pixels.append(tower.preprocess_word(images.image(row)))
+                pixels.append(encoder.preprocess_word(images.image(row)))
             except UnreadableImage:
                 continue
             place.append(row)
-        if place and (len(place) == tower.batch or row + 1 == len(images)):
-            yield place, _unit(tower.encode(np.stack(pixels))[1])
+        if place and (len(place) == encoder.batch or row + 1 == len(images)):
+            yield place, _unit(encoder.encode(np.stack(pixels))[1])
             place, pixels = [], []
     if place:
-        yield place, _unit(tower.encode(np.stack(pixels))[1])
+        yield place, _unit(encoder.encode(np.stack(pixels))[1])
 
 
 def _ranks(

@@ -32,7 +32,7 @@ from dptr.trainer.evaluate import PROTOCOLS, Evaluation, evaluate
 from dptr.trainer.model.folding import cpu_has_bfloat16
 from dptr.trainer.model.model_file import BUNDLED, RECOGNISERS, from_hub, load_model
 from dptr.trainer.model.reading import read_pictures
-from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
+from dptr.trainer.model.recognizer import Prediction, Recognizer, load_recognizer
 from dptr.trainer.training.runs import Run
 from dptr.trainer.zero_shot import zero_label_recognizer
 
@@ -51,8 +51,8 @@ _BATCHES_SORTED = 4
 _MOST_PIXELS = 1 << 26
 
 
-class Readings(list[Reading]):
-    """Readings in the order of their pictures."""
+class Predictions(list[Prediction]):
+    """Predictions in the order of their pictures."""
 
     def to_arrow(self) -> pa.Table:
         """Return a table with ``text``, ``confidence`` and ``character_confidences``, a row for each picture."""
@@ -61,7 +61,7 @@ class Readings(list[Reading]):
             ("confidence", pa.float64()),
             ("character_confidences", pa.list_(pa.float64())),
         ]
-        return pa.Table.from_pylist([vars(reading) for reading in self], pa.schema(schema))
+        return pa.Table.from_pylist([vars(prediction) for prediction in self], pa.schema(schema))
 
     def to_pandas(self) -> Any:
         """Return the same as a pandas DataFrame.
@@ -76,7 +76,7 @@ class Readings(list[Reading]):
 
 
 class Reader:
-    """A recogniser with its preprocessing: pictures in, readings out; picture: see :data:`Picture`.
+    """A recogniser with its preprocessing: pictures in, predictions out; picture: see :data:`Picture`.
 
     Args:
         recognizer: what reads. device: where, as torch names it.
@@ -105,12 +105,12 @@ class Reader:
         return self
 
     @overload
-    def read(self, images: str | Path | Image.Image, batch_size: int | None = None) -> Reading: ...
+    def read(self, images: str | Path | Image.Image, batch_size: int | None = None) -> Prediction: ...
     @overload
-    def read(self, images: NDArray[np.uint8] | Tensor, batch_size: int | None = None) -> Reading | Readings: ...
+    def read(self, images: NDArray[np.uint8] | Tensor, batch_size: int | None = None) -> Prediction | Predictions: ...
     @overload
-    def read(self, images: Iterable[Picture], batch_size: int | None = None) -> Readings: ...
-    def read(self, images: Picture | Iterable[Picture], batch_size: int | None = None) -> Reading | Readings:
+    def read(self, images: Iterable[Picture], batch_size: int | None = None) -> Predictions: ...
+    def read(self, images: Picture | Iterable[Picture], batch_size: int | None = None) -> Prediction | Predictions:
         """Read one picture, or several of any size in the order given.
 
         Args:
@@ -119,19 +119,19 @@ class Reader:
             batch_size: pictures that are read at once; more are faster and take more memory.
 
         Returns:
-            A reading for a picture, readings for several.
+            A reading for a picture, predictions for several.
 
         Raises:
             UserError: a file that is no picture, pixels of another shape, dtype or range.
         """
         if isinstance(images, str | Path | Image.Image) or (hasattr(images, "ndim") and images.ndim < 4):
             return next(self.read_each([images], batch_size))
-        return Readings(self.read_each(images, batch_size))
+        return Predictions(self.read_each(images, batch_size))
 
     __call__ = read
 
-    def read_each(self, images: Iterable[Picture], batch_size: int | None = None) -> Iterator[Reading]:
-        """Yield readings as :meth:`read` lists them, as they are read: memory does not grow with their number."""
+    def read_each(self, images: Iterable[Picture], batch_size: int | None = None) -> Iterator[Prediction]:
+        """Yield predictions as :meth:`read` lists them, as they are read: memory does not grow with their number."""
         if not isinstance(images, Iterable):
             raise UserError(f"{images!r:.60} is no picture", _PICTURES)
         if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
@@ -167,7 +167,7 @@ class Reader:
 
     def read_opened(
         self, openers: Iterable[Callable[[], Image.Image]], batch_size: int | None = None
-    ) -> Iterator[Reading | UserError]:
+    ) -> Iterator[Prediction | UserError]:
         """Open pictures and read them; yield a reading for each, in order, or what keeps it from being read.
 
         Several batches of them wait until they are sorted by width; with a batch of one picture, none waits.
@@ -175,8 +175,8 @@ class Reader:
         size = batch_size or self.batch_size
         for opened in _groups(map(_opened, openers), 1 if size == 1 else size * _BATCHES_SORTED):
             pictures = [picture for picture in opened if isinstance(picture, Image.Image)]
-            readings = iter(read_pictures(self.recognizer, pictures, self._device, size))
-            yield from (next(readings) if isinstance(found, Image.Image) else found for found in opened)
+            predictions = iter(read_pictures(self.recognizer, pictures, self._device, size))
+            yield from (next(predictions) if isinstance(found, Image.Image) else found for found in opened)
 
 
 @checked

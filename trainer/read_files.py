@@ -18,7 +18,7 @@ from dptr.cache import plain_json
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.stores.files import atomic_path
-from dptr.trainer.model.recognizer import Reading
+from dptr.trainer.model.recognizer import Prediction
 from dptr.trainer.page_boxes import read_boxes
 from dptr.trainer.read import Reader, open_picture
 
@@ -90,7 +90,7 @@ def read_rows(reader: Reader, sources: Iterable[Source], tally: Tally, batch_siz
 
 def _found_in(
     reader: Reader, sources: Iterable[Source], batch_size: int | None
-) -> Iterator[tuple[Row, Reading | UserError]]:
+) -> Iterator[tuple[Row, Prediction | UserError]]:
     """Yield each source's description, in order, with its reading or what keeps it from being read."""
     waiting: deque[tuple[Row, list[int]]] = deque()
     pages = 0
@@ -103,7 +103,7 @@ def _found_in(
 
     for found in reader.read_opened(openers(), batch_size):
         described, size = waiting.popleft()
-        if isinstance(found, Reading) and looks_like_page(size, found):
+        if isinstance(found, Prediction) and looks_like_page(size, found):
             pages += 1
             if pages <= _PAGES_NAMED:
                 note(f"{described['image']} looks like a page, not a word or line: cut its words out, or give --boxes")
@@ -112,10 +112,10 @@ def _found_in(
         note(f"{pages - _PAGES_NAMED:,} more look like pages")
 
 
-def looks_like_page(size: Sequence[int], reading: Reading) -> bool:
+def looks_like_page(size: Sequence[int], prediction: Prediction) -> bool:
     """Return whether a picture of that (width, height) is too large and too doubtful to show one word or line."""
     width, height = size
-    doubtful = reading.confidence < _PAGE_CONFIDENCE or not reading.text
+    doubtful = prediction.confidence < _PAGE_CONFIDENCE or not prediction.text
     return doubtful and min(width, height) >= _PAGE_SIDE and width < 4 * height
 
 

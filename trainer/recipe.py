@@ -22,7 +22,7 @@ from dptr.cache.errors import UserError
 from dptr.trainer.choices import Distortions, FmuKind, FmuStart, NoiseDraw, Refinement, Sampling
 
 _BUNDLED = Path(__file__).resolve().parents[1] / "recipes"
-#: Beyond these no computer has the memory; a typing mistake is refused before memory is allocated.
+#: Beyond these no computer has the memory; a typing mistake is rejected before memory is allocated.
 WIDEST = 16_384
 _DEEPEST, _LARGEST_IMAGE, _LARGEST_COUNT = 256, 8_192, 1_000_000_000
 
@@ -57,7 +57,7 @@ class DecoderSettings(Settings):
 class EncoderSettings(Settings):
     """The image encoder: ``vit`` (patches), ``convolution`` (columns; ``channels`` of its first stage) or a model's.
 
-    ``clip:`` and a directory or hub id takes the image tower of that CLIP, ``hf:`` any vision model that transformers
+    ``clip:`` and a directory or hub id takes the image encoder of that CLIP, ``hf:`` any vision model that transformers
     knows, sizes and all; ``config`` is its description and filled in when the recipe is resolved.
     ``image_widths`` are further widths, between commas, that ``convolution`` takes: training draws one of all for each
     batch, reading chooses by the shape of each picture.
@@ -102,8 +102,9 @@ class MemorySettings(Settings):
     """What the decoder is given.
 
     Attributes:
-        kind: ``tokens`` (a prompt's pooled vector and states, as in the paper), ``pooled`` (its pooled vector alone,
-            which an image's may replace) or ``columns`` (its states laid out as an image's columns).
+        kind: ``tokens`` (a prompt's pooled vector and embeddings, as in the paper), ``pooled`` (its pooled vector
+            alone,
+            which an image's may replace) or ``columns`` (its embeddings laid out as an image's columns).
         tokens: memory tokens that a pooled vector is unfolded into.
         centred: whether pooled vectors are centred by their side's mean, text by the store's and images by the bank's.
         columns: columns of a text memory.
@@ -116,10 +117,10 @@ class MemorySettings(Settings):
 
 
 class NoiseSettings(Settings):
-    """Offline randomised perturbation: how ORP states are added to text states in pre-training.
+    """Offline randomised perturbation: how ORP embeddings are added to text embeddings in pre-training.
 
-    ``ratio`` is what token states are multiplied by; for pooled vectors, the most that noise is as long as the vector.
-    ``draw`` says whose states: of any crop, of the prompt's nearest, of either, or (``gaussian``) of none.
+    ``ratio`` is what token embeddings are multiplied by; for pooled vectors, the most that noise is as long as the
+    vector. ``draw`` says whose embeddings: of any crop, of the prompt's nearest, of either, or (``gaussian``) of none.
     ``whole_batch`` draws token positions once a batch, and no crop twice in it while the bank has enough.
     """
 
@@ -173,7 +174,7 @@ class PretrainSettings(TrainingSettings):
     """Stage 2. ``sampling`` draws labels uniformly or by their corpus counts raised to ``count_power``.
 
     ``validation_share`` of the labels is never trained on; at most ``validation_rows`` of them are read at a time.
-    ``clip``, ``context`` and ``charset`` refuse a prompt store made with another one; empty: any store.
+    ``clip``, ``context`` and ``charset`` reject a prompt store made with another one; empty: any store.
     """
 
     validation_share: float = Field(default=0.05, gt=0, lt=1)
@@ -316,7 +317,7 @@ def parse_recipe(values: Mapping[str, Any], origin: str, changed: Mapping[str, s
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise _refusal(error, origin, given) from error
+        raise _rejection(error, origin, given) from error
 
 
 def recipe_to_toml(recipe: Recipe) -> str:
@@ -337,7 +338,7 @@ def _keys_of(section: str) -> dict[str, FieldInfo]:
     return keys
 
 
-def _refusal(error: ValidationError, origin: str, given: Mapping[str, str]) -> UserError:
+def _rejection(error: ValidationError, origin: str, given: Mapping[str, str]) -> UserError:
     """Turn the first of pydantic's complaints into one line: the key, its value, and what it may be."""
     first = error.errors()[0]
     if len(first["loc"]) < 2:

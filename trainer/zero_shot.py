@@ -1,7 +1,7 @@
-"""A recogniser trained on no labelled image: a pre-trained decoder behind the image tower of its own CLIP.
+"""A recogniser trained on no labelled image: a pre-trained decoder behind the image encoder of its own CLIP.
 
-The decoder was trained on CLIP's text states; CLIP's states of an image of that text are near to them. With memory of
-kind ``pooled`` it reads the image's pooled vector, with ``tokens`` the image's projected tokens.
+The decoder was trained on CLIP's text embeddings; CLIP's embeddings of an image of that text are near to them. With
+memory of kind ``pooled`` it reads the image's pooled vector, with ``tokens`` the image's projected tokens.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ FindClip = Callable[[str], Path]
 
 
 def zero_label_recognizer(run: Run, find_clip: FindClip, device: str = "cpu") -> Recognizer:
-    """Put a pre-training run's decoder behind the image tower of the CLIP that embedded its text, in evaluation mode.
+    """Put a pre-training run's decoder behind the image encoder of the CLIP that embedded its text, in evaluation mode.
 
     Args:
         run: a pre-training run. find_clip: the name of a CLIP -> its folder. device: where to read.
 
     Raises:
-        UserError: the decoder was trained on columns, which no image tower gives; or the CLIP is not to be found.
+        UserError: the decoder was trained on columns, which no image encoder gives; or the CLIP is not to be found.
         DamagedStore: the CLIP of that name is another one by now.
     """
     if run.recipe.memory.kind == "columns":
         raise UserError(
-            f"{run.folder} learnt to read text laid out in columns, which CLIP's image tower does not show",
+            f"{run.folder} learnt to read text laid out in columns, which CLIP's image encoder does not show",
             "Fine-tune it (`dptr finetune`), or pre-train with --set memory.kind=pooled",
         )
     if not run.clip:
@@ -51,7 +51,7 @@ def require_its_clip(run: Run, folder: Path) -> None:
     Raises:
         DamagedStore: it has others.
     """
-    if whole_hash(folder) != run.clip_weights.rpartition("+")[2]:  # of a pair, the image tower's stands last
+    if whole_hash(folder) != run.clip_weights.rpartition("+")[2]:  # of a pair, the image encoder's stands last
         raise DamagedStore(
             f"the CLIP {run.clip} has other weights than the one that embedded the text of {run.folder}",
             "Put that CLIP back in its place, or embed the text again with this one and pre-train",
@@ -59,6 +59,6 @@ def require_its_clip(run: Run, folder: Path) -> None:
 
 
 def _seen_by_clip(recipe: Recipe, clip: str, folder: Path) -> Recipe:
-    """Return the recipe with a CLIP's image tower as its encoder, and nothing between that and the decoder."""
+    """Return the recipe with a CLIP's image encoder as its encoder, and nothing between that and the decoder."""
     seen = recipe.replace("encoder", kind=PREFIX + clip, config=describe(folder))
     return seen.replace("fmu", kind="none").replace("finetune", ctc_weight=0.0)

@@ -40,7 +40,7 @@ class Rules:
     def label_of(self, raw: str) -> str | Rejected:
         """Return the label that a recogniser is to predict where ``raw`` stands, or why it cannot be used."""
         label = self.charset.fold_case(self.normalization.apply(raw))
-        reason = self.normalization.refuse(label, self.charset)
+        reason = self.normalization.reject(label, self.charset)
         return label if reason is None else Rejected(reason)
 
     def usable(self, source: str, key: str, raw: str, rejected: Tally, changed: Tally) -> str | None:
@@ -112,15 +112,15 @@ def _labels(source: Source) -> Iterator[tuple[str, str | Rejected, Place | None]
 
 def _made_from(sources: Sequence[Source], judged_by: str) -> str:
     """Return a digest of what a list depends on; none where a source does not say which file its labels are in."""
-    states = []
+    embeddings = []
     for source in sources:
         name = Path(source.name)
         file = next((one for one in (name, name / "data.mdb") if one.is_file()), None)
         if file is None:
             return ""
         known = file.stat()
-        states.append([str(file.absolute()), known.st_size, known.st_mtime_ns, known.st_ino])
-    text = json.dumps([FORMAT_VERSION, states, judged_by, unicodedata.unidata_version])
+        embeddings.append([str(file.absolute()), known.st_size, known.st_mtime_ns, known.st_ino])
+    text = json.dumps([FORMAT_VERSION, embeddings, judged_by, unicodedata.unidata_version])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -188,7 +188,7 @@ def write(out: Path) -> Iterator[LmdbWriter]:
     """Open a new environment for labelled images; it appears at ``out`` when it is whole.
 
     Raises:
-        OSError: the disk is full, or refuses.
+        OSError: the disk is full, or rejects.
     """
     temporary = temporary_beside(out)
     try:

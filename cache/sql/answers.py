@@ -40,7 +40,7 @@ def write_answer(connection: duckdb.DuckDBPyConnection, query: str, form: Answer
     """Write the answer to ``query`` into ``out``, atomically and block by block; return how many rows it has.
 
     Raises:
-        UserError: DuckDB refuses the query, or two columns of an object or a Parquet file have one name.
+        UserError: DuckDB rejects the query, or two columns of an object or a Parquet file have one name.
     """
     return _write_parquet(connection, query, out) if form == "parquet" else _write_text(connection, query, form, out)
 

@@ -35,26 +35,26 @@ order by similarity desc, id limit k"""
 #: Name -> views that it reads, and how it is made.
 _TABLES = {"nearest": ({"prompts"}, _NEAREST), "nearest_crops": ({"prompts", "crops"}, _NEAREST_CROPS)}
 
-# Case variants of a label share their states and tokens, so each prompt counts once.
+# Case variants of a label share their embeddings and tokens, so each prompt counts once.
 _MET = """
 with tokens as (
-    select states_of, lower(label) as label, unnest(token_ids) as token_id, unnest(token_letters) as letters,
+    select embeddings_of, lower(label) as label, unnest(token_ids) as token_id, unnest(token_letters) as letters,
         generate_subscripts(token_ids, 1) as place
-    from prompts where states_of = id
+    from prompts where embeddings_of = id
 ), placed as (
-    select *, sum(letters) over (partition by states_of order by place) - letters as start from tokens
+    select *, sum(letters) over (partition by embeddings_of order by place) - letters as start from tokens
 ), met as (
-    select states_of, label, token_id, substr(label, start::bigint + 1, letters) as piece
+    select embeddings_of, label, token_id, substr(label, start::bigint + 1, letters) as piece
     from placed where letters > 0
 ), counted as (
-    select token_id, any_value(piece) as piece, count(distinct states_of) as rows from met group by token_id
+    select token_id, any_value(piece) as piece, count(distinct embeddings_of) as rows from met group by token_id
 )"""
 _WITHOUT_RUNS = f"""create view pieces as {_MET}
 select piece, token_id, rows, null::varchar as run, 0::bigint as words, null::double as accuracy from counted"""
 _WITH_RUNS = f"""create view pieces as {_MET}, judged as (
-    select token_id, run, count(*) as words, avg((lower(reading) = held.label)::int) as accuracy
+    select token_id, run, count(*) as words, avg((lower(prediction) = held.label)::int) as accuracy
     from (select distinct token_id, label from met) as held
-    join predictions on data = '{VALIDATION_WORDS}' and lower(truth) = held.label
+    join predictions on data = '{VALIDATION_WORDS}' and lower(ground_truth) = held.label
     group by token_id, run
 )
 select piece, token_id, rows, run, coalesce(words, 0) as words, accuracy
@@ -113,8 +113,8 @@ def add_pieces(connection: duckdb.DuckDBPyConnection) -> None:
     without such a run one row, with ``run`` and ``accuracy`` null.
     """
     # Stores of the first versions lack them; other programs' files may have other columns.
-    if {"token_letters", "states_of", "token_ids"} <= _columns(connection, "prompts"):
-        with_runs = {"data", "truth", "reading", "run"} <= _columns(connection, "predictions")
+    if {"token_letters", "embeddings_of", "token_ids"} <= _columns(connection, "prompts"):
+        with_runs = {"data", "ground_truth", "prediction", "run"} <= _columns(connection, "predictions")
         connection.execute(_WITH_RUNS if with_runs else _WITHOUT_RUNS)
 
 

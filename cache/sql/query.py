@@ -47,7 +47,7 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> Answer:
     """Run one query.
 
     Raises:
-        UserError: DuckDB refuses it, or it is none, several, or a statement that changes something.
+        UserError: DuckDB rejects it, or it is none, several, or a statement that changes something.
     """
     cursor = _run(connection, query, connection.execute)
     return Answer([str(column[0]) for column in cursor.description or []], _blocks(connection, cursor))
@@ -131,7 +131,7 @@ def _explained(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
         raise KeyboardInterrupt from error
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         _end_transaction(connection)
-        raise _refusal(connection, error) from error
+        raise _rejection(connection, error) from error
 
 
 def _require_question(connection: duckdb.DuckDBPyConnection, query: str) -> None:
@@ -145,6 +145,6 @@ def _require_question(connection: duckdb.DuckDBPyConnection, query: str) -> None
         raise UserError(f"only questions are answered here, not a statement of kind {kind}", "Use select")
 
 
-def _refusal(connection: duckdb.DuckDBPyConnection, error: Exception) -> UserError:
+def _rejection(connection: duckdb.DuckDBPyConnection, error: Exception) -> UserError:
     problem = (str(error).splitlines() or [type(error).__name__])[0]
     return UserError(f"DuckDB: {problem}", f"Tables here: {', '.join(tables(connection))}")

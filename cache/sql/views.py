@@ -31,7 +31,7 @@ from dptr.cache.file_names import (
 )
 from dptr.cache.progress import note
 from dptr.cache.sql.macros import add_macros, add_pieces
-from dptr.cache.stores import checksummed as sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import Manifest, StoreKind
 from dptr.cache.workspace import Workspace
@@ -42,8 +42,8 @@ _NOTHING = "Run `dptr embed-text FILE` first, or give --workspace"
 def connect(workspace: Workspace, prompts: Path | None = None, orp: Path | None = None) -> duckdb.DuckDBPyConnection:
     """Open an in-memory DuckDB with one view per table that exists; it can neither write nor read anything else.
 
-    Views: ``prompts``, ``crops``, ``word_crops``, ``neighbours``, ``refused_text``, ``refused_photos``,
-    ``refused_crops``, ``refused_words``, ``runs``, ``metrics``, ``predictions`` and ``pieces``;
+    Views: ``prompts``, ``crops``, ``image_features``, ``neighbours``, ``rejected_text``, ``rejected_photos``,
+    ``rejected_crops``, ``rejected_words``, ``runs``, ``metrics``, ``predictions`` and ``pieces``;
     macros: see :mod:`dptr.cache.sql.macros`. Damaged files are named and left out.
 
     Args:
@@ -124,19 +124,19 @@ def _close(connection: duckdb.DuckDBPyConnection) -> None:
 def _parquet_tables(workspace: Workspace) -> dict[str, list[Path]]:
     """Return the Parquet files of each table there is; a damaged store is named and left out."""
     stores: tuple[tuple[Path, StoreKind, str, str], ...] = (
-        (workspace.prompts, "prompts", "prompts", "refused_text"),
-        (workspace.orp, "orp", "crops", "refused_photos"),
-        (workspace.word_crops, "word_crops", "word_crops", "refused_crops"),
+        (workspace.prompts, "prompts", "prompts", "rejected_text"),
+        (workspace.orp, "orp", "crops", "rejected_photos"),
+        (workspace.image_features, "image_features", "image_features", "rejected_crops"),
     )
     found: dict[str, list[Path]] = {}
-    for folder, kind, rows, refused in stores:
-        found |= _store_tables(folder, kind, rows, refused)
-    found["refused_words"] = [*found.get("refused_crops", []), *_in_runs(workspace, QUARANTINE_FILE)]
+    for folder, kind, rows, rejected in stores:
+        found |= _store_tables(folder, kind, rows, rejected)
+    found["rejected_words"] = [*found.get("rejected_crops", []), *_in_runs(workspace, QUARANTINE_FILE)]
     found["predictions"] = _in_runs(workspace, f"{PREDICTIONS_FOLDER}/*.parquet")
     return {name: files for name, files in found.items() if files}
 
 
-def _store_tables(folder: Path, kind: StoreKind, rows: str, refused: str) -> dict[str, list[Path]]:
+def _store_tables(folder: Path, kind: StoreKind, rows: str, rejected: str) -> dict[str, list[Path]]:
     if not (folder / MANIFEST_FILE).is_file():
         return {}
     try:
@@ -145,7 +145,7 @@ def _store_tables(folder: Path, kind: StoreKind, rows: str, refused: str) -> dic
     except DptrError as error:
         note(f"left out: {error}")
         return {}
-    for name, view in ((QUARANTINE_FILE, refused), (NEIGHBOURS_TABLE, "neighbours")):
+    for name, view in ((QUARANTINE_FILE, rejected), (NEIGHBOURS_TABLE, "neighbours")):
         if name in manifest.files and not manifest.is_intact(folder, name):
             note(f"left out: {view}, because {folder / name} is not what was written. See `dptr verify {folder}`")
         elif (folder / name).is_file():
@@ -160,7 +160,7 @@ def _in_runs(workspace: Workspace, pattern: str) -> list[Path]:
 
 def _is_whole(path: Path) -> bool:
     try:
-        sealed.require_whole(path)
+        checksummed.require_whole(path)
         return True
     except OSError as error:
         note(f"left out: {path} cannot be read ({error.strerror})")
@@ -229,7 +229,7 @@ def _load_rows(connection: duckdb.DuckDBPyConnection, name: str, rows: Iterator[
 
 def _description(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        described = sealed.read_json(path)
+        described = checksummed.read_json(path)
     except OSError as error:
         note(f"left out of runs: {path} cannot be read ({error.strerror})")
     except DptrError as error:

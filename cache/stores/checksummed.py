@@ -1,7 +1,7 @@
-"""Sealed files: each holds the SHA-256 of its own bytes, its own digits taken as zeros, so that no flip goes unseen.
+"""Checksummed files: each holds the SHA-256 of its own bytes, its own digits taken as zeros.
 
-What describes a store, a run or a model is sealed. The seal stands where the format has room: a last key in JSON, a
-comment in TOML, the header of safetensors, the metadata of ONNX and of Parquet files that belong to a run.
+What describes a store, a run or a model is checksummed. The checksum stands where the format has room: a last key in
+JSON, a comment in TOML, the header of safetensors, the metadata of ONNX and of Parquet files that belong to a run.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ FORMAT_VERSION = 2
 
 _MARK = b"dptr-sha256:"
 _DIGITS = 64
-#: Stands in a file for its seal until :func:`seal` puts the digits in.
-UNSEALED = _MARK.decode() + "0" * _DIGITS
-_SEAL = "seal"
+#: Stands in a file for its checksum until :func:`checksum` puts the digits in.
+WITHOUT_CHECKSUM = _MARK.decode() + "0" * _DIGITS
+_CHECKSUM = "checksum"
 _VERSION_KEY = "dptr_format_version"
 #: What the header or the metadata of a model or a table holds.
-METADATA = {_VERSION_KEY: str(FORMAT_VERSION), "dptr_seal": UNSEALED}
+METADATA = {_VERSION_KEY: str(FORMAT_VERSION), "dptr_checksum": WITHOUT_CHECKSUM}
 RESTORE = "Restore it from a copy, or make what it belongs to again"
 
 
-def seal(path: Path) -> None:
-    """Put the digits into a finished file that holds :data:`UNSEALED`; only the last one counts."""
+def checksum(path: Path) -> None:
+    """Put the digits into a finished file that holds :data:`WITHOUT_CHECKSUM`; only the last one counts."""
     with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as data:
         place = _place(data)
         data[place : place + _DIGITS] = _digest(data, place)
         data.flush()
 
 
-def is_sealed(path: Path) -> bool | None:
-    """Return whether a file's seal is right; None where it has none.
+def has_checksum(path: Path) -> bool | None:
+    """Return whether a file's checksum is right; None where it has none.
 
     Raises:
         DamagedStore: it is no plain file. OSError: it cannot be read.
@@ -53,29 +53,29 @@ def is_sealed(path: Path) -> bool | None:
             return None if place < 0 else data[place : place + _DIGITS] == _digest(data, place)
 
 
-def require_sealed(path: Path, needed: bool = True) -> None:
-    """Check a file's seal; one without passes only where it is not ``needed``.
+def require_checksum(path: Path, needed: bool = True) -> None:
+    """Check a file's checksum; one without passes only where it is not ``needed``.
 
     Raises:
-        DamagedStore: the file's bytes are not those that were sealed.
+        DamagedStore: the file's bytes are not those that were checksummed.
     """
-    whole = is_sealed(path)
+    whole = has_checksum(path)
     if whole is False or (needed and whole is None):
         raise DamagedStore(f"{path} is damaged: its contents have changed", RESTORE)
 
 
 def require_whole(path: Path) -> None:
-    """Check the seal of a model or a table; one without :data:`METADATA` has none and passes.
+    """Check the checksum of a model or a table; one without :data:`METADATA` has none and passes.
 
     Raises:
-        DamagedStore: the file's bytes are not those that were sealed. OSError: it cannot be read.
+        DamagedStore: the file's bytes are not those that were checksummed. OSError: it cannot be read.
     """
-    # Two marks: one flip cannot make a file look as if it never had a seal.
-    require_sealed(path, needed=_VERSION_KEY.encode() in _ends_of(path))
+    # Two marks: one flip cannot make a file look as if it never had a checksum.
+    require_checksum(path, needed=_VERSION_KEY.encode() in _ends_of(path))
 
 
 def write_json(path: Path, value: dict[str, Any], lists: dict[str, list[Any]] | None = None) -> None:
-    """Write an object as indented, sealed JSON of this format version, atomically.
+    """Write an object as indented, checksummed JSON of this format version, atomically.
 
     ``lists`` come last, a line for each entry: of long ones that takes a tenth of the time.
     """
@@ -83,38 +83,38 @@ def write_json(path: Path, value: dict[str, Any], lists: dict[str, list[Any]] | 
     for name, entries in (lists or {}).items():
         lines = ",\n    ".join(json.dumps(entry, ensure_ascii=False) for entry in entries)
         text += f',\n  "{name}": [\n    {lines}\n  ]'
-    write_text(path, f'{text},\n  "{_SEAL}": "{UNSEALED}"\n}}\n')
+    write_text(path, f'{text},\n  "{_CHECKSUM}": "{WITHOUT_CHECKSUM}"\n}}\n')
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text that holds :data:`UNSEALED` as UTF-8, sealed and atomically."""
+    """Write a text that holds :data:`WITHOUT_CHECKSUM` as UTF-8, checksummed and atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-        seal(temporary)
+        checksum(temporary)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read an object that :func:`write_json` wrote, without its seal.
+    """Read an object that :func:`write_json` wrote, without its checksum.
 
     Raises:
         DamagedStore: it is no JSON object, or its bytes have changed.
         UserError: it is of another format version.
         OSError: it cannot be read.
     """
-    sealed = is_sealed(path)
+    checksummed = has_checksum(path)
     try:
-        if sealed is False:
+        if checksummed is False:
             raise ValueError
         value = json.loads(path.read_text(encoding="utf-8"))
         version = value["format_version"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        problem = "its contents have changed" if sealed is False else what_is_wrong(error)
+        problem = "its contents have changed" if checksummed is False else what_is_wrong(error)
         raise DamagedStore(f"{path} is damaged: {problem}", RESTORE) from error
     if version != FORMAT_VERSION:
         advice = "Update dptr" if isinstance(version, int) and version > FORMAT_VERSION else "Make it again"
         raise UserError(f"{path} has format version {version}, this dptr reads {FORMAT_VERSION}", advice)
-    require_sealed(path)
-    del value[_SEAL]
+    require_checksum(path)
+    del value[_CHECKSUM]
     return dict(value)
 
 
@@ -127,7 +127,7 @@ def _ends_of(path: Path, size: int = 1 << 16) -> bytes:
 
 
 def _place(data: mmap.mmap) -> int:
-    """Return where the digits of the last seal begin, -1 without one."""
+    """Return where the digits of the last checksum begin, -1 without one."""
     found = data.rfind(_MARK)
     return found + len(_MARK) if 0 <= found <= len(data) - len(_MARK) - _DIGITS else -1
 

@@ -1,4 +1,4 @@
-"""The word-crop store: labelled crops, and augmented views of them, as the tokens of a CLIP's image tower.
+"""The image-feature store: labelled crops, and augmented views of them, as the tokens of a CLIP's image encoder.
 
 A crop's views stand behind each other, as many of each crop, so that crop ``c`` in view ``v`` is row ``c * views + v``.
 View 0 is the crop as it is.
@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
+from dptr.cache.stores.embeddings_store import EmbeddingsStore
 from dptr.cache.stores.shards import StoredTokens, checked_rows
-from dptr.cache.stores.states_store import StatesStore
 from dptr.cache.text.charset import Charset
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
@@ -32,12 +32,12 @@ CATALOGUE_SCHEMA = pa.schema(
 )
 
 
-class WordCropStore(StatesStore):
-    """A committed word-crop store, opened read-only. Its unit is the crop, not the row."""
+class WordCropStore(EmbeddingsStore):
+    """A committed image-feature store, opened read-only. Its unit is the crop, not the row."""
 
-    KIND = "word_crops"
+    KIND = "image_features"
     MADE_BY = "dptr embed-crops"
-    VIEW = "word_crops"
+    VIEW = "image_features"
 
     def __len__(self) -> int:
         return self.manifest.rows // self.views

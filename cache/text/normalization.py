@@ -45,7 +45,7 @@ class Normalization:
         return cls(charset.unicode, False, " " in charset.characters, max_label_length, simplified)
 
     def apply(self, raw: str) -> str:
-        """Return the label of ``raw``; it may be empty or too long, which :meth:`refuse` checks."""
+        """Return the label of ``raw``; it may be empty or too long, which :meth:`reject` checks."""
         parts = self._in_form(raw).split()
         return " ".join(parts) if self.keep_spaces else "".join(parts)
 
@@ -92,7 +92,7 @@ class Normalization:
         """Return how many code points a label may have at most."""
         return self.max_label_length * (1 if units == "codepoint" else _MOST_OF_A_CLUSTER)
 
-    def refuse(self, label: str, charset: Charset) -> str | None:
+    def reject(self, label: str, charset: Charset) -> str | None:
         """Return why ``label`` cannot be used, or None when it can."""
         if not label:
             return "empty"

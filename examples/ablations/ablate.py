@@ -152,9 +152,11 @@ class Trials:
             path = self.grid.tests[test]
             self.dptr(["evaluate", run, "--data", path, *arm.evaluate])
             where = f"run = {_quoted(Path(run).name)} and data = {_quoted(path)}"
-            query = f"select key, truth, reading from predictions where {where} order by key"
+            query = f"select key, ground_truth, prediction from predictions where {where} order by key"
             read = self.dptr(["sql", query])["result"]
-            scored = {key: is_right(truth, reading, self.grid.protocol) for key, truth, reading in read}
+            scored = {
+                key: is_right(ground_truth, prediction, self.grid.protocol) for key, ground_truth, prediction in read
+            }
             counted = {key: int(right) for key, right in scored.items() if right is not None}
             if not counted:
                 raise UserError(f"no word of {path} counts under protocol {self.grid.protocol}", "Use another protocol")
@@ -193,13 +195,13 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def is_right(truth: str, reading: str | None, protocol: str) -> bool | None:
+def is_right(ground_truth: str, prediction: str | None, protocol: str) -> bool | None:
     """Return whether a word was read, as the protocol compares; None where it has nothing to compare."""
     if protocol == "exact":
-        return truth == reading
+        return ground_truth == prediction
     project = Charset.named(protocol).project
-    wanted = project(to_ascii(truth))
-    return None if not wanted else wanted == project(to_ascii(reading or ""))
+    wanted = project(to_ascii(ground_truth))
+    return None if not wanted else wanted == project(to_ascii(prediction or ""))
 
 
 def compare(grid: Grid, rows: Sequence[Row]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Scale a recogniser's logits so that its confidence is the share of readings that are right.
+"""Scale a recogniser's logits so that its confidence is the share of predictions that are right.
 
     python examples/reader/calibrate.py english.safetensors --data real/*-validation.lmdb -o calibrated.safetensors
 
@@ -68,8 +68,13 @@ def error_at(path: Path, temperature: float, sets: Sequence[WordImages]) -> floa
     errors = []
     for images in sets:
         read = read_word_images(recognizer, images, torch.device("cpu"))
-        pairs = [(_folded(truth), reading) for truth, reading in zip(read.truths, read.readings, strict=True)]
-        counted = [(truth == _folded(found.text), found.confidence) for truth, found in pairs if truth]
+        pairs = [
+            (_folded(ground_truth), prediction)
+            for ground_truth, prediction in zip(read.ground_truths, read.predictions, strict=True)
+        ]
+        counted = [
+            (ground_truth == _folded(found.text), found.confidence) for ground_truth, found in pairs if ground_truth
+        ]
         right, confidences = zip(*counted, strict=True)
         errors.append(calibration_error(confidences, right))
     return sum(errors) / len(errors)

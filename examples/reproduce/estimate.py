@@ -27,7 +27,7 @@ from dptr.trainer.recipe import load_recipe
 #: ViT-B/16's joint space, a text embedding of the full context and of the content of a median label, in tokens.
 DIM, FULL, CONTENT = 512, 77, 8
 #: Labels of a median length; decoders pad a batch to its longest, which sorting by length keeps near this.
-LABEL = "reading"
+LABEL = "prediction"
 ROWS, STEP = 2, 768
 GPUS = (1, 2, 4, 8)
 

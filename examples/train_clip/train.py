@@ -71,7 +71,7 @@ class ClipSettings(TrainingSettings):
     template: str = "a photo of a '{label}'"
     photos: int = Field(default=4, ge=0)
     letters_weight: float = Field(default=1.0, ge=0)
-    states_weight: float = Field(default=0.5, ge=0)
+    embeddings_weight: float = Field(default=0.5, ge=0)
 
 
 def letters_by_column(label: str, columns: int, alphabet: str) -> NDArray[np.int64]:
@@ -226,7 +226,7 @@ def train(arguments: argparse.Namespace) -> dict[str, float]:
     task = loop.Task(
         model=learner,
         batch=ClipBatches(images, photos, prompts, settings, learner.size, learner.columns, alphabet),
-        loss=lambda batch: learner.loss(batch, settings.letters_weight, settings.states_weight),
+        loss=lambda batch: learner.loss(batch, settings.letters_weight, settings.embeddings_weight),
         notice=lambda batch: reject(batch.unreadable),
         validate=validate,
         rows=lambda batch: len(batch.images),

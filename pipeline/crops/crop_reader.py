@@ -36,14 +36,14 @@ class CropReader:
     What is drawn for a copy depends on the seed, the crop's SHA-256 and the copy's number and on nothing else.
 
     Attributes:
-        images: the crops. tower: prepares pixels.
+        images: the crops. encoder: prepares pixels.
         views: copies of each crop; the first is the crop as it is. augmentation: strength of the others.
         seed: of the copies.
         in_store: (SHA-256, label) of crops that are there already, which need no copies.
     """
 
     images: WordImages
-    tower: ImageEncoder
+    encoder: ImageEncoder
     views: int
     augmentation: float
     seed: int
@@ -65,4 +65,4 @@ class CropReader:
             augment(image, np.random.default_rng((self.seed, int(sha256, 16), view)), self.augmentation)
             for view in range(1, self.views)
         ]
-        return [self.tower.preprocess_word(picture) for picture in (image, *drawn)]
+        return [self.encoder.preprocess_word(picture) for picture in (image, *drawn)]

@@ -1,4 +1,4 @@
-"""Labelled crops to a word-crop store: find, distort, encode, commit shard by shard.
+"""Labelled crops to an image-feature store: find, distort, encode, commit shard by shard.
 
 What the workers bring is taken in the crops' own order, a crop's views are never parted, and a batch never reaches
 across shards. So the bytes of a shard depend on the crops and the settings alone, not on the number of workers, and not
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from dptr.cache.choices import StatesDtype
+from dptr.cache.choices import EmbeddingsDtype
 from dptr.cache.crops.dataset import WordImages
 from dptr.cache.crops.form import Rejected
 from dptr.cache.crops.samples import Sample
@@ -53,11 +53,11 @@ class EmbedCropsSettings:
         charset: a name or a file, as of :meth:`Charset.named`, which labels must fit. normalization: of labels.
         views: of each crop, the first of them the crop as it is. augmentation: strength of the others; 1 is PARSeq's.
         seed: of the views.
-        precision: arithmetic of the image tower. dtype: how states are stored.
+        precision: arithmetic of the image encoder. dtype: how embeddings are stored.
         shard_rows: views of a shard; a killed run loses at most these.
-        batch: views per forward pass; None: what suits the device. Another may change the last bits of the states.
+        batch: views per forward pass; None: what suits the device. Another may change the last bits of the embeddings.
         workers: threads that read and distort crops ahead of the model. Never changes a byte.
-        max_bad: refused crops allowed; None allows any number.
+        max_bad: rejected crops allowed; None allows any number.
     """
 
     clip: str = "tiny"
@@ -67,7 +67,7 @@ class EmbedCropsSettings:
     augmentation: float = 1.0
     seed: int = 0
     precision: Precision = "fp32"
-    dtype: StatesDtype = "float16"
+    dtype: EmbeddingsDtype = "float16"
     shard_rows: int = 1024
     batch: int | None = None
     workers: int = 1
@@ -90,7 +90,7 @@ class EmbedCropsSummary:
         rows: views in the store. crops: crops in it.
         computed: views encoded by this run.
         duplicates: crops of this run that are the same bytes with the same label as another one.
-        quarantined: crops refused.
+        quarantined: crops rejected.
         seconds: the whole run without loading CLIP. load_seconds: loading CLIP.
     """
 
@@ -107,12 +107,12 @@ class EmbedCropsSummary:
 def embed_crops(
     paths: Sequence[Path], out: Path, settings: EmbedCropsSettings, part: Part = WHOLE
 ) -> EmbedCropsSummary:
-    """Embed labelled crops into the word-crop store ``out``, adding those that it lacks, or a ``part`` of that.
+    """Embed labelled crops into the image-feature store ``out``, adding those that it lacks, or a ``part`` of that.
 
     Raises:
         UserError: no crop that can be used, or impossible settings.
         DamagedStore: ``out`` holds a store made with other settings, or a damaged one.
-        TooManyRefused: more than ``settings.max_bad`` crops were refused; what was computed is kept.
+        TooManyRejected: more than ``settings.max_bad`` crops were rejected; what was computed is kept.
     """
     started = time.monotonic()
     named = Charset.named(settings.charset)
@@ -127,9 +127,9 @@ def embed_crops(
         build.run(images)
     rows, folder = build.manifest.rows, build.making.folder
     if not build.making.rows:
-        refused = folder / QUARANTINE_FILE
+        rejected = folder / QUARANTINE_FILE
         raise UserError(
-            f"none of {len(images):,} crops can be used{example(refused)}", f"Name others; all are in {refused}"
+            f"none of {len(images):,} crops can be used{example(rejected)}", f"Name others; all are in {rejected}"
         )
     seconds = time.monotonic() - started - clip.load_seconds
     return EmbedCropsSummary(
@@ -148,7 +148,7 @@ def _charset_of(folder: Path) -> Charset | None:
     """Return the charset of the store in ``folder``; None where there is none."""
     if not (folder / MANIFEST_FILE).is_file():
         return None
-    return Charset.from_text(Manifest.load(folder, "word_crops").identity["charset"])
+    return Charset.from_text(Manifest.load(folder, "image_features").identity["charset"])
 
 
 class _Build:
@@ -157,14 +157,14 @@ class _Build:
     def __init__(self, out: Path, clip: Clip, charset: Charset, settings: EmbedCropsSettings, part: Part) -> None:
         self.settings = settings
         self.charset = charset
-        self.tower = ImageEncoder(clip)
+        self.encoder = ImageEncoder(clip)
         # All but a class token, which stands nowhere in the picture.
-        self.kept = np.arange(self.tower.class_tokens, self.tower.tokens)
-        self.making = StoreInMaking(out, "word_crops", self._identity(clip), part)
+        self.kept = np.arange(self.encoder.class_tokens, self.encoder.tokens)
+        self.making = StoreInMaking(out, "image_features", self._identity(clip), part)
         self.manifest = self.making.manifest
         self.in_store = _in_store(self.making.catalogues)
         rows = max(1, settings.shard_rows // settings.views) * settings.views
-        self.batch = settings.batch or self.tower.batch
+        self.batch = settings.batch or self.encoder.batch
         self.form = ShardForm(CATALOGUE_SCHEMA, rows, len(self.kept), settings.dtype, self.batch)
         self.duplicates = 0
         self.quarantined = 0
@@ -175,7 +175,7 @@ class _Build:
             **clip.identity(),
             "image_weights": clip.image_weights,
             "precision": settings.precision,
-            "states": "projected",
+            "embeddings": "projected",
             "tokens_per_crop": len(self.kept),
             "charset": self.charset.text,
             "normalization": settings.normalization.identity(),
@@ -187,7 +187,7 @@ class _Build:
 
     def run(self, images: WordImages) -> None:
         settings = self.settings
-        worker = shard_worker(self.making.folder, self.tower, settings.clip, settings.precision, self.form)
+        worker = shard_worker(self.making.folder, self.encoder, settings.clip, settings.precision, self.form)
         with (
             self.manifest.rewriting(self.making.folder, QUARANTINE_FILE),
             Quarantine(self.making.folder / QUARANTINE_FILE) as quarantine,
@@ -195,7 +195,7 @@ class _Build:
             for source in images.sources:
                 quarantine.reads(source)
             for one in images.rejected.listed:
-                quarantine.refuse(one.source, None, f"{one.key} {one.label!r}" if one.label else one.key, one.reason)
+                quarantine.reject(one.source, None, f"{one.key} {one.label!r}" if one.label else one.key, one.reason)
             quarantine.check(settings.max_bad)
             with closing(self._usable(images, quarantine)) as groups:
                 self.making.fill(IN_PROCESS, worker, groups, self.form.rows)
@@ -207,11 +207,11 @@ class _Build:
         """Yield the views of each crop that is new and can be read; note what becomes of the others."""
         earlier = frozenset(self.in_store)
         settings = self.settings
-        reader = CropReader(images, self.tower, settings.views, settings.augmentation, settings.seed, earlier)
+        reader = CropReader(images, self.encoder, settings.views, settings.augmentation, settings.seed, earlier)
         with progress("crops into the store", len(images), "crops") as bar:
             for sample, crop in read_ahead(images.samples, reader.read, settings.workers):
                 if isinstance(crop, Rejected):
-                    quarantine.refuse(sample.source, None, f"{sample.key} {sample.label!r}", crop.reason)
+                    quarantine.reject(sample.source, None, f"{sample.key} {sample.label!r}", crop.reason)
                     quarantine.check(settings.max_bad)
                 elif (identity := (crop.image_sha256, sample.label)) not in self.in_store:
                     self.in_store.add(identity)

@@ -19,7 +19,7 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import MANIFEST_FILE, ROWS_FILE
 from dptr.cache.progress import progress
 from dptr.cache.stores import checks
-from dptr.cache.stores import checksummed as sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import link_or_copy, temporary_beside
 from dptr.cache.stores.lock import locked, locked_file
 from dptr.cache.stores.manifest import FileRecord, Manifest
@@ -61,7 +61,7 @@ def merge(out: Path) -> MergeSummary:
             if not crops:
                 locks.enter_context(locked(out))
             summary = (_merge_crops if crops else _merge_store)(out, found)
-            sealed.write_json(folder / _MERGED, {**asdict(summary), "out": str(out)})
+            checksummed.write_json(folder / _MERGED, {**asdict(summary), "out": str(out)})
     summary = _merged_before(out, folder)
     for path in folder.iterdir():
         if path.name != _MERGED:
@@ -74,7 +74,7 @@ def merge(out: Path) -> MergeSummary:
 
 
 def _merged_before(out: Path, folder: Path) -> MergeSummary:
-    told = sealed.read_json(folder / _MERGED)
+    told = checksummed.read_json(folder / _MERGED)
     return MergeSummary(out, told["rows"], told["computed"], told["parts"])
 
 
@@ -86,7 +86,7 @@ def describe_crops(crops: Path, part: Part, inputs: str, total: int) -> None:
         total: crops of all parts.
     """
     share = {"part": part.number, "of": part.of, "inputs": inputs, "rows": total}
-    sealed.write_json(crops.with_suffix(".json"), {SHARE: share, "file": vars(FileRecord.of(crops))})
+    checksummed.write_json(crops.with_suffix(".json"), {SHARE: share, "file": vars(FileRecord.of(crops))})
 
 
 def described_crops(crops: Path) -> dict[str, Any] | None:
@@ -98,7 +98,7 @@ def described_crops(crops: Path) -> dict[str, Any] | None:
     description = crops.with_suffix(".json")
     if not description.is_file():
         return None
-    told = sealed.read_json(description)
+    told = checksummed.read_json(description)
     checks.now(crops, FileRecord(**told["file"]))
     return dict(told[SHARE])
 

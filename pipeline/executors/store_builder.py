@@ -115,7 +115,7 @@ class StoreInMaking:
     """A store, or one part's share of it.
 
     Args:
-        out: the whole store's folder. kind: of the store. identity: of its states. part: which share to make.
+        out: the whole store's folder. kind: of the store. identity: of its embeddings. part: which share to make.
 
     Attributes:
         folder: where shards are written. manifest: where they are committed.

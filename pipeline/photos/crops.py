@@ -31,7 +31,7 @@ class CropSettings:
         max_area: largest share of the photo's area.
         min_aspect: smallest width / height.
         max_aspect: largest width / height.
-        smallest_side: no side of a crop is shorter, in pixels; smaller photos are refused.
+        smallest_side: no side of a crop is shorter, in pixels; smaller photos are rejected.
         kind: ``whole`` cuts the central square instead, one per photo, as the authors' bank does.
     """
 

@@ -1,4 +1,4 @@
-"""Nearest rows by comparing with every row: the truth that recall is measured against."""
+"""Nearest rows by comparing with every row: the ground truth that recall is measured against."""
 
 from __future__ import annotations
 

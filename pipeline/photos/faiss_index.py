@@ -126,10 +126,10 @@ def choose_probes(index: CropIndex, bank: OrpBank, queries: NDArray[np.float32],
     if not index.lists:
         return 1, 1.0
     k = min(RECALL_AT, len(bank))
-    truth = exact_neighbours(queries, _blocks(bank), k)
+    ground_truth = exact_neighbours(queries, _blocks(bank), k)
     while True:
         found = search(index, queries, k, probes)[1]
-        recall = float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(found, truth, strict=True)]))
+        recall = float(np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(found, ground_truth, strict=True)]))
         if recall >= TARGET_RECALL or probes >= index.lists:
             return probes, round(recall, 4)
         probes = min(2 * probes, index.lists)

@@ -28,7 +28,7 @@ from dptr.cache.stores.manifest import Manifest, require_same_encoder
 from dptr.cache.stores.neighbours import DETAIL, TABLE_SCHEMA, made_from, why_outdated
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import StatesReader
+from dptr.cache.stores.shards import EmbeddingsReader
 from dptr.pipeline.photos import faiss_index
 
 _WORK_FOLDER = ".neighbours"
@@ -103,7 +103,7 @@ def _is_mined(store: PromptStore, bank: OrpBank, k: int) -> bool:
 
 
 def _mine(store: PromptStore, bank: OrpBank, k: int) -> int:
-    reader = StatesReader(store.folder, store.manifest.shards)
+    reader = EmbeddingsReader(store.folder, store.manifest.shards)
     index = faiss_index.open_index(bank)
     probes, recall = faiss_index.choose_probes(index, bank, _sample(reader, len(store)))
     details = {**made_from(store.manifest, bank.manifest), "k": k, "probes": probes, "recall": recall}
@@ -127,7 +127,7 @@ def _mine(store: PromptStore, bank: OrpBank, k: int) -> int:
     return computed
 
 
-def _sample(reader: StatesReader, rows: int) -> NDArray[np.float32]:
+def _sample(reader: EmbeddingsReader, rows: int) -> NDArray[np.float32]:
     """Return the pooled vectors of prompts drawn from all shards, shape (at most 256, dim)."""
     chosen = np.sort(np.random.default_rng(0).choice(rows, min(_SAMPLE, rows), replace=False))
     return reader.gather(chosen).pooled

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from dptr.pipeline.rendering.fonts import Font
 
-#: Small text of plates: states, makers, dealers.
+#: Small text of plates: embeddings, makers, dealers.
 _SMALL = (
     "CALIFORNIA", "Texas", "NEW YORK", "FLORIDA", "Illinois", "OHIO", "Georgia", "Virginia", "ARIZONA", "Washington",
     "REPUBLICA ARGENTINA", "BRASIL", "MERCOSUR", "SP-SAO PAULO", "RJ-RIO DE JANEIRO", "Sunshine State", "Garden State",

@@ -81,7 +81,7 @@ def png(side: int, *extra: bytes) -> bytes:
     )
 
 
-def test_a_decompression_bomb_is_refused_by_its_header() -> None:
+def test_a_decompression_bomb_is_rejected_by_its_header() -> None:
     for side in (12_000, 60_000):
         with pytest.raises(UnusablePicture, match="too many pixels"):
             decode(png(side))
@@ -99,7 +99,7 @@ BOMB = zlib.compress(bytes(100 << 20), 9)
     ],
     ids=["text", "international text", "colour profile"],
 )
-def test_a_bomb_in_the_text_or_colour_profile_of_a_png_is_refused(bomb: bytes) -> None:
+def test_a_bomb_in_the_text_or_colour_profile_of_a_png_is_rejected(bomb: bytes) -> None:
     assert decode(png(8)).size == (8, 8)
     with pytest.raises(UnusablePicture, match="too large"):
         decode(png(8, bomb))
@@ -193,7 +193,7 @@ def test_every_way_to_read_a_picture_sees_the_same_dark_text_on_light_paper(name
 
 
 @pytest.mark.parametrize("name", ["pipe.png", "zero.png", "folder.png"])
-def test_what_is_no_regular_file_is_refused_and_does_not_hang(name: str, tmp_path: Path) -> None:
+def test_what_is_no_regular_file_is_rejected_and_does_not_hang(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     if name == "pipe.png":
         os.mkfifo(path)
@@ -212,7 +212,7 @@ def test_what_is_no_regular_file_is_refused_and_does_not_hang(name: str, tmp_pat
         crops.image(1)
 
 
-def test_the_reason_of_a_refusal_is_the_same_at_every_try() -> None:
+def test_the_reason_of_a_rejection_is_the_same_at_every_try() -> None:
     reasons = set()
     for _ in range(3):
         with pytest.raises(UnusablePicture) as caught:

@@ -47,8 +47,8 @@ def test_a_file_a_picture_and_pixels_are_read_alike(reader: dptr.Reader, tmp_pat
     picture = Image.fromarray(pixels)
     picture.save(tmp_path / "a.png")
     alone = reader.read([tmp_path / "a.png", str(tmp_path / "a.png"), picture, pixels], batch_size=1)
-    assert len({reading.text for reading in alone}) == 1
-    assert [reading.text for reading in reader.read(np.stack([pixels, pixels]))] == [alone[0].text] * 2
+    assert len({prediction.text for prediction in alone}) == 1
+    assert [prediction.text for prediction in reader.read(np.stack([pixels, pixels]))] == [alone[0].text] * 2
     assert reader.read([]) == []
     assert "charset of 94" in repr(reader)
 
@@ -59,10 +59,10 @@ def test_one_picture_gives_a_reading_and_several_a_table(reader: dptr.Reader, tm
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     forms = [tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels), pixels, tensor, tensor / 255]
     alone = [reader(form) for form in forms]  # type: ignore[call-overload]
-    assert len({reading.text for reading in alone}) == 1
+    assert len({prediction.text for prediction in alone}) == 1
     both = reader.read(torch.stack([tensor, tensor]))
-    assert isinstance(both, dptr.Readings)
-    assert [reading.text for reading in both] == [alone[0].text] * 2
+    assert isinstance(both, dptr.Predictions)
+    assert [prediction.text for prediction in both] == [alone[0].text] * 2
     table = both.to_arrow()
     assert table.column_names == ["text", "confidence", "character_confidences"]
     assert table["text"].to_pylist() == [alone[0].text] * 2
@@ -118,7 +118,7 @@ WRONG: dict[str, Callable[[dptr.Reader, Any], object]] = {
     "a share beyond one": lambda _, d: d.build_orp_bank("nothing", exclude_threshold=1.5),
     "no store": lambda _, d: d.pretrain(),
     "steps as text": lambda _, d: d.pretrain(steps="many"),
-    "steps as a truth": lambda _, d: d.pretrain(steps=True),
+    "steps as a ground truth": lambda _, d: d.pretrain(steps=True),
     "no steps": lambda _, d: d.pretrain(steps=0),
     "a recipe": lambda _, d: d.pretrain("huge"),
     "a recipe key": lambda _, d: d.pretrain(set={"noise.ration": 0.2}),

@@ -107,7 +107,7 @@ def test_a_quadrilateral_becomes_upright(tmp_path: Path) -> None:
     "numbers",
     [[10, 20, 10, 30], [10, 20, 11, 30], [500, 20, 540, 30], [10, 20, 50, 20, 10, 30, 50, 30], [50, 20, 10, 30]],
 )
-def test_a_box_without_a_word_is_refused(tmp_path: Path, numbers: list[float]) -> None:
+def test_a_box_without_a_word_is_rejected(tmp_path: Path, numbers: list[float]) -> None:
     (tmp_path / "a.json").write_text(json.dumps([numbers]))
     with pytest.raises(UserError, match="box 1 encloses no word"):
         read_boxes(tmp_path / "a.json")[0].cut_from(Image.new("RGB", (100, 100)))
@@ -134,7 +134,7 @@ def test_words_of_a_page_are_read_and_what_cannot_be_is_named(
     assert run_command([*arguments[:2], str(tmp_path / "page.png"), *arguments[2:]]) == 2
 
 
-def test_readings_go_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_go_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("b", "a", "c"):
         Image.new("RGB", (64, 20), "white").save(tmp_path / f"{name}.png")
     (tmp_path / "c.png").write_bytes(b"no picture")
@@ -142,7 +142,7 @@ def test_readings_go_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
         out = tmp_path / f"read.{ending}"
         assert run_command(["read", str(tmp_path), "-o", str(out), "--batch-size", "2", "--quiet"]) == 4
         said = capsys.readouterr()
-        assert said.out == f"2 readings in {out}\n"
+        assert said.out == f"2 predictions in {out}\n"
         assert "c.png cannot be read" in said.err
     lines = [json.loads(line) for line in (tmp_path / "read.jsonl").read_text().splitlines()]
     rows = pq.read_table(tmp_path / "read.parquet").to_pylist()
@@ -221,18 +221,18 @@ def test_names_on_stdin_are_read_as_they_come(tmp_path: Path) -> None:
     for name in ("a", "b"):
         Image.new("RGB", (64, 20), "white").save(tmp_path / f"{name}.png")
     command = [sys.executable, "-m", "dptr", "read", "-", "--quiet"]
-    reading = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert reading.stdin is not None
-    assert reading.stdout is not None
+    prediction = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert prediction.stdin is not None
+    assert prediction.stdout is not None
     try:
         for name in ("a.png", "b.png"):
-            reading.stdin.write(f"{name}\n")
-            reading.stdin.flush()
-            assert reading.stdout.readline().startswith(f"{name}\t")  # before the next name is there
-        reading.stdin.close()
-        assert reading.wait(60) == 0
+            prediction.stdin.write(f"{name}\n")
+            prediction.stdin.flush()
+            assert prediction.stdout.readline().startswith(f"{name}\t")  # before the next name is there
+        prediction.stdin.close()
+        assert prediction.wait(60) == 0
     finally:
-        reading.kill()
+        prediction.kill()
 
 
 @pytest.mark.parametrize("name", ["run/run.json", "store/part-00000.parquet", "model.safetensors"])

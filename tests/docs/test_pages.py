@@ -85,7 +85,7 @@ def test_every_option_and_recipe_key_is_in_the_reference() -> None:
 def test_every_message_of_an_error_is_told_with_what_to_do() -> None:
     """Each raised text, up to where it differs from case to case, stands in the page; few have nothing to be done."""
     told = html.unescape(re.sub(r"</?var>|[\\`]", "", hooks().messages_page()))
-    raised = re.compile(r'raise (?:UserError|NotLabelled|DamagedStore|TooManyRefused)\(\s*f?"((?:[^"{\\])*)')
+    raised = re.compile(r'raise (?:UserError|NotLabelled|DamagedStore|TooManyRejected)\(\s*f?"((?:[^"{\\])*)')
     sources = [
         ROOT / "cli.py",
         *(path for top in ("cache", "pipeline", "trainer") for path in (ROOT / top).rglob("*.py")),
@@ -153,7 +153,7 @@ def test_the_tutorials_commands_run_as_they_stand_but_for_their_counts(tmp_path:
 def test_whoever_quotes_what_is_read_from_the_bundled_clips_text_says_why_it_is_so_much() -> None:
     """It was trained on rendered words with letter heads on both encoders: no stand-in for a CLIP of photos."""
     quoting = re.compile(
-        r"\d % of (\S+ )?(validation|held-out)\s+words[^|]{0,60}text\s+(states|embeddings)", re.IGNORECASE
+        r"\d % of (\S+ )?(validation|held-out)\s+words[^|]{0,60}text\s+(embeddings|embeddings)", re.IGNORECASE
     )
     files = [*PAGES, *(ROOT / "recipes").glob("*.toml"), *(ROOT / "pipeline" / "clip").glob("*/README.md")]
     # Line ends within a sentence, and the comment signs of recipes, are white space here.

@@ -54,7 +54,7 @@ def test_preferred_words_count_by_frequency_and_none_has_a_digit(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("label", "reading", "expected"),
+    ("label", "prediction", "expected"),
     [
         ("TOTAL QTY: 5", "Total Qty: 5", "Total Qty: 5"),
         ("ROUNDING", "Roundlng", "Rounding"),
@@ -63,8 +63,8 @@ def test_preferred_words_count_by_frequency_and_none_has_a_digit(tmp_path: Path)
         ("CASHIER", "xyz", None),
     ],
 )
-def test_labels_in_capitals_take_the_case_that_is_read(label: str, reading: str, expected: str | None) -> None:
-    assert runpy.run_path(str(FOLDER / "recase.py"))["recased"](label, reading, 0.34) == expected
+def test_labels_in_capitals_take_the_case_that_is_read(label: str, prediction: str, expected: str | None) -> None:
+    assert runpy.run_path(str(FOLDER / "recase.py"))["recased"](label, prediction, 0.34) == expected
 
 
 def test_plain_fonts_are_legible_and_symbols_are_not() -> None:

@@ -232,22 +232,22 @@ def test_without_merging_the_decoder_reads_all_image_tokens() -> None:
     assert (tokens[0] - tokens[1]).abs().max() > 1e-3
 
 
-def test_clips_own_image_tower_gives_the_tokens_that_a_bank_holds() -> None:
+def test_clips_own_image_encoder_gives_the_tokens_that_a_bank_holds() -> None:
     folder = bundled_clip.BUNDLED
     settings = recipe().replace("encoder", kind="clip:tiny", config=describe(folder)).encoder
     encoder = build_encoder(settings)
     assert isinstance(encoder, ClipEncoder)
     encoder.load(folder)
     assert (encoder.size, encoder.grid, encoder.dim) == ((96, 96), (6, 6), 128)
-    tower = ImageEncoder(load_clip("tiny"))
+    encoder = ImageEncoder(load_clip("tiny"))
     image = Image.effect_mandelbrot((96, 96), (-2, -1.5, 1, 1.5), 50).convert("RGB")
-    expected, _ = tower.encode(tower.preprocess(image)[None])
+    expected, _ = encoder.encode(encoder.preprocess(image)[None])
     pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.inference_mode():
         torch.testing.assert_close(encoder.eval()(pixels), torch.from_numpy(expected[:, 1:]), atol=1e-4, rtol=1e-4)
 
 
-def test_a_recognizer_on_clips_tower_trains_and_is_read_without_the_clip(tmp_path: Path, draw_crops: Any) -> None:
+def test_a_recognizer_on_clips_encoder_trains_and_is_read_without_the_clip(tmp_path: Path, draw_crops: Any) -> None:
     folder = tmp_path / "clip"
     shutil.copytree(bundled_clip.BUNDLED, folder)
     images = opened(draw_crops(tmp_path / "crops", WORDS))
@@ -260,7 +260,7 @@ def test_a_recognizer_on_clips_tower_trains_and_is_read_without_the_clip(tmp_pat
         build_encoder(recipe().replace("encoder", kind="resnet").encoder)
 
 
-def test_the_image_tower_is_taken_from_safetensors_without_a_word_and_never_from_a_pickle(
+def test_the_image_encoder_is_taken_from_safetensors_without_a_word_and_never_from_a_pickle(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "clip"
@@ -322,14 +322,14 @@ def test_spaces_of_labels_survive_training_and_evaluation(
     labels = [sample.label for sample in opened(crops, keep_spaces=True, charset=Charset.named("94+space")).samples]
     assert "red oak" in labels
     assert run_command(["evaluate", str(run), *data, "--workspace", str(tmp_path), "--json"]) == 0
-    truths = pq.read_table(next((run / "predictions").glob("*.parquet")))["truth"].to_pylist()
-    assert sorted(set(truths)) == sorted(set(labels))
+    ground_truths = pq.read_table(next((run / "predictions").glob("*.parquet")))["ground_truth"].to_pylist()
+    assert sorted(set(ground_truths)) == sorted(set(labels))
 
 
 def test_as_written_a_missing_space_is_a_mistake_only_where_spaces_are_read() -> None:
-    truths, readings = ["red  oak", "sky"], ["redoak", "sky"]
+    ground_truths, predictions = ["red  oak", "sky"], ["redoak", "sky"]
     kept, removed = (
-        score_as_written(truths, readings, normalization=Normalization(keep_spaces=keep)).score
+        score_as_written(ground_truths, predictions, normalization=Normalization(keep_spaces=keep)).score
         for keep in (True, False)
     )
     assert kept is not None

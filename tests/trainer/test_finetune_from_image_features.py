@@ -1,4 +1,4 @@
-"""Fine-tuning from a word-crop store: the same training as with the frozen tower in the loop, without running it."""
+"""Fine-tuning from an image-feature store equals training with the frozen encoder in the loop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.progress import set_quiet
-from dptr.cache.stores import checksummed as sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.image_features import WordCropStore
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
@@ -77,7 +77,7 @@ def losses(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_it_is_the_training_with_the_frozen_tower_in_the_loop(crops: Path, tmp_path: Path) -> None:
+def test_it_is_the_training_with_the_frozen_encoder_in_the_loop(crops: Path, tmp_path: Path) -> None:
     embed_crops([crops], tmp_path / "plain", dataclasses.replace(SETTINGS, views=1))
     cached = train(tmp_path / "plain", tmp_path / "cached", augmentation=0.0)
     pictures = WordImages.open([crops], CHARSET, Normalization())
@@ -86,9 +86,9 @@ def test_it_is_the_training_with_the_frozen_tower_in_the_loop(crops: Path, tmp_p
     assert cached.rows == looped.rows
     np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "looped"), rtol=1e-4)
     assert cached.metrics == pytest.approx(looped.metrics, abs=1e-6)
-    with_tower, without = (runs.Run.load(tmp_path / name).weights() for name in ("looped", "cached"))
-    assert set(with_tower) == set(without)
-    assert all(torch.allclose(with_tower[name], without[name], atol=1e-4) for name in with_tower)
+    with_encoder, without = (runs.Run.load(tmp_path / name).weights() for name in ("looped", "cached"))
+    assert set(with_encoder) == set(without)
+    assert all(torch.allclose(with_encoder[name], without[name], atol=1e-4) for name in with_encoder)
 
 
 def test_a_run_is_read_where_neither_store_nor_clip_is_at_hand(crops: Path, store: Path, tmp_path: Path) -> None:
@@ -101,9 +101,9 @@ def test_a_run_is_read_where_neither_store_nor_clip_is_at_hand(crops: Path, stor
     assert not any(name.startswith("encoder.") for name in load_tensors(tmp_path / "run/checkpoints/best", "model"))
     reader = load(tmp_path / "run")
     assert isinstance(reader.recognizer.encoder, ClipEncoder)
-    tower = load_file(bundled.BUNDLED / "model.safetensors")["visual_projection.weight"]
+    encoder = load_file(bundled.BUNDLED / "model.safetensors")["visual_projection.weight"]
     encoder = load_recognizer(runs.Run.load(tmp_path / "run")).encoder
-    assert torch.equal(encoder.get_parameter("tower.visual_projection.weight"), tower)
+    assert torch.equal(encoder.get_parameter("encoder.visual_projection.weight"), encoder)
     assert len(reader.read([crops / "0.png", crops / "1.png"])) == 2
 
 
@@ -146,18 +146,18 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bits(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_another_tower_is_refused(store: Path, tmp_path: Path) -> None:
+def test_another_encoder_is_rejected(store: Path, tmp_path: Path) -> None:
     clip = tmp_path / "clip"
     shutil.copytree(bundled.BUNDLED, clip)
     weights = load_file(clip / "model.safetensors")
     weights["visual_projection.weight"] = weights["visual_projection.weight"] + 1
     save_file(weights, clip / "model.safetensors", {"format": "pt"})
-    with pytest.raises(DamagedStore, match="image tower"):
+    with pytest.raises(DamagedStore, match="image encoder"):
         train(store, tmp_path / "run", clip=clip)
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_recogniser_is_trained_further_when_its_tower_is_the_stores_own(
+def test_a_recogniser_is_trained_further_when_its_encoder_is_the_stores_own(
     crops: Path, store: Path, tmp_path: Path
 ) -> None:
     train(store, tmp_path / "first")
@@ -172,14 +172,14 @@ def test_a_recogniser_is_trained_further_when_its_tower_is_the_stores_own(
         train(store, tmp_path / "third", runs.Run.load(tmp_path / "moved"))
 
 
-def test_a_store_beside_other_data_is_refused_in_one_line(crops: Path, store: Path, tmp_path: Path) -> None:
+def test_a_store_beside_other_data_is_rejected_in_one_line(crops: Path, store: Path, tmp_path: Path) -> None:
     for paths in ([store, crops], [crops, store]):
         with pytest.raises(UserError, match="cannot be mixed"):
             stores_among(paths)
     assert stores_among([crops]) == []
     pictures, clip = WordImages.open([crops], CHARSET, Normalization()), bundled.BUNDLED
     for images, validation in ((stored(store), pictures), (pictures, stored(store))):
-        with pytest.raises(UserError, match="one is a word-crop store"):
+        with pytest.raises(UserError, match="one is an image-feature store"):
             finetune(images, CHARSET, None, recipe(), tmp_path / "run", encoder_model=clip, validation=validation)
     with pytest.raises(UserError, match="holds no pictures"):
         WordImages.open([store], CHARSET, Normalization())
@@ -194,7 +194,7 @@ def test_crops_of_a_store_that_are_validation_crops_are_not_trained_on(store: Pa
         finetune(images, CHARSET, None, recipe(), tmp_path / "same", encoder_model=clip, validation=stored(store))
 
 
-def test_two_stores_of_one_tower_are_trained_from_in_the_proportions_asked_for(
+def test_two_stores_of_one_encoder_are_trained_from_in_the_proportions_asked_for(
     crops: Path, store: Path, tmp_path: Path
 ) -> None:
     embed_crops([crops], tmp_path / "single", dataclasses.replace(SETTINGS, views=1))
@@ -213,11 +213,11 @@ def test_two_stores_of_one_tower_are_trained_from_in_the_proportions_asked_for(
     assert result.steps == 6
 
 
-def test_stores_of_different_towers_are_not_mixed(store: Path, tmp_path: Path) -> None:
+def test_stores_of_different_encoders_are_not_mixed(store: Path, tmp_path: Path) -> None:
     shutil.copytree(store, tmp_path / "other")
-    manifest = sealed.read_json(tmp_path / "other" / "manifest.json")
+    manifest = checksummed.read_json(tmp_path / "other" / "manifest.json")
     manifest["identity"]["image_weights"] = "of another CLIP"
-    sealed.write_json(tmp_path / "other" / "manifest.json", manifest)
+    checksummed.write_json(tmp_path / "other" / "manifest.json", manifest)
     with pytest.raises(DamagedStore, match="other differs"):
         open_crops([store, tmp_path / "other"], CHARSET, Normalization())
 

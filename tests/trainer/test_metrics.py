@@ -16,10 +16,10 @@ def test_figures_by_hand() -> None:
 
 
 def test_both_sides_are_mapped_to_the_charset() -> None:
-    truths, readings = ["Don't", "CAFE"], ["dont", "caf-e"]
-    assert score(truths, readings).accuracy == 0
-    assert score(truths, readings, Charset.named("36")).accuracy == 1
-    assert score(truths, readings, Charset.named("62")).accuracy == 0
+    ground_truths, predictions = ["Don't", "CAFE"], ["dont", "caf-e"]
+    assert score(ground_truths, predictions).accuracy == 0
+    assert score(ground_truths, predictions, Charset.named("36")).accuracy == 1
+    assert score(ground_truths, predictions, Charset.named("62")).accuracy == 0
 
 
 def test_a_truth_that_the_charset_empties_still_counts() -> None:
@@ -33,10 +33,10 @@ def test_two_empty_texts_are_equal() -> None:
     assert (result.accuracy, result.one_minus_ned, result.character_error_rate) == (1, 1, 0)
 
 
-@pytest.mark.parametrize(("truths", "readings"), [([], []), (["a"], ["a", "b"])])
-def test_nothing_to_compare_is_an_error(truths: list[str], readings: list[str]) -> None:
-    with pytest.raises(ValueError, match="readings"):
-        score(truths, readings)
+@pytest.mark.parametrize(("truths", "predictions"), [([], []), (["a"], ["a", "b"])])
+def test_nothing_to_compare_is_an_error(ground_truths: list[str], predictions: list[str]) -> None:
+    with pytest.raises(ValueError, match="predictions"):
+        score(ground_truths, predictions)
 
 
 # What PARSeq's published loader (strhub/data/dataset.py and utils.py) makes of a label, worked out by hand: white space
@@ -85,13 +85,13 @@ def test_the_fields_protocol_keeps_folds_and_drops_as_parseqs_loader_does(column
 
 
 def test_the_fields_protocol_counts_only_the_words_that_remain() -> None:
-    truths = [raw for raw, *_ in HAND_WORKED]
+    ground_truths = [raw for raw, *_ in HAND_WORKED]
     for column, charset in ((1, "36"), (3, "94")):
         labels = [case[column] for case in HAND_WORKED]
-        result = field_score(truths, [label or "anything" for label in labels], Charset.named(charset))
+        result = field_score(ground_truths, [label or "anything" for label in labels], Charset.named(charset))
         assert result.score is not None
         assert (result.words, result.score.accuracy) == (sum(label is not None for label in labels), 1.0)
-        assert result.words + result.empty + result.too_long == len(truths)
+        assert result.words + result.empty + result.too_long == len(ground_truths)
 
 
 def test_as_written_nothing_is_folded_away_and_only_blank_labels_do_not_count() -> None:

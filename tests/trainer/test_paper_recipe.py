@@ -17,7 +17,7 @@ from dptr.cache.row_set import RowSet
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import States, write_shard
+from dptr.cache.stores.shards import Embeddings, write_shard
 from dptr.cli import run_command
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import embed_text
@@ -35,7 +35,7 @@ TOY = ["decoder.dim=16", "decoder.heads=2", "decoder.layers=1", "decoder.feed_fo
 def store(folder: Path, save_prompts: Callable[..., PromptStore]) -> PromptStore:
     """Six labels of given counts; row i's pooled vector is all i."""
     rows = len(COUNTS)
-    states = States(
+    embeddings = Embeddings(
         np.zeros((rows, DIM), np.float32),
         np.ones(rows, np.int64),
         np.arange(rows, dtype=np.float32)[:, None].repeat(DIM, 1),
@@ -49,7 +49,7 @@ def store(folder: Path, save_prompts: Callable[..., PromptStore]) -> PromptStore
             "source": ["x"] * rows,
         }
     )
-    return save_prompts(folder, catalogue, states, "abc")
+    return save_prompts(folder, catalogue, embeddings, "abc")
 
 
 def drawn(store: PromptStore, *changes: str) -> Counter[int]:
@@ -73,9 +73,9 @@ def test_labels_come_as_often_as_crops_bear_them(tmp_path: Path, save_prompts: C
 def test_noise_of_the_paper_has_the_same_token_positions_in_all_rows_and_no_crop_twice(tmp_path: Path) -> None:
     values = (1000 * np.arange(12)[:, None] + np.arange(8)).astype(np.float32).reshape(-1, 1).repeat(DIM, 1)
     manifest = Manifest("orp", {"encoder": "t", "weights": "w", "tokens_per_crop": 8})
-    states = States(values, np.full(12, 8), np.zeros((12, DIM), np.float32))
+    embeddings = Embeddings(values, np.full(12, 8), np.zeros((12, DIM), np.float32))
     manifest.shards.append(
-        write_shard(tmp_path, 0, pa.table({"id": np.arange(12), "source": ["x"] * 12}), states, "float32", {})
+        write_shard(tmp_path, 0, pa.table({"id": np.arange(12), "source": ["x"] * 12}), embeddings, "float32", {})
     )
     manifest.save(tmp_path)
     bank = OrpBank(tmp_path)

@@ -8,31 +8,31 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dptr.trainer.model.recognizer import Reading
+from dptr.trainer.model.recognizer import Prediction
 from dptr.trainer.read_files import Tally, looks_like_page, read_rows
 
 
 @pytest.mark.parametrize(
-    ("size", "reading", "expected"),
+    ("size", "prediction", "expected"),
     [
-        ((1200, 1600), Reading("", 0.5, []), True),
-        ((1200, 1600), Reading("llllt", 0.1, []), True),
-        ((1200, 1600), Reading("EXIT", 0.97, []), False),
-        ((1600, 220), Reading("llllt", 0.1, []), False),
-        ((120, 160), Reading("", 0.5, []), False),
+        ((1200, 1600), Prediction("", 0.5, []), True),
+        ((1200, 1600), Prediction("llllt", 0.1, []), True),
+        ((1200, 1600), Prediction("EXIT", 0.97, []), False),
+        ((1600, 220), Prediction("llllt", 0.1, []), False),
+        ((120, 160), Prediction("", 0.5, []), False),
     ],
 )
-def test_large_doubtful_pictures_look_like_pages(size: tuple[int, int], reading: Reading, expected: bool) -> None:
-    assert looks_like_page(size, reading) is expected
+def test_large_doubtful_pictures_look_like_pages(size: tuple[int, int], prediction: Prediction, expected: bool) -> None:
+    assert looks_like_page(size, prediction) is expected
 
 
 class ReadsNothing:
     """Stands in for a reader to whom every picture is empty."""
 
-    def read_opened(self, openers: Iterable[Callable[[], Image.Image]], batch_size: int | None) -> Iterator[Reading]:
+    def read_opened(self, openers: Iterable[Callable[[], Image.Image]], batch_size: int | None) -> Iterator[Prediction]:
         for opener in openers:
             opener()
-            yield Reading("", 0.5, [])
+            yield Prediction("", 0.5, [])
 
 
 def test_pages_are_named_and_many_are_counted(capsys: pytest.CaptureFixture[str]) -> None:

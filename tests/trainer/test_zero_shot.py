@@ -21,7 +21,7 @@ from dptr.cache.progress import set_quiet
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import States, write_shard
+from dptr.cache.stores.shards import Embeddings, write_shard
 from dptr.cli import run_command
 from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.clip.loading import load_clip
@@ -56,7 +56,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, save_prompts: Callable[..., 
             "source": ["x"] * 2,
         }
     )
-    return save_prompts(folder, catalogue, States(values, np.array([3, 3]), pooled), "abcde")
+    return save_prompts(folder, catalogue, Embeddings(values, np.array([3, 3]), pooled), "abcde")
 
 
 @pytest.fixture(scope="module")
@@ -66,10 +66,10 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> OrpBank:
     pooled = np.ones((4, DIM), np.float32)
     pooled[:, 0] += [1, -1, 0, 0]
     pooled[:, 1] += [0, 0, 1, -1]
-    states = States(np.full((16, DIM), 7, np.float32), np.full(4, 4), pooled)
+    embeddings = Embeddings(np.full((16, DIM), 7, np.float32), np.full(4, 4), pooled)
     manifest = Manifest("orp", {"encoder": "t", "weights": "w", "tokens_per_crop": 4})
     catalogue = pa.table({"id": np.arange(4), "source": ["x"] * 4})
-    manifest.shards.append(write_shard(folder, 0, catalogue, states, "float32", {}))
+    manifest.shards.append(write_shard(folder, 0, catalogue, embeddings, "float32", {}))
     manifest.save(folder)
     return OrpBank(folder)
 
@@ -216,7 +216,7 @@ def test_fine_tuning_from_pooled_starts_where_zero_labels_left_it(
     with torch.inference_mode():
         torch.testing.assert_close(zero.recognizer.memory(pixels).tokens, after.recognizer.memory(pixels).tokens)
     assert float(zero.recognizer.decoder.image_mean.norm()) > 0.1, "images are centred by the bank's mean"
-    assert [reading.text for reading in zero.read(crops)] == [reading.text for reading in after.read(crops)]
+    assert [prediction.text for prediction in zero.read(crops)] == [prediction.text for prediction in after.read(crops)]
 
 
 def test_a_clip_is_known_by_its_weights_and_not_by_its_name(
@@ -256,7 +256,7 @@ def test_columns_pre_train_ctc_and_are_fine_tuned_without_fmu_but_read_nothing_b
     assert Run.load(tuned).recipe.fmu.kind == "none"
 
 
-def test_centring_images_without_a_bank_is_refused_with_what_to_do(
+def test_centring_images_without_a_bank_is_rejected_with_what_to_do(
     workspace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["pretrain", "--steps", "1", "--set", "memory.kind=pooled", *SMALL]

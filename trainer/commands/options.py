@@ -68,7 +68,7 @@ def recipe_changes(
 
 
 def require_gpu(settings: "TrainingSettings", device: str, yes: bool) -> None:
-    """Refuse to train on a CPU what a recipe sizes for a GPU, unless ``yes``.
+    """Reject to train on a CPU what a recipe sizes for a GPU, unless ``yes``.
 
     Raises:
         UserError: the device is a CPU.

@@ -123,7 +123,7 @@ def read(
         Path | None, typer.Option(help="The one image is a page: read its words by these boxes, JSON or ICDAR.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Write readings to a .jsonl or .parquet file.")
+        Path | None, typer.Option("-o", "--out", help="Write predictions to a .jsonl or .parquet file.")
     ] = None,
     words: WordsFile = None,
     batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Pictures read at once.")] = None,
@@ -172,7 +172,7 @@ def read(
         report.rows = rows()
         return report
     stage.write_rows(out, (row for row, _ in rows()))
-    report.text = f"{tally.read:,} readings in {out}"
+    report.text = f"{tally.read:,} predictions in {out}"
     return report
 
 
@@ -195,11 +195,11 @@ def report(
     workspace: Workspace,
     run: RunName,
     out: OutFile = None,
-    data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to show readings of.")] = None,
+    data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to show predictions of.")] = None,
     prompts: PromptsFolder = None,
     orp: OrpFolder = None,
 ) -> Report:
-    """Write one self-contained HTML page: the result, curves, readings and attention maps.
+    """Write one self-contained HTML page: the result, curves, predictions and attention maps.
 
     Example: dptr report dptr_data/runs/finetune-parseq-1234abcd --data crops/
     """
@@ -216,21 +216,22 @@ def report(
     summary = stage.report(described, out, crops, stores)
     lines = [str(summary.out)]
     if described.kind == "finetune" and crops is None:
-        lines.append("no readings on it: give --data CROPS")
+        lines.append("no predictions on it: give --data CROPS")
     if described.kind == "pretrain" and stores is None:
-        lines.append("no readings on it: the stores in this workspace are not those the run was trained on")
+        lines.append("no predictions on it: the stores in this workspace are not those the run was trained on")
     figures = {"out": str(summary.out), "rows": summary.sections, "computed": summary.sections, "quarantined": 0}
     return Report({**figures, "seconds": summary.seconds}, "\n".join(lines))
 
 
 def examples_table(run: Path, crops: Path) -> str:
-    """Read the first crops of a folder with a list of labels; return image, truth and reading as a table."""
+    """Read the first crops of a folder with a list of labels; return image, ground truth and reading as a table."""
     from dptr.cache.table import table
     from dptr.trainer.read import load_reader
 
     rows = [line.split("\t") for line in (crops / LABELS_FILE).read_text(encoding="utf-8").splitlines()][:_EXAMPLES]
-    readings = load_reader(run).read([crops / name for name, _ in rows])
+    predictions = load_reader(run).read([crops / name for name, _ in rows])
     shown = [
-        (*row, found.text, "" if row[1] == found.text else "differs") for row, found in zip(rows, readings, strict=True)
+        (*row, found.text, "" if row[1] == found.text else "differs")
+        for row, found in zip(rows, predictions, strict=True)
     ]
-    return table(["image", "truth", "read", ""], shown)
+    return table(["image", "ground_truth", "read", ""], shown)

@@ -49,7 +49,7 @@ def pretrain(
     steps: Steps = None,
     seed: Seed = None,
     decoder: Annotated[str | None, typer.Option(help="parseq, nrtr, parallel, or a registered one.")] = None,
-    noise: Annotated[NoiseDraw | None, typer.Option(help="Whose states are noise.")] = None,
+    noise: Annotated[NoiseDraw | None, typer.Option(help="Whose embeddings are noise.")] = None,
     sampling: Annotated[Sampling | None, typer.Option(help="Draw labels evenly, or by their corpus count.")] = None,
     track: Track = None,
     changes: Changes = None,
@@ -79,7 +79,9 @@ def pretrain(
         neighbours = _open_neighbours(workspace, bank, settings)
     summary = stage.pretrain(store, bank, neighbours, settings, folder, chosen, track)
     metrics = summary.metrics
-    text = f"{summary.steps:,} steps; validation labels read from their states: {metrics['accuracy']:.1%} (case aside)"
+    text = (
+        f"{summary.steps:,} steps; validation labels read from their embeddings: {metrics['accuracy']:.1%} (case aside)"
+    )
     if "accuracy_with_noise" in metrics:
         text += f", with noise {metrics['accuracy_with_noise']:.1%}"
     return Report(figures_of(summary), f"{text}\nrun: {summary.out}")

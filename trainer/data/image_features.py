@@ -1,4 +1,4 @@
-"""Labelled crops from a word-crop store: a recogniser takes their image tokens, by memory map."""
+"""Labelled crops from an image-feature store: a recogniser takes their image tokens, by memory map."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PLAIN_VIEW = 0
 
 @dataclass
 class StoredCrops(WordImages):
-    """Word images whose pictures are not at hand, in several views, from stores of one image tower.
+    """Word images whose pictures are not at hand, in several views, from stores of one image encoder.
 
     A sample's ``data_set`` says which of ``stores`` it is in, ``rows`` which crop of that store it is: (samples,).
     With ``pooled`` a view's pooled vector stands before its tokens.
@@ -43,14 +43,14 @@ class StoredCrops(WordImages):
         """List the crops of ``stores`` whose labels can be used.
 
         Raises:
-            UserError: there are none. DamagedStore: the stores are of different image towers.
+            UserError: there are none. DamagedStore: the stores are of different image encoders.
         """
         rules, rejected, changed = Rules(charset, normalization), Tally(), Tally()
         data_sets: list[CropTable] = []
         rows: list[NDArray[np.int64]] = []
         for store in stores:
-            store.check_states()
-            _require_tower(stores[0], store.manifest.identity["image_weights"], str(store.folder))
+            store.check_embeddings()
+            _require_encoder(stores[0], store.manifest.identity["image_weights"], str(store.folder))
             crops, usable = _usable(store, rules, rejected, changed)
             data_sets.append(crops)
             rows.append(usable)
@@ -72,7 +72,7 @@ class StoredCrops(WordImages):
         return np.array([store.views for store in self.stores])[self.samples.every_data_set()]
 
     def image(self, index: int) -> Image.Image:
-        """Refuse: the pictures are not in the store."""
+        """Reject: the pictures are not in the store."""
         sample = self.samples[index]
         raise UnreadableImage(f"the picture of {sample.key} is not in {self.stores[sample.data_set].folder}")
 
@@ -129,13 +129,13 @@ class StoredCrops(WordImages):
             chosen = numbers == number
             store.require_finite(self.rows[indices[chosen]] * store.views + views[chosen])
 
-    def require_tower(self, image_weights: str, name: str) -> None:
-        """Check that an image tower is the one that the tokens come from; ``name`` is for people.
+    def require_encoder(self, image_weights: str, name: str) -> None:
+        """Check that an image encoder is the one that the tokens come from; ``name`` is for people.
 
         Raises:
             DamagedStore: it is another one.
         """
-        _require_tower(self.stores[0], image_weights, name)
+        _require_encoder(self.stores[0], image_weights, name)
 
     def only(self, indices: Rows | Sequence[int]) -> Self:
         """Return the samples at ``indices``; what was rejected stays with the whole."""
@@ -158,25 +158,25 @@ def _usable(store: WordCropStore, rules: Rules, rejected: Tally, changed: Tally)
     return replace(crops, sources=list(numbers)), np.array(rows, np.int64)
 
 
-def _require_tower(store: WordCropStore, image_weights: str, name: str) -> None:
+def _require_encoder(store: WordCropStore, image_weights: str, name: str) -> None:
     identity = store.manifest.identity
     if identity["image_weights"] != image_weights:
         raise DamagedStore(
-            f"{store.folder} is of the image tower of {identity['encoder']}, and that of {name} differs",
+            f"{store.folder} is of the image encoder of {identity['encoder']}, and that of {name} differs",
             "Use that one (`--encoder clip:` and where it is now), or embed the crops again",
         )
 
 
 def stores_among(paths: Sequence[Path]) -> list[WordCropStore]:
-    """Return the word-crop stores that ``paths`` name; none where all are labelled crops of other forms.
+    """Return the image-feature stores that ``paths`` name; none where all are labelled crops of other forms.
 
     Raises:
         UserError: a store stands beside other data. DamagedStore: it is damaged.
     """
-    stores = [path for path in paths if kind_of(path) == "word_crops"]
+    stores = [path for path in paths if kind_of(path) == "image_features"]
     if 0 < len(stores) < len(paths):
         raise UserError(
-            f"{stores[0]} is a word-crop store, which cannot be mixed with other data",
+            f"{stores[0]} is an image-feature store, which cannot be mixed with other data",
             "Embed all crops (`dptr embed-crops`), or name the crops themselves",
         )
     return [WordCropStore(path) for path in stores]
@@ -186,24 +186,24 @@ def require_one_kind(images: WordImages, validation: WordImages) -> None:
     """Check that training and validation can be fed to one model.
 
     Raises:
-        UserError: one of them is a store. DamagedStore: both are, but of two image towers.
+        UserError: one of them is a store. DamagedStore: both are, but of two image encoders.
     """
     if isinstance(images, StoredCrops) != isinstance(validation, StoredCrops):
         raise UserError(
-            "of training and validation data one is a word-crop store and the other is not",
+            "of training and validation data one is an image-feature store and the other is not",
             "Embed both with the same --clip (`dptr embed-crops`), or name the crops themselves for both",
         )
     if isinstance(images, StoredCrops) and isinstance(validation, StoredCrops):
         theirs = validation.stores[0].manifest.identity
-        images.require_tower(theirs["image_weights"], theirs["encoder"])
+        images.require_encoder(theirs["image_weights"], theirs["encoder"])
 
 
 def open_crops(paths: Sequence[Path], charset: Charset, normalization: Normalization) -> WordImages:
-    """Open labelled crops of any form, or word-crop stores.
+    """Open labelled crops of any form, or image-feature stores.
 
     Raises:
         UserError: no label can be used, or a store stands beside other data.
-        DamagedStore: a store is damaged, or they are of different image towers.
+        DamagedStore: a store is damaged, or they are of different image encoders.
     """
     stores = stores_among(paths)
     if not stores:
@@ -212,9 +212,9 @@ def open_crops(paths: Sequence[Path], charset: Charset, normalization: Normaliza
 
 
 def fixed_by(stores: Sequence[WordCropStore], encoder: str | None, changes: Sequence[str]) -> list[str]:
-    """Return what stores fix of a recipe, as changes to it: their tower is the encoder, their views the augmentation.
+    """Return what stores fix of a recipe, as changes to it: their encoder is the encoder, their views the augmentation.
 
-    ``encoder`` may name where the same tower is now, as ``clip:`` and a directory or hub id.
+    ``encoder`` may name where the same encoder is now, as ``clip:`` and a directory or hub id.
 
     Raises:
         UserError: a change gives another encoder or augmentation.
@@ -234,12 +234,12 @@ def fixed_by(stores: Sequence[WordCropStore], encoder: str | None, changes: Sequ
 
 
 def fixed_settings(stores: Sequence[WordCropStore]) -> dict[str, dict[str, Any]]:
-    """Return what stores fix of a recipe, by section: the tower they come from, and how strongly views are distorted.
+    """Return what stores fix of a recipe, by section: the encoder they come from, and how strongly views are distorted.
 
     Of stores that were distorted differently the first is named.
     """
     if not stores:
         return {}
     identity = stores[0].manifest.identity
-    tower, strength = f"clip:{identity['encoder']}", float(identity["augmentation"])
-    return {"encoder": {"kind": tower}, "finetune": {"augmentation": strength}}
+    encoder, strength = f"clip:{identity['encoder']}", float(identity["augmentation"])
+    return {"encoder": {"kind": encoder}, "finetune": {"augmentation": strength}}

@@ -1,4 +1,4 @@
-"""ORP noise for rows of a prompt store: states of crops from a bank, drawn anew in every batch.
+"""ORP noise for rows of a prompt store: embeddings of crops from a bank, drawn anew in every batch.
 
 The noise is drawn per row, or, as in the authors' code, per batch: no crop twice, and the same token positions in all.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dptr.cache.stores.neighbours import Neighbours
     from dptr.cache.stores.orp import OrpBank
 
-#: Enough for a mean over all numbers of their states.
+#: Enough for a mean over all numbers of their embeddings.
 _CROPS_MEASURED = 256
 
 
@@ -90,7 +90,7 @@ def _of_length_one(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _size_of_entries(bank: OrpBank) -> np.float32:
-    """Return the root mean square of the numbers in the bank's states, from crops spread evenly over it."""
+    """Return the root mean square of the numbers in the bank's embeddings, from crops spread evenly over it."""
     crops = np.unique(np.linspace(0, len(bank) - 1, _CROPS_MEASURED).astype(np.int64))
     positions = np.broadcast_to(np.arange(bank.tokens_per_crop), (len(crops), bank.tokens_per_crop))
     return np.float32(np.sqrt(np.mean(np.square(bank.tokens(crops, positions).astype(np.float32)))))

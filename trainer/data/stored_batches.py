@@ -1,4 +1,4 @@
-"""Batches of labelled crops by their number, from word-crop stores: each epoch shows another view of a crop."""
+"""Batches of labelled crops by their number, from image-feature stores: each epoch shows another view of a crop."""
 
 from __future__ import annotations
 

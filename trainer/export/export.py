@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dptr.cache.crops.dataset import WordImages, preprocess
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import SAFETENSORS, WEIGHTS_FILE
-from dptr.cache.stores import checksummed as sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.text.lexicon import Lexicon
 from dptr.trainer.choices import ExportTarget
@@ -150,8 +150,8 @@ def _other_names(run: Trained, family: Family, out: Path) -> int:
     }
     decoder.load_state_dict(weights)
     tensors = renamed(decoder, family)
-    header = {"format": "pt", "charset": run.charset.text, "heads": str(decoder.shape.heads), **sealed.METADATA}
+    header = {"format": "pt", "charset": run.charset.text, "heads": str(decoder.shape.heads), **checksummed.METADATA}
     with atomic_path(out) as temporary:
         save_tensors(tensors, temporary, header)
-        sealed.seal(temporary)
+        checksummed.checksum(temporary)
     return len(tensors)

@@ -22,7 +22,7 @@ from dptr.cache.file_names import (
     WEIGHTS_FILE,
 )
 from dptr.cache.progress import note
-from dptr.cache.stores import checksummed as sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.visible import visible
 from dptr.trainer.export.export import export
 from dptr.trainer.metrics import wilson
@@ -93,7 +93,7 @@ def push(
 def model_card(model: Trained, repo: str, folder: Path, licence: str | None = None) -> str:
     """Return a model's page as Markdown with the hub's header; arguments as of :func:`write_files`."""
     figures = list(_measured(folder))
-    versions = sealed.read_json(model.folder / RUN_FILE).get("versions", {}) if isinstance(model, Run) else {}
+    versions = checksummed.read_json(model.folder / RUN_FILE).get("versions", {}) if isinstance(model, Run) else {}
     environment = Environment(
         loader=PackageLoader("dptr.trainer.export", "."),
         autoescape=False,  # Markdown; what comes from data passes the filter `cell`

@@ -58,7 +58,7 @@ class CharacterModel:
         self._length = min(_LONGEST, _BITS // self._bits)
         if " " in charset.characters:
             counts = _of_single_words(counts)
-        #: Whether a word has a digit; words without say nothing about readings with some.
+        #: Whether a word has a digit; words without say nothing about predictions with some.
         self.has_digits = any(map(_DIGIT.search, counts))
         text, weights = _as_symbols(counts, symbols, charset)
         grams = self._grams_of(text)

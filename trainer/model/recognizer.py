@@ -40,7 +40,7 @@ _POOLING = (ClipEncoder, GivenTokens)
 
 
 @dataclass(frozen=True)
-class Reading:
+class Prediction:
     """What was read from one image.
 
     Attributes:
@@ -58,7 +58,7 @@ class Recognizer(nn.Module):
 
     Args:
         recipe: sizes of all parts. charset: what it can read.
-        memory_dim: width of the memory its decoder reads, that of the text states it was pre-trained on.
+        memory_dim: width of the memory its decoder reads, that of the text embeddings it was pre-trained on.
         encoder: in place of the recipe's.
     """
 
@@ -157,7 +157,7 @@ class Recognizer(nn.Module):
         self._words = None if counts is None else CharacterModel(counts, self.charset, weight)
 
     @torch.inference_mode()
-    def read(self, images: Tensor) -> list[Reading]:
+    def read(self, images: Tensor) -> list[Prediction]:
         """Read a batch of images, shape as in :meth:`memory`; the module should be in evaluation mode."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._in_bfloat16):
             memory = self.memory(images)
@@ -170,24 +170,24 @@ class Recognizer(nn.Module):
         rows = zip(ids.cpu().numpy(), confidences.cpu().numpy(), strict=True)
         return [_reading(row, certain, self.charset) for row, certain in rows]
 
-    def _in_columns(self, decoder: CtcDecoder, chances: NDArray[np.float32]) -> list[Reading]:
+    def _in_columns(self, decoder: CtcDecoder, chances: NDArray[np.float32]) -> list[Prediction]:
         """Read log-probabilities of columns (batch, columns, classes), with words where that leaves doubt."""
-        readings = [_reading(*decoder.joined(columns), self.charset) for columns in chances]
+        predictions = [_reading(*decoder.joined(columns), self.charset) for columns in chances]
         if self._words is None:
-            return readings
-        unsure = [index for index, reading in enumerate(readings) if self._leaves_doubt(reading, self._words)]
+            return predictions
+        unsure = [index for index, prediction in enumerate(predictions) if self._leaves_doubt(prediction, self._words)]
         for index, candidates in zip(unsure, search([chances[index] for index in unsure], self._words), strict=True):
-            readings[index] = _among(candidates, self.charset)
-        return readings
+            predictions[index] = _among(candidates, self.charset)
+        return predictions
 
     @staticmethod
-    def _leaves_doubt(reading: Reading, words: CharacterModel) -> bool:
+    def _leaves_doubt(prediction: Prediction, words: CharacterModel) -> bool:
         """Return whether words may say better: numbers, codes and plates are no words, unless the list has some."""
-        return reading.confidence < _SURE and (words.has_digits or not any(map(str.isdigit, reading.text)))
+        return prediction.confidence < _SURE and (words.has_digits or not any(map(str.isdigit, prediction.text)))
 
 
 def require_ctc(has_ctc: bool, name: str = "this recogniser") -> None:
-    """Refuse words for a decoder that is not CTC.
+    """Reject words for a decoder that is not CTC.
 
     Raises:
         UserError: it is another.
@@ -202,10 +202,10 @@ def _merging(recipe: Recipe, encoder: Encoder, memory_dim: int) -> nn.Module:
     """Return what turns the encoder's tokens into the memory."""
     fmu, pooled = recipe.fmu, recipe.memory.kind == "pooled"
     if pooled and isinstance(encoder, _POOLING):
-        # The tower has merged its tokens itself; there is nothing left to do.
+        # The encoder has merged its tokens itself; there is nothing left to do.
         if encoder.dim != memory_dim:
             raise UserError(
-                f"the image tower's vectors are {encoder.dim} wide, the decoder reads {memory_dim}",
+                f"the image encoder's vectors are {encoder.dim} wide, the decoder reads {memory_dim}",
                 "Use the CLIP that the text was embedded with",
             )
         return nn.Identity()
@@ -252,16 +252,16 @@ def load_recognizer(run: Trained, device: str = "cpu") -> Recognizer:
     return recognizer.to(device)
 
 
-def _reading(ids: NDArray[np.int64], confidences: NDArray[np.float32], charset: Charset) -> Reading:
+def _reading(ids: NDArray[np.int64], confidences: NDArray[np.float32], charset: Charset) -> Prediction:
     text, places = charset.decode_with_places(ids)
     counted = confidences[: len(places) + 1]
-    return Reading(text, float(counted.prod()), confidences[places].tolist())
+    return Prediction(text, float(counted.prod()), confidences[places].tolist())
 
 
-def _among(candidates: Sequence[Candidate], charset: Charset) -> Reading:
+def _among(candidates: Sequence[Candidate], charset: Charset) -> Prediction:
     """Return the likeliest candidate; a character is as certain as candidates agree who agreed up to it."""
     classes, share = candidates[0]
     agreed = [sum(part for text, part in candidates if text[:n] == classes[:n]) for n in range(len(classes) + 1)]
     confidences = [after / before for before, after in pairwise(agreed)]
     text, places = charset.decode_with_places(np.array(classes, np.int64))
-    return Reading(text, share, [confidences[place] for place in places])
+    return Prediction(text, share, [confidences[place] for place in places])

@@ -16,7 +16,7 @@ from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.metrics import wilson
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.reading import read_pictures
-from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
+from dptr.trainer.model.recognizer import Prediction, Recognizer, load_recognizer
 from dptr.trainer.pretrain import read_prompts
 from dptr.trainer.report.attention import attention_maps, strip
 from dptr.trainer.report.page import Cell, Section, Table, picture_address
@@ -27,7 +27,7 @@ _BATCH = 128
 _EXAMPLES = 12
 _LABELS_SHOWN = 24
 _QUERY_LINE, _CHARACTER_LINE = 2, 7
-Read = tuple[int, Reading]
+Read = tuple[int, Prediction]
 
 
 def crop_sections(run: Run, crops: WordImages) -> list[Section]:
@@ -56,7 +56,7 @@ def crop_sections(run: Run, crops: WordImages) -> list[Section]:
         " Attention of the FMU's queries: a line each. Attention of the decoder's last layer: a line for each"
         " character, read from left to right. Darker is more; columns are those of the image."
     )
-    return [Section("Readings", note, tables=tables)]
+    return [Section("Predictions", note, tables=tables)]
 
 
 def prompt_sections(run: Run, store: PromptStore, bank: OrpBank | None) -> list[Section]:
@@ -67,17 +67,17 @@ def prompt_sections(run: Run, store: PromptStore, bank: OrpBank | None) -> list[
     noise = None if bank is None else NoiseSource(bank, run.recipe.replace("noise", draw="random").noise, None)
     ratios = [0.0] if noise is None else [0.0, run.recipe.noise.ratio, 1.0]
     kind, cpu = run.recipe.memory, torch.device("cpu")
-    readings = [read_prompts(decoder, store, rows, noise, ratio, kind, cpu, run.charset) for ratio in ratios]
+    predictions = [read_prompts(decoder, store, rows, noise, ratio, kind, cpu, run.charset) for ratio in ratios]
     labels = store.labels_of(rows)
-    right = [sum(map(_equal, labels, texts)) for texts in readings]
+    right = [sum(map(_equal, labels, texts)) for texts in predictions]
     shown = [
         [Cell(label), *(Cell(text, wrong=not _equal(label, text)) for text in texts)]
-        for label, *texts in list(zip(labels, *readings, strict=True))[:_LABELS_SHOWN]
+        for label, *texts in list(zip(labels, *predictions, strict=True))[:_LABELS_SHOWN]
     ]
     total = [Cell("word accuracy"), *(Cell(accuracy(count, len(labels))) for count in right)]
     columns = ["label", *(f"noise {ratio:g}" for ratio in ratios)]
     note = f"{len(labels):,} validation labels, read from their text embeddings and compared case-insensitively."
-    return [Section("Readings", note, tables=[Table("By noise ratio", columns, [total, *shown])])]
+    return [Section("Predictions", note, tables=[Table("By noise ratio", columns, [total, *shown])])]
 
 
 def accuracy(right: int, words: int) -> str:
@@ -108,21 +108,21 @@ def _read_crops(recognizer: Recognizer, crops: WordImages, chosen: Sequence[int]
 def _examples(title: str, recognizer: Recognizer, crops: WordImages, ranked: Sequence[Read]) -> Table:
     rows = []
     columns: list[str] = []
-    for index, reading in ranked:
-        image, truth = crops.image(index), crops.samples[index].label
+    for index, prediction in ranked:
+        image, ground_truth = crops.image(index), crops.samples[index].label
         queries, decoder = attention_maps(recognizer, image)
-        cells = {"image": Cell(picture=picture_address(image), described=f"crop of {truth}")}
+        cells = {"image": Cell(picture=picture_address(image), described=f"crop of {ground_truth}")}
         if queries is not None:
             drawn = strip(queries, _QUERY_LINE)
             cells["FMU"] = Cell(picture=picture_address(drawn), height=52, described="attention of the FMU")
         if decoder is not None:
-            drawn = strip(decoder[: max(len(reading.text), 1)], _CHARACTER_LINE)
+            drawn = strip(decoder[: max(len(prediction.text), 1)], _CHARACTER_LINE)
             cells["decoder"] = Cell(
                 picture=picture_address(drawn), height=drawn.height, described="attention of the decoder"
             )
-        cells["ground truth"] = Cell(truth)
-        cells["prediction"] = Cell(reading.text, wrong=reading.text != truth)
-        cells["confidence"] = Cell(f"{reading.confidence:.2f}")
+        cells["ground truth"] = Cell(ground_truth)
+        cells["prediction"] = Cell(prediction.text, wrong=prediction.text != ground_truth)
+        cells["confidence"] = Cell(f"{prediction.confidence:.2f}")
         columns = list(cells)
         rows.append(list(cells.values()))
     return Table(title, columns, rows)

@@ -1,4 +1,4 @@
-"""A run as one self-contained HTML page: the result, curves, readings, attention maps, and how it was made."""
+"""A run as one self-contained HTML page: the result, curves, predictions, attention maps, and how it was made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, PREDICTIONS_FOLDER, RUN_FILE, TIMINGS_FILE
-from dptr.cache.stores import checksummed as sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
@@ -50,7 +50,7 @@ def report(
     Args:
         run: a run with a checkpoint. out: the file to write.
         crops: labelled word images to read, for a fine-tuning run.
-        stores: what a pre-training run was trained on; without it the page has no readings and no noise.
+        stores: what a pre-training run was trained on; without it the page has no predictions and no noise.
 
     Raises:
         UserError: the run has not trained far enough, or crops are given for a decoder without an encoder.
@@ -134,7 +134,7 @@ def points(lines: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float
 
 def _made(run: Run) -> Section:
     """Return from what, with what and by which settings a run was made."""
-    described = sealed.read_json(run.folder / RUN_FILE)
+    described = checksummed.read_json(run.folder / RUN_FILE)
     facts = {
         "stage": run.kind,
         "characters": f"{len(run.charset.characters)}: {''.join(run.charset.characters)}",

@@ -62,7 +62,7 @@ def ten_crops(path: Path) -> Path:
     return tar_of(path, *(part for pair in pairs for part in pair))
 
 
-def test_a_tar_with_one_flipped_header_bit_is_refused_and_loses_no_half_in_silence(tmp_path: Path) -> None:
+def test_a_tar_with_one_flipped_header_bit_is_rejected_and_loses_no_half_in_silence(tmp_path: Path) -> None:
     path = ten_crops(tmp_path / "a.tar")
     assert len(open_images(path)) == 10
     with tarfile.open(path) as archive:
@@ -76,7 +76,7 @@ def test_a_tar_with_one_flipped_header_bit_is_refused_and_loses_no_half_in_silen
     assert [type(item) for item in found] == [Photo] * 5 + [Rejection]
 
 
-def test_a_tar_cut_at_the_edge_of_a_member_is_refused(tmp_path: Path) -> None:
+def test_a_tar_cut_at_the_edge_of_a_member_is_rejected(tmp_path: Path) -> None:
     path = ten_crops(tmp_path / "a.tar")
     with tarfile.open(path) as archive:
         edge = archive.getmembers()[10].offset
@@ -96,7 +96,7 @@ def test_links_in_a_tar_are_not_followed(tmp_path: Path) -> None:
     assert found.rejected.counts == {"label or image is missing": 5}
 
 
-def test_json_nested_too_deep_is_one_refused_label(tmp_path: Path) -> None:
+def test_json_nested_too_deep_is_one_rejected_label(tmp_path: Path) -> None:
     deep = b"[" * 100_000
     good = json.dumps({"label": "good"}).encode()
     parts = [member("a.png", encoded()), member("a.json", deep), member("b.png", encoded()), member("b.json", good)]
@@ -108,7 +108,7 @@ def test_json_nested_too_deep_is_one_refused_label(tmp_path: Path) -> None:
     assert (labels(from_lines), from_lines.rejected.counts) == (["good"], {"line is not understood": 1})
 
 
-def test_rows_of_a_label_file_that_point_outside_its_folder_are_refused(tmp_path: Path) -> None:
+def test_rows_of_a_label_file_that_point_outside_its_folder_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "secret.png").write_bytes(encoded())
     folder = tmp_path / "crops"
     folder.mkdir()
@@ -136,7 +136,7 @@ def test_a_name_too_long_for_the_file_system_is_one_unreadable_image(tmp_path: P
         open_images(tmp_path)
 
 
-def test_a_pipe_in_place_of_data_is_refused_and_does_not_hang(tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_data_is_rejected_and_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "labels.tsv")
     with pytest.raises(UserError, match="not a regular file"):
         open_images(tmp_path / "labels.tsv")
@@ -152,14 +152,14 @@ def lmdb_of(path: Path, count: bytes) -> Path:
 
 
 @pytest.mark.parametrize("count", [b"5000000000", b"9" * 5000])
-def test_an_lmdb_that_promises_billions_is_refused_and_does_not_count_up_to_them(count: bytes, tmp_path: Path) -> None:
+def test_an_lmdb_that_promises_billions_is_rejected_and_does_not_count_up_to_them(count: bytes, tmp_path: Path) -> None:
     path = lmdb_of(tmp_path / "a.lmdb", count)
     with pytest.raises(UserError, match="num-samples promises"):
         open_images(path)
-    refused: list[str] = []
-    assert list(read_rows(str(path), "word", "text", lambda line, item, reason: refused.append(reason))) == []
-    assert len(refused) == 1
-    assert "num-samples promises" in refused[0]
+    rejected: list[str] = []
+    assert list(read_rows(str(path), "word", "text", lambda line, item, reason: rejected.append(reason))) == []
+    assert len(rejected) == 1
+    assert "num-samples promises" in rejected[0]
 
 
 READ_HALF = """
@@ -173,7 +173,7 @@ list(read_rows(sys.argv[1], "word", "text", lambda line, item, reason: print(rea
 """
 
 
-def test_half_an_lmdb_is_refused_as_photos_and_as_corpus_and_does_not_kill_the_process(tmp_path: Path) -> None:
+def test_half_an_lmdb_is_rejected_as_photos_and_as_corpus_and_does_not_kill_the_process(tmp_path: Path) -> None:
     path = lmdb_of(tmp_path / "a.lmdb", b"3")
     data = (path / "data.mdb").read_bytes()
     (path / "data.mdb").write_bytes(data[: len(data) // 2])
@@ -209,9 +209,9 @@ def test_a_column_of_a_parquet_whose_name_is_no_text_ends_in_one_line(tmp_path: 
         pq.ParquetFile(path)
     with pytest.raises(UserError, match=r"a\.parquet cannot be read as Parquet"):
         open_images(path)
-    refused: list[str] = []
-    assert not list(read_rows(str(path), "line", "text", lambda _line, _item, reason: refused.append(reason)))
-    assert len(refused) == 1
+    rejected: list[str] = []
+    assert not list(read_rows(str(path), "line", "text", lambda _line, _item, reason: rejected.append(reason)))
+    assert len(rejected) == 1
     assert [type(photo) for photo in find_photos([path])] == [Rejection]
 
 

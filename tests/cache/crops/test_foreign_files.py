@@ -92,7 +92,7 @@ def test_pages_of_ppocrlabel_are_never_labelled_crops(project: Path, name: str |
         opened(project / name if name else project)
 
 
-def test_detection_labels_of_paddleocr_are_refused(tmp_path: Path) -> None:
+def test_detection_labels_of_paddleocr_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "page.png").write_bytes(picture())
     (tmp_path / "label.txt").write_text(f"page.png\t{BOXES}\n")
     with pytest.raises(NotLabelled, match="boxes on whole pages"):
@@ -110,7 +110,7 @@ def test_a_label_with_a_tab_is_rejected_and_not_joined(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("line", ["a.png word", "10 20 30 40 word", '{"a.png": "word"}'])
-def test_an_unknown_form_is_refused_with_its_line_and_the_known_forms(line: str, tmp_path: Path) -> None:
+def test_an_unknown_form_is_rejected_with_its_line_and_the_known_forms(line: str, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture())
     (tmp_path / "gt.txt").write_text(line + "\n")
     with pytest.raises(NotLabelled) as caught:
@@ -164,7 +164,7 @@ def test_an_lmdb_is_read_completely_whatever_it_counts_from_and_to(
     assert not images.rejected.total
 
 
-def test_an_lmdb_with_other_keys_is_refused_with_one_of_them(tmp_path: Path) -> None:
+def test_an_lmdb_with_other_keys_is_rejected_with_one_of_them(tmp_path: Path) -> None:
     with pytest.raises(NotLabelled, match=r"no keys label-%09d; its first is 'crop_1'"):
         opened(lmdb_of(tmp_path / "a.lmdb", {"crop_1": picture(), "text_1": b"word"}))
 

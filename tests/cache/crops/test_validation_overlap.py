@@ -59,7 +59,7 @@ def test_a_copy_in_another_form_under_another_label_is_found(lab: Path, tmp_path
     assert labels(without_overlap(opened(tmp_path / "other.lmdb"), opened(lab))) == ["other200"]
 
 
-def test_the_same_data_twice_is_refused(lab: Path) -> None:
+def test_the_same_data_twice_is_rejected(lab: Path) -> None:
     with pytest.raises(UserError, match="all 10 training crops are validation crops"):
         without_overlap(opened(lab), opened(lab))
 

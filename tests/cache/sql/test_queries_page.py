@@ -18,7 +18,7 @@ from dptr.cache.sql.views import connect
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
 from dptr.trainer.evaluate import ReadImages
-from dptr.trainer.model.recognizer import Reading
+from dptr.trainer.model.recognizer import Prediction
 from dptr.trainer.predictions import keep_predictions
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "queries.md"
@@ -45,8 +45,10 @@ def connection(tmp_path_factory: pytest.TempPathFactory) -> duckdb.DuckDBPyConne
     ):
         assert run_command([*arguments, *common]) == 0
     for name, texts in (("english", ["street", "rood"]), ("mine", ["strect", "road"])):
-        readings = [Reading(text, 0.9, []) for text in texts]
-        keep_predictions(workspace.models / name, "crops", ReadImages(["0", "1"], ["street", "road"], readings, ["2"]))
+        predictions = [Prediction(text, 0.9, []) for text in texts]
+        keep_predictions(
+            workspace.models / name, "crops", ReadImages(["0", "1"], ["street", "road"], predictions, ["2"])
+        )
     return connect(workspace)
 
 

@@ -41,7 +41,7 @@ def test_a_charset_file_keeps_its_order_and_drops_line_breaks_and_a_byte_order_m
     assert Charset.named(str(tmp_path / "letters.txt")).characters == "zyx"
 
 
-def test_unknown_and_doubled_charsets_are_refused() -> None:
+def test_unknown_and_doubled_charsets_are_rejected() -> None:
     with pytest.raises(UserError, match="37"):
         Charset.named("37")
     with pytest.raises(UserError, match="more than once"):
@@ -69,12 +69,12 @@ def test_normalization(normalization: Normalization, raw: str, expected: str) ->
     assert normalization.apply(raw) == expected
 
 
-def test_refusals_say_why() -> None:
+def test_rejections_say_why() -> None:
     charset, normalization = Charset.named("36"), Normalization(max_label_length=3)
-    assert normalization.refuse("", charset) == "empty"
-    assert normalization.refuse("abcd", charset) == "longer than 3 characters"
-    assert normalization.refuse("aé", charset) == "not in the charset: é"
-    assert normalization.refuse("abc", charset) is None
+    assert normalization.reject("", charset) == "empty"
+    assert normalization.reject("abcd", charset) == "longer than 3 characters"
+    assert normalization.reject("aé", charset) == "not in the charset: é"
+    assert normalization.reject("abc", charset) is None
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_damaged_counts_are_told(damage) -> None:
 @pytest.mark.parametrize(
     ("word", "count"), [("two\nlines", 1), ("a\tb", 1), ("\u2028", 1), ("", 1), ("a", 0), ("a", -2)]
 )
-def test_counts_that_a_file_could_not_hold_are_refused(word: str, count: float) -> None:
+def test_counts_that_a_file_could_not_hold_are_rejected(word: str, count: float) -> None:
     with pytest.raises(UserError, match="with the count"):
         checked({"street": 1, word: count})
 

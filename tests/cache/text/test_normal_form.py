@@ -16,7 +16,7 @@ from dptr.pipeline.text.prompt_store import settle_charset
 from dptr.trainer.commands.options import measuring_normalization, training_normalization
 from dptr.trainer.evaluate import ReadImages
 from dptr.trainer.metrics import score_as_written
-from dptr.trainer.model.recognizer import Reading
+from dptr.trainer.model.recognizer import Prediction
 from dptr.trainer.predictions import keep_predictions
 from dptr.trainer.recipe import Recipe
 
@@ -56,12 +56,12 @@ def test_charsets_in_nfkc_are_written_as_before_and_others_say_their_form() -> N
     assert Normalization(unicode="nfc").charset(Charset("ab")).unicode == "nfc"
 
 
-def test_truths_and_readings_are_compared_in_one_form(tmp_path: Path) -> None:
-    read = ReadImages(["a", "b"], ["fin", LIGATURE], [Reading(LIGATURE, 1.0, []), Reading("fin", 1.0, [])])
+def test_truths_and_predictions_are_compared_in_one_form(tmp_path: Path) -> None:
+    read = ReadImages(["a", "b"], ["fin", LIGATURE], [Prediction(LIGATURE, 1.0, []), Prediction("fin", 1.0, [])])
     assert pq.read_table(keep_predictions(tmp_path, "nfkc", read))["correct"].to_pylist() == [True, True]
-    assert score_as_written(read.truths, ["fin", "fin"]).score.accuracy == 1.0  # type: ignore[union-attr]
-    exact = ReadImages(read.keys, read.truths, read.readings, form=Normalization(unicode="nfc"))
+    assert score_as_written(read.ground_truths, ["fin", "fin"]).score.accuracy == 1.0  # type: ignore[union-attr]
+    exact = ReadImages(read.keys, read.ground_truths, read.predictions, form=Normalization(unicode="nfc"))
     assert pq.read_table(keep_predictions(tmp_path, "nfc", exact))["correct"].to_pylist() == [False, False]
-    scored = score_as_written(read.truths, ["fin", "fin"], normalization=Normalization(unicode="nfc")).score
+    scored = score_as_written(read.ground_truths, ["fin", "fin"], normalization=Normalization(unicode="nfc")).score
     assert scored is not None
     assert scored.accuracy == 0.5

@@ -43,8 +43,8 @@ def test_a_label_of_clusters_is_encoded_cluster_by_cluster() -> None:
 
 
 def test_the_longest_label_is_counted_in_units() -> None:
-    assert Normalization(max_label_length=3).refuse("क्षत्रिय", HINDI) is None
-    assert Normalization(max_label_length=2).refuse("क्षत्रिय", HINDI) == "longer than 2 characters"
+    assert Normalization(max_label_length=3).reject("क्षत्रिय", HINDI) is None
+    assert Normalization(max_label_length=2).reject("क्षत्रिय", HINDI) == "longer than 2 characters"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Labelled crops to a word-crop store: what is in it, what is refused, and that nothing but the settings decides."""
+"""Labelled crops to an image-feature store: its content, what is rejected, and that only settings matter."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from dptr.cache.crops.dataset import preprocess
-from dptr.cache.errors import DamagedStore, TooManyRefused, UserError
+from dptr.cache.errors import DamagedStore, TooManyRejected, UserError
 from dptr.cache.progress import set_quiet
 from dptr.cache.sql.views import connect
 from dptr.cache.stores.image_features import WordCropStore
@@ -88,14 +88,14 @@ def test_the_plain_view_is_what_the_encoder_of_a_recogniser_makes_of_the_crop(cr
 
 
 def test_the_catalogue_tells_label_source_and_view(crops: Path, tmp_path: Path) -> None:
-    embed_crops([crops], tmp_path / "word_crops", SETTINGS)
-    rows = catalogue(tmp_path / "word_crops")
+    embed_crops([crops], tmp_path / "image_features", SETTINGS)
+    rows = catalogue(tmp_path / "image_features")
     assert [row["id"] for row in rows] == list(range(15))
     assert [row["view"] for row in rows] == [0, 1, 2] * 5
     assert (rows[3]["label"], rows[3]["key"]) == ("Oak", "1.png")
     assert rows[3]["image_sha256"] == hashlib.sha256((crops / "1.png").read_bytes()).hexdigest()
     assert str(crops) in rows[3]["source"]
-    asked = connect(Workspace(tmp_path)).execute("select count(distinct view), count(*) from word_crops").fetchall()
+    asked = connect(Workspace(tmp_path)).execute("select count(distinct view), count(*) from image_features").fetchall()
     assert asked == [(3, 15)]
 
 
@@ -137,20 +137,20 @@ def test_another_seed_or_strength_draws_other_views_of_the_same_plain_one(crops:
     np.testing.assert_allclose(second[2], plain[2], atol=2e-2)
 
 
-def test_refused_crops_are_named_with_their_reasons(crops: Path, tmp_path: Path) -> None:
+def test_rejected_crops_are_named_with_their_reasons(crops: Path, tmp_path: Path) -> None:
     (crops / "2.png").write_bytes((crops / "2.png").read_bytes()[:60])
     shutil.copy(crops / "0.png", crops / "again.png")
     (crops / "labels.tsv").open("a", encoding="utf-8").write("again.png\tred\n3.png\tdéjà\ngone.png\tsun\n")
-    out = tmp_path / "word_crops"
+    out = tmp_path / "image_features"
     summary = embed_crops([crops], out, SETTINGS)
     assert (summary.crops, summary.duplicates, summary.quarantined) == (4, 1, 3)
     connection = connect(Workspace(tmp_path))
-    refused = dict(connection.execute("select item, reason from refused_crops").fetchall())
-    assert [item.split()[0] for item in refused] == ["3.png", "2.png", "gone.png"]
-    assert [reason.split(":")[0] for reason in refused.values()] == [
+    rejected = dict(connection.execute("select item, reason from rejected_crops").fetchall())
+    assert [item.split()[0] for item in rejected] == ["3.png", "2.png", "gone.png"]
+    assert [reason.split(":")[0] for reason in rejected.values()] == [
         "not in the charset", "unreadable image", "unreadable image",
     ]  # fmt: skip
-    with pytest.raises(TooManyRefused):
+    with pytest.raises(TooManyRejected):
         embed_crops([crops], tmp_path / "strict", dataclasses.replace(SETTINGS, max_bad=1))
     for number in range(5):
         (crops / f"{number}.png").write_bytes(b"")
@@ -166,10 +166,10 @@ def test_other_settings_need_another_folder_and_damage_is_found(crops: Path, tmp
         with pytest.raises(DamagedStore, match=f"other settings.*{next(iter(changed))}"):
             embed_crops([crops], out, dataclasses.replace(SETTINGS, **changed))
     assert verify(out) == []
-    states = out / "part-00001.arrow"
-    data = bytearray(states.read_bytes())
+    embeddings = out / "part-00001.arrow"
+    data = bytearray(embeddings.read_bytes())
     data[len(data) // 2] ^= 1
-    states.write_bytes(data)
+    embeddings.write_bytes(data)
     assert [damage.file for damage in verify(out)] == ["part-00001.arrow"]
     with pytest.raises(UserError, match="--augmentation"):
         dataclasses.replace(SETTINGS, augmentation=-1.0)

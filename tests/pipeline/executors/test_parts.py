@@ -125,7 +125,7 @@ def test_a_bank_in_parts_is_that_of_one_run(photos: Path, tmp_path: Path, monkey
     succeed("verify", out)
 
 
-def test_word_crops_in_parts_are_those_of_one_run(
+def test_image_features_in_parts_are_those_of_one_run(
     draw_crops: Callable[[Path, Sequence[str]], Path], tmp_path: Path
 ) -> None:
     from dptr.pipeline.crops.embed_crops import EmbedCropsSettings, embed_crops
@@ -174,7 +174,7 @@ def test_a_damaged_part_is_found_and_named(corpus: Path, tmp_path: Path, capsys:
     assert str(damaged) in capsys.readouterr().err
 
 
-def test_a_store_that_has_grown_in_the_meantime_refuses_its_parts(
+def test_a_store_that_has_grown_in_the_meantime_rejects_its_parts(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, other = tmp_path / "store", tmp_path / "other.txt"
@@ -187,13 +187,15 @@ def test_a_store_that_has_grown_in_the_meantime_refuses_its_parts(
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "3", "a/b", "1/0", "-1/2"])
-def test_what_is_no_part_is_refused(
+def test_what_is_no_part_is_rejected(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     assert "such as 3/16" in fail(capsys, "embed-text", corpus, "-o", tmp_path / "store", f"--part={text}")
 
 
-def test_what_depends_on_all_parts_is_refused(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_depends_on_all_parts_is_rejected(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     command: list[Any] = ["embed-text", corpus, "-o", tmp_path / "store", "--part", "1/2"]
     assert "--cover-pieces" in fail(capsys, *command, "--cover-pieces", "2")
 

@@ -159,9 +159,9 @@ def test_a_cluster_that_runs_already_is_joined_with_its_token(
 def test_a_cluster_that_asks_for_a_token_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    def refuse(*_: object, **__: object) -> None:
+    def reject(*_: object, **__: object) -> None:
         raise ConnectionError("Failed to connect\nray.exceptions.AuthenticationError: RPC error: InvalidAuthToken")
 
-    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "init", reject)
     with pytest.raises(UserError, match="It asks for a token: set RAY_AUTH_MODE"), joined("head:1"):
         pass

@@ -83,7 +83,7 @@ def test_areas_fill_their_range() -> None:
     assert abs(shares.mean() - 0.2) < 0.01
 
 
-def test_small_photos_and_impossible_settings_are_refused() -> None:
+def test_small_photos_and_impossible_settings_are_rejected() -> None:
     with pytest.raises(UnusablePicture, match="too small: 1x1"):
         draw_crop((1, 1), CropSettings(), 0, SHA, 0)
     for bad in ({"min_area": 0.6}, {"max_area": 1.5}, {"min_aspect": 3.0}, {"crops_per_image": 0}):

@@ -11,7 +11,7 @@ from dptr.cache.file_names import INDEX_FILE, is_index_file
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
-from dptr.cache.stores.shards import States, write_shard
+from dptr.cache.stores.shards import Embeddings, write_shard
 from dptr.cache.stores.verify import verify
 from dptr.pipeline.photos import exact, faiss_index
 
@@ -27,9 +27,9 @@ def make_bank(folder: Path, pooled: NDArray[np.float32], shards: int = 3) -> Orp
         box = {"x": 0, "y": 0, "width": 1, "height": 1, "thumbnail": b""}
         of_shard = {"shard": f"part-{number:05d}", "image": "", "image_sha256": "", **box}
         rows = [{"id": first + i, "row": i, **of_shard} for i in range(len(block))]
-        states = States(block, np.ones(len(block), np.int64), block)
+        embeddings = Embeddings(block, np.ones(len(block), np.int64), block)
         table = pa.Table.from_pylist(rows, CATALOGUE_SCHEMA)
-        manifest.shards.append(write_shard(folder, number, table, states, "float16", {"photos": 1}))
+        manifest.shards.append(write_shard(folder, number, table, embeddings, "float16", {"photos": 1}))
         first += len(block)
     manifest.save(folder)
     return OrpBank(folder)
@@ -72,14 +72,14 @@ def test_a_large_bank_has_inverted_lists_with_measured_recall(tmp_path: Path, mo
     assert details["recall_at_10"] >= faiss_index.TARGET_RECALL
     queries = clustered(200, 1)
     index = faiss_index.open_index(bank)
-    truth = true_neighbours(bank, queries, 10)
+    ground_truth = true_neighbours(bank, queries, 10)
     found = faiss_index.search(index, queries, 10, details["probes"])[1]
-    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, truth, strict=True)])
+    recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, ground_truth, strict=True)])
     assert recall > 0.95
     # One list is not enough here: the number of lists was chosen, not left at FAISS's default.
     alone = faiss_index.search(index, queries, 10, 1)[1]
     assert details["probes"] > 1
-    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(alone, truth, strict=True)]) < recall
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(alone, ground_truth, strict=True)]) < recall
 
 
 def test_the_same_bank_has_the_same_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,9 +131,9 @@ def grow(folder: Path, pooled: NDArray[np.float32]) -> OrpBank:
     box = {"x": 0, "y": 0, "width": 1, "height": 1, "thumbnail": b""}
     of_shard = {"shard": f"part-{number:05d}", "image": "", "image_sha256": "", **box}
     rows = [{"id": first + i, "row": i, **of_shard} for i in range(len(pooled))]
-    states = States(pooled, np.ones(len(pooled), np.int64), pooled)
+    embeddings = Embeddings(pooled, np.ones(len(pooled), np.int64), pooled)
     table = pa.Table.from_pylist(rows, CATALOGUE_SCHEMA)
-    manifest.commit_shard(folder, write_shard(folder, number, table, states, "float16", {"photos": 1}))
+    manifest.commit_shard(folder, write_shard(folder, number, table, embeddings, "float16", {"photos": 1}))
     manifest.save(folder)
     return OrpBank(folder)
 
@@ -148,8 +148,8 @@ def index_files(folder: Path) -> dict[str, str]:
 def recall_of(bank: OrpBank, queries: NDArray[np.float32]) -> float:
     index = faiss_index.open_index(bank)
     found = faiss_index.search(index, queries, 10, bank.manifest.details["index"]["probes"])[1]
-    truth = true_neighbours(bank, queries, 10)
-    return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, truth, strict=True)]))
+    ground_truth = true_neighbours(bank, queries, 10)
+    return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, ground_truth, strict=True)]))
 
 
 def test_a_grown_bank_gets_a_segment_and_the_rest_of_its_index_stays(

@@ -17,7 +17,7 @@ from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA as PROMPT_SCHEMA
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import States, write_shard
+from dptr.cache.stores.shards import Embeddings, write_shard
 from dptr.cache.stores.verify import verify
 from dptr.pipeline.photos import exact, faiss_index
 from dptr.pipeline.photos import mine_neighbours as module
@@ -37,9 +37,9 @@ def add_shard(manifest: Manifest, folder: Path, pooled: NDArray[np.float32], sch
     columns["id"] = list(range(first, first + rows))
     columns["row"] = list(range(rows))
     columns["shard"] = [f"part-{len(manifest.shards):05d}"] * rows
-    states = States(pooled, np.ones(rows, np.int64), pooled)
+    embeddings = Embeddings(pooled, np.ones(rows, np.int64), pooled)
     table = pa.table(columns, schema)
-    manifest.shards.append(write_shard(folder, len(manifest.shards), table, states, "float16", {"photos": 1}))
+    manifest.shards.append(write_shard(folder, len(manifest.shards), table, embeddings, "float16", {"photos": 1}))
     manifest.save(folder)
 
 
@@ -159,7 +159,7 @@ def test_a_grown_bank_or_prompt_store_makes_neighbours_outdated(prompts: Path, b
     assert mine_neighbours(prompts, bank, k=4).rows == 97
 
 
-def test_other_encoders_and_impossible_k_are_refused(prompts: Path, bank: Path) -> None:
+def test_other_encoders_and_impossible_k_are_rejected(prompts: Path, bank: Path) -> None:
     with pytest.raises(UserError, match="k = 201"):
         mine_neighbours(prompts, bank, k=201)
     manifest = Manifest.load(prompts, "prompts")
@@ -178,7 +178,7 @@ def test_missing_or_damaged_neighbours_are_searched_again(prompts: Path, bank: P
     if damage == "flipped bit":
         (prompts / name).write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
     assert [found.file for found in verify(prompts)] == [name]
-    assert len(PromptStore(prompts)) == 90  # the states are whole and can be used
+    assert len(PromptStore(prompts)) == 90  # the embeddings are whole and can be used
     assert mine_neighbours(prompts, bank, k=4).computed == 90
     assert (prompts / name).read_bytes() == whole
     assert not verify(prompts)

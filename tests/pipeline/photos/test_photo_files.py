@@ -32,10 +32,10 @@ def test_folders_are_searched_in_the_order_of_names(tmp_path: Path) -> None:
     for name in ("b.JPG", "a/z.png", "a/notes.txt", "c.webp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
-    photos, refused = found_in(tmp_path)
+    photos, rejected = found_in(tmp_path)
     assert list(photos) == [str(tmp_path / name) for name in ("a/z.png", "b.JPG", "c.webp")]
     assert photos[str(tmp_path / "b.JPG")] == b"b.JPG"
-    assert not refused
+    assert not rejected
 
 
 def test_a_bank_that_lies_among_the_photos_is_no_source_of_photos(tmp_path: Path) -> None:
@@ -63,11 +63,11 @@ def test_links_are_followed_and_loops_and_dangling_ones_are_told(tmp_path: Path)
     (pile / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (pile / "self.png").symlink_to(pile / "self.png")
     (pile / "there").symlink_to(elsewhere)
-    photos, refused = found_in(pile)
+    photos, rejected = found_in(pile)
     assert list(photos) == [str(pile / "there" / "a.png")]
-    assert refused[str(pile / "deep" / "up")] == "link loop"
-    assert refused[str(pile / "self.png")] == "link loop"
-    assert refused[str(pile / "gone.png")].startswith("dangling link")
+    assert rejected[str(pile / "deep" / "up")] == "link loop"
+    assert rejected[str(pile / "self.png")] == "link loop"
+    assert rejected[str(pile / "gone.png")].startswith("dangling link")
 
 
 def test_a_pipe_does_not_block(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_archives(tmp_path: Path) -> None:
         transaction.put(b"num-samples", b"1")
         transaction.put(b"label-000000001", b"word")
         transaction.put(b"image-000000001", b"six")
-    photos, refused = found_in(tmp_path)
+    photos, rejected = found_in(tmp_path)
     assert {place.removeprefix(str(tmp_path) + "/"): data for place, data in photos.items()} == {
         "a.tar::0.jpg": b"0.jpg",
         "a.tar::1.jpg": b"1.jpg",
@@ -107,10 +107,10 @@ def test_archives(tmp_path: Path) -> None:
         "c.parquet::row 3": b"five",
         "d::image-000000001": b"six",
     }
-    assert not refused
+    assert not rejected
 
 
-def test_broken_archives_are_refused_and_what_is_before_the_tear_is_kept(tmp_path: Path) -> None:
+def test_broken_archives_are_rejected_and_what_is_before_the_tear_is_kept(tmp_path: Path) -> None:
     for name in ("a.zip", "b.parquet", "c.tar", "d.lmdb"):
         (tmp_path / name).write_bytes(b"no archive, though it is long enough to be one" * 30)
     with tarfile.open(tmp_path / "e.tar", "w") as archive:
@@ -121,10 +121,10 @@ def test_broken_archives_are_refused_and_what_is_before_the_tear_is_kept(tmp_pat
     whole = (tmp_path / "e.tar").read_bytes()
     (tmp_path / "e.tar").write_bytes(whole[:1024] + b"x" * 100)
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "f.parquet")
-    photos, refused = found_in(tmp_path)
+    photos, rejected = found_in(tmp_path)
     assert list(photos) == [str(tmp_path / "e.tar") + "::0.jpg"]
-    assert len(refused) == 6
-    assert all(reason.startswith("broken archive") for reason in refused.values())
+    assert len(rejected) == 6
+    assert all(reason.startswith("broken archive") for reason in rejected.values())
 
 
 def test_no_photo_is_the_users_error(tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def test_photos_serve_as_backgrounds(roboto, tmp_path):
 def test_same_crops_for_any_number_of_workers_and_others_for_another_seed(font_folder, tmp_path):
     for name, options in {"one": {"workers": 1}, "two": {"workers": 2}, "seed": {"seed": 8}}.items():
         summary = render_words(WORDS, tmp_path / name, **{"count": 80, "seed": 7, "fonts": font_folder, **options})
-        assert (summary.rows, summary.refused) == (80, 0)
+        assert (summary.rows, summary.rejected) == (80, 0)
     assert len(contents(tmp_path / "one")) == 81
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert contents(tmp_path / "one") != contents(tmp_path / "seed")
@@ -216,7 +216,7 @@ def test_three_forms_hold_the_same(font_folder, tmp_path):
 def test_words_that_no_font_draws_are_counted_and_named(font_folder, tmp_path):
     joiner = "\u200c"  # leaves no ink, though fonts have it
     summary = render_words([*WORDS, "出口", " ", joiner], tmp_path / "x", count=20, fonts=font_folder)
-    assert (summary.refused, summary.examples) == (3, ["出口", " ", joiner])
+    assert (summary.rejected, summary.examples) == (3, ["出口", " ", joiner])
     assert "出口" not in (tmp_path / "x/labels.tsv").read_text()
 
 

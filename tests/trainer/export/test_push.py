@@ -166,8 +166,8 @@ def push(workspace: Path, *more: str) -> int:
 def test_what_is_pushed_is_read_with_again(
     server: Hub, tmp_path: Path, word: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reading = dptr.Reading("street", 0.9, [])
-    read = ReadImages(["0", "1"], ["street", "road"], [reading, reading], [])
+    prediction = dptr.Prediction("street", 0.9, [])
+    read = ReadImages(["0", "1"], ["street", "road"], [prediction, prediction], [])
     keep_predictions(Workspace(tmp_path).models / "english", "/home/someone/signs", read)
     assert push(tmp_path, "--license", "apache-2.0", "--json") == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -218,7 +218,7 @@ def test_what_the_hub_does_not_have_or_take_is_one_line(
 
 
 @pytest.mark.parametrize("repo", ["reader", "me/../reader", "me/reader@main", "a/b/c"])
-def test_what_is_no_name_on_the_hub_is_refused_before_anything_is_sent(
+def test_what_is_no_name_on_the_hub_is_rejected_before_anything_is_sent(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], repo: str
 ) -> None:
     assert run_command(["push", str(BUNDLED), repo, "-o", str(tmp_path / "out")]) == 2
@@ -245,7 +245,7 @@ NASTY = "a|b`c`<img src=x>[x](http://y)\u202e\n| d | 9 |"
 
 
 def test_names_of_data_are_text_in_a_card(tmp_path: Path) -> None:
-    read = ReadImages(["0"], ["street"], [dptr.Reading("street", 0.9, [])], [])
+    read = ReadImages(["0"], ["street"], [dptr.Prediction("street", 0.9, [])], [])
     run = runs.start_or_continue(tmp_path / "run", "finetune", Recipe(), dptr.Charset("αβγ"), 32, {NASTY: NASTY})
     keep_predictions(run.folder, NASTY.replace("/", ""), read)
     body = model_card(run, "me/greek", run.folder).split("\n---\n", 1)[1]

@@ -98,15 +98,15 @@ def test_a_reading_with_words_says_how_sure_it_is_of_every_character() -> None:
     plain = model.read(images)
     model.prefer_words({"bat": 20.0})
     preferred = model.read(images)
-    for reading in preferred:
-        assert len(reading.character_confidences) == len(reading.text)
-        assert 0 < reading.confidence <= float(np.prod(reading.character_confidences)) + 1e-9 <= 1 + 1e-6
+    for prediction in preferred:
+        assert len(prediction.character_confidences) == len(prediction.text)
+        assert 0 < prediction.confidence <= float(np.prod(prediction.character_confidences)) + 1e-9 <= 1 + 1e-6
     assert preferred != plain
     model.prefer_words(None)
     assert model.read(images) == plain
 
 
-def test_sure_readings_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sure_predictions_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     model = recogniser()
     images = torch.randint(0, 256, (4, 3, 32, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     plain = model.read(images)
@@ -115,6 +115,6 @@ def test_sure_readings_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> 
     assert model.read(images) == plain
 
 
-def test_words_are_refused_where_the_decoder_is_not_ctc() -> None:
+def test_words_are_rejected_where_the_decoder_is_not_ctc() -> None:
     with pytest.raises(UserError, match="CTC decoder alone"):
         recogniser("parseq").prefer_words({"bat": 1.0})

@@ -34,11 +34,11 @@ def test_each_is_small_and_has_a_card(path: Path) -> None:
 def test_it_reads_words_in_fonts_of_the_demo() -> None:
     fonts, generator = packaged_fonts(), np.random.default_rng(5)
     style = RenderStyle.of_difficulty(0.3)
-    truths = [word for word in WORDS for _ in range(5)]
-    crops = [render_one(word, fonts.choose(word, generator), generator, style) for word in truths]
-    texts = [reading.text for reading in dptr.load().read(crops)]
-    right = sum(text.lower() == truth.lower() for text, truth in zip(texts, truths, strict=True))
-    assert right >= 0.9 * len(truths), list(zip(texts, truths, strict=True))
+    ground_truths = [word for word in WORDS for _ in range(5)]
+    crops = [render_one(word, fonts.choose(word, generator), generator, style) for word in ground_truths]
+    texts = [prediction.text for prediction in dptr.load().read(crops)]
+    right = sum(text.lower() == ground_truth.lower() for text, ground_truth in zip(texts, ground_truths, strict=True))
+    assert right >= 0.9 * len(ground_truths), list(zip(texts, ground_truths, strict=True))
 
 
 def test_letters_higher_than_wide_are_read_upright() -> None:
@@ -52,7 +52,7 @@ def test_letters_higher_than_wide_are_read_upright() -> None:
             if picture.height > PORTRAIT * picture.width:
                 letters.append(letter)
                 pictures.append(picture)
-    texts = [reading.text for reading in dptr.load(device="cpu").read(pictures)]
+    texts = [prediction.text for prediction in dptr.load(device="cpu").read(pictures)]
     wrong = [pair for pair in zip(letters, texts, strict=True) if pair[0] != pair[1]]
     assert len(letters) > 15
     assert len(wrong) <= 2, wrong
@@ -86,7 +86,7 @@ def test_the_precision_asked_for_does_not_depend_on_the_cpu(has: bool, monkeypat
     ]
 
     def confidences(precision: ReadingPrecision) -> list[float]:
-        return [reading.confidence for reading in dptr.load(precision=precision, words="none").read(crops)]
+        return [prediction.confidence for prediction in dptr.load(precision=precision, words="none").read(crops)]
 
     full, half = confidences("fp32"), confidences("bf16")
     assert full != half

@@ -43,7 +43,7 @@ def test_widths_that_cannot_be_are_told(widths: str) -> None:
         build_encoder(SETTINGS.model_copy(update={"image_widths": widths}))
 
 
-def test_refuses_sizes_that_do_not_halve() -> None:
+def test_rejects_sizes_that_do_not_halve() -> None:
     with pytest.raises(UserError, match="30x64"):
         build_encoder(EncoderSettings(kind="convolution", image_height=30, image_width=64))
 

@@ -75,7 +75,7 @@ def make_crops(folder: Path) -> WordImages:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of a run with a log of three lines, and readings of six crops."""
+    """A report of a run with a log of three lines, and predictions of six crops."""
     folder = tmp_path_factory.mktemp("report")
     log = [json.dumps({"step": step, "loss": 3 / step, "validation_accuracy": step / 40}) for step in (5, 10, 20)]
     out = folder / "page.html"

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def batch(number: int) -> PromptBatch:
-    """Labels of one length or another, with as many own states, behind a pooled vector and two of a prefix."""
+    """Labels of one length or another, with as many own embeddings, behind a pooled vector and two of a prefix."""
     generator = np.random.default_rng(number)
     lengths = generator.integers(1, 3 + number % 11, ROWS)
     labels = ["".join(generator.choice(list("abcdefgh"), length)) for length in lengths]

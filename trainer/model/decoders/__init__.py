@@ -59,7 +59,7 @@ def emitted_by(kind: str, charset: Charset) -> Charset:
     """Return a charset in the order in which a new decoder of a kind is to emit labels.
 
     Columns of a picture run from left to right, and what is aligned with them names letters as they are seen. What
-    attends finds a letter wherever it stands, and emits labels as they are written: so states of text come.
+    attends finds a letter wherever it stands, and emits labels as they are written: so embeddings of text come.
 
     Raises:
         UserError: no decoder of that kind is bundled or registered.

@@ -1,6 +1,6 @@
 """What every decoder has in common: a memory in, logits of characters out.
 
-A decoder is trained on text states and later given image tokens; both arrive as the same :class:`Memory`.
+A decoder is trained on text embeddings and later given image tokens; both arrive as the same :class:`Memory`.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ them, repeats the same projections; here
 - keys and values of the memory are computed once a layer, for both streams and all orders;
 - in the first layer the content does not depend on the order yet, so its keys, values and queries are computed once.
 
-The loss is the same. Source: PARSeq (ECCV 2022) and, for training it on text states, DPTR (ACM MM 2024).
+The loss is the same. Source: PARSeq (ECCV 2022) and, for training it on text embeddings, DPTR (ACM MM 2024).
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class ParseqDecoder(AutoregressiveDecoder[TwoStreamLayer]):
                 logits = self.refine(memory, logits, beyond)
         return logits
 
-    def reading(self, memory: Memory) -> Step:
+    def prediction(self, memory: Memory) -> Step:
         """Keep keys and values of the memory and of every character read so far."""
         memories = [layer.cross_attention.keys_values(memory.tokens) for layer in self.stack]
         caches: list[KeysValues | None] = [None] * len(self.layers)

@@ -1,4 +1,4 @@
-"""What prompt stores, ORP banks and word-crop stores have in common: a manifest, and shards of token states."""
+"""What prompt stores, ORP banks and image-feature stores have in common: a manifest, and shards of token embeddings."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import MANIFEST_FILE
 from dptr.cache.stores.checksummed import RESTORE
 from dptr.cache.stores.manifest import Manifest, StoreKind
-from dptr.cache.stores.shards import StatesReader, checked_rows
+from dptr.cache.stores.shards import EmbeddingsReader, checked_rows
 
 if TYPE_CHECKING:
     import duckdb
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
 Part = TypeVar("Part", int, str)
 
 
-class StatesStore:
+class EmbeddingsStore:
     """A committed store, opened read-only; it goes to other processes by its path.
 
-    Opening reads the manifest alone; everything else is read when it is first used, states by memory map.
+    Opening reads the manifest alone; everything else is read when it is first used, embeddings by memory map.
 
     Attributes:
         KIND: which kind of store. MADE_BY: the command that writes such a store. VIEW: its name in ``dptr sql``.
@@ -45,7 +45,7 @@ class StatesStore:
         self.manifest = Manifest.load(folder, self.KIND)
         if not self.manifest.shards:
             raise DamagedStore(f"{folder} holds no finished shard", f"Run `{self.MADE_BY}` again; it goes on")
-        self._reader = StatesReader(folder, self.manifest.shards)
+        self._reader = EmbeddingsReader(folder, self.manifest.shards)
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process reads again what is kept here for quick use.
@@ -60,7 +60,7 @@ class StatesStore:
         return f"{type(self).__name__}({str(self.folder)!r}, rows={len(self):,}, dim={self.dim}, encoder={encoder!r})"
 
     def catalogue(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return what stands beside the states as an Arrow table, a row each in their order; all columns by default.
+        """Return the catalogue as an Arrow table, rows in order of the embeddings; all columns by default.
 
         Raises:
             UserError: there is no such column.
@@ -91,16 +91,16 @@ class StatesStore:
         return checked
 
     def require_finite(self, rows: NDArray[np.int64]) -> None:
-        """Check the states and pooled vectors of ``rows``, shape (rows,).
+        """Check the embeddings and pooled vectors of ``rows``, shape (rows,).
 
         Raises:
             DamagedStore: one holds NaN or infinity; the error names its shard and row.
         """
         for row in rows.tolist():
-            states = self._reader.gather(np.array([row]))
-            if not (np.isfinite(states.tokens).all() and np.isfinite(states.pooled).all()):
+            embeddings = self._reader.gather(np.array([row]))
+            if not (np.isfinite(embeddings.tokens).all() and np.isfinite(embeddings.pooled).all()):
                 shards, within = self._reader.locate(np.array([row]))
-                name = self.manifest.shards[int(shards[0])].states
+                name = self.manifest.shards[int(shards[0])].embeddings
                 raise DamagedStore(
                     f"row {within[0]} of {self.folder / name} holds NaN or infinity",
                     f"Run `{self.MADE_BY}` again into another folder, with --precision fp32",
@@ -134,8 +134,8 @@ class StatesStore:
         """Mean of the pooled vectors, each of length one: (pooled_dim,)."""
         return self._reader.mean_direction()
 
-    def check_states(self) -> None:
-        """Begin to compare all states with their hashes, in the background: :mod:`dptr.cache.stores.checks`."""
+    def check_embeddings(self) -> None:
+        """Begin to compare all embeddings with their hashes, in the background: :mod:`dptr.cache.stores.checks`."""
         self._reader.check_all()
 
     def release(self) -> None:
