@@ -1,4 +1,4 @@
-"""The queries of docs/queries.md, run on a store that the commands made."""
+"""The queries of docs/sql.md, run on a store that the commands made."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dptr.trainer.evaluate import ReadImages
 from dptr.trainer.model.recognizer import Prediction
 from dptr.trainer.predictions import keep_predictions
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "queries.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "sql.md"
 QUERIES = dict(re.findall(r"\*\*(\d+)\. .*?\*\*.*?```sql\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
 WORDS = ["street", "Street", "STREET", "road", "lane", "square", "avenue", "court"]
 Rows = list[tuple[Any, ...]]
