@@ -441,7 +441,7 @@ class Adaptation:
         """Return the start as a run of its own, which another lexicon can be kept with."""
         start, folder = self.start, self.work / "start"
         run = runs.start_or_continue(folder, "finetune", start.recipe, start.charset, start.memory_dim, start.data)
-        state = {"step": 0, "best_score": None, "best_step": 0, "metrics": {}, "unlogged": None}
+        state: dict[str, Any] = {"step": 0, "best_score": None, "best_step": 0, "metrics": {}, "unlogged": None}
         for name in ("best", "last"):
             save_checkpoint(folder / CHECKPOINTS_FOLDER / name, {MODEL: start.weights(), OPTIMIZER: {}}, state)
         return run
@@ -687,7 +687,7 @@ def _general_words(start: runs.Trained, charset: Charset) -> list[str]:
     """Return words that the start knew, in a fixed order, as signs write them: small, capitalised, in capitals."""
     lexicon = start.lexicon() or ModelFile.open(BUNDLED).lexicon()
     known = set(start.charset.characters)
-    found = []
+    found: list[str] = []
     for word in sorted(lexicon.counts if lexicon else (), key=lambda word: _digest([word])):
         written = (word.lower(), word.capitalize(), word.upper())[len(found) % 3]
         if 2 <= len(word) <= 12 and word.isalnum() and known.issuperset(written) and not charset.missing(written):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self, cast, overload
 
 import numpy as np
 import pyarrow as pa
@@ -107,9 +107,11 @@ class Reader:
     @overload
     def read(self, images: str | Path | Image.Image, batch_size: int | None = None) -> Prediction: ...
     @overload
+    def read(self, images: Sequence[Picture], batch_size: int | None = None) -> Predictions: ...
+    @overload
     def read(self, images: NDArray[np.uint8] | Tensor, batch_size: int | None = None) -> Prediction | Predictions: ...
     @overload
-    def read(self, images: Iterable[Picture], batch_size: int | None = None) -> Predictions: ...
+    def read(self, images: Iterable[Picture], batch_size: int | None = None) -> Prediction | Predictions: ...
     def read(self, images: Picture | Iterable[Picture], batch_size: int | None = None) -> Prediction | Predictions:
         """Read one picture, or several of any size in the order given.
 
@@ -125,7 +127,7 @@ class Reader:
             UserError: a file that is no picture, pixels of another shape, dtype or range.
         """
         if isinstance(images, str | Path | Image.Image) or (hasattr(images, "ndim") and images.ndim < 4):
-            return next(self.read_each([images], batch_size))
+            return next(self.read_each([cast(Picture, images)], batch_size))
         return Predictions(self.read_each(images, batch_size))
 
     __call__ = read
@@ -300,8 +302,8 @@ class PictureFiles:
                     yield Path(inside, name)
                 else:
                     self.passed_over[ending or "no ending"] += 1
-        for error in errors:
-            yield UserError(f"{error.filename} cannot be listed: {error.strerror}", "Change its permissions")
+        for unlisted in errors:
+            yield UserError(f"{unlisted.filename} cannot be listed: {unlisted.strerror}", "Change its permissions")
 
 
 def open_picture(image: Picture) -> Image.Image:

@@ -63,7 +63,7 @@ def prompt_sections(run: Run, store: PromptStore, bank: OrpBank | None) -> list[
     """Read the validation labels from their text embeddings, clean and with noise."""
     decoder = build_decoder(run.recipe.decoder, len(run.charset.characters), run.memory_dim, run.recipe.memory)
     decoder.load_state_dict(run.weights())
-    rows = np.random.default_rng(0).permutation(split_rows(store, run.recipe, run.split)[0])
+    rows = np.random.default_rng(0).permutation(split_rows(store, run.recipe)[0])
     noise = None if bank is None else NoiseSource(bank, run.recipe.replace("noise", draw="random").noise, None)
     ratios = [0.0] if noise is None else [0.0, run.recipe.noise.ratio, 1.0]
     kind, cpu = run.recipe.memory, torch.device("cpu")
