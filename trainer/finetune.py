@@ -118,7 +118,6 @@ def finetune(
         batch=few_shapes(batches, recipe.decoder) if is_compiled(recipe.finetune, device) else batches,
         loss=lambda batch: recognizer.loss(batch.images, batch.targets),  # type: ignore[arg-type]  # widened by now
         notice=oddities.take,
-        require_finite=batches.require_finite,
         validate=validate or partial(validated, images=validation or training, device=device),
         rows=lambda batch: len(batch.images),
         groups=parameter_groups(recognizer, recipe),
