@@ -179,7 +179,7 @@ class Trial:
         return 1
 
     def damage(self, fault: str, kind: str) -> None:
-        """Damage every file of a store, a run or a model; see that it is found, and mended where that is possible."""
+        """Damage every file of a store, a run or a model; see that it is found, and repaired where that is possible."""
         folder, use = _victim(self.faulty, kind)
         tried = found = rejected = healed = repaired = 0
         for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".jsonl"):

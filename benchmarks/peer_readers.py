@@ -53,7 +53,7 @@ class NotInstalled(Exception):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What was read of each crop, alone, and what it took.
+    """Prediction of each crop, and what it took.
 
     Attributes:
         milliseconds: a crop on one core, one at a time. batched: the same where many are read at once.

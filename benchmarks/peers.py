@@ -7,7 +7,7 @@ environment of its own: `--rapidocr-python other/bin/python`. How each is run an
 
 Protocol, the field's for 36 characters: white space is removed, the label decomposed to ASCII (NFKD), labels longer
 than 25 characters are left out, then everything but letters and digits goes and case is folded; labels that are empty
-then are left out. What was read goes through the same. The interval is Wilson's, 95 %. 1-NED is one less the mean edit
+then are left out. Predictions are compared alike. The interval is Wilson's, 95 %. 1-NED is one less the mean edit
 distance, each divided by the longer of the two texts.
 
 dptr reads each crop as `dptr read` does, tall and unsure ones in several views; with `--single-view` once, as published
@@ -73,7 +73,7 @@ class Row:
 
     @property
     def texts(self) -> list[str]:
-        """What was read, in the protocol's characters."""
+        """Return a prediction, in the protocol's characters."""
         texts = [] if isinstance(self.predictions, str) else self.predictions.texts
         return [_CHARSET.project(to_ascii(text)) for text in texts]
 

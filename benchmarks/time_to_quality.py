@@ -49,7 +49,7 @@ from dptr.trainer.training.state import MovingAverage
 AUTHORS_RATE, AUTHORS_BATCH, WARMUP = 1.485e-3, 768, 50
 
 
-#: What was read at one point of a curve.
+#: Accuracy at one point of a curve.
 Point = dict[str, Any]
 
 

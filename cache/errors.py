@@ -27,14 +27,14 @@ _OUT_OF_MEMORY = (
     "could not create a primitive",
     "can't start new thread",
 )
-#: What a disk can reject, by its number, and what to do about it; the user's to mend, so exit code 2.
+#: What a disk can reject, by its number, and what to do about it; the user's to fix, so exit code 2.
 OF_THE_DISK = {
     errno.ENOSPC: "Make room, then run the same command",
     errno.EDQUOT: "Make room, then run the same command",
     errno.EFBIG: "Use a file system that holds larger files",
     errno.EROFS: "Name a place that can be written",
-    errno.EACCES: "Mend the permissions, or name another place",
-    errno.EPERM: "Mend the permissions, or name another place",
+    errno.EACCES: "Fix the permissions, or name another place",
+    errno.EPERM: "Fix the permissions, or name another place",
     errno.EEXIST: _NOT_THERE,
     errno.EISDIR: _NOT_THERE,
     errno.ENOTDIR: _NOT_THERE,

@@ -3,7 +3,7 @@
     apt-get install fonts-noto-cjk fonts-wqy-zenhei fonts-wqy-microhei fonts-dejavu fonts-roboto fonts-open-sans
     python examples/number_plates.py plates
 
-Whatever is in the folder already is kept, so the same command goes on where it was stopped. The model ends in
+Whatever is in the folder already is kept, so the same command resumes it. The model ends in
 ``plates/run``; ``dptr read plates/run photo.jpg`` reads crops of plates. Duration and score: docs/howto.md.
 
 Plates are blue (7 characters), green (new energy, 8), yellow, white and black, in the measures of GA 36; characters of

@@ -184,7 +184,9 @@ def embed_crops(
     clip: ClipName = "tiny",
     charset: CharsetName = "94",
     max_label_length: Annotated[int, typer.Option(min=1, help="Longest label in characters.")] = 25,
-    views: Annotated[int, typer.Option(min=1, max=_MOST_VIEWS, help="Views of each crop, the first undistorted.")] = 8,
+    views: Annotated[
+        int, typer.Option(min=1, max=_MOST_VIEWS, help="Augmented copies of each crop, the first undistorted.")
+    ] = 8,
     augmentation: Annotated[
         float, typer.Option(min=0.0, max=10.0, help="How strongly the other views are distorted.")
     ] = 1.0,

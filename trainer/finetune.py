@@ -46,7 +46,7 @@ _ENCODER = "encoder."
 
 @dataclass(frozen=True)
 class FinetuneSummary(TrainingSummary):
-    """What a fine-tuning run came to; ``coverage`` is None for a decoder that starts from nothing.
+    """What a fine-tuning run came to; ``coverage`` is None for a decoder trained from scratch.
 
     ``portrait`` names the images taller than wide; they are read like any other.
     """

@@ -1,4 +1,4 @@
-"""What was read of labelled images, or of words by their embeddings: ``predictions`` of ``dptr sql``."""
+"""Predictions for labelled crops, or for words from their embeddings: ``predictions`` of ``dptr sql``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SCHEMA = pa.schema(
 
 
 def keep_predictions(folder: Path, data: str, read: ReadImages, step: int | None = None) -> Path:
-    """Write what was read of one data set into a run's folder, in place of what was read of it before."""
+    """Write the predictions on one data set into a run's folder, replacing earlier ones."""
     name = hashlib.sha256(str(Path(data).absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:12]
     out = folder / PREDICTIONS_FOLDER / f"{name}.parquet"
     ground_truths = [read.as_written(ground_truth) for ground_truth in read.ground_truths]

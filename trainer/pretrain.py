@@ -138,7 +138,7 @@ def pretrain(
     device: str | torch.device = "cpu",
     track: Tracker | None = None,
 ) -> TrainingSummary:
-    """Train a decoder on a prompt store, with noise from a bank when there is one; goes on where it stopped.
+    """Train a decoder on a prompt store, with noise from a bank when there is one; a rerun resumes it.
 
     Raises:
         DamagedStore: the stores do not belong together, or ``out`` holds another run.
@@ -202,7 +202,7 @@ def validate(
 ) -> dict[str, float]:
     """Decode the labels of ``rows`` (rows,) from clean and from noisy embeddings, case-insensitively.
 
-    CLIP folds case, so embeddings do not encode it; ``accuracy_with_case`` is that of labels as they are. What was read
+    CLIP folds case, so embeddings do not encode it; ``accuracy_with_case`` is that of labels as they are. Predictions
     from clean embeddings is kept in the folder ``run``, if one is named.
     """
     labels, units = store.labels_of(rows), store.charset.units

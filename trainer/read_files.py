@@ -1,4 +1,4 @@
-"""``dptr read`` over many pictures: what it reads one after another, and the file it writes as it goes."""
+"""``dptr read`` over many pictures: predictions one after another, and the file it writes as it goes."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def _similarity(connection: duckdb.DuckDBPyConnection) -> str:
 def add_pieces(connection: duckdb.DuckDBPyConnection) -> None:
     """Add the view ``pieces``, where there are prompts with the letters that each token stands for.
 
-    It has a row for each piece and run that read validation words with it, case aside: ``piece``, ``token_id``,
+    It has a row for each piece and run that read validation words with it, case-insensitive: ``piece``, ``token_id``,
     ``rows`` (prompts that hold it), ``run``, ``words`` (validation words that hold it) and ``accuracy``; for a piece
     without such a run one row, with ``run`` and ``accuracy`` null.
     """

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from dptr.cache.errors import DamagedStore
 
-_ADVICE = "`dptr verify` lists all damage, `dptr verify --repair` mends what can be computed again"
+_ADVICE = "`dptr verify` lists all damage, `dptr verify --repair` recomputes what can be"
 _OFF = "DPTR_NO_CHECK"
 
 _Known = tuple[str, int, int, int]  # path, size, time of change, inode

@@ -233,7 +233,7 @@ def xxh3_of(path: Path) -> str:
 def begun_anew(path: Path) -> str:
     """Say what the loss of a file that records earlier runs means."""
     return (
-        f"{path} is damaged or missing and begun anew: what this run reads is judged again, "
+        f"{path} is damaged or missing, and starts empty: what this run reads is judged again, "
         "what only earlier runs read is no longer known"
     )
 

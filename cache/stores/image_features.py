@@ -44,7 +44,7 @@ class WordCropStore(EmbeddingsStore):
 
     @property
     def views(self) -> int:
-        """Views of each crop."""
+        """Augmented copies of each crop."""
         return self._told("views", int)
 
     @property

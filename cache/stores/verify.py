@@ -59,7 +59,7 @@ class Damage:
 
 
 _REPAIRABLE = "`dptr verify --repair` computes it again where the inputs are still there"
-_MENDED_BY = {
+_REPAIRED_BY = {
     INDEX_FILE: "`dptr mine-neighbours` and `dptr build-orp-bank` build it again",
     NEIGHBOURS_TABLE: "`dptr mine-neighbours` searches them again",
     NEIGHBOURS_ARRAY: "`dptr mine-neighbours` searches them again",
@@ -67,7 +67,7 @@ _MENDED_BY = {
     QUARANTINE_FILE: "The command that made the store writes it again",
     ROWS_FILE: "`dptr verify --repair`, or the next training, writes it again",
 }
-_MENDED_BY_READING = "`dptr evaluate` with the same data, or the command that trained, writes it again"
+_REPAIRED_BY_READING = "`dptr evaluate` with the same data, or the command that trained, writes it again"
 _TRAIN_ON = "Train again into another folder, or restore it from a copy"
 
 
@@ -136,7 +136,7 @@ def _of_store(folder: Path) -> list[Damage]:
 
 
 def _advice_for(name: str) -> str:
-    return _MENDED_BY.get(INDEX_FILE if is_index_file(name) else name, _REPAIRABLE)
+    return _REPAIRED_BY.get(INDEX_FILE if is_index_file(name) else name, _REPAIRABLE)
 
 
 def _of_run(folder: Path) -> Iterator[Damage]:
@@ -155,12 +155,12 @@ def _of_run(folder: Path) -> Iterator[Damage]:
 
 
 def _of_tables(folder: Path) -> Iterator[Damage]:
-    """Check what was read of data sets, and what of them was rejected."""
+    """Check the predictions on data sets, and their rejected crops."""
     rejected = folder / QUARANTINE_FILE
     tables = [rejected] if rejected.exists() else []
     for table in (*tables, *sorted((folder / PREDICTIONS_FOLDER).glob("*.parquet"))):
         if problem := _checksum_problem(table, needed=True):
-            yield Damage(folder, str(table.relative_to(folder)), None, problem, _MENDED_BY_READING)
+            yield Damage(folder, str(table.relative_to(folder)), None, problem, _REPAIRED_BY_READING)
 
 
 def _of_checkpoint(folder: Path, checkpoint: Path) -> Iterator[Damage]:

@@ -118,7 +118,7 @@ def load_grid(path: Path) -> Grid:
             if named not in arms:
                 raise UserError(f"{path}, arm {arm.name!r} names an arm {named!r}", f"There are: {', '.join(arms)}")
         if not arm.train and arm.start == "none":
-            raise UserError(f"{path}, arm {arm.name!r} trains nothing and starts from nothing", "Name a start")
+            raise UserError(f"{path}, arm {arm.name!r} trains nothing and has no start", "Name a start")
     return Grid(arms, list(grid["seeds"]), dict(grid["tests"]), grid.get("protocol", "36"))
 
 

@@ -204,7 +204,7 @@ class _Build:
             self.making.finish()
 
     def _usable(self, images: WordImages, quarantine: Quarantine) -> Generator[Group, None, None]:
-        """Yield the views of each crop that is new and can be read; note what becomes of the others."""
+        """Yield the augmented copies of each crop that is new and can be read; note what becomes of the others."""
         earlier = frozenset(self.in_store)
         settings = self.settings
         reader = CropReader(images, self.encoder, settings.views, settings.augmentation, settings.seed, earlier)

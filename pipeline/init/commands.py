@@ -34,7 +34,8 @@ def doctor(workspace: Workspace) -> Report:
 def init(
     workspace: Workspace,
     data: Annotated[
-        list[Path], typer.Argument(help="Text, labelled crops, folders of photos and of unlabelled crops: told apart.")
+        list[Path],
+        typer.Argument(help="Text, labelled crops, folders of photos and of unlabelled crops, in any order."),
     ],
 ) -> Report:
     """Look at your data, and print the command that adapts a recogniser to it.

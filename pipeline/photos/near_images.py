@@ -94,4 +94,4 @@ class NearImages:
 
 def _unreadable(image: Photo | Rejection, why: str) -> UserError:
     place = image.place if isinstance(image, Photo) else image.source
-    return UserError(f"{place}, which photos are to be kept away from, is of no use: {why}", "Mend or remove it")
+    return UserError(f"{place}, which photos are to be kept away from, cannot be used: {why}", "Fix or remove it")

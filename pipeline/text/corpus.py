@@ -2,7 +2,7 @@
 
 The whole corpus is read and counted before the first label is returned, because counts are final at the end only.
 That takes minutes for a hundred million words, where embedding them takes hours, so a run that was killed simply reads
-again and goes on with the labels that its store lacks. The order is that of :mod:`dptr.pipeline.text.label_counts`.
+again and embeds the labels that its store lacks. The order is that of :mod:`dptr.pipeline.text.label_counts`.
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class Corpus:
             yield LabelBatch(labels, counts, [self._paths[source] for source in sources.tolist()])
 
     def summary(self, quarantine: Quarantine, more: Sequence[tuple[str, str]] = ()) -> str:
-        """Return a table of what was read, kept and rejected, with examples; ``more`` are further counts."""
+        """Return a table of counts: read, kept, rejected, with examples; ``more`` are further counts."""
         rows = [
             (f"{self.read:,}", f"{self._settings.unit}s read"),
             *([(f"{self.folded:,}", "had their case folded")] if self.folded else []),

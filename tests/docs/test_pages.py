@@ -1,4 +1,4 @@
-"""The documentation: no link leads nowhere, every command in it can be typed, every option and key is told of."""
+"""The documentation: no link leads nowhere, every command in it can be typed, every option and key is described."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ TERMS = {
     "fixed": r"mended|mends\b",
     "most confident": r"surest",
     "attention decoder": r"decoders? that attends?",
-    "text encoder, image encoder": r"\btowers?\b|(?<![a-z])tower_|_towers?\b|Tower\b",
+    "text encoder, image encoder": r"\b(text|image|CLIP's) towers?\b|(?<![a-z])tower_|_towers?\b|Tower\b",
     "embeddings": r"\b(text|token|image|hidden|prompt) states\b|\bstates of (a |the )?(text|prompt|picture|image)s?\b",
     "zero-shot": r"without one labelled crop",
     "code layout": r"\bthe house\b",

@@ -76,7 +76,7 @@ def test_plain_fonts_are_legible_and_symbols_are_not() -> None:
 
 def test_letters_are_found_where_ctc_says_they_are() -> None:
     align = runpy.run_path(str(FOLDER / "parts.py"))["align"]
-    # Columns:  -  a  a  -  b  b  -  b  ; the two b are told apart by the blank between them.
+    # Columns:  -  a  a  -  b  b  -  b  ; the two b are separated by the blank between them.
     told = [0, 1, 1, 0, 2, 2, 0, 2]
     scores = np.full((8, 3), np.log(0.05))
     scores[np.arange(8), told] = np.log(0.9)

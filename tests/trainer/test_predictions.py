@@ -1,4 +1,4 @@
-"""What was read, and what was left out, stays with the run and answers questions."""
+"""Predictions and rejected crops are saved with the run and can be queried."""
 
 from __future__ import annotations
 

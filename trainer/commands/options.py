@@ -99,7 +99,7 @@ def recogniser_first(workspace: Workspace, names: list[str]) -> tuple[Path, list
     first = Path(names[0]) if names else None
     if first is None or (first.exists() and first.suffix != SAFETENSORS and not (first / RUN_FILE).is_file()):
         return BUNDLED, names
-    # A picture that is not there is told of as such, not as a run.
+    # A picture that is not there is reported as such, not as a run.
     if names[0] == "-" or (first.suffix.lower() in IMAGE_SUFFIXES and not first.exists()):
         return BUNDLED, names
     return model_path(workspace, names[0]), names[1:]

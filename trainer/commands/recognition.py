@@ -97,7 +97,7 @@ def _nearest_words(clip: str, data: list[Path], words: str | None, device: str) 
 
 
 def _keep(workspace: Workspace, run: Path, result: "Evaluation") -> None:
-    """Keep what was read with the run, for ``dptr sql``; where nothing can be written, it is said."""
+    """Save predictions with the run, for ``dptr sql``; where nothing can be written, it is said."""
     from dptr.trainer.predictions import keep_predictions
     from dptr.trainer.training.runs import Run
 
@@ -106,7 +106,7 @@ def _keep(workspace: Workspace, run: Path, result: "Evaluation") -> None:
         for name, read in result.read.items():
             keep_predictions(folder, name, read, step)
     except OSError as error:
-        note(f"what was read is not kept for `dptr sql`: {error}")
+        note(f"predictions are not saved for `dptr sql`: {error}")
 
 
 @command(commands, "read")

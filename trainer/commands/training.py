@@ -56,7 +56,7 @@ def pretrain(
     yes: Yes = False,
     device: Device = "auto",
 ) -> Report:
-    """Prompt store and ORP bank to a pre-trained decoder; the same command goes on where it stopped.
+    """Prompt store and ORP bank to a pre-trained decoder; rerun to resume.
 
     Example: dptr pretrain --recipe tiny --set noise.ratio=0.2
     """
@@ -79,9 +79,7 @@ def pretrain(
         neighbours = _open_neighbours(workspace, bank, settings)
     summary = stage.pretrain(store, bank, neighbours, settings, folder, chosen, track)
     metrics = summary.metrics
-    text = (
-        f"{summary.steps:,} steps; validation labels read from their embeddings: {metrics['accuracy']:.1%} (case aside)"
-    )
+    text = f"{summary.steps:,} steps; validation accuracy, case-insensitive: {metrics['accuracy']:.1%}"
     if "accuracy_with_noise" in metrics:
         text += f", with noise {metrics['accuracy_with_noise']:.1%}"
     return Report(figures_of(summary), f"{text}\nrun: {summary.out}")

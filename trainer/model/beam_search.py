@@ -93,12 +93,12 @@ class _Beam:
 
     def grow(self, column: int) -> list[_Text]:
         """Find the texts that a column adds; return those that have not been scored yet."""
-        chances = self.columns[column]
+        log_probabilities = self.columns[column]
         self.added = []
         new = []
         kept = set(self.kept) if self.tried[column] else set()
         for of in self.tried[column]:
-            chance = chances[of]
+            chance = log_probabilities[of]
             for text in self.kept:
                 # The same character anew needs a blank in between.
                 reached = (text.blank if of == text.last else text.total) + chance
@@ -115,10 +115,10 @@ class _Beam:
 
     def advance(self, column: int) -> None:
         """Go over a column."""
-        chances = self.columns[column]
-        blank = chances[_END]
+        log_probabilities = self.columns[column]
+        blank = log_probabilities[_END]
         for text in self.kept:
-            again = text.character + chances[text.last]
+            again = text.character + log_probabilities[text.last]
             text.blank = text.total + blank
             text.character = again if text.reached == -inf else _sum(text.reached, again)
             text.total, text.reached = _sum(text.blank, text.character), -inf

@@ -104,9 +104,9 @@ class CharacterModel:
         counts = self._counts(grams[:, None], np.arange(1, self._length + 1))
         # Behind each length: the chance by counts, and how much of the shorter length's goes in.
         smoothed = met + _PRIOR
-        chances, shares = (counts / smoothed).T, (_PRIOR / smoothed).T
+        probabilities, shares = (counts / smoothed).T, (_PRIOR / smoothed).T
         chance = np.full(len(grams), 1 / self._symbols)
-        for own, share in zip(chances, shares, strict=True):
+        for own, share in zip(probabilities, shares, strict=True):
             chance = own + share * chance
         logarithms: NDArray[np.float64] = np.log((1 - _UNKNOWN) * chance + _UNKNOWN / self._symbols)
         behind = np.concatenate([met[:, :1], counts[:, :-1]], axis=1)

@@ -41,7 +41,7 @@ _POOLING = (ClipEncoder, GivenTokens)
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was read from one image.
+    """The prediction for one image.
 
     Attributes:
         text: the characters. confidence: product of the probabilities of all characters and the end.
@@ -162,21 +162,23 @@ class Recognizer(nn.Module):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._in_bfloat16):
             memory = self.memory(images)
             if isinstance(self.decoder, CtcDecoder):
-                chances = self.decoder(memory).float().log_softmax(-1)
+                log_probabilities = self.decoder(memory).float().log_softmax(-1)
             else:
                 confidences, ids = self.decoder.decode(memory).float().softmax(-1).max(-1)
         if isinstance(self.decoder, CtcDecoder):
-            return self._in_columns(self.decoder, chances.cpu().numpy())
+            return self._in_columns(self.decoder, log_probabilities.cpu().numpy())
         rows = zip(ids.cpu().numpy(), confidences.cpu().numpy(), strict=True)
         return [_reading(row, certain, self.charset) for row, certain in rows]
 
-    def _in_columns(self, decoder: CtcDecoder, chances: NDArray[np.float32]) -> list[Prediction]:
+    def _in_columns(self, decoder: CtcDecoder, log_probabilities: NDArray[np.float32]) -> list[Prediction]:
         """Read log-probabilities of columns (batch, columns, classes), with words where that leaves doubt."""
-        predictions = [_reading(*decoder.joined(columns), self.charset) for columns in chances]
+        predictions = [_reading(*decoder.joined(columns), self.charset) for columns in log_probabilities]
         if self._words is None:
             return predictions
         unsure = [index for index, prediction in enumerate(predictions) if self._leaves_doubt(prediction, self._words)]
-        for index, candidates in zip(unsure, search([chances[index] for index in unsure], self._words), strict=True):
+        for index, candidates in zip(
+            unsure, search([log_probabilities[index] for index in unsure], self._words), strict=True
+        ):
             predictions[index] = _among(candidates, self.charset)
         return predictions
 

@@ -52,7 +52,7 @@ def test_a_bad_query_names_the_tables(tmp_path: Path) -> None:
         pass
     Manifest("prompts", {}).save(workspace.prompts)
     with pytest.raises(UserError, match="rejected_text"):
-        ask(connect(workspace), "select * from nothing")
+        ask(connect(workspace), "select * from absent")
 
 
 def committed(folder: Path) -> bytes:

@@ -109,7 +109,7 @@ def test_rows_of_fewer_shards_are_made_again(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "remove"])
-def test_damaged_rows_are_found_and_mended(folder: Path, change: str) -> None:
+def test_damaged_rows_are_found_and_repaired(folder: Path, change: str) -> None:
     path = folder / ROWS_FILE
     write_rows(folder, Manifest.load(folder, "prompts"))
     whole = path.read_bytes()

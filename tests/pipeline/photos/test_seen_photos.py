@@ -66,7 +66,7 @@ def test_a_second_folder_keeps_what_the_first_one_rejected(
 
 
 @pytest.mark.parametrize("name", [PHOTOS_FILE, QUARANTINE_FILE])
-def test_a_flipped_bit_in_what_tells_of_past_runs_is_found_and_mended(
+def test_a_flipped_bit_in_what_tells_of_past_runs_is_found_and_repaired(
     photos: Path, tmp_path: Path, name: str, rejected: Any
 ) -> None:
     bank = tmp_path / "bank"

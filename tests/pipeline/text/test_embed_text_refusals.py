@@ -113,7 +113,7 @@ def test_a_second_corpus_keeps_what_the_first_one_rejected(run: Any, tmp_path: P
     assert run.rejected_from() == {"corpus.txt": ["üü"], "second.txt": ["öö"]}
 
 
-def test_a_flipped_bit_in_the_quarantine_is_found_and_mended_by_the_same_command(run: Any) -> None:
+def test_a_flipped_bit_in_the_quarantine_is_found_and_repaired_by_the_same_command(run: Any) -> None:
     run.write(["stop", "äää"])
     run()
     path = run.out / QUARANTINE_FILE

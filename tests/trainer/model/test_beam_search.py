@@ -66,8 +66,8 @@ def certain(text: str, blurred: dict[int, dict[str, float]]) -> np.ndarray:
         for seen, chance in blurred.get(place, {character: 1.0}).items():
             row[CHARSET.encode(seen)[0]] = chance
         rows += [row, np.array([1.0, 1e-6, 1e-6, 1e-6])]
-    chances = np.array(rows)
-    return np.log(chances / chances.sum(1, keepdims=True)).astype(np.float32)
+    probabilities = np.array(rows)
+    return np.log(probabilities / probabilities.sum(1, keepdims=True)).astype(np.float32)
 
 
 def best(columns: np.ndarray) -> str:

@@ -56,16 +56,16 @@ AFTER = [
 
 
 @pytest.mark.parametrize(("before", "character"), [case.split(" ") for case in AFTER])
-def test_chances_are_those_of_smoothed_counts(before: str, character: str) -> None:
+def test_log_probabilities_are_those_of_smoothed_counts(before: str, character: str) -> None:
     expected = counted(WORDS, before, character, longest=6)
     assert probability(CharacterModel(WORDS, CHARSET), before, character) == pytest.approx(expected, rel=1e-9)
 
 
-def test_chances_of_all_characters_add_up_to_one() -> None:
+def test_log_probabilities_of_all_characters_add_up_to_one() -> None:
     model = CharacterModel(WORDS, Charset.named("36"))
     for context in (model.begin, int(model.after(model.begin, 11)), int(model.after(model.begin, 36))):
-        chances = np.exp(model.scores(np.full(37, context), np.arange(37)))
-        assert chances.sum() == pytest.approx(1)
+        probabilities = np.exp(model.scores(np.full(37, context), np.arange(37)))
+        assert probabilities.sum() == pytest.approx(1)
 
 
 def test_many_questions_are_answered_as_one_by_one() -> None:
@@ -118,9 +118,9 @@ def test_the_last_character_of_a_charset_is_counted_whatever_its_size(count: int
     context = model.begin
     for _ in range(7):
         context = int(model.after(context, count))
-    chances = np.exp(model.scores(np.full(count + 1, context), np.arange(count + 1)))
-    assert chances[count] > 0.5
-    assert chances.sum() == pytest.approx(1)
+    probabilities = np.exp(model.scores(np.full(count + 1, context), np.arange(count + 1)))
+    assert probabilities[count] > 0.5
+    assert probabilities.sum() == pytest.approx(1)
 
 
 def test_a_space_ends_a_word_and_begins_the_next() -> None:
