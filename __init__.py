@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from dptr.trainer.model.recognizer import Prediction
     from dptr.trainer.read import Predictions, Reader, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _PUBLIC = {
     "Charset": "dptr.cache.text.charset",
