@@ -330,7 +330,7 @@ def write_clip(folder: Path, toy: bool) -> None:
     for part, sizes in ((config.text_config, text), (config.vision_config, image)):
         for key, value in {**sizes, "projection_dim": joint}.items():
             setattr(part, key, value)
-    config.text_config.max_position_embeddings = 77
+    setattr(config.text_config, "max_position_embeddings", 77)  # noqa: B010  # typed as a dict or None, too
     config.projection_dim = joint
     torch.manual_seed(0)
     CLIPModel(config).save_pretrained(folder)
