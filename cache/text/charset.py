@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dptr.cache.choices import ReadingOrder, UnicodeForm, Units
 from dptr.cache.errors import UserError
 from dptr.cache.text import named_charsets, reading_order
-from dptr.cache.text.charset_text import Described, parse, written
+from dptr.cache.text.named_charsets import Described, parse, written
 from dptr.cache.text.units import clusters, number_of_units, split
 
 LetterCase = Literal["lower", "upper"]

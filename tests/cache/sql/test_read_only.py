@@ -16,12 +16,11 @@ import pytest
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, QUARANTINE_FILE, RUN_FILE
-from dptr.cache.sql.answers import json_pieces
-from dptr.cache.sql.query import ask
+from dptr.cache.rejections import Quarantine
+from dptr.cache.sql.query import ask, json_pieces
 from dptr.cache.sql.views import connect
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA
-from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import Embeddings, write_shard
 from dptr.cache.table import table_lines
 from dptr.cache.workspace import Workspace
