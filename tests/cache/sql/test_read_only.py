@@ -19,6 +19,7 @@ from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, QUARANTINE_FILE, 
 from dptr.cache.rejections import Quarantine
 from dptr.cache.sql.query import ask, json_pieces
 from dptr.cache.sql.views import connect
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA
 from dptr.cache.stores.shards import Embeddings, write_shard
@@ -44,7 +45,7 @@ def workspace(tmp_path: Path) -> Workspace:
     for name in ("one", "two"):
         run = workspace.runs / name
         run.mkdir(parents=True)
-        (run / RUN_FILE).write_text(json.dumps({"kind": "pretrain", "data": {name: {"rows": 3}}}))
+        checksummed.write_json(run / RUN_FILE, {"kind": "pretrain", "data": {name: {"rows": 3}}})
         (run / METRICS_FILE).write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 1.5, "validation_score": 0.5}\n')
     return workspace
 
