@@ -115,7 +115,7 @@ class Quarantine:
     @property
     def total(self) -> int:
         """How many inputs were rejected."""
-        return sum(self.counts.values())
+        return self.counts.total()
 
     def reads(self, source: str) -> None:
         """Say that ``source`` is read by this run, which replaces what an earlier one rejected of it."""
@@ -124,10 +124,10 @@ class Quarantine:
     def reject(self, source: str, line: int | None, item: str, reason: str) -> None:
         """Record one rejected input. The part of ``reason`` before a colon is what rejections are counted by."""
         self._sources.add(source)
-        kind = reason.split(":", 1)[0]
+        kind = _kind(reason)
         self.counts[kind] += 1
         examples = self.examples.setdefault(kind, [])
-        if len(examples) < 3:
+        if len(examples) < _EXAMPLES:
             examples.append(item[:40])
         item = item[:_ITEM_CHARACTERS].encode("utf-8", "backslashreplace").decode("utf-8")
         self._rows.append({"source": source, "line": line, "item": item, "reason": reason})

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -216,10 +216,10 @@ class Samples(Sequence[Sample]):
         """Return which data set each sample belongs to, shape (samples,)."""
         return self.data_sets_of(np.arange(len(self)))
 
-    def digest(self, more: Sequence[str] = ()) -> str:
-        """Return the SHA-256 of the names of all samples, and of ``more``, a line each."""
+    def digest(self) -> str:
+        """Return the SHA-256 of the names of all samples, a line each."""
         digest, between = hashlib.sha256(), b""
-        for line in chain(self.names(), map(str.encode, more)):
+        for line in self.names():
             digest.update(between + line)
             between = b"\n"
         return digest.hexdigest()

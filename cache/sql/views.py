@@ -45,22 +45,16 @@ from dptr.cache.workspace import Workspace
 _NOTHING = "Run `dptr embed-text FILE` first, or give --workspace"
 
 
-def connect(workspace: Workspace, prompts: Path | None = None, orp: Path | None = None) -> duckdb.DuckDBPyConnection:
+def connect(workspace: Workspace) -> duckdb.DuckDBPyConnection:
     """Open an in-memory DuckDB with one view per table that exists; it can neither write nor read anything else.
 
     Views: ``prompts``, ``crops``, ``image_features``, ``neighbours``, ``rejected_text``, ``rejected_photos``,
     ``rejected_crops``, ``rejected_words``, ``runs``, ``metrics``, ``predictions`` and ``pieces``;
     macros: see :mod:`dptr.cache.sql.views`. Damaged files are named and left out.
 
-    Args:
-        workspace: where stores and runs are.
-        prompts: another prompt store than the workspace's.
-        orp: another ORP bank than the workspace's.
-
     Raises:
         UserError: the workspace holds nothing yet.
     """
-    workspace = workspace.with_stores(prompts, orp) if prompts or orp else workspace
     connection = duckdb.connect()
     _load_logs(connection, workspace)
     _close(connection)
@@ -368,7 +362,7 @@ def add_pieces(connection: duckdb.DuckDBPyConnection) -> None:
     ``rows`` (prompts that hold it), ``run``, ``words`` (validation words that hold it) and ``accuracy``; for a piece
     without such a run one row, with ``run`` and ``accuracy`` null.
     """
-    # Stores of the first versions lack them; other programs' files may have other columns.
+    # Other programs' files may have other columns.
     if {"token_letters", "embeddings_of", "token_ids"} <= _columns(connection, "prompts"):
         with_runs = {"data", "ground_truth", "prediction", "run"} <= _columns(connection, "predictions")
         connection.execute(_WITH_RUNS if with_runs else _WITHOUT_RUNS)

@@ -11,7 +11,7 @@ import socket
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from io import BufferedReader
@@ -41,6 +41,8 @@ from dptr.cache.file_names import (
     WEIGHTS_FILE,
 )
 
+#: What is wrong with a file whose hash is another.
+CHANGED = "is damaged: its contents have changed"
 #: Ends the names of what is not finished yet.
 TEMPORARY_SUFFIX = ".writing"
 #: Stands in temporary names: processes of other machines that share a disk are not to be taken for ended ones.
@@ -210,6 +212,18 @@ def xxh3_of(path: Path) -> str:
     """Return the 128-bit XXH3 of a file's bytes, as hexadecimal: it finds damage as fast as memory is read."""
     with open_regular(path) as stream:
         return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
+
+
+def problem_of(path: Path, check: Callable[[], str | None]) -> str | None:
+    """Return what a check of the file at ``path`` returns; where it raises, the error in words that follow the path."""
+    try:
+        return check()
+    except DamagedStore as error:
+        return error.problem.removeprefix(f"{path} ")
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
 
 
 def begun_anew(path: Path) -> str:

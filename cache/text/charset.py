@@ -69,7 +69,7 @@ class Charset:
 
     @classmethod
     def from_text(cls, text: str) -> Charset:
-        """Return the charset that a store, a run or a model file keeps; those of earlier versions name no order.
+        """Return the charset that a store, a run or a model file keeps; without an order it is the logical one.
 
         Raises:
             UserError: it is none.

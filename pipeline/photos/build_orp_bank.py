@@ -320,7 +320,7 @@ def _identity(
 
 
 def _cut(settings: CropSettings) -> dict[str, Any]:
-    """Return which crops a bank holds; the kind only where it is not that of banks made before there were kinds."""
+    """Return which crops a bank holds; the kind only where it is not the default."""
     return {key: value for key, value in asdict(settings).items() if (key, value) != ("kind", "random")}
 
 

@@ -165,8 +165,7 @@ def _can_grow(bank: OrpBank, known: dict[str, Any]) -> bool:
     if not known.get("lists") or not _is_whole(bank, known):
         return False
     indexed: int = known["rows"]
-    trained_on: int = known.get("trained_on", indexed)
-    return indexed <= len(bank) < _GROWN_TOO_FAR * trained_on
+    return indexed <= len(bank) < _GROWN_TOO_FAR * int(known["trained_on"])
 
 
 def _is_whole(bank: OrpBank, known: dict[str, Any]) -> bool:
@@ -244,7 +243,7 @@ def _opened(bank: OrpBank, sizes: Sequence[int]) -> CropIndex:
 
 
 def _sizes(known: dict[str, Any]) -> list[int]:
-    """Return how many crops each segment has; an index of earlier versions is one."""
+    """Return how many crops each segment has; an exact index is one."""
     return list(known.get("segments", [known.get("rows", 0)]))
 
 

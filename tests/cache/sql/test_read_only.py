@@ -144,7 +144,7 @@ def test_questions_are_answered(workspace: Workspace, query: str, expected: list
 
 def test_stores_named_by_the_caller(workspace: Workspace, tmp_path: Path) -> None:
     elsewhere = Workspace(tmp_path / "elsewhere")
-    answer = ask(connect(elsewhere, prompts=workspace.prompts), "select count(*) from prompts")
+    answer = ask(connect(elsewhere.with_stores(workspace.prompts, None)), "select count(*) from prompts")
     assert answer.rows() == [(3,)]
 
 

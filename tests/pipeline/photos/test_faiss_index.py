@@ -244,15 +244,3 @@ def test_a_damaged_segment_is_built_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert OrpBank(tmp_path).manifest.rows == 2100, "the bank itself can be used"
     assert recall_of(OrpBank(tmp_path), clustered(100, 9)) > 0.95
     assert verify(tmp_path) == []
-
-
-def test_an_index_of_an_earlier_version_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faiss_index, "FLAT_BELOW", 1000)
-    bank = make_bank(tmp_path, clustered(2000, 0))
-    faiss_index.write_index(bank)
-    for key in ("segments", "trained_on", "recall_of"):
-        del bank.manifest.details["index"][key]
-    bank.manifest.save(tmp_path)
-    faiss_index.write_index(grow(tmp_path, clustered(100, 1)))
-    assert OrpBank(tmp_path).manifest.details["index"]["segments"] == [2000, 100]
-    assert recall_of(OrpBank(tmp_path), clustered(100, 9)) > 0.95
