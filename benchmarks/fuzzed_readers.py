@@ -23,10 +23,10 @@ from PIL import Image
 from dptr.cache import pictures
 from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import DptrError
+from dptr.cache.rejections import Quarantine
 from dptr.cache.stores import checks
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.manifest import FileRecord
-from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.verify import verify
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization

@@ -27,7 +27,7 @@ from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA as PROMPT_SCHEMA
 from dptr.cache.stores.shards import Embeddings, write_shard
 from dptr.pipeline.photos import faiss_index
-from dptr.pipeline.photos.exact import exact_neighbours, normalized
+from dptr.pipeline.photos.faiss_index import exact_neighbours, normalized
 from dptr.pipeline.photos.mine_neighbours import mine_neighbours
 
 SHARD_ROWS = 16384

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dptr.cache.crops.dataset import WordImages
-from dptr.cache.crops.split import split, without_overlap
+from dptr.cache.crops.dataset import WordImages, split, without_overlap
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import SAFETENSORS
 from dptr.cache.progress import note

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dptr.cache.columns import PORTRAIT, may_stand_in_a_column
 from dptr.cache.crops.augmentation import augment
 from dptr.cache.crops.dataset import UnreadableImage, WordImages, preprocess
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.row_set import EveryRow
 from dptr.cache.text.charset import Charset
+from dptr.cache.text.reading_order import PORTRAIT, may_stand_in_a_column
 from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
 from dptr.trainer.data.buckets import padded_targets
 from dptr.trainer.data.keyed_permutation import KeyedPermutation

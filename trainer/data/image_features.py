@@ -13,8 +13,7 @@ from PIL import Image
 
 from dptr.cache.crops.dataset import UnreadableImage, WordImages
 from dptr.cache.crops.form import Place
-from dptr.cache.crops.listing import Rules
-from dptr.cache.crops.samples import CropTable, Rows, Samples, positions_of
+from dptr.cache.crops.samples import CropTable, Rows, Rules, Samples, positions_of
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.rejections import Tally
 from dptr.cache.stores.image_features import WordCropStore
