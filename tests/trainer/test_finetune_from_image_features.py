@@ -22,8 +22,7 @@ from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.clip import bundled
 from dptr.pipeline.crops.embed_crops import EmbedCropsSettings, embed_crops
-from dptr.trainer.data.image_features import StoredCrops, fixed_by, open_crops, stores_among
-from dptr.trainer.data.stored_batches import StoredBatches
+from dptr.trainer.data.image_features import StoredBatches, StoredCrops, fixed_by, open_crops, stores_among
 from dptr.trainer.finetune import finetune
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe
 from dptr.trainer.model.recognizer import load_recognizer

@@ -25,9 +25,8 @@ from dptr.cache.stores.shards import Embeddings, write_shard
 from dptr.cli import run_command
 from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.clip.loading import load_clip
-from dptr.trainer.data.column_memory import column_memory, place_letters
 from dptr.trainer.data.noise import NoiseSource
-from dptr.trainer.data.pooled_memory import pooled_memory
+from dptr.trainer.data.noisy_memory import column_memory, place_letters, pooled_memory
 from dptr.trainer.model.encoders.clip import whole_hash
 from dptr.trainer.recipe import NoiseSettings, Recipe, load_saved_recipe
 from dptr.trainer.training.runs import Run

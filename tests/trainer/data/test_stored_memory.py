@@ -17,9 +17,8 @@ from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
-from dptr.trainer.data.column_memory import column_memory
 from dptr.trainer.data.noise import NoiseSource
-from dptr.trainer.data.noisy_memory import token_memory
+from dptr.trainer.data.noisy_memory import column_memory, token_memory
 from dptr.trainer.data.stored_memory import StoredMemory
 from dptr.trainer.recipe import NoiseSettings
 

@@ -21,8 +21,7 @@ from dptr.cache.text.charset import Charset
 from dptr.cli import run_command
 from dptr.trainer import read
 from dptr.trainer.choices import ExportTarget
-from dptr.trainer.export.export import export
-from dptr.trainer.export.names import renamed
+from dptr.trainer.export.export import export, renamed
 from dptr.trainer.export.onnx_graph import largest_difference
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory

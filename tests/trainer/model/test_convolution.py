@@ -60,28 +60,3 @@ def test_columns_say_where_they_stand_unless_the_decoder_does(decoder: str, adde
     assert bool(apart.any()) == added
     if added:
         assert torch.equal(apart[0], grid_positions(1, 16, 24))
-
-
-def recognizer_of(decoder: str, fmu: str) -> Recognizer:
-    recipe = Recipe().replace("fmu", kind=fmu, queries=4, heads=2).replace("encoder", **SETTINGS.model_dump())
-    recipe = recipe.replace("decoder", kind=decoder, dim=24, heads=2, layers=1, feed_forward=24)
-    return Recognizer(recipe, Charset("ab"), 24).eval()
-
-
-@pytest.mark.parametrize(("decoder", "fmu"), [("parseq", "none"), ("nrtr", "queries")])
-def test_weights_from_before_columns_carried_their_place_read_as_they_were_trained(decoder: str, fmu: str) -> None:
-    trained = recognizer_of(decoder, fmu)
-    images = torch.randint(0, 256, (1, 3, 32, 64), dtype=torch.uint8)
-    with torch.inference_mode():
-        without = trained.fmu(trained.tokens(images))
-        former = {name: tensor for name, tensor in trained.state_dict().items() if name != "places"}
-        present = recognizer_of(decoder, fmu)
-        present.load_state_dict(trained.state_dict())
-        assert torch.equal(present.memory(images).tokens, trained.memory(images).tokens)
-        assert not torch.equal(present.memory(images).tokens, without)
-        present.load_state_dict(former)
-        assert torch.equal(present.memory(images).tokens, without)
-        again = recognizer_of(decoder, fmu)
-        again.load_state_dict(present.state_dict())
-        assert torch.equal(again.memory(images).tokens, without)
-    assert "places" not in recognizer_of("ctc", "none").state_dict()

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dptr.trainer.recipe import TrainingSettings
-from dptr.trainer.training.schedule import rate_factor
+from dptr.trainer.training.loop import rate_factor
 
 
 def test_a_trapezoid_rises_stays_and_falls() -> None:
