@@ -17,8 +17,8 @@ import statistics
 
 import numpy as np
 import torch
+from common import at_least, usable_device
 from gpu import now
-from judged import at_least, usable_device
 from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update
 
 from dptr.cache.errors import run_script

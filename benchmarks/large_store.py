@@ -24,8 +24,8 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
-from judged import at_least
-from own_memory import OwnMemory, megabytes_without_files, own_megabytes
+from common import at_least, megabytes_without_files, own_megabytes
+from torch.utils.data import get_worker_info
 
 from dptr.cache.errors import run_script
 from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE
@@ -48,11 +48,8 @@ def main() -> None:
     parser.add_argument("--batches", type=at_least(1), default=200)
     parser.add_argument("--workers", type=at_least(0), default=4)
     parser.add_argument("--store", type=Path, help="an empty folder to keep the store in, or one that has it")
-    parser.add_argument("--quick", action="store_true", help="50,000 rows and 100 batches")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.rows, arguments.batches, arguments.workers = 50_000, 100, 1
     if arguments.measure:
         measure(arguments.store, arguments.batches, arguments.workers)
         return
@@ -103,6 +100,19 @@ def measure(folder: Path, batches: int, workers: int) -> None:
     mapped = sum(1 for _ in maps.open()) if maps.exists() else 0
     print(f"descriptors {psutil.Process().num_fds()}, mappings {mapped}")
     tell_commit(folder, store.manifest)
+
+
+class OwnMemory:
+    """Makes batches; returns the number of the worker that made one, and that worker's memory in MB."""
+
+    def __init__(self, batches: PromptBatches) -> None:
+        self._batches = batches
+
+    def __call__(self, number: int) -> tuple[int, float]:
+        """Make batch ``number``."""
+        self._batches(number)
+        worker = get_worker_info()
+        return (worker.id if worker else 0), own_megabytes()
 
 
 def tell(what: str, started: float | None) -> None:

@@ -20,7 +20,6 @@ Smallest size: --quick --rows 60 --batch 4 --rounds 1 --steps 2
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import tempfile
 import time
@@ -29,19 +28,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import at_least, save_clip, usable_device
 from gpu import now, peak
-from judged import at_least, usable_device
 from numpy.typing import NDArray
 from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPConfig, CLIPModel
 
 from dptr.cache.errors import run_script
 from dptr.cache.progress import set_quiet
 from dptr.cache.row_set import RowSet
 from dptr.cache.stores.prompts import PromptStore
-from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.loading import Clip, load_clip
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.pipeline.text.templates import Template
@@ -75,7 +72,7 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
     words = read_words(arguments) if arguments.words else made_up_words(arguments.rows)
     (folder / "words.txt").write_text("\n".join(words), encoding="utf-8")
-    write_clip(folder / "clip", arguments.quick)
+    save_clip(folder / "clip", *([] if arguments.quick else ["text"]))
     settings = EmbedTextSettings(clip=str(folder / "clip"), device=arguments.device)
     summary = embed_text([str(folder / "words.txt")], folder / "prompts", settings)
     store = PromptStore(folder / "prompts")
@@ -233,22 +230,6 @@ class Bench:
         with FlopCounterMode(display=False) as counter:
             self.step(WAYS[2], self.batches(0))
         return float(counter.get_total_flops())
-
-
-def write_clip(folder: Path, quick: bool) -> None:
-    """Save a CLIP with random weights, its text side of ViT-B/16's sizes and its image side as small as can be."""
-    folder.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
-        shutil.copyfile(bundled_clip.BUNDLED / name, folder / name)
-    config = CLIPConfig.from_pretrained(bundled_clip.BUNDLED)
-    if not quick:
-        sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
-        for key, value in {**sizes, "vocab_size": 49408, "projection_dim": 512}.items():
-            setattr(config.text_config, key, value)
-        setattr(config.vision_config, "projection_dim", 512)  # noqa: B010 - typed as perhaps a dictionary
-        config.projection_dim = 512
-    torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(folder)
 
 
 def read_words(arguments: argparse.Namespace) -> list[str]:

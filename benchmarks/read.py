@@ -21,7 +21,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from judged import at_least
+from common import at_least
 from plain_parseq import decode_without_cache
 
 from dptr.cache.errors import run_script

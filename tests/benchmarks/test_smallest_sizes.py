@@ -24,11 +24,9 @@ ROOT = Path(__file__).resolve().parents[2]
 WITHOUT = {
     "faulty_commands.py",
     "fuzzed_readers.py",
-    "judged.py",
+    "common.py",
     "learner.py",
     "train.py",
-    "own_memory.py",
-    "process_time.py",
     "plain_parseq.py",
     "peers.py",
     "peer_readers.py",
