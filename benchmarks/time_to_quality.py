@@ -118,7 +118,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 class Way:
-    """A decoder in training: subclasses have ``loss`` (batch number -> loss and rows) and ``read`` (rows -> texts)."""
+    """A decoder in training."""
 
     store: PromptStore
 
@@ -127,9 +127,11 @@ class Way:
         self.taken = 0
 
     def loss(self, number: int) -> tuple[Tensor, int]:
+        """The loss on batch ``number``, and how many rows it has."""
         raise NotImplementedError
 
     def read(self, rows: NDArray[np.int64]) -> list[str]:
+        """Predictions for ``rows``."""
         raise NotImplementedError
 
     def begin(self, decoder: Decoder, rate: float) -> None:

@@ -27,7 +27,7 @@ from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import embed_text
 from dptr.pipeline.text.prompt_store import EmbedTextSettings
 from dptr.trainer import pretrain as stage
-from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
+from dptr.trainer.data.batch_order import BatchOrder
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import text_memory, token_memory
 from dptr.trainer.model.decoders import build_decoder
@@ -140,23 +140,6 @@ def test_gaussian_noise_is_as_large_as_the_banks_embeddings_and_shows_none_of_th
     assert np.abs(pooled.mean(0)).max() < 0.1, "in every direction alike"
 
 
-def test_every_row_once_an_epoch_in_another_order_each() -> None:
-    rows, lengths = np.arange(100, 1100), np.random.default_rng(0).integers(1, 9, 1000)
-    order = BatchOrder(rows, lambda rows: lengths[rows - 100], 7, seed=3)
-    epochs = [[order.rows_of(e * order.batches_per_epoch + i) for i in range(order.batches_per_epoch)] for e in (0, 1)]
-    for epoch in epochs:
-        assert sorted(np.concatenate(epoch).tolist()) == rows.tolist()
-    assert not np.array_equal(np.concatenate(epochs[0]), np.concatenate(epochs[1]))
-
-
-def test_a_batch_depends_on_its_number_alone() -> None:
-    rows, lengths = np.arange(5000), np.arange(5000) % 9
-    forward, direct = (BatchOrder(rows, lengths.__getitem__, 16, seed=1) for _ in range(2))
-    walked = [forward.rows_of(step) for step in range(400)]
-    for step in (399, 0, 200, 313):
-        assert np.array_equal(direct.rows_of(step), walked[step])
-
-
 def test_batches_hold_little_padding() -> None:
     lengths = np.random.default_rng(0).integers(1, 20, 20000)
     order = BatchOrder(EveryRow(20000), lengths.__getitem__, 64, seed=0)
@@ -165,13 +148,6 @@ def test_batches_hold_little_padding() -> None:
     assert padded < 1.05 * lengths.sum()
     means = np.array([batch.mean() for batch in batches[:64]])
     assert abs(np.corrcoef(means, np.arange(64))[0, 1]) < 0.5, "lengths come in no order"
-
-
-def test_weights_set_how_often_a_row_comes() -> None:
-    weighted = WeightedRows(2, np.array([3.0, 1.0]).__getitem__)
-    order = BatchOrder(EveryRow(2), np.ones(2, np.int64).__getitem__, 10, 0, weighted)
-    drawn = np.concatenate([order.rows_of(step) for step in range(2000)])
-    assert (drawn == 0).mean() == pytest.approx(0.75, abs=0.03)
 
 
 def store_of(folder: Path, words: list[str]) -> PromptStore:

@@ -28,7 +28,7 @@ from dptr.pipeline.clip.loading import load_clip
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import column_memory, place_letters, pooled_memory
 from dptr.trainer.model.encoders.clip import whole_hash
-from dptr.trainer.recipe import NoiseSettings, Recipe, load_saved_recipe
+from dptr.trainer.recipe import NoiseSettings
 from dptr.trainer.training.runs import Run
 
 DIM = 8
@@ -134,13 +134,6 @@ def test_noise_lies_on_columns_beside_the_word_too(store: PromptStore, bank: Orp
     clean = column_memory(store, np.array([0]), None, 0.5, 16, np.random.default_rng(1)).to("cpu").tokens
     noisy = column_memory(store, np.array([0]), noise, 0.5, 16, np.random.default_rng(1)).to("cpu").tokens
     torch.testing.assert_close(noisy - clean, torch.full_like(clean, 3.5))
-
-
-def test_a_recipe_of_before_gives_the_decoder_tokens() -> None:
-    recipe = load_saved_recipe('[decoder]\nkind = "nrtr"\n', "an old run")
-    assert recipe.memory.kind == "tokens"
-    assert recipe.defining("pretrain", without_defaults=True) == {"decoder": {"kind": "nrtr"}, "pretrain": {}}
-    assert "memory" in Recipe().defining("finetune")
 
 
 # The whole way with the bundled CLIP.
