@@ -28,7 +28,7 @@ from common import at_least, megabytes_without_files, own_megabytes
 from torch.utils.data import get_worker_info
 
 from dptr.cache.errors import run_script
-from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE
+from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.stores.manifest import FileRecord, Manifest, Shard
 from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.prompts import PromptStore
@@ -78,17 +78,9 @@ def measure(folder: Path, batches: int, workers: int) -> None:
     made(0)
     tell("first batch there, both included", started)
     started = time.perf_counter()
-    PromptBatches(store, None, training, recipe)(len(training) // recipe.pretrain.batch_size // 2)
-    tell("a batch in the middle of an epoch", started)
-    started = time.perf_counter()
     for number in range(batches):
         made(number)
     tell(f"{batches} batches in turn", started)
-    spread = np.random.default_rng(0).integers(0, len(training) // recipe.pretrain.batch_size + 1, 8)
-    started = time.perf_counter()
-    for number in spread.tolist():
-        made(number)
-    tell("8 batches anywhere in the epoch", started)
     if workers:
         held = [0.0] * workers
         started = time.perf_counter()
@@ -99,7 +91,6 @@ def measure(folder: Path, batches: int, workers: int) -> None:
     maps = Path("/proc/self/maps")
     mapped = sum(1 for _ in maps.open()) if maps.exists() else 0
     print(f"descriptors {psutil.Process().num_fds()}, mappings {mapped}")
-    tell_commit(folder, store.manifest)
 
 
 class OwnMemory:
@@ -123,18 +114,6 @@ def tell(what: str, started: float | None) -> None:
 
 
 _spent = [0.0]
-
-
-def tell_commit(folder: Path, manifest: Manifest) -> None:
-    """Commit a shard behind as many, elsewhere."""
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        copy = Manifest(manifest.kind, manifest.identity, list(manifest.shards), dict(manifest.files))
-        started, spent = time.perf_counter(), time.process_time()
-        copy.commit_shard(Path(scratch), manifest.shards[0])
-        seconds, of_cpu = time.perf_counter() - started, time.process_time() - spent
-        size = (Path(scratch) / MANIFEST_FILE).stat().st_size
-    shards = len(manifest.shards)
-    print(f"a shard committed behind {shards:,}: {seconds * 1e3:.1f} ms, {of_cpu * 1e3:.1f} of CPU; {size:,} bytes")
 
 
 def write_store(folder: Path, rows: int, dim: int) -> None:

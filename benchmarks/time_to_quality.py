@@ -55,7 +55,6 @@ Point = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--words", type=Path, help="a word list; by default words are made up from syllables")
     parser.add_argument("--clip", help="bundled name, directory or hub id, instead of random weights")
     parser.add_argument("--recipe", default="tiny", help="of dptr's way")
     parser.add_argument("--set", dest="changes", action="append", default=[], help="section.key=value of that recipe")
@@ -75,8 +74,7 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
-    words = arguments.words.read_text(encoding="utf-8").split() if arguments.words else made_up_words(arguments.rows)
-    words = list(dict.fromkeys(word.lower() for word in words))[: arguments.rows]
+    words = made_up_words(arguments.rows)
     (folder / "words.txt").write_text("\n".join(words), encoding="utf-8")
     name = arguments.clip or str(folder / "clip")
     if not arguments.clip:
@@ -202,9 +200,7 @@ class Authors(Way):
         """Order by order."""
         labels = self.store.labels_of(self.order.choice(self.rows, min(self.batch, len(self.rows)), replace=False))
         targets = padded_targets(labels, self.store.charset)
-        return loss_order_by_order(self.parseq, authors_memory(self.clip, labels, self.device), targets, False), len(
-            labels
-        )
+        return loss_order_by_order(self.parseq, authors_memory(self.clip, labels, self.device), targets), len(labels)
 
     @torch.inference_mode()
     def read(self, rows: NDArray[np.int64]) -> list[str]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ from dptr.trainer.metrics import (
 from dptr.trainer.model.reading import read_pictures
 from dptr.trainer.model.recognizer import Prediction, Recognizer
 
+Key = TypeVar("Key")
 #: The field's charsets.
 FIELD_PROTOCOLS = ("36", "62", "94")
 CHINESE = "chinese"
@@ -220,20 +221,21 @@ def _as_written(read: ReadImages) -> list[tuple[str, str, Prediction]]:
 
 
 def _by_length(results: Sequence[ReadImages]) -> dict[int, tuple[int, float]]:
-    hits: dict[int, list[bool]] = defaultdict(list)
-    for result in results:
-        for _, ground_truth, prediction in _as_written(result):
-            hits[number_of_units(ground_truth, result.units)].append(ground_truth == prediction.text)
-    return {length: (len(found), sum(found) / len(found)) for length, found in sorted(hits.items())}
+    return dict(sorted(_accuracy_by(results, number_of_units).items()))
 
 
 def _by_script(results: Sequence[ReadImages]) -> dict[str, tuple[int, float]]:
-    hits: dict[str, list[bool]] = defaultdict(list)
+    by_script = _accuracy_by(results, lambda ground_truth, _: script_of_label(ground_truth))
+    return dict(sorted(by_script.items(), key=lambda item: (-item[1][0], item[0])))
+
+
+def _accuracy_by(results: Sequence[ReadImages], key: Callable[[str, Units], Key]) -> dict[Key, tuple[int, float]]:
+    """Return words and accuracy, as written, by what ``key`` makes of a ground truth and its units."""
+    hits: dict[Key, list[bool]] = defaultdict(list)
     for result in results:
         for _, ground_truth, prediction in _as_written(result):
-            hits[script_of_label(ground_truth)].append(ground_truth == prediction.text)
-    commonest = sorted(hits.items(), key=lambda item: (-len(item[1]), item[0]))
-    return {script: (len(found), sum(found) / len(found)) for script, found in commonest}
+            hits[key(ground_truth, result.units)].append(ground_truth == prediction.text)
+    return {value: (len(found), sum(found) / len(found)) for value, found in hits.items()}
 
 
 def _calibration_error(results: Sequence[ReadImages]) -> float:

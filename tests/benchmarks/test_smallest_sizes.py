@@ -20,8 +20,7 @@ from PIL import Image
 from dptr.cli import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
-#: No programs of their own, run by tests of their own, in need of readers that are not dptr's to install, or training for
-#: minutes.
+#: No programs of their own, run by tests of their own, in need of other readers, or training for minutes.
 WITHOUT = {
     "adaptation.py",
     "faulty_commands.py",

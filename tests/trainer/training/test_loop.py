@@ -86,7 +86,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, training: A
     task = training.task()
     steps = itertools.count()
     task.loss = lambda rows: task.model(rows).mean() * (float("nan") if next(steps) >= 5 else 1.0)
-    with pytest.raises(UserError, match="at step 6.*Lower the learning rate"):
+    with pytest.raises(UserError, match=r"at step 6.*Lower the learning rate"):
         training.run(tmp_path / "run", training.settings(log_every=100, validate_every=100), task)
     assert load_state(tmp_path / "run" / "checkpoints" / "last")["step"] == 3
 
