@@ -64,16 +64,10 @@ def store(tmp_path_factory: pytest.TempPathFactory, save_prompts: Callable[..., 
 
 
 @pytest.fixture(scope="module")
-def bank(tmp_path_factory: pytest.TempPathFactory) -> OrpBank:
+def bank(tmp_path_factory: pytest.TempPathFactory, save_bank: Callable[..., OrpBank]) -> OrpBank:
     """Three crops of eight tokens; token t of crop c is 1000 c + t."""
-    folder = tmp_path_factory.mktemp("orp")
-    values = (1000 * np.arange(3)[:, None] + np.arange(8)).astype(np.float32).reshape(-1, 1).repeat(DIM, 1)
-    embeddings = Embeddings(values, np.full(3, 8), np.zeros((3, DIM), np.float32))
-    manifest = Manifest("orp", {"encoder": "t", "weights": "w", "tokens_per_crop": 8})
-    catalogue = pa.table({"id": np.arange(3), "source": ["x"] * 3})
-    manifest.shards.append(write_shard(folder, 0, catalogue, embeddings, "float32", {}))
-    manifest.save(folder)
-    return OrpBank(folder)
+    values = (1000 * np.arange(3)[:, None] + np.arange(8))[:, :, None].repeat(DIM, 2)
+    return save_bank(tmp_path_factory.mktemp("orp"), values)
 
 
 def test_memory_is_pooled_then_prefix_then_own_embeddings(store: PromptStore) -> None:
@@ -274,7 +268,11 @@ def tiny(**pretrain: Any) -> Recipe:
 
 @pytest.mark.parametrize("spoilt", ["prompts", "orp"])
 def test_a_row_that_is_not_finite_is_named(
-    tmp_path: Path, save_prompts: Callable[..., PromptStore], bank: OrpBank, spoilt: str
+    tmp_path: Path,
+    save_prompts: Callable[..., PromptStore],
+    save_bank: Callable[..., OrpBank],
+    bank: OrpBank,
+    spoilt: str,
 ) -> None:
     tokens = np.ones((60, DIM), np.float32)
     if spoilt == "prompts":
@@ -289,14 +287,9 @@ def test_a_row_that_is_not_finite_is_named(
     columns["label"] = [label[:5] for label in columns["label"]]
     store = save_prompts(tmp_path / "prompts", pa.table(columns), embeddings, "abc")
     if spoilt == "orp":
-        values = np.ones((8 * 3, DIM), np.float32)
-        values[9] = np.inf
-        manifest = Manifest("orp", {"encoder": "t", "weights": "w", "tokens_per_crop": 8})
-        shard = Embeddings(values, np.full(3, 8), np.zeros((3, DIM), np.float32))
-        (tmp_path / "orp").mkdir()
-        manifest.shards.append(write_shard(tmp_path / "orp", 0, pa.table({"id": np.arange(3)}), shard, "float32", {}))
-        manifest.save(tmp_path / "orp")
-        bank = OrpBank(tmp_path / "orp")
+        values = np.ones((3, 8, DIM), np.float32)
+        values[1, 1] = np.inf
+        bank = save_bank(tmp_path / "orp", values)
     where = r"row \d+ of .*prompts/part-00000\.arrow" if spoilt == "prompts" else r"row 1 of .*orp/part-00000\.arrow"
     with pytest.raises(DamagedStore, match=where + " holds NaN or infinity"):
         pretrain(store, bank, None, tiny(), tmp_path / "run")

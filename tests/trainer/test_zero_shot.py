@@ -18,10 +18,9 @@ from safetensors.torch import load_file, save_file
 
 from dptr.cache.errors import UserError
 from dptr.cache.progress import set_quiet
-from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import Embeddings, write_shard
+from dptr.cache.stores.shards import Embeddings
 from dptr.cli import run_command
 from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.clip.loading import load_clip
@@ -59,18 +58,12 @@ def store(tmp_path_factory: pytest.TempPathFactory, save_prompts: Callable[..., 
 
 
 @pytest.fixture(scope="module")
-def bank(tmp_path_factory: pytest.TempPathFactory) -> OrpBank:
+def bank(tmp_path_factory: pytest.TempPathFactory, save_bank: Callable[..., OrpBank]) -> OrpBank:
     """Four crops whose pooled vectors lie to both sides of (1, 1, 1, …): their mean is far from zero."""
-    folder = tmp_path_factory.mktemp("orp")
     pooled = np.ones((4, DIM), np.float32)
     pooled[:, 0] += [1, -1, 0, 0]
     pooled[:, 1] += [0, 0, 1, -1]
-    embeddings = Embeddings(np.full((16, DIM), 7, np.float32), np.full(4, 4), pooled)
-    manifest = Manifest("orp", {"encoder": "t", "weights": "w", "tokens_per_crop": 4})
-    catalogue = pa.table({"id": np.arange(4), "source": ["x"] * 4})
-    manifest.shards.append(write_shard(folder, 0, catalogue, embeddings, "float32", {}))
-    manifest.save(folder)
-    return OrpBank(folder)
+    return save_bank(tmp_path_factory.mktemp("orp"), np.full((4, 4, DIM), 7), pooled)
 
 
 def test_a_pooled_memory_is_one_vector_of_length_one_with_noise_up_to_the_ratio(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -66,13 +67,9 @@ def store(tmp_path: Path, dtype: EmbeddingsDtype) -> PromptStore:
 
 
 @pytest.fixture
-def bank(tmp_path: Path, dtype: EmbeddingsDtype) -> OrpBank:
-    folder = tmp_path / "orp"
-    folder.mkdir()
-    manifest = Manifest("orp", {"encoder": "t", "weights": "w", "tokens_per_crop": 12})
-    manifest.shards.append(write_shard(folder, 0, pa.table({"id": np.arange(3)}), embeddings(3, [12] * 3), dtype, {}))
-    manifest.save(folder)
-    return OrpBank(folder)
+def bank(tmp_path: Path, dtype: EmbeddingsDtype, save_bank: Callable[..., OrpBank]) -> OrpBank:
+    made = embeddings(3, [12] * 3)
+    return save_bank(tmp_path / "orp", made.tokens.reshape(3, 12, DIM), made.pooled, dtype)
 
 
 def widened_before(store: PromptStore, rows: NDArray[np.int64], noise: NDArray[np.floating]) -> torch.Tensor:
