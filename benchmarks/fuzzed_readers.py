@@ -160,7 +160,7 @@ def _charset(place: Path) -> Fuzzed:
 
 
 def _boxes(place: Path) -> Fuzzed:
-    from dptr.trainer.page_boxes import read_boxes
+    from dptr.trainer.read_files import read_boxes
 
     boxes = json.dumps([[10, 10, 90, 12, 88, 40, 9, 38], [1, 2, 40, 30]]).encode()
     lines = b"10,10,90,12,88,40,9,38,word\n"

@@ -20,9 +20,8 @@ from dptr.cache.progress import note
 from dptr.cache.row_set import EveryRow
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.reading_order import PORTRAIT, may_stand_in_a_column
-from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
+from dptr.trainer.data.batch_order import BatchOrder, KeyedPermutation, WeightedRows
 from dptr.trainer.data.buckets import padded_targets
-from dptr.trainer.data.keyed_permutation import KeyedPermutation
 from dptr.trainer.data.stored_memory import StoredTensor
 from dptr.trainer.model.decoders.base import Targets, sent
 from dptr.trainer.recipe import Recipe
