@@ -77,7 +77,7 @@ _MOST_HELD_OUT = 400
 _LEAST_GROUPS = 5
 #: Share of labels with a space, from which text is taken as lines.
 _LINES = 0.05
-_LONGEST, _WIDEST, _MEASURED = 100, 1024, 500
+_LONGEST, _WIDEST, _MEASURED, _SQUEEZED = 100, 1024, 500, 1.25
 _ENOUGH = 0.999
 
 
@@ -198,7 +198,7 @@ def fitted(
     labels = [label for label in (form.apply(sample.label) for sample in crops.samples) if label]
     lines = list(material.text)
     charset = named or _union(start.charset, labels, lines)
-    lengths = [charset.length(label) for label in (*labels, *lines)]
+    lengths = [charset.length(label) for label in (*labels, *lines)] or [1]
     longest = max(recipe.decoder.max_label_length, min(int(np.quantile(lengths, _ENOUGH, method="higher")), _LONGEST))
     recipe = recipe.replace("decoder", max_label_length=longest)
     if recipe.encoder.kind == "convolution" and recipe.fmu.kind == "none":
@@ -637,8 +637,9 @@ def _widths(crops: WordImages, recipe: Recipe) -> str:
             wanted.append(width_for(crops.image(index), height, range(32, _WIDEST + 1, 32)))
         except UnreadableImage:
             continue
+    # A quarter narrower than they should be, letters can still be read.
     width, most = widest, int(np.quantile(wanted, 0.98)) if wanted else 0
-    while width < most:
+    while width < most and most > _SQUEEZED * widest:
         width += 32 if width < 256 else 64 if width < 512 else 128
         known.append(width)
     return ",".join(map(str, sorted(set(known))))
