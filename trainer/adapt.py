@@ -37,7 +37,7 @@ from dptr.cache.word_images.dataset import UnreadableImage, WordImages
 from dptr.cache.word_images.samples import Samples
 from dptr.cache.word_images.split import without_overlap
 from dptr.cache.word_images.writer import write_word_images
-from dptr.pipeline.rendering.fonts import FontCollection, find_fonts, packaged_fonts
+from dptr.pipeline.rendering.fonts import Font, FontCollection, find_fonts, packaged_fonts
 from dptr.pipeline.rendering.like import looks_of_crops
 from dptr.pipeline.rendering.render_words import render_words
 from dptr.pipeline.rendering.style import RenderStyle
@@ -441,7 +441,7 @@ class Adaptation:
         """Return the start as a run of its own, which another lexicon can be kept with."""
         start, folder = self.start, self.work / "start"
         run = runs.start_or_continue(folder, "finetune", start.recipe, start.charset, start.memory_dim, start.data)
-        state = {"step": 0, "best_score": None, "best_step": 0, "metrics": {}, "unlogged": None}
+        state: dict[str, Any] = {"step": 0, "best_score": None, "best_step": 0, "metrics": {}, "unlogged": None}
         for name in ("best", "last"):
             save_checkpoint(folder / CHECKPOINTS_FOLDER / name, {MODEL: start.weights(), OPTIMIZER: {}}, state)
         return run
@@ -651,7 +651,8 @@ def _some_fonts(words: Sequence[str]) -> FontCollection:
     Raises:
         UserError: there are none.
     """
-    every, found = find_fonts().fonts, []
+    every = find_fonts().fonts
+    found: list[Font] = []
     for index in np.random.default_rng(0).permutation(len(every)).tolist():
         if any(every[index].covers(word) for word in words[:3]):
             found.append(every[index])

@@ -118,7 +118,7 @@ def finetune(
         batch=few_shapes(batches, recipe.decoder) if is_compiled(recipe.finetune, device) else batches,
         loss=lambda batch: recognizer.loss(batch.images, batch.targets),  # type: ignore[arg-type]  # widened by now
         notice=oddities.take,
-        validate=validate or partial(validated, images=validation, device=device),
+        validate=validate or partial(validated, images=validation or images, device=device),
         rows=lambda batch: len(batch.images),
         groups=parameter_groups(recognizer, recipe),
         observers=[observer(track, out)] if track and processes.is_first() else [],
