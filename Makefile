@@ -32,6 +32,8 @@ types: $(READY) $(LINKED)
 	$(BIN)/mypy benchmarks/*.py
 	$(BIN)/mypy examples/*.py
 	$(BIN)/mypy examples/reader/*.py
+	$(BIN)/mypy examples/ablations/*.py
+	$(BIN)/mypy examples/train_clip/*.py
 	$(BIN)/mypy docs/*.py
 	$(BIN)/mypy $(TESTS_ARE_LOOSER) tests
 

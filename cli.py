@@ -5,8 +5,10 @@ Each command lives beside its stage, in its ``commands``; errors become one line
 """
 
 import os
+import select
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +18,14 @@ from typer.exceptions import Abort, Exit, TyperException
 from typer.main import get_command
 
 from dptr.cache import commands as stored
-from dptr.cache.command_line import Report, command, command_group, require_no_empty_argument, speak_utf8
+from dptr.cache.command_line import (
+    Report,
+    command,
+    command_group,
+    open_missing_streams,
+    require_no_empty_argument,
+    speak_utf8,
+)
 from dptr.cache.errors import (
     OF_THE_DISK,
     DptrError,
@@ -27,12 +36,14 @@ from dptr.cache.errors import (
 )
 from dptr.cache.interrupts import ignore_from_now_on, stop_once
 from dptr.cache.processors import start_no_more_threads_than_usable
-from dptr.cache.visible import visible
+from dptr.cache.visible import visible, without_credentials
 from dptr.cache.workspace import Workspace
 from dptr.pipeline import commands as stage_one
 from dptr.trainer.commands import recognition, sharing, training
 
 _INTERRUPTED = 130
+#: Exit code when whoever reads the output ends before it does, as `| head -1`: that of the signal SIGPIPE.
+_READER_ENDED = 141
 
 app = command_group("Pre-train a scene-text decoder from text alone, then fine-tune it on few labelled crops.")
 for _stage in (stage_one, training, recognition, sharing, stored):
@@ -55,11 +66,11 @@ def demo(
     started = time.monotonic()
     workspace = Workspace(out / "dptr_data")
     data = prepare_demo_data(out)
-    note("\n1/5  text to CLIP states")
+    note("\n1/5  text to CLIP embeddings")
     stage_one.embed_text(workspace, [str(data.corpus)], charset="36")
     note("\n2/5  photos to noise")
     stage_one.build_orp_bank(workspace, data.photos, crops_per_image=40)
-    note("\n3/5  pre-training the decoder on text states alone")
+    note("\n3/5  pre-training the decoder on text embeddings alone")
     pretrained = training.pretrain(workspace, recipe="demo").figures
     note("\n4/5  fine-tuning on rendered crops, from the encoder of the bundled recogniser")
     run = str(training.finetune(workspace, [data.crops], recipe="demo", encoder="bundled").figures["out"])
@@ -74,7 +85,7 @@ def demo(
         "",
         f"word accuracy on {counts['rows']} rendered crops, none seen in training (their words were): "
         f"{metrics['accuracy_36_weighted']:.1%}",
-        f"validation words read from their text states after pre-training: {metrics['accuracy']:.1%}",
+        f"validation words read from their text embeddings after pre-training: {metrics['accuracy']:.1%}",
         "The bundled CLIP is small and the crops are rendered: this shows that every stage works, not how far it goes.",
         f"The bundled recogniser, trained for hours, on {page['rows']} words of a photographed page: "
         f"{page['metrics']['accuracy_36_weighted']:.1%}",
@@ -93,8 +104,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and leave with the exit code that the error class fixes."""
     # Before a command imports torch, which reads this once.
     start_no_more_threads_than_usable()
+    # Pillow warns of single pictures without naming them; what matters of it is the reason why one is rejected.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    open_missing_streams()
     code = run_command(arguments, ending=True)
     ignore_from_now_on()
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = code or _READER_ENDED
+        # Python flushes once more when it ends, and would print that this failed.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
@@ -112,15 +132,27 @@ def run_command(arguments: Sequence[str] | None = None, ending: bool = False) ->
         return _fail(KeyboardInterrupt(), debug) if code == _INTERRUPTED else int(code or 0)
     except Exit as error:
         return error.exit_code
+    except SystemExit as error:  # what typer makes of every broken pipe
+        if _reader_has_ended() or not isinstance(error.__context__, Exception):
+            return _READER_ENDED
+        return _fail(error.__context__, debug)
     except (Exception, KeyboardInterrupt) as error:
         return _fail(error, debug)
+
+
+def _reader_has_ended() -> bool:
+    """Return whether stdout or stderr is a pipe that nobody reads any more."""
+    pipes = select.poll()
+    for number in (1, 2):
+        pipes.register(number, 0)
+    return any(event & select.POLLERR for _, event in pipes.poll(0))
 
 
 def _fail(error: BaseException, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     code, message = _explained(error)
-    print("error: " + visible(" ".join(message.split())), file=sys.stderr)
+    print("error: " + visible(without_credentials(" ".join(message.split()))), file=sys.stderr)
     return code
 
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import run_script
-from dptr.cache.word_images.dataset import WordImages
 from dptr.trainer import adapt
 from dptr.trainer.evaluate import ReadImages, read_word_images
 from dptr.trainer.finetune import parts_of
@@ -69,8 +69,8 @@ def study(domain: Path, options: argparse.Namespace) -> None:
     rendered = made.rendered
 
     def row(arm: str, read: ReadImages, seconds: float, general_read: ReadImages | None = None, **also: object) -> None:
-        right = [t.lower() == r.text.lower() for t, r in zip(read.truths, read.readings, strict=True)]
-        exact = [t == r.text for t, r in zip(read.truths, read.readings, strict=True)]
+        right = [t.lower() == r.text.lower() for t, r in zip(read.ground_truths, read.predictions, strict=True)]
+        exact = [t == r.text for t, r in zip(read.ground_truths, read.predictions, strict=True)]
         known = adapt.pooled([general_read]).accuracy if general_read else None
         line = {
             "domain": domain.name, "seed": options.seed, "arm": arm, "words": len(right),

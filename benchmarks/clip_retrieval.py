@@ -22,11 +22,11 @@ from judged import at_least
 from numpy.typing import NDArray
 from PIL import Image
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import run_script
-from dptr.cache.normalization import Normalization
 from dptr.cache.pictures import read_picture
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.clip.loading import ImageEncoder, load_clip
 from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.rendering.word_lists import photo_paths

@@ -1,4 +1,4 @@
-"""How fast words become states: dptr's tower and command against transformers' forward, padded to 77.
+"""How fast words become embeddings: dptr's encoder and command against transformers' forward, padded to 77.
 
 All share one model of ViT-B/16's text size with random weights, which cost what trained ones cost, and the same words.
 Rounds are interleaved and the best of each counts, so that a machine that is shared favours nobody; ratios travel,
@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import transformers
-from chip_rate import peak
+from gpu import peak
 from judged import at_least, usable_device
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -63,9 +63,9 @@ def main() -> None:
 
 def measure(folder: Path, name: str, words: list[str], precision: Precision, arguments: argparse.Namespace) -> None:
     clip = load_clip(name, precision, arguments.device)
-    tower = TextEncoder(clip, Template())
+    encoder = TextEncoder(clip, Template())
     prompts = [Template().prompt(word) for word in words]
-    token_ids = tower.tokenize(prompts)
+    token_ids = encoder.tokenize(prompts)
     settings = EmbedTextSettings(clip=name, precision=precision, device=arguments.device)
 
     def command() -> float:
@@ -76,32 +76,35 @@ def measure(folder: Path, name: str, words: list[str], precision: Precision, arg
     some = prompts[:: max(1, len(prompts) // arguments.padded)]
     ways: dict[str, Callable[[], float]] = {
         "transformers, padded to 77": lambda: rate(lambda: run_padded(clip, some), len(some)),
-        "dptr's tower": lambda: rate(lambda: tower.encode(token_ids), len(token_ids)),
+        "dptr's encoder": lambda: rate(lambda: encoder.encode(token_ids), len(token_ids)),
         "dptr embed-text, whole command": command,
     }
     rates = dict.fromkeys(ways, 0.0)
     for _ in range(arguments.rounds):
         for way, measured in ways.items():
             rates[way] = max(rates[way], measured())
-    own = sum(map(len, token_ids)) / len(token_ids) - len(tower.prefix_ids)
-    print(f"{len(words)} words, {len(tower.prefix_ids)} shared and {own:.1f} own tokens, {precision}", flush=True)
+    own = sum(map(len, token_ids)) / len(token_ids) - len(encoder.prefix_ids)
+    print(f"{len(words)} words, {len(encoder.prefix_ids)} shared and {own:.1f} own tokens, {precision}", flush=True)
     for way, value in rates.items():
         print(f"  {way:32} {value:9.1f} words/s {value / next(iter(rates.values())):7.1f}", flush=True)
-    reached, most = flops_of(tower, token_ids) / len(token_ids) * rates["dptr's tower"], peak(clip.device, precision)
+    reached, most = (
+        flops_of(encoder, token_ids) / len(token_ids) * rates["dptr's encoder"],
+        peak(clip.device, precision),
+    )
     print(
-        f"  the tower reaches {reached / 1e12:.2f} TFLOP/s, {reached / most:.0%} of what products of matrices do",
+        f"  the encoder reaches {reached / 1e12:.2f} TFLOP/s, {reached / most:.0%} of what products of matrices do",
         flush=True,
     )
-    print(f"  largest difference of any state: {tower.check(token_ids[:: len(token_ids) // 16]):.1e}", flush=True)
+    print(f"  largest difference of any state: {encoder.check(token_ids[:: len(token_ids) // 16]):.1e}", flush=True)
 
 
-def flops_of(tower: TextEncoder, token_ids: list[list[int]]) -> float:
+def flops_of(encoder: TextEncoder, token_ids: list[list[int]]) -> float:
     """Floating-point operations for prompts' own tokens, counted by torch for one prompt of each length."""
-    shared, total = len(tower.prefix_ids), 0.0
+    shared, total = len(encoder.prefix_ids), 0.0
     counts = Counter(len(ids) - shared for ids in token_ids)
     for own, prompts in counts.items():
         with FlopCounterMode(display=False) as counter:
-            tower._forward.run(torch.zeros(1, own, dtype=torch.int64, device=tower._clip.device))
+            encoder._forward.run(torch.zeros(1, own, dtype=torch.int64, device=encoder._clip.device))
         total += prompts * counter.get_total_flops()
     return total
 
@@ -127,7 +130,7 @@ def spread(dictionary: Path, count: int) -> list[str]:
 
 
 def save_clip(folder: Path, bpe: Path | None) -> None:
-    """Save an untrained CLIP with ViT-B/16's text tower (12 x 512) as transformers does."""
+    """Save an untrained CLIP with ViT-B/16's text encoder (12 x 512) as transformers does."""
     from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
     small = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 64}

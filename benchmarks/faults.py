@@ -115,7 +115,7 @@ class Trial:
                 continue
             if code is None:
                 code = wait_for(process)
-            # A signal that came after the last byte left a finished output, which some commands refuse to write again.
+            # A signal that came after the last byte left a finished output, which some commands reject to write again.
             finished = code == 0 or (stops > 0 and self._is_there)
             self._require(finished, f"exit code {code} in the end: {self.faulty.said}")
             break
@@ -143,7 +143,7 @@ class Trial:
             )
             self._require_untorn(out)
             ballast.unlink(missing_ok=True)
-            refused = code != 0
+            rejected = code != 0
             code = self.faulty.done(writer.arguments(out), largest_file=1 << 40)
             self._require(code == 0 or self._is_there, f"exit code {code} after room was made: {self.faulty.said}")
             self._require_equal(out, expected)
@@ -151,11 +151,11 @@ class Trial:
             if mounted:
                 subprocess.run(["umount", str(disk)], check=True)
             shutil.rmtree(disk, ignore_errors=True)
-        return int(refused)
+        return int(rejected)
 
     @property
     def _is_there(self) -> bool:
-        """Whether the output was finished already, which some commands refuse to write again."""
+        """Whether the output was finished already, which some commands reject to write again."""
         return any(told in self.faulty.said for told in ("is there already", "exists. Name another", "is a file of"))
 
     def _raced(self, writer: Writer, expected: dict[str, str]) -> int:
@@ -179,9 +179,9 @@ class Trial:
         return 1
 
     def damage(self, fault: str, kind: str) -> None:
-        """Damage every file of a store, a run or a model; see that it is found, and mended where that is possible."""
+        """Damage every file of a store, a run or a model; see that it is found, and repaired where that is possible."""
         folder, use = _victim(self.faulty, kind)
-        tried = found = refused = healed = repaired = 0
+        tried = found = rejected = healed = repaired = 0
         for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".jsonl"):
             whole = path.read_bytes()
             for _ in range(self.times if time.monotonic() < self.ends else 0):
@@ -192,7 +192,7 @@ class Trial:
                 self._require(is_found, f"{fault} in {path.name} was not found by verify")
                 broken = path.read_bytes()
                 code = self.faulty.done(use, largest_file=1 << 40)
-                refused += code == 3
+                rejected += code == 3
                 same = path.is_file() and path.read_bytes() == whole
                 healed += code == 0 and same
                 path.write_bytes(broken)
@@ -200,7 +200,7 @@ class Trial:
                     self.faulty.done(["verify", "--repair", str(folder)], largest_file=1 << 40)
                     repaired += path.read_bytes() == whole
                 path.write_bytes(whole)
-        told = f"{found} found by verify, {refused} refused with exit 3 and {healed} computed anew by the command"
+        told = f"{found} found by verify, {rejected} rejected with exit 3 and {healed} computed anew by the command"
         print(f"{fault} {kind}: {tried} tried, {told}, {repaired} repaired", flush=True)
 
     def _flipped(self, whole: bytes) -> bytes:

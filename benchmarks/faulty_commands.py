@@ -107,7 +107,7 @@ class Faulty:
             "export-onnx": Writer(
                 lambda out: ["export", str(self.run()), "--to", "onnx", "-o", str(out / "model.onnx")]
             ),
-            "read": Writer(lambda out: ["read", str(self.crops), "-o", str(out / "readings.parquet")]),
+            "read": Writer(lambda out: ["read", str(self.crops), "-o", str(out / "predictions.parquet")]),
             "sql": Writer(lambda out: ["sql", "from prompts order by id", "-o", str(out / "answer.parquet")]),
             "init": Writer(lambda out: ["init", str(self.words), str(self.crops), "-o", str(out / "recipe.toml")]),
         }

@@ -17,12 +17,12 @@ import statistics
 
 import numpy as np
 import torch
-from chip_rate import now
+from gpu import now
 from judged import at_least, usable_device
 from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import run_script
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.decoders.base import Targets
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.model.recognizer import Recognizer

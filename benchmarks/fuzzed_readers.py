@@ -21,14 +21,15 @@ import zstandard
 from PIL import Image
 
 from dptr.cache import pictures
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import DptrError
-from dptr.cache.normalization import Normalization
-from dptr.cache.stores import checks, sealed
+from dptr.cache.stores import checks
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.manifest import FileRecord
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.verify import verify
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.cli import run_command
 
 _WORDS = [a + b + c for a in "bdfgk" for b in "aeiou" for c in "ln"]
@@ -59,8 +60,8 @@ def _corpus(place: Path) -> Fuzzed:
 
     def read(path: Path) -> None:
         with (
-            Quarantine(path.parent / "refused.parquet") as refused,
-            read_corpus([str(path)], CorpusSettings(charset="auto"), refused) as corpus,
+            Quarantine(path.parent / "rejected.parquet") as rejected,
+            read_corpus([str(path)], CorpusSettings(charset="auto"), rejected) as corpus,
         ):
             list(corpus.batches(1000))
 
@@ -127,7 +128,7 @@ def _tar(place: Path) -> Fuzzed:
 
 
 def _photo_archives(place: Path) -> Fuzzed:
-    from dptr.pipeline.photos.photo import Refusal
+    from dptr.cache.rejections import Rejection
     from dptr.pipeline.photos.photo_files import find_photos
 
     photos = _images(place).seeds
@@ -139,7 +140,7 @@ def _photo_archives(place: Path) -> Fuzzed:
 
     def read(path: Path) -> None:
         for photo in find_photos([path]):
-            if not isinstance(photo, Refusal):
+            if not isinstance(photo, Rejection):
                 # The bank's reader quarantines a photo, whatever its library raises.
                 with contextlib.suppress(Exception):
                     pictures.decode(photo.read())
@@ -180,7 +181,7 @@ def _read_store(folder: Path) -> None:
     try:
         store = PromptStore(folder)
         rows = np.arange(len(store))
-        _ = store.charset, store.labels[:50], store.prefix, store.states(rows[:50])
+        _ = store.charset, store.labels[:50], store.prefix, store.embeddings(rows[:50])
     finally:
         checks.finish()
 
@@ -192,12 +193,12 @@ def _beside(path: Path, folder: Path) -> None:
             os.link(file, path.parent / file.name)
 
 
-def _seal_again(path: Path) -> None:
+def _checksum_again(path: Path) -> None:
     with contextlib.suppress(ValueError, RecursionError):
         value = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(value, dict):
-            value.pop("seal", None)
-            sealed.write_json(path, {"format_version": 2, **value})
+            value.pop("checksum", None)
+            checksummed.write_json(path, {"format_version": 2, **value})
 
 
 def _manifest(place: Path) -> Fuzzed:
@@ -205,7 +206,7 @@ def _manifest(place: Path) -> Fuzzed:
 
     def read(path: Path) -> None:
         _beside(path, store)
-        _seal_again(path)
+        _checksum_again(path)
         _read_store(path.parent)
 
     return Fuzzed([store / "manifest.json"], read)
@@ -221,9 +222,9 @@ def _shards(place: Path) -> Fuzzed:
         changed = json.loads(manifest)
         lists = [changed["files"], *(shard["files"] for shard in changed["shards"])]
         next(files for files in lists if path.name in files)[path.name] = vars(FileRecord.of(path))
-        changed.pop("seal")
+        changed.pop("checksum")
         (path.parent / "manifest.json").unlink()
-        sealed.write_json(path.parent / "manifest.json", changed)
+        checksummed.write_json(path.parent / "manifest.json", changed)
         _read_store(path.parent)
 
     names = ("part-00000.parquet", "part-00000.arrow", "prefix.arrow", "rows.arrow")
@@ -251,7 +252,7 @@ def _checkpoint(place: Path) -> Fuzzed:
     def read(path: Path) -> None:
         _beside(path, place / "last")
         if path.name == "state.json":
-            _seal_again(path)
+            _checksum_again(path)
             load_state(path.parent)
         load_tensors(path.parent, "model")
 
@@ -266,11 +267,11 @@ def _model(place: Path) -> Fuzzed:
 
     with safe_open(BUNDLED, "np") as file:
         save_file({"w": np.ones(4)}, place / "model.safetensors", file.metadata())
-    sealed.seal(place / "model.safetensors")
+    checksummed.checksum(place / "model.safetensors")
 
     def read(path: Path) -> None:
-        if sealed.is_sealed(path) is False:
-            sealed.seal(path)
+        if checksummed.has_checksum(path) is False:
+            checksummed.checksum(path)
         ModelFile.open(path)
 
     return Fuzzed([place / "model.safetensors"], read)
@@ -293,12 +294,14 @@ def _workspace(place: Path) -> Fuzzed:
     from dptr.cache.sql.query import ask
     from dptr.cache.sql.views import connect, tables
     from dptr.cache.workspace import Workspace
-    from dptr.trainer.predictions import keep_readings
+    from dptr.trainer.predictions import keep_validation_predictions
 
     log = b"".join(b'{"step": %d, "loss": 0.5, "rate": 1e-3}\n' % step for step in range(9))
     _written(place / "metrics.jsonl", log)
-    sealed.write_json(place / "run.json", {"kind": "finetune", "charset": "abc", "data": {"rows": 3}, "versions": {}})
-    keep_readings(place, ["ab", "c"], ["ab", "b"])
+    checksummed.write_json(
+        place / "run.json", {"kind": "finetune", "charset": "abc", "data": {"rows": 3}, "versions": {}}
+    )
+    keep_validation_predictions(place, ["ab", "c"], ["ab", "b"])
     predictions = next((place / "predictions").glob("*.parquet"))
     whole = [place / "metrics.jsonl", place / "run.json", predictions]
 
@@ -308,9 +311,9 @@ def _workspace(place: Path) -> Fuzzed:
         for file in whole:
             copied = Path(shutil.copy(path if path.name == file.name else file, run / file.relative_to(place)))
             if copied.name == "run.json":
-                _seal_again(copied)
-            elif copied.suffix == ".parquet" and sealed.is_sealed(copied) is False:
-                sealed.seal(copied)
+                _checksum_again(copied)
+            elif copied.suffix == ".parquet" and checksummed.has_checksum(copied) is False:
+                checksummed.checksum(copied)
         connection = connect(Workspace(path.parent / "ws"))
         for table in tables(connection):
             list(ask(connection, f'select * from "{table}"').blocks)

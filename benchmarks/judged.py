@@ -27,7 +27,7 @@ def at_least(least: int) -> Callable[[str], int]:
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write what was read so far as JSON lines, a row for each test set."""
+    """Write the predictions so far as JSON lines, a row for each test set."""
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
 
 

@@ -1,11 +1,11 @@
 """A prompt store of a hundred million rows: how fast it opens, when the first batch is there, what a process holds.
 
-The store is made up: two states of eight numbers a row, since opening reads none of them and a batch reads its own
+The store is made up: two embeddings of eight numbers a row, since opening reads none of them and a batch reads its own
 rows'. Only the first 64 shards are files of their own, the others are hard links to them: each is opened and mapped as
-any other, but all states fit into the page cache, so how fast the disk reads is not measured. A process's own memory
-(USS) is what would be free again if it alone ended; pages of the store that no other process has mapped at the moment
-count to it, though the kernel takes them back when it needs them, so memory without pages of files is named apart.
-Hashes are not compared meanwhile (DPTR_NO_CHECK).
+any other, but all embeddings fit into the page cache, so how fast the disk reads is not measured. A process's own
+memory (USS) is what would be free again if it alone ended; pages of the store that no other process has mapped at the
+moment count to it, though the kernel takes them back when it needs them, so memory without pages of files is named
+apart. Hashes are not compared meanwhile (DPTR_NO_CHECK).
 
 Smallest size: --rows 2000 --batches 4 --workers 1
 """
@@ -32,7 +32,7 @@ from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE
 from dptr.cache.stores.manifest import FileRecord, Manifest, Shard
 from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import States, write_shard, write_states
+from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
 from dptr.trainer.data.held_out import split_rows
 from dptr.trainer.pretrain import PromptBatches
 from dptr.trainer.recipe import load_recipe
@@ -145,14 +145,14 @@ def write_store(folder: Path, rows: int, dim: int) -> None:
             "count": pa.array(np.ones(count, np.int64)),
             "source": ["made up"] * count,
         }
-        states = States(
+        embeddings = Embeddings(
             generator.standard_normal((count * TOKENS, dim)).astype(np.float32),
             np.full(count, TOKENS),
             np.zeros((count, dim), np.float32),
         )
-        manifest.shards.append(write_shard(folder, number, pa.table(columns), states, "float16", {}))
+        manifest.shards.append(write_shard(folder, number, pa.table(columns), embeddings, "float16", {}))
     prefix = np.zeros((5, dim), np.float32)
-    write_states(folder / PREFIX_FILE, States(prefix, np.array([5]), prefix[:1]), "float16")
+    write_embeddings(folder / PREFIX_FILE, Embeddings(prefix, np.array([5]), prefix[:1]), "float16")
     manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
     manifest.save(folder)
     written = time.perf_counter()

@@ -25,10 +25,10 @@ from dptr.cache.stores.manifest import Manifest, StoreKind
 from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA as PROMPT_SCHEMA
-from dptr.cache.stores.shards import States, write_shard
-from dptr.pipeline.neighbours import faiss_index
-from dptr.pipeline.neighbours.exact import exact_neighbours, normalized
-from dptr.pipeline.neighbours.mine_neighbours import mine_neighbours
+from dptr.cache.stores.shards import Embeddings, write_shard
+from dptr.pipeline.photos import faiss_index
+from dptr.pipeline.photos.exact import exact_neighbours, normalized
+from dptr.pipeline.photos.mine_neighbours import mine_neighbours
 
 SHARD_ROWS = 16384
 
@@ -75,9 +75,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     after = flat_rate(flat, queries[len(queries) // 2 :], arguments.k)
     flat_search = (before + after) / 2
     mined = summary.rows / summary.seconds
-    truth = flat.search(queries, 10)[1]
+    ground_truth = flat.search(queries, 10)[1]
     found = Neighbours.open(folder / "prompts", bank).of(np.arange(len(queries)))[:, :10]
-    recall = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(found, truth, strict=True)])
+    recall = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(found, ground_truth, strict=True)])
     print(f"{'flat search':36} {flat_search:10.0f} prompts/s    1.0   recall@10 1.0000")
     print(f"{'mine_neighbours, files included':36} {mined:10.0f} prompts/s {mined / flat_search:6.1f}   ", end="")
     print(f"recall@10 {recall:.4f} on {len(queries):,} prompts, {summary.probes} lists visited")
@@ -113,8 +113,8 @@ def tell_index(folder: Path, what: str, crops: NDArray[np.float32], queries: NDA
     written = sum(known.bytes for name, known in files.items() if before.get(name) != known.sha256) / 1e6
     known = bank.manifest.details["index"]
     found = faiss_index.search(faiss_index.open_index(bank), queries, 10, known["probes"])[1]
-    truth = exact_neighbours(queries, [normalized(crops)], 10)
-    recall = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(found, truth, strict=True)])
+    ground_truth = exact_neighbours(queries, [normalized(crops)], 10)
+    recall = np.mean([len(np.intersect1d(a, b)) / 10 for a, b in zip(found, ground_truth, strict=True)])
     print(
         f"{what:24} {seconds:8.2f} s {of_cpu:8.2f} of CPU, {written:8.1f} MB written, recall@10 {recall:.4f} ", end=""
     )
@@ -144,9 +144,9 @@ def add_shards(folder: Path, manifest: Manifest, pooled: NDArray[np.float32]) ->
         block = pooled[first : first + SHARD_ROWS]
         columns = [pa.nulls(len(block), field.type) for field in schema]
         columns[0] = pa.array(np.arange(rows + first, rows + first + len(block)))
-        states = States(block[:, :8], np.ones(len(block), np.int64), block)
+        embeddings = Embeddings(block[:, :8], np.ones(len(block), np.int64), block)
         table = pa.table(columns, schema)
-        manifest.shards.append(write_shard(folder, len(manifest.shards), table, states, "float16", {"photos": 1}))
+        manifest.shards.append(write_shard(folder, len(manifest.shards), table, embeddings, "float16", {"photos": 1}))
 
 
 def flat_rate(flat: faiss.IndexFlatIP, queries: NDArray[np.float32], k: int) -> float:

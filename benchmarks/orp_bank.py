@@ -23,7 +23,7 @@ from dptr.cache.errors import run_script
 from dptr.cache.progress import resident_megabytes
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
-from dptr.cache.stores.shards import States, StatesFile, write_shard
+from dptr.cache.stores.shards import Embeddings, EmbeddingsFile, write_shard
 from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.loading import ImageEncoder, load_clip
 from dptr.pipeline.photos.build_orp_bank import OrpBankSettings, build_orp_bank
@@ -60,11 +60,11 @@ def measure_making(arguments: argparse.Namespace, folder: Path) -> None:
         batch=arguments.batch,
         workers=arguments.workers,
     )
-    tower = ImageEncoder(load_clip(settings.clip, settings.precision))
+    encoder = ImageEncoder(load_clip(settings.clip, settings.precision))
     # Before and after, so that a machine that warms up or is shared favours neither side.
-    before = bare_rate(tower, arguments.batch, arguments.seconds)
+    before = bare_rate(encoder, arguments.batch, arguments.seconds)
     summary = build_orp_bank(arguments.photos, folder / "bank", settings)
-    bare = (before + bare_rate(tower, arguments.batch, arguments.seconds)) / 2
+    bare = (before + bare_rate(encoder, arguments.batch, arguments.seconds)) / 2
     command = summary.computed / summary.seconds
     print(f"{summary.photos} photos, {summary.computed} crops, {Path(settings.clip).name}", end=", ")
     print(f"{settings.precision}, batch {settings.batch}")
@@ -85,14 +85,14 @@ def save_clip(folder: Path) -> None:
         (folder / name).write_bytes((bundled_clip.BUNDLED / name).read_bytes())
 
 
-def bare_rate(tower: ImageEncoder, batch: int, seconds: float) -> float:
-    """Return the image tower's crops a second on one batch that lies ready."""
-    blank = tower.preprocess(Image.new("RGB", (64, 64)))
+def bare_rate(encoder: ImageEncoder, batch: int, seconds: float) -> float:
+    """Return the image encoder's crops a second on one batch that lies ready."""
+    blank = encoder.preprocess(Image.new("RGB", (64, 64)))
     pixels = np.random.default_rng(0).standard_normal((batch, *blank.shape)).astype(np.float32)
-    tower.encode(pixels)
+    encoder.encode(pixels)
     started, crops = time.perf_counter(), 0
     while time.perf_counter() - started < seconds:
-        tower.encode(pixels)
+        encoder.encode(pixels)
         crops += batch
     return crops / (time.perf_counter() - started)
 
@@ -115,12 +115,12 @@ def make_bank(folder: Path, gigabytes: float) -> OrpBank:
     folder.mkdir()
     rows = min(SHARD_ROWS, max(1, round(gigabytes * 1e9 / (TOKENS * DIM * 2))))
     manifest = Manifest("orp", {"encoder": "random", "weights": "random", "tokens_per_crop": TOKENS})
-    states = np.random.default_rng(0).standard_normal((rows * TOKENS, DIM), dtype=np.float32)
+    embeddings = np.random.default_rng(0).standard_normal((rows * TOKENS, DIM), dtype=np.float32)
     names = [field.name for field in CATALOGUE_SCHEMA if field.name not in ("image", "image_sha256", "thumbnail")]
     columns = {**dict.fromkeys(names, [0] * rows), "image": [""] * rows, "image_sha256": [""] * rows}
     catalogue = pa.table({**columns, "thumbnail": [b""] * rows}, CATALOGUE_SCHEMA)
-    content = States(states, np.full(rows, TOKENS, np.int64), states[:rows])
-    for number in range(max(1, round(gigabytes * 1e9 / (states.nbytes / 2)))):
+    content = Embeddings(embeddings, np.full(rows, TOKENS, np.int64), embeddings[:rows])
+    for number in range(max(1, round(gigabytes * 1e9 / (embeddings.nbytes / 2)))):
         manifest.shards.append(write_shard(folder, number, catalogue, content, "float16", {"photos": 1}))
     manifest.save(folder)
     return OrpBank(folder)
@@ -128,7 +128,7 @@ def make_bank(folder: Path, gigabytes: float) -> OrpBank:
 
 def noise_rates(bank: OrpBank, count: int, batches: int) -> tuple[float, float, float]:
     """Return rows a second of a copy of the stored bytes, of the bank's noise, and of noise added to a memory."""
-    files = [StatesFile(bank.folder / f"{shard.name}.arrow") for shard in bank.manifest.shards]
+    files = [EmbeddingsFile(bank.folder / f"{shard.name}.arrow") for shard in bank.manifest.shards]
     generator = np.random.default_rng(count)
     copied = np.empty((256, count, DIM), np.float16)
     memory = torch.zeros((256, count, DIM))
@@ -166,7 +166,7 @@ def draw(bank: OrpBank, count: int, generator: np.random.Generator) -> tuple[NDA
 
 
 def copy_out(
-    files: list[StatesFile], crops: NDArray[np.int64], positions: NDArray[np.int64], out: NDArray[np.float16]
+    files: list[EmbeddingsFile], crops: NDArray[np.int64], positions: NDArray[np.int64], out: NDArray[np.float16]
 ) -> None:
     """Copy the same stored bytes out of the maps, as they are."""
     rows = len(files[0].pooled)

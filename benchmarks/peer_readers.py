@@ -33,9 +33,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import preprocess
 from dptr.cache.errors import UserError
-from dptr.cache.word_images.dataset import preprocess
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.reading import width_for
 
 #: Must be in the environment before any of the libraries is loaded.
@@ -52,8 +52,8 @@ class NotInstalled(Exception):
 
 
 @dataclass(frozen=True)
-class Readings:
-    """What was read of each crop, alone, and what it took.
+class Predictions:
+    """Prediction of each crop, and what it took.
 
     Attributes:
         milliseconds: a crop on one core, one at a time. batched: the same where many are read at once.
@@ -66,11 +66,11 @@ class Readings:
     megabytes: float
 
 
-Reader = Callable[[Sequence[Image.Image]], Readings]
+Reader = Callable[[Sequence[Image.Image]], Predictions]
 Read = Callable[[Sequence[Image.Image]], list[str]]
 
 
-def read_with_tesseract(images: Sequence[Image.Image], program: str) -> Readings:
+def read_with_tesseract(images: Sequence[Image.Image], program: str) -> Predictions:
     """Read with Tesseract: one process for all crops, its start taken off by the time of a list of one."""
     if shutil.which(program) is None:
         raise NotInstalled("not installed: apt install tesseract-ocr")
@@ -81,7 +81,7 @@ def read_with_tesseract(images: Sequence[Image.Image], program: str) -> Readings
         paths = [Path(folder) / f"{number}.pgm" for number in range(len(pages))]
         for path, page in zip(paths, pages, strict=True):
             page.save(path)
-        text, reading = run_tesseract(program, paths)
+        text, prediction = run_tesseract(program, paths)
         starting = sorted(run_tesseract(program, paths[:1])[1] for _ in range(_STARTS))[_STARTS // 2]
         megabytes = tesseract_model(program).stat().st_size / 1e6
     texts = text.split("\f")
@@ -90,8 +90,8 @@ def read_with_tesseract(images: Sequence[Image.Image], program: str) -> Readings
     if len(texts) != len(images):
         raise UserError(f"Tesseract read {len(texts)} of {len(images)} crops", "Try it by itself on a list of pictures")
     rest = max(len(images) - 1, 1)
-    milliseconds = ((reading - starting) / rest + preparing / len(images)) * 1000
-    return Readings(texts, milliseconds, milliseconds, megabytes)
+    milliseconds = ((prediction - starting) / rest + preparing / len(images)) * 1000
+    return Predictions(texts, milliseconds, milliseconds, megabytes)
 
 
 def for_tesseract(image: Image.Image) -> Image.Image:
@@ -127,7 +127,7 @@ def tesseract_model(program: str) -> Path:
     return Path(folder[1] if folder else ".") / "eng.traineddata"
 
 
-def read_with_rapidocr(images: Sequence[Image.Image], python: str) -> Readings:
+def read_with_rapidocr(images: Sequence[Image.Image], python: str) -> Predictions:
     """Read with RapidOCR's recogniser, in the Python it is installed for."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "crops.npz"
@@ -138,12 +138,12 @@ def read_with_rapidocr(images: Sequence[Image.Image], python: str) -> Readings:
         if "ModuleNotFoundError" in last[0]:
             raise NotInstalled(f"not installed: pip install rapidocr-onnxruntime ({last[0]})")
         raise UserError(f"RapidOCR failed: {last[0]}", "Try it by itself in the Python that --rapidocr-python names")
-    return Readings(**json.loads(done.stdout.splitlines()[-1]))
+    return Predictions(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def read_with_dptr(
     images: Sequence[Image.Image], path: Path, words: str | None = None, single_view: bool = False
-) -> Readings:
+) -> Predictions:
     """Read with a fine-tuning run or an exported model; a graph has no words and always reads a crop once."""
     read, megabytes = onnx_reader(path) if path.suffix == ".onnx" else torch_reader(path, words, single_view)
     for some in (images[:1], images[:_BATCH]):  # the first reading also allocates
@@ -153,7 +153,7 @@ def read_with_dptr(
     between = time.process_time()
     read(images)
     alone, batched = ((seconds / len(images) * 1000) for seconds in (between - started, time.process_time() - between))
-    return Readings(texts, alone, batched, megabytes)
+    return Predictions(texts, alone, batched, megabytes)
 
 
 def torch_reader(path: Path, words: str | None, single_view: bool) -> tuple[Read, float]:

@@ -7,7 +7,7 @@ environment of its own: `--rapidocr-python other/bin/python`. How each is run an
 
 Protocol, the field's for 36 characters: white space is removed, the label decomposed to ASCII (NFKD), labels longer
 than 25 characters are left out, then everything but letters and digits goes and case is folded; labels that are empty
-then are left out. What was read goes through the same. The interval is Wilson's, 95 %. 1-NED is one less the mean edit
+then are left out. Predictions are compared alike. The interval is Wilson's, 95 %. 1-NED is one less the mean edit
 distance, each divided by the longer of the two texts.
 
 dptr reads each crop as `dptr read` does, tall and unsure ones in several views; with `--single-view` once, as published
@@ -31,19 +31,19 @@ from judged import at_least
 from peer_readers import (
     ONE_THREAD,
     NotInstalled,
+    Predictions,
     Reader,
-    Readings,
     read_with_dptr,
     read_with_rapidocr,
     read_with_tesseract,
 )
 from PIL import Image
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.form import Rejected
+from dptr.cache.crops.sources import find_sources
 from dptr.cache.errors import UserError, run_script
 from dptr.cache.pictures import UnusablePicture, decode
-from dptr.cache.word_images.form import Rejected
-from dptr.cache.word_images.sources import find_sources
+from dptr.cache.text.charset import Charset
 from dptr.trainer.metrics import LONGEST, score, to_ascii, wilson
 from dptr.trainer.model.model_file import BUNDLED
 
@@ -65,23 +65,23 @@ class Crops:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: one recogniser on one data set. ``readings`` is what it read, or why it could not."""
+    """A line of the table: one recogniser on one data set. ``predictions`` is what it read, or why it could not."""
 
     crops: Crops
     reader: str
-    readings: Readings | str
+    predictions: Predictions | str
 
     @property
     def texts(self) -> list[str]:
-        """What was read, in the protocol's characters."""
-        texts = [] if isinstance(self.readings, str) else self.readings.texts
+        """Return a prediction, in the protocol's characters."""
+        texts = [] if isinstance(self.predictions, str) else self.predictions.texts
         return [_CHARSET.project(to_ascii(text)) for text in texts]
 
     def figures(self) -> dict[str, Any]:
         """Return all figures as plain values; of a recogniser that is missing, why."""
         named: dict[str, Any] = {"data": self.crops.name, "reader": self.reader, "crops": len(self.crops.labels)}
-        if isinstance(self.readings, str):
-            return {**named, "missing": self.readings}
+        if isinstance(self.predictions, str):
+            return {**named, "missing": self.predictions}
         texts = self.texts
         hits = [text == label for text, label in zip(texts, self.crops.labels, strict=True)]
         return {
@@ -89,9 +89,9 @@ class Row:
             "accuracy": sum(hits) / len(hits),
             "interval": wilson(sum(hits), len(hits)),
             "one_minus_ned": score(self.crops.labels, texts).one_minus_ned,
-            "milliseconds": self.readings.milliseconds,
-            "milliseconds_batched": self.readings.batched,
-            "megabytes": self.readings.megabytes,
+            "milliseconds": self.predictions.milliseconds,
+            "milliseconds_batched": self.predictions.batched,
+            "megabytes": self.predictions.megabytes,
             "groups": grouped(self.crops, hits),
         }
 
@@ -107,7 +107,9 @@ def main() -> None:
     parser.add_argument("--limit", type=at_least(1), help="only the first so many crops of each data set")
     parser.add_argument("--tesseract", default="tesseract", help="its program")
     parser.add_argument("--rapidocr-python", default=sys.executable, help="the Python that RapidOCR is installed for")
-    parser.add_argument("--readings", type=Path, help="also write data, reader, image, truth and reading here (TSV)")
+    parser.add_argument(
+        "--predictions", type=Path, help="also write data, reader, image, ground truth and reading here (TSV)"
+    )
     parser.add_argument("--json", action="store_true", help="print the same as one JSON object")
     arguments = parser.parse_args()
     os.environ.update(ONE_THREAD)
@@ -124,8 +126,8 @@ def main() -> None:
         rows = [measure(crops, name, reader) for crops in sets for name, reader in readers.items()]
     except UserError as error:
         raise SystemExit(str(error)) from error
-    if arguments.readings:
-        write_readings(arguments.readings, rows)
+    if arguments.predictions:
+        write_predictions(arguments.predictions, rows)
     print(json.dumps(as_json(sets, rows)) if arguments.json else table(sets, rows))
 
 
@@ -215,10 +217,10 @@ def as_json(sets: Sequence[Crops], rows: Sequence[Row]) -> dict[str, Any]:
     return {"protocol": "36", "sets": described, "rows": [row.figures() for row in rows]}
 
 
-def write_readings(path: Path, rows: Sequence[Row]) -> None:
-    """Write a line for every reading: data, reader, image, truth and reading by the protocol; tab-separated."""
+def write_predictions(path: Path, rows: Sequence[Row]) -> None:
+    """Write a line for every reading: data, reader, image, ground truth and reading by the protocol; tab-separated."""
     with path.open("w", encoding="utf-8") as stream:
-        for row in (row for row in rows if not isinstance(row.readings, str)):
+        for row in (row for row in rows if not isinstance(row.predictions, str)):
             for key, label, text in zip(row.crops.keys, row.crops.labels, row.texts, strict=True):
                 print(row.crops.name, row.reader, key, label, text, sep="\t", file=stream)
 

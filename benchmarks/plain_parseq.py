@@ -14,10 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dptr.cache.charset import Charset
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.decoders.base import Memory, Targets
-from dptr.trainer.model.decoders.parseq import ParseqDecoder, TwoStreamLayer
-from dptr.trainer.model.decoders.permutations import attention_masks, draw_permutations
+from dptr.trainer.model.decoders.parseq import ParseqDecoder, TwoStreamLayer, attention_masks, draw_permutations
 from dptr.trainer.model.layers import Attention
 
 LABEL_LENGTH = 25

@@ -1,7 +1,8 @@
 """Rows a second of decoder pre-training, three ways side by side in one run.
 
-a  the authors' way: CLIP's text tower at every step, prompts padded to 77 tokens, labels to 27, one order after another
-b  the same decoder loop, on states from a prompt store, padded to the same 78 tokens
+a  the authors' way: CLIP's text encoder at every step, prompts padded to 77 tokens, labels to 27, one order after
+another
+b  the same decoder loop, on embeddings from a prompt store, padded to the same 78 tokens
 c  dptr: all orders in one pass, nothing longer than the batch needs, batches through the loader
 d  c with batches that already lie on the device: what feeding costs
 
@@ -28,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from chip_rate import now, peak
+from gpu import now, peak
 from judged import at_least, usable_device
 from numpy.typing import NDArray
 from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update
@@ -80,7 +81,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     store = PromptStore(folder / "prompts")
     sizes = ["decoder.dim=64", "decoder.heads=2", "decoder.layers=2"] if arguments.quick else []
     recipe = load_recipe("paper", [f"pretrain.batch_size={arguments.batch}", *sizes])
-    tokens = store.states(np.arange(len(store))).lengths.mean() + len(store.prefix) + 1
+    tokens = store.embeddings(np.arange(len(store))).lengths.mean() + len(store.prefix) + 1
     print(
         f"{len(store):,} words of {store.label_lengths.mean():.1f} characters, {tokens:.1f} memory tokens; decoder "
         f"{recipe.decoder.layers} x {recipe.decoder.dim}, {recipe.decoder.permutations} orders, batch "
@@ -104,7 +105,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
 
 
 def authors_memory(clip: Clip, labels: list[str], device: torch.device) -> Tensor:
-    """[pooled; all 77 states] from CLIP, as the authors make it at every step: (labels, 78, dim)."""
+    """[pooled; all 77 embeddings] from CLIP, as the authors make it at every step: (labels, 78, dim)."""
     prompts = [Template().prompt(label) for label in labels]
     encoded = clip.tokenizer(
         prompts, padding="max_length", max_length=PROMPT_TOKENS, truncation=True, return_tensors="pt"
@@ -188,11 +189,13 @@ class Bench:
 
     def stored_memory(self, labels: list[str], rows: NDArray[np.int64]) -> Tensor:
         """The same shape from the store, zeros for what it does not keep."""
-        states = self.store.states(rows)
+        embeddings = self.store.embeddings(rows)
         tokens = np.zeros((len(rows), 1 + PROMPT_TOKENS, self.store.dim), np.float32)
-        ends = np.cumsum(states.lengths)
-        for row, (end, length) in enumerate(zip(ends, states.lengths, strict=True)):
-            tokens[row, : length + 1] = np.concatenate([states.pooled[row][None], states.tokens[end - length : end]])
+        ends = np.cumsum(embeddings.lengths)
+        for row, (end, length) in enumerate(zip(ends, embeddings.lengths, strict=True)):
+            tokens[row, : length + 1] = np.concatenate(
+                [embeddings.pooled[row][None], embeddings.tokens[end - length : end]]
+            )
         return torch.from_numpy(tokens).to(self.device)
 
     def ours(self, shares: list[float]) -> float:

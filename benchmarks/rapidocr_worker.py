@@ -18,7 +18,7 @@ import rapidocr_onnxruntime
 
 
 def main(path: str) -> None:
-    """Print the readings of the crops at ``path``."""
+    """Print the predictions of the crops at ``path``."""
     cv2.setNumThreads(1)
     engine = rapidocr_onnxruntime.RapidOCR(intra_op_num_threads=1, inter_op_num_threads=1)
     (model,) = Path(rapidocr_onnxruntime.__file__).parent.glob("models/*_rec_*.onnx")

@@ -24,8 +24,8 @@ import torch
 from judged import at_least
 from plain_parseq import decode_without_cache
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import run_script
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 from dptr.trainer.recipe import Recipe, load_recipe
@@ -77,10 +77,10 @@ def compare(name: str, model: Recognizer, arguments: argparse.Namespace) -> None
     for number in range(arguments.rounds + 1):
         images = torch.from_numpy(generator.integers(0, 256, (arguments.batch, 3, *model.image_size), np.uint8))
         memory, encoding = timed(partial(model.memory, images))
-        cached, reading = timed(partial(decoder.decode, memory))
+        cached, prediction = timed(partial(decoder.decode, memory))
         plain, without = timed(partial(decode_without_cache, decoder, memory))
         if number > 0:
-            for key, value in zip(seconds, (encoding, reading, without), strict=True):
+            for key, value in zip(seconds, (encoding, prediction, without), strict=True):
                 seconds[key].append(value)
             same += texts(cached, model) == texts(plain, model)
     encode, cached_time, without_time = (statistics.median(values) for values in seconds.values())

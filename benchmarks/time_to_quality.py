@@ -1,14 +1,14 @@
-"""Seconds until a decoder reads nine of ten held-out words from their text states, the authors' way and dptr's.
+"""Seconds until a decoder reads nine of ten held-out words from their text embeddings, the authors' way and dptr's.
 
 authors  their decoder (recipe `paper`: six layers of 512, six orders), one order after another, labels padded to 27,
-         CLIP's text tower at every step over prompts padded to 77
-dptr     the recipe named, on states from a prompt store; the seconds of embedding count
+         CLIP's text encoder at every step over prompts padded to 77
+dptr     the recipe named, on embeddings from a prompt store; the seconds of embedding count
 
 Both learn the same words from the same CLIP, with as many rows a step and a rate that stays after its warm-up; neither
 gets noise. The clock stands still while held-out words are read; on a machine that others use, too, --clock processor
 counts processor time instead. --out keeps each point of the curves, as soon as it is there, as a row of
 JSON Lines. By default CLIP has the sizes of ViT-B/16's text side and random weights, which cost the same as
-trained ones; what is learnt is to spell its states.
+trained ones; what is learnt is to spell its embeddings.
 
 Smallest size: --quick --rows 60 --held-out 10 --batch 4 --limit 2 --every 1 --out ROWS
 """
@@ -49,7 +49,7 @@ from dptr.trainer.training.state import MovingAverage
 AUTHORS_RATE, AUTHORS_BATCH, WARMUP = 1.485e-3, 768, 50
 
 
-#: What was read at one point of a curve.
+#: Accuracy at one point of a curve.
 Point = dict[str, Any]
 
 
@@ -170,7 +170,7 @@ class Dptr(Way):
         self.average = MovingAverage(self.decoder, settings.ema_decay)
 
     def loss(self, number: int) -> tuple[Tensor, int]:
-        """All orders in one pass, over states of the store."""
+        """All orders in one pass, over embeddings of the store."""
         batch = self.batches(number)
         targets = batch.targets.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
@@ -213,7 +213,7 @@ class Authors(Way):
 
     @torch.inference_mode()
     def read(self, rows: NDArray[np.int64]) -> list[str]:
-        """From CLIP's states, padded like those of training."""
+        """From CLIP's embeddings, padded like those of training."""
         self.decoder.eval()
         labels, texts = self.store.labels_of(rows), list[str]()
         for start in range(0, len(labels), self.batch):
@@ -250,7 +250,7 @@ def time_to_goal(
         if spent >= next_point or spent >= arguments.limit:
             started = clock()
             texts = way.read(held_out)
-            reading = clock() - started
+            prediction = clock() - started
             read = score(labels, texts)
             print(f"{'':9}{spent:9.1f}{rows:10,}{read.accuracy:8.1%}", flush=True)
             figures = {"words": read.words, "accuracy": read.accuracy, "one_minus_ned": read.one_minus_ned}
@@ -259,7 +259,7 @@ def time_to_goal(
             if read.accuracy >= arguments.goal:
                 return spent
             # Where reading is slow there are fewer points: else the benchmark would mostly read.
-            next_point = spent + max(arguments.every, 2 * reading)
+            next_point = spent + max(arguments.every, 2 * prediction)
     return None
 
 

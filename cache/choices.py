@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-#: How states are stored: halves, floats, or bytes with one scale a token.
-StatesDtype = Literal["float16", "float32", "int8"]
+#: How embeddings are stored: halves, floats, or bytes with one scale a token.
+EmbeddingsDtype = Literal["float16", "float32", "int8"]
 
 #: Unicode normal form of labels.
 UnicodeForm = Literal["nfc", "nfkc", "none"]

@@ -6,6 +6,7 @@ A command is a function ``(workspace, ...) -> Report`` beside its stage; :func:`
 
 import inspect
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -17,7 +18,7 @@ import typer
 
 from dptr.cache import launched, plain_json
 from dptr.cache.choices import AnswerForm
-from dptr.cache.errors import TooManyRefused, UserError
+from dptr.cache.errors import TooManyRejected, UserError
 from dptr.cache.path_lists import PathListCommand
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores import checks
@@ -107,7 +108,7 @@ def command(
             if not launched.rank():
                 print_report(name, report, as_json)
             if report.problems:
-                raise typer.Exit(TooManyRefused.exit_code)
+                raise typer.Exit(TooManyRejected.exit_code)
 
         keyword = inspect.Parameter.KEYWORD_ONLY
         options = [p.replace(kind=keyword) for p in parameters.values() if p.name != "workspace"]
@@ -149,7 +150,7 @@ def print_report(name: str, report: Report, as_json: bool) -> None:
 
 
 def _print_answer(name: str, answer: "Answer", report: Report, as_json: bool) -> None:
-    from dptr.cache.sql.answer_text import json_pieces, text_pieces
+    from dptr.cache.sql.answers import json_pieces, text_pieces
 
     if not as_json:
         for piece in text_pieces(answer, report.form):
@@ -170,6 +171,18 @@ def require_no_empty_argument(arguments: Sequence[str]) -> None:
         if not argument or re.fullmatch(r"--[a-z-]+=", argument):
             before = f" behind {arguments[position - 1]}" if not argument and position else f": {argument}"
             raise UserError(f"an empty argument{before}", "Was a variable of the shell not set? Leave it out otherwise")
+
+
+def open_missing_streams() -> None:
+    """Open the null device for each standard stream that the caller closed, as ``2>&-`` does in a shell."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            null = os.open(os.devnull, os.O_RDWR)
+            if null != number:
+                os.dup2(null, number)
+                os.close(null)
+            stream = open(number, "w" if number else "r", encoding="utf-8", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 def speak_utf8() -> None:

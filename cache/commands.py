@@ -1,5 +1,10 @@
 """Commands on what is on disk: questions, and labelled crops in another form."""
 
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +15,7 @@ from dptr.cache.choices import AnswerForm
 from dptr.cache.command_line import Report, command, command_group
 from dptr.cache.errors import UserError
 from dptr.cache.options import OrpFolder, PromptsFolder
+from dptr.cache.stores.files import require_replaceable
 from dptr.cache.workspace import Workspace
 
 commands = command_group()
@@ -18,7 +24,9 @@ commands = command_group()
 @command(commands, "sql")
 def sql(
     workspace: Workspace,
-    query: Annotated[str | None, typer.Argument(help="SQL; without it, an interactive prompt.")] = None,
+    query: Annotated[
+        str | None, typer.Argument(help="SQL; without it, a prompt (DuckDB's shell if installed).")
+    ] = None,
     form: Annotated[
         AnswerForm | None, typer.Option("--format", help="Of the answer; by default as the file of -o ends, or table.")
     ] = None,
@@ -29,38 +37,56 @@ def sql(
     prompts: PromptsFolder = None,
     orp: OrpFolder = None,
 ) -> Report:
-    """DuckDB over everything in the workspace: prompts, crops, neighbours, refused_…, runs, metrics, predictions.
+    """Query the workspace with DuckDB: prompts, crops, neighbours, rejected_…, runs, metrics, predictions.
 
     Example: dptr sql "select label, n_tokens from prompts order by n_tokens desc limit 10"
     """
-    from dptr.cache.sql import out_file, views
-    from dptr.cache.sql.prompt import prompt
+    from dptr.cache.sql import answers, views
     from dptr.cache.sql.query import ask
 
     started = time.monotonic()
     workspace = workspace.with_stores(prompts, orp)
     for written in (out, view_file):
         if written is not None:
-            out_file.require_no_store(written, workspace)
+            require_replaceable(written)
     if view_file is not None:
         if query is not None or out is not None:
-            raise UserError("--open writes views and answers nothing", "Give a query, or --open, each by itself")
-        names = out_file.write_views(workspace, view_file)
+            raise UserError("--open writes views and runs no query", "Give a query, or --open, each by itself")
+        names = views.write_views(workspace, view_file)
         figures = {"out": str(view_file), "views": names, "rows": len(names)}
         return Report({**figures, "seconds": time.monotonic() - started}, f"{view_file}: {', '.join(names)}")
-    form = form or (out_file.form_of(out) if out else "table")
+    form = form or (answers.form_of(out) if out else "table")
     if out is not None and query is None:
         raise UserError("no query whose answer could be written", 'Give one: dptr sql "from prompts" -o FILE')
-    connection = views.connect(workspace)
     figures = {"out": str(out or workspace.root)}
     if query is None:
-        prompt(connection)
+        _prompt(workspace)
         return Report({**figures, "rows": 0, "seconds": time.monotonic() - started})
+    connection = views.connect(workspace)
     if out is None:
         answer = ask(connection, query)
         return Report({**figures, "seconds": time.monotonic() - started}, answer=answer, form=form)
-    rows = out_file.write_answer(connection, query, form, out)
+    rows = answers.write_answer(connection, query, form, out)
     return Report({**figures, "rows": rows, "seconds": time.monotonic() - started}, f"{rows:,} rows in {out}")
+
+
+def _prompt(workspace: Workspace) -> None:
+    """Open DuckDB's own shell on a terminal where it is installed, else run queries line by line."""
+    from dptr.cache.sql import query, views
+
+    shell = shutil.which("duckdb")
+    if shell is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        query.prompt(views.connect(workspace))
+        return
+    with tempfile.TemporaryDirectory(prefix="dptr-sql-") as folder:
+        file = Path(folder) / "dptr.duckdb"
+        views.write_views(workspace, file)
+        # Ctrl-C is the shell's; a handler, unlike SIG_IGN, is not inherited by it.
+        before = signal.signal(signal.SIGINT, lambda *_: None)
+        try:
+            subprocess.run([shell, "-readonly", str(file)], check=False)
+        finally:
+            signal.signal(signal.SIGINT, before)
 
 
 @command(commands, "pack-crops")
@@ -72,8 +98,9 @@ def pack_crops(
 
     Example: dptr pack-crops crops/ -o crops.lmdb
     """
-    from dptr.cache.word_images import writer
+    from dptr.cache.crops import writer
 
+    require_replaceable(out)
     summary = writer.pack_crops(folder, out)
     rejected, examples = summary.rejected, summary.rejected.examples
     lines = [

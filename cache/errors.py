@@ -12,6 +12,8 @@ import sys
 from subprocess import CalledProcessError
 from typing import TYPE_CHECKING
 
+from dptr.cache.visible import without_credentials
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -25,14 +27,14 @@ _OUT_OF_MEMORY = (
     "could not create a primitive",
     "can't start new thread",
 )
-#: What a disk can refuse, by its number, and what to do about it; the user's to mend, so exit code 2.
+#: What a disk can reject, by its number, and what to do about it; the user's to fix, so exit code 2.
 OF_THE_DISK = {
     errno.ENOSPC: "Make room, then run the same command",
     errno.EDQUOT: "Make room, then run the same command",
     errno.EFBIG: "Use a file system that holds larger files",
     errno.EROFS: "Name a place that can be written",
-    errno.EACCES: "Mend the permissions, or name another place",
-    errno.EPERM: "Mend the permissions, or name another place",
+    errno.EACCES: "Fix the permissions, or name another place",
+    errno.EPERM: "Fix the permissions, or name another place",
     errno.EEXIST: _NOT_THERE,
     errno.EISDIR: _NOT_THERE,
     errno.ENOTDIR: _NOT_THERE,
@@ -50,7 +52,7 @@ class DptrError(Exception):
 
     def __init__(self, problem: str, advice: str = "") -> None:
         # What other libraries say, and what files hold, may have several.
-        problem = " ".join(problem.splitlines())
+        problem = without_credentials(" ".join(problem.splitlines()))
         self.problem = problem
         self.advice = advice
         super().__init__(f"{problem.rstrip('.')}. {advice}" if advice else problem)
@@ -68,7 +70,7 @@ class DamagedStore(DptrError):
     exit_code = 3
 
 
-class TooManyRefused(DptrError):
+class TooManyRejected(DptrError):
     """More inputs were quarantined than the caller allowed."""
 
     exit_code = 4
@@ -86,7 +88,7 @@ def disk_error(error: Exception) -> OSError | None:
 
 
 def disk_problem(error: OSError) -> str:
-    """Say what the disk refused and for which path, in one line."""
+    """Say what the disk rejected and for which path, in one line."""
     if error.filename is None:  # a file that was open already
         return f"writing: {error.strerror}" if error.strerror else str(error)
     # Of two names the second is the one that was to be.

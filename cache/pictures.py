@@ -1,25 +1,50 @@
 """Pictures of any kind to upright RGB: the one place where a picture is decoded, for photos and for word images alike.
 
-A header may claim more pixels than memory holds, and a name may be a pipe that never ends: both are refused. A reason
-is the same text each time, so that refusals can be counted.
+A header may claim more pixels than memory holds, and a name may be a pipe that never ends: both are rejected. A reason
+is the same text each time, so that rejected pictures can be counted.
 """
 
 from __future__ import annotations
 
 import io
 import stat
-import warnings
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from dptr.cache.errors import UserError
 
-#: Endings of picture files, in lower case.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif")
+#: Pillow's formats that are read, with the endings of their files; it may have been built without the last two.
+_SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif", ".avifs"),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx"),
+}
+_BUILT_IN = {"AVIF": "avif", "JPEG2000": "jpg_2000"}
+_FORMATS = tuple(name for name in _SUFFIXES if name not in _BUILT_IN or features.check(_BUILT_IN[name]))
+
+#: Endings of picture files that can be read here, in lower case.
+IMAGE_SUFFIXES = tuple(suffix for name in _FORMATS for suffix in _SUFFIXES[name])
+#: Endings of picture files that cannot be read here: such files are rejected by name, not ignored.
+UNREADABLE_SUFFIXES = tuple(
+    suffix
+    for suffix in (
+        *(suffix for suffixes in _SUFFIXES.values() for suffix in suffixes),
+        *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".svg", ".psd"),
+        *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+    )
+    if suffix not in IMAGE_SUFFIXES
+)
 
 #: No picture's file is larger, in bytes; what claims to be is not read.
 LARGEST_FILE = 1 << 29
@@ -27,11 +52,11 @@ LARGEST_FILE = 1 << 29
 #: A header can claim more pixels than memory holds; nothing above this is decoded.
 MOST_PIXELS = 100_000_000
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF")
 _THUMBNAILS_KEPT = 512
-
-# Pillow warns of single pictures without naming them; what matters of it comes as the reason of a refusal.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+#: Grey of 16 bits whose brightest pixel is below this holds values of fewer bits.
+_LEAST_16_BIT = 1 << 14
+#: Ink on transparency whose darkest part is above this grey is light.
+_LIGHT_INK = 170
 
 
 class UnusablePicture(UserError):
@@ -41,10 +66,11 @@ class UnusablePicture(UserError):
 def decode(encoded: bytes, side: int | None = None) -> Image.Image:
     """Decode a picture to upright 8-bit RGB; of several frames, the first.
 
-    Transparent parts become white; 16-bit grey keeps its upper byte; other deep grey is stretched from its own range.
+    Transparent parts become white, or black where ink is light. 16-bit values keep their upper byte; where they take
+    fewer bits (10 or 12, as sensors give), and in other deep grey, values are stretched from their own range.
 
     Args:
-        encoded: a file's bytes: JPEG, PNG, WebP, BMP, TIFF or GIF.
+        encoded: a file's bytes, of a format in :data:`IMAGE_SUFFIXES`.
         side: a JPEG may come out smaller, each side still at least so many pixels long, which is faster.
 
     Raises:
@@ -58,7 +84,6 @@ def decode(encoded: bytes, side: int | None = None) -> Image.Image:
                 raise UnusablePicture(f"too many pixels: {image.width}x{image.height}")
             if side is not None:
                 image.draft(None, (side, side))
-            image.load()
             return upright_rgb(image)
     except (UnusablePicture, MemoryError):
         raise
@@ -77,16 +102,28 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     Raises:
         UnusablePicture: none of its pixels is a finite number.
     """
+    # Pillow keeps the upper byte of 16-bit colours; of values of fewer bits that leaves next to nothing.
+    is_deep = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image).astype(np.uint16)
+        if values.max(initial=0) < _LEAST_16_BIT:
+            return _stretched(values.astype(np.float64))
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         return _stretched(np.asarray(image, dtype=np.float64))
     if image.has_transparency_data:
-        opaque = Image.new("RGBA", image.size, "white")
-        opaque.alpha_composite(image.convert("RGBA"))
+        image = _brightened(image.convert("RGBA"), is_deep)
+        opaque = Image.new("RGBA", image.size, "black" if _is_light_ink(image) else "white")
+        opaque.alpha_composite(image)
         return opaque.convert("RGB")
-    return image.convert("RGB")
+    return _brightened(image.convert("RGB"), is_deep)
+
+
+def unreadable_format(name: str) -> str | None:
+    """Return why a file of this name is a picture that cannot be read here; None for all other files."""
+    suffix = Path(name).suffix.lower()
+    return f"picture format cannot be read: {suffix}" if suffix in UNREADABLE_SUFFIXES else None
 
 
 def read_encoded(path: Path) -> bytes:
@@ -132,6 +169,24 @@ def photo_thumbnail(path: Path, side: int) -> Image.Image:
         raise UserError(f"photo {path} cannot be read: {error}", "Remove it from the photos") from error
     photo.thumbnail((side, side))
     return photo
+
+
+def _brightened(image: Image.Image, is_deep: bool) -> Image.Image:
+    """Scale the colours of a 16-bit picture whose values take fewer bits, so that its brightest is white."""
+    pixels = np.asarray(image)
+    brightest = int(pixels[..., :3].max(initial=0)) if is_deep else 0
+    if not 0 < brightest < _LEAST_16_BIT >> 8:
+        return image
+    scaled = pixels.copy()
+    scaled[..., :3] = pixels[..., :3].astype(np.float64) * 255 / brightest
+    return Image.fromarray(scaled)
+
+
+def _is_light_ink(image: Image.Image) -> bool:
+    """Return whether an RGBA picture has a transparent background and nothing dark on it, which white would hide."""
+    alpha, grey = np.asarray(image.getchannel("A")), np.asarray(image.convert("L"))
+    ink = grey[alpha >= 128]
+    return bool(ink.size and alpha.min() < 128 and np.quantile(ink, 0.05) > _LIGHT_INK)
 
 
 def _stretched(values: NDArray[np.float64]) -> Image.Image:

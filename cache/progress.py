@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from dptr.cache.visible import without_credentials
+
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_REDRAWS = 0.2
 _BAR_WIDTH = 20
@@ -32,7 +34,7 @@ def is_quiet() -> bool:
 def note(message: str) -> None:
     """Print one line for the user on stderr; it stands above the bars where there are some."""
     if not _quiet:
-        print(message, file=sys.stderr, flush=True)
+        print(without_credentials(message), file=sys.stderr, flush=True)
 
 
 def resident_megabytes() -> float:
@@ -44,7 +46,7 @@ class Progress:
     """Counts finished units of work and shows how fast they come; see :func:`progress`."""
 
     def __init__(self, description: str, total: int | None, unit: str, done: int = 0) -> None:
-        self.description = description
+        self.description = without_credentials(description)
         self.total = total
         self.unit = unit
         self.done = done

@@ -28,7 +28,7 @@ def validation_position(name: str | bytes, seed: int) -> float:
 
 
 def hashes_of(labels: pa.Array) -> NDArray[np.uint32]:
-    """Return a hash of each label, case aside, shape (labels,)."""
+    """Return a hash of each label, case-insensitive, shape (labels,)."""
     lower = pc.utf8_lower(labels).cast(pa.binary()).to_pylist()
     return np.fromiter((xxhash.xxh3_64_intdigest(label) & 0xFFFFFFFF for label in lower), np.uint32, len(lower))
 

@@ -41,9 +41,9 @@ class Workspace:
         return self.other_orp or self.root / "orp"
 
     @property
-    def word_crops(self) -> Path:
-        """The word-crop store's folder."""
-        return self.root / "word_crops"
+    def image_features(self) -> Path:
+        """The image-feature store's folder."""
+        return self.root / "image_features"
 
     @property
     def runs(self) -> Path:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_CLASSES = {"UserError": 2, "NotLabelled": 2, "DamagedStore": 3, "TooManyRefused": 4}
+_CLASSES = {"UserError": 2, "NotLabelled": 2, "DamagedStore": 3, "TooManyRejected": 4}
 #: Folder or file of the source -> the title under which its messages stand; the first that fits counts.
 _PLACES = {
     "cli.py": "Any command",
@@ -29,7 +29,7 @@ _PLACES = {
     "pipeline/text": "Text: `embed-text`",
     "pipeline/photos": "Photos: `build-orp-bank`",
     "pipeline/neighbours": "Neighbours: `mine-neighbours`",
-    "pipeline/word_crops": "Stored crops: `embed-crops`",
+    "pipeline/image_features": "Stored crops: `embed-crops`",
     "pipeline/rendering": "Rendering: `render-words`, `demo`",
     "pipeline/clip": "CLIP models",
     "pipeline": "Stage 1",

@@ -1,6 +1,6 @@
 """Draw rendered crops and what a recogniser reads on them, as in the README.
 
-python examples/draw_readings.py words.txt docs/readings.png [RUN]
+python examples/draw_predictions.py words.txt docs/predictions.png [RUN]
 
 Smallest size: WORDS PICTURE
 """
@@ -51,13 +51,13 @@ def draw(words: Path, out: Path, run: str | None) -> None:
     plain = next(font for font in packaged_fonts().fonts if font.names == ("Roboto", "Regular")).at(17)
     page = Image.new("RGB", (COLUMNS * WIDTH, ROWS * (HEIGHT + TEXT + 14)), PAPER)
     draw = ImageDraw.Draw(page)
-    for number, (crop, label, reading) in enumerate(zip(crops, labels, reader.read(crops), strict=True)):
+    for number, (crop, label, prediction) in enumerate(zip(crops, labels, reader.read(crops), strict=True)):
         left, top = number % COLUMNS * WIDTH + 8, number // COLUMNS * (HEIGHT + TEXT + 14) + 6
         scale = min((WIDTH - 16) / crop.width, HEIGHT / crop.height)
         crop = crop.resize((round(crop.width * scale), round(crop.height * scale)), Image.Resampling.BICUBIC)
         page.paste(crop, (left, top + (HEIGHT - crop.height) // 2))
         draw.text(
-            (left, top + HEIGHT + 3), reading.text, INK if reading.text.lower() == label.lower() else WRONG, plain
+            (left, top + HEIGHT + 3), prediction.text, INK if prediction.text.lower() == label.lower() else WRONG, plain
         )
     page.quantize(128).save(out, optimize=True)
 

@@ -3,7 +3,7 @@
     apt-get install fonts-noto-cjk fonts-wqy-zenhei fonts-wqy-microhei fonts-dejavu fonts-roboto fonts-open-sans
     python examples/number_plates.py plates
 
-Whatever is in the folder already is kept, so the same command goes on where it was stopped. The model ends in
+Whatever is in the folder already is kept, so the same command resumes it. The model ends in
 ``plates/run``; ``dptr read plates/run photo.jpg`` reads crops of plates. Duration and score: docs/howto.md.
 
 Plates are blue (7 characters), green (new energy, 8), yellow, white and black, in the measures of GA 36; characters of
@@ -25,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import UserError, run_script
 from dptr.cache.progress import progress
-from dptr.cache.word_images.writer import write_word_images
 from dptr.pipeline.rendering.fonts import Font, find_fonts
 
 PROVINCES = "京津沪渝冀豫云辽黑湘皖鲁新苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼"

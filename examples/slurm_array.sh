@@ -4,7 +4,7 @@
 #   sbatch --array=1-16 examples/slurm_array.sh
 #   sbatch --dependency=afterok:JOB --wrap "dptr merge prompts"
 #
-# A task that was killed or requeued goes on with what it had committed.
+# A task that was killed or requeued resumes from its commits.
 #SBATCH --job-name=dptr-embed-text
 #SBATCH --cpus-per-task=8
 #SBATCH --gpus-per-task=1

@@ -44,9 +44,9 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for language in options.languages:
-        words, refused = word_list(language, options.limit, options.longest)
+        words, rejected = word_list(language, options.limit, options.longest)
         (options.out / f"{language}.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in refused.most_common())
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.most_common())
         print(f"{language}: {len(words):,} words; left out: {reasons or 'none'}")
 
 
@@ -56,7 +56,7 @@ def word_list(language: str, limit: int, longest: int) -> tuple[list[str], Count
     Raises:
         UserError: the package that the words come from is not installed, or none is known.
     """
-    refused: Counter[str] = Counter()
+    rejected: Counter[str] = Counter()
     kept: dict[str, None] = {}
     for word in SOURCES.get(language, lambda: _frequent(language))():
         word = unicodedata.normalize("NFC", word.strip())
@@ -64,10 +64,10 @@ def word_list(language: str, limit: int, longest: int) -> tuple[list[str], Count
         if not reason and len(kept) >= limit:
             reason = "rarer than the limit"
         if reason:
-            refused[reason] += 1
+            rejected[reason] += 1
         else:
             kept[word] = None
-    return list(kept), refused
+    return list(kept), rejected
 
 
 def _why_not(word: str, allowed: set[str], longest: int) -> str:

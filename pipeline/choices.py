@@ -10,10 +10,10 @@ Unit = Literal["word", "line"]
 #: What becomes of upper and lower case; the last makes three labels of each.
 Case = Literal["keep", "lower", "upper-lower-title"]
 
-#: States of the last layer norm, or those projected into the joint space.
-StatesKind = Literal["hidden", "projected"]
+#: Embeddings of the last layer norm, or those projected into the joint space.
+EmbeddingsKind = Literal["hidden", "projected"]
 
-#: States up to and including the end token, or of the whole context.
+#: Embeddings up to and including the end token, or of the whole context.
 Context = Literal["content", "full"]
 
 #: Arithmetic of CLIP.
@@ -21,3 +21,6 @@ Precision = Literal["fp32", "bf16"]
 
 #: Where shards are made: on this machine, or by the workers of a Ray cluster.
 Engine = Literal["local", "ray"]
+
+#: What an ORP bank cuts out of a photo: random rectangles, or its central square, as CLIP's own preparation does.
+CropKind = Literal["random", "whole"]

@@ -11,9 +11,13 @@ from dptr.cache.choices import UnicodeForm
 from dptr.cache.command_line import Report, command, command_group, figures_of
 from dptr.cache.errors import DamagedStore, DptrError, UserError
 from dptr.cache.options import LARGEST_SEED, LONGEST_LABEL, MOST_WORKERS, Device, OrpFolder, Out, PromptsFolder
+from dptr.cache.stores.files import require_replaceable
 from dptr.cache.workspace import Workspace
-from dptr.pipeline.choices import Case, Context, StatesKind, Unit
+from dptr.pipeline.choices import Case, Context, CropKind, EmbeddingsKind, Unit
 from dptr.pipeline.device import resolve_device
+from dptr.pipeline.executors.executor import IN_PROCESS, Executor
+from dptr.pipeline.executors.part import Part
+from dptr.pipeline.init import commands as starting
 from dptr.pipeline.options import (
     Address,
     Arithmetic,
@@ -28,10 +32,6 @@ from dptr.pipeline.options import (
     PartOf,
     UnitsKind,
 )
-from dptr.pipeline.parts.cluster import joined
-from dptr.pipeline.parts.executors import IN_PROCESS, Executor
-from dptr.pipeline.parts.part import Part
-from dptr.pipeline.starting import commands as starting
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE
 
 commands = command_group()
@@ -62,8 +62,8 @@ def embed_text(
     simplified: Annotated[bool, typer.Option("--simplified", help="Fold traditional Chinese to simplified.")] = False,
     max_label_length: Annotated[int, typer.Option(min=1, max=LONGEST_LABEL, help="Longest label in characters.")] = 25,
     template: Annotated[list[str] | None, typer.Option(help="Sentence around {label}; may be repeated.")] = None,
-    states: Annotated[StatesKind | None, typer.Option(help="By default what fits the images.")] = None,
-    context: Annotated[Context, typer.Option(help="States up to the end token, or all.")] = "content",
+    embeddings: Annotated[EmbeddingsKind | None, typer.Option(help="By default what fits the images.")] = None,
+    context: Annotated[Context, typer.Option(help="Embeddings up to the end token, or all.")] = "content",
     precision: Arithmetic = "fp32",
     dtype: Dtype = "float16",
     shard_rows: Annotated[int, typer.Option(min=1, help="Labels of a shard.")] = 16384,
@@ -84,7 +84,7 @@ def embed_text(
 
     Example: dptr embed-text words.txt
     """
-    from dptr.cache.normalization import Normalization
+    from dptr.cache.text.normalization import Normalization
     from dptr.pipeline.text import embed_text as stage
     from dptr.pipeline.text.corpus import CorpusSettings
 
@@ -93,7 +93,7 @@ def embed_text(
         corpus=CorpusSettings(unit, column, normalization, charset, min_count, case, units),
         clip=clip,
         templates=tuple([template] if isinstance(template, str) else template or [DEFAULT_TEMPLATE]),
-        states=states,
+        embeddings=embeddings,
         context=context,
         precision=precision,
         dtype=dtype,
@@ -120,9 +120,13 @@ def build_orp_bank(
     paths: Annotated[list[Path], typer.Argument(help="Folders, image files, .tar, .zip, Parquet or LMDB.")],
     out: Out = None,
     clip: ClipName = "tiny",
+    crops: Annotated[
+        CropKind, typer.Option(help="random: rectangles; whole: the central square, as in the authors' code.")
+    ] = "random",
     crops_per_image: Annotated[
-        int, typer.Option(min=1, max=_MOST_CROPS_PER_IMAGE, help="Random crops of each photo.")
-    ] = 8,
+        int | None,
+        typer.Option(min=1, max=_MOST_CROPS_PER_IMAGE, help="Crops of each photo; 8 random ones, or one whole."),
+    ] = None,
     tokens_per_crop: Annotated[
         int | None, typer.Option(min=1, help="Tokens kept of each crop; all by default.")
     ] = None,
@@ -134,7 +138,7 @@ def build_orp_bank(
     exclude_threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Pooled cosine from which photos are nearly equal.")
     ] = 0.95,
-    retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Read refused photos again.")] = False,
+    retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Read rejected photos again.")] = False,
     max_bad: MaxBad = None,
     device: Device = "auto",
     batch_size: BatchSize = None,
@@ -152,7 +156,8 @@ def build_orp_bank(
     settings = stage.OrpBankSettings(
         clip=clip,
         precision=precision,
-        crops_per_image=crops_per_image,
+        kind=crops,
+        crops_per_image=crops_per_image or (1 if crops == "whole" else 8),
         tokens_per_crop=tokens_per_crop,
         seed=seed,
         dtype=dtype,
@@ -166,7 +171,9 @@ def build_orp_bank(
     )
     with _engine(engine, address, engine_workers, device) as executor:
         summary = stage.build_orp_bank(paths, out or workspace.orp, settings, Part.named(part), executor)
-    return Report(figures_of(summary), f"{summary.rows:,} crops in {summary.out}, {summary.quarantined} photos refused")
+    return Report(
+        figures_of(summary), f"{summary.rows:,} crops in {summary.out}, {summary.quarantined} photos rejected"
+    )
 
 
 @command(commands, "embed-crops")
@@ -177,7 +184,9 @@ def embed_crops(
     clip: ClipName = "tiny",
     charset: CharsetName = "94",
     max_label_length: Annotated[int, typer.Option(min=1, help="Longest label in characters.")] = 25,
-    views: Annotated[int, typer.Option(min=1, max=_MOST_VIEWS, help="Views of each crop, the first undistorted.")] = 8,
+    views: Annotated[
+        int, typer.Option(min=1, max=_MOST_VIEWS, help="Augmented copies of each crop, the first undistorted.")
+    ] = 8,
     augmentation: Annotated[
         float, typer.Option(min=0.0, max=10.0, help="How strongly the other views are distorted.")
     ] = 1.0,
@@ -190,12 +199,12 @@ def embed_crops(
     batch_size: BatchSize = None,
     part: PartOf = None,
 ) -> Report:
-    """Labelled crops to a word-crop store, from which finetune trains without running CLIP's image encoder.
+    """Labelled crops to an image-feature store, from which finetune trains without running CLIP's image encoder.
 
     Example: dptr embed-crops crops/ --clip openai/clip-vit-base-patch16 --views 8
     """
-    from dptr.cache.normalization import Normalization
-    from dptr.pipeline.word_crops import embed_crops as stage
+    from dptr.cache.text.normalization import Normalization
+    from dptr.pipeline.crops import embed_crops as stage
 
     settings = stage.EmbedCropsSettings(
         clip=clip,
@@ -211,8 +220,8 @@ def embed_crops(
         device=resolve_device(device),
         batch=batch_size,
     )
-    summary = stage.embed_crops(paths, out or workspace.word_crops, settings, Part.named(part))
-    text = f"{summary.crops:,} crops in {views} views each in {summary.out}, {summary.quarantined} crops refused"
+    summary = stage.embed_crops(paths, out or workspace.image_features, settings, Part.named(part))
+    text = f"{summary.crops:,} crops in {views} views each in {summary.out}, {summary.quarantined} crops rejected"
     return Report(figures_of(summary), text)
 
 
@@ -227,7 +236,7 @@ def mine_neighbours(
 
     Example: dptr mine-neighbours -k 32
     """
-    from dptr.pipeline.neighbours import mine_neighbours as stage
+    from dptr.pipeline.photos import mine_neighbours as stage
 
     summary = stage.mine_neighbours(prompts or workspace.prompts, orp or workspace.orp, k)
     figures = {**figures_of(summary), "quarantined": 0}
@@ -263,6 +272,7 @@ def render_words(
     from dptr.pipeline.rendering.style import RenderStyle
     from dptr.pipeline.rendering.word_lists import photo_paths, read_words
 
+    require_replaceable(out)
     with _engine(engine, address, engine_workers, "cpu") as executor:
         summary = stage.render_words(
             read_words(files, unit, max_label_length),
@@ -288,7 +298,7 @@ def merge(
 
     Example: dptr merge dptr_data/prompts
     """
-    from dptr.pipeline.parts.merge import merge as merge_parts
+    from dptr.pipeline.executors.merge import merge as merge_parts
 
     merged = [merge_parts(out) for out in outs]
     lines = [f"{one.parts} parts: {one.rows:,} rows in {one.out}" for one in merged]
@@ -310,7 +320,7 @@ def verify(
     Example: dptr verify --repair
     """
     from dptr.cache.stores import verify as check
-    from dptr.pipeline.repair.repair import repair as repair_store
+    from dptr.pipeline.repair import repair as repair_store
 
     chosen = paths or check.all_in(workspace)
     if not chosen:
@@ -340,6 +350,8 @@ def _engine(
 ) -> AbstractContextManager[Executor]:
     """Return what carries out the work while a block runs: a cluster, or this process."""
     if engine == "ray":
+        from dptr.pipeline.executors.ray_cluster import joined
+
         return joined(address, workers, with_gpus=device != "cpu")
     if address or workers:
         raise UserError("--address and --engine-workers are of a Ray cluster", "Add --engine ray, or leave them out")

@@ -4,14 +4,14 @@ from typing import Annotated
 
 import typer
 
-from dptr.cache.choices import StatesDtype, Units
+from dptr.cache.choices import EmbeddingsDtype, Units
 from dptr.pipeline.choices import Engine, Precision
 
 ClipName = Annotated[
     str, typer.Option("--clip", help="`tiny` or `scripts` (bundled), a directory, a hub id, or TEXT+IMAGE.")
 ]
-MaxBad = Annotated[int | None, typer.Option(min=0, help="Fail (exit 4) when more inputs than this are refused.")]
-Dtype = Annotated[StatesDtype, typer.Option("--dtype", help="How states are stored.")]
+MaxBad = Annotated[int | None, typer.Option(min=0, help="Fail (exit 4) when more inputs than this are rejected.")]
+Dtype = Annotated[EmbeddingsDtype, typer.Option("--dtype", help="How embeddings are stored.")]
 Arithmetic = Annotated[Precision, typer.Option("--precision", help="Arithmetic of CLIP.")]
 BatchSize = Annotated[
     int | None, typer.Option(min=1, help="Tokens or pictures encoded at once; by default what suits the device.")

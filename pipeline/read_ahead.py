@@ -1,4 +1,4 @@
-"""Reading by threads ahead of the caller, results in order.
+"""Prediction by threads ahead of the caller, results in order.
 
 Threads, not processes: Pillow, hashing and reading let other threads run, and nothing has to be copied.
 """
@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 def read_ahead(items: Iterable[Item], read: Callable[[Item], Result], workers: int) -> Iterator[tuple[Item, Result]]:
     """Yield every item with ``read`` of it, in order; ``workers`` threads are a few items ahead."""
-    with ThreadPoolExecutor(workers, thread_name_prefix="reading") as pool:
+    with ThreadPoolExecutor(workers, thread_name_prefix="prediction") as pool:
         waiting: deque[tuple[Item, Future[Result]]] = deque()
         try:
             for item in items:

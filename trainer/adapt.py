@@ -24,19 +24,19 @@ import numpy as np
 import torch
 
 from dptr.cache import launched
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import UnreadableImage, WordImages
+from dptr.cache.crops.samples import Samples
+from dptr.cache.crops.split import without_overlap
+from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import CHECKPOINTS_FOLDER, RUN_FILE
-from dptr.cache.normalization import Normalization
 from dptr.cache.progress import progress
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed
 from dptr.cache.stores.lock import locked
 from dptr.cache.table import table
-from dptr.cache.word_counts import Lexicon
-from dptr.cache.word_images.dataset import UnreadableImage, WordImages
-from dptr.cache.word_images.samples import Samples
-from dptr.cache.word_images.split import without_overlap
-from dptr.cache.word_images.writer import write_word_images
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.lexicon import Lexicon
+from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.rendering.fonts import Font, FontCollection, find_fonts, packaged_fonts
 from dptr.pipeline.rendering.like import looks_of_crops
 from dptr.pipeline.rendering.render_words import render_words
@@ -46,11 +46,11 @@ from dptr.trainer.data.image_batches import mixing_weights
 from dptr.trainer.evaluate import ReadImages, read_word_images
 from dptr.trainer.finetune import FinetuneSummary, finetune, validated
 from dptr.trainer.metrics import Score, score, wilson
-from dptr.trainer.model.character_model import CharacterModel
+from dptr.trainer.model.language_model import CharacterModel
 from dptr.trainer.model.model_file import BUNDLED, ModelFile
 from dptr.trainer.model.reading import width_for
-from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
-from dptr.trainer.read import Reader, find_images, open_picture
+from dptr.trainer.model.recognizer import Prediction, Recognizer, load_recognizer
+from dptr.trainer.read import PictureFiles, Reader, open_picture
 from dptr.trainer.recipe import FinetuneSettings, Recipe
 from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import MODEL, OPTIMIZER, save_checkpoint
@@ -108,7 +108,7 @@ class Material:
         return cls(
             text_counts([str(path) for path in text], "line" if has_lines else "word") if text else {},
             photo_paths(photos) if photos else (),
-            [picture for folder in unlabelled for picture in find_images([folder])],
+            _pictures(unlabelled),
         )
 
     def identity(self) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def adapt(
         adaptation = Adaptation(images, charset, start, recipe, work, torch.device(device), track, material)
         summary = replace(adaptation.run(validation, out), seconds=time.monotonic() - started)
         plain = {**asdict(replace(summary, coverage=None)), "out": str(out)}
-        sealed.write_json(out / SUMMARY_FILE, {"identity": identity, "summary": plain})
+        checksummed.write_json(out / SUMMARY_FILE, {"identity": identity, "summary": plain})
         shutil.rmtree(work)
     return summary
 
@@ -410,12 +410,12 @@ class Adaptation:
             model = load_recognizer(run, str(self.device))
             prefer(model, rule.lexicon)
             openers = (partial(open_picture, file) for file in self.unlabelled)
-            readings = Reader(model, str(self.device)).read_opened(openers)
+            predictions = Reader(model, str(self.device)).read_opened(openers)
             with write_word_images(path) as writer, progress("labelling", len(self.unlabelled), "crops") as shown:
-                for file, reading in zip(self.unlabelled, readings, strict=True):
+                for file, prediction in zip(self.unlabelled, predictions, strict=True):
                     shown.advance()
-                    if isinstance(reading, Reading) and rule.accepts(reading):
-                        writer.write(file.read_bytes(), reading.text)
+                    if isinstance(prediction, Prediction) and rule.accepts(prediction):
+                        writer.write(file.read_bytes(), prediction.text)
         try:
             return WordImages.open([path], self.charset, self.normalization)
         except UserError:  # not one prediction counts
@@ -485,14 +485,28 @@ class Rule:
     least: float
     allowed: Callable[[str], bool]
 
-    def accepts(self, reading: Reading) -> bool:
+    def accepts(self, prediction: Prediction) -> bool:
         """Return whether a prediction counts as a label."""
-        return bool(reading.text) and reading.confidence >= self.least and self.allowed(reading.text)
+        return bool(prediction.text) and prediction.confidence >= self.least and self.allowed(prediction.text)
+
+
+def _pictures(folders: Sequence[Path]) -> list[Path]:
+    """Return the picture files of folders.
+
+    Raises:
+        UserError: one cannot be listed or holds no picture.
+    """
+    found = []
+    for picture in PictureFiles(folders):
+        if isinstance(picture, UserError):
+            raise picture
+        found.append(picture)
+    return found
 
 
 def normalization_of(recipe: Recipe, charset: Charset) -> Normalization:
     """Return how labels are normalised: with their spaces, where the charset has one."""
-    return Normalization(max_label_length=recipe.decoder.max_label_length, keep_spaces=" " in charset.characters)
+    return Normalization.of(charset, max_label_length=recipe.decoder.max_label_length)
 
 
 def _parts(images: WordImages, validation: WordImages | None, settings: FinetuneSettings) -> list[_Part]:
@@ -564,9 +578,11 @@ def prefer(model: Recognizer, lexicon: Lexicon | None) -> None:
 
 
 def pooled(read: Sequence[ReadImages]) -> Score:
-    """Return the score of all readings together."""
-    truths = [truth for each in read for truth in each.truths]
-    return score(truths, [reading.text for each in read for reading in each.readings], units=read[0].units)
+    """Return the score of all predictions together."""
+    ground_truths = [ground_truth for each in read for ground_truth in each.ground_truths]
+    return score(
+        ground_truths, [prediction.text for each in read for prediction in each.predictions], units=read[0].units
+    )
 
 
 def _held_out_choice(options: Sequence[_Option]) -> list[ReadImages]:
@@ -601,10 +617,10 @@ def allowed_by(text: Mapping[str, float], charset: Charset, labels: Sequence[str
 def _threshold(option: _Option, allowed: Callable[[str], bool]) -> tuple[float | None, float]:
     """Return the lowest confidence from which enough predictions for held-out crops are right, and how many are."""
     rows = [
-        (reading.confidence, truth == reading.text)
+        (prediction.confidence, ground_truth == prediction.text)
         for read in option.read
-        for truth, reading in zip(read.truths, read.readings, strict=True)
-        if reading.text and allowed(reading.text)
+        for ground_truth, prediction in zip(read.ground_truths, read.predictions, strict=True)
+        if prediction.text and allowed(prediction.text)
     ]
     for least in _CONFIDENCES:
         right = [is_right for confidence, is_right in rows if confidence >= least]
@@ -673,7 +689,7 @@ def _general_words(start: runs.Trained, charset: Charset) -> list[str]:
     """Return words that the start knew, in a fixed order, as signs write them: small, capitalised, in capitals."""
     lexicon = start.lexicon() or ModelFile.open(BUNDLED).lexicon()
     known = set(start.charset.characters)
-    found = []
+    found: list[str] = []
     for word in sorted(lexicon.counts if lexicon else (), key=lambda word: _digest([word])):
         written = (word.lower(), word.capitalize(), word.upper())[len(found) % 3]
         if 2 <= len(word) <= 12 and word.isalnum() and known.issuperset(written) and not charset.missing(written):
@@ -713,7 +729,7 @@ def _kept(out: Path, identity: Any) -> AdaptSummary:
     Raises:
         DamagedStore: it was another.
     """
-    kept = sealed.read_json(out / SUMMARY_FILE)
+    kept = checksummed.read_json(out / SUMMARY_FILE)
     if kept["identity"] != identity:
         raise DamagedStore(
             f"{out} holds an adaptation of other crops or with other settings", "Choose another folder with -o"

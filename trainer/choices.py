@@ -13,10 +13,19 @@ Sampling = Literal["uniform", "count"]
 #: The Feature Merge Unit with its queries, or all image tokens as they are (the control).
 FmuKind = Literal["queries", "none"]
 
+#: What a refinement's content may attend to, see ``decoders/parseq.py``; each position's own order, or PARSeq's.
+Refinement = Literal["cloze", "causal", "shared"]
+
+#: Where the FMU's queries and keys start: at parts of the image, or at small random numbers.
+FmuStart = Literal["positions", "random"]
+
+#: The distortions that training draws from: dptr's own, or PARSeq's.
+Distortions = Literal["dptr", "parseq"]
+
 #: The arithmetic of reading; ``auto``: bf16 on CPUs that have instructions for it, else fp32.
 ReadingPrecision = Literal["auto", "fp32", "bf16"]
 
-#: By which rules readings are compared: the field's for Latin, or the Chinese benchmark's.
+#: By which rules predictions are compared: the field's for Latin, or the Chinese benchmark's.
 Protocol = Literal["field", "chinese"]
 
 #: Where else metrics are shown.

@@ -5,31 +5,31 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
-from dptr.cache.charset import Charset
 from dptr.cache.choices import Units
+from dptr.cache.crops.dataset import UnreadableImage, WordImages
 from dptr.cache.errors import UserError
-from dptr.cache.normalization import Normalization
 from dptr.cache.progress import note, progress
-from dptr.cache.scripts import script_of_label
-from dptr.cache.units import number_of_units
-from dptr.cache.word_images.dataset import UnreadableImage, WordImages
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
+from dptr.cache.text.scripts import script_of_label
+from dptr.cache.text.units import number_of_units
 from dptr.trainer.choices import Protocol
-from dptr.trainer.data.stored_crops import StoredCrops
+from dptr.trainer.data.image_features import StoredCrops
 from dptr.trainer.data.stored_memory import StoredTensor
-from dptr.trainer.metrics import ProtocolScore, chinese_score, field_score, score_as_written
+from dptr.trainer.metrics import ProtocolScore, calibration_error, chinese_score, field_score, score_as_written
 from dptr.trainer.model.reading import read_pictures
-from dptr.trainer.model.recognizer import Reading, Recognizer
+from dptr.trainer.model.recognizer import Prediction, Recognizer
 
 #: The field's charsets.
 FIELD_PROTOCOLS = ("36", "62", "94")
 CHINESE = "chinese"
 AS_WRITTEN = "as_written"
-#: What readings are compared by, in the order of tables; the labels as they are written always come last.
+#: What predictions are compared by, in the order of tables; the labels as they are written always come last.
 PROTOCOLS: dict[Protocol, tuple[str, ...]] = {
     "field": (*FIELD_PROTOCOLS, AS_WRITTEN),
     "chinese": (CHINESE, AS_WRITTEN),
@@ -41,17 +41,21 @@ _EXAMPLES = 20
 
 @dataclass(frozen=True)
 class ReadImages:
-    """Readings of word images beside the truth, in ``units`` of labels; unreadable images are left out and counted.
+    """Predictions and ground truth of labelled crops, in ``units`` of labels; unreadable crops are counted.
 
-    ``keep_spaces`` says that the recogniser reads spaces, so that labels are compared with theirs.
+    ``form`` is what ground truths and predictions are compared in as written: that of the recogniser's charset.
     """
 
     keys: list[str] = field(default_factory=list)
-    truths: list[str] = field(default_factory=list)
-    readings: list[Reading] = field(default_factory=list)
+    ground_truths: list[str] = field(default_factory=list)
+    predictions: list[Prediction] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     units: Units = "codepoint"
-    keep_spaces: bool = False
+    form: Normalization = field(default_factory=Normalization)
+
+    def as_written(self, text: str) -> str:
+        """Return a ground truth or a reading as both are compared."""
+        return self.form.apply(text)
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class Mistake:
     """A word that was read wrongly."""
 
     key: str
-    truth: str
-    reading: str
+    ground_truth: str
+    prediction: str
     confidence: float
 
 
@@ -73,11 +77,12 @@ class Evaluation:
         sets: data set -> protocol -> figures, with how many words the protocol leaves out.
         weighted: protocol -> accuracy over all words (PARSeq's "combined"); None where no word counts.
         averaged: protocol -> mean of the sets' accuracies (OpenOCR's); None where no word counts.
-        accuracy_by_script: script of the truth's letters -> (words, accuracy), as written; the commonest first.
-        accuracy_by_length: units of the truth -> (words, accuracy), as written.
-        mistakes: the most confident wrong readings, as written.
+        accuracy_by_script: script of the ground truth's letters -> (words, accuracy), as written; the commonest first.
+        accuracy_by_length: units of the ground truth -> (words, accuracy), as written.
+        calibration_error: expected calibration error of confidences over all words, as written, 0 to 1.
+        mistakes: the most confident wrong predictions, as written.
         words: images read. quarantined: images that are missing or cannot be read.
-        read: data set -> every reading, beside the truth.
+        read: data set -> every reading, beside the ground truth.
     """
 
     protocols: tuple[str, ...]
@@ -86,6 +91,7 @@ class Evaluation:
     averaged: dict[str, float | None]
     accuracy_by_length: dict[int, tuple[int, float]]
     accuracy_by_script: dict[str, tuple[int, float]]
+    calibration_error: float
     mistakes: list[Mistake]
     words: int
     quarantined: int
@@ -115,11 +121,11 @@ def evaluate(
     where = torch.device(device)
     read = {name: read_word_images(recognizer, images, where, single_view) for name, images in sets.items()}
     for name, result in read.items():
-        if not result.truths:
+        if not result.ground_truths:
             raise UserError(f"{name} has no readable word image", "Check the folder and its label file")
     protocols = PROTOCOLS[protocol]
     scores = {name: {p: _score(result, p) for p in protocols} for name, result in read.items()}
-    refused = sum(images.rejected.total for images in sets.values())
+    rejected = sum(images.rejected.total for images in sets.values())
     return Evaluation(
         protocols=protocols,
         sets=scores,
@@ -127,9 +133,10 @@ def evaluate(
         averaged={p: _averaged([scores[name][p] for name in scores]) for p in protocols},
         accuracy_by_length=_by_length(list(read.values())),
         accuracy_by_script=_by_script(list(read.values())),
+        calibration_error=_calibration_error(list(read.values())),
         mistakes=_mistakes(list(read.values())),
-        words=sum(len(result.truths) for result in read.values()),
-        quarantined=refused + sum(len(result.unreadable) for result in read.values()),
+        words=sum(len(result.ground_truths) for result in read.values()),
+        quarantined=rejected + sum(len(result.unreadable) for result in read.values()),
         seconds=time.monotonic() - started,
         read=read,
     )
@@ -140,10 +147,10 @@ def read_stored_crops(recognizer: Recognizer, crops: StoredCrops, device: torch.
     recognizer.eval()
     keys, labels = [sample.key for sample in crops.samples], [sample.label for sample in crops.samples]
     result = _empty(recognizer, keys, labels)
-    with progress("reading", len(crops), "crops") as shown:
+    with progress("prediction", len(crops), "crops") as shown:
         for start in range(0, len(crops), _BATCH):
             rows = np.arange(start, min(start + _BATCH, len(crops)))
-            result.readings.extend(recognizer.read(StoredTensor.of(crops.plain(rows)).to(device)))
+            result.predictions.extend(recognizer.read(StoredTensor.of(crops.plain(rows)).to(device)))
             shown.advance(len(rows))
     return result
 
@@ -154,7 +161,7 @@ def read_word_images(
     """Read labelled word images in order, in batches; ``single_view``: each once."""
     recognizer.eval()
     result = _empty(recognizer, [], [])
-    with progress("reading", len(images), "images") as shown:
+    with progress("prediction", len(images), "images") as shown:
         for start in range(0, len(images), _BATCH):
             pictures = []
             for index in range(start, min(start + _BATCH, len(images))):
@@ -165,24 +172,24 @@ def read_word_images(
                     result.unreadable.append(images.samples[index].key)
                     continue
                 result.keys.append(images.samples[index].key)
-                result.truths.append(images.samples[index].label)
-            result.readings.extend(read_pictures(recognizer, pictures, device, single_view=single_view))
+                result.ground_truths.append(images.samples[index].label)
+            result.predictions.extend(read_pictures(recognizer, pictures, device, single_view=single_view))
             shown.advance(min(_BATCH, len(images) - start))
     return result
 
 
 def _empty(recognizer: Recognizer, keys: list[str], labels: list[str]) -> ReadImages:
     charset = recognizer.charset
-    return ReadImages(keys, labels, units=charset.units, keep_spaces=" " in charset.characters)
+    return ReadImages(keys, labels, units=charset.units, form=Normalization.of(charset))
 
 
 def _score(read: ReadImages, protocol: str) -> ProtocolScore:
-    texts = [reading.text for reading in read.readings]
+    texts = [prediction.text for prediction in read.predictions]
     if protocol in FIELD_PROTOCOLS:
-        return field_score(read.truths, texts, Charset.named(protocol))
+        return field_score(read.ground_truths, texts, Charset.named(protocol))
     if protocol == CHINESE:
-        return chinese_score(read.truths, texts, read.units)
-    return score_as_written(read.truths, texts, read.units, read.keep_spaces)
+        return chinese_score(read.ground_truths, texts, read.units)
+    return score_as_written(read.ground_truths, texts, read.units, read.form)
 
 
 def _weighted(scores: Sequence[ProtocolScore]) -> float | None:
@@ -195,35 +202,41 @@ def _averaged(scores: Sequence[ProtocolScore]) -> float | None:
     return sum(accuracies) / len(accuracies) if accuracies else None
 
 
-def _as_written(read: ReadImages) -> list[tuple[str, str, Reading]]:
-    """Key, label and reading of each word whose label is not empty."""
-    form = Normalization(keep_spaces=read.keep_spaces).apply
-    rows = zip(read.keys, map(form, read.truths), read.readings, strict=True)
+def _as_written(read: ReadImages) -> list[tuple[str, str, Prediction]]:
+    """Key, label and reading of each word whose label is not empty, both in the form that they are compared in."""
+    predictions = (replace(prediction, text=read.as_written(prediction.text)) for prediction in read.predictions)
+    rows = zip(read.keys, map(read.as_written, read.ground_truths), predictions, strict=True)
     return [row for row in rows if row[1]]
 
 
 def _by_length(results: Sequence[ReadImages]) -> dict[int, tuple[int, float]]:
     hits: dict[int, list[bool]] = defaultdict(list)
     for result in results:
-        for _, truth, reading in _as_written(result):
-            hits[number_of_units(truth, result.units)].append(truth == reading.text)
+        for _, ground_truth, prediction in _as_written(result):
+            hits[number_of_units(ground_truth, result.units)].append(ground_truth == prediction.text)
     return {length: (len(found), sum(found) / len(found)) for length, found in sorted(hits.items())}
 
 
 def _by_script(results: Sequence[ReadImages]) -> dict[str, tuple[int, float]]:
     hits: dict[str, list[bool]] = defaultdict(list)
     for result in results:
-        for _, truth, reading in _as_written(result):
-            hits[script_of_label(truth)].append(truth == reading.text)
+        for _, ground_truth, prediction in _as_written(result):
+            hits[script_of_label(ground_truth)].append(ground_truth == prediction.text)
     commonest = sorted(hits.items(), key=lambda item: (-len(item[1]), item[0]))
     return {script: (len(found), sum(found) / len(found)) for script, found in commonest}
 
 
+def _calibration_error(results: Sequence[ReadImages]) -> float:
+    rows = [row for result in results for row in _as_written(result)]
+    right = [ground_truth == prediction.text for _, ground_truth, prediction in rows]
+    return calibration_error([prediction.confidence for _, _, prediction in rows], right) if rows else 0.0
+
+
 def _mistakes(results: Sequence[ReadImages]) -> list[Mistake]:
     wrong = [
-        Mistake(key, truth, reading.text, reading.confidence)
+        Mistake(key, ground_truth, prediction.text, prediction.confidence)
         for result in results
-        for key, truth, reading in _as_written(result)
-        if truth != reading.text
+        for key, ground_truth, prediction in _as_written(result)
+        if ground_truth != prediction.text
     ]
     return sorted(wrong, key=lambda mistake: -mistake.confidence)[:_EXAMPLES]

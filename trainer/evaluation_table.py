@@ -22,7 +22,7 @@ _RULES = {
 
 
 def table(result: Evaluation) -> str:
-    """Return words, accuracy and its interval, 1-NED per protocol and set, what was left out, the surest mistakes."""
+    """Return words, accuracy with interval and 1-NED per protocol and set, and the most confident mistakes."""
     rows = [row for protocol in result.protocols for row in _rows(result, protocol)]
     head = ["", "data", "words", "accuracy", "95 % interval", "1-NED"]
     lines = [laid_out(head, rows, numbers=(2, 3, 4, 5)), "", *_left_out(result)]
@@ -32,9 +32,14 @@ def table(result: Evaluation) -> str:
         f"{length}: {part:.0%} of {words}" for length, (words, part) in result.accuracy_by_length.items()
     )
     lines += ["", f"accuracy by length, as written: {lengths}"]
+    lines += [f"expected calibration error of confidences, as written: {result.calibration_error:.3f}"]
     if result.mistakes:
-        mistakes = [(m.key, m.truth, m.reading, f"{m.confidence:.3f}") for m in result.mistakes[:10]]
-        lines += ["", "most confident mistakes:", laid_out(["image", "truth", "reading", "confidence"], mistakes, (3,))]
+        mistakes = [(m.key, m.ground_truth, m.prediction, f"{m.confidence:.3f}") for m in result.mistakes[:10]]
+        lines += [
+            "",
+            "most confident mistakes:",
+            laid_out(["image", "ground_truth", "prediction", "confidence"], mistakes, (3,)),
+        ]
     return "\n".join(lines)
 
 
@@ -49,6 +54,7 @@ def figures(result: Evaluation) -> dict[str, Any]:
         "metrics": {
             **{f"accuracy_{p}_weighted": result.weighted[p] for p in result.protocols},
             **{f"accuracy_{p}_averaged": result.averaged[p] for p in result.protocols},
+            "calibration_error": result.calibration_error,
         },
         "accuracy_by_length": {length: share for length, (_, share) in result.accuracy_by_length.items()},
         "accuracy_by_script": {script: share for script, (_, share) in result.accuracy_by_script.items()},

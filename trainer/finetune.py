@@ -12,33 +12,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
+from dptr.cache.crops.split import split, without_overlap
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import SAFETENSORS
 from dptr.cache.progress import note
 from dptr.cache.stores.files import sha256_of
-from dptr.cache.word_images.dataset import WordImages
-from dptr.cache.word_images.split import split, without_overlap
+from dptr.cache.text.charset import Charset
 from dptr.trainer.data.buckets import few_shapes
 from dptr.trainer.data.image_batches import CropBatches, ImageBatches, Oddities
+from dptr.trainer.data.image_features import StoredCrops, require_one_kind
 from dptr.trainer.data.stored_batches import StoredBatches
-from dptr.trainer.data.stored_crops import StoredCrops, require_one_kind
 from dptr.trainer.evaluate import read_stored_crops, read_word_images
 from dptr.trainer.metrics import field_score, score
-from dptr.trainer.model.coverage import Coverage, load_weights
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.base import Encoder, PretrainedEncoder
 from dptr.trainer.model.encoders.clip import PREFIX, weights_hash
 from dptr.trainer.model.encoders.given import GivenTokens
 from dptr.trainer.model.recognizer import Recognizer, with_present_names
-from dptr.trainer.predictions import keep_refusals
+from dptr.trainer.model.weight_loading import Coverage, load_weights
+from dptr.trainer.predictions import keep_rejections
 from dptr.trainer.recipe import EncoderSettings, FmuSettings, Recipe, Settings
 from dptr.trainer.training import loop, processes, runs
 from dptr.trainer.training.checkpoint import checkpoint_folder, find_checkpoint, load_state
 from dptr.trainer.training.loop import is_compiled
 from dptr.trainer.training.runs import TrainingSummary, charset_of_run
 from dptr.trainer.training.step_log import Tracker, observer
-from dptr.trainer.zero_label import require_its_clip
+from dptr.trainer.zero_shot import require_its_clip
 
 #: What the names of a recogniser's encoder's weights begin with.
 _ENCODER = "encoder."
@@ -46,7 +46,7 @@ _ENCODER = "encoder."
 
 @dataclass(frozen=True)
 class FinetuneSummary(TrainingSummary):
-    """What a fine-tuning run came to; ``coverage`` is None for a decoder that starts from nothing.
+    """What a fine-tuning run came to; ``coverage`` is None for a decoder trained from scratch.
 
     ``portrait`` names the images taller than wide; they are read like any other.
     """
@@ -72,12 +72,12 @@ def finetune(
     ``validation`` is what checkpoints are chosen by; without it, that is ``finetune.validation_share`` of ``images``.
     With ``validate``, which returns the metrics of a model, training takes all ``images``.
     ``encoder_model`` is the folder whose weights a ``clip:`` or ``hf:`` encoder starts from, or the recogniser whose
-    encoder is taken. With ``images`` from a store that tower does not run: FMU and decoder learn from what it gave, and
-    its weights are saved with the run.
+    encoder is taken. With ``images`` from a store that encoder does not run: FMU and decoder learn from what it gave,
+    and its weights are saved with the run.
 
     Raises:
         UserError: too few images, or none could be read.
-        DamagedStore: ``out`` holds another run, or a store is of another tower.
+        DamagedStore: ``out`` holds another run, or a store is of another encoder.
     """
     started = time.monotonic()
     if recipe.memory.kind == "pooled":
@@ -105,7 +105,7 @@ def finetune(
         run = runs.start_or_continue(out, "finetune", recipe, charset, memory_dim, identity)
         if processes.is_first():
             run.keep_untrained(untrained)
-            keep_refusals(out, images)
+            keep_rejections(out, images)
     batches: CropBatches
     if isinstance(training, StoredCrops):
         batches = StoredBatches(training, charset, recipe)
@@ -118,7 +118,7 @@ def finetune(
         batch=few_shapes(batches, recipe.decoder) if is_compiled(recipe.finetune, device) else batches,
         loss=lambda batch: recognizer.loss(batch.images, batch.targets),  # type: ignore[arg-type]  # widened by now
         notice=oddities.take,
-        validate=validate or partial(validated, images=validation or images, device=device),
+        validate=validate or partial(validated, images=validation or training, device=device),
         rows=lambda batch: len(batch.images),
         groups=parameter_groups(recognizer, recipe),
         observers=[observer(track, out)] if track and processes.is_first() else [],
@@ -161,7 +161,7 @@ def _encoder(
     if not isinstance(images, StoredCrops):
         return encoder, {}
     weights = encoder.state_dict()
-    images.require_tower(weights_hash(weights), recipe.encoder.kind)
+    images.require_encoder(weights_hash(weights), recipe.encoder.kind)
     given = GivenTokens(encoder.dim, encoder.size, encoder.grid)
     return given, {f"{_ENCODER}{name}": tensor for name, tensor in weights.items()}
 
@@ -172,11 +172,11 @@ def _pooled(images: WordImages) -> WordImages:
 
 
 def _weights_of(start: runs.Trained, images: WordImages) -> dict[str, Tensor]:
-    """Return the weights to start from; for a store those behind the encoder, which must be its own tower."""
+    """Return the weights to start from; for a store those behind the encoder, which must be its own encoder."""
     weights = with_present_names(start.weights())
     if start.kind == "pretrain" or not isinstance(images, StoredCrops):
         return weights
-    images.require_tower(weights_hash(_encoder_weights(weights)), start.name)
+    images.require_encoder(weights_hash(_encoder_weights(weights)), start.name)
     return {name: tensor for name, tensor in weights.items() if not name.startswith(_ENCODER)}
 
 
@@ -212,7 +212,7 @@ def encoder_of(recogniser: runs.Trained) -> EncoderSettings:
 def parts_of(start: runs.Trained | None, encoder_is_named: bool = False) -> dict[str, Settings]:
     """Return the recipe's sections that weights to start from fix: the decoder's, and those of a recogniser's parts.
 
-    A decoder of pooled vectors starts behind its CLIP's image tower unless another encoder is named: what it reads of
+    A decoder of pooled vectors starts behind its CLIP's image encoder unless another encoder is named: what it reads of
     images then starts where zero labels left it. One of columns reads columns, without an FMU.
     """
     if start is None:
@@ -236,7 +236,7 @@ def seen_through(memory: str, clip: str, encoder_is_named: bool = False) -> dict
 
 
 def require_clip_of(start: runs.Trained | None, recipe: Recipe, model: Path | None) -> None:
-    """Check that a tower in ``model`` that was chosen for the pre-training run to start from is that run's own.
+    """Check that a encoder in ``model`` that was chosen for the pre-training run to start from is that run's own.
 
     Raises:
         DamagedStore: the CLIP of that name is another one by now.
@@ -278,8 +278,11 @@ def validated(model: torch.nn.Module, images: WordImages, device: torch.device) 
         read = read_stored_crops(model, images, device)
     else:
         read = read_word_images(model, images, device)
-    texts = [reading.text for reading in read.readings]
-    exact, folded = score(read.truths, texts, units=read.units), field_score(read.truths, texts, Charset.named("36"))
+    texts = [prediction.text for prediction in read.predictions]
+    exact, folded = (
+        score(read.ground_truths, texts, units=read.units),
+        field_score(read.ground_truths, texts, Charset.named("36")),
+    )
     return {
         # Of two checkpoints that read as many words, the one that is nearer to the others is better.
         "score": exact.accuracy + 1e-3 * exact.one_minus_ned,

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
+import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from dptr.cache.charset import Charset
 from dptr.cache.choices import Units
-from dptr.cache.normalization import Normalization
-from dptr.cache.units import split
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
+from dptr.cache.text.units import split
 
 #: Words with more characters than this, after folding to ASCII, are no part of the field's evaluation.
 LONGEST = 25
@@ -60,28 +61,42 @@ class ProtocolScore:
 
 
 def score(
-    truths: Sequence[str], readings: Sequence[str], charset: Charset | None = None, units: Units = "codepoint"
+    ground_truths: Sequence[str], predictions: Sequence[str], charset: Charset | None = None, units: Units = "codepoint"
 ) -> Score:
-    """Compare readings with the truth, both mapped onto ``charset`` first when one is given; no word is left out.
+    """Compare predictions with the ground truth, both mapped onto ``charset`` first when one is given.
 
     Distances and lengths count ``units``.
 
     Raises:
         ValueError: nothing to compare, or the two differ in number.
     """
-    if not truths or len(truths) != len(readings):
-        raise ValueError(f"{len(truths)} truths and {len(readings)} readings")
+    if not ground_truths or len(ground_truths) != len(predictions):
+        raise ValueError(f"{len(ground_truths)} ground truths and {len(predictions)} predictions")
     if charset is not None:
-        truths, readings = [charset.project(t) for t in truths], [charset.project(r) for r in readings]
-    pairs = [(split(t, units), split(r, units)) for t, r in zip(truths, readings, strict=True)]
+        ground_truths, predictions = (
+            [charset.project(t) for t in ground_truths],
+            [charset.project(r) for r in predictions],
+        )
+    pairs = [(split(t, units), split(r, units)) for t, r in zip(ground_truths, predictions, strict=True)]
     distances = [Levenshtein.distance(*pair) for pair in pairs]
     normalized = [distance / max(len(t), len(r), 1) for distance, (t, r) in zip(distances, pairs, strict=True)]
     return Score(
-        words=len(truths),
-        accuracy=sum(distance == 0 for distance in distances) / len(truths),
-        one_minus_ned=1 - sum(normalized) / len(truths),
+        words=len(ground_truths),
+        accuracy=sum(distance == 0 for distance in distances) / len(ground_truths),
+        one_minus_ned=1 - sum(normalized) / len(ground_truths),
         character_error_rate=sum(distances) / max(sum(len(t) for t, _ in pairs), 1),
     )
+
+
+def calibration_error(confidences: Sequence[float], right: Sequence[bool], bins: int = 15) -> float:
+    """Return the expected calibration error: how far confidence is from accuracy, 0 to 1, weighted over equal bins.
+
+    Source: Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
+    """
+    places = (np.asarray(confidences) * bins).astype(int).clip(0, bins - 1)
+    differences = np.asarray(confidences, np.float64) - np.asarray(right, np.float64)
+    sums = np.bincount(places, differences, minlength=bins)
+    return float(np.abs(sums).sum() / len(right))
 
 
 def wilson(right: int, words: int, level: float = 0.95) -> tuple[float, float]:
@@ -93,41 +108,51 @@ def wilson(right: int, words: int, level: float = 0.95) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def field_score(raw_truths: Sequence[str], readings: Sequence[str], charset: Charset) -> ProtocolScore:
+def field_score(raw_ground_truths: Sequence[str], predictions: Sequence[str], charset: Charset) -> ProtocolScore:
     """Compare as the field does with ``charset``.
 
     Args:
-        raw_truths: labels as they are stored.
-        readings: of the same words. They are folded to ASCII too, which changes nothing for a recogniser of the
+        raw_ground_truths: labels as they are stored.
+        predictions: of the same words. They are folded to ASCII too, which changes nothing for a recogniser of the
             field's 94 characters and is fair to one that can write é.
         charset: the test's characters.
     """
-    folded = [to_ascii(raw) for raw in raw_truths]
+    folded = [to_ascii(raw) for raw in raw_ground_truths]
     too_long = [len(label) > LONGEST for label in folded]
-    truths = ["" if drop else charset.project(label) for label, drop in zip(folded, too_long, strict=True)]
-    pairs = [(t, charset.project(to_ascii(r))) for t, r in zip(truths, readings, strict=True) if t]
-    return _protocol_score(pairs, len(truths), sum(too_long))
+    ground_truths = ["" if drop else charset.project(label) for label, drop in zip(folded, too_long, strict=True)]
+    pairs = [(t, charset.project(to_ascii(r))) for t, r in zip(ground_truths, predictions, strict=True) if t]
+    return _protocol_score(pairs, len(ground_truths), sum(too_long))
 
 
 def score_as_written(
-    raw_truths: Sequence[str], readings: Sequence[str], units: Units = "codepoint", keep_spaces: bool = False
+    raw_ground_truths: Sequence[str],
+    predictions: Sequence[str],
+    units: Units = "codepoint",
+    normalization: Normalization = Normalization(),  # noqa: B008
 ) -> ProtocolScore:
-    """Compare whole labels of any length and any characters (NFKC): nothing is folded away.
+    """Compare whole labels of any length and any characters: nothing is folded away.
 
     Args:
-        raw_truths: labels as they are stored. readings: of the same words. units: in which distances are counted.
-        keep_spaces: compare spaces, too, as fits a recogniser whose charset has one; runs of white space count as one.
+        raw_ground_truths: labels as they are stored. predictions: of the same words. units: in which distances are
+            counted.
+        normalization: of both; white space counts where it keeps spaces.
     """
-    form = Normalization(keep_spaces=keep_spaces).apply
-    pairs = [(form(truth), form(reading)) for truth, reading in zip(raw_truths, readings, strict=True)]
+    form = normalization.apply
+    pairs = [
+        (form(ground_truth), form(prediction))
+        for ground_truth, prediction in zip(raw_ground_truths, predictions, strict=True)
+    ]
     return _protocol_score([pair for pair in pairs if pair[0]], len(pairs), 0, units)
 
 
-def chinese_score(raw_truths: Sequence[str], readings: Sequence[str], units: Units = "codepoint") -> ProtocolScore:
+def chinese_score(
+    raw_ground_truths: Sequence[str], predictions: Sequence[str], units: Units = "codepoint"
+) -> ProtocolScore:
     """Compare as the Chinese benchmark does: full width is half, and case, white space and traditional forms go aside.
 
     Args:
-        raw_truths: labels as they are stored. readings: of the same words. units: in which distances are counted.
+        raw_ground_truths: labels as they are stored. predictions: of the same words. units: in which distances are
+            counted.
 
     Source: Chen et al., Benchmarking Chinese Text Recognition, 2021.
 
@@ -135,7 +160,10 @@ def chinese_score(raw_truths: Sequence[str], readings: Sequence[str], units: Uni
         UserError: the package that folds traditional Chinese is missing.
     """
     form = Normalization(simplified=True).apply
-    pairs = [(form(truth).lower(), form(reading).lower()) for truth, reading in zip(raw_truths, readings, strict=True)]
+    pairs = [
+        (form(ground_truth).lower(), form(prediction).lower())
+        for ground_truth, prediction in zip(raw_ground_truths, predictions, strict=True)
+    ]
     return _protocol_score([pair for pair in pairs if pair[0]], len(pairs), 0, units)
 
 

@@ -1,12 +1,11 @@
-"""Words of a page by their boxes: files of boxes in the forms that people have, and quadrilaterals made upright."""
+"""Words of a page by their boxes: JSON (a list, COCO, PaddleOCR) or ICDAR's lines, and quadrilaterals made upright."""
 
 from __future__ import annotations
 
-import csv
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ from PIL import Image
 from dptr.cache.errors import UserError
 
 Corner = tuple[float, float]
-_FORMS = "Give JSON, CSV with a header, or ICDAR's lines: x1,y1,x2,y2,x3,y3,x4,y4 or left,top,right,bottom, and a text"
-#: Names of columns or keys, in the order of a box's numbers.
-_EIGHT = ("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4")
-_EDGES = ("left", "top", "right", "bottom")
-_SIZED = ("x", "y", "width", "height")
+_FORMS = (
+    "Give JSON (boxes [left, top, right, bottom], four [x, y], or objects with COCO's bbox or PaddleOCR's points), "
+    "or ICDAR's lines: x1,y1,x2,y2,x3,y3,x4,y4 or left,top,right,bottom, then the text"
+)
 _LEAST_SIDE = 2.0
 _LARGEST_SIDE = 8192
 
@@ -50,75 +48,105 @@ class Box:
         return page.transform(size, Image.Transform.PERSPECTIVE, _perspective(points, size), Image.Resampling.BICUBIC)
 
 
-def read_boxes(path: Path) -> list[Box]:
-    """Read a file of boxes: JSON, CSV with a header, or ICDAR's text lines, recognised by its content.
+def read_boxes(path: Path, page: str = "") -> list[Box]:
+    """Read a file of boxes: JSON where its name ends so, else ICDAR's text lines.
+
+    Args:
+        path: the file. page: the picture's file name, which chooses among the images of a COCO file.
 
     Raises:
-        UserError: it cannot be read, or a line holds no box.
+        UserError: it cannot be read, or an entry or line holds no box; the message names which.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        found = _from_json(json.loads(text)) if path.suffix.lower() == ".json" else _from_lines(text)
-    except (OSError, ArithmeticError, ValueError, LookupError, TypeError, RecursionError, csv.Error) as error:
+        boxes = _of_json(json.loads(text), page) if path.suffix.lower() == ".json" else _of_lines(text)
+    except (OSError, ValueError, RecursionError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path} cannot be read as boxes ({reason})", _FORMS) from error
-    if not found:
+    if not boxes:
         raise UserError(f"{path} holds no box", _FORMS)
-    return [Box(number, _corners(numbers)) for number, numbers in enumerate(found, 1)]
+    return [Box(number, corners) for number, corners in enumerate(boxes, 1)]
 
 
-def _from_json(value: Any) -> list[list[float]]:
-    """A list of boxes, alone or below a key: lists of numbers, lists of corners, or objects with either."""
-    if isinstance(value, dict):
-        value = next((entry for entry in value.values() if isinstance(entry, list)), [])
-    return [_numbers(entry) for entry in value]
+def _of_json(value: Any, page: str) -> list[tuple[Corner, Corner, Corner, Corner]]:
+    if isinstance(value, dict) and "annotations" in value:
+        value = _annotations_of(value, page)
+    elif isinstance(value, dict):
+        lists = [entry for entry in value.values() if isinstance(entry, list)]
+        if len(lists) != 1:
+            raise ValueError(f"{len(lists)} lists in the object, and none called annotations")
+        value = lists[0]
+    if not isinstance(value, list):
+        raise ValueError("no list of boxes")
+    found = []
+    for number, entry in enumerate(value, 1):
+        try:
+            found.append(_corners(entry))
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise ValueError(f"entry {number}: {str(error)[:120]}") from error
+    return found
 
 
-def _numbers(entry: Any) -> list[float]:
+def _annotations_of(coco: dict[str, Any], page: str) -> list[Any]:
+    """Return the annotations of the page; of all where the file has one image."""
+    images, annotations = coco.get("images", []), coco["annotations"]
+    if not all(isinstance(part, list) and all(isinstance(e, dict) for e in part) for part in (images, annotations)):
+        raise ValueError("images and annotations are no lists of objects")
+    if len(images) < 2:
+        return list(annotations)
+    ids = [image.get("id") for image in images if Path(str(image.get("file_name"))).name == Path(page).name]
+    if len(ids) != 1:
+        raise ValueError(f"{len(ids)} of its {len(images)} images are called {Path(page).name}")
+    return [entry for entry in annotations if entry.get("image_id") == ids[0]]
+
+
+def _corners(entry: Any) -> tuple[Corner, Corner, Corner, Corner]:
     if isinstance(entry, dict):
-        for name in ("points", "corners", "polygon", "box", "bbox"):
-            if name in entry:
-                return _numbers(entry[name])
-        return _named(entry)
-    flat = [number for part in entry for number in (part if isinstance(part, list) else [part])]
-    return _checked([float(number) for number in flat])
+        if "bbox" in entry:  # COCO's: left, top, width, height
+            left, top, width, height = _numbers(entry["bbox"], 4)
+            return _rectangle(left, top, left + width, top + height)
+        name = next((name for name in ("points", "corners") if name in entry), None)
+        if name is None:
+            raise ValueError("no bbox, points or corners in it")
+        entry = entry[name]
+    if not isinstance(entry, list):
+        raise ValueError("neither a list nor an object")
+    if entry and not isinstance(entry[0], list):
+        if len(entry) == 8:
+            x = _numbers(entry, 8)
+            return (x[0], x[1]), (x[2], x[3]), (x[4], x[5]), (x[6], x[7])
+        return _rectangle(*_numbers(entry, 4))
+    if len(entry) != 4:
+        raise ValueError(f"{len(entry)} corners, not 4")
+    a, b, c, d = (_numbers(corner, 2) for corner in entry)
+    return (a[0], a[1]), (b[0], b[1]), (c[0], c[1]), (d[0], d[1])
 
 
-def _from_lines(text: str) -> list[list[float]]:
-    rows = [row for row in csv.reader(text.splitlines(), skipinitialspace=True) if row]
-    if rows and not _is_number(rows[0][0]) and {name.strip().lower() for name in rows[0]} & {"x", "x1", "left"}:
-        names = [name.strip().lower() for name in rows[0]]
-        return [_named(dict(zip(names, row, strict=False))) for row in rows[1:]]
-    return [_leading(row if len(row) > 1 else row[0].split()) for row in rows]
-
-
-def _named(entry: dict[str, Any]) -> list[float]:
-    if "x4" in entry:
-        return _checked([float(entry[name]) for name in _EIGHT])
-    if "width" in entry:
-        x, y, width, height = (float(entry[name]) for name in _SIZED)
-        return _checked([x, y, x + width, y + height])
-    return _checked([float(entry[name]) for name in (_EDGES if "left" in entry else _EIGHT[:4])])
-
-
-def _leading(row: Sequence[str]) -> list[float]:
-    """The numbers that a line begins with: eight, or four; the text behind them, maybe a number, is passed over."""
-    count = 8 if len(row) >= 8 and all(map(_is_number, row[:8])) else 4
-    return _checked([float(number) for number in row[:count]])
-
-
-def _checked(numbers: list[float]) -> list[float]:
-    if len(numbers) not in (4, 8) or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{len(numbers)} numbers are no box: {numbers}"[:120])
+def _numbers(values: Any, count: int) -> list[float]:
+    if not isinstance(values, list) or len(values) != count or any(isinstance(v, bool | str) for v in values):
+        raise ValueError(f"{values} are not {count} numbers")
+    numbers = [float(value) for value in values]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{values} are not all finite")
     return numbers
 
 
-def _corners(numbers: Sequence[float]) -> tuple[Corner, Corner, Corner, Corner]:
-    if len(numbers) == 4:
-        left, top, right, bottom = numbers
-        return (left, top), (right, top), (right, bottom), (left, bottom)
-    a, b, c, d = zip(numbers[::2], numbers[1::2], strict=True)
-    return a, b, c, d
+def _of_lines(text: str) -> list[tuple[Corner, Corner, Corner, Corner]]:
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        # No quotes are parsed: a text may hold any, and stands behind the numbers.
+        parts = line.split(",") if "," in line else line.split()
+        numbers = list(map(float, takewhile(_is_number, parts)))
+        if not line.strip():
+            continue
+        if len(numbers) < 4:
+            raise ValueError(f"line {number} begins with {len(numbers)} numbers: {line[:60]}")
+        found.append(_corners(numbers[: 8 if len(numbers) >= 8 else 4]))
+    return found
+
+
+def _rectangle(left: float, top: float, right: float, bottom: float) -> tuple[Corner, Corner, Corner, Corner]:
+    return (left, top), (right, top), (right, bottom), (left, bottom)
 
 
 def _is_number(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""What was read of labelled images, or of words by their states: ``predictions`` of ``dptr sql``."""
+"""Predictions for labelled crops, or for words from their embeddings: ``predictions`` of ``dptr sql``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dptr.cache.choices import Units
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.file_names import PREDICTIONS_FOLDER, QUARANTINE_FILE, VALIDATION_WORDS
-from dptr.cache.normalization import Normalization
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path, remove_leftovers
 from dptr.cache.stores.quarantine import Quarantine
-from dptr.cache.units import number_of_units
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.text.units import number_of_units
 from dptr.trainer.evaluate import ReadImages
 
 #: ``correct`` compares as written; an image that could not be read has neither ``reading`` nor ``correct``.
@@ -25,10 +24,10 @@ SCHEMA = pa.schema(
     [
         ("data", pa.string()),  # the data set, as it was named
         ("key", pa.string()),  # which image of it
-        ("truth", pa.string()),
-        ("reading", pa.string()),
+        ("ground_truth", pa.string()),
+        ("prediction", pa.string()),
         ("correct", pa.bool_()),
-        ("length", pa.int32()),  # units of the truth
+        ("length", pa.int32()),  # units of the ground truth
         ("confidence", pa.float64()),
         ("character_confidences", pa.list_(pa.float64())),
         ("step", pa.int64()),  # of the training; null for a model file
@@ -37,45 +36,46 @@ SCHEMA = pa.schema(
 
 
 def keep_predictions(folder: Path, data: str, read: ReadImages, step: int | None = None) -> Path:
-    """Write what was read of one data set into a run's folder, in place of what was read of it before."""
+    """Write the predictions on one data set into a run's folder, replacing earlier ones."""
     name = hashlib.sha256(str(Path(data).absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:12]
     out = folder / PREDICTIONS_FOLDER / f"{name}.parquet"
-    form = Normalization(keep_spaces=read.keep_spaces).apply
-    truths = [form(truth) for truth in read.truths]
-    texts = [reading.text for reading in read.readings]
+    ground_truths = [read.as_written(ground_truth) for ground_truth in read.ground_truths]
+    texts = [read.as_written(prediction.text) for prediction in read.predictions]
     nothing = [None] * len(read.unreadable)
-    rows = len(truths) + len(nothing)
+    rows = len(ground_truths) + len(nothing)
     columns: list[list[Any]] = [
         [_written(data)] * rows,
         [_written(key) for key in (*read.keys, *read.unreadable)],
-        [*truths, *nothing],
+        [*ground_truths, *nothing],
         [*texts, *nothing],
-        [*(truth == text for truth, text in zip(truths, texts, strict=True)), *nothing],
-        [*(number_of_units(truth, read.units) for truth in truths), *nothing],
-        [*(reading.confidence for reading in read.readings), *nothing],
-        [*(reading.character_confidences for reading in read.readings), *nothing],
+        [*(ground_truth == text for ground_truth, text in zip(ground_truths, texts, strict=True)), *nothing],
+        [*(number_of_units(ground_truth, read.units) for ground_truth in ground_truths), *nothing],
+        [*(prediction.confidence for prediction in read.predictions), *nothing],
+        [*(prediction.character_confidences for prediction in read.predictions), *nothing],
         [step] * rows,
     ]
     _write(out, columns)
     return out
 
 
-def keep_readings(folder: Path, labels: Sequence[str], readings: Sequence[str], units: Units = "codepoint") -> None:
+def keep_validation_predictions(
+    folder: Path, labels: Sequence[str], predictions: Sequence[str], units: Units = "codepoint"
+) -> None:
     """Write what a pre-training read last of its validation words, each of shape (words,), into its folder.
 
     Lengths count ``units``.
     """
     nothing = [None] * len(labels)
-    correct = [label == reading for label, reading in zip(labels, readings, strict=True)]
+    correct = [label == prediction for label, prediction in zip(labels, predictions, strict=True)]
     lengths = [number_of_units(label, units) for label in labels]
-    columns = [[VALIDATION_WORDS] * len(labels), labels, labels, readings, correct, lengths, *[nothing] * 3]
+    columns = [[VALIDATION_WORDS] * len(labels), labels, labels, predictions, correct, lengths, *[nothing] * 3]
     # What holds the run's lock is its only writer, but for an evaluation at the very moment, which is told and goes on.
     remove_leftovers(folder / PREDICTIONS_FOLDER)
     _write(folder / PREDICTIONS_FOLDER / "validation_words.parquet", columns)
 
 
-def keep_refusals(folder: Path, images: WordImages) -> None:
-    """Write which labelled images training left out, and why, into a run's folder: in ``refused_words``."""
+def keep_rejections(folder: Path, images: WordImages) -> None:
+    """Write which labelled images training left out, and why, into a run's folder: in ``rejected_words``."""
     if not images.rejected.total and not (folder / QUARANTINE_FILE).is_file():
         return
     with Quarantine(folder / QUARANTINE_FILE) as quarantine:
@@ -83,15 +83,15 @@ def keep_refusals(folder: Path, images: WordImages) -> None:
             quarantine.reads(_written(source))
         for rejection in images.rejected.listed:
             item = f"{rejection.key} {rejection.label!r}"
-            quarantine.refuse(_written(rejection.source), None, item, rejection.reason)
+            quarantine.reject(_written(rejection.source), None, item, rejection.reason)
 
 
 def _write(out: Path, columns: Sequence[Sequence[Any]]) -> None:
     arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
-    table = pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(sealed.METADATA))
+    table = pa.Table.from_arrays(arrays, schema=SCHEMA.with_metadata(checksummed.METADATA))
     with atomic_path(out) as temporary:
         pq.write_table(table, temporary, compression="zstd")
-        sealed.seal(temporary)
+        checksummed.checksum(temporary)
 
 
 def _written(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Stage 2: train a decoder to read labels from their text states, without one image."""
+"""Stage 2: train a decoder to read labels from their text embeddings, without one image."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.row_set import RowSet
 from dptr.cache.stores.manifest import Manifest, require_same_encoder
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
+from dptr.cache.text.charset import Charset
 from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
 from dptr.trainer.data.buckets import few_shapes, padded_memory, padded_targets
 from dptr.trainer.data.held_out import split_rows
@@ -29,8 +29,8 @@ from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
 from dptr.trainer.model.decoders.pooled import PooledDecoder
-from dptr.trainer.predictions import keep_readings
-from dptr.trainer.recipe import MemorySettings, Recipe
+from dptr.trainer.predictions import keep_validation_predictions
+from dptr.trainer.recipe import MemorySettings, PretrainSettings, Recipe
 from dptr.trainer.seeds import generator_of
 from dptr.trainer.training import loop, processes, runs
 from dptr.trainer.training.loop import is_compiled
@@ -138,20 +138,21 @@ def pretrain(
     device: str | torch.device = "cpu",
     track: Tracker | None = None,
 ) -> TrainingSummary:
-    """Train a decoder on a prompt store, with noise from a bank when there is one; goes on where it stopped.
+    """Train a decoder on a prompt store, with noise from a bank when there is one; a rerun resumes it.
 
     Raises:
         DamagedStore: the stores do not belong together, or ``out`` holds another run.
-        UserError: the recipe does not fit the store.
+        UserError: the recipe does not fit the store, or names another CLIP, context or charset.
     """
     started = time.monotonic()
     if bank is not None:
         require_same_encoder(store.manifest, bank.manifest)
         _require_same_width(store, bank)
     with processes.first_before_others():
+        _require_pinned(store, recipe.pretrain)
         _require_room(store, recipe)
-    for states in [store] if bank is None else [store, bank]:
-        states.check_states()
+    for embeddings in [store] if bank is None else [store, bank]:
+        embeddings.check_embeddings()
     data = data_identity(store, bank)
     clip = store.manifest.identity
     charset = charset_of_run(out, store.charset, recipe.decoder)
@@ -199,15 +200,15 @@ def validate(
     device: torch.device,
     run: Path | None = None,
 ) -> dict[str, float]:
-    """Read the labels of ``rows`` (rows,) from clean states and from states with the recipe's noise, case aside.
+    """Decode the labels of ``rows`` (rows,) from clean and from noisy embeddings, case-insensitively.
 
-    CLIP folds case, so states do not encode it; ``accuracy_with_case`` is that of labels as they are. What was read
-    from clean states is kept in the folder ``run``, if one is named.
+    CLIP folds case, so embeddings do not encode it; ``accuracy_with_case`` is that of labels as they are. Predictions
+    from clean embeddings is kept in the folder ``run``, if one is named.
     """
     labels, units = store.labels_of(rows), store.charset.units
     clean = read_prompts(model, store, rows, None, 0.0, recipe.memory, device, charset)
     if run is not None:
-        keep_readings(run, labels, clean, units)
+        keep_validation_predictions(run, labels, clean, units)
     folded = [label.lower() for label in labels]
     result = score(folded, [text.lower() for text in clean], units=units)
     metrics = {
@@ -236,7 +237,7 @@ def read_prompts(
     batch_size: int = 256,
     seed: int = 0,
 ) -> list[str]:
-    """Read labels, shape (rows,), back out of their text states, as memories of ``kind``, in the order of ``rows``.
+    """Read labels, shape (rows,), back out of their text embeddings, as memories of ``kind``, in the order of ``rows``.
 
     ``charset`` is the decoder's; None: the store's. ``seed`` is that of the noise.
     """
@@ -282,14 +283,34 @@ def _new_decoder(store: PromptStore, bank: OrpBank | None, recipe: Recipe) -> De
 def _require_same_width(store: PromptStore, bank: OrpBank) -> None:
     if store.dim != bank.dim:
         raise UserError(
-            f"text states are {store.dim} wide and image states {bank.dim}", "Embed the text with --states projected"
+            f"text embeddings are {store.dim} wide and image embeddings {bank.dim}",
+            "Embed the text with --embeddings projected",
         )
+
+
+def _require_pinned(store: PromptStore, settings: PretrainSettings) -> None:
+    """Reject a prompt store made with another CLIP, context or charset than the recipe names."""
+    has = {"clip": store.manifest.identity["encoder"], "context": store.manifest.identity.get("context", "content")}
+    for key, value in has.items():
+        wanted = getattr(settings, key)
+        if wanted and wanted != value:
+            raise _pinned(store, key, wanted, value)
+    if settings.charset and not Charset.named(settings.charset).same_units_as(store.charset):
+        raise _pinned(store, "charset", settings.charset, f"one of {len(store.charset.characters)} characters")
+
+
+def _pinned(store: PromptStore, key: str, wanted: str, found: str) -> UserError:
+    return UserError(
+        f"the recipe asks for prompts made with --{key} {wanted}, those in {store.folder} have {found}",
+        f"Run `dptr embed-text` with --{key} {wanted} -o OTHER, or train on these: --set 'pretrain.{key}=\"\"'",
+    )
 
 
 def _require_room(store: PromptStore, recipe: Recipe) -> None:
     if recipe.decoder.memory_dim not in (0, store.dim):
         raise UserError(
-            f"decoder.memory_dim is {recipe.decoder.memory_dim}, the store's states are {store.dim} wide", "Set it to 0"
+            f"decoder.memory_dim is {recipe.decoder.memory_dim}, the store's embeddings are {store.dim} wide",
+            "Set it to 0",
         )
     longest = store.longest_label
     if longest > recipe.decoder.max_label_length:

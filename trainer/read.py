@@ -1,47 +1,86 @@
-"""Read images with a trained recogniser: ``dptr.load(run).read(images)``."""
+"""Read pictures with a trained recogniser: ``dptr.load(name).read(pictures)``."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, Self, cast, overload
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from dptr.cache import hub
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import IMAGE_SUFFIXES, UnusablePicture, read_picture, upright_rgb
-from dptr.cache.word_counts import checked, read_word_counts
-from dptr.trainer.choices import ReadingPrecision
+from dptr.cache.python_calls import checked, errors_in_python
+from dptr.cache.remote import at_hand
+from dptr.cache.text.lexicon import checked as checked_counts
+from dptr.cache.text.lexicon import read_word_counts
+from dptr.pipeline.clip.clip_files import find_clip
+from dptr.pipeline.device import resolve_device
+from dptr.trainer.choices import Protocol, ReadingPrecision
+from dptr.trainer.evaluate import PROTOCOLS, Evaluation, evaluate
 from dptr.trainer.model.folding import cpu_has_bfloat16
 from dptr.trainer.model.model_file import BUNDLED, RECOGNISERS, from_hub, load_model
 from dptr.trainer.model.reading import read_pictures
-from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
+from dptr.trainer.model.recognizer import Prediction, Recognizer, load_recognizer
 from dptr.trainer.training.runs import Run
-from dptr.trainer.zero_label import FindClip, zero_label_recognizer
+from dptr.trainer.zero_shot import zero_label_recognizer
 
-#: A picture of one word or line: a file, a PIL image, or pixels, uint8, (height, width, 3) RGB or (height, width) grey.
-Picture = Image.Image | Path | str | NDArray[np.uint8]
+#: A picture of one word or line: a file, a PIL image, an array, uint8, (height, width, 3) RGB or (height, width) grey,
+#: or a tensor, (3, height, width) or (1, height, width), uint8 from 0 to 255 or floating from 0 to 1.
+Picture = Image.Image | Path | str | NDArray[np.uint8] | Tensor
 #: Words that are likely: a file of them, one a line, how often each occurs, or ``none``.
 Words = Path | str | Mapping[str, float]
 #: A picture, or why there is none.
 Opened = Image.Image | UserError
 
+_PICTURES = "Give a path, a PIL image, an array (height, width, 3) of uint8, or a tensor (3, height, width)"
 _BATCH = 64
 #: Batches of pictures that wait to be sorted by width, and pixels after which fewer do.
 _BATCHES_SORTED = 4
 _MOST_PIXELS = 1 << 26
 
 
+class Predictions(list[Prediction]):
+    """Predictions in the order of their pictures."""
+
+    def to_arrow(self) -> pa.Table:
+        """Return a table with ``text``, ``confidence`` and ``character_confidences``, a row for each picture."""
+        schema = [
+            ("text", pa.string()),
+            ("confidence", pa.float64()),
+            ("character_confidences", pa.list_(pa.float64())),
+        ]
+        return pa.Table.from_pylist([vars(prediction) for prediction in self], pa.schema(schema))
+
+    def to_pandas(self) -> Any:
+        """Return the same as a pandas DataFrame.
+
+        Raises:
+            UserError: pandas is not installed.
+        """
+        try:
+            return self.to_arrow().to_pandas()
+        except ModuleNotFoundError as error:
+            raise UserError(f"{error.name} is not installed", "Run: pip install pandas, or use to_arrow()") from error
+
+
 class Reader:
-    """A recogniser with its preprocessing: pictures in, readings out; picture: see :data:`Picture`.
+    """A recogniser with its preprocessing: pictures in, predictions out; picture: see :data:`Picture`.
 
     Args:
-        recognizer: what reads. device: where. batch_size: pictures that are read at once, unless a call says otherwise.
+        recognizer: what reads. device: where, as torch names it.
+        batch_size: pictures that are read at once, unless a call says otherwise.
     """
 
     def __init__(self, recognizer: Recognizer, device: str = "cpu", batch_size: int = _BATCH) -> None:
@@ -54,32 +93,83 @@ class Reader:
         encoder, decoder = (type(part).__name__ for part in parts)
         return f"Reader({encoder}, {decoder}, charset of {len(self.recognizer.charset.characters)}, on {self._device})"
 
-    def read(self, images: Iterable[Picture], batch_size: int | None = None) -> list[Reading]:
-        """Read pictures of any size, in the order given.
-
-        Args:
-            images: pictures; arrays may also come as one, (pictures, height, width, 3), uint8.
-            batch_size: pictures that are read at once; more are faster and take more memory.
+    @checked
+    def to(self, device: str) -> Self:
+        """Move the recogniser to ``cpu``, ``cuda``, another device of torch, or ``auto``; return this reader.
 
         Raises:
-            UserError: a picture alone instead of several, a file that is no picture, pixels of another shape or dtype.
+            UserError: this machine has no such device.
         """
-        return list(self.read_each(images, batch_size))
+        self._device = resolve_device(device)
+        self.recognizer.to(self._device)
+        return self
 
-    def read_each(self, images: Iterable[Picture], batch_size: int | None = None) -> Iterator[Reading]:
-        """Yield readings as :meth:`read` lists them, as they are read: memory does not grow with their number."""
-        if isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim < 4):
-            raise UserError("one picture where several are wanted", "Give a list: read([picture])")
-        if batch_size is not None and batch_size < 1:
-            raise UserError(f"a batch of {batch_size}", "Read one picture at once at least")
+    @overload
+    def read(self, images: str | Path | Image.Image, batch_size: int | None = None) -> Prediction: ...
+    @overload
+    def read(self, images: list[Picture] | tuple[Picture, ...], batch_size: int | None = None) -> Predictions: ...
+    @overload
+    def read(self, images: NDArray[np.uint8] | Tensor, batch_size: int | None = None) -> Prediction | Predictions: ...
+    @overload
+    def read(self, images: Iterable[Picture], batch_size: int | None = None) -> Prediction | Predictions: ...
+    def read(self, images: Picture | Iterable[Picture], batch_size: int | None = None) -> Prediction | Predictions:
+        """Read one picture, or several of any size in the order given.
+
+        Args:
+            images: a picture, or pictures; arrays also as one, (pictures, height, width, 3), and tensors,
+                (pictures, 3, height, width).
+            batch_size: pictures that are read at once; more are faster and take more memory.
+
+        Returns:
+            A reading for a picture, predictions for several.
+
+        Raises:
+            UserError: a file that is no picture, pixels of another shape, dtype or range.
+        """
+        if isinstance(images, str | Path | Image.Image) or (hasattr(images, "ndim") and images.ndim < 4):
+            return next(self.read_each([cast(Picture, images)], batch_size))
+        return Predictions(self.read_each(images, batch_size))
+
+    __call__ = read
+
+    def read_each(self, images: Iterable[Picture], batch_size: int | None = None) -> Iterator[Prediction]:
+        """Yield predictions as :meth:`read` lists them, as they are read: memory does not grow with their number."""
+        if not isinstance(images, Iterable):
+            raise UserError(f"{images!r:.60} is no picture", _PICTURES)
+        if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+            raise UserError(f"batch_size={batch_size!r}", "Give a whole number, at least 1")
         for found in self.read_opened((partial(open_picture, image) for image in images), batch_size):
             if isinstance(found, UserError):
                 raise found
             yield found
 
+    def evaluate(
+        self, data: str | Path | Sequence[str | Path] | WordImages, protocol: Protocol = "field"
+    ) -> Evaluation:
+        """Return word accuracy and 1-NED on labelled crops, as ``dptr evaluate`` does.
+
+        Args:
+            data: one or several folders, LMDBs, Parquet or tar files, each a data set; or an opened data set.
+            protocol: ``field``: 36, 62 and 94 characters; ``chinese``: NFKC, case-insensitive, simplified.
+
+        Raises:
+            UserError: it holds no labelled crop that can be read.
+        """
+        paths = [data] if isinstance(data, str | Path) else data
+        if protocol not in PROTOCOLS:
+            raise UserError(f"protocol={protocol!r}", f"Give {' or '.join(PROTOCOLS)}")
+        with errors_in_python():
+            if isinstance(paths, WordImages):
+                sets = {"data": paths}
+            elif isinstance(paths, Sequence) and paths and all(isinstance(path, str | Path) for path in paths):
+                sets = {str(path): WordImages.open_as_written([at_hand(Path(path))]) for path in paths}
+            else:
+                raise UserError(f"{data!r:.60} is no labelled crops", "Give a path, or several")
+        return evaluate(self.recognizer, sets, self._device, protocol)
+
     def read_opened(
         self, openers: Iterable[Callable[[], Image.Image]], batch_size: int | None = None
-    ) -> Iterator[Reading | UserError]:
+    ) -> Iterator[Prediction | UserError]:
         """Open pictures and read them; yield a reading for each, in order, or what keeps it from being read.
 
         Several batches of them wait until they are sorted by width; with a batch of one picture, none waits.
@@ -87,31 +177,40 @@ class Reader:
         size = batch_size or self.batch_size
         for opened in _groups(map(_opened, openers), 1 if size == 1 else size * _BATCHES_SORTED):
             pictures = [picture for picture in opened if isinstance(picture, Image.Image)]
-            readings = iter(read_pictures(self.recognizer, pictures, self._device, size))
-            yield from (next(readings) if isinstance(found, Image.Image) else found for found in opened)
+            predictions = iter(read_pictures(self.recognizer, pictures, self._device, size))
+            yield from (next(predictions) if isinstance(found, Image.Image) else found for found in opened)
 
 
+@checked
 def load(
-    run: str | Path = BUNDLED,
-    device: str = "cpu",
-    find_clip: FindClip | None = None,
+    name: str | Path = BUNDLED,
+    device: str = "auto",
     words: Words | None = None,
     precision: ReadingPrecision = "auto",
 ) -> Reader:
     """Load the recogniser of a fine-tuning run, of a file that ``--to safetensors`` wrote, or a bundled one.
 
     Args:
-        run: what reads; where no such folder is there, ``scripts`` is the bundled one of seven scripts, ``user/model``
-            or ``user/model@REVISION`` one of the Hugging Face hub. device: where.
-        find_clip: a CLIP's name -> its folder; a pre-training run then reads, too, through its CLIP's image tower.
+        name: a run's folder or a model file; where there is none, ``bundled`` or ``scripts`` for those that ship, or
+            ``user/model`` or ``user/model@REVISION`` for one of the Hugging Face hub. A pre-training run reads through
+            its CLIP's image encoder.
+        device: ``cpu``, ``cuda``, or ``auto``: cuda where there is one.
         words: preferred where a picture leaves doubt, in place of those that the file keeps; CTC decoders only.
         precision: with ``auto``, confidences of a device that has bfloat16 and of one that has not differ in the third
             digit; ``fp32`` gives the same on all.
 
     Raises:
-        UserError: not such a run, it has no checkpoint yet, the hub has none of that name; words that cannot be used.
+        UserError: no such run, it has no checkpoint yet, the hub has none of that name; words that cannot be used.
     """
-    recognizer = _recognizer(_found(str(run)), device, find_clip)
+    return load_reader(name, device, words, precision)
+
+
+def load_reader(
+    name: str | Path, device: str = "auto", words: Words | None = None, precision: ReadingPrecision = "auto"
+) -> Reader:
+    """Load as :func:`load` does, for commands: errors name options."""
+    device = resolve_device(device)
+    recognizer = _recognizer(_found(str(name)), device)
     if words is not None:
         recognizer.prefer_words(word_counts(words))
     if precision == "bf16" or (precision == "auto" and _has_bfloat16(torch.device(device))):
@@ -142,46 +241,69 @@ def word_counts(words: Words) -> Mapping[str, float] | None:
         UserError: the file, or what a program gives, is no list of words.
     """
     if isinstance(words, Mapping):
-        return checked(words)
+        return checked_counts(words)
     return None if str(words) == "none" else read_word_counts(Path(words))
 
 
-def _recognizer(run: Path, device: str, find_clip: FindClip | None) -> Recognizer:
+def _recognizer(run: Path, device: str) -> Recognizer:
     if run.is_file():
         return load_model(run, device)
     description = Run.load(run)
-    if description.kind == "pretrain" and find_clip is not None:
+    if description.kind == "pretrain":
         return zero_label_recognizer(description, find_clip, device)
     description.require_recogniser()
     return load_recognizer(description, device)
 
 
-def find_images(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield files as they are and the pictures in folders, sorted, each folder's before those of folders in it.
+@dataclass
+class PictureFiles:
+    """Picture files by names: files as they are, and those in folders, found as they are read.
 
-    Raises:
-        UserError: a path does not exist, or a folder holds no picture.
+    Iterating yields paths in order, each folder's files sorted before those of its subfolders, and a
+    :class:`UserError` for a folder that cannot be listed or holds no picture. A name that is not there is yielded too:
+    opening it gives the error. Links to folders are followed, each folder once.
+
+    Attributes:
+        names: files and folders. passed_over: ending -> files in folders that have no ending of a picture, so far.
     """
-    for path in paths:
-        if path.is_dir():
-            found = pictures_in(path)
-            first = next(found, None)
-            if first is None:
-                raise UserError(f"no picture in {path}", f"Known kinds: {', '.join(IMAGE_SUFFIXES)}")
-            yield first
-            yield from found
-        elif path.is_file():
-            yield path
-        else:
-            raise UserError(f"{path} does not exist", "Name picture files or folders")
 
+    names: Iterable[Path]
+    passed_over: Counter[str] = field(default_factory=Counter)
 
-def pictures_in(folder: Path) -> Iterator[Path]:
-    """Yield the pictures below a folder; only names are held, and those of one folder at a time."""
-    for inside, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES):
-            yield Path(inside, name)
+    def __iter__(self) -> Iterator[Path | UserError]:
+        for name in self.names:
+            if not os.path.isdir(name):
+                yield name
+                continue
+            is_empty = True
+            for found in self._in_folder(name):
+                is_empty = False
+                yield found
+            if is_empty:
+                yield UserError(f"no picture in {name}", f"Known kinds: {', '.join(IMAGE_SUFFIXES)}")
+
+    def _in_folder(self, folder: Path) -> Iterator[Path | UserError]:
+        errors: list[OSError] = []
+        seen: set[tuple[int, int]] = set()
+        for inside, folders, files in os.walk(folder, onerror=errors.append, followlinks=True):
+            folders.sort()
+            try:
+                known = os.stat(inside)
+            except OSError as error:  # removed since it was listed
+                errors.append(error)
+                continue
+            if (known.st_dev, known.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((known.st_dev, known.st_ino))
+            for name in sorted(files):
+                ending = Path(name).suffix.lower()
+                if ending in IMAGE_SUFFIXES and not name.startswith("._"):  # macOS keeps attributes in ._a.png
+                    yield Path(inside, name)
+                else:
+                    self.passed_over[ending or "no ending"] += 1
+        for unlisted in errors:
+            yield UserError(f"{unlisted.filename} cannot be listed: {unlisted.strerror}", "Change its permissions")
 
 
 def open_picture(image: Picture) -> Image.Image:
@@ -190,16 +312,35 @@ def open_picture(image: Picture) -> Image.Image:
     Raises:
         UserError: a file that is no picture, or pixels of another shape than (height, width[, 3]) or dtype than uint8.
     """
+    if isinstance(image, Tensor):
+        return _from_pixels(_array_of(image))
     if isinstance(image, np.ndarray):
         return _from_pixels(image)
     if isinstance(image, Image.Image):
         return upright_rgb(image)
+    if not isinstance(image, str | Path):
+        raise UserError(f"{image!r:.60} is no picture", _PICTURES)
     try:
         return read_picture(Path(image))
     except UnusablePicture as error:
         raise UserError(
             f"{image} cannot be read as a picture: {error}", "Leave it out, or save it anew as PNG or JPEG"
         ) from error
+
+
+def _array_of(pixels: Tensor) -> NDArray[np.uint8]:
+    """Return a tensor (3 or 1, height, width) as an array (height, width[, 3])."""
+    given = pixels.detach().cpu()
+    if given.is_floating_point() and given.numel():
+        if not (given.amin() >= 0 and given.amax() <= 1):
+            raise UserError(
+                f"a tensor with values from {given.amin():g} to {given.amax():g}", "Scale floating values to 0 to 1"
+            )
+        given = (given * 255).round().to(torch.uint8)
+    if given.ndim != 3 or given.shape[0] not in (1, 3) or given.dtype != torch.uint8:
+        raise UserError(f"a tensor of shape {tuple(given.shape)} and type {given.dtype}", _PICTURES)
+    array: NDArray[np.uint8] = given.permute(1, 2, 0).numpy()
+    return array[..., 0] if array.shape[2] == 1 else array
 
 
 def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:

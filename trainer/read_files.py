@@ -1,9 +1,9 @@
-"""``dptr read`` over many pictures: what it reads one after another, and the file it writes as it goes."""
+"""``dptr read`` over many pictures: predictions one after another, and the file it writes as it goes."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -16,10 +16,11 @@ from PIL import Image
 
 from dptr.cache import plain_json
 from dptr.cache.errors import UserError
+from dptr.cache.progress import note
 from dptr.cache.stores.files import atomic_path
-from dptr.trainer.model.recognizer import Reading
+from dptr.trainer.model.recognizer import Prediction
 from dptr.trainer.page_boxes import read_boxes
-from dptr.trainer.read import Reader, find_images, open_picture
+from dptr.trainer.read import Reader, open_picture
 
 Row = dict[str, Any]
 #: Says which picture it is, and opens it.
@@ -36,16 +37,18 @@ SCHEMA = pa.schema(
     ]
 )
 _ROWS_A_GROUP = 4096
+#: Pixels of the shorter side from which a picture may be a page, the confidence from which it is none, and how many
+#: pages are named.
+_PAGE_SIDE, _PAGE_CONFIDENCE, _PAGES_NAMED = 200, 0.5, 3
 
 
-def pictures(names: Iterable[str]) -> Iterator[Source]:
-    """Return files and the pictures in folders, found as they are wanted."""
-    return map(picture, find_images(Path(name) for name in names if name))
-
-
-def picture(path: Path) -> Source:
-    """Return a picture of one word as a source."""
-    return {"image": str(path)}, partial(open_picture, path)
+def pictures(files: Iterable[Path | UserError]) -> Iterator[Source]:
+    """Return pictures of one word each as sources."""
+    for found in files:
+        if isinstance(found, UserError):
+            yield {}, partial(_raise, found)
+        else:
+            yield {"image": str(found)}, partial(open_picture, found)
 
 
 def words_of_page(page: Path, boxes: Path) -> Iterator[Source]:
@@ -55,7 +58,7 @@ def words_of_page(page: Path, boxes: Path) -> Iterator[Source]:
         UserError: page or boxes cannot be read.
     """
     picture = open_picture(page)
-    for box in read_boxes(boxes):
+    for box in read_boxes(boxes, page.name):
         yield {"image": str(page), "box": box.number, "corners": box.corners}, partial(box.cut_from, picture)
 
 
@@ -73,7 +76,7 @@ def read_rows(reader: Reader, sources: Iterable[Source], tally: Tally, batch_siz
     Raises:
         UserError: there is no picture, or none can be read.
     """
-    for described, found in found_in(reader, sources, batch_size):
+    for described, found in _found_in(reader, sources, batch_size):
         if isinstance(found, UserError):
             tally.problems.append(f"{found}")
         else:
@@ -85,19 +88,42 @@ def read_rows(reader: Reader, sources: Iterable[Source], tally: Tally, batch_siz
         raise UserError(f"none of {len(tally.problems)} images could be read: {tally.problems[0]}")
 
 
-def found_in(
-    reader: Reader, sources: Iterable[Source], batch_size: int | None = None
-) -> Iterator[tuple[Row, Reading | UserError]]:
+def _found_in(
+    reader: Reader, sources: Iterable[Source], batch_size: int | None
+) -> Iterator[tuple[Row, Prediction | UserError]]:
     """Yield each source's description, in order, with its reading or what keeps it from being read."""
-    waiting: deque[Row] = deque()
+    waiting: deque[tuple[Row, list[int]]] = deque()
+    pages = 0
 
     def openers() -> Iterator[Callable[[], Image.Image]]:
         for described, opener in sources:
-            waiting.append(described)
-            yield opener
+            size: list[int] = []
+            waiting.append((described, size))
+            yield partial(_measured, opener, size)
 
     for found in reader.read_opened(openers(), batch_size):
-        yield waiting.popleft(), found
+        described, size = waiting.popleft()
+        if isinstance(found, Prediction) and looks_like_page(size, found):
+            pages += 1
+            if pages <= _PAGES_NAMED:
+                note(f"{described['image']} looks like a page, not a word or line: cut its words out, or give --boxes")
+        yield described, found
+    if pages > _PAGES_NAMED:
+        note(f"{pages - _PAGES_NAMED:,} more look like pages")
+
+
+def looks_like_page(size: Sequence[int], prediction: Prediction) -> bool:
+    """Return whether a picture of that (width, height) is too large and too doubtful to show one word or line."""
+    width, height = size
+    doubtful = prediction.confidence < _PAGE_CONFIDENCE or not prediction.text
+    return doubtful and min(width, height) >= _PAGE_SIDE and width < 4 * height
+
+
+def _measured(opener: Callable[[], Image.Image], size: list[int]) -> Image.Image:
+    """Open a picture and put its width and height into ``size``."""
+    picture = opener()
+    size.extend(picture.size)
+    return picture
 
 
 def write_rows(out: Path, rows: Iterable[Row]) -> None:
@@ -120,6 +146,10 @@ def require_form(out: Path) -> None:
     """Raise :class:`UserError` unless a file's ending is one that :func:`write_rows` knows."""
     if out.suffix.lower() not in (".parquet", ".jsonl"):
         raise UserError(f"{out} does not say in which form", "End it in .jsonl or .parquet")
+
+
+def _raise(error: UserError) -> Image.Image:
+    raise error
 
 
 def _unicode(row: Row) -> Row:

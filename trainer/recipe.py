@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.fields import FieldInfo
 
 from dptr.cache.errors import UserError
-from dptr.trainer.choices import FmuKind, NoiseDraw, Sampling
+from dptr.trainer.choices import Distortions, FmuKind, FmuStart, NoiseDraw, Refinement, Sampling
 
 _BUNDLED = Path(__file__).resolve().parents[1] / "recipes"
-#: Beyond these no computer has the memory; a typing mistake is refused before memory is allocated.
+#: Beyond these no computer has the memory; a typing mistake is rejected before memory is allocated.
 WIDEST = 16_384
 _DEEPEST, _LARGEST_IMAGE, _LARGEST_COUNT = 256, 8_192, 1_000_000_000
 
@@ -45,6 +45,7 @@ class DecoderSettings(Settings):
     dropout: float = Field(default=0.1, ge=0, lt=1)
     permutations: int = Field(default=6, ge=1, le=1000)
     refinements: int = Field(default=1, ge=0, le=100)
+    refinement: Refinement = "cloze"
     max_label_length: int = Field(default=25, ge=1, le=1000)
 
     @model_validator(mode="after")
@@ -56,7 +57,7 @@ class DecoderSettings(Settings):
 class EncoderSettings(Settings):
     """The image encoder: ``vit`` (patches), ``convolution`` (columns; ``channels`` of its first stage) or a model's.
 
-    ``clip:`` and a directory or hub id takes the image tower of that CLIP, ``hf:`` any vision model that transformers
+    ``clip:`` and a directory or hub id takes the image encoder of that CLIP, ``hf:`` any vision model that transformers
     knows, sizes and all; ``config`` is its description and filled in when the recipe is resolved.
     ``image_widths`` are further widths, between commas, that ``convolution`` takes: training draws one of all for each
     batch, reading chooses by the shape of each picture.
@@ -83,20 +84,27 @@ class EncoderSettings(Settings):
 
 
 class FmuSettings(Settings):
-    """The Feature Merge Unit; ``none`` hands the decoder all image tokens (the control)."""
+    """The Feature Merge Unit; ``none`` hands the decoder all image tokens (the control).
+
+    ``residual_dropout`` drops what attention and feed-forward add to the queries, ``final_norm`` ends in a LayerNorm.
+    """
 
     kind: FmuKind = "queries"
     queries: int = Field(default=26, ge=1, le=1000)
     heads: int = Field(default=8, ge=1, le=_DEEPEST)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    residual_dropout: float = Field(default=0.0, ge=0, lt=1)
+    final_norm: bool = True
+    start: FmuStart = "positions"
 
 
 class MemorySettings(Settings):
     """What the decoder is given.
 
     Attributes:
-        kind: ``tokens`` (a prompt's pooled vector and states, as in the paper), ``pooled`` (its pooled vector alone,
-            which an image's may replace) or ``columns`` (its states laid out as an image's columns).
+        kind: ``tokens`` (a prompt's pooled vector and embeddings, as in the paper), ``pooled`` (its pooled vector
+            alone,
+            which an image's may replace) or ``columns`` (its embeddings laid out as an image's columns).
         tokens: memory tokens that a pooled vector is unfolded into.
         centred: whether pooled vectors are centred by their side's mean, text by the store's and images by the bank's.
         columns: columns of a text memory.
@@ -109,16 +117,18 @@ class MemorySettings(Settings):
 
 
 class NoiseSettings(Settings):
-    """Offline randomised perturbation: how ORP states are added to text states in pre-training.
+    """Offline randomised perturbation: how ORP embeddings are added to text embeddings in pre-training.
 
-    ``ratio`` is what token states are multiplied by; for pooled vectors, the most that noise is as long as the vector.
-    ``draw`` says whose states: of any crop, of the prompt's nearest, of either, or (``gaussian``) of none.
+    ``ratio`` is what token embeddings are multiplied by; for pooled vectors, the most that noise is as long as the
+    vector. ``draw`` says whose embeddings: of any crop, of the prompt's nearest, of either, or (``gaussian``) of none.
+    ``whole_batch`` draws token positions once a batch, and no crop twice in it while the bank has enough.
     """
 
     ratio: float = Field(default=0.1, ge=0, le=1000)
     draw: NoiseDraw = "random"
     neighbours: int = Field(default=32, ge=1, le=10_000)
     nearest_share: float = Field(default=0.5, ge=0, le=1)
+    whole_batch: bool = False
 
     @property
     def needs_neighbours(self) -> bool:
@@ -137,7 +147,7 @@ class TrainingSettings(Settings):
             go on with others.
     """
 
-    HOW: ClassVar[frozenset[str]] = frozenset({"workers", "log_every", "checkpoint_every"})
+    HOW: ClassVar[frozenset[str]] = frozenset({"workers", "log_every", "checkpoint_every", "needs_gpu"})
 
     steps: int = Field(default=1000, ge=1, le=_LARGEST_COUNT)
     batch_size: int = Field(default=128, ge=1, le=1_000_000)
@@ -157,18 +167,23 @@ class TrainingSettings(Settings):
     patience: int = Field(default=0, ge=0, le=_LARGEST_COUNT, description="0: to the last step")
     workers: int = Field(default=0, ge=0, le=1000, description="0: batches are made in the training process")
     seed: int = Field(default=0, ge=0, lt=2**63)
+    needs_gpu: bool = Field(default=False, description="a CPU only with --yes")
 
 
 class PretrainSettings(TrainingSettings):
     """Stage 2. ``sampling`` draws labels uniformly or by their corpus counts raised to ``count_power``.
 
     ``validation_share`` of the labels is never trained on; at most ``validation_rows`` of them are read at a time.
+    ``clip``, ``context`` and ``charset`` reject a prompt store made with another one; empty: any store.
     """
 
     validation_share: float = Field(default=0.05, gt=0, lt=1)
     validation_rows: int = Field(default=1000, ge=1, le=_LARGEST_COUNT)
     sampling: Sampling = "uniform"
     count_power: float = Field(default=0.5, ge=0, le=10)
+    clip: str = ""
+    context: Literal["", "content", "full"] = ""
+    charset: str = ""
 
 
 class FinetuneSettings(TrainingSettings):
@@ -191,6 +206,7 @@ class FinetuneSettings(TrainingSettings):
     decoder_lr_scale: float = Field(default=1.0, ge=0, le=1000)
     mix: str = ""
     augmentation: float = Field(default=1.0, ge=0, le=10)
+    distortions: Distortions = "dptr"
     validation_share: float = Field(default=0.1, gt=0, lt=1)
     ctc_weight: float = Field(default=0.0, ge=0, le=1000)
     batch_norm: Literal["trained", "fixed"] = "trained"
@@ -301,7 +317,7 @@ def parse_recipe(values: Mapping[str, Any], origin: str, changed: Mapping[str, s
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise _refusal(error, origin, given) from error
+        raise _rejection(error, origin, given) from error
 
 
 def recipe_to_toml(recipe: Recipe) -> str:
@@ -322,7 +338,7 @@ def _keys_of(section: str) -> dict[str, FieldInfo]:
     return keys
 
 
-def _refusal(error: ValidationError, origin: str, given: Mapping[str, str]) -> UserError:
+def _rejection(error: ValidationError, origin: str, given: Mapping[str, str]) -> UserError:
     """Turn the first of pydantic's complaints into one line: the key, its value, and what it may be."""
     first = error.errors()[0]
     if len(first["loc"]) < 2:

@@ -1,6 +1,7 @@
 """What is like what: ``similarity(a, b)``, ``nearest('street', 10)`` and ``nearest_crops('street', 10)``.
 
 ``a`` and ``b`` are vectors, such as two rows' ``pooled``; the others are tables, for ``from``.
+And the view ``pieces``: in how many prompts each subword token stands, and how well words with it are read.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 import duckdb
 import pyarrow.dataset as ds
 from duckdb.func import SPECIAL
+
+from dptr.cache.file_names import VALIDATION_WORDS
 
 #: A label's vector as DuckDB finds it: it decodes the vectors of all labels for it.
 _FOUND_BY_DUCKDB = "(select any_value(pooled) from prompts where label = word)"
@@ -31,6 +34,31 @@ select id, image, x, y, width, height, similarity(pooled, vector) as similarity 
 order by similarity desc, id limit k"""
 #: Name -> views that it reads, and how it is made.
 _TABLES = {"nearest": ({"prompts"}, _NEAREST), "nearest_crops": ({"prompts", "crops"}, _NEAREST_CROPS)}
+
+# Case variants of a label share their embeddings and tokens, so each prompt counts once.
+_MET = """
+with tokens as (
+    select embeddings_of, lower(label) as label, unnest(token_ids) as token_id, unnest(token_letters) as letters,
+        generate_subscripts(token_ids, 1) as place
+    from prompts where embeddings_of = id
+), placed as (
+    select *, sum(letters) over (partition by embeddings_of order by place) - letters as start from tokens
+), met as (
+    select embeddings_of, label, token_id, substr(label, start::bigint + 1, letters) as piece
+    from placed where letters > 0
+), counted as (
+    select token_id, any_value(piece) as piece, count(distinct embeddings_of) as rows from met group by token_id
+)"""
+_WITHOUT_RUNS = f"""create view pieces as {_MET}
+select piece, token_id, rows, null::varchar as run, 0::bigint as words, null::double as accuracy from counted"""
+_WITH_RUNS = f"""create view pieces as {_MET}, judged as (
+    select token_id, run, count(*) as words, avg((lower(prediction) = held.label)::int) as accuracy
+    from (select distinct token_id, label from met) as held
+    join predictions on data = '{VALIDATION_WORDS}' and lower(ground_truth) = held.label
+    group by token_id, run
+)
+select piece, token_id, rows, run, coalesce(words, 0) as words, accuracy
+from counted left join judged using (token_id)"""
 
 
 def add_macros(
@@ -75,3 +103,21 @@ def _similarity(connection: duckdb.DuckDBPyConnection) -> str:
     if len(types) == 1 and re.fullmatch(r"FLOAT\[\d+\]", types[0]):
         return f"create macro similarity(a, b) as array_cosine_similarity(a::{types[0]}, b::{types[0]})"
     return "create macro similarity(a, b) as list_cosine_similarity(a::float[], b::float[])"
+
+
+def add_pieces(connection: duckdb.DuckDBPyConnection) -> None:
+    """Add the view ``pieces``, where there are prompts with the letters that each token stands for.
+
+    It has a row for each piece and run that read validation words with it, case-insensitive: ``piece``, ``token_id``,
+    ``rows`` (prompts that hold it), ``run``, ``words`` (validation words that hold it) and ``accuracy``; for a piece
+    without such a run one row, with ``run`` and ``accuracy`` null.
+    """
+    # Stores of the first versions lack them; other programs' files may have other columns.
+    if {"token_letters", "embeddings_of", "token_ids"} <= _columns(connection, "prompts"):
+        with_runs = {"data", "ground_truth", "prediction", "run"} <= _columns(connection, "predictions")
+        connection.execute(_WITH_RUNS if with_runs else _WITHOUT_RUNS)
+
+
+def _columns(connection: duckdb.DuckDBPyConnection, view: str) -> set[str]:
+    found = connection.execute("select column_name from information_schema.columns where table_name = ?", [view])
+    return {name for (name,) in found.fetchall()}

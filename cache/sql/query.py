@@ -1,9 +1,10 @@
-"""One query to DuckDB; its result comes in blocks, so that it need not fit into memory."""
+"""One query to DuckDB, whose result comes in blocks so that it need not fit into memory, and the interactive prompt."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,6 +14,8 @@ import pyarrow as pa
 from dptr.cache.errors import UserError
 from dptr.cache.interrupts import interruptible
 from dptr.cache.sql.views import tables
+from dptr.cache.table import table_lines
+from dptr.cache.visible import visible
 
 _Piece = TypeVar("_Piece")
 _Result = TypeVar("_Result")
@@ -44,7 +47,7 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> Answer:
     """Run one query.
 
     Raises:
-        UserError: DuckDB refuses it, or it is none, several, or a statement that changes something.
+        UserError: DuckDB rejects it, or it is none, several, or a statement that changes something.
     """
     cursor = _run(connection, query, connection.execute)
     return Answer([str(column[0]) for column in cursor.description or []], _blocks(connection, cursor))
@@ -71,12 +74,41 @@ def require_distinct(columns: Sequence[str]) -> None:
         raise UserError(f"two columns are called {twice[0]}", "Give each a name of its own: select a.id as first, …")
 
 
+def prompt(connection: duckdb.DuckDBPyConnection) -> None:
+    """Run queries typed on standard input until it ends; a bad query does not end it."""
+    print(f"tables: {', '.join(tables(connection))}; end with Ctrl-D", file=sys.stderr)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        with suppress(ImportError):  # Python on Windows has none
+            import readline  # noqa: F401  # lets input() edit and recall lines
+    while True:
+        try:
+            query = input("dptr> " if interactive else "").strip()
+        except EOFError:
+            return
+        try:
+            if query:
+                answer = ask(connection, query)
+                for line in table_lines(answer.columns, answer.blocks):
+                    print(line)
+        except UserError as error:
+            print(visible(str(error)), file=sys.stderr)
+
+
 def _run(connection: duckdb.DuckDBPyConnection, query: str, how: Callable[[str], _Result]) -> _Result:
     # Outside UTF-8 locales Python hands over bytes that it could not decode as half surrogate pairs.
     query = query.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     with _explained(connection):
         _require_question(connection, query)
+        _end_transaction(connection)
+        # A select can hold an insert, update or delete: ``with x as (delete from runs returning *) from x``.
+        connection.execute("begin transaction read only")
         return interruptible(lambda: how(query), connection.interrupt)
+
+
+def _end_transaction(connection: duckdb.DuckDBPyConnection) -> None:
+    with suppress(duckdb.TransactionException):  # none is active
+        connection.execute("rollback")
 
 
 def _blocks(
@@ -98,7 +130,8 @@ def _explained(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     except duckdb.InterruptException as error:
         raise KeyboardInterrupt from error
     except (duckdb.Error, pa.ArrowException, OSError) as error:
-        raise _refusal(connection, error) from error
+        _end_transaction(connection)
+        raise _rejection(connection, error) from error
 
 
 def _require_question(connection: duckdb.DuckDBPyConnection, query: str) -> None:
@@ -112,6 +145,6 @@ def _require_question(connection: duckdb.DuckDBPyConnection, query: str) -> None
         raise UserError(f"only questions are answered here, not a statement of kind {kind}", "Use select")
 
 
-def _refusal(connection: duckdb.DuckDBPyConnection, error: Exception) -> UserError:
+def _rejection(connection: duckdb.DuckDBPyConnection, error: Exception) -> UserError:
     problem = (str(error).splitlines() or [type(error).__name__])[0]
     return UserError(f"DuckDB: {problem}", f"Tables here: {', '.join(tables(connection))}")

@@ -1,34 +1,50 @@
-"""DuckDB over everything in a workspace: stores, refusals, neighbours, runs, their metrics and what they read.
+"""DuckDB over a workspace: stores, rejected inputs, neighbours, runs, their metrics and predictions.
 
-DuckDB itself may touch no file. A statement that writes can hide in one that reads (``with x as (copy …) select``), and
-access to a folder is for reading and writing alike. So catalogues come in as Arrow datasets, which only read; the logs
-of runs are read beforehand, and then DuckDB's access to files is closed for good.
+A statement that writes can hide in one that reads (``with x as (copy …) select``), and DuckDB's ``allowed_directories``
+permits reading and writing alike. So catalogues come in as Arrow datasets, which only read; the logs of runs are loaded
+first, and then DuckDB's access to files is closed for good.
 """
 
 from __future__ import annotations
 
+import glob
+import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from dptr.cache.errors import UserError
+from dptr.cache import plain_json
+from dptr.cache.errors import DptrError, UserError
+from dptr.cache.file_names import (
+    MANIFEST_FILE,
+    METRICS_FILE,
+    NEIGHBOURS_TABLE,
+    PREDICTIONS_FOLDER,
+    QUARANTINE_FILE,
+    RUN_FILE,
+)
 from dptr.cache.progress import note
-from dptr.cache.sql.macros import add_macros
-from dptr.cache.sql.pieces import add_pieces
-from dptr.cache.sql.stored_tables import json_query, json_tables, parquet_tables, quoted, run_of_predictions
+from dptr.cache.sql.macros import add_macros, add_pieces
+from dptr.cache.stores import checksummed as checksummed
+from dptr.cache.stores.files import atomic_path
+from dptr.cache.stores.manifest import Manifest, StoreKind
 from dptr.cache.workspace import Workspace
+
+_NOTHING = "Run `dptr embed-text FILE` first, or give --workspace"
 
 
 def connect(workspace: Workspace, prompts: Path | None = None, orp: Path | None = None) -> duckdb.DuckDBPyConnection:
     """Open an in-memory DuckDB with one view per table that exists; it can neither write nor read anything else.
 
-    Views: ``prompts``, ``crops``, ``word_crops``, ``neighbours``, ``refused_text``, ``refused_photos``,
-    ``refused_crops``, ``refused_words``, ``runs``, ``metrics``, ``predictions`` and ``pieces``;
-    macros: see :mod:`dptr.cache.sql.macros`. What is damaged is named and left out.
+    Views: ``prompts``, ``crops``, ``image_features``, ``neighbours``, ``rejected_text``, ``rejected_photos``,
+    ``rejected_crops``, ``rejected_words``, ``runs``, ``metrics``, ``predictions`` and ``pieces``;
+    macros: see :mod:`dptr.cache.sql.macros`. Damaged files are named and left out.
 
     Args:
         workspace: where stores and runs are.
@@ -40,25 +56,19 @@ def connect(workspace: Workspace, prompts: Path | None = None, orp: Path | None 
     """
     workspace = workspace.with_stores(prompts, orp) if prompts or orp else workspace
     connection = duckdb.connect()
-    for name, files in json_tables(workspace).items():
-        try:
-            connection.execute(f"create table {name} as {json_query(name, files)}")
-        except duckdb.Error as error:
-            note(f"left out: {name}, because what {files[0]} says is no table ({str(error).splitlines()[0]})")
+    _load_logs(connection, workspace)
     _close(connection)
-    views = {name: _add_view(connection, name, files) for name, files in parquet_tables(workspace).items()}
+    views = {name: _add_view(connection, name, files) for name, files in _parquet_tables(workspace).items()}
     there = tables(connection)
     if not there:
-        raise UserError(
-            f"nothing to query in {workspace.root}", "Run `dptr embed-text FILE` first, or give --workspace"
-        )
+        raise UserError(f"nothing to query in {workspace.root}", _NOTHING)
     add_macros(connection, there, views.get("prompts"))
     add_pieces(connection)
     return connection
 
 
 def connect_to(name: str, rows: ds.Dataset) -> duckdb.DuckDBPyConnection:
-    """Open a DuckDB as :func:`connect` does, with one view alone, and the macros that ask no other."""
+    """Open a DuckDB as :func:`connect` does, with one view alone and the macros that need no other."""
     connection = duckdb.connect()
     _close(connection)
     connection.register(name, rows)
@@ -71,18 +81,92 @@ def tables(connection: duckdb.DuckDBPyConnection) -> list[str]:
     return [str(row[0]) for row in connection.execute("show tables").fetchall()]
 
 
+def write_views(workspace: Workspace, out: Path) -> list[str]:
+    """Write a DuckDB file for other programs; return the names of its tables and views.
+
+    It has the macros, views over the workspace's Parquet files, and ``runs`` and ``metrics`` as they are now.
+
+    Raises:
+        UserError: the file exists, or there is nothing to query.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists", "Remove it, or name another file: it may hold tables of yours")
+    with atomic_path(out) as temporary, duckdb.connect(str(temporary)) as connection:
+        _load_logs(connection, workspace)
+        for name, files in _parquet_tables(workspace).items():
+            try:
+                connection.execute(f"create view {name} as {_parquet_query(name, files)}")
+            except duckdb.Error as error:
+                note(f"left out: {name} ({str(error).splitlines()[0]})")
+        views = tables(connection)
+        if not views:
+            raise UserError(f"nothing to query in {workspace.root}", _NOTHING)
+        add_macros(connection, views)
+        add_pieces(connection)
+        connection.close()
+    return views
+
+
 def _close(connection: duckdb.DuckDBPyConnection) -> None:
     """Shut DuckDB off from files, extensions, the network and Python's variables, so that no query can open it again.
 
     It may still spill what does not fit into memory, into a folder of its own that goes with the connection.
     """
     spilled = os.path.join(tempfile.gettempdir(), f"dptr-sql-{os.getpid()}")
-    connection.execute(f"set temp_directory = {quoted(spilled)}")
+    connection.execute(f"set temp_directory = {_quoted(spilled)}")
     connection.execute("set python_enable_replacements = false")
     connection.execute("set autoload_known_extensions = false")
     connection.execute("set autoinstall_known_extensions = false")
     connection.execute("set enable_external_access = false")
     connection.execute("set lock_configuration = true")
+
+
+def _parquet_tables(workspace: Workspace) -> dict[str, list[Path]]:
+    """Return the Parquet files of each table there is; a damaged store is named and left out."""
+    stores: tuple[tuple[Path, StoreKind, str, str], ...] = (
+        (workspace.prompts, "prompts", "prompts", "rejected_text"),
+        (workspace.orp, "orp", "crops", "rejected_photos"),
+        (workspace.image_features, "image_features", "image_features", "rejected_crops"),
+    )
+    found: dict[str, list[Path]] = {}
+    for folder, kind, rows, rejected in stores:
+        found |= _store_tables(folder, kind, rows, rejected)
+    found["rejected_words"] = [*found.get("rejected_crops", []), *_in_runs(workspace, QUARANTINE_FILE)]
+    found["predictions"] = _in_runs(workspace, f"{PREDICTIONS_FOLDER}/*.parquet")
+    return {name: files for name, files in found.items() if files}
+
+
+def _store_tables(folder: Path, kind: StoreKind, rows: str, rejected: str) -> dict[str, list[Path]]:
+    if not (folder / MANIFEST_FILE).is_file():
+        return {}
+    try:
+        manifest = Manifest.load(folder, kind)
+        found = {rows: manifest.catalogues(folder)}
+    except DptrError as error:
+        note(f"left out: {error}")
+        return {}
+    for name, view in ((QUARANTINE_FILE, rejected), (NEIGHBOURS_TABLE, "neighbours")):
+        if name in manifest.files and not manifest.is_intact(folder, name):
+            note(f"left out: {view}, because {folder / name} is not what was written. See `dptr verify {folder}`")
+        elif (folder / name).is_file():
+            found[view] = [folder / name]
+    return found
+
+
+def _in_runs(workspace: Workspace, pattern: str) -> list[Path]:
+    there = [path for folder in (workspace.runs, workspace.models) for path in sorted(folder.glob(f"*/{pattern}"))]
+    return [path for path in there if _is_whole(path)]
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        checksummed.require_whole(path)
+        return True
+    except OSError as error:
+        note(f"left out: {path} cannot be read ({error.strerror})")
+    except DptrError as error:
+        note(f"left out: {error.problem}")
+    return False
 
 
 def _add_view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path]) -> ds.Dataset | None:
@@ -102,10 +186,81 @@ def _dataset(files: list[Path]) -> ds.Dataset:
 def _predictions(files: list[Path]) -> ds.Dataset:
     """Return the files as one table with a column ``run``, which is the folder's name and stands in no file."""
     whole = _dataset(files)
-    named = {str(path.absolute()): run_of_predictions(path) for path in files}
+    runs = {str(path.absolute()): _unicode(path.parent.parent.name) for path in files}
     fragments = [
-        whole.format.make_fragment(part.path, whole.filesystem, ds.field("run") == named[part.path])
+        whole.format.make_fragment(part.path, whole.filesystem, ds.field("run") == runs[part.path])
         for part in whole.get_fragments()
     ]
     schema = pa.schema([pa.field("run", pa.string()), *whole.schema])
     return ds.FileSystemDataset(fragments, schema, whole.format, whole.filesystem)
+
+
+def _parquet_query(name: str, files: list[Path]) -> str:
+    """Return the query with which DuckDB itself reads Parquet files, each by its exact name."""
+    listed = ", ".join(_quoted(glob.escape(str(path.absolute()))) for path in files)
+    if name != "predictions":
+        return f"select * from read_parquet([{listed}], union_by_name = true)"
+    return (
+        "select parse_path(filename, 'forward_slash')[-3] as run, * exclude filename "
+        f"from read_parquet([{listed}], union_by_name = true, filename = true)"
+    )
+
+
+def _load_logs(connection: duckdb.DuckDBPyConnection, workspace: Workspace) -> None:
+    """Make the tables ``runs`` and ``metrics``; what cannot be read is named and left out."""
+    folders = workspace.run_folders()
+    _load_rows(connection, "runs", (row for folder in folders for row in _description(folder / RUN_FILE)))
+    _load_rows(connection, "metrics", (row for folder in folders for row in _metrics(folder / METRICS_FILE)))
+
+
+def _load_rows(connection: duckdb.DuckDBPyConnection, name: str, rows: Iterator[dict[str, Any]]) -> None:
+    # DuckDB finds the types of JSON. It reads a file of ours: names of users' files may be patterns to it.
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", errors="replace", suffix=".json") as stream:
+        stream.writelines(plain_json.dumps(row) + "\n" for row in rows)
+        stream.flush()
+        if not stream.tell():
+            return
+        source = f"read_json({_quoted(glob.escape(stream.name))}, format = 'newline_delimited', sample_size = -1)"
+        try:
+            connection.execute(f"create table {name} as from {source}")
+        except duckdb.Error as error:
+            note(f"left out: {name} ({str(error).splitlines()[0]})")
+
+
+def _description(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        described = checksummed.read_json(path)
+    except OSError as error:
+        note(f"left out of runs: {path} cannot be read ({error.strerror})")
+    except DptrError as error:
+        note(f"left out of runs: {error.problem}")
+    else:
+        yield {"run": _unicode(path.parent.name), **described}
+
+
+def _metrics(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        return
+    unreadable = 0
+    # What stands behind the last line break is a line that a training is about to finish.
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        try:
+            value = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError):
+            value = {}
+        if isinstance(value, dict) and isinstance(value.get("step"), int):
+            yield {"run": _unicode(path.parent.name), **value}
+        elif line.strip():
+            unreadable += 1
+    if unreadable:
+        note(f"left out of metrics: {unreadable} lines of {path}, which cannot be read")
+
+
+def _unicode(name: str) -> str:
+    """Return a file's name as Unicode: it need not be."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _quoted(text: str) -> str:
+    """Return a text as a literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"

@@ -1,6 +1,6 @@
 """Stored files are compared with their hashes when first used: readers of Arrow and Parquet see no flipped bit.
 
-What is read as a whole is checked before it is read. States, which are mapped and may be larger than memory, are
+What is read as a whole is checked before it is read. Embeddings, which are mapped and may be larger than memory, are
 checked in the background by one thread, in the process that was started as the command; a training saves nothing, and
 no command ends well, before all that was used is known to be whole. A file is checked once in a process, and again when
 its size, its time or its inode is another. ``--no-check``, or ``DPTR_NO_CHECK=1``, turns this off.
@@ -19,7 +19,7 @@ from typing import Protocol
 
 from dptr.cache.errors import DamagedStore
 
-_ADVICE = "`dptr verify` lists all damage, `dptr verify --repair` mends what can be computed again"
+_ADVICE = "`dptr verify` lists all damage, `dptr verify --repair` recomputes what can be"
 _OFF = "DPTR_NO_CHECK"
 
 _Known = tuple[str, int, int, int]  # path, size, time of change, inode

@@ -65,6 +65,24 @@ _RUN_FOLDERS = (CHECKPOINTS_FOLDER, PREDICTIONS_FOLDER)
 _MODEL_FILES = (RECIPE_FILE, MODEL_CONFIG_FILE, IMAGE_PROCESSOR_FILE, *TOKENIZER_FILES, WEIGHTS_FILE)
 _MODEL_SUFFIXES = (".safetensors", ".onnx")
 
+#: Names and patterns of a store's files.
+_STORE_FILES = (
+    MANIFEST_FILE,
+    QUARANTINE_FILE,
+    PHOTOS_FILE,
+    PREFIX_FILE,
+    ROWS_FILE,
+    NEIGHBOURS_ARRAY,
+    NEIGHBOURS_TABLE,
+    "part-*.arrow",
+    "part-*.parquet",
+    "index*.faiss",
+)
+_RUN_FILES = (RUN_FILE, RECIPE_FILE, METRICS_FILE, TIMINGS_FILE, QUARANTINE_FILE)
+_RUN_FOLDERS = (CHECKPOINTS_FOLDER, PREDICTIONS_FOLDER)
+_MODEL_FILES = (RECIPE_FILE, MODEL_CONFIG_FILE, IMAGE_PROCESSOR_FILE, *TOKENIZER_FILES, WEIGHTS_FILE)
+_MODEL_SUFFIXES = (".safetensors", ".onnx")
+
 
 def temporary_beside(path: Path) -> Path:
     """Return a hidden name beside ``path`` that no other process uses."""
@@ -215,7 +233,7 @@ def xxh3_of(path: Path) -> str:
 def begun_anew(path: Path) -> str:
     """Say what the loss of a file that records earlier runs means."""
     return (
-        f"{path} is damaged or missing and begun anew: what this run reads is judged again, "
+        f"{path} is damaged or missing, and starts empty: what this run reads is judged again, "
         "what only earlier runs read is no longer known"
     )
 

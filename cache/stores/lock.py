@@ -26,6 +26,7 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import CHECKPOINTS_FOLDER, PREDICTIONS_FOLDER
 from dptr.cache.progress import note
 from dptr.cache.stores.files import open_regular, remove_leftovers, require_no_link
+from dptr.cache.visible import without_credentials
 
 LOCK_FILE = ".lock"
 _OWNER_SUFFIX = ".owner.json"
@@ -49,7 +50,9 @@ class Owner:
         program = Path(sys.argv[0]).name
         words = ["dptr" if program == "__main__.py" else program, *sys.argv[1:]]
         # What came from a terminal in another encoding must not fail here.
-        command = shlex.join(words).encode("utf-8", "replace").decode("utf-8")[:_COMMAND_CHARACTERS]
+        command = (
+            without_credentials(shlex.join(words)).encode("utf-8", "replace").decode("utf-8")[:_COMMAND_CHARACTERS]
+        )
         return cls(os.getpid(), socket.gethostname(), datetime.now().isoformat(" ", "seconds"), command)
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
 """The manifest is the commit point of a store: a shard exists once the manifest lists it.
 
-It also holds the store's identity, so that states of different encoders are never mixed, and the hash of every file, so
-that damage is found rather than trained on.
+It also holds the store's identity, so that embeddings of different encoders are never mixed, and the hash of every
+file, so that damage is found rather than trained on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from dptr.cache.file_names import (
 )
 from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.progress import note
-from dptr.cache.stores import checks, sealed
+from dptr.cache.stores import checks
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import begun_anew, sha256_of, xxh3_of
 
 _LONGEST_SHOWN = 40
@@ -34,8 +35,8 @@ _LONGEST_SHOWN = 40
 #: Files that can be derived again, or only record past runs: damage to them does not keep a store from being used.
 DISPENSABLE = frozenset({NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE, PHOTOS_FILE, QUARANTINE_FILE, ROWS_FILE})
 
-StoreKind = Literal["prompts", "orp", "word_crops"]
-_COMMAND_THAT_MAKES = {"prompts": "dptr embed-text", "orp": "dptr build-orp-bank", "word_crops": "dptr embed-crops"}
+StoreKind = Literal["prompts", "orp", "image_features"]
+_COMMAND_THAT_MAKES = {"prompts": "dptr embed-text", "orp": "dptr build-orp-bank", "image_features": "dptr embed-crops"}
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Shard:
-    """One committed shard: its catalogue ``<name>.parquet`` and its states ``<name>.arrow``."""
+    """One committed shard: its catalogue ``<name>.parquet`` and its embeddings ``<name>.arrow``."""
 
     name: str
     rows: int
@@ -86,8 +87,8 @@ class Shard:
         return f"{self.name}.parquet"
 
     @property
-    def states(self) -> str:
-        """Name of the file that holds its states."""
+    def embeddings(self) -> str:
+        """Name of the file that holds its embeddings."""
         return f"{self.name}.arrow"
 
     def stored(self) -> dict[str, Any]:
@@ -105,7 +106,7 @@ class Shard:
         shard = cls(stored["name"], stored["rows"], _file_records(stored["files"]), dict(stored["details"]))
         if not isinstance(shard.rows, int) or not 0 <= shard.rows < 1 << 63:
             raise ValueError("a shard has a number of rows that none can have")
-        for name in (shard.catalogue, shard.states):
+        for name in (shard.catalogue, shard.embeddings):
             _ = shard.files[name]
         return shard
 
@@ -136,7 +137,8 @@ class Manifest:
 
     Attributes:
         kind: which store this is.
-        identity: everything that makes two stores' states comparable or not (encoder, weights, template, dtype, ...).
+        identity: everything that makes two stores' embeddings comparable or not (encoder, weights, template, dtype,
+            ...).
         shards: committed shards in order; a global row number counts through them.
         files: store-wide files (``prefix.arrow``, ``index.faiss``, ...) by name.
         details: whatever describes the contents without being identity (counts, index parameters, measured recall).
@@ -239,7 +241,7 @@ class Manifest:
             "details": dict(sorted(self.details.items())),
             "files": {name: vars(record) for name, record in sorted(self.files.items())},
         }
-        sealed.write_json(folder / MANIFEST_FILE, value, {"shards": [shard.stored() for shard in self.shards]})
+        checksummed.write_json(folder / MANIFEST_FILE, value, {"shards": [shard.stored() for shard in self.shards]})
 
     @classmethod
     def load(cls, folder: Path, kind: StoreKind) -> Manifest:
@@ -265,14 +267,14 @@ class Manifest:
             UserError: it is of another format. DamagedStore: it cannot be read or contradicts itself.
         """
         path = folder / MANIFEST_FILE
-        value = sealed.read_json(path)
+        value = checksummed.read_json(path)
         try:
             shards = [Shard.of(stored) for stored in value["shards"]]
             files, details = _file_records(value["files"]), dict(value["details"])
             manifest = cls(value["kind"], dict(value["identity"]), shards, files, details)
             told = value["rows"]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise DamagedStore(f"{path} is damaged: {what_is_wrong(error)}", sealed.RESTORE) from error
+            raise DamagedStore(f"{path} is damaged: {what_is_wrong(error)}", checksummed.RESTORE) from error
         if not isinstance(manifest.kind, str) or manifest.kind not in _COMMAND_THAT_MAKES:
             raise DamagedStore(f"{path} is of no known kind: {manifest.kind!r}", _REPAIR)
         if manifest.rows != told:
@@ -337,11 +339,11 @@ def kind_of(folder: Path) -> str | None:
         DamagedStore: its manifest cannot be read. UserError: it is of another format.
     """
     path = folder / MANIFEST_FILE
-    return sealed.read_json(path).get("kind") if path.is_file() else None
+    return checksummed.read_json(path).get("kind") if path.is_file() else None
 
 
 def require_same_encoder(one: Manifest, other: Manifest) -> None:
-    """Check that two stores' states come from one CLIP model.
+    """Check that two stores' embeddings come from one CLIP model.
 
     Raises:
         DamagedStore: they do not belong together.

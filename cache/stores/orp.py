@@ -1,4 +1,4 @@
-"""The ORP bank: crops of natural photos, their image states, and a FAISS index over their pooled vectors."""
+"""The ORP bank: crops of natural photos, their image embeddings, and a FAISS index over their pooled vectors."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dptr.cache.stores.embeddings_store import EmbeddingsStore
 from dptr.cache.stores.shards import StoredTokens, checked_positions, checked_rows
-from dptr.cache.stores.states_store import StatesStore
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(
@@ -24,7 +24,7 @@ CATALOGUE_SCHEMA = pa.schema(
 )
 
 
-class OrpBank(StatesStore):
+class OrpBank(EmbeddingsStore):
     """A committed ORP bank, opened read-only; every crop has the same number of tokens."""
 
     KIND = "orp"

@@ -1,4 +1,4 @@
-"""The prompt store: labels, prompts and their text states, for questions and for training."""
+"""The prompt store: labels, prompts and their text embeddings, for questions and for training."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore
 from dptr.cache.file_names import PREFIX_FILE
+from dptr.cache.stores.embeddings_store import EmbeddingsStore
 from dptr.cache.stores.prompt_rows import PromptRows, Ranges, open_rows
-from dptr.cache.stores.shards import States, StatesFile, StoredStates
-from dptr.cache.stores.states_store import StatesStore
+from dptr.cache.stores.shards import Embeddings, EmbeddingsFile, StoredEmbeddings
+from dptr.cache.text.charset import Charset
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(
@@ -26,7 +26,7 @@ CATALOGUE_SCHEMA = pa.schema(
         ("n_tokens", pa.int16()),
         ("token_ids", pa.list_(pa.int32())),
         ("token_letters", pa.list_(pa.int16())),  # how many of the label's characters each token stands for
-        ("states_of", pa.int64()),  # the first row with the same states; case variants of one label share them
+        ("embeddings_of", pa.int64()),  # the first row with the same embeddings; case variants of one label share them
         ("count", pa.int64()),
         ("source", pa.string()),
     ]
@@ -35,11 +35,11 @@ CATALOGUE_SCHEMA = pa.schema(
 TEMPLATE_COLUMN = pa.field("template", pa.int16())
 
 
-class PromptStore(StatesStore):
+class PromptStore(EmbeddingsStore):
     """A committed prompt store, opened read-only.
 
-    A row's states are those after the shared prefix, up to and including the end token (``--context content``).
-    Opening reads the manifest only; label texts load on first use and states are memory-mapped.
+    A row's embeddings are those after the shared prefix, up to and including the end token (``--context content``).
+    Opening reads the manifest only; label texts load on first use and embeddings are memory-mapped.
     """
 
     KIND = "prompts"
@@ -53,17 +53,17 @@ class PromptStore(StatesStore):
 
     @property
     def prefix(self) -> NDArray[np.float32]:
-        """States that all prompts of the first template share, shape (prefix tokens, dim)."""
+        """Embeddings that all prompts of the first template share, shape (prefix tokens, dim)."""
         return self.prefixes[0]
 
     @cached_property
     def prefixes(self) -> list[NDArray[np.float32]]:
-        """States that all prompts of a template share, for each template, of shape (prefix tokens, dim)."""
-        file = StatesFile(self.manifest.checked(self.folder, PREFIX_FILE))
+        """Embeddings that all prompts of a template share, for each template, of shape (prefix tokens, dim)."""
+        file = EmbeddingsFile(self.manifest.checked(self.folder, PREFIX_FILE))
         return [tokens.astype(np.float32) for tokens in np.split(file.tokens, file.offsets[1:-1])]
 
     def require_finite(self, rows: NDArray[np.int64]) -> None:
-        """See :meth:`StatesStore.require_finite`; the shared prefix is checked, too."""
+        """See :meth:`EmbeddingsStore.require_finite`; the shared prefix is checked, too."""
         if not all(np.isfinite(prefix).all() for prefix in self.prefixes):
             raise DamagedStore(
                 f"{self.folder / PREFIX_FILE} holds NaN or infinity", f"Run `{self.MADE_BY}` again into another folder"
@@ -79,7 +79,7 @@ class PromptStore(StatesStore):
         return templates
 
     def prefix_lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many tokens stand before those that ``rows`` have states of, of the same shape."""
+        """Return how many tokens stand before those that ``rows`` have embeddings of, of the same shape."""
         lengths: NDArray[np.int64] = np.array([len(prefix) for prefix in self.prefixes])[self.templates_of(rows)]
         return lengths
 
@@ -140,12 +140,12 @@ class PromptStore(StatesStore):
         """Return the labels of ``rows``, shape (batch,), in order."""
         return self.rows.labels_of(self._batch(rows))
 
-    def states(self, rows: NDArray[np.int64]) -> States:
-        """Return the own states (after the prefix) and pooled vectors of ``rows``, shape (batch,)."""
+    def embeddings(self, rows: NDArray[np.int64]) -> Embeddings:
+        """Return the own embeddings (after the prefix) and pooled vectors of ``rows``, shape (batch,)."""
         return self._reader.gather(self._batch(rows))
 
-    def stored_states(self, rows: NDArray[np.int64]) -> StoredStates:
-        """Return what :meth:`states` does for ``rows``, shape (batch,), in the precision that is stored."""
+    def stored_embeddings(self, rows: NDArray[np.int64]) -> StoredEmbeddings:
+        """Return what :meth:`embeddings` does for ``rows``, shape (batch,), in the precision that is stored."""
         return self._reader.gather_stored(self._batch(rows))
 
     def pooled(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Refused inputs, each with its place and reason, in a Parquet file that ``dptr sql`` shows."""
+"""Rejected inputs, each with its place and reason, in a Parquet file that ``dptr sql`` shows."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dptr.cache.errors import DamagedStore, TooManyRefused
+from dptr.cache.errors import DamagedStore, TooManyRejected
 from dptr.cache.progress import note
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path, begun_anew
 
 SCHEMA = pa.schema(
@@ -28,17 +28,17 @@ _ITEM_CHARACTERS = 200
 
 
 def example(path: Path) -> str:
-    """Return where the first refused input of a file came from, and why it was refused; nothing where there is none."""
-    with pq.ParquetFile(path) as refused:
-        first = next(refused.iter_batches(1, columns=["source", "reason"]), None)
+    """Return source and reason of a file's first rejected input; nothing where there is none."""
+    with pq.ParquetFile(path) as rejected:
+        first = next(rejected.iter_batches(1, columns=["source", "reason"]), None)
     return "" if first is None else ": {source}, {reason}".format(**first.to_pylist()[0])
 
 
 class Quarantine:
-    """Collects refusals and writes them to ``path`` when closed; memory does not grow with their number.
+    """Collects rejections and writes them to ``path`` when closed; memory does not grow with their number.
 
-    What an earlier run refused stays, but for the sources that this run reads (:meth:`reads`): they are judged anew.
-    Whether the file is still what that run wrote is told by its seal, in a store by the manifest, too
+    What an earlier run rejected stays, but for the sources that this run reads (:meth:`reads`): they are judged anew.
+    Whether the file is still what that run wrote is told by its checksum, in a store by the manifest, too
     (``Manifest.rewriting``).
     """
 
@@ -50,19 +50,19 @@ class Quarantine:
         self._sources: set[str] = set()
         self._context = atomic_path(path)
         self._written = self._context.__enter__()
-        self._writer = pq.ParquetWriter(self._written, SCHEMA.with_metadata(sealed.METADATA), compression="zstd")
+        self._writer = pq.ParquetWriter(self._written, SCHEMA.with_metadata(checksummed.METADATA), compression="zstd")
 
     @property
     def total(self) -> int:
-        """How many inputs were refused."""
+        """How many inputs were rejected."""
         return sum(self.counts.values())
 
     def reads(self, source: str) -> None:
-        """Say that ``source`` is read by this run, which replaces what an earlier one refused of it."""
+        """Say that ``source`` is read by this run, which replaces what an earlier one rejected of it."""
         self._sources.add(source)
 
-    def refuse(self, source: str, line: int | None, item: str, reason: str) -> None:
-        """Record one refused input. The part of ``reason`` before a colon is what refusals are counted by."""
+    def reject(self, source: str, line: int | None, item: str, reason: str) -> None:
+        """Record one rejected input. The part of ``reason`` before a colon is what rejections are counted by."""
         self._sources.add(source)
         kind = reason.split(":", 1)[0]
         self.counts[kind] += 1
@@ -75,11 +75,11 @@ class Quarantine:
             self._write()
 
     def check(self, max_bad: int | None) -> None:
-        """Raise :class:`TooManyRefused` when more than ``max_bad`` inputs were refused (None: no limit)."""
+        """Raise :class:`TooManyRejected` when more than ``max_bad`` inputs were rejected (None: no limit)."""
         if max_bad is not None and self.total > max_bad:
             reasons = ", ".join(f"{kind} ({count})" for kind, count in self.counts.most_common(3))
-            raise TooManyRefused(
-                f"{self.total} inputs were refused, {max_bad} are allowed: {reasons}",
+            raise TooManyRejected(
+                f"{self.total} inputs were rejected, {max_bad} are allowed: {reasons}",
                 f"See {self.path}, or raise --max-bad",
             )
 
@@ -92,7 +92,7 @@ class Quarantine:
             return
         read = pa.array(sorted(self._sources), pa.string())
         try:
-            sealed.require_whole(self.path)
+            checksummed.require_whole(self.path)
             with pq.ParquetFile(self.path) as earlier:
                 # All or nothing: of a file that breaks off, the rows before are no better.
                 for _ in earlier.iter_batches(_ROWS_BUFFERED):
@@ -115,6 +115,6 @@ class Quarantine:
             self._write()
         self._keep_earlier()
         self._writer.close()
-        sealed.seal(self._written)
-        # What was refused is worth keeping even when the work was cut short.
+        checksummed.checksum(self._written)
+        # What was rejected is worth keeping even when the work was cut short.
         self._context.__exit__(None, None, None)

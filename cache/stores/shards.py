@@ -1,8 +1,9 @@
-"""States on disk: uncompressed Arrow IPC files, written once and read by memory map.
+"""Embeddings on disk: uncompressed Arrow IPC files, written once and read by memory map.
 
 A shard is a Parquet catalogue for questions and an IPC file for the hot path. The IPC file holds one record batch:
-``states`` is list<fixed_size_list<dim>>, a list per row; ``pooled`` repeats the row's pooled vector in half precision,
-so that a training step touches this one file only. Rows are read as NumPy views: Arrow's own ``take`` copies columns.
+``embeddings`` is list<fixed_size_list<dim>>, a list per row; ``pooled`` repeats the row's pooled vector in half
+precision, so that a training step touches this one file only. Rows are read as NumPy views: Arrow's own ``take`` copies
+    columns.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dptr.cache.choices import StatesDtype
+from dptr.cache.choices import EmbeddingsDtype
 from dptr.cache.errors import UserError
 from dptr.cache.stores import checks
 from dptr.cache.stores.files import TEMPORARY_SUFFIX, atomic_path
@@ -31,12 +32,12 @@ _ENOUGH_FOR_A_MEAN = 100_000
 _SHARD = "part-"
 #: Linux lets a process have 65,530 mappings, and each costs it some kilobytes.
 _MOST_MAPPED = 8192
-_STORED: dict[StatesDtype, type[np.generic]] = {"float16": np.float16, "float32": np.float32, "int8": np.int8}
+_STORED: dict[EmbeddingsDtype, type[np.generic]] = {"float16": np.float16, "float32": np.float32, "int8": np.int8}
 
 
 @dataclass(frozen=True)
-class States:
-    """Ragged token states of some rows.
+class Embeddings:
+    """Ragged token embeddings of some rows.
 
     Attributes:
         tokens: all rows' tokens behind each other, shape (sum(lengths), dim), float32.
@@ -48,17 +49,17 @@ class States:
     lengths: NDArray[np.int64]
     pooled: NDArray[np.float32]
 
-    def at(self, rows: NDArray[np.int64]) -> States:
-        """Return the states of ``rows``, shape (any number,), which may name one more than once."""
+    def at(self, rows: NDArray[np.int64]) -> Embeddings:
+        """Return the embeddings of ``rows``, shape (any number,), which may name one more than once."""
         starts = np.cumsum(self.lengths) - self.lengths
         lengths = self.lengths[rows]
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return States(self.tokens[np.repeat(starts[rows], lengths) + within], lengths, self.pooled[rows])
+        return Embeddings(self.tokens[np.repeat(starts[rows], lengths) + within], lengths, self.pooled[rows])
 
 
 @dataclass(frozen=True)
 class StoredTokens:
-    """Token states in the precision that is stored.
+    """Token embeddings in the precision that is stored.
 
     Attributes:
         values: shape (.., dim), float16, float32 or int8.
@@ -69,18 +70,18 @@ class StoredTokens:
     scale: NDArray[np.float32] | None = None
 
     def widened(self) -> NDArray[np.float32]:
-        """Return the states as float32, shape (.., dim)."""
+        """Return the embeddings as float32, shape (.., dim)."""
         values = self.values.astype(np.float32)
         return values if self.scale is None else values * self.scale[..., None]
 
     def floating(self) -> NDArray[np.floating]:
-        """Return the states to compute with, shape (.., dim): in the precision that is stored, int8 as float32."""
+        """Return the embeddings to compute with, shape (.., dim): in the precision that is stored, int8 as float32."""
         return self.widened() if self.scale is not None else cast("NDArray[np.floating]", self.values)
 
 
 @dataclass(frozen=True)
-class StoredStates:
-    """Ragged token states of some rows, as they are stored.
+class StoredEmbeddings:
+    """Ragged token embeddings of some rows, as they are stored.
 
     Attributes:
         tokens: all rows' tokens behind each other, shape (sum(lengths), dim).
@@ -146,19 +147,24 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def write_shard(
-    folder: Path, number: int, catalogue: pa.Table, states: States, dtype: StatesDtype, details: dict[str, Any]
+    folder: Path,
+    number: int,
+    catalogue: pa.Table,
+    embeddings: Embeddings,
+    dtype: EmbeddingsDtype,
+    details: dict[str, Any],
 ) -> Shard:
     """Write ``part-<number>.parquet`` and ``.arrow``; the caller commits the returned shard in the manifest.
 
     ``catalogue`` lacks ``pooled``, ``shard`` and ``row``, which are added here.
     """
     name = shard_name(number)
-    rows = len(states.lengths)
-    catalogue = catalogue.append_column("pooled", _fixed_lists(states.pooled.astype(np.float32)))
+    rows = len(embeddings.lengths)
+    catalogue = catalogue.append_column("pooled", _fixed_lists(embeddings.pooled.astype(np.float32)))
     catalogue = catalogue.append_column("shard", pa.array([name] * rows, pa.string()))
     catalogue = catalogue.append_column("row", pa.array(np.arange(rows, dtype=np.int64)))
     with atomic_path(folder / f"{name}.arrow") as path:
-        write_states(path, states, dtype)
+        write_embeddings(path, embeddings, dtype)
     with atomic_path(folder / f"{name}.parquet") as path:
         # Byte-stream-split halves the size of float columns but DuckDB cannot read it for every type: plain zstd.
         pq.write_table(catalogue, path, compression="zstd", use_dictionary=["shard", "source"], row_group_size=65536)
@@ -166,20 +172,20 @@ def write_shard(
     return Shard(name, rows, files, details)
 
 
-def write_states(path: Path, states: States, dtype: StatesDtype) -> None:
-    """Write one IPC file of states. int8 keeps an absmax scale per token in the column ``scale``."""
-    offsets = np.zeros(len(states.lengths) + 1, np.int32)
-    np.cumsum(states.lengths, out=offsets[1:])
+def write_embeddings(path: Path, embeddings: Embeddings, dtype: EmbeddingsDtype) -> None:
+    """Write one IPC file of embeddings. int8 keeps an absmax scale per token in the column ``scale``."""
+    offsets = np.zeros(len(embeddings.lengths) + 1, np.int32)
+    np.cumsum(embeddings.lengths, out=offsets[1:])
     columns: dict[str, pa.Array] = {}
-    tokens = states.tokens
+    tokens = embeddings.tokens
     if dtype == "int8":
         scale = np.maximum(np.abs(tokens).max(axis=1), 1e-12) / 127.0
         tokens = np.rint(tokens / scale[:, None])
         columns["scale"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(scale.astype(np.float32)))
     stored = np.ascontiguousarray(tokens, dtype=_STORED[dtype])
     columns = {
-        "states": pa.ListArray.from_arrays(pa.array(offsets), _fixed_lists(stored)),
-        "pooled": _fixed_lists(states.pooled.astype(np.float16)),
+        "embeddings": pa.ListArray.from_arrays(pa.array(offsets), _fixed_lists(stored)),
+        "pooled": _fixed_lists(embeddings.pooled.astype(np.float16)),
         **columns,
     }
     batch = pa.RecordBatch.from_pydict(columns)
@@ -187,8 +193,8 @@ def write_states(path: Path, states: States, dtype: StatesDtype) -> None:
         writer.write_batch(batch)
 
 
-class StatesFile:
-    """A memory-mapped IPC file of states, as NumPy views.
+class EmbeddingsFile:
+    """A memory-mapped IPC file of embeddings, as NumPy views.
 
     Attributes:
         offsets: shape (rows + 1,), int32; row i's tokens are ``tokens[offsets[i]:offsets[i + 1]]``.
@@ -203,7 +209,7 @@ class StatesFile:
             self._map = MappedFile(path)
             batch = ipc.open_file(self._map.buffer).get_batch(0)
             batch.validate()
-            lists = batch.column("states")
+            lists = batch.column("embeddings")
             self.offsets: NDArray[np.int32] = lists.offsets.to_numpy(zero_copy_only=True)
             self.tokens = _matrix(lists.values)
             self.pooled = _matrix(batch.column("pooled"))
@@ -218,12 +224,12 @@ class StatesFile:
         """Let the kernel drop this file's pages from the process; they are read again when touched."""
         self._map.release()
 
-    def __reduce__(self) -> tuple[type[StatesFile], tuple[Path]]:
-        return StatesFile, (self._path,)
+    def __reduce__(self) -> tuple[type[EmbeddingsFile], tuple[Path]]:
+        return EmbeddingsFile, (self._path,)
 
 
-class StatesReader:
-    """All shards' states as one table of rows; files are mapped on first use, and of very many those used last stay so.
+class EmbeddingsReader:
+    """All shards' embeddings as one table of rows; files are mapped on first use, of very many only those used last.
 
     Mapped pages that random reads of tokens gather count as this process's memory, though the kernel could take them
     back. They are dropped now and then, so that memory stays flat however long a training runs.
@@ -233,20 +239,20 @@ class StatesReader:
         self._folder = folder
         self._shards = list(shards)
         self._first_row = np.cumsum([0] + [shard.rows for shard in shards])
-        self._files: dict[int, StatesFile] = {}
+        self._files: dict[int, EmbeddingsFile] = {}
         self._tokens_since_release = 0
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process maps files itself, those that it reads.
         return {**self.__dict__, "_files": {}}
 
-    def file(self, shard: int) -> StatesFile:
+    def file(self, shard: int) -> EmbeddingsFile:
         """Return the mapped file of shard number ``shard``."""
         file = self._files.pop(shard, None)
         if file is None:
             found = self._shards[shard]
-            checks.soon(self._folder / found.states, found.files[found.states])
-            file = StatesFile(self._folder / found.states)
+            checks.soon(self._folder / found.embeddings, found.files[found.embeddings])
+            file = EmbeddingsFile(self._folder / found.embeddings)
             while len(self._files) >= _MOST_MAPPED:
                 del self._files[next(iter(self._files))]
         self._files[shard] = file  # the last of them now
@@ -255,7 +261,7 @@ class StatesReader:
     def check_all(self) -> None:
         """Begin to compare every shard with its hash: for callers that hand it to workers, which check nothing."""
         for shard in self._shards:
-            checks.soon(self._folder / shard.states, shard.files[shard.states])
+            checks.soon(self._folder / shard.embeddings, shard.files[shard.embeddings])
 
     def locate(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Split global row numbers into shard numbers and rows within the shard, all of shape (batch,)."""
@@ -272,13 +278,13 @@ class StatesReader:
             lengths[chosen] = offsets[local[chosen] + 1] - offsets[local[chosen]]
         return lengths
 
-    def gather(self, rows: NDArray[np.int64]) -> States:
-        """Copy the states of ``rows``, shape (batch,), in the order given, as float32."""
+    def gather(self, rows: NDArray[np.int64]) -> Embeddings:
+        """Copy the embeddings of ``rows``, shape (batch,), in the order given, as float32."""
         stored = self.gather_stored(rows)
-        return States(stored.tokens.widened(), stored.lengths, stored.pooled.astype(np.float32))
+        return Embeddings(stored.tokens.widened(), stored.lengths, stored.pooled.astype(np.float32))
 
-    def gather_stored(self, rows: NDArray[np.int64]) -> StoredStates:
-        """Copy the states of ``rows``, shape (batch,), out of the maps, in the order given, as they are stored."""
+    def gather_stored(self, rows: NDArray[np.int64]) -> StoredEmbeddings:
+        """Copy the embeddings of ``rows``, shape (batch,), out of the maps, in the order given, as they are stored."""
         # A row's tokens lie together: they count as one, its offset and its pooled vector as two more.
         self._release_now_and_then(3 * len(rows))
         lengths = self.lengths(rows)
@@ -296,10 +302,10 @@ class StatesReader:
             if scale is not None and file.scale is not None:
                 scale[target] = file.scale[start:stop]
             pooled[index] = file.pooled[row]
-        return StoredStates(StoredTokens(values, scale), lengths, pooled)
+        return StoredEmbeddings(StoredTokens(values, scale), lengths, pooled)
 
     def gather_tokens(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> StoredTokens:
-        """Copy chosen tokens of chosen rows: ``out[b, t] = states of row rows[b] at token tokens[b, t]``.
+        """Copy chosen tokens of chosen rows: ``out[b, t] = embeddings of row rows[b] at token tokens[b, t]``.
 
         Args:
             rows: shape (batch,).
@@ -345,7 +351,7 @@ class StatesReader:
         return mean
 
     def release(self) -> None:
-        """Drop every mapped page from the process (see :meth:`StatesFile.release`)."""
+        """Drop every mapped page from the process (see :meth:`EmbeddingsFile.release`)."""
         for file in self._files.values():
             file.release()
         self._tokens_since_release = 0

@@ -1,4 +1,4 @@
-"""Finds damage in stores, runs and models: every file is read and compared with its hash, or its own seal."""
+"""Finds damage in stores, runs and models: every file is read and compared with its hash, or its own checksum."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from dptr.cache.file_names import (
     is_index_file,
 )
 from dptr.cache.progress import note, progress
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import sha256_of
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.workspace import Workspace
 
 _FIRST_SHARD = "part-00000"
-_SEALED_SUFFIXES = (".safetensors", ".onnx")
+_CHECKSUMMED_SUFFIXES = (".safetensors", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Damage:
 
 
 _REPAIRABLE = "`dptr verify --repair` computes it again where the inputs are still there"
-_MENDED_BY = {
+_REPAIRED_BY = {
     INDEX_FILE: "`dptr mine-neighbours` and `dptr build-orp-bank` build it again",
     NEIGHBOURS_TABLE: "`dptr mine-neighbours` searches them again",
     NEIGHBOURS_ARRAY: "`dptr mine-neighbours` searches them again",
@@ -67,13 +67,13 @@ _MENDED_BY = {
     QUARANTINE_FILE: "The command that made the store writes it again",
     ROWS_FILE: "`dptr verify --repair`, or the next training, writes it again",
 }
-_MENDED_BY_READING = "`dptr evaluate` with the same data, or the command that trained, writes it again"
+_REPAIRED_BY_READING = "`dptr evaluate` with the same data, or the command that trained, writes it again"
 _TRAIN_ON = "Train again into another folder, or restore it from a copy"
 
 
 def all_in(workspace: Workspace) -> list[Path]:
     """Return the stores and the runs of a workspace, and the folders of what its models read."""
-    stores = [store for store in (workspace.prompts, workspace.orp, workspace.word_crops) if is_store(store)]
+    stores = [store for store in (workspace.prompts, workspace.orp, workspace.image_features) if is_store(store)]
     runs = [folder for folder in sorted(workspace.runs.glob("*")) if is_run(folder)]
     return stores + runs + [folder.parent for folder in sorted(workspace.models.glob(f"*/{PREDICTIONS_FOLDER}"))]
 
@@ -107,7 +107,7 @@ def verify(path: Path) -> list[Damage]:
 
 
 def repairable(damages: Iterable[Damage]) -> dict[Path, set[str]]:
-    """Return, for each store, its damaged files that can be computed again: those of shards, shared states, rows."""
+    """Return, for each store, its damaged files that can be recomputed: shards, shared embeddings, rows."""
     found: dict[Path, set[str]] = {}
     for damage in damages:
         if damage.shard is not None or damage.file in (PREFIX_FILE, ROWS_FILE):
@@ -136,39 +136,39 @@ def _of_store(folder: Path) -> list[Damage]:
 
 
 def _advice_for(name: str) -> str:
-    return _MENDED_BY.get(INDEX_FILE if is_index_file(name) else name, _REPAIRABLE)
+    return _REPAIRED_BY.get(INDEX_FILE if is_index_file(name) else name, _REPAIRABLE)
 
 
 def _of_run(folder: Path) -> Iterator[Damage]:
     """Check a run's description, checkpoints, tables and exported models; logs only ever grow and have no hash."""
     for name in (RUN_FILE, RECIPE_FILE):
-        if problem := _seal_problem(folder / name, needed=True):
+        if problem := _checksum_problem(folder / name, needed=True):
             yield Damage(folder, name, None, problem, _TRAIN_ON)
-    if (folder / LEXICON_FILE).is_file() and (problem := _seal_problem(folder / LEXICON_FILE, needed=True)):
+    if (folder / LEXICON_FILE).is_file() and (problem := _checksum_problem(folder / LEXICON_FILE, needed=True)):
         yield Damage(folder, LEXICON_FILE, None, problem, _TRAIN_ON)
     checkpoints = folder / CHECKPOINTS_FOLDER
     for checkpoint in sorted(path for path in checkpoints.glob("*") if path.is_dir() and path.name[0] != "."):
         yield from _of_checkpoint(folder, checkpoint)
     yield from _of_tables(folder)
-    for model in sorted(path for path in folder.iterdir() if path.suffix in _SEALED_SUFFIXES):
+    for model in sorted(path for path in folder.iterdir() if path.suffix in _CHECKSUMMED_SUFFIXES):
         yield from _of_model(model)
 
 
 def _of_tables(folder: Path) -> Iterator[Damage]:
-    """Check what was read of data sets, and what of them was rejected."""
-    refused = folder / QUARANTINE_FILE
-    tables = [refused] if refused.exists() else []
+    """Check the predictions on data sets, and their rejected crops."""
+    rejected = folder / QUARANTINE_FILE
+    tables = [rejected] if rejected.exists() else []
     for table in (*tables, *sorted((folder / PREDICTIONS_FOLDER).glob("*.parquet"))):
-        if problem := _seal_problem(table, needed=True):
-            yield Damage(folder, str(table.relative_to(folder)), None, problem, _MENDED_BY_READING)
+        if problem := _checksum_problem(table, needed=True):
+            yield Damage(folder, str(table.relative_to(folder)), None, problem, _REPAIRED_BY_READING)
 
 
 def _of_checkpoint(folder: Path, checkpoint: Path) -> Iterator[Damage]:
     state = checkpoint / STATE_FILE
     advice = "The run's other checkpoint is used in its place where there is one; the same command trains on from it"
-    problem, files = _seal_problem(state, needed=True), {}
+    problem, files = _checksum_problem(state, needed=True), {}
     if problem is None:
-        files = sealed.read_json(state).get("files", {})
+        files = checksummed.read_json(state).get("files", {})
         problem = None if isinstance(files, dict) else "lists no files"
     if problem is not None:
         yield Damage(folder, str(state.relative_to(folder)), None, problem, advice)
@@ -188,23 +188,25 @@ def _hash_problem(path: Path, digest: str) -> str | None:
 
 
 def _of_model(path: Path) -> list[Damage]:
-    if path.suffix not in _SEALED_SUFFIXES:
-        raise UserError(f"{path} is no exported model", f"Name a store, a run, or a {' or '.join(_SEALED_SUFFIXES)}")
-    problem = _seal_problem(path)
-    if problem is None and sealed.is_sealed(path) is None:
+    if path.suffix not in _CHECKSUMMED_SUFFIXES:
+        raise UserError(
+            f"{path} is no exported model", f"Name a store, a run, or a {' or '.join(_CHECKSUMMED_SUFFIXES)}"
+        )
+    problem = _checksum_problem(path)
+    if problem is None and checksummed.has_checksum(path) is None:
         note(f"{path} has no hash in it: another program wrote it")
     return [Damage(path.parent, path.name, None, problem, "Export it again")] if problem else []
 
 
-def _seal_problem(path: Path, needed: bool = False) -> str | None:
-    """Return what is wrong with a file by its seal; its metadata may say that there is one where none is ``needed``."""
+def _checksum_problem(path: Path, needed: bool = False) -> str | None:
+    """Return what is wrong with a file by its checksum; where none is ``needed``, metadata says whether it has one."""
     try:
         if not needed:
-            sealed.require_whole(path)
+            checksummed.require_whole(path)
         elif path.suffix == ".json":
-            sealed.read_json(path)
+            checksummed.read_json(path)
         else:
-            sealed.require_sealed(path)
+            checksummed.require_checksum(path)
         return None
     except DamagedStore as error:
         return error.problem.removeprefix(f"{path} ")

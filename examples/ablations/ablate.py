@@ -50,8 +50,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError, run_script
+from dptr.cache.text.charset import Charset
 from dptr.trainer.metrics import to_ascii
 
 Row = dict[str, Any]
@@ -118,7 +118,7 @@ def load_grid(path: Path) -> Grid:
             if named not in arms:
                 raise UserError(f"{path}, arm {arm.name!r} names an arm {named!r}", f"There are: {', '.join(arms)}")
         if not arm.train and arm.start == "none":
-            raise UserError(f"{path}, arm {arm.name!r} trains nothing and starts from nothing", "Name a start")
+            raise UserError(f"{path}, arm {arm.name!r} trains nothing and has no start", "Name a start")
     return Grid(arms, list(grid["seeds"]), dict(grid["tests"]), grid.get("protocol", "36"))
 
 
@@ -152,12 +152,15 @@ class Trials:
             path = self.grid.tests[test]
             self.dptr(["evaluate", run, "--data", path, *arm.evaluate])
             where = f"run = {_quoted(Path(run).name)} and data = {_quoted(path)}"
-            query = f"select key, truth, reading from predictions where {where} order by key"
+            query = f"select key, ground_truth, prediction from predictions where {where} order by key"
             read = self.dptr(["sql", query])["result"]
-            scored = [(key, right) for key, *pair in read if (right := is_right(*pair, self.grid.protocol)) is not None]
-            if not scored:
+            scored = {
+                key: is_right(ground_truth, prediction, self.grid.protocol) for key, ground_truth, prediction in read
+            }
+            counted = {key: int(right) for key, right in scored.items() if right is not None}
+            if not counted:
                 raise UserError(f"no word of {path} counts under protocol {self.grid.protocol}", "Use another protocol")
-            images, right = map(list, zip(*scored, strict=True))
+            images, right = list(counted), list(counted.values())
             row = {"key": self.key(arm, seed, test), "arm": arm.name, "seed": seed, "test": test, "run": run}
             row |= {"steps": results[-1]["steps"], "seconds": seconds[1], "pretrain_seconds": seconds[0]}
             rows.append(row | {"accuracy": sum(right) / len(right), "images": images, "right": right})
@@ -192,13 +195,13 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def is_right(truth: str, reading: str | None, protocol: str) -> bool | None:
+def is_right(ground_truth: str, prediction: str | None, protocol: str) -> bool | None:
     """Return whether a word was read, as the protocol compares; None where it has nothing to compare."""
     if protocol == "exact":
-        return truth == reading
+        return ground_truth == prediction
     project = Charset.named(protocol).project
-    wanted = project(to_ascii(truth))
-    return None if not wanted else wanted == project(to_ascii(reading or ""))
+    wanted = project(to_ascii(ground_truth))
+    return None if not wanted else wanted == project(to_ascii(prediction or ""))
 
 
 def compare(grid: Grid, rows: Sequence[Row]) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""Make the charsets of cache/charsets/ anew, from CLDR's exemplar characters and the national character sets.
+"""Make the charsets of cache/text/charsets/ anew, from CLDR's exemplar characters and the national character sets.
 
 npm pack cldr-misc-full@48.2.0 cldr-core@48.2.0
 for file in cldr-*.tgz; do mkdir ${file%.tgz} && tar xzf $file -C ${file%.tgz}; done
@@ -21,8 +21,8 @@ from pathlib import Path
 import regex
 
 from dptr.cache.errors import run_script
-from dptr.cache.named_charsets import NAMED_CHARACTERS
-from dptr.cache.units import JOINERS, is_mark
+from dptr.cache.text.named_charsets import NAMED_CHARACTERS
+from dptr.cache.text.units import JOINERS, is_mark
 
 #: Name -> CLDR's locale, and the codec of the national character set with its first bytes.
 SOURCES: dict[str, tuple[str, tuple[str, int, int] | None]] = {

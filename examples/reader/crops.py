@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import run_script
-from dptr.cache.word_images.writer import write_word_images
 
 Side = Literal["train", "validation", "test"]
 

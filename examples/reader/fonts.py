@@ -61,7 +61,7 @@ def part(out: Path) -> None:
 
 
 def legibility(fonts: list[Font]) -> NDArray[np.float64]:
-    """Return the share of each font's characters whose nearest average glyph is their own, case aside: (fonts,)."""
+    """Return the share of each font's characters nearest to their own average glyph, case-insensitive: (fonts,)."""
     glyphs = np.stack([[_glyph(font, character) for character in CHARACTERS] for font in fonts])
     average = np.median(glyphs, axis=0)
     for _ in range(2):

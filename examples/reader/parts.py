@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from dptr.cache.crops.dataset import WordImages, preprocess
+from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import run_script
-from dptr.cache.normalization import Normalization
-from dptr.cache.word_images.dataset import WordImages, preprocess
-from dptr.cache.word_images.writer import write_word_images
+from dptr.cache.text.normalization import Normalization
 from dptr.trainer.model.model_file import BUNDLED, load_model
 from dptr.trainer.model.recognizer import Recognizer
 
@@ -101,21 +101,21 @@ def align(scores: NDArray[np.float32], ids: NDArray[np.int64], blank: int) -> tu
     Returns:
         The middle column of each letter, shape (letters,), and the path's mean log probability.
     """
-    states = np.full(2 * len(ids) + 1, blank)
-    states[1::2] = ids
+    embeddings = np.full(2 * len(ids) + 1, blank)
+    embeddings[1::2] = ids
     # A letter may follow the one before at once, unless they are equal.
-    skips = np.zeros(len(states), bool)
-    skips[2:] = (states[2:] != blank) & (states[2:] != states[:-2])
-    best = np.full(len(states), -np.inf)
-    best[:2] = scores[0, states[:2]]
-    came = np.zeros((len(scores), len(states)), int)
+    skips = np.zeros(len(embeddings), bool)
+    skips[2:] = (embeddings[2:] != blank) & (embeddings[2:] != embeddings[:-2])
+    best = np.full(len(embeddings), -np.inf)
+    best[:2] = scores[0, embeddings[:2]]
+    came = np.zeros((len(scores), len(embeddings)), int)
     for column in range(1, len(scores)):
         one = np.concatenate([[-np.inf], best[:-1]])
         two = np.where(skips, np.concatenate([[-np.inf, -np.inf], best[:-2]]), -np.inf)
         choices = np.stack([best, one, two])
         came[column] = choices.argmax(0)
-        best = choices.max(0) + scores[column, states]
-    state = len(states) - 1 - int(best[-2] > best[-1])
+        best = choices.max(0) + scores[column, embeddings]
+    state = len(embeddings) - 1 - int(best[-2] > best[-1])
     score = float(best[state]) / len(scores)
     path = np.zeros(len(scores), int)
     for column in range(len(scores) - 1, -1, -1):

@@ -1,9 +1,11 @@
-"""Count the words that a recogniser should prefer where a picture leaves doubt: lists of words, and labels of crops.
+"""Write the words that a recogniser prefers where a picture leaves doubt, with how much each counts.
 
-    python examples/reader/preferred_words.py words/*.txt --crops real/*-train.lmdb -o preferred.txt
+    python examples/reader/preferred_words.py words/common.txt words/dictionary.txt -o preferred.txt
 
-A word of a list counts once for each list that it is in. Labels say better what signs say, so each counts five times.
-Letters and digits in no order are among them, since plates and serial numbers would otherwise be read as words.
+A word counts 1, and more by the square root of its frequency in wordfreq's English (per million words), so that common
+words win over rare ones without drowning them. Labels of crops stay out: a recogniser would read the test of its own
+data better than anything else. Letters in no order are among the words, for abbreviations and names; no string with a
+digit is, so that predictions with digits, such as serial numbers, are left as the picture gives them.
 ``dptr export RUN --to safetensors --words preferred.txt`` puts the counts into the model's file.
 """
 
@@ -15,36 +17,39 @@ import string
 from collections import Counter
 from pathlib import Path
 
-from dptr.cache.errors import run_script
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.errors import UserError, run_script
 
-LABELS_COUNT = 5
 WITHOUT_ORDER = 60_000
 
 
 def main() -> None:
-    """Parse, count, write."""
+    """Parse arguments, count, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lists", type=Path, nargs="+", help="a word a line")
-    parser.add_argument("--crops", type=Path, nargs="*", default=[], help="labelled crops that training saw")
     parser.add_argument("-o", "--out", type=Path, required=True)
     arguments = parser.parse_args()
-    counts = count(arguments.lists, arguments.crops)
+    counts = count(arguments.lists)
     lines = [f"{word}\t{counts[word]}\n" for word in sorted(counts)]
     arguments.out.write_text("".join(lines), encoding="utf-8")
     print(f"{len(counts):,} words in {arguments.out}")
 
 
-def count(lists: list[Path], crops: list[Path]) -> Counter[str]:
-    """Return how often each word counts, upper and lower case taken together."""
-    counts: Counter[str] = Counter()
-    for path in lists:
-        counts.update({word.lower() for word in path.read_text(encoding="utf-8").splitlines() if word})
-    for sample in WordImages.open_as_written(crops).samples if crops else ():
-        counts[sample.label.lower()] += LABELS_COUNT
+def count(lists: list[Path]) -> Counter[str]:
+    """Return how much each word counts, upper and lower case taken together.
+
+    Raises:
+        UserError: wordfreq is not installed.
+    """
+    try:
+        from wordfreq import zipf_frequency
+    except ModuleNotFoundError as error:
+        raise UserError("frequencies of words come from wordfreq", "pip install wordfreq") from error
+    words = {word.lower() for path in lists for word in path.read_text(encoding="utf-8").splitlines() if word}
+    # Zipf's scale is the logarithm of occurrences in a billion words.
+    counts = Counter({word: 1 + round(10 ** ((zipf_frequency(word, "en") - 3) / 2)) for word in words})
     rng = random.Random(0)
     for _ in range(WITHOUT_ORDER):
-        counts["".join(rng.choices(string.ascii_lowercase + string.digits, k=rng.randint(3, 9)))] += 1
+        counts["".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 9)))] += 1
     return counts
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from rapidfuzz.distance import Levenshtein
 
+from dptr.cache.crops.dataset import WordImages
+from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import run_script
-from dptr.cache.word_images.dataset import WordImages
-from dptr.cache.word_images.writer import write_word_images
 from dptr.trainer.model.model_file import BUNDLED
 from dptr.trainer.read import load
 
@@ -37,25 +37,25 @@ def main() -> None:
     with write_word_images(arguments.out) as writer:
         for start in range(0, len(images), _BATCH):
             rows = range(start, min(start + _BATCH, len(images)))
-            readings = reader.read([images.image(row) for row in rows])
-            for row, reading in zip(rows, readings, strict=True):
-                label = recased(images.samples[row].label, reading.text, arguments.most)
+            predictions = reader.read([images.image(row) for row in rows])
+            for row, prediction in zip(rows, predictions, strict=True):
+                label = recased(images.samples[row].label, prediction.text, arguments.most)
                 if label is not None:
                     kept += 1
                     writer.write(encoded(images, row), label)
     print(f"{kept:,} of {len(images):,} crops in {arguments.out}")
 
 
-def recased(label: str, reading: str, most: float) -> str | None:
-    """Return ``label`` in the case of ``reading``; None where more than the share ``most`` of it is misread."""
-    folded, read = label.upper(), reading.upper()
+def recased(label: str, prediction: str, most: float) -> str | None:
+    """Return ``label`` in the case of ``prediction``; None where more than the share ``most`` of it is misread."""
+    folded, read = label.upper(), prediction.upper()
     if Levenshtein.distance(folded.replace(" ", ""), read.replace(" ", "")) > most * max(1, len(folded)):
         return None
     case: list[bool | None] = [None] * len(label)
     for block in Levenshtein.opcodes(folded, read):
         if block.tag == "equal":
             for place in range(block.src_end - block.src_start):
-                seen = reading[block.dest_start + place]
+                seen = prediction[block.dest_start + place]
                 case[block.src_start + place] = seen.islower() if seen.isalpha() else None
     words, begin = [], 0
     for word in label.split(" "):

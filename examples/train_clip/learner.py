@@ -82,26 +82,28 @@ class ClipLearner(nn.Module):
         out = self.clip.text_model(input_ids=token_ids)
         return functional.normalize(self.clip.text_projection(out.pooler_output).float(), dim=-1), out.last_hidden_state
 
-    def loss(self, batch: ClipBatch, letters_weight: float, states_weight: float) -> Tensor:
+    def loss(self, batch: ClipBatch, letters_weight: float, embeddings_weight: float) -> Tensor:
         """Contrastive loss of both directions plus those of letters and of text embeddings; photos are negatives."""
         words = len(batch.token_ids)
         images, by_column = self.encode_images(batch.images)
-        texts, states = self.encode_texts(batch.token_ids)
+        texts, embeddings = self.encode_texts(batch.token_ids)
         scale = self.clip.logit_scale.clamp(max=_MOST_LOG_SCALE).exp()
         matching = contrastive_loss(texts @ images.T * scale, batch.token_ids)
         logits = [by_column[:words], self._letters(images[:words]), self._letters(texts)]
         wanted = batch.letters.flatten()
         by_patch, of_images, of_texts = (functional.cross_entropy(a.float().flatten(0, 1), wanted) for a in logits)
         letters = by_patch + (of_images + of_texts) / 2
-        return matching + letters_weight * letters + states_weight * self._states_loss(states, batch.token_ids)
+        return (
+            matching + letters_weight * letters + embeddings_weight * self._embeddings_loss(embeddings, batch.token_ids)
+        )
 
-    def _states_loss(self, states: Tensor, token_ids: Tensor) -> Tensor:
+    def _embeddings_loss(self, embeddings: Tensor, token_ids: Tensor) -> Tensor:
         """Cross-entropy of each embedding's token and position, up to the first end token."""
         is_end = token_ids == self.clip.config.text_config.eos_token_id
         real = is_end.cumsum(1) - is_end.long() == 0
-        positions = torch.arange(token_ids.shape[1], device=states.device).expand_as(token_ids)
-        tokens = functional.cross_entropy(self.token_head(states[real]).float(), token_ids[real])
-        return tokens + functional.cross_entropy(self.place_head(states[real]).float(), positions[real])
+        positions = torch.arange(token_ids.shape[1], device=embeddings.device).expand_as(token_ids)
+        tokens = functional.cross_entropy(self.token_head(embeddings[real]).float(), token_ids[real])
+        return tokens + functional.cross_entropy(self.place_head(embeddings[real]).float(), positions[real])
 
     def _letters(self, vectors: Tensor) -> Tensor:
         scaled = vectors * vectors.shape[-1] ** 0.5

@@ -5,7 +5,7 @@
 
 Words that ``is_held_out`` names and one family of fonts in five are kept from training; the last lines say, list by
 list, how often a crop of such a word in such a font finds its prompt among those of 1,000 such words. What was made is
-taken as it is, so the same command goes on where it stopped.
+taken as it is, so the same command resumes it.
 
 Smallest size: WORDS -o OUT --photos PHOTOS --scale 0.0002
 """
@@ -20,8 +20,8 @@ import zlib
 from pathlib import Path
 
 from dptr.cache.errors import UserError, run_script
-from dptr.cache.normalization import Normalization
-from dptr.cache.units import JOINERS
+from dptr.cache.text.normalization import Normalization
+from dptr.cache.text.units import JOINERS
 from dptr.pipeline.clip.bundled import is_held_out
 from dptr.pipeline.rendering.fonts import FontCollection, find_fonts
 

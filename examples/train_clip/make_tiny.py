@@ -5,7 +5,7 @@
 About an hour and a half on two cores. Words that ``is_held_out`` names and the fonts of the ``demo`` extra are kept
 from training, so that ``benchmarks/clip_retrieval.py`` measures on unseen words. Which fonts it learns from
 depends on the machine: the model card lists those of the weights that ship. What was rendered and trained already is
-taken as it is, so the script goes on where it was stopped.
+taken as it is, so the script resumes.
 
 Smallest size: WORDS OUT --photos PHOTOS --scale 0.0002
 """

@@ -2,8 +2,8 @@
 
     python examples/train_clip/tiny_tokenizer.py /usr/share/dict/words pipeline/clip/tiny
 
-Few pieces on purpose: each then stands in many words, so a decoder that is trained on some thousand words from states
-of these pieces can spell words that it has never seen.
+Few pieces on purpose: each then stands in many words, so a decoder that is trained on some thousand words from
+embeddings of these pieces can spell words that it has never seen.
 
 Smallest size: WORDS OUT
 """

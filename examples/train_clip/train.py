@@ -29,17 +29,17 @@ from PIL import Image, ImageFont
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from dptr.cache import reading_order
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import UnreadableImage, WordImages, preprocess
 from dptr.cache.errors import UserError, run_script
 from dptr.cache.file_names import WEIGHTS_FILE
-from dptr.cache.normalization import Normalization
 from dptr.cache.pictures import photo_thumbnail
 from dptr.cache.progress import note
 from dptr.cache.row_set import EveryRow
 from dptr.cache.stores.files import atomic_path, sha256_of
-from dptr.cache.units import clusters
-from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
+from dptr.cache.text import reading_order
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
+from dptr.cache.text.units import clusters
 from dptr.pipeline.clip.clip_files import find_clip
 from dptr.pipeline.rendering.word_lists import photo_paths
 from dptr.pipeline.text.templates import Template
@@ -71,7 +71,7 @@ class ClipSettings(TrainingSettings):
     template: str = "a photo of a '{label}'"
     photos: int = Field(default=4, ge=0)
     letters_weight: float = Field(default=1.0, ge=0)
-    states_weight: float = Field(default=0.5, ge=0)
+    embeddings_weight: float = Field(default=0.5, ge=0)
 
 
 def letters_by_column(label: str, columns: int, alphabet: str) -> NDArray[np.int64]:
@@ -226,7 +226,7 @@ def train(arguments: argparse.Namespace) -> dict[str, float]:
     task = loop.Task(
         model=learner,
         batch=ClipBatches(images, photos, prompts, settings, learner.size, learner.columns, alphabet),
-        loss=lambda batch: learner.loss(batch, settings.letters_weight, settings.states_weight),
+        loss=lambda batch: learner.loss(batch, settings.letters_weight, settings.embeddings_weight),
         notice=lambda batch: reject(batch.unreadable),
         validate=validate,
         rows=lambda batch: len(batch.images),

@@ -8,7 +8,6 @@ from pathlib import Path
 from dptr.cache import hub
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MODEL_CONFIG_FILE, SAFETENSORS, WEIGHTS_FILE
-from dptr.cache.stores.files import sha256_of
 from dptr.pipeline.clip import bundled as bundled_clip
 
 _DESCRIPTIONS = ["*.json", "*.txt", "*.model"]
@@ -66,6 +65,8 @@ def files_hash(name: str) -> str:
     Raises:
         UserError: as :func:`find_clip`.
     """
+    from dptr.cache.stores.files import sha256_of
+
     digest = hashlib.sha256()
     for folder in dict.fromkeys(find_both(name)):
         for path in sorted(folder.rglob("*")):

@@ -11,15 +11,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dptr.cache.choices import StatesDtype
+from dptr.cache.choices import EmbeddingsDtype
 from dptr.cache.errors import UserError
 from dptr.cache.stores.manifest import Shard
-from dptr.cache.stores.shards import States, write_shard
+from dptr.cache.stores.shards import Embeddings, write_shard
 from dptr.pipeline.choices import Precision
 from dptr.pipeline.clip.loading import ImageEncoder, load_clip
-from dptr.pipeline.parts.cluster import device_of_worker, fetched
-from dptr.pipeline.parts.executors import Work, Worker
-from dptr.pipeline.parts.store_in_making import Place, ShardToMake
+from dptr.pipeline.executors.executor import Work, Worker
+from dptr.pipeline.executors.ray_cluster import device_of_worker, fetched
+from dptr.pipeline.executors.store_builder import Place, ShardToMake
 
 
 class ShardInMaking:
@@ -31,7 +31,7 @@ class ShardInMaking:
         schema: of the catalogue; ``id`` is filled in here.
         capacity: pictures it takes at most.
         tokens_per_picture: tokens kept of each picture.
-        dtype: how states are stored.
+        dtype: how embeddings are stored.
         batch: pictures per forward pass.
     """
 
@@ -42,7 +42,7 @@ class ShardInMaking:
         schema: pa.Schema,
         capacity: int,
         tokens_per_picture: int,
-        dtype: StatesDtype,
+        dtype: EmbeddingsDtype,
         batch: int,
     ) -> None:
         self._encoder = encoder
@@ -92,11 +92,11 @@ class ShardInMaking:
         """Encode what is left and write the shard; the caller commits it."""
         self.encode_rest()
         rows, count = len(self), self._tokens.shape[1]
-        states = States(
+        embeddings = Embeddings(
             self._tokens[:rows].reshape(rows * count, -1), np.full(rows, count, np.int64), self._pooled[:rows]
         )
         catalogue = pa.Table.from_pylist(self._rows, self._schema)
-        return write_shard(folder, self._number, catalogue, states, self._dtype, details)
+        return write_shard(folder, self._number, catalogue, embeddings, self._dtype, details)
 
     def _encode(self) -> None:
         tokens, pooled = self._encoder.encode(np.stack([pixels for pixels, _ in self._waiting]))
@@ -105,7 +105,7 @@ class ShardInMaking:
         with np.errstate(over="ignore"):
             self._tokens[rows] = np.take_along_axis(tokens, kept[:, :, None], axis=1)
         if not np.isfinite(self._tokens[rows]).all():
-            raise UserError(f"the image encoder gives states that {self._dtype} cannot hold", "Use --dtype float32")
+            raise UserError(f"the image encoder gives embeddings that {self._dtype} cannot hold", "Use --dtype float32")
         self._pooled[rows] = pooled
         self._encoded += len(kept)
         self._waiting.clear()
@@ -131,14 +131,15 @@ class ShardForm:
     """What all shards of a store have in common.
 
     Attributes:
-        schema: of the catalogue. rows: pictures of a full shard. tokens: kept of each picture. dtype: of the states.
+        schema: of the catalogue. rows: pictures of a full shard. tokens: kept of each picture. dtype: of the
+            embeddings.
         batch: pictures of a forward pass. counted: a detail of each shard, by the column whose values it counts.
     """
 
     schema: pa.Schema
     rows: int
     tokens: int
-    dtype: StatesDtype
+    dtype: EmbeddingsDtype
     batch: int
     counted: tuple[str, str] | None = None
 

@@ -257,7 +257,7 @@ def weights_hash(model: torch.nn.Module, prefixes: tuple[str, ...] = ("",)) -> s
 
 
 class ImageEncoder:
-    """CLIP's image side: pictures to token states and pooled vectors in the joint space.
+    """CLIP's image side: pictures to token embeddings and pooled vectors in the joint space.
 
     Attributes:
         tokens: of a picture. class_tokens: those of them, at the front, that stand nowhere in it. dim: their width.
@@ -292,7 +292,7 @@ class ImageEncoder:
             pixels: shape (batch, 3, height, width).
 
         Returns:
-            token states (batch, tokens, dim) and pooled vectors (batch, dim), float32.
+            token embeddings (batch, tokens, dim) and pooled vectors (batch, dim), float32.
         """
         parts = self._halving.run(self._encode, pixels)
         if len(parts) == 1:
@@ -304,7 +304,7 @@ class ImageEncoder:
 
         with torch.inference_mode():
             inputs = torch.from_numpy(pixels).to(self._clip.device, self._model.dtype)
-            tokens, pooled = self._family.image_states(self._model, inputs)
+            tokens, pooled = self._family.image_embeddings(self._model, inputs)
             return tokens.float().cpu().numpy(), pooled.float().cpu().numpy()
 
 

@@ -1,9 +1,10 @@
-"""CLIP's text encoder: prompts to token states, with the least work that gives exactly transformers' states.
+"""CLIP's text encoder: prompts to token embeddings, with the least work that gives exactly transformers' embeddings.
 
 In a causal encoder nothing after a token can change its state. Hence the template's tokens before the label have the
-same states, keys and values in every prompt: :class:`AfterPrefix` runs them once, and every prompt runs only its own
-tokens against these. An encoder with bidirectional attention shares nothing between prompts: :class:`Whole` runs them
-at their own length where its mask hides padding, :class:`Filled` at the one length of its training where it has none.
+same embeddings, keys and values in every prompt: :class:`AfterPrefix` runs them once, and every prompt runs only its
+own tokens against these. An encoder with bidirectional attention shares nothing between prompts: :class:`Whole` runs
+them at their own length where its mask hides padding, :class:`Filled` at the one length of its training where it has
+none.
 
 Prompts of equal length form a batch, so that nothing is padded. :meth:`TextEncoder.check` compares the result with the
 plain forward on real prompts.
@@ -20,8 +21,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from dptr.cache.errors import DptrError, UserError
-from dptr.cache.stores.shards import States
-from dptr.pipeline.choices import Context, StatesKind
+from dptr.cache.stores.shards import Embeddings
+from dptr.pipeline.choices import Context, EmbeddingsKind
 from dptr.pipeline.clip.batch_size import Halving, batch_for, batch_per_core
 from dptr.pipeline.clip.families.base import Family
 from dptr.pipeline.clip.loading import Clip
@@ -36,32 +37,34 @@ LEAST_COSINE = 0.99
 
 
 class TextEncoder:
-    """Prompts to token states.
+    """Prompts to token embeddings.
 
     Args:
         clip: a loaded CLIP.
         template: the sentence that labels stand in.
-        states: ``hidden`` are the states after the final layer norm (the authors' code), ``projected`` those in the
-            joint space. None picks hidden where its width equals the joint space's, so that image states can be added.
-        context: ``content`` keeps states up to and including the end token, ``full`` pads prompts as the
+        embeddings: ``hidden`` are the embeddings after the final layer norm (the authors' code), ``projected`` those in
+            the
+            joint space. None picks hidden where its width equals the joint space's, so that image embeddings can be
+            added.
+        context: ``content`` keeps embeddings up to and including the end token, ``full`` pads prompts as the
             model's authors do (OpenAI's tokenizer with token 0) and keeps all (77 in CLIP).
 
     Attributes:
-        prefix_ids: tokens that start every prompt. prefix: their states, shape (len(prefix_ids), dim), float32.
+        prefix_ids: tokens that start every prompt. prefix: their embeddings, shape (len(prefix_ids), dim), float32.
         max_tokens: the longest prompt that the encoder takes, begin and end included.
         tokens_per_batch: how many are encoded at once where nothing else is asked for.
 
     Raises:
-        UserError: the template alone is too long, the kind of states does not suit, or states are no numbers.
+        UserError: the template alone is too long, the kind of embeddings does not suit, or embeddings are no numbers.
     """
 
     def __init__(
-        self, clip: Clip, template: Template, states: StatesKind | None = None, context: Context = "content"
+        self, clip: Clip, template: Template, embeddings: EmbeddingsKind | None = None, context: Context = "content"
     ) -> None:
         self._clip = clip
         self._family, self._model = clip.family, clip.model
         self.template, self.context = template, context
-        self.states: StatesKind = _states_kind(clip, states)
+        self.embeddings: EmbeddingsKind = _embeddings_kind(clip, embeddings)
         self.max_tokens = self._family.most_tokens(self._model)
         if self._family.way != "fixed length":
             self.max_tokens = int(min(self.max_tokens, clip.tokenizer.model_max_length))
@@ -119,15 +122,15 @@ class TextEncoder:
         texts = tokenizer.batch_decode([[piece] for piece in ids])
         return {piece: text.strip().removeprefix("##") for piece, text in zip(ids, texts, strict=True)}
 
-    def encode(self, token_ids: list[list[int]], tokens_per_batch: int | None = None) -> States:
+    def encode(self, token_ids: list[list[int]], tokens_per_batch: int | None = None) -> Embeddings:
         """Encode tokenized prompts that start with :attr:`prefix_ids` and have at most :attr:`max_tokens` tokens.
 
         Returns:
-            The states after the prefix, in the order given. Memory grows with the number of prompts: call it by shard.
-            They do not depend on ``tokens_per_batch`` (by default the encoder's own) but for rounding.
+            The embeddings after the prefix, in the order given. Memory grows with the number of prompts: call it by
+            shard. They do not depend on ``tokens_per_batch`` (by default the encoder's own) but for rounding.
 
         Raises:
-            UserError: the model gives states that are no numbers.
+            UserError: the model gives embeddings that are no numbers.
         """
         own = [ids[len(self.prefix_ids) :] for ids in token_ids]
         lengths = np.array([len(ids) for ids in own], np.int64)
@@ -149,7 +152,7 @@ class TextEncoder:
             batches = _batches_of_equal_length(stored, run, tokens_per_batch or self.tokens_per_batch)
             for _ in pool.map(lambda rows: self._halving.run(encode_batch, rows, int(run[rows[0]])), batches):
                 pass  # raises what a batch raised
-        return States(tokens, stored, pooled)
+        return Embeddings(tokens, stored, pooled)
 
     def check(self, token_ids: list[list[int]]) -> float:
         """Compare a few prompts with transformers' own forward, padded to the full length.
@@ -161,10 +164,10 @@ class TextEncoder:
             DptrError: they differ by more than :data:`MOST_APART` (fp32), or point elsewhere (bf16).
         """
         ours = self.encode(token_ids)
-        states, pooled = self._plain_forward(token_ids)
+        embeddings, pooled = self._plain_forward(token_ids)
         shared = len(self.prefix_ids)
-        pairs = [(np.tile(self.prefix, (len(states), 1)), states[:, :shared].reshape(-1, states.shape[2]))]
-        kept = [row[shared : shared + length] for row, length in zip(states, ours.lengths, strict=True)]
+        pairs = [(np.tile(self.prefix, (len(embeddings), 1)), embeddings[:, :shared].reshape(-1, embeddings.shape[2]))]
+        kept = [row[shared : shared + length] for row, length in zip(embeddings, ours.lengths, strict=True)]
         pairs += [(ours.tokens, np.concatenate(kept)), (ours.pooled, pooled)]
         worst = max(_most_apart(one, other) for one, other in pairs)
         if self._clip.model.dtype == torch.float32:
@@ -173,7 +176,8 @@ class TextEncoder:
             agree = all(bool((_cosines(one, other) >= LEAST_COSINE).all()) for one, other in pairs)
         if not agree:
             raise DptrError(
-                f"text states differ from transformers' own by {worst:.2g}", "Please report it with your CLIP's name"
+                f"text embeddings differ from transformers' own by {worst:.2g}",
+                "Please report it with your CLIP's name",
             )
         return worst
 
@@ -182,8 +186,8 @@ class TextEncoder:
         ids = self._pad(token_ids, self.max_tokens)
         lengths = torch.tensor([len(row) for row in token_ids], device=ids.device)
         mask = (torch.arange(self.max_tokens, device=ids.device) < lengths[:, None]).long()
-        states, pooled = self._family.text_features(self._model, ids, mask)
-        return self._finish(states), pooled.float().cpu().numpy()
+        embeddings, pooled = self._family.text_features(self._model, ids, mask)
+        return self._finish(embeddings), pooled.float().cpu().numpy()
 
     def _require_room(self, template: Template) -> None:
         needed = len(self.tokenize([template.prompt("a")])[0])
@@ -193,10 +197,10 @@ class TextEncoder:
                 "Shorten it (--template)",
             )
 
-    def _require_numbers(self, states: NDArray[np.float32]) -> None:
-        if not np.isfinite(states).all():
+    def _require_numbers(self, embeddings: NDArray[np.float32]) -> None:
+        if not np.isfinite(embeddings).all():
             raise UserError(
-                f"{self._clip.name} gives text states that are no numbers (nan or infinite)",
+                f"{self._clip.name} gives text embeddings that are no numbers (nan or infinite)",
                 "Give a CLIP whose weights are whole, or use --precision fp32",
             )
 
@@ -206,7 +210,9 @@ class TextEncoder:
         if self._family.way == "fixed length":
             return Filled(self._family, self._model, self._clip.padding)
         if self.context == "full":
-            raise UserError(f"{self._clip.name} looks both ways: its padding has no states", "Use --context content")
+            raise UserError(
+                f"{self._clip.name} looks both ways: its padding has no embeddings", "Use --context content"
+            )
         return Whole(self._family, self._model)
 
     def _pad(self, rows: list[list[int]], length: int) -> torch.Tensor:
@@ -221,8 +227,8 @@ class TextEncoder:
 
     @torch.inference_mode()
     def _finish(self, hidden: torch.Tensor) -> NDArray[np.float32]:
-        states = self._family.project_text(self._model, hidden) if self.states == "projected" else hidden
-        finished: NDArray[np.float32] = states.float().cpu().numpy()
+        embeddings = self._family.project_text(self._model, hidden) if self.embeddings == "projected" else hidden
+        finished: NDArray[np.float32] = embeddings.float().cpu().numpy()
         return finished
 
 
@@ -230,14 +236,14 @@ class Forward(Protocol):
     """Runs own tokens after a prefix that all prompts share.
 
     Attributes:
-        prefix_ids: the shared tokens. prefix: their states, shape (len(prefix_ids), dim).
+        prefix_ids: the shared tokens. prefix: their embeddings, shape (len(prefix_ids), dim).
     """
 
     prefix_ids: list[int]
     prefix: torch.Tensor
 
     def run(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return final states (batch, at least own, dim) of own tokens (batch, own), then those of filling."""
+        """Return final embeddings (batch, at least own, dim) of own tokens (batch, own), then those of filling."""
 
 
 class Whole:
@@ -251,7 +257,7 @@ class Whole:
     @torch.inference_mode()
     def run(self, ids: torch.Tensor) -> torch.Tensor:
         """(batch, length) -> (batch, length, width), as :class:`Forward` says."""
-        return self._family.text_states(self._model, ids, torch.ones_like(ids))
+        return self._family.text_embeddings(self._model, ids, torch.ones_like(ids))
 
 
 class Filled(Whole):
@@ -265,7 +271,7 @@ class Filled(Whole):
     def run(self, ids: torch.Tensor) -> torch.Tensor:
         """(batch, own) -> (batch, all, width), as :class:`Forward` says."""
         missing = self._family.most_tokens(self._model) - ids.shape[1]
-        return self._family.text_states(self._model, F.pad(ids, (0, missing), value=self._padding))
+        return self._family.text_embeddings(self._model, F.pad(ids, (0, missing), value=self._padding))
 
 
 class AfterPrefix:
@@ -277,8 +283,8 @@ class AfterPrefix:
         self._layers = [_Layer.of(module) for module in text_model.encoder.layers]
         self.prefix_ids = prefix_ids
         self._keys_values: list[tuple[torch.Tensor, torch.Tensor] | None] = [None] * len(self._layers)
-        states, self._keys_values = self._run(torch.tensor([prefix_ids], device=text_model.device), 0)
-        self.prefix = states[0]
+        embeddings, self._keys_values = self._run(torch.tensor([prefix_ids], device=text_model.device), 0)
+        self.prefix = embeddings[0]
 
     @torch.inference_mode()
     def run(self, ids: torch.Tensor) -> torch.Tensor:
@@ -331,11 +337,12 @@ class _Layer:
         return x + self.module.mlp(self.module.layer_norm2(x)), key, value
 
 
-def _states_kind(clip: Clip, asked: StatesKind | None) -> StatesKind:
+def _embeddings_kind(clip: Clip, asked: EmbeddingsKind | None) -> EmbeddingsKind:
     width, joint = clip.family.text_dim(clip.model), clip.family.joint_dim(clip.model)
     if asked == "hidden" and width != joint:
         raise UserError(
-            f"hidden text states of {clip.name} are {width} wide, image states {joint}", "Use --states projected"
+            f"hidden text embeddings of {clip.name} are {width} wide, image embeddings {joint}",
+            "Use --embeddings projected",
         )
     return asked or ("hidden" if width == joint else "projected")
 

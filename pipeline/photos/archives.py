@@ -13,12 +13,14 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from dptr.cache.pictures import IMAGE_SUFFIXES, LARGEST_FILE
-from dptr.cache.word_images import lmdb_form, parquet_form, tar_form
-from dptr.cache.word_images.form import FileState, state_of
-from dptr.pipeline.photos.photo import Photo, Refusal, printable
+from dptr.cache.crops import lmdb_form, parquet_form, tar_form
+from dptr.cache.crops.form import FileState, state_of
+from dptr.cache.pictures import IMAGE_SUFFIXES, LARGEST_FILE, unreadable_format
+from dptr.cache.rejections import Rejection
+from dptr.pipeline.photos.photo import Photo, printable
 
-_Members = Iterator[tuple[str, Callable[[], bytes]]]
+#: Names of members, each with what reads it or why it cannot be read.
+_Members = Iterator[tuple[str, Callable[[], bytes] | str]]
 _row_group_lock = Lock()
 
 
@@ -30,27 +32,34 @@ def archive_kind(path: Path) -> str | None:
     return suffix if suffix in _MEMBERS and path.is_file() else None
 
 
-def photos_in_archive(path: Path, status: os.stat_result) -> Iterator[Photo | Refusal]:
-    """List an archive's photos; a broken archive ends with a refusal."""
+def photos_in_archive(path: Path, status: os.stat_result) -> Iterator[Photo | Rejection]:
+    """List an archive's photos; a broken archive ends with a rejection."""
     file = printable(path)
     try:
         for name, read in _MEMBERS[archive_kind(path) or ""](path):
-            yield Photo(file, name, status.st_size, status.st_mtime_ns, read)
+            if isinstance(read, str):
+                yield Rejection(file, name, "", read)
+            else:
+                yield Photo(file, name, status.st_size, status.st_mtime_ns, read)
     # Four libraries and what they raise on torn files; what was listed before the tear stays usable.
     except Exception as error:
-        yield Refusal(file, "", f"broken archive: {error}")
+        yield Rejection(file, "", "", f"broken archive: {error}")
 
 
 def _tar(path: Path) -> _Members:
     for member in tar_form.members(path):
         if member.isfile() and member.name.lower().endswith(IMAGE_SUFFIXES):
             yield printable(member.name), partial(tar_form.read_piece, path, member.offset_data, member.size)
+        elif why := unreadable_format(member.name):
+            yield printable(member.name), why
 
 
 def _zip(path: Path) -> _Members:
     for info in _open_zip(state_of(path)).infolist():
         if not info.is_dir() and info.filename.lower().endswith(IMAGE_SUFFIXES):
             yield printable(info.filename), partial(_read_zip_member, path, info)
+        elif why := unreadable_format(info.filename):
+            yield printable(info.filename), why
 
 
 def _read_zip_member(path: Path, info: zipfile.ZipInfo) -> bytes:

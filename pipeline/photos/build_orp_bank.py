@@ -22,18 +22,20 @@ from PIL import Image
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import PHOTOS_FILE, QUARANTINE_FILE
 from dptr.cache.progress import progress
+from dptr.cache.rejections import Rejection
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.quarantine import Quarantine, example
 from dptr.pipeline.clip.image_shards import Picture, ShardForm, shard_worker
 from dptr.pipeline.clip.loading import Clip, ImageEncoder, load_clip
-from dptr.pipeline.neighbours import faiss_index
-from dptr.pipeline.parts.executors import IN_PROCESS, Executor
-from dptr.pipeline.parts.part import WHOLE, Part
-from dptr.pipeline.parts.store_in_making import Group, StoreInMaking, remember_inputs
+from dptr.pipeline.executors.executor import IN_PROCESS, Executor
+from dptr.pipeline.executors.part import WHOLE, Part
+from dptr.pipeline.executors.store_builder import Group, StoreInMaking, remember_inputs
+from dptr.pipeline.photos import faiss_index
+from dptr.pipeline.photos.crops import CropSettings
 from dptr.pipeline.photos.near_images import NearImages
 from dptr.pipeline.photos.orp_settings import OrpBankSettings
-from dptr.pipeline.photos.photo import Photo, Refusal
+from dptr.pipeline.photos.photo import Photo
 from dptr.pipeline.photos.photo_files import count_photos, find_photos
 from dptr.pipeline.photos.reader import Crop, CutPhoto, PhotoReader
 from dptr.pipeline.photos.seen_photos import SeenPhotos
@@ -51,7 +53,7 @@ class OrpBankSummary:
         photos: photos in the bank.
         computed: crops encoded by this run.
         duplicates: photos of this run that are the same bytes as another one.
-        quarantined: photos and archives refused.
+        quarantined: photos and archives rejected.
         seconds: the whole run without loading CLIP.
         load_seconds: loading CLIP.
         index: kind, parameters and measured recall of the index.
@@ -89,7 +91,7 @@ def build_orp_bank(
     Raises:
         UserError: no photos, or impossible settings.
         DamagedStore: ``out`` holds a bank made with other settings, or a damaged one.
-        TooManyRefused: more than ``settings.max_bad`` photos were refused; what was computed is kept.
+        TooManyRejected: more than ``settings.max_bad`` photos were rejected; what was computed is kept.
     """
     started = time.monotonic()
     settings.crops()
@@ -116,8 +118,8 @@ def _build(
         build.run(paths, total, executor)
     making = build.making
     if not making.rows:
-        refused = making.folder / QUARANTINE_FILE
-        raise UserError(f"none of {total} photos can be used{example(refused)}", f"Name others; all are in {refused}")
+        rejected = making.folder / QUARANTINE_FILE
+        raise UserError(f"none of {total} photos can be used{example(rejected)}", f"Name others; all are in {rejected}")
     manifest = indexed(out).manifest if part.is_whole else making.manifest
     return OrpBankSummary(
         making.folder,
@@ -145,15 +147,17 @@ class _Build:
 
     def __init__(self, out: Path, clip: Clip, settings: OrpBankSettings, part: Part) -> None:
         self.settings = settings
-        self.tower = ImageEncoder(clip)
-        if settings.tokens_per_crop is not None and not 1 <= settings.tokens_per_crop <= self.tower.tokens:
+        self.encoder = ImageEncoder(clip)
+        if settings.tokens_per_crop is not None and not 1 <= settings.tokens_per_crop <= self.encoder.tokens:
             raise UserError(
-                f"{settings.tokens_per_crop} tokens per crop are impossible", f"Use 1 to {self.tower.tokens}"
+                f"{settings.tokens_per_crop} tokens per crop are impossible", f"Use 1 to {self.encoder.tokens}"
             )
         self.kept_out = (
-            NearImages(settings.exclude_near, settings.exclude_threshold, self.tower) if settings.exclude_near else None
+            NearImages(settings.exclude_near, settings.exclude_threshold, self.encoder)
+            if settings.exclude_near
+            else None
         )
-        self.making = StoreInMaking(out, "orp", _identity(clip, self.tower, settings, self.kept_out), part)
+        self.making = StoreInMaking(out, "orp", _identity(clip, self.encoder, settings, self.kept_out), part)
         self.manifest, self.folder = self.making.manifest, self.making.folder
         self.in_bank = _hashes(self.making.catalogues)
         self.rows_before = self.manifest.rows
@@ -165,7 +169,7 @@ class _Build:
             max(1, settings.shard_rows // per_photo) * per_photo,
             self.manifest.identity["tokens_per_crop"],
             settings.dtype,
-            settings.batch or self.tower.batch,
+            settings.batch or self.encoder.batch,
             counted=("photos", "image_sha256"),
         )
 
@@ -178,7 +182,7 @@ class _Build:
         given = {name: getattr(settings, name) for name in ("shard_rows", "exclude_threshold")}
         given |= {"batch": self.form.batch, "exclude_near": [str(path) for path in settings.exclude_near]}
         remember_inputs(self.manifest, [str(path) for path in paths], given)
-        worker = shard_worker(self.folder, self.tower, settings.clip, settings.precision, self.form)
+        worker = shard_worker(self.folder, self.encoder, settings.clip, settings.precision, self.form)
         with self.manifest.rewriting(self.folder, PHOTOS_FILE, QUARANTINE_FILE):
             self.seen = SeenPhotos(self.folder)
             read = executor.read_ahead(find_photos(paths), partial(_read, self._reader()), settings.workers)
@@ -189,7 +193,7 @@ class _Build:
 
     def _reader(self) -> PhotoReader:
         return PhotoReader(
-            self.tower,
+            self.encoder,
             self.settings.crops(),
             self.settings.seed,
             self.manifest.identity["tokens_per_crop"],
@@ -200,7 +204,7 @@ class _Build:
         )
 
     def _usable(
-        self, read: Iterable[tuple[Photo | Refusal, CutPhoto | str, Any]], total: int
+        self, read: Iterable[tuple[Photo | Rejection, CutPhoto | str, Any]], total: int
     ) -> Generator[tuple[CutPhoto, Any], None, None]:
         """Yield the photos that are new and fit, each with what it came with; note what becomes of the others."""
         earlier = frozenset(self.in_bank)
@@ -210,9 +214,9 @@ class _Build:
         ):
             try:
                 for found, result, more in read:
-                    quarantine.reads(found.file)
+                    quarantine.reads(found.source)
                     if isinstance(result, str):
-                        self._refuse(quarantine, found, result)
+                        self._reject(quarantine, found, result)
                     elif result.sha256 in self.in_bank:
                         self.seen.remember(result.photo, result.sha256, None)
                         self.duplicates += result.sha256 not in earlier
@@ -225,8 +229,8 @@ class _Build:
                 self.seen.save()
                 self.quarantined = quarantine.total
 
-    def _refuse(self, quarantine: Quarantine, found: Photo | Refusal, reason: str) -> None:
-        quarantine.refuse(found.file, None, found.member or found.file, reason)
+    def _reject(self, quarantine: Quarantine, found: Photo | Rejection, reason: str) -> None:
+        quarantine.reject(found.source, None, found.key or found.source, reason)
         if isinstance(found, Photo):
             self.seen.remember(found, None, reason)
         quarantine.check(self.settings.max_bad)
@@ -234,7 +238,7 @@ class _Build:
     def _is_kept_out(self, quarantine: Quarantine, photo: CutPhoto) -> bool:
         near = self.kept_out.reason(photo.whole) if self.kept_out and photo.whole is not None else None
         if near:
-            self._refuse(quarantine, photo.photo, near)
+            self._reject(quarantine, photo.photo, near)
         return bool(near)
 
 
@@ -243,7 +247,7 @@ def pictures_of(photo: CutPhoto) -> list[Picture]:
     return [Picture(row_of(photo, crop), crop.pixels, crop.tokens) for crop in photo.crops]
 
 
-def _read(reader: PhotoReader, found: Photo | Refusal) -> tuple[CutPhoto | str, list[Picture]]:
+def _read(reader: PhotoReader, found: Photo | Rejection) -> tuple[CutPhoto | str, list[Picture]]:
     """Read a photo; its crops stay where they were read until a worker takes them, the rest is small."""
     result = reader.read(found)
     return (result, []) if isinstance(result, str) else (replace(result, crops=[]), pictures_of(result))
@@ -256,18 +260,23 @@ def row_of(photo: CutPhoto, crop: Crop) -> dict[str, Any]:
 
 
 def _identity(
-    clip: Clip, tower: ImageEncoder, settings: OrpBankSettings, kept_out: NearImages | None
+    clip: Clip, encoder: ImageEncoder, settings: OrpBankSettings, kept_out: NearImages | None
 ) -> dict[str, Any]:
     return {
         **clip.identity(),
         "precision": settings.precision,
-        "states": "projected",
-        "tokens_per_crop": settings.tokens_per_crop or tower.tokens,
-        "crops": asdict(settings.crops()),
+        "embeddings": "projected",
+        "tokens_per_crop": settings.tokens_per_crop or encoder.tokens,
+        "crops": _cut(settings.crops()),
         "seed": settings.seed,
         "dtype": settings.dtype,
         "kept_out": kept_out.identity() if kept_out else None,
     }
+
+
+def _cut(settings: CropSettings) -> dict[str, Any]:
+    """Return which crops a bank holds; the kind only where it is not that of banks made before there were kinds."""
+    return {key: value for key, value in asdict(settings).items() if (key, value) != ("kind", "random")}
 
 
 def _hashes(catalogues: Sequence[Path]) -> set[str]:

@@ -1,4 +1,4 @@
-"""Photos to crops: random rectangles, cut from upright RGB.
+"""Photos to crops: random rectangles or the central square, cut from upright RGB.
 
 What is drawn for a crop depends on the seed, the photo's SHA-256 and the crop's number and on nothing else, so that
 neither the number of workers nor the order of files changes a crop. Only ``Generator.random`` is used, the part of
@@ -16,6 +16,7 @@ from PIL import Image
 
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import UnusablePicture
+from dptr.pipeline.choices import CropKind
 
 _THUMBNAIL_SIDE = 64
 
@@ -30,7 +31,8 @@ class CropSettings:
         max_area: largest share of the photo's area.
         min_aspect: smallest width / height.
         max_aspect: largest width / height.
-        smallest_side: no side of a crop is shorter, in pixels; smaller photos are refused.
+        smallest_side: no side of a crop is shorter, in pixels; smaller photos are rejected.
+        kind: ``whole`` cuts the central square instead, one per photo, as the authors' bank does.
     """
 
     crops_per_image: int = 8
@@ -39,10 +41,15 @@ class CropSettings:
     min_aspect: float = 0.5
     max_aspect: float = 2.0
     smallest_side: int = 32
+    kind: CropKind = "random"
 
     def __post_init__(self) -> None:
         if self.crops_per_image < 1 or self.smallest_side < 1:
             raise UserError("crops per image and smallest side must be at least 1", "Raise them")
+        if self.kind == "whole" and self.crops_per_image != 1:
+            raise UserError(
+                f"--crops whole takes one crop of each photo, not {self.crops_per_image}", "Leave out --crops-per-image"
+            )
         if not 0 < self.min_area <= self.max_area <= 1:
             raise UserError(
                 f"crop areas {self.min_area} to {self.max_area} are no range of shares",
@@ -67,7 +74,7 @@ class Box:
 def draw_crop(
     size: tuple[int, int], settings: CropSettings, seed: int, image_sha256: str, number: int
 ) -> tuple[Box, np.random.Generator]:
-    """Draw one rectangle: area uniform, aspect uniform in its logarithm, position uniform.
+    """Draw one rectangle: area uniform, aspect uniform in its logarithm, position uniform; or return the middle.
 
     Args:
         size: width and height of the photo.
@@ -87,6 +94,8 @@ def draw_crop(
         raise UnusablePicture(f"too small: {width}x{height}, crops need {settings.smallest_side}")
     generator = np.random.Generator(np.random.PCG64([seed, int(image_sha256, 16), number]))
     at_area, at_aspect, at_x, at_y = generator.random(4).tolist()
+    if settings.kind == "whole":
+        return central_box(size), generator
     area = width * height * (settings.min_area + at_area * (settings.max_area - settings.min_area))
     aspect = settings.min_aspect * (settings.max_aspect / settings.min_aspect) ** at_aspect
     crop_height = min((area / aspect) ** 0.5, height)
@@ -108,10 +117,15 @@ def cut(image: Image.Image, box: Box) -> Image.Image:
     return image.crop((box.x, box.y, box.x + box.width, box.y + box.height))
 
 
+def central_box(size: tuple[int, int]) -> Box:
+    """Return the square in the middle of a photo of this width and height, its side the shorter of the two."""
+    side = min(size)
+    return Box((size[0] - side) // 2, (size[1] - side) // 2, side, side)
+
+
 def central_square(image: Image.Image) -> Image.Image:
     """Return the middle of a photo, as CLIP's preparation cuts it; a long strip would first be enlarged as a whole."""
-    side = min(image.size)
-    return cut(image, Box((image.width - side) // 2, (image.height - side) // 2, side, side))
+    return cut(image, central_box(image.size))
 
 
 def thumbnail(image: Image.Image) -> bytes:

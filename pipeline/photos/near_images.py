@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import UnusablePicture, decode
 from dptr.cache.progress import progress
+from dptr.cache.rejections import Rejection
 from dptr.pipeline.clip.loading import ImageEncoder
-from dptr.pipeline.neighbours.exact import normalized
 from dptr.pipeline.photos import crops as photo_crops
-from dptr.pipeline.photos.photo import Photo, Refusal
+from dptr.pipeline.photos.exact import normalized
+from dptr.pipeline.photos.photo import Photo
 from dptr.pipeline.photos.photo_files import count_photos, find_photos
 
 
@@ -29,18 +30,18 @@ class NearImages:
     Args:
         paths: folders, pictures and archives with the images.
         threshold: cosine from which on a photo counts as equal.
-        tower: encodes both sides.
+        encoder: encodes both sides.
 
     Raises:
         UserError: there is no image, or one that cannot be read: a photo equal to it would slip through.
     """
 
-    def __init__(self, paths: Sequence[Path], threshold: float, tower: ImageEncoder) -> None:
+    def __init__(self, paths: Sequence[Path], threshold: float, encoder: ImageEncoder) -> None:
         if not 0 < threshold <= 1:
             raise UserError(f"threshold {threshold} is no cosine", "Use a number above 0 and up to 1, such as 0.95")
         count_photos(paths)
         self.threshold = threshold
-        self._tower = tower
+        self._encoder = encoder
         self._images = list(find_photos(paths))
 
     def identity(self) -> dict[str, object]:
@@ -55,7 +56,7 @@ class NearImages:
             whole: the photo's pixels, shape (3, height, width).
         """
         # One picture at a time, so that a photo's vector does not depend on its neighbours in a batch.
-        cosines = self._vectors @ normalized(self._tower.encode(whole[None])[1])[0]
+        cosines = self._vectors @ normalized(self._encoder.encode(whole[None])[1])[0]
         nearest = int(np.argmax(cosines))
         if cosines[nearest] < self.threshold:
             return None
@@ -70,18 +71,18 @@ class NearImages:
         pooled = []
         with progress("images to keep out", len(self._images), "images") as bar:
             for image in self._images:
-                pooled.append(self._tower.encode(self._pixels(image)[None])[1])
+                pooled.append(self._encoder.encode(self._pixels(image)[None])[1])
                 bar.advance()
         return normalized(np.concatenate(pooled))
 
-    def _pixels(self, image: Photo | Refusal) -> NDArray[np.float32]:
+    def _pixels(self, image: Photo | Rejection) -> NDArray[np.float32]:
         try:
-            return self._tower.preprocess(photo_crops.central_square(decode(self._read(image))))
+            return self._encoder.preprocess(photo_crops.central_square(decode(self._read(image))))
         except UnusablePicture as error:
             raise _unreadable(image, str(error)) from error
 
-    def _read(self, image: Photo | Refusal) -> bytes:
-        if isinstance(image, Refusal):
+    def _read(self, image: Photo | Rejection) -> bytes:
+        if isinstance(image, Rejection):
             raise _unreadable(image, image.reason)
         try:
             return image.read()
@@ -91,6 +92,6 @@ class NearImages:
             raise _unreadable(image, error.strerror or str(error)) from error
 
 
-def _unreadable(image: Photo | Refusal, why: str) -> UserError:
-    place = image.place if isinstance(image, Photo) else image.file
-    return UserError(f"{place}, which photos are to be kept away from, is of no use: {why}", "Mend or remove it")
+def _unreadable(image: Photo | Rejection, why: str) -> UserError:
+    place = image.place if isinstance(image, Photo) else image.source
+    return UserError(f"{place}, which photos are to be kept away from, cannot be used: {why}", "Fix or remove it")

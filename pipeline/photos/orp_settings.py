@@ -1,11 +1,11 @@
-"""How an ORP bank is made: which settings there are, and which of them make two banks' states different."""
+"""How an ORP bank is made: which settings there are, and which of them make two banks' embeddings different."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from dptr.cache.choices import StatesDtype
+from dptr.cache.choices import EmbeddingsDtype
 from dptr.cache.errors import UserError
 from dptr.cache.ranges import require_at_least
 from dptr.pipeline.choices import Precision
@@ -18,15 +18,15 @@ class OrpBankSettings(CropSettings):
 
     Attributes:
         clip: ``tiny``, a directory in transformers' format, or a hub id.
-        precision: arithmetic of the image tower.
+        precision: arithmetic of the image encoder.
         tokens_per_crop: tokens kept of each crop, drawn at random; None keeps all.
         seed: of crops and tokens.
-        dtype: how states are stored.
+        dtype: how embeddings are stored.
         shard_rows: crops per shard; a killed run loses at most these.
-        batch: crops per forward pass; None: what suits the device. Another may change the last bits of the states.
+        batch: crops per forward pass; None: what suits the device. Another may change the last bits of the embeddings.
         workers: threads that read and cut photos ahead of the model. Never changes a byte.
-        max_bad: refused photos allowed; None allows any number.
-        retry_quarantined: read again what an earlier run refused and what has not changed since.
+        max_bad: rejected photos allowed; None allows any number.
+        retry_quarantined: read again what an earlier run rejected and what has not changed since.
         exclude_near: images, such as a benchmark's, that no photo of the bank may nearly equal.
         exclude_threshold: cosine of the pooled vectors of whole pictures from which on two count as equal.
         device: a torch device.
@@ -36,7 +36,7 @@ class OrpBankSettings(CropSettings):
     precision: Precision = "fp32"
     tokens_per_crop: int | None = None
     seed: int = 0
-    dtype: StatesDtype = "float16"
+    dtype: EmbeddingsDtype = "float16"
     shard_rows: int = 1024
     batch: int | None = None
     workers: int = 1

@@ -1,4 +1,4 @@
-"""What finding photos yields: a photo that can be read, or a refusal in its place."""
+"""A photo that can be read: what finding photos yields, or a :class:`~dptr.cache.rejections.Rejection`."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ class Photo:
     """One photo that can be read.
 
     Attributes:
-        file: the file it is in, printable.
-        member: its name inside an archive; empty for a file of its own.
-        size: bytes of ``file``. With ``modified_ns`` it shows whether the file has changed since an earlier run.
-        modified_ns: when ``file`` was last written.
+        source: the file it is in, printable.
+        key: its name inside an archive; empty for a file of its own.
+        size: bytes of ``source``. With ``modified_ns`` it shows whether the file has changed since an earlier run.
+        modified_ns: when ``source`` was last written.
         read: returns the encoded picture; raises what reading may raise.
     """
 
-    file: str
-    member: str
+    source: str
+    key: str
     size: int
     modified_ns: int
     read: Callable[[], bytes]
@@ -29,16 +29,7 @@ class Photo:
     @property
     def place(self) -> str:
         """Where the photo is, in one string."""
-        return f"{self.file}::{self.member}" if self.member else self.file
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A file or member among the photos that cannot be used."""
-
-    file: str
-    member: str
-    reason: str
+        return f"{self.source}::{self.key}" if self.key else self.source
 
 
 def printable(path: Path | str) -> str:

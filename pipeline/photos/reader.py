@@ -12,16 +12,17 @@ from PIL import Image
 
 from dptr.cache import pictures
 from dptr.cache.pictures import UnusablePicture
+from dptr.cache.rejections import Rejection
 from dptr.pipeline.clip.loading import ImageEncoder
 from dptr.pipeline.photos import crops as photo_crops
 from dptr.pipeline.photos.crops import Box, CropSettings
-from dptr.pipeline.photos.photo import Photo, Refusal
+from dptr.pipeline.photos.photo import Photo
 from dptr.pipeline.photos.seen_photos import SeenPhotos
 
 
 @dataclass(frozen=True)
 class Crop:
-    """One crop, ready for the image tower.
+    """One crop, ready for the image encoder.
 
     Attributes:
         box: where in the photo.
@@ -58,17 +59,17 @@ class PhotoReader:
     """Reads one photo at a time; safe to call from several threads.
 
     Attributes:
-        tower: prepares pixels.
+        encoder: prepares pixels.
         settings: which crops to cut.
         seed: of the crops.
         tokens_per_crop: how many token positions to draw.
         keep_whole: also prepare the whole photo.
         in_bank: SHA-256 of photos that need no crops any more; may grow while photos are read.
         seen: what earlier runs found.
-        retry: read again what was refused earlier.
+        retry: read again what was rejected earlier.
     """
 
-    tower: ImageEncoder
+    encoder: ImageEncoder
     settings: CropSettings
     seed: int
     tokens_per_crop: int
@@ -77,9 +78,9 @@ class PhotoReader:
     seen: SeenPhotos
     retry: bool
 
-    def read(self, found: Photo | Refusal) -> CutPhoto | str:
+    def read(self, found: Photo | Rejection) -> CutPhoto | str:
         """Return the photo with its crops, or the reason why it cannot be used."""
-        if isinstance(found, Refusal):
+        if isinstance(found, Rejection):
             return found.reason
         seen = self.seen.recall(found)
         if seen and seen.reason and not self.retry:
@@ -95,7 +96,7 @@ class PhotoReader:
             return CutPhoto(found, sha256, self._crops(image, sha256), self._whole(image))
         except UnusablePicture as error:
             return str(error)
-        # Reading is done by five libraries on damaged files; one photo must not end a long run.
+        # Prediction is done by five libraries on damaged files; one photo must not end a long run.
         except Exception as error:
             return f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}"
 
@@ -103,10 +104,10 @@ class PhotoReader:
         crops = []
         for number in range(self.settings.crops_per_image):
             box, generator = photo_crops.draw_crop(image.size, self.settings, self.seed, sha256, number)
-            tokens = photo_crops.draw_tokens(generator, self.tower.tokens, self.tokens_per_crop)
+            tokens = photo_crops.draw_tokens(generator, self.encoder.tokens, self.tokens_per_crop)
             picture = photo_crops.cut(image, box)
-            crops.append(Crop(box, tokens, self.tower.preprocess(picture), photo_crops.thumbnail(picture)))
+            crops.append(Crop(box, tokens, self.encoder.preprocess(picture), photo_crops.thumbnail(picture)))
         return crops
 
     def _whole(self, image: Image.Image) -> NDArray[np.float32] | None:
-        return self.tower.preprocess(photo_crops.central_square(image)) if self.keep_whole else None
+        return self.encoder.preprocess(photo_crops.central_square(image)) if self.keep_whole else None

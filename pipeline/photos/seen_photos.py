@@ -1,4 +1,4 @@
-"""Which photos earlier runs have read: what has not changed since is neither read nor refused twice.
+"""Which photos earlier runs have read: what has not changed since is neither read nor rejected twice.
 
 It only saves work. A store without this file, or with an old one, gives the same bank: whether a photo is in it is told
 by the committed catalogues alone.
@@ -23,7 +23,7 @@ SCHEMA = pa.schema(
         ("size", pa.int64()),
         ("modified_ns", pa.int64()),
         ("image_sha256", pa.string()),  # null when it could not be read
-        ("reason", pa.string()),  # why it was refused; null for those that can be used
+        ("reason", pa.string()),  # why it was rejected; null for those that can be used
     ]
 )
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import LABELS_FILE
-from dptr.cache.word_images.writer import write_word_images
 from dptr.pipeline.rendering.render_words import render_words
 from dptr.pipeline.rendering.style import RenderStyle
 

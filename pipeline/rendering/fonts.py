@@ -23,7 +23,7 @@ from PIL import ImageFont
 from dptr.cache.columns import may_stand_in_a_column
 from dptr.cache.errors import UserError
 from dptr.cache.remote import home_folder
-from dptr.cache.units import JOINERS
+from dptr.cache.text.units import JOINERS
 from dptr.pipeline.rendering.accents import shows_its_letter
 from dptr.pipeline.rendering.shaping import has_rules, needs_shaping, table_of
 

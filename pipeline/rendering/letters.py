@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
 
 from dptr.cache.errors import UserError
-from dptr.cache.units import clusters
+from dptr.cache.text.units import clusters
 from dptr.pipeline.rendering.fonts import Font
 from dptr.pipeline.rendering.plates import draw_plate
 from dptr.pipeline.rendering.shaping import may_stand_apart

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from dptr.cache.crops.dataset import UNREADABLE, WordImages, decode_crop
+from dptr.cache.crops.form import NotLabelled
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import IMAGE_SUFFIXES, UnusablePicture
-from dptr.cache.word_images.dataset import UNREADABLE, WordImages, decode_crop
-from dptr.cache.word_images.form import NotLabelled
 
 Colour = tuple[float, float, float]
 Item = TypeVar("Item")
@@ -80,9 +80,8 @@ def looks_of_crops(crops: WordImages) -> tuple[Look, ...]:
 
     def encoded() -> Iterator[tuple[bytes, str]]:
         for index in _some(range(len(crops))):
-            sample = crops.samples[index]
             try:
-                yield crops.encoded(sample), sample.label
+                yield crops.encoded(index), crops.samples[index].label
             except UNREADABLE:
                 continue
 

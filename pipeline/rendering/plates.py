@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import string
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from dptr.pipeline.rendering.fonts import Font
 
-#: Small text of plates: states, makers, dealers.
+#: Small text of plates: embeddings, makers, dealers.
 _SMALL = (
     "CALIFORNIA", "Texas", "NEW YORK", "FLORIDA", "Illinois", "OHIO", "Georgia", "Virginia", "ARIZONA", "Washington",
     "REPUBLICA ARGENTINA", "BRASIL", "MERCOSUR", "SP-SAO PAULO", "RJ-RIO DE JANEIRO", "Sunshine State", "Garden State",
@@ -19,9 +20,9 @@ _SMALL = (
 #: Layout -> its share, height of the plate in heights of a character, share with text above and below, and share with a
 #: band at the left, as in Europe.
 _LAYOUTS = {
-    "american": (0.4, (1.6, 2.2), 0.9, 0.7, 0.0),
-    "european": (0.35, (1.2, 1.5), 0.05, 0.1, 0.75),
-    "southern": (0.25, (1.3, 1.9), 0.8, 0.2, 0.05),
+    "american": (0.5, (1.7, 2.5), 0.9, 0.8, 0.0),
+    "european": (0.3, (1.2, 1.5), 0.05, 0.1, 0.75),
+    "southern": (0.2, (1.3, 1.9), 0.9, 0.3, 0.05),
 }
 
 
@@ -49,7 +50,7 @@ def draw_plate(text: str, font: Font, size: int, margin: int, rng: np.random.Gen
         draw.rounded_rectangle((left + 1, top + 1, right - 1, bottom - 1), radius, outline=255, width=1 + size // 24)
     middle = top + (height - size) / 2 + size * rng.uniform(-0.1, 0.1)
     ink.paste(characters, (left + band_width + side, round(middle)))
-    small = font.at(max(8, int(size * rng.uniform(0.18, 0.3))), shaped=False)
+    small = font.at(max(8, int(size * rng.uniform(0.2, 0.38))), shaped=False)
     for place, anchor, share in (((top + 2 + size // 16), "mt", above), ((bottom - 2 - size // 16), "mb", below)):
         if rng.random() < share:
             said = str(rng.choice(_SMALL))
@@ -100,7 +101,7 @@ def _characters(text: str, font: Font, size: int, rng: np.random.Generator) -> I
     return image
 
 
-def _stamped(mask: Image.core.ImagingCore, height: float, narrow: float) -> Image.Image:
+def _stamped(mask: Any, height: float, narrow: float) -> Image.Image:
     """Scale a glyph's own pixels to a height, and its width by ``narrow`` besides; bars keep their shape."""
     glyph = Image.frombytes("L", mask.size, bytes(mask))
     box = glyph.getbbox()

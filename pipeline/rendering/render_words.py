@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
+from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note, progress
 from dptr.cache.ranges import require_at_least
-from dptr.cache.word_images.writer import write_word_images
-from dptr.pipeline.parts.executors import IN_PROCESS, Executor, Processes, Work, Worker
-from dptr.pipeline.parts.merge import describe_crops, described_crops
-from dptr.pipeline.parts.part import WHOLE, Part
+from dptr.pipeline.executors.executor import IN_PROCESS, Executor, Processes, Work, Worker
+from dptr.pipeline.executors.merge import describe_crops, described_crops
+from dptr.pipeline.executors.part import WHOLE, Part
 from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.fonts import FontCollection, find_fonts
 from dptr.pipeline.rendering.shaping import needs_shaping, require_raqm
@@ -38,14 +38,14 @@ class RenderSummary:
 
     Attributes:
         out: where it is. rows: crops written. fonts: fonts at hand.
-        refused: words that no font can draw; examples: some of them.
+        rejected: words that no font can draw; examples: some of them.
         seconds: from the first crop to the last.
     """
 
     out: Path
     rows: int
     fonts: int
-    refused: int
+    rejected: int
     examples: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -111,7 +111,7 @@ def render_words(
     require_at_least(0, seed=seed)
     _require_raqm(words, language, style)
     collection = fonts if isinstance(fonts, FontCollection) else find_fonts(fonts, language)
-    usable, refused = _drawable(words, collection)
+    usable, rejected = _drawable(words, collection)
     order = np.random.default_rng(seed).permutation(len(usable))
     job = _Job([usable[i] for i in order], collection, list(photos), style, seed)
     count = len(usable) if count is None else count
@@ -126,7 +126,7 @@ def render_words(
                 bar.advance(len(crops))
         if not part.is_whole:
             describe_crops(target, part, job.fingerprint(), count)
-    return RenderSummary(target, total, len(collection.fonts), len(refused), refused[:5], time.monotonic() - started)
+    return RenderSummary(target, total, len(collection.fonts), len(rejected), rejected[:5], time.monotonic() - started)
 
 
 def _is_finished(crops: Path, part: Part, job: _Job) -> bool:
@@ -160,19 +160,19 @@ def _leaves_ink(word: str) -> bool:
 
 def _drawable(words: Sequence[str], fonts: FontCollection) -> tuple[list[str], list[str]]:
     usable: list[str] = []
-    refused: list[str] = []
+    rejected: list[str] = []
     for word in words:
-        (usable if _leaves_ink(word) and fonts.covers(word) else refused).append(word)
+        (usable if _leaves_ink(word) and fonts.covers(word) else rejected).append(word)
     if not usable:
         problem = (
-            f"no font has the characters and rules for {refused[0]!r} or any other word"
+            f"no font has the characters and rules for {rejected[0]!r} or any other word"
             if words
             else "there are no words"
         )
         raise UserError(problem, "Name a folder with fonts of that script (--fonts)" if words else "Give a word list")
-    if refused:
-        note(f"{len(refused)} of {len(words)} words left out, no font draws them: {', '.join(refused[:5])}")
-    return usable, refused
+    if rejected:
+        note(f"{len(rejected)} of {len(words)} words left out, no font draws them: {', '.join(rejected[:5])}")
+    return usable, rejected
 
 
 def _render(job: _Job, wanted: range, workers: int, executor: Executor) -> Iterator[list[tuple[bytes, str]]]:

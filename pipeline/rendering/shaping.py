@@ -49,7 +49,7 @@ def may_stand_apart(word: str) -> bool:
 
 
 def require_raqm(why: str) -> None:
-    """Refuse to go on where Pillow cannot shape.
+    """Raise an error where Pillow cannot shape.
 
     Raises:
         UserError: Pillow was built without Raqm, or does not find it.

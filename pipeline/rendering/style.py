@@ -142,8 +142,8 @@ DOCUMENT = replace(
 #: Number plates of many layouts, by day and by night, seen from aside, moving.
 PLATE = replace(
     STREET, contrast=65, rotation=10, perspective=0.6, curve=0.1, tracking=0.0, outline=0.0, photos=0.5, shadow=0.1,
-    light=1.0, shrink=1.0, blur=1.0, noise=0.6, jpeg=0.7, clutter=0.0, cut=0.9, gradient=0.15, exposure=0.8, plate=1.0,
-    relief=0.3, motion=0.7, faint=0.2, grey=0.6,
+    light=1.0, shrink=1.0, blur=1.0, noise=0.6, jpeg=0.7, clutter=0.0, cut=0.9, gradient=0.15, exposure=0.6, plate=1.0,
+    relief=0.3, motion=0.5, faint=0.2, grey=0.6,
 )  # fmt: skip
 STYLES = {
     "clean": CLEAN, "natural": NATURAL, "hard": HARD, "street": STREET, "curved": CURVED, "receipt": RECEIPT,

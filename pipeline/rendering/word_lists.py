@@ -7,10 +7,10 @@ from pathlib import Path
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import QUARANTINE_FILE
-from dptr.cache.normalization import Normalization
 from dptr.cache.progress import note
 from dptr.cache.stores.files import scratch_folder
 from dptr.cache.stores.quarantine import Quarantine
+from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.choices import Unit
 from dptr.pipeline.photos.photo import Photo
 from dptr.pipeline.photos.photo_files import find_photos
@@ -55,7 +55,7 @@ def photo_paths(folder: Path) -> list[Path]:
     Raises:
         UserError: there is none.
     """
-    paths = [Path(found.file) for found in find_photos([folder]) if isinstance(found, Photo) and not found.member]
+    paths = [Path(found.source) for found in find_photos([folder]) if isinstance(found, Photo) and not found.key]
     if not paths:
         raise UserError(f"no photo in {folder}", "Name a folder of image files")
     return paths

@@ -2,7 +2,7 @@
 
 The whole corpus is read and counted before the first label is returned, because counts are final at the end only.
 That takes minutes for a hundred million words, where embedding them takes hours, so a run that was killed simply reads
-again and goes on with the labels that its store lacks. The order is that of :mod:`dptr.pipeline.text.label_counts`.
+again and embeds the labels that its store lacks. The order is that of :mod:`dptr.pipeline.text.label_counts`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from dptr.cache.charset import Charset, LetterCase
 from dptr.cache.choices import Units
 from dptr.cache.errors import UserError
-from dptr.cache.named_charsets import clusters_within, has_marks
-from dptr.cache.normalization import Normalization
 from dptr.cache.progress import Progress, note, progress
 from dptr.cache.ranges import require_at_least
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.table import table
-from dptr.cache.units import JOINERS, split
+from dptr.cache.text.charset import Charset, LetterCase
+from dptr.cache.text.named_charsets import clusters_within, has_marks
+from dptr.cache.text.normalization import Normalization
+from dptr.cache.text.units import JOINERS, split
 from dptr.pipeline.choices import Case, Unit
 from dptr.pipeline.text.corpus_files import TEXT_COLUMNS, read_rows, require_readable
 from dptr.pipeline.text.label_counts import DistinctLabels, count_labels
@@ -36,7 +36,7 @@ AUTO = "auto"
 
 
 def case_variants(label: str, case: Case) -> list[str]:
-    """Return the forms of ``label`` that are rows of the same states, each once: for one in three, upper case first.
+    """Return the case variants of ``label``, each once: for one in three, upper case first.
 
     A variant may lack a character of the charset or be longer than its label (ß has no single capital): judge each.
     """
@@ -151,14 +151,14 @@ def corpus_fingerprint(paths: Sequence[str], settings: CorpusSettings) -> str | 
         return None
     require_readable(paths)
     files = [path / "data.mdb" if path.is_dir() else path for path in (Path(path).resolve() for path in paths)]
-    states = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    embeddings = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     given = settings.wanted.given
     rules = {
         **asdict(settings),
         "normalization": settings.normalization.identity(),
         "charset": AUTO if given is None else given.text,
     }
-    value = json.dumps([states, rules], sort_keys=True)
+    value = json.dumps([embeddings, rules], sort_keys=True)
     return hashlib.sha256(value.encode()).hexdigest()
 
 
@@ -199,7 +199,7 @@ class Corpus:
             yield LabelBatch(labels, counts, [self._paths[source] for source in sources.tolist()])
 
     def summary(self, quarantine: Quarantine, more: Sequence[tuple[str, str]] = ()) -> str:
-        """Return a table of what was read, kept and refused, with examples; ``more`` are further counts."""
+        """Return a table of counts: read, kept, rejected, with examples; ``more`` are further counts."""
         rows = [
             (f"{self.read:,}", f"{self._settings.unit}s read"),
             *([(f"{self.folded:,}", "had their case folded")] if self.folded else []),
@@ -207,7 +207,7 @@ class Corpus:
             (f"{self.kept:,}", f"kept, in a charset of {len(self.charset.characters)}"),
         ]
         for reason, count in quarantine.counts.most_common():
-            rows.append((f"{count:,}", f"refused: {reason}{_such_as(quarantine, reason)}"))
+            rows.append((f"{count:,}", f"rejected: {reason}{_such_as(quarantine, reason)}"))
         return table([], [*rows, *more], numbers=(0,), fit=False)
 
     def close(self) -> None:
@@ -233,10 +233,10 @@ def read_corpus(paths: Sequence[str], settings: CorpusSettings, quarantine: Quar
     """
     require_readable(paths)
     wanted = settings.wanted  # a wrong name is an error before any work
-    # A charset of one case folds case, as the field's evaluation does; refusing capitals would lose most names.
+    # A charset of one case folds case, as the field's evaluation does; rejecting capitals would lose most names.
     case: LetterCase | None = "lower" if settings.case != "keep" else wanted.given.one_case if wanted.given else None
     if wanted.given and settings.normalization.keep_spaces and wanted.given.missing(" "):
-        note("the charset has no space, so lines with one are refused; add it with +space, as in --charset 94+space")
+        note("the charset has no space, so lines with one are rejected; add it with +space, as in --charset 94+space")
     labels, charset = DistinctLabels(), None if wanted.learnt else wanted.given
     folded = 0
     try:
@@ -248,7 +248,7 @@ def read_corpus(paths: Sequence[str], settings: CorpusSettings, quarantine: Quar
         if distinct:
             longest = settings.normalization.max_label_length
             charset = charset or wanted.learn(labels, longest, settings.min_count, settings.case)
-            _refuse_labels(labels, paths, settings.normalization, charset, quarantine)
+            _reject_labels(labels, paths, settings.normalization, charset, quarantine)
         if charset is None or len(labels) == 0:
             raise nothing_usable(paths, quarantine)
     except BaseException:
@@ -269,25 +269,25 @@ def _count_file(
     state: Progress,
 ) -> int:
     """Count the labels of a file; return of how many items the case was changed."""
-    refuse = partial(quarantine.refuse, path)
-    refused_before, rows_read, folded = quarantine.total, 0, 0
+    reject = partial(quarantine.reject, path)
+    rejected_before, rows_read, folded = quarantine.total, 0, 0
     units = settings.wanted.units
-    for rows in read_rows(path, settings.unit, settings.column, refuse):
-        found = count_labels(rows, settings.unit, settings.normalization, case, refuse, units)
+    for rows in read_rows(path, settings.unit, settings.column, reject):
+        found = count_labels(rows, settings.unit, settings.normalization, case, reject, units)
         labels.add(found.labels, found.counts, number, found.lines)
         rows_read += len(rows.lines)
         folded += found.folded
         state.advance(found.read, path)
-    if rows_read == 0 and quarantine.total == refused_before:
-        refuse(None, "", "empty file")
+    if rows_read == 0 and quarantine.total == rejected_before:
+        reject(None, "", "empty file")
     return folded
 
 
-def _refuse_labels(
+def _reject_labels(
     labels: DistinctLabels, paths: Sequence[str], normalization: Normalization, charset: Charset, quarantine: Quarantine
 ) -> None:
-    for label, source, line in labels.refuse(charset, normalization):
-        quarantine.refuse(paths[source], line, label, normalization.refuse(label, charset) or "not usable")
+    for label, source, line in labels.reject(charset, normalization):
+        quarantine.reject(paths[source], line, label, normalization.reject(label, charset) or "not usable")
 
 
 def nothing_usable(paths: Sequence[str], quarantine: Quarantine) -> UserError:

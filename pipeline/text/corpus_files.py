@@ -33,12 +33,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dptr.cache.crops import lmdb_form
 from dptr.cache.errors import UserError
-from dptr.cache.word_images import lmdb_form
 from dptr.pipeline.choices import Unit
 
 #: Records one rejection in the source that is being read: line (None: the whole file), item, reason.
-Refuse = Callable[[int | None, str, str], None]
+Reject = Callable[[int | None, str, str], None]
 
 #: Columns that hold the text where no other is named, the first of these that a file has.
 TEXT_COLUMNS = ("text", "word", "label", "words", "labels", "sentence", "transcription")
@@ -115,7 +115,7 @@ def require_readable(paths: Sequence[str]) -> None:
             raise UserError(f"{path} cannot be read", "Check its permissions")
 
 
-def read_rows(source: str, unit: Unit, column: str | None, refuse: Refuse) -> Iterator[Rows]:
+def read_rows(source: str, unit: Unit, column: str | None, reject: Reject) -> Iterator[Rows]:
     """Yield the rows of a file in order: text lines (``word``: pieces of lines), or the values of a column or LMDB.
 
     The kind follows from the suffix: .csv, .tsv, .jsonl, .ndjson and .json, .parquet, .lmdb and .mdb or a folder with
@@ -129,20 +129,20 @@ def read_rows(source: str, unit: Unit, column: str | None, refuse: Refuse) -> It
         suffixes.pop()
     suffix = suffixes[-1] if suffixes else ""
     if os.path.isdir(source) or suffix in (".lmdb", ".mdb"):
-        return _lmdb_rows(source, refuse)
+        return _lmdb_rows(source, reject)
     if suffix in (".parquet", ".pq"):
-        return _parquet_rows(source, column, refuse)
+        return _parquet_rows(source, column, reject)
     if suffix in (".jsonl", ".ndjson", ".json"):
-        return _json_rows(source, column, refuse)
+        return _json_rows(source, column, reject)
     if suffix in (".csv", ".tsv"):
-        return _csv_rows(source, column, refuse, "\t" if suffix == ".tsv" else ",;\t")
-    return _text_rows(source, unit, refuse)
+        return _csv_rows(source, column, reject, "\t" if suffix == ".tsv" else ",;\t")
+    return _text_rows(source, unit, reject)
 
 
-def _item_blocks(source: str, ends: tuple[bytes, ...], refuse: Refuse) -> Iterator[tuple[int, bytes]]:
+def _item_blocks(source: str, ends: tuple[bytes, ...], reject: Reject) -> Iterator[tuple[int, bytes]]:
     """Yield (number of the first line, bytes) of ``source``, each block ending after one of ``ends`` or with the file.
 
-    Rejected through ``refuse``: an item longer than a block, the rest of a damaged or cut file, what is no UTF-8 text.
+    Rejected through ``reject``: an item longer than a block, the rest of a damaged or cut file, what is no UTF-8 text.
     """
     line = 1
     waiting = bytearray()
@@ -150,10 +150,10 @@ def _item_blocks(source: str, ends: tuple[bytes, ...], refuse: Refuse) -> Iterat
     try:
         for number, piece in enumerate(_pieces(source)):
             if number == 0 and (reason := _why_no_text(piece)):
-                refuse(None, "", reason)
+                reject(None, "", reason)
                 return
             if number == 0 and re.match(_LABEL_LIST, piece):
-                refuse(1, _shown(piece.partition(b"\n")[0]), "image files with labels, not text: keep the labels alone")
+                reject(1, _shown(piece.partition(b"\n")[0]), "image files with labels, not text: keep the labels alone")
                 return
             if skipping:
                 start = min((found for end in ends if (found := piece.find(end)) >= 0), default=-1) + 1
@@ -171,11 +171,11 @@ def _item_blocks(source: str, ends: tuple[bytes, ...], refuse: Refuse) -> Iterat
                 yield line, block
                 line += block.count(b"\n")
             else:
-                refuse(line, _shown(waiting), TOO_LONG)
+                reject(line, _shown(waiting), TOO_LONG)
                 waiting.clear()
                 skipping = True
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-        refuse(line + waiting.count(b"\n"), "", f"damaged or cut short from here on: {error}")
+        reject(line + waiting.count(b"\n"), "", f"damaged or cut short from here on: {error}")
         # What follows the last end is half an item.
         del waiting[_last_end(waiting, ends) :]
     if waiting:
@@ -251,8 +251,8 @@ def _shown(raw: bytes | bytearray) -> str:
     return raw[:_SHOWN_BYTES].decode("utf-8", "backslashreplace")
 
 
-def _text_rows(source: str, unit: Unit, refuse: Refuse) -> Iterator[Rows]:
-    for first_line, block in _item_blocks(source, WORD_ENDS if unit == "word" else LINE_ENDS, refuse):
+def _text_rows(source: str, unit: Unit, reject: Reject) -> Iterator[Rows]:
+    for first_line, block in _item_blocks(source, WORD_ENDS if unit == "word" else LINE_ENDS, reject):
         offsets = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + 1
         if not block.endswith(b"\n"):
             offsets = np.append(offsets, len(block))
@@ -271,13 +271,13 @@ def _column_of(names: Sequence[str], column: str | None) -> int | str:
     return found[0] if found else f"no column of text: it has {', '.join(names)}; name one with --column"
 
 
-def _csv_rows(source: str, column: str | None, refuse: Refuse, delimiters: str) -> Iterator[Rows]:
+def _csv_rows(source: str, column: str | None, reject: Reject, delimiters: str) -> Iterator[Rows]:
     """Read one column of a table whose first line names its columns; in TSV files quotes are characters like others."""
     line = 0
 
     def lines() -> Iterator[str]:
         nonlocal line
-        for first_line, block in _item_blocks(source, LINE_ENDS, refuse):
+        for first_line, block in _item_blocks(source, LINE_ENDS, reject):
             for number, raw in enumerate(block.removesuffix(b"\n").split(b"\n"), first_line):
                 line = number
                 # Bytes that are no UTF-8 pass through, and cost their own word.
@@ -294,7 +294,7 @@ def _csv_rows(source: str, column: str | None, refuse: Refuse, delimiters: str) 
         if not isinstance(position, str):
             break
     else:
-        refuse(line, header, str(_column_of([header], column)))
+        reject(line, header, str(_column_of([header], column)))
         return
     texts: list[bytes] = []
     numbers: list[int] = []
@@ -303,7 +303,7 @@ def _csv_rows(source: str, column: str | None, refuse: Refuse, delimiters: str) 
         try:
             row = next(rows, None)
         except csv.Error as error:  # a field without end, for instance
-            refuse(line, "", f"not CSV: {error}")
+            reject(line, "", f"not CSV: {error}")
             continue
         if row is None or len(texts) == _TABLE_ROWS:
             yield Rows.of(texts, numbers)
@@ -311,14 +311,14 @@ def _csv_rows(source: str, column: str | None, refuse: Refuse, delimiters: str) 
         if row is None:
             return
         if row and len(row) != len(names):
-            refuse(line, delimiter.join(row), f"not as many columns as the header: {len(row)}, not {len(names)}")
+            reject(line, delimiter.join(row), f"not as many columns as the header: {len(row)}, not {len(names)}")
         elif row:
             texts.append(row[position].encode("utf-8", "surrogateescape"))
             numbers.append(line)
 
 
-def _json_rows(source: str, column: str | None, refuse: Refuse) -> Iterator[Rows]:
-    for first_line, block in _item_blocks(source, LINE_ENDS, refuse):
+def _json_rows(source: str, column: str | None, reject: Reject) -> Iterator[Rows]:
+    for first_line, block in _item_blocks(source, LINE_ENDS, reject):
         texts: list[bytes] = []
         lines: list[int] = []
         for line, raw in enumerate(block.split(b"\n"), first_line):
@@ -326,7 +326,7 @@ def _json_rows(source: str, column: str | None, refuse: Refuse) -> Iterator[Rows
                 continue
             text, reason = _json_text(raw, column)
             if reason:
-                refuse(line, _shown(raw), reason)
+                reject(line, _shown(raw), reason)
                 continue
             texts.append(text)
             lines.append(line)
@@ -354,29 +354,29 @@ def _json_text(raw: bytes, column: str | None) -> tuple[bytes, str]:
     return str(text).encode("utf-8", "surrogatepass"), ""
 
 
-def _parquet_rows(source: str, column: str | None, refuse: Refuse) -> Iterator[Rows]:
+def _parquet_rows(source: str, column: str | None, reject: Reject) -> Iterator[Rows]:
     line = 1
     try:
         with pq.ParquetFile(source) as file:
             names = file.schema_arrow.names
             position = _column_of(names, column)
             if isinstance(position, str):
-                refuse(None, "", position)
+                reject(None, "", position)
                 return
             name, kind = names[position], file.schema_arrow.field(position).type
             if pa.types.is_nested(kind):
-                refuse(None, "", f"column {name!r} holds no text: it is {kind}")
+                reject(None, "", f"column {name!r} holds no text: it is {kind}")
                 return
             if reason := _why_unbelievable(file.metadata, name):
-                refuse(None, "", reason)
+                reject(None, "", reason)
                 return
         # As a dictionary, a long value that comes again and again is held once.
         with pq.ParquetFile(source, read_dictionary=[name]) as file:
             for batch in file.iter_batches(_TABLE_ROWS, columns=[name]):
-                yield from _column_rows(batch.column(0), line, name, refuse)
+                yield from _column_rows(batch.column(0), line, name, reject)
                 line += len(batch)
     except (pa.ArrowException, OSError, ValueError) as error:
-        refuse(line, "", f"damaged or cut short from here on: {error}")
+        reject(line, "", f"damaged or cut short from here on: {error}")
 
 
 def _why_unbelievable(metadata: pq.FileMetaData, name: str) -> str | None:
@@ -390,18 +390,18 @@ def _why_unbelievable(metadata: pq.FileMetaData, name: str) -> str | None:
     return None
 
 
-def _column_rows(values: pa.Array, first_line: int, column: str, refuse: Refuse) -> Iterator[Rows]:
+def _column_rows(values: pa.Array, first_line: int, column: str, reject: Reject) -> Iterator[Rows]:
     """Yield the values that are not null, in blocks of about :data:`BLOCK_BYTES`."""
     lines = np.arange(first_line, first_line + len(values), dtype=np.int64)
     present = values.is_valid()
     for line in lines[~present.to_numpy(zero_copy_only=False)].tolist():
-        refuse(line, "", f"column {column!r} holds no text")
+        reject(line, "", f"column {column!r} holds no text")
     lines, values = lines[present.to_numpy(zero_copy_only=False)], values.filter(present)
     if not pa.types.is_dictionary(values.type):
         values = values.cast(pa.string()).dictionary_encode()
     lengths = pc.binary_length(values.dictionary).to_numpy()[values.indices.to_numpy()]
     for line in lines[lengths > BLOCK_BYTES].tolist():
-        refuse(line, "", TOO_LONG)
+        reject(line, "", TOO_LONG)
     short = lengths <= BLOCK_BYTES
     lines, values, lengths = lines[short], values.filter(pa.array(short)), lengths[short]
     blocks = np.cumsum(lengths) // BLOCK_BYTES
@@ -410,14 +410,14 @@ def _column_rows(values: pa.Array, first_line: int, column: str, refuse: Refuse)
         yield Rows(texts.cast(pa.binary()), lines[rows])
 
 
-def _lmdb_rows(source: str, refuse: Refuse) -> Iterator[Rows]:
+def _lmdb_rows(source: str, reject: Reject) -> Iterator[Rows]:
     """Read the labels of a scene-text LMDB."""
     labels = lmdb_form.stored_labels(Path(source))
     try:
         while found := dict(islice(labels, _TABLE_ROWS)):
             for number in (number for number, label in found.items() if label is None):
-                refuse(number, f"label-{number:09d}", "no such key")
+                reject(number, f"label-{number:09d}", "no such key")
             kept = {number: label for number, label in found.items() if label is not None}
             yield Rows.of(list(kept.values()), list(kept))
     except UserError as error:
-        refuse(None, "", f"damaged LMDB: {error.problem}")
+        reject(None, "", f"damaged LMDB: {error.problem}")

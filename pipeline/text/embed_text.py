@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dptr.cache.choices import StatesDtype
+from dptr.cache.choices import EmbeddingsDtype
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, QUARANTINE_FILE
 from dptr.cache.progress import note, progress
@@ -21,11 +21,11 @@ from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.quarantine import Quarantine
-from dptr.cache.stores.shards import States
+from dptr.cache.stores.shards import Embeddings
 from dptr.pipeline.clip.clip_files import files_hash
-from dptr.pipeline.parts.executors import IN_PROCESS, Executor
-from dptr.pipeline.parts.part import WHOLE, Part
-from dptr.pipeline.parts.store_in_making import StoreInMaking, remember_inputs
+from dptr.pipeline.executors.executor import IN_PROCESS, Executor
+from dptr.pipeline.executors.part import WHOLE, Part
+from dptr.pipeline.executors.store_builder import StoreInMaking, remember_inputs
 from dptr.pipeline.text.corpus import Corpus, corpus_fingerprint, nothing_usable, read_corpus
 from dptr.pipeline.text.made_up_words import CoverageGoal, make_up_words
 from dptr.pipeline.text.prompt_store import (
@@ -78,8 +78,8 @@ def embed_text(
     The ``executor`` says where; it changes no byte.
 
     Raises:
-        UserError: an input or setting is wrong. DamagedStore: ``out`` holds a store of another kind of states.
-        TooManyRefused: more inputs were refused than allowed; what was computed stays.
+        UserError: an input or setting is wrong. DamagedStore: ``out`` holds a store of another kind of embeddings.
+        TooManyRejected: more inputs were rejected than allowed; what was computed stays.
     """
     started = time.monotonic()
     _require_separable(paths, settings, part)
@@ -169,18 +169,18 @@ def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Es
             return Estimate(0, 0, 0.0)
         encode(encoders, prompts, settings)  # the first one is slow
         started = time.monotonic()
-        states = encode(encoders, prompts, settings)
+        embeddings = encode(encoders, prompts, settings)
         share = len(prompts) / corpus.remaining
         seconds = (time.monotonic() - started) / share
     rows = round(sum(len(prompt.labels) for prompt in prompts) / share)
-    return Estimate(rows, round(rows * _bytes_of_a_row(states, settings.dtype)), seconds)
+    return Estimate(rows, round(rows * _bytes_of_a_row(embeddings, settings.dtype)), seconds)
 
 
-def _bytes_of_a_row(states: States, dtype: StatesDtype) -> float:
-    dim, pooled_dim = states.tokens.shape[1], states.pooled.shape[1]
+def _bytes_of_a_row(embeddings: Embeddings, dtype: EmbeddingsDtype) -> float:
+    dim, pooled_dim = embeddings.tokens.shape[1], embeddings.pooled.shape[1]
     of_a_token: int = {"float16": 2 * dim, "float32": 4 * dim, "int8": dim + 4}[dtype]
-    # Pooled vectors stand in the catalogue and, in half precision, beside the states.
-    return float(states.lengths.mean() * of_a_token + 6 * pooled_dim + 100)
+    # Pooled vectors stand in the catalogue and, in half precision, beside the embeddings.
+    return float(embeddings.lengths.mean() * of_a_token + 6 * pooled_dim + 100)
 
 
 def _what_is_asked(paths: Sequence[str], settings: EmbedTextSettings) -> dict[str, Any] | None:
@@ -198,14 +198,14 @@ def _finished(out: Path, asked: dict[str, Any] | None, max_bad: int | None, star
     if asked is None or not (out / MANIFEST_FILE).is_file():
         return None
     manifest = Manifest.load(out, "prompts")
-    refused = manifest.details.get("quarantined", 0)
+    rejected = manifest.details.get("quarantined", 0)
     if QUARANTINE_FILE in manifest.files and not manifest.is_intact(out, QUARANTINE_FILE):
         return None
-    if manifest.details.get("finished") != asked or (max_bad is not None and refused > max_bad):
+    if manifest.details.get("finished") != asked or (max_bad is not None and rejected > max_bad):
         return None
     note(f"{out} already holds all {manifest.rows:,} rows of this corpus")
     return EmbedTextSummary(
-        out, manifest.rows, 0, refused, time.monotonic() - started, 0.0, manifest.details["summary"]
+        out, manifest.rows, 0, rejected, time.monotonic() - started, 0.0, manifest.details["summary"]
     )
 
 

@@ -24,15 +24,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from dptr.cache.charset import Charset, LetterCase, fold_case
 from dptr.cache.choices import Units
 from dptr.cache.errors import UserError
-from dptr.cache.normalization import Normalization
 from dptr.cache.processors import usable_processors
 from dptr.cache.stores.files import scratch_folder
-from dptr.cache.units import clusters
+from dptr.cache.text.charset import Charset, LetterCase, fold_case
+from dptr.cache.text.normalization import Normalization
+from dptr.cache.text.units import clusters
 from dptr.pipeline.choices import Unit
-from dptr.pipeline.text.corpus_files import MOST_ITEM_BYTES, TOO_LONG, Refuse, Rows
+from dptr.pipeline.text.corpus_files import MOST_ITEM_BYTES, TOO_LONG, Reject, Rows
 
 _PLAIN_WORD = "^[!-~]+$"
 _PLAIN_LINE = "^[!-~]+( [!-~]+)*$"
@@ -44,7 +44,7 @@ _MEMORY = "256MB"
 #: Each thread needs its share of the memory; more threads than this and an aggregation no longer fits.
 _MOST_THREADS = 4
 _ROWS_BUFFERED = 200_000
-_ROWS_REFUSED_AT_ONCE = 10_000
+_ROWS_REJECTED_AT_ONCE = 10_000
 _ROWS_SPLIT_AT_ONCE = 100_000
 
 #: A place is a file's number and a line in it as one integer, so that the first place is the smallest.
@@ -72,7 +72,7 @@ def count_labels(
     unit: Unit,
     normalization: Normalization,
     case: LetterCase | None,
-    refuse: Refuse,
+    reject: Reject,
     units: Units = "codepoint",
 ) -> CountedLabels:
     """Split rows into items and items into normalised labels; undecodable, overlong items and NUL bytes are rejected.
@@ -83,7 +83,7 @@ def count_labels(
     """
     items, lines = _items(rows, unit)
     read = len(items)
-    items, lines = _short(items, lines, refuse)
+    items, lines = _short(items, lines, reject)
     distinct, counts, lines = _distinct(items, lines)
     plain = pc.match_substring_regex(distinct, _PLAIN_LINE if normalization.keep_spaces else _PLAIN_WORD)
     is_plain = plain.to_numpy(zero_copy_only=False)
@@ -93,7 +93,7 @@ def count_labels(
     rest: list[tuple[str, int, int]] = []
     odd = distinct.filter(pc.invert(plain)).to_pylist()
     for item, count, line in zip(odd, counts[~is_plain].tolist(), lines[~is_plain].tolist(), strict=True):
-        rest += [(normalization.apply(text), count, line) for text in _texts(item, line, unit, refuse)]
+        rest += [(normalization.apply(text), count, line) for text in _texts(item, line, unit, reject)]
     folded = _folded(labels, case)
     other = [fold_case(label, case) for label, _, _ in rest]
     changed = pc.not_equal(labels, folded).to_numpy(zero_copy_only=False)
@@ -128,14 +128,14 @@ def _items(rows: Rows, unit: Unit) -> tuple[pa.Array, NDArray[np.int64]]:
     return texts.filter(filled).view(pa.binary()), lines[filled.to_numpy(zero_copy_only=False)]
 
 
-def _short(items: pa.Array, lines: NDArray[np.int64], refuse: Refuse) -> tuple[pa.Array, NDArray[np.int64]]:
+def _short(items: pa.Array, lines: NDArray[np.int64], reject: Reject) -> tuple[pa.Array, NDArray[np.int64]]:
     """Return the items, and their lines, that are not too long; reject the others."""
     is_short = pc.binary_length(items).to_numpy(zero_copy_only=False) <= MOST_ITEM_BYTES
     if is_short.all():
         return items, lines
     for position in np.flatnonzero(~is_short).tolist():
         start = items[position].as_py()[:_SHOWN_CHARACTERS].decode("utf-8", "backslashreplace")
-        refuse(int(lines[position]), start, TOO_LONG)
+        reject(int(lines[position]), start, TOO_LONG)
     return items.filter(pa.array(is_short)), lines[is_short]
 
 
@@ -149,15 +149,15 @@ def _distinct(items: pa.Array, lines: NDArray[np.int64]) -> tuple[pa.Array, NDAr
     return encoded.dictionary, np.bincount(codes, minlength=len(first)).astype(np.int64), first
 
 
-def _texts(item: bytes, line: int, unit: Unit, refuse: Refuse) -> list[str]:
+def _texts(item: bytes, line: int, unit: Unit, reject: Reject) -> list[str]:
     """Decode an item, dropping a byte-order mark in front, and split it at white space that is not ASCII."""
     try:
         text = item.decode("utf-8-sig")
     except UnicodeDecodeError:
-        refuse(line, item[:1000].decode("utf-8", "backslashreplace"), "invalid UTF-8")
+        reject(line, item[:1000].decode("utf-8", "backslashreplace"), "invalid UTF-8")
         return []
     if "\0" in text:
-        refuse(line, text[:1000], "NUL byte")
+        reject(line, text[:1000], "NUL byte")
         return []
     words = text.split()
     return words if unit == "word" or not words else [text]
@@ -220,7 +220,7 @@ class DistinctLabels:
                         counts[cluster] += count
         return counts
 
-    def refuse(self, charset: Charset, normalization: Normalization) -> Iterator[tuple[str, int, int]]:
+    def reject(self, charset: Charset, normalization: Normalization) -> Iterator[tuple[str, int, int]]:
         """Take out the labels that are empty, too long, or have other units; yield (label, file number, line)."""
         unusable, values = "label in (select label from unusable)", list[object]()
         if charset.units == "codepoint":
@@ -230,19 +230,19 @@ class DistinctLabels:
         else:
             self._list_unusable(charset, normalization)
         self._execute(
-            f"create table refused as select label, place from labels where {unusable} order by place, label", values
+            f"create table rejected as select label, place from labels where {unusable} order by place, label", values
         )
         self._execute(f"delete from labels where {unusable}", values)
-        for table in self._windows("refused", _ROWS_REFUSED_AT_ONCE):
+        for table in self._windows("rejected", _ROWS_REJECTED_AT_ONCE):
             for label, place in zip(table["label"].to_pylist(), table["place"].to_pylist(), strict=True):
                 yield label, *_split_place(place)
-        self._execute("drop table refused")
+        self._execute("drop table rejected")
 
     def _list_unusable(self, charset: Charset, normalization: Normalization) -> None:
         """Judge labels one by one: what a cluster is, a pattern cannot say."""
         self._execute("create table unusable (label varchar)")
         for table in self._windows("labels", _ROWS_SPLIT_AT_ONCE):
-            labels = [label for label in table["label"].to_pylist() if normalization.refuse(label, charset) is not None]
+            labels = [label for label in table["label"].to_pylist() if normalization.reject(label, charset) is not None]
             self._connection.register("found", pa.table({"label": pa.array(labels, pa.string())}))
             self._execute("insert into unusable select label from found")
             self._connection.unregister("found")

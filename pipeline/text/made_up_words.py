@@ -16,9 +16,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from dptr.cache.charset import Charset
-from dptr.cache.normalization import Normalization
 from dptr.cache.stores.prompt_rows import MADE_UP
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text.corpus import LabelBatch
 from dptr.pipeline.text.prompts import PromptEncoders
@@ -105,7 +105,7 @@ def make_up_words(
             tokens = encoders.first.tokenize(prompts)
             for (piece, word), encoder, ids in zip(words.items(), used, tokens, strict=True):
                 own = set(ids[len(encoder.prefix_ids) :])
-                usable = normalization.apply(word) == word and normalization.refuse(word, charset) is None
+                usable = normalization.apply(word) == word and normalization.reject(word, charset) is None
                 if piece not in own or lacking[piece] <= 0 or not usable or word not in new or word in made:
                     continue
                 made[word] = None
@@ -153,7 +153,7 @@ def _prompts_with_piece(
     own = f"unnest(list_distinct(token_ids[{first[0] if len(first) == 1 else f'{first}[template + 1]'}:]))"
     rows = connection.execute(
         f"select token, count(*) from (select {own} as token from read_parquet($files) "
-        "where source <> $made_up and states_of = id) group by token",
+        "where source <> $made_up and embeddings_of = id) group by token",
         {"files": [str(path) for path in catalogues], "made_up": MADE_UP},
     ).fetchall()
     return Counter(dict(rows))

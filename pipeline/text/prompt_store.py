@@ -15,8 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dptr.cache.charset import Charset
-from dptr.cache.choices import StatesDtype
+from dptr.cache.choices import EmbeddingsDtype
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.progress import Progress, note
@@ -24,12 +23,13 @@ from dptr.cache.ranges import require_at_least
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import FileRecord, Manifest, Shard
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA, TEMPLATE_COLUMN
-from dptr.cache.stores.shards import States, write_shard, write_states
-from dptr.pipeline.choices import Context, Precision, StatesKind
+from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
+from dptr.cache.text.charset import Charset
+from dptr.pipeline.choices import Context, EmbeddingsKind, Precision
 from dptr.pipeline.clip.loading import load_clip
-from dptr.pipeline.parts.cluster import device_of_worker
-from dptr.pipeline.parts.executors import Executor, Work, Worker
-from dptr.pipeline.parts.store_in_making import Group, Place, ShardToMake, StoreInMaking
+from dptr.pipeline.executors.executor import Executor, Work, Worker
+from dptr.pipeline.executors.ray_cluster import device_of_worker
+from dptr.pipeline.executors.store_builder import Group, Place, ShardToMake, StoreInMaking
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.prompts import Prompt, PromptEncoders
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE, as_stored
@@ -42,23 +42,23 @@ class EmbedTextSettings:
     """How a corpus is embedded.
 
     Attributes:
-        clip: ``tiny``, a directory or a hub id. states: None picks by width (see TextEncoder).
+        clip: ``tiny``, a directory or a hub id. embeddings: None picks by width (see TextEncoder).
         templates: sentences that labels are spread over.
-        dtype: how states are stored. shard_rows: prompts of a shard; peak memory grows with it.
+        dtype: how embeddings are stored. shard_rows: prompts of a shard; peak memory grows with it.
         tokens_per_batch: tokens encoded at once; None: what suits the device.
         cover_pieces: in how many prompts each piece of the tokenizer that the charset can spell is to stand at least;
             words are made up for those that the corpus lacks.
         seed: of the made-up words, and of which label has which template.
-        max_bad: most refused inputs before the command fails; None for no limit.
+        max_bad: most rejected inputs before the command fails; None for no limit.
     """
 
     corpus: CorpusSettings = field(default_factory=CorpusSettings)
     clip: str = "tiny"
     templates: tuple[str, ...] = (DEFAULT_TEMPLATE,)
-    states: StatesKind | None = None
+    embeddings: EmbeddingsKind | None = None
     context: Context = "content"
     precision: Precision = "fp32"
-    dtype: StatesDtype = "float16"
+    dtype: EmbeddingsDtype = "float16"
     shard_rows: int = 16384
     tokens_per_batch: int | None = None
     cover_pieces: int = 0
@@ -81,6 +81,8 @@ def settle_charset(folder: Path, manifest: Manifest, charset: Charset, learnt: b
     Raises:
         DamagedStore: the store's charset is another.
     """
+    # What trains on the store normalises labels as it does.
+    charset = replace(charset, unicode=manifest.identity["normalization"]["unicode"])
     known = Charset.from_text(manifest.identity["charset"]) if manifest.identity.get("charset") else None
     if known is not None:
         if learnt and charset.units == known.units:
@@ -90,34 +92,34 @@ def settle_charset(folder: Path, manifest: Manifest, charset: Charset, learnt: b
 
 
 def write_prefix(folder: Path, manifest: Manifest, encoders: PromptEncoders) -> None:
-    """Write the states that all prompts of a template share, and commit them, unless that is done."""
+    """Write the embeddings that all prompts of a template share, and commit them, unless that is done."""
     if PREFIX_FILE in manifest.files:
         return
-    write_prefix_states(folder / PREFIX_FILE, encoders)
+    write_prefix_embeddings(folder / PREFIX_FILE, encoders)
     manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
     manifest.save(folder)
 
 
-def write_prefix_states(path: Path, encoders: PromptEncoders) -> None:
-    """Write the states that all prompts of a template share into a file, a row for each template."""
+def write_prefix_embeddings(path: Path, encoders: PromptEncoders) -> None:
+    """Write the embeddings that all prompts of a template share into a file, a row for each template."""
     shared = [encoder.prefix for encoder in encoders.of_template]
     tokens, lengths = np.concatenate(shared), np.array([len(prefix) for prefix in shared])
     with atomic_path(path) as temporary:
-        write_states(
-            temporary, States(tokens, lengths, np.zeros((len(shared), tokens.shape[1]), np.float32)), "float32"
+        write_embeddings(
+            temporary, Embeddings(tokens, lengths, np.zeros((len(shared), tokens.shape[1]), np.float32)), "float32"
         )
 
 
 def load_encoders(settings: EmbedTextSettings) -> tuple[PromptEncoders, dict[str, Any], float]:
-    """Return the encoders of all templates, the identity of their states, and the seconds that loading took."""
+    """Return the encoders of all templates, the identity of their embeddings, and the seconds that loading took."""
     clip = load_clip(settings.clip, settings.precision, settings.device)
-    encoders = PromptEncoders(clip, settings.templates, settings.seed, settings.states, settings.context)
+    encoders = PromptEncoders(clip, settings.templates, settings.seed, settings.embeddings, settings.context)
     prefixes = [encoder.prefix_ids for encoder in encoders.of_template]
     identity: dict[str, Any] = {
         **clip.identity(),
         "tokenizer": clip.tokenizer_hash,
         "template": as_stored(settings.templates),
-        "states": encoders.first.states,
+        "embeddings": encoders.first.embeddings,
         "context": settings.context,
         "precision": settings.precision,
         "dtype": settings.dtype,
@@ -169,27 +171,29 @@ def _work_of(folder: Path, encoders: PromptEncoders, settings: EmbedTextSettings
         if check:
             _check(encoders, prompts)
             check = False
-        states = encode(encoders, prompts, settings)
-        return lambda: _write(folder, settings, shard.place, prompts, states)
+        embeddings = encode(encoders, prompts, settings)
+        return lambda: _write(folder, settings, shard.place, prompts, embeddings)
 
     return embed
 
 
-def _write(folder: Path, settings: EmbedTextSettings, place: Place, prompts: list[Prompt], states: States) -> Shard:
+def _write(
+    folder: Path, settings: EmbedTextSettings, place: Place, prompts: list[Prompt], embeddings: Embeddings
+) -> Shard:
     return write_prompt_shard(
-        folder, place.number, place.first_id, prompts, states, settings.dtype, len(settings.templates)
+        folder, place.number, place.first_id, prompts, embeddings, settings.dtype, len(settings.templates)
     )
 
 
-def encode(encoders: PromptEncoders, prompts: list[Prompt], settings: EmbedTextSettings) -> States:
-    """Return the states of prompts."""
+def encode(encoders: PromptEncoders, prompts: list[Prompt], settings: EmbedTextSettings) -> Embeddings:
+    """Return the embeddings of prompts."""
     return encoders.encode(*_tokens_and_templates(prompts), settings.tokens_per_batch)
 
 
 def _check(encoders: PromptEncoders, prompts: list[Prompt]) -> None:
     spread = np.linspace(0, len(prompts) - 1, min(_PROMPTS_CHECKED, len(prompts))).astype(int)
     apart = encoders.check(*_tokens_and_templates([prompts[i] for i in spread]))
-    note(f"text states agree with transformers' own to {apart:.1e}")
+    note(f"text embeddings agree with transformers' own to {apart:.1e}")
 
 
 def _tokens_and_templates(prompts: list[Prompt]) -> tuple[list[list[int]], list[int]]:
@@ -201,19 +205,19 @@ def write_prompt_shard(
     number: int,
     first_id: int,
     prompts: list[Prompt],
-    states: States,
-    dtype: StatesDtype,
+    embeddings: Embeddings,
+    dtype: EmbeddingsDtype,
     templates: int = 1,
 ) -> Shard:
     """Write shard ``number`` with a row for every label of ``prompts``; the caller commits it.
 
-    Labels of one prompt repeat its states, so that a row can be read by itself; ``states_of`` is the
+    Labels of one prompt repeat its embeddings, so that a row can be read by itself; ``embeddings_of`` is the
     id of the first of them. With several ``templates``, each row says which of them it has.
 
     Raises:
-        UserError: a prompt's states are too large for half precision.
+        UserError: a prompt's embeddings are too large for half precision.
     """
-    _require_fitting(prompts, states, dtype)
+    _require_fitting(prompts, embeddings, dtype)
     repeats = np.array([len(prompt.labels) for prompt in prompts])
     rows = [(label, prompt) for prompt in prompts for label in prompt.labels]
     of_prompt = np.repeat(np.arange(len(prompts)), repeats)
@@ -226,30 +230,30 @@ def write_prompt_shard(
         "n_tokens": pa.array([len(prompt.token_ids) for _, prompt in rows], pa.int16()),
         "token_ids": pa.array([prompt.token_ids for _, prompt in rows], pa.list_(pa.int32())),
         "token_letters": pa.array([prompt.token_letters for _, prompt in rows], pa.list_(pa.int16())),
-        "states_of": pa.array(first_id + first_rows[of_prompt]),
+        "embeddings_of": pa.array(first_id + first_rows[of_prompt]),
         "count": pa.array([prompt.count for _, prompt in rows], pa.int64()),
         "source": [prompt.source for _, prompt in rows],
     }
     if len(rows) > len(prompts):
-        states = states.at(of_prompt)
+        embeddings = embeddings.at(of_prompt)
     schema = CATALOGUE_SCHEMA
     if templates > 1:
         schema = schema.append(TEMPLATE_COLUMN)
         columns[TEMPLATE_COLUMN.name] = pa.array([prompt.template for _, prompt in rows], TEMPLATE_COLUMN.type)
-    return write_shard(folder, number, pa.table(columns, schema=schema), states, dtype, {})
+    return write_shard(folder, number, pa.table(columns, schema=schema), embeddings, dtype, {})
 
 
-def _require_fitting(prompts: list[Prompt], states: States, dtype: StatesDtype) -> None:
-    """Check that half precision holds what it has to: token states where they are stored so, pooled vectors always."""
+def _require_fitting(prompts: list[Prompt], embeddings: Embeddings, dtype: EmbeddingsDtype) -> None:
+    """Check that half precision holds token embeddings where they are stored so, and pooled vectors always."""
     if dtype == "float16":
-        token = np.abs(states.tokens).max(axis=1, initial=0.0).argmax()
-        _require_half(states.tokens[token], prompts[_row_of(token, states)], "Use --dtype float32")
-    row = int(np.abs(states.pooled).max(axis=1, initial=0.0).argmax())
-    _require_half(states.pooled[row], prompts[row], "Pooled vectors are kept in half precision: use another CLIP")
+        token = np.abs(embeddings.tokens).max(axis=1, initial=0.0).argmax()
+        _require_half(embeddings.tokens[token], prompts[_row_of(token, embeddings)], "Use --dtype float32")
+    row = int(np.abs(embeddings.pooled).max(axis=1, initial=0.0).argmax())
+    _require_half(embeddings.pooled[row], prompts[row], "Pooled vectors are kept in half precision: use another CLIP")
 
 
-def _row_of(token: np.intp, states: States) -> int:
-    return int(np.searchsorted(np.cumsum(states.lengths), token, side="right"))
+def _row_of(token: np.intp, embeddings: Embeddings) -> int:
+    return int(np.searchsorted(np.cumsum(embeddings.lengths), token, side="right"))
 
 
 def _require_half(vector: NDArray[np.float32], prompt: Prompt, advice: str) -> None:
@@ -266,7 +270,7 @@ def prompts_in(catalogue: Path) -> list[Prompt]:
     for row in pq.read_table(catalogue).drop_columns(["pooled"]).to_pylist():
         made: dict[str, Any] = {name: row[name] for name in ("token_ids", "token_letters", "count", "source")}
         made |= {"text": row["prompt"], "template": row.get(TEMPLATE_COLUMN.name, 0)}
-        known = prompts.setdefault(row["states_of"], Prompt(labels=[], lengths=[], **made))
+        known = prompts.setdefault(row["embeddings_of"], Prompt(labels=[], lengths=[], **made))
         known.labels.append(row["label"])
         known.lengths.append(row["label_length"])
     return list(prompts.values())

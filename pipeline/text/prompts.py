@@ -1,4 +1,4 @@
-"""Labels to prompts, ready to be encoded: each with its tokens, and with the labels that will be rows of its states.
+"""Labels to prompts: each with its tokens, and with the labels that share its embeddings.
 
 Labels are spread over templates: each has one of them, by the seed and the label alone. It depends on nothing that a
 run may change: not on the order of the corpus, on what a store has already, or on which part of it is made. So a killed
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dptr.cache.charset import Charset
 from dptr.cache.stores.quarantine import Quarantine
-from dptr.cache.stores.shards import States
-from dptr.pipeline.choices import Context, StatesKind
+from dptr.cache.stores.shards import Embeddings
+from dptr.cache.text.charset import Charset
+from dptr.pipeline.choices import Context, EmbeddingsKind
 from dptr.pipeline.clip.loading import Clip
 from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text.corpus import CorpusSettings, LabelBatch, case_variants
@@ -28,7 +28,7 @@ class Prompt:
     """One prompt, which is encoded once.
 
     Attributes:
-        labels: what its states are to be read as: the corpus's label, or the case variants of it.
+        labels: what its embeddings are to be read as: the corpus's label, or the case variants of it.
         text: the prompt. token_ids: its tokens, begin and end included.
         token_letters: how many of the label's characters each token stands for; 0 for the template's and the end.
         lengths: how many units each of ``labels`` has.
@@ -51,7 +51,7 @@ class PromptEncoders:
 
     Args:
         clip: a loaded CLIP. templates: sentences that labels stand in. seed: of which label has which.
-        states, context: as :class:`~dptr.pipeline.clip.text_encoder.TextEncoder` takes them.
+        embeddings, context: as :class:`~dptr.pipeline.clip.text_encoder.TextEncoder` takes them.
 
     Attributes:
         encoders: one for each template, in order.
@@ -65,10 +65,10 @@ class PromptEncoders:
         clip: Clip,
         templates: Sequence[str],
         seed: int = 0,
-        states: StatesKind | None = None,
+        embeddings: EmbeddingsKind | None = None,
         context: Context = "content",
     ) -> None:
-        self.of_template = [TextEncoder(clip, Template(text), states, context) for text in templates]
+        self.of_template = [TextEncoder(clip, Template(text), embeddings, context) for text in templates]
         self._seed = seed
 
     @property
@@ -82,11 +82,11 @@ class PromptEncoders:
 
     def encode(
         self, token_ids: Sequence[list[int]], which: Sequence[int], tokens_per_batch: int | None = None
-    ) -> States:
+    ) -> Embeddings:
         """Encode tokenized prompts, each of the template of that number; see :meth:`TextEncoder.encode`.
 
         Returns:
-            their states after their templates' prefixes, in the order given.
+            their embeddings after their templates' prefixes, in the order given.
         """
         numbers = sorted(set(which))
         of_each = [[row for row, template in enumerate(which) if template == number] for number in numbers]
@@ -96,10 +96,10 @@ class PromptEncoders:
         ]
         if len(made) == 1:
             return made[0]
-        joined = States(
-            np.concatenate([states.tokens for states in made]),
-            np.concatenate([states.lengths for states in made]),
-            np.concatenate([states.pooled for states in made]),
+        joined = Embeddings(
+            np.concatenate([embeddings.tokens for embeddings in made]),
+            np.concatenate([embeddings.lengths for embeddings in made]),
+            np.concatenate([embeddings.pooled for embeddings in made]),
         )
         return joined.at(np.argsort(np.concatenate([np.array(rows, np.int64) for rows in of_each])))
 
@@ -140,9 +140,9 @@ def prompts_of(
         ):
             encoder, labels = encoders.of_template[number], _variants(label, settings, charset)
             letters = encoder.template.letters_of(label, row.places)
-            reason = _refuse(labels, row.ids, letters, encoder)
+            reason = _reject(labels, row.ids, letters, encoder)
             if reason is not None:
-                quarantine.refuse(source, None, label, reason)
+                quarantine.reject(source, None, label, reason)
                 continue
             lengths = [*map(charset.length, labels)]
             group.append(Prompt(labels, text, row.ids, letters, count, source, lengths, number))
@@ -157,10 +157,10 @@ def _variants(label: str, settings: CorpusSettings, charset: Charset) -> list[st
     if settings.case != "upper-lower-title":
         return [label]  # the corpus has judged it
     variants = case_variants(label, settings.case)
-    return [variant for variant in variants if settings.normalization.refuse(variant, charset) is None]
+    return [variant for variant in variants if settings.normalization.reject(variant, charset) is None]
 
 
-def _refuse(labels: list[str], token_ids: list[int], letters: list[int], encoder: TextEncoder) -> str | None:
+def _reject(labels: list[str], token_ids: list[int], letters: list[int], encoder: TextEncoder) -> str | None:
     if not labels:
         return "no case variant fits the charset and the length"
     return encoder.why_unusable(token_ids) or (None if any(letters) else "the tokenizer leaves nothing of the label")

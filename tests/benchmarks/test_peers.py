@@ -96,9 +96,9 @@ def test_labels_go_through_the_fields_protocol(crops: Path) -> None:
 
 def test_tesseract_reads_all_crops_in_one_process_and_is_judged_on_each(crops: Path, tmp_path: Path) -> None:
     program = fake_tesseract(tmp_path, {"40": "CAF\u00c9", "80": "two-words\n", "120": "", "160": "y"})
-    readings = tmp_path / "readings.tsv"
-    row = figures(run(crops, "--json", "--readings", str(readings), tesseract=program))["rows"][0]
-    assert [line.split("\t")[2:] for line in readings.read_text(encoding="utf-8").splitlines()] == [
+    predictions = tmp_path / "predictions.tsv"
+    row = figures(run(crops, "--json", "--predictions", str(predictions), tesseract=program))["rows"][0]
+    assert [line.split("\t")[2:] for line in predictions.read_text(encoding="utf-8").splitlines()] == [
         ["a.png", "cafe", "cafe"],
         ["b.png", "twowords", "twowords"],
         ["c.png", "32", ""],

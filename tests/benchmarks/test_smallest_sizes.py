@@ -30,7 +30,6 @@ WITHOUT = {
     "own_memory.py",
     "process_time.py",
     "plain_parseq.py",
-    "chip_rate.py",
     "peers.py",
     "peer_readers.py",
     "rapidocr_worker.py",
@@ -216,7 +215,7 @@ def test_inputs_that_are_missing_end_it_in_one_line(
 @pytest.mark.xdist_group("smallest_sizes")
 @pytest.mark.usefixtures("_as_a_program")
 @pytest.mark.parametrize(("path", "option"), NUMBERS)
-def test_a_number_below_nothing_is_refused_at_once(
+def test_a_number_below_nothing_is_rejected_at_once(
     path: Path, option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = shlex.split(smallest_size(path) or "")

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import UnreadableImage, WordImages
 from dptr.cache.errors import UserError
-from dptr.cache.normalization import Normalization
 from dptr.cache.pictures import UnusablePicture, decode, photo_thumbnail, read_picture
-from dptr.cache.word_images.dataset import UnreadableImage, WordImages
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.trainer.read import open_picture
 
 
@@ -81,7 +81,7 @@ def png(side: int, *extra: bytes) -> bytes:
     )
 
 
-def test_a_decompression_bomb_is_refused_by_its_header() -> None:
+def test_a_decompression_bomb_is_rejected_by_its_header() -> None:
     for side in (12_000, 60_000):
         with pytest.raises(UnusablePicture, match="too many pixels"):
             decode(png(side))
@@ -99,7 +99,7 @@ BOMB = zlib.compress(bytes(100 << 20), 9)
     ],
     ids=["text", "international text", "colour profile"],
 )
-def test_a_bomb_in_the_text_or_colour_profile_of_a_png_is_refused(bomb: bytes) -> None:
+def test_a_bomb_in_the_text_or_colour_profile_of_a_png_is_rejected(bomb: bytes) -> None:
     assert decode(png(8)).size == (8, 8)
     with pytest.raises(UnusablePicture, match="too large"):
         decode(png(8, bomb))
@@ -117,6 +117,43 @@ def black_text(mode: str) -> Image.Image:
         alpha = Image.fromarray(255 - grey)
         return Image.merge("LA", (Image.new("L", alpha.size, 0), alpha)).convert("RGBA")
     return Image.fromarray(grey).convert("RGB")
+
+
+def deep_png(bits: int, colours: int) -> bytes:
+    """A dark stroke on light paper as 16-bit PNG whose values take ``bits`` bits; colours: PNG's colour type."""
+    grey = np.full((16, 40, {0: 1, 2: 3, 4: 2, 6: 4}[colours]), (1 << bits) - 1, np.uint16)
+    grey[:, 20:, : 1 if colours in (0, 4) else 3] >>= 4
+    if colours in (4, 6):
+        grey[..., -1] = 65535
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in grey)
+    header = struct.pack(">IIBBBBB", 40, 16, 16, colours, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize("colours", [0, 2, 4, 6], ids=["grey", "colour", "grey and alpha", "colour and alpha"])
+def test_values_of_fewer_bits_than_their_file_has_are_seen(bits: int, colours: int, tmp_path: Path) -> None:
+    (tmp_path / "deep.png").write_bytes(deep_png(bits, colours))
+    for image in (read_picture(tmp_path / "deep.png"), open_picture(Image.open(tmp_path / "deep.png"))):
+        pixels = np.asarray(image, dtype=float)
+        assert pixels[:, :18].mean() > 180
+        assert pixels[:, 22:].mean() < 50
+
+
+@pytest.mark.parametrize("ink", [(255, 255, 255), (250, 250, 120), (235, 235, 235)])
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_light_ink_on_transparency_is_seen(ink: tuple[int, int, int], form: str) -> None:
+    picture = Image.new("RGBA", (40, 16), (*ink, 0))
+    picture.paste((*ink, 255), (20, 0, 40, 16))
+    pixels = np.asarray(decode(encoded(picture, form, lossless=True)).convert("L"), dtype=float)
+    assert abs(pixels[:, 22:].mean() - pixels[:, :18].mean()) > 150
+
+
+def test_what_has_dark_parts_keeps_its_white_background() -> None:
+    card = Image.new("RGBA", (40, 16), (255, 255, 255, 255))
+    card.paste((0, 0, 0, 255), (10, 4, 30, 12))
+    card.putpixel((0, 0), (0, 0, 0, 0))
+    assert decode(encoded(card, "PNG")).getpixel((0, 0)) == (255, 255, 255)
 
 
 def on_its_side() -> bytes:
@@ -156,7 +193,7 @@ def test_every_way_to_read_a_picture_sees_the_same_dark_text_on_light_paper(name
 
 
 @pytest.mark.parametrize("name", ["pipe.png", "zero.png", "folder.png"])
-def test_what_is_no_regular_file_is_refused_and_does_not_hang(name: str, tmp_path: Path) -> None:
+def test_what_is_no_regular_file_is_rejected_and_does_not_hang(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     if name == "pipe.png":
         os.mkfifo(path)
@@ -175,7 +212,7 @@ def test_what_is_no_regular_file_is_refused_and_does_not_hang(name: str, tmp_pat
         crops.image(1)
 
 
-def test_the_reason_of_a_refusal_is_the_same_at_every_try() -> None:
+def test_the_reason_of_a_rejection_is_the_same_at_every_try() -> None:
     reasons = set()
     for _ in range(3):
         with pytest.raises(UnusablePicture) as caught:

@@ -81,7 +81,7 @@ def test_a_bar_shows_rate_time_left_and_memory() -> None:
     assert re.search(r"reading [━╸╺ ]+ \d+/40 rows, [\d,]+/s, 0:0\d left, [\d,]+ MB, loss 1\.5", plain)
 
 
-def test_only_notes_and_last_states_stay_on_the_screen() -> None:
+def test_only_notes_and_last_embeddings_stay_on_the_screen() -> None:
     left = left_on_screen(on_a_terminal())
     assert len(left) == 3, left
     assert left[0] == "a [bold]note[/] meanwhile"
@@ -116,5 +116,5 @@ def test_elsewhere_progress_is_plain_lines_without_rich() -> None:
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
         "a [bold]note[/] meanwhile",
         "checking",
-        "reading",
+        "prediction",
     ]

@@ -275,7 +275,7 @@ def put(key: str, content: bytes) -> None:
     backend.put_object("bucket", key, content)
 
 
-def test_an_object_whose_name_leads_out_of_the_cache_is_refused_and_named(
+def test_an_object_whose_name_leads_out_of_the_cache_is_rejected_and_named(
     bucket: fs.FileSystem, tmp_path: Path
 ) -> None:
     put("prompts/a.txt", b"whole")

@@ -34,8 +34,8 @@ def trained(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workspace
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
-    """Run a command that must be refused in one line and return that line."""
+def rejected(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 2) -> str:
+    """Run a command that must be rejected in one line and return that line."""
     assert run_command([*arguments, "--quiet"]) == code
     said = capsys.readouterr()
     assert said.out == ""
@@ -66,29 +66,29 @@ def test_an_empty_argument_is_not_the_current_folder(
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    said = refused(capsys, *(argument.format(words=words) for argument in arguments))
+    said = rejected(capsys, *(argument.format(words=words) for argument in arguments))
     assert "an empty argument" in said
     assert list(here.iterdir()) == []
 
 
 def test_a_label_length_past_all_bounds_is_bad_usage(words: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--max-label-length" in refused(capsys, "embed-text", str(words), "--max-label-length", "9" * 20)
+    assert "--max-label-length" in rejected(capsys, "embed-text", str(words), "--max-label-length", "9" * 20)
 
 
 def test_a_folder_whose_name_is_not_utf8_is_named(
     words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(capsys, "embed-text", str(words), "--workspace", str(tmp_path / "\udcff"))
+    said = rejected(capsys, "embed-text", str(words), "--workspace", str(tmp_path / "\udcff"))
     assert r"\udcff" in said
 
 
 def test_a_setting_that_is_not_utf8_is_named(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused(capsys, "pretrain", "--workspace", str(trained), "--set", "decoder.kind=\udcff")
+    said = rejected(capsys, "pretrain", "--workspace", str(trained), "--set", "decoder.kind=\udcff")
     assert r"\udcff" in said
 
 
 def test_a_recogniser_without_an_image_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no image named" in refused(capsys, "read", "bundled")
+    assert "no image named" in rejected(capsys, "read", "bundled")
 
 
 @pytest.mark.parametrize("option", ["--prompts", "--orp"])
@@ -96,11 +96,11 @@ def test_a_recogniser_without_an_image_is_bad_usage(capsys: pytest.CaptureFixtur
 def test_a_store_that_is_named_must_be_one(
     command: list[str], option: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = refused(capsys, *command, option, str(tmp_path), "--workspace", str(trained))
+    said = rejected(capsys, *command, option, str(tmp_path), "--workspace", str(trained))
     assert f"no store in {tmp_path}" in said
 
 
-def test_what_a_rust_library_could_not_write_is_a_refusal_of_the_disk() -> None:
+def test_what_a_rust_library_could_not_write_is_a_rejection_of_the_disk() -> None:
     told = 'Error while serializing: I/O error: Permission denied (os error 13) at path "/x/.tmp1"'
     error = disk_error(SafetensorError(told))
     assert error is not None
@@ -111,19 +111,19 @@ def test_what_a_rust_library_could_not_write_is_a_refusal_of_the_disk() -> None:
 def test_an_export_to_where_nothing_can_be_written_is_one_line(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
+    def reject(*_: object, **__: object) -> None:
         raise SafetensorError(f'I/O error: Read-only file system (os error 30) at path "{tmp_path}/.tmp1"')
 
-    monkeypatch.setattr("dptr.trainer.tensor_file.save_file", refuse)
+    monkeypatch.setattr("dptr.trainer.tensor_file.save_file", reject)
     asked = ["export", "pretrained", "--to", "safetensors", "-o", str(tmp_path / "x.safetensors")]
-    said = refused(capsys, *asked, "--workspace", str(trained))
+    said = rejected(capsys, *asked, "--workspace", str(trained))
     assert f"{tmp_path}/.tmp1: Read-only file system" in said
 
 
 def test_a_terminal_obeys_nothing_that_stands_in_a_bad_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = tmp_path / "bad.txt"
     bad.write_bytes(b"\xff\x1b]0;title\x07\x1b[2J\n")
-    said = refused(capsys, "embed-text", str(bad), "--workspace", str(tmp_path))
+    said = rejected(capsys, "embed-text", str(bad), "--workspace", str(tmp_path))
     assert "invalid UTF-8" in said
     assert said.isprintable(), said
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from dptr.cache.charset import Charset
-from dptr.cache.normalization import Normalization
+from dptr.cache.stores.image_features import WordCropStore
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.word_crops import WordCropStore
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.cli import run_command
 from dptr.trainer.training.runs import Run
 
@@ -61,7 +61,7 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     return lambda: monkeypatch.setattr(Normalization, "added_to", added_to)
 
 
-def test_embed_text_refuses_no_label_for_how_its_charset_is_written(dptr: Dptr, charset: Path, tmp_path: Path) -> None:
+def test_embed_text_rejects_no_label_for_how_its_charset_is_written(dptr: Dptr, charset: Path, tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("\n".join(WORDS), encoding="utf-8")
     made = dptr("embed-text", tmp_path / "words.txt", "--charset", charset)
     assert (made["rows"], made["quarantined"]) == (len(WORDS), 0)
@@ -95,7 +95,7 @@ def test_a_recogniser_begun_with_the_file_alone_goes_on_with_its_own_ids(
 def test_embed_crops_and_what_is_trained_from_its_store(dptr: Dptr, charset: Path, crops: Path, tmp_path: Path) -> None:
     made = dptr("embed-crops", crops, "--charset", charset, "--views", 1)
     assert (made["rows"], made["quarantined"]) == (len(WORDS), 0)
-    store = tmp_path / "ws" / "word_crops"
+    store = tmp_path / "ws" / "image_features"
     assert WordCropStore(store).charset == Charset(AS_LABELS)
     assert dptr("embed-crops", crops, "--charset", charset, "--views", 1)["computed"] == 0
 
@@ -107,4 +107,4 @@ def test_a_store_of_crops_begun_with_the_file_alone_goes_on(
     assert dptr(*asked)["rows"] == 4
     as_before()
     assert dptr(*asked)["computed"] == 0
-    assert WordCropStore(tmp_path / "ws" / "word_crops").charset == Charset(FILE)
+    assert WordCropStore(tmp_path / "ws" / "image_features").charset == Charset(FILE)

@@ -38,9 +38,9 @@ def test_crops_are_embedded_once_and_a_recogniser_comes_of_them(
     embedded = dptr("embed-crops", crops, "--views", "2")
     assert (embedded["rows"], embedded["crops"], embedded["computed"], embedded["quarantined"]) == (20, 10, 20, 0)
     assert dptr("embed-crops", crops, "--views", "2")["computed"] == 0
-    store = tmp_path / "ws" / "word_crops"
+    store = tmp_path / "ws" / "image_features"
     assert dptr("verify")["out"] == [str(store)]
-    assert dptr("sql", "select count(*) from word_crops where view = 0")["result"] == [[10]]
+    assert dptr("sql", "select count(*) from image_features where view = 0")["result"] == [[10]]
     asked = ["finetune", "--data", store, "--from", "none", "--steps", "2", *SMALL]
     run = dptr(*asked)
     assert (run["steps"], run["computed"]) == (2, 8)

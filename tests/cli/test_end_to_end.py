@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cli import run_command
 
 SYLLABLES = ["ba", "ce", "di", "fo", "gu", "ha", "je", "ki", "lo", "mu", "na", "pe", "ri", "so", "tu"]
@@ -117,8 +117,8 @@ def test_the_whole_way(inputs: Path, capsys: pytest.CaptureFixture[str], monkeyp
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{picture}\n\n{picture}\n"))
     assert run(capsys, inputs, "read", tuned["out"], "-")["rows"] == 2
 
-    readings: tuple[tuple[str, list[str | Path]], ...] = ((pretrained["out"], []), (tuned["out"], ["--data", crops]))
-    for name, more in readings:
+    predictions: tuple[tuple[str, list[str | Path]], ...] = ((pretrained["out"], []), (tuned["out"], ["--data", crops]))
+    for name, more in predictions:
         page = Path(run(capsys, inputs, "report", name, *more)["out"]).read_text(encoding="utf-8")
         assert "<svg" in page
         assert ("The noise" in page, "looks" in page) == ((not more), bool(more))
@@ -195,9 +195,9 @@ def test_store_of_another_encoder(stores: Path, tmp_path: Path, capsys: pytest.C
     shutil.copytree(stores / "prompts", tmp_path / "prompts")
     shutil.copytree(stores / "orp", tmp_path / "orp")
     manifest = tmp_path / "orp" / "manifest.json"
-    value = sealed.read_json(manifest)
+    value = checksummed.read_json(manifest)
     value["identity"]["weights"] = "0" * 64
-    sealed.write_json(manifest, value)
+    checksummed.write_json(manifest, value)
     code, line = fail(capsys, "pretrain", "--steps", "2", "--workspace", tmp_path)
     assert code == 3
     assert "weights differ" in line
@@ -205,21 +205,21 @@ def test_store_of_another_encoder(stores: Path, tmp_path: Path, capsys: pytest.C
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "prompts").iterdir()} == before
 
 
-def test_too_many_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_many_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "words.txt").write_text("good\nzürich\n")
     corpus = ("embed-text", tmp_path / "words.txt", "--charset", "36", "--workspace", tmp_path / "ws")
     code, line = fail(capsys, *corpus, "--max-bad", "0")
     assert code == 4
     assert "--max-bad" in line
-    # What could be used is there, and the same command with room for the refused word has nothing left to do.
+    # What could be used is there, and the same command with room for the rejected word has nothing left to do.
     assert run_command([*map(str, corpus), "--json", "--quiet"]) == 0
     assert json.loads(capsys.readouterr().out)["computed"] == 0
 
 
-def test_damaged_store_is_refused(stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_damaged_store_is_rejected(stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(stores / "prompts", tmp_path / "prompts")
-    states = tmp_path / "prompts" / "part-00000.arrow"
-    states.write_bytes(states.read_bytes()[:-100])
+    embeddings = tmp_path / "prompts" / "part-00000.arrow"
+    embeddings.write_bytes(embeddings.read_bytes()[:-100])
     code, line = fail(capsys, "pretrain", "--set", "noise.ratio=0", "--workspace", tmp_path)
     assert code == 3
     assert "part-00000.arrow" in line

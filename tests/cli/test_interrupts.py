@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from dptr.cache.interrupts import deferred, interruptible, stop_once
+from dptr.cache.stores import checksummed
 from dptr.trainer.training.checkpoint import load_state
 
 pytestmark = pytest.mark.usefixtures("signals_are_heard")
@@ -70,11 +71,11 @@ def test_long_work_is_told_to_stop() -> None:
 def test_a_query_that_takes_for_ever_ends_at_a_signal(tmp_path: Path, number: signal.Signals) -> None:
     run = tmp_path / "runs" / "x"
     run.mkdir(parents=True)
-    (run / "run.json").write_text('{"kind": "pretrain"}')
+    checksummed.write_json(run / "run.json", {"kind": "pretrain"})
     command = [sys.executable, "-m", "dptr", "sql", LONG_QUERY, "--workspace", str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         # Starting takes less than that; the rest is the query's.
-        while psutil.Process(process.pid).cpu_times().user < 3:
+        while process.poll() is None and psutil.Process(process.pid).cpu_times().user < 3:
             time.sleep(0.1)
         process.send_signal(number)
         try:

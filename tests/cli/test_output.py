@@ -1,4 +1,4 @@
-"""What programs and terminals get: JSON that is JSON, UTF-8 in every locale, one line for what is refused."""
+"""What programs and terminals get: JSON that is JSON, UTF-8 in every locale, one line for what is rejected."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from dptr.cli import run_command
 def test_json_has_null_where_a_figure_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
     print_report("x", Report({"metrics": {"loss": math.nan, "best": [math.inf, 1.5]}}, "", [{"c": -math.inf}]), True)
 
-    def refuse(constant: str) -> None:
+    def reject(constant: str) -> None:
         pytest.fail(f"{constant} is no JSON")
 
-    line, last = (json.loads(text, parse_constant=refuse) for text in capsys.readouterr().out.splitlines())
+    line, last = (json.loads(text, parse_constant=reject) for text in capsys.readouterr().out.splitlines())
     assert line == {"c": None}
     assert last == {"command": "x", "metrics": {"loss": None, "best": [None, 1.5]}}
 
@@ -50,14 +50,14 @@ def test_output_is_utf8_whatever_the_locale_says(tmp_path: Path, locale: dict[st
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
-def test_a_disk_that_refuses_is_one_line_with_the_path(
+def test_a_disk_that_rejects_is_one_line_with_the_path(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def refuse(path: Path, *_: Any, **__: Any) -> None:
+    def reject(path: Path, *_: Any, **__: Any) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
     (tmp_path / "words.txt").write_text("some\nwords\n")
-    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "mkdir", reject)
     code = run_command(["embed-text", str(tmp_path / "words.txt"), "-o", str(tmp_path / "store"), "--quiet"])
     said = capsys.readouterr().err.splitlines()
     assert (code, len(said)) == (2, 1)
@@ -85,12 +85,12 @@ def test_every_command_says_so_when_the_disk_is_full(
     (places["crops"] / "labels.tsv").write_text("0.png\tword\n")
     make = Path.mkdir
 
-    def refuse(path: Path, *arguments: Any, **named: Any) -> None:
+    def reject(path: Path, *arguments: Any, **named: Any) -> None:
         if places["full"] in (path, *path.parents):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         make(path, *arguments, **named)
 
-    monkeypatch.setattr(Path, "mkdir", refuse)
+    monkeypatch.setattr(Path, "mkdir", reject)
     code = run_command([*(word.format(**places) for word in command), "--quiet"])
     (said,) = capsys.readouterr().err.splitlines()
     assert code == 2

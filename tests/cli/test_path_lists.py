@@ -56,6 +56,6 @@ def test_a_run_stands_before_the_data() -> None:
         "export run --to onnx --data A -o B C",
     ],
 )
-def test_a_word_that_belongs_to_no_option_is_refused(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_word_that_belongs_to_no_option_is_rejected(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(arguments.split()) == 2
     assert "(C)" in capsys.readouterr().err

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.main import get_command
 
 import dptr
+from dptr.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
+Draw = Callable[[Path, Sequence[str]], Path]
 
 
 @pytest.fixture(scope="module")
@@ -40,32 +47,134 @@ def test_a_file_a_picture_and_pixels_are_read_alike(reader: dptr.Reader, tmp_pat
     picture = Image.fromarray(pixels)
     picture.save(tmp_path / "a.png")
     alone = reader.read([tmp_path / "a.png", str(tmp_path / "a.png"), picture, pixels], batch_size=1)
-    assert len({reading.text for reading in alone}) == 1
-    assert [reading.text for reading in reader.read(np.stack([pixels, pixels]))] == [alone[0].text] * 2
+    assert len({prediction.text for prediction in alone}) == 1
+    assert [prediction.text for prediction in reader.read(np.stack([pixels, pixels]))] == [alone[0].text] * 2
     assert reader.read([]) == []
     assert "charset of 94" in repr(reader)
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ("sign.png", "Give a list"),
-        (Path("sign.png"), "Give a list"),
-        (np.zeros((8, 8, 3), np.uint8), "Give a list"),
-        ([np.zeros((8, 8, 3), np.float32)], "uint8"),
-        ([np.zeros((3, 8, 8), np.uint8)], "height, width, 3"),
-        ([np.zeros((0, 8, 3), np.uint8)], "height, width, 3"),
-        (["nothing.png"], "nothing.png"),
-    ],
-)
-def test_what_is_no_list_of_pictures_is_one_line(reader: dptr.Reader, given: object, said: str) -> None:
-    with pytest.raises(dptr.DptrError, match=said):
-        reader.read(given)  # type: ignore[arg-type]
+def test_one_picture_gives_a_reading_and_several_a_table(reader: dptr.Reader, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (32, 100, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    forms = [tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels), pixels, tensor, tensor / 255]
+    alone = [reader(form) for form in forms]  # type: ignore[call-overload]
+    assert len({prediction.text for prediction in alone}) == 1
+    both = reader.read(torch.stack([tensor, tensor]))
+    assert isinstance(both, dptr.Predictions)
+    assert [prediction.text for prediction in both] == [alone[0].text] * 2
+    table = both.to_arrow()
+    assert table.column_names == ["text", "confidence", "character_confidences"]
+    assert table["text"].to_pylist() == [alone[0].text] * 2
+    assert reader.to("cpu") is reader
 
 
-def test_a_batch_of_nothing_is_refused(reader: dptr.Reader) -> None:
-    with pytest.raises(dptr.DptrError, match="batch of 0"):
-        reader.read([], batch_size=0)
+def test_a_reader_evaluates_labelled_crops(reader: dptr.Reader, tmp_path: Path, draw_crops: Draw) -> None:
+    crops = draw_crops(tmp_path / "crops", ["street", "road"])
+    result = reader.evaluate(crops)
+    assert result.words == 2
+    assert list(result.sets) == [str(crops)]
+
+
+def test_a_list_of_words_is_embedded_and_a_path_is_a_file(tmp_path: Path) -> None:
+    store = dptr.embed_text(["street", "road"], workspace=tmp_path / "work", charset="36")
+    assert sorted(store.labels.to_pylist()) == ["road", "street"]
+    again = dptr.embed_text(["street", "road"], workspace=tmp_path / "work", charset="36")
+    assert again.manifest.identity == store.manifest.identity
+    (tmp_path / "words.txt").write_text("lane")
+    other = dptr.embed_text(tmp_path / "words.txt", workspace=tmp_path / "work", out=tmp_path / "other", charset="36")
+    assert other.labels.to_pylist() == ["lane"]
+
+
+COLOURS = np.zeros((8, 8, 3), np.uint8)
+WRONG: dict[str, Callable[[dptr.Reader, Any], object]] = {
+    "embed nothing": lambda _, d: d.embed_text(),
+    "embed a number": lambda _, d: d.embed_text(5),
+    "embed no words": lambda _, d: d.embed_text([]),
+    "embed None": lambda _, d: d.embed_text(None),
+    "embed numbers": lambda _, d: d.embed_text([1, 2]),
+    "embed two words as one": lambda _, d: d.embed_text(["two words"]),
+    "embed an empty word": lambda _, d: d.embed_text([""]),
+    "embed a line": lambda _, d: d.embed_text(["a\nb"]),
+    "no such file": lambda _, d: d.embed_text(Path("nothing.txt")),
+    "case": lambda _, d: d.embed_text(["a"], case="title"),
+    "unit": lambda _, d: d.embed_text(["a"], unit="sentence"),
+    "mistyped keyword": lambda _, d: d.embed_text(["a"], chraset="36"),
+    "charset": lambda _, d: d.embed_text(["a"], charset="37"),
+    "charset of a type": lambda _, d: d.embed_text(["a"], charset=36),
+    "zero length": lambda _, d: d.embed_text(["a"], max_label_length=0),
+    "length as text": lambda _, d: d.embed_text(["a"], max_label_length="25"),
+    "batch as a share": lambda _, d: d.embed_text(["a"], batch_size=0.5),
+    "a device": lambda _, d: d.embed_text(["a"], device="gpu"),
+    "a device of a type": lambda _, d: d.embed_text(["a"], device=0),
+    "a CLIP": lambda _, d: d.embed_text(["a"], clip="nothing/here/there"),
+    "a template": lambda _, d: d.embed_text(["a"], template="no place for it"),
+    "a workspace": lambda _, d: d.embed_text(["a"], workspace=3),
+    "positional": lambda _, d: d.embed_text(["a"], "work"),
+    "no photos": lambda _, d: d.build_orp_bank([]),
+    "photos of a type": lambda _, d: d.build_orp_bank({"photos": 1}),
+    "photos that are not there": lambda _, d: d.build_orp_bank("nothing"),
+    "no crops of an image": lambda _, d: d.build_orp_bank("nothing", crops_per_image=0),
+    "a share beyond one": lambda _, d: d.build_orp_bank("nothing", exclude_threshold=1.5),
+    "no store": lambda _, d: d.pretrain(),
+    "steps as text": lambda _, d: d.pretrain(steps="many"),
+    "steps as a ground truth": lambda _, d: d.pretrain(steps=True),
+    "no steps": lambda _, d: d.pretrain(steps=0),
+    "a recipe": lambda _, d: d.pretrain("huge"),
+    "a recipe key": lambda _, d: d.pretrain(set={"noise.ration": 0.2}),
+    "recipe keys of a type": lambda _, d: d.pretrain(set=["noise.ratio=0.2"]),
+    "no data": lambda _, d: d.finetune([], from_="none"),
+    "data that is not there": lambda _, d: d.finetune("nothing", from_="none"),
+    "a start": lambda _, d: d.finetune("nothing", from_="nowhere"),
+    "an FMU": lambda _, d: d.finetune("nothing", fmu="some"),
+    "a model": lambda _, d: d.load("nothing"),
+    "a model of a type": lambda _, d: d.load(5),
+    "a precision": lambda _, d: d.load(precision="fp16"),
+    "words that are not there": lambda _, d: d.load(words="nothing.txt"),
+    "words of a type": lambda _, d: d.load(words={"street": "often"}),
+    "a picture of a type": lambda reader, _: reader.read(5),
+    "pictures of a type": lambda reader, _: reader.read([None]),
+    "a picture that is not there": lambda reader, _: reader.read("nothing.png"),
+    "pixels as floats": lambda reader, _: reader.read([np.zeros((8, 8, 3), np.float32)]),
+    "pixels with channels first": lambda reader, _: reader.read([np.zeros((3, 8, 8), np.uint8)]),
+    "no pixels": lambda reader, _: reader.read([np.zeros((0, 8, 3), np.uint8)]),
+    "a tensor with channels last": lambda reader, _: reader.read(torch.zeros(8, 8, 3)),
+    "a tensor beyond one": lambda reader, _: reader.read(torch.full((3, 8, 8), 200.0)),
+    "a batch of nothing": lambda reader, _: reader.read([COLOURS], batch_size=0),
+    "a batch of a type": lambda reader, _: reader.read([COLOURS], batch_size="2"),
+    "to a device": lambda reader, _: reader.to("gpu"),
+    "to a number": lambda reader, _: reader.to(0),
+    "evaluate nothing": lambda reader, _: reader.evaluate([]),
+    "evaluate what is not there": lambda reader, _: reader.evaluate("nothing"),
+    "evaluate a number": lambda reader, _: reader.evaluate(5),
+    "a protocol": lambda reader, _: reader.evaluate("nothing", protocol="all"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_call_is_an_error_in_terms_of_python(
+    reader: dptr.Reader, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(dptr.DptrError) as caught:
+        WRONG[name](reader, dptr)
+    said = str(caught.value)
+    assert len(said) > 20
+    assert not re.search(r"(?<!\w)--[a-z]", said), said
+
+
+def test_functions_take_the_options_of_their_commands() -> None:
+    extra = {"embed_text": {"corpus", "workspace"}, "build_orp_bank": {"photos", "workspace"}}
+    extra |= {"pretrain": {"workspace"}, "finetune": {"workspace"}}
+    elsewhere = {"address", "debug", "dry-run", "engine", "engine-workers", "help", "json", "no-check", "part", "quiet"}
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    for name, more in extra.items():
+        command = commands[name.replace("_", "-")]
+        options = {max(option.opts, key=len).lstrip("-") for option in command.params if option.opts[0][0] == "-"}
+        expected = {option.replace("-", "_") for option in options - elsewhere} - {"from"} | more
+        expected |= {"from_"} if "from" in options else set()
+        assert set(inspect.signature(getattr(dptr, name)).parameters) == expected, name
 
 
 def test_a_store_in_numpy_torch_arrow_and_duckdb(tmp_path: Path) -> None:

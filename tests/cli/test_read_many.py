@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,13 +24,15 @@ FORMS = {
     "gt.txt": '10, 20, 50, 30, "1,2"\n',
     "spaces.txt": '10 20 50 30 "word"\n',
     "number.txt": "10,20,50,30,2026\n",
-    "edges.csv": "word,left,top,right,bottom\nx,10,20,50,30\n",
-    "sized.csv": "x,y,width,height\n10,20,40,10\n",
-    "corners.csv": "x1,y1,x2,y2,x3,y3,x4,y4,text\n10,20,50,20,50,30,10,30,x\n",
+    "quote.txt": '10,20,50,20,50,30,10,30,6" pipe\n',
+    "digits.txt": '10 20 50 30 "1 2 3 4"\n',
+    "blank.txt": "\n10,20,50,30,a\n\n",
     "lists.json": "[[10, 20, 50, 30]]",
     "corners.json": "[[[10, 20], [50, 20], [50, 30], [10, 30]]]",
     "objects.json": '{"words": [{"text": "x", "points": [[10, 20], [50, 20], [50, 30], [10, 30]]}]}',
-    "sizes.json": '[{"x": 10, "y": 20, "width": 40, "height": 10}]',
+    "paddle.json": '[{"transcription": "x", "points": [[10, 20], [50, 20], [50, 30], [10, 30]]}]',
+    "annotation.json": '[{"bbox": [10, 20, 40, 10], "category_id": 1}]',
+    "coco.json": '{"images": [{"id": 1}], "annotations": [{"image_id": 1, "bbox": [10, 20, 40, 10]}]}',
 }
 
 
@@ -46,16 +50,42 @@ def test_a_form_of_boxes(tmp_path: Path, name: str) -> None:
         ("a.json", "no"),
         ("a.txt", ""),
         ("a.txt", "one,two\n"),
-        ("a.csv", "1,2,3\n"),
+        ("a.txt", "1,2,3\n"),
+        ("a.csv", "left,top,right,bottom\n10,20,50,30\n"),
+        ("a.json", '{"a": [[10, 20, 50, 30]], "b": [[10, 20, 50, 30]]}'),
+        ("a.json", '[{"bbox": [10, 20, "40", 10]}]'),
+        ("a.json", '{"images": [{"id": 1}, {"id": 2}], "annotations": [{"image_id": 1, "bbox": [1, 2, 3, 4]}]}'),
         ("a.json", "[" * 100_000),
         ("a.json", f"[[{'9' * 400}, 1, 2, 3]]"),
-        ("a.csv", f'x,y,width,height\n"{"1" * 200_000}",1,2,3\n'),
+        ("a.txt", f"{'1' * 200_000},1,2,3\n"),
     ],
 )
 def test_what_holds_no_boxes_is_one_line(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=f"{name}.*Give JSON, CSV"):
+    with pytest.raises(UserError, match=f"{name}.*Give JSON"):
         read_boxes(tmp_path / name)
+
+
+def test_an_unbalanced_quote_loses_no_box(tmp_path: Path) -> None:
+    lines = [f'10,{top},50,{top + 10},"{word}\n' for top, word in ((20, "a"), (40, "b"), (60, "c"))]
+    (tmp_path / "gt.txt").write_text("".join(lines))
+    assert [box.corners[0] for box in read_boxes(tmp_path / "gt.txt")] == [(10, 20), (10, 40), (10, 60)]
+
+
+def test_a_line_or_an_entry_that_holds_no_box_is_named(tmp_path: Path) -> None:
+    (tmp_path / "gt.txt").write_text("10,20,50,30,a\n10,20,b\n")
+    with pytest.raises(UserError, match="line 2 begins with 2 numbers"):
+        read_boxes(tmp_path / "gt.txt")
+    (tmp_path / "a.json").write_text("[[10, 20, 50, 30], [10, 20]]")
+    with pytest.raises(UserError, match="entry 2"):
+        read_boxes(tmp_path / "a.json")
+
+
+def test_a_page_of_a_coco_file_has_its_own_boxes_alone(tmp_path: Path) -> None:
+    images = [{"id": 7, "file_name": "scans/one.jpg"}, {"id": 8, "file_name": "scans/two.jpg"}]
+    found = [{"image_id": 7, "bbox": [1, 2, 30, 4]}, {"image_id": 8, "bbox": [10, 20, 40, 10]}]
+    (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": found}))
+    assert [list(box.corners) for box in read_boxes(tmp_path / "a.json", "two.jpg")] == [SQUARE]
 
 
 def test_a_quadrilateral_becomes_upright(tmp_path: Path) -> None:
@@ -77,7 +107,7 @@ def test_a_quadrilateral_becomes_upright(tmp_path: Path) -> None:
     "numbers",
     [[10, 20, 10, 30], [10, 20, 11, 30], [500, 20, 540, 30], [10, 20, 50, 20, 10, 30, 50, 30], [50, 20, 10, 30]],
 )
-def test_a_box_without_a_word_is_refused(tmp_path: Path, numbers: list[float]) -> None:
+def test_a_box_without_a_word_is_rejected(tmp_path: Path, numbers: list[float]) -> None:
     (tmp_path / "a.json").write_text(json.dumps([numbers]))
     with pytest.raises(UserError, match="box 1 encloses no word"):
         read_boxes(tmp_path / "a.json")[0].cut_from(Image.new("RGB", (100, 100)))
@@ -88,8 +118,8 @@ def test_words_of_a_page_are_read_and_what_cannot_be_is_named(
 ) -> None:
     page = Image.new("RGB", (300, 100), "white")
     page.save(tmp_path / "page.png")
-    (tmp_path / "boxes.csv").write_text("left,top,right,bottom\n10,20,90,50\n400,20,440,30\n100,20,180,50\n")
-    arguments = ["read", str(tmp_path / "page.png"), "--boxes", str(tmp_path / "boxes.csv"), "--quiet"]
+    (tmp_path / "boxes.txt").write_text("10,20,90,50\n400,20,440,30\n100,20,180,50\n")
+    arguments = ["read", str(tmp_path / "page.png"), "--boxes", str(tmp_path / "boxes.txt"), "--quiet"]
     assert run_command([*arguments, "--json"]) == 4
     said = capsys.readouterr()
     *rows, last = (json.loads(line) for line in said.out.splitlines())
@@ -104,7 +134,7 @@ def test_words_of_a_page_are_read_and_what_cannot_be_is_named(
     assert run_command([*arguments[:2], str(tmp_path / "page.png"), *arguments[2:]]) == 2
 
 
-def test_readings_go_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_predictions_go_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("b", "a", "c"):
         Image.new("RGB", (64, 20), "white").save(tmp_path / f"{name}.png")
     (tmp_path / "c.png").write_bytes(b"no picture")
@@ -112,7 +142,7 @@ def test_readings_go_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
         out = tmp_path / f"read.{ending}"
         assert run_command(["read", str(tmp_path), "-o", str(out), "--batch-size", "2", "--quiet"]) == 4
         said = capsys.readouterr()
-        assert said.out == f"2 readings in {out}\n"
+        assert said.out == f"2 predictions in {out}\n"
         assert "c.png cannot be read" in said.err
     lines = [json.loads(line) for line in (tmp_path / "read.jsonl").read_text().splitlines()]
     rows = pq.read_table(tmp_path / "read.parquet").to_pylist()
@@ -120,6 +150,103 @@ def test_readings_go_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert [row["text"] for row in rows] == [line["text"] for line in lines]
     assert run_command(["read", str(tmp_path), "-o", str(tmp_path / "read.xlsx")]) == 2
     assert ".jsonl or .parquet" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_named_and_the_rest_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [str(tmp_path / f"{number}.png") for number in range(5)]
+    for name in names:
+        Image.new("RGB", (64, 20), "white").save(name)
+    (tmp_path / "empty").mkdir()
+    given = [*names[:2], str(tmp_path / "gone.png"), str(tmp_path / "empty"), *names[2:]]
+    assert run_command(["read", *given, "--json", "--quiet"]) == 4
+    said = capsys.readouterr()
+    *rows, last = map(json.loads, said.out.splitlines())
+    assert [row["image"] for row in rows] == names
+    assert (last["rows"], last["quarantined"]) == (5, 2)
+    assert "gone.png cannot be read as a picture" in said.err
+    assert f"no picture in {tmp_path / 'empty'}" in said.err
+    assert run_command(["read", names[0], str(tmp_path / "gone.png"), "--quiet"]) == 4
+    assert run_command(["read", str(tmp_path / "gone.png"), "--quiet"]) == 2
+
+
+def test_a_folder_that_cannot_be_listed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("open", "shut"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (64, 20), "white").save(tmp_path / folder / "a.png")
+    real = os.scandir
+
+    def scandir(path: str) -> object:  # root may list what others may not
+        if str(path).endswith("shut"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert run_command(["read", str(tmp_path), "--quiet"]) == 4
+    said = capsys.readouterr()
+    assert [line.split("\t")[0] for line in said.out.splitlines()] == [str(tmp_path / "open" / "a.png")]
+    assert "shut cannot be listed: Permission denied" in said.err
+
+
+def test_files_of_other_endings_are_counted_and_links_followed_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "crops").mkdir()
+    Image.new("RGB", (64, 20), "white").save(tmp_path / "crops" / "a.png")
+    for name in ("b.heic", "c.heic", "labels.tsv", "README", "._a.png"):
+        (tmp_path / "crops" / name).write_bytes(b"x")
+    (tmp_path / "crops" / "loop").symlink_to(tmp_path / "crops")
+    (tmp_path / "more").mkdir()
+    Image.new("RGB", (64, 20), "white").save(tmp_path / "more" / "d.png")
+    (tmp_path / "crops" / "more").symlink_to(tmp_path / "more")
+    assert run_command(["read", str(tmp_path / "crops"), "--json"]) == 0
+    said = capsys.readouterr()
+    *rows, last = map(json.loads, said.out.splitlines())
+    assert [Path(row["image"]).name for row in rows] == ["a.png", "d.png"]
+    assert last["passed_over"] == 5
+    assert "passed over 5 files that do not end as pictures do: 2 .heic" in said.err
+
+
+def test_a_link_to_itself_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (64, 20), "white").save(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to(tmp_path / "b.png")
+    assert run_command(["read", str(tmp_path), str(tmp_path / "b.png" / "x.png"), "--quiet"]) == 4
+    said = capsys.readouterr()
+    assert len(said.out.splitlines()) == 1
+    assert said.err.count("b.png") == 2
+
+
+def test_names_on_stdin_are_read_as_they_come(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Image.new("RGB", (64, 20), "white").save(tmp_path / f"{name}.png")
+    command = [sys.executable, "-m", "dptr", "read", "-", "--quiet"]
+    prediction = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert prediction.stdin is not None
+    assert prediction.stdout is not None
+    try:
+        for name in ("a.png", "b.png"):
+            prediction.stdin.write(f"{name}\n")
+            prediction.stdin.flush()
+            assert prediction.stdout.readline().startswith(f"{name}\t")  # before the next name is there
+        prediction.stdin.close()
+        assert prediction.wait(60) == 0
+    finally:
+        prediction.kill()
+
+
+@pytest.mark.parametrize("name", ["run/run.json", "store/part-00000.parquet", "model.safetensors"])
+def test_no_file_of_a_run_a_store_or_a_model_is_replaced(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (64, 20), "white").save(tmp_path / "a.png")
+    for made in ("run/run.json", "store/manifest.json", "store/part-00000.parquet", "model.safetensors"):
+        (tmp_path / made).parent.mkdir(exist_ok=True)
+        (tmp_path / made).write_text("{}")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / name)
+    assert run_command(["read", str(tmp_path / "a.png"), "-o", str(tmp_path / "link.jsonl"), "--quiet"]) == 2
+    assert "Name another" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "{}"
 
 
 @pytest.mark.slow

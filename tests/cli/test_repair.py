@@ -16,7 +16,7 @@ WORDS = [a + b + c for a in "bdfgklm" for b in "aei" for c in ("n", "st", "rk")]
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prompt store of three shards, a bank of two and a word-crop store, with their inputs."""
+    """A prompt store of three shards, a bank of two and an image-feature store, with their inputs."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "words.txt").write_text("\n".join(WORDS))
     generator = np.random.default_rng(0)
@@ -47,8 +47,8 @@ def hashes(folder: Path) -> dict[str, str]:
         ("prompts", ["prefix.arrow"]),
         ("orp", ["part-00000.arrow"]),
         ("orp", ["part-00000.parquet", "part-00000.arrow"]),
-        ("word_crops", ["part-00000.arrow"]),
-        ("word_crops", ["part-00000.parquet"]),
+        ("image_features", ["part-00000.arrow"]),
+        ("image_features", ["part-00000.parquet"]),
     ],
 )
 def test_damaged_and_missing_shards_come_back_with_equal_hashes(made: Path, store: str, damaged: list[str]) -> None:

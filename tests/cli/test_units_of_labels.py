@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dptr.cache.charset import Charset
+from dptr.cache.text.charset import Charset
 from dptr.cli import run_command
 from dptr.trainer.training.runs import Run
 

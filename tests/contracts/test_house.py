@@ -1,4 +1,4 @@
-"""The house keeps its shape: one direction of imports, every package installed, a fast start."""
+"""The code layout holds: one direction of imports, every package installed, a fast start."""
 
 from __future__ import annotations
 

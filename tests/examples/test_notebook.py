@@ -22,7 +22,7 @@ def shown(found: list[Any], kind: str) -> Iterator[str]:
     return (output.data[kind] for output in found if kind in output.get("data", {}))
 
 
-def require_readings(found: list[Any]) -> None:
+def require_predictions(found: list[Any]) -> None:
     assert [output for output in found if output.output_type == "error"] == []
     said = "\n".join(shown(found, "text/plain"))
     assert "PromptStore('dptr_data/prompts', rows=16" in said
@@ -35,7 +35,7 @@ def require_readings(found: list[Any]) -> None:
 
 
 def test_the_notebook_is_kept_with_what_its_cells_gave() -> None:
-    require_readings(outputs(NOTEBOOK))
+    require_predictions(outputs(NOTEBOOK))
 
 
 @pytest.mark.slow
@@ -47,4 +47,4 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.execute(NOTEBOOK, tmp_path / "out.ipynb")
-    require_readings(outputs(tmp_path / "out.ipynb"))
+    require_predictions(outputs(tmp_path / "out.ipynb"))

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import UserError
-from dptr.cache.word_images.dataset import WordImages
 from dptr.pipeline.rendering.fonts import Font, packaged_fonts
 
 PROGRAM = Path(__file__).resolve().parents[2] / "examples" / "number_plates.py"

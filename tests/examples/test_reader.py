@@ -12,36 +12,59 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dptr.cache.charset import Charset
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.crops.dataset import WordImages
+from dptr.cache.text.charset import Charset
 from dptr.pipeline.rendering.fonts import packaged_fonts
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "reader"
 
 
-def test_what_signs_say_is_in_the_charset_and_same_for_a_seed() -> None:
+def test_texts_are_in_the_charset_and_the_same_for_a_seed() -> None:
     words = runpy.run_path(str(FOLDER / "words.py"))
-    made = [[make() for _, make in words["miscellaneous"](["exit", "open"], ["the"], random.Random(3))] for _ in "ab"]
-    assert made[0] == made[1]
-    assert all(text and not Charset.named("94").missing(text) for text in made[0])
-    assert any(text.isdigit() for text in made[0])
+    every = []
+    for _ in range(2):
+        made = words["Texts"](["exit", "open", "station"], ["the", "of"], random.Random(3))
+        lists = (made.miscellaneous(), made.lines(), made.receipts(), made.documents())
+        every.append([make() for makers in lists for _, make in makers] + [made.plate() for _ in range(20)])
+    assert every[0] == every[1]
+    assert all(text and not Charset.named("94+space").missing(text) for text in every[0])
+    assert any(" " in text for text in every[0])
+    assert all((text.isalnum() and text.isupper()) or text.isdigit() for text in every[0][-20:])
     cases = {words["in_case"]("exit", random.Random(seed)) for seed in range(60)}
     assert {"EXIT", "Exit", "exit"} <= cases
 
 
-def test_preferred_words_are_those_of_lists_and_labels_among_strings_without_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("digits", "code"), [("400638133393", "4006381333931"), ("9638507", "96385074")])
+def test_article_numbers_end_in_their_check_digit(digits: str, code: str) -> None:
+    assert runpy.run_path(str(FOLDER / "words.py"))["_with_ean_digit"](digits) == code
+
+
+def test_card_numbers_end_in_their_check_digit() -> None:
+    assert runpy.run_path(str(FOLDER / "words.py"))["_with_luhn_digit"]("7992739871") == "79927398713"
+
+
+def test_preferred_words_count_by_frequency_and_none_has_a_digit(tmp_path: Path) -> None:
+    pytest.importorskip("wordfreq")
     count = runpy.run_path(str(FOLDER / "preferred_words.py"))
-    (tmp_path / "a.txt").write_text("Exit\nexit\nopen\n")
-    (tmp_path / "b.txt").write_text("exit\n")
-    crops = tmp_path / "crops"
-    crops.mkdir()
-    Image.new("RGB", (40, 16)).save(crops / "1.png")
-    (crops / "labels.tsv").write_text("1.png\tOpen\n")
-    counts = count["count"]([tmp_path / "a.txt", tmp_path / "b.txt"], [crops])
-    assert counts["exit"] == 2
-    assert counts["open"] == 1 + count["LABELS_COUNT"]
-    assert counts.total() == 3 + count["LABELS_COUNT"] + count["WITHOUT_ORDER"]
-    assert counts == count["count"]([tmp_path / "a.txt", tmp_path / "b.txt"], [crops])
+    (tmp_path / "a.txt").write_text("Exit\nexit\nthe\nsolarization\n")
+    counts = count["count"]([tmp_path / "a.txt"])
+    assert counts["the"] > counts["exit"] > counts["solarization"] == 1
+    assert not any(character.isdigit() for word in counts for character in word)
+    assert counts == count["count"]([tmp_path / "a.txt"])
+
+
+@pytest.mark.parametrize(
+    ("label", "prediction", "expected"),
+    [
+        ("TOTAL QTY: 5", "Total Qty: 5", "Total Qty: 5"),
+        ("ROUNDING", "Roundlng", "Rounding"),
+        ("CASH RM 5.00", "CASH RM5.00", "CASH RM 5.00"),
+        ("ROUNDING ADJ", "Rounding Adj", "Rounding Adj"),
+        ("CASHIER", "xyz", None),
+    ],
+)
+def test_labels_in_capitals_take_the_case_that_is_read(label: str, prediction: str, expected: str | None) -> None:
+    assert runpy.run_path(str(FOLDER / "recase.py"))["recased"](label, prediction, 0.34) == expected
 
 
 def test_plain_fonts_are_legible_and_symbols_are_not() -> None:
@@ -53,7 +76,7 @@ def test_plain_fonts_are_legible_and_symbols_are_not() -> None:
 
 def test_letters_are_found_where_ctc_says_they_are() -> None:
     align = runpy.run_path(str(FOLDER / "parts.py"))["align"]
-    # Columns:  -  a  a  -  b  b  -  b  ; the two b are told apart by the blank between them.
+    # Columns:  -  a  a  -  b  b  -  b  ; the two b are separated by the blank between them.
     told = [0, 1, 1, 0, 2, 2, 0, 2]
     scores = np.full((8, 3), np.log(0.05))
     scores[np.arange(8), told] = np.log(0.9)

@@ -17,9 +17,9 @@ def test_words_are_composed_distinct_and_of_the_script_and_each_other_one_is_cou
     lists = runpy.run_path(str(PROGRAM))
     hangul = "\u1112\u1161\u11ab"  # one syllable by its three letters
     lists["SOURCES"]["ko"] = lambda: [hangul, "한", "abc", "", "글" * 13, "나라", "사람"]
-    words, refused = lists["word_list"]("ko", 2, 12)
+    words, rejected = lists["word_list"]("ko", 2, 12)
     assert words == ["한", "나라"]
-    assert refused == {
+    assert rejected == {
         "twice": 1,
         "with other characters than the script's": 1,
         "empty": 1,
@@ -33,9 +33,9 @@ def test_marks_and_the_long_vowel_sign_of_kana_belong_to_their_scripts() -> None
     lists["SOURCES"]["ja"] = lambda: ["スーパー", "時々", "ロシア語"]
     lists["SOURCES"]["hi"] = lambda: ["हिन्दी", "\u093fह"]
     assert lists["word_list"]("ja", 9, 12)[0] == ["スーパー", "時々", "ロシア語"]
-    words, refused = lists["word_list"]("hi", 9, 12)
+    words, rejected = lists["word_list"]("hi", 9, 12)
     assert words == ["हिन्दी"]
-    assert refused == {"beginning with a mark": 1}
+    assert rejected == {"beginning with a mark": 1}
 
 
 def test_the_dictionary_writes_the_words_and_frequencies_order_them() -> None:

@@ -1,4 +1,4 @@
-"""What tests of training share: one thread, since tensors are tiny and a second would wait; stores of given states."""
+"""What tests of training share: one thread, since tensors are tiny; stores of given embeddings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import States, write_shard, write_states
+from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -25,14 +25,14 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def save_prompts() -> Callable[[Path, pa.Table, States, str], PromptStore]:
-    """Folder, catalogue, its rows' states, characters -> a prompt store of one shard behind a prefix of two states."""
+def save_prompts() -> Callable[[Path, pa.Table, Embeddings, str], PromptStore]:
+    """Folder, catalogue, its rows' embeddings, characters -> a prompt store of one shard and a prefix of two."""
 
-    def save(folder: Path, catalogue: pa.Table, states: States, characters: str) -> PromptStore:
+    def save(folder: Path, catalogue: pa.Table, embeddings: Embeddings, characters: str) -> PromptStore:
         manifest = Manifest("prompts", {"encoder": "t", "weights": "w", "charset": characters})
-        manifest.shards.append(write_shard(folder, 0, catalogue, states, "float32", {}))
-        prefix = np.full((2, states.pooled.shape[1]), -1, np.float32)
-        write_states(folder / PREFIX_FILE, States(prefix, np.array([2]), prefix[:1]), "float32")
+        manifest.shards.append(write_shard(folder, 0, catalogue, embeddings, "float32", {}))
+        prefix = np.full((2, embeddings.pooled.shape[1]), -1, np.float32)
+        write_embeddings(folder / PREFIX_FILE, Embeddings(prefix, np.array([2]), prefix[:1]), "float32")
         manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
         manifest.save(folder)
         return PromptStore(folder)

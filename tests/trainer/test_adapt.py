@@ -11,18 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.normalization import Normalization
-from dptr.cache.word_counts import Lexicon
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.lexicon import Lexicon
+from dptr.cache.text.normalization import Normalization
 from dptr.cli import run_command
 from dptr.trainer import adapt as stage
 from dptr.trainer.adapt import Material, adapt, fitted, groups_of
 from dptr.trainer.evaluate import ReadImages
 from dptr.trainer.finetune import finetune, parts_of
 from dptr.trainer.model.model_file import ModelFile, save_model
-from dptr.trainer.model.recognizer import Reading, load_recognizer
+from dptr.trainer.model.recognizer import Prediction, load_recognizer
 from dptr.trainer.read import load
 from dptr.trainer.recipe import Recipe, load_recipe
 from dptr.trainer.training.runs import Run
@@ -163,9 +163,9 @@ def test_predictions_count_that_are_confident_and_of_the_texts_kind() -> None:
     plates = {f"{a}{b}{c}": 1.0 for a in "abc" for b in "abc" for c in "abc"}
     allowed = stage.allowed_by(plates, CHARSET, ["abc", "bca", "cab", "aab"])
     assert [allowed(text) for text in ("cba", "ccc", "hhh", "abcabc")] == [True, True, False, False]
-    readings = [Reading("abc", confidence, [1.0]) for confidence in np.linspace(0.4, 0.99, 40)]
-    truths = ["abc" if reading.confidence > 0.78 else "cba" for reading in readings]
-    option = stage._Option(0, "", None, [ReadImages([""] * 40, truths, readings)])
+    predictions = [Prediction("abc", confidence, [1.0]) for confidence in np.linspace(0.4, 0.99, 40)]
+    ground_truths = ["abc" if prediction.confidence > 0.78 else "cba" for prediction in predictions]
+    option = stage._Option(0, "", None, [ReadImages([""] * 40, ground_truths, predictions)])
     assert stage._threshold(option, allowed) == (0.8, 1.0)
     assert stage._threshold(option, lambda _: False) == (None, 0.0)
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dptr.cache.charset import Charset
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.crops.dataset import WordImages
+from dptr.cache.text.charset import Charset
 from dptr.trainer.evaluate import Evaluation, evaluate
 from dptr.trainer.evaluation_table import figures, table
-from dptr.trainer.model.recognizer import Reading
+from dptr.trainer.model.recognizer import Prediction
 
 
 class ReadsFrom:
@@ -28,8 +28,8 @@ class ReadsFrom:
     def eval(self) -> None:
         """Nothing to switch."""
 
-    def read(self, images: torch.Tensor) -> list[Reading]:
-        return [Reading(next(self._texts), 0.5, []) for _ in images]
+    def read(self, images: torch.Tensor) -> list[Prediction]:
+        return [Prediction(next(self._texts), 0.5, []) for _ in images]
 
 
 def crops(folder: Path, labels: list[str]) -> Path:
@@ -41,9 +41,9 @@ def crops(folder: Path, labels: list[str]) -> Path:
     return folder
 
 
-def evaluated(readings: list[str], **sets: Path) -> Evaluation:
+def evaluated(predictions: list[str], **sets: Path) -> Evaluation:
     opened = {name: WordImages.open_as_written([path]) for name, path in sets.items()}
-    recognizer: Any = ReadsFrom(readings)
+    recognizer: Any = ReadsFrom(predictions)
     return evaluate(recognizer, opened)
 
 
@@ -67,7 +67,7 @@ def test_each_protocol_counts_its_own_words_and_says_what_it_left_out(tmp_path: 
     assert {name: (s["words"], s["empty"], s["too_long"]) for name, s in plain["sets"]["a"].items()} == {
         "36": (2, 2, 1), "62": (2, 2, 1), "94": (3, 1, 1), "as_written": (5, 0, 0),
     }  # fmt: skip
-    assert {(mistake.truth, mistake.reading) for mistake in result.mistakes} == {
+    assert {(mistake.ground_truth, mistake.prediction) for mistake in result.mistakes} == {
         ("Caf\u00e9", "Cafe"),
         ("Don't", "dont"),
     }

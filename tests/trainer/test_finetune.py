@@ -10,20 +10,23 @@ from typing import Any
 
 import lmdb
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.normalization import Normalization
 from dptr.cache.progress import set_quiet
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
+from dptr.cli import run_command
 from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.loading import ImageEncoder, load_clip
 from dptr.trainer.data.image_batches import ImageBatch, ImageBatches, mixing_weights
 from dptr.trainer.finetune import data_identity, finetune
+from dptr.trainer.metrics import score_as_written
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe
@@ -62,6 +65,32 @@ def test_all_images_of_a_batch_have_one_of_the_widths_and_each_width_has_its_tur
     widths = [batches(number).images.shape[3] for number in range(20)]
     assert set(widths) == {64, 96}
     assert widths == [batches(number).images.shape[3] for number in range(20)]
+
+
+def test_long_labels_are_read_in_wide_pictures_and_every_crop_has_its_turn(tmp_path: Path, draw_crops: Any) -> None:
+    words = [f"word{number}" for number in range(9)]
+    lines = [f"line {number} has so many words on it" for number in range(5)]
+    images = opened(draw_crops(tmp_path / "crops", words + lines), keep_spaces=True, max_label_length=40,
+                    charset=Charset.named("94+space"))  # fmt: skip
+    batches = ImageBatches(images, Charset.named("94+space"), recipe(), 32, [96, 160, 256, 512])
+    seen = [batches(number) for number in range(batches.per_epoch)]
+    for batch in seen:
+        longest = batch.targets.characters
+        assert batch.images.shape[3] <= 256 if longest < 13 else batch.images.shape[3] == 512
+    assert sum(len(batch.images) for batch in seen) == len(words) + len(lines)
+    assert batches.per_epoch == 3 + 2
+
+
+def test_drawing_by_a_mix_keeps_long_labels_apart_too(tmp_path: Path, draw_crops: Any) -> None:
+    words = opened(draw_crops(tmp_path / "words", ["one", "two", "three"]))
+    both = opened(tmp_path / "words", draw_crops(tmp_path / "lines", ["quite a long line of text it is"] * 3),
+                  keep_spaces=True, max_label_length=40, charset=Charset.named("94+space"))  # fmt: skip
+    assert len(words) == 3
+    batches = ImageBatches(both, Charset.named("94+space"), recipe(mix="3,1", batch_size=2), 32, [96, 512])
+    widths = [batches(number).images.shape[3] for number in range(40 * batches.per_epoch)]
+    # 4.5 of 6 crops are words: three batches of an epoch, and one of lines.
+    assert widths.count(512) == 40
+    assert widths.count(96) == 40 * 3
 
 
 def opened(*paths: Path, charset: Charset | None = None, **normalization: Any) -> WordImages:
@@ -203,22 +232,22 @@ def test_without_merging_the_decoder_reads_all_image_tokens() -> None:
     assert (tokens[0] - tokens[1]).abs().max() > 1e-3
 
 
-def test_clips_own_image_tower_gives_the_tokens_that_a_bank_holds() -> None:
+def test_clips_own_image_encoder_gives_the_tokens_that_a_bank_holds() -> None:
     folder = bundled_clip.BUNDLED
     settings = recipe().replace("encoder", kind="clip:tiny", config=describe(folder)).encoder
     encoder = build_encoder(settings)
     assert isinstance(encoder, ClipEncoder)
     encoder.load(folder)
     assert (encoder.size, encoder.grid, encoder.dim) == ((96, 96), (6, 6), 128)
-    tower = ImageEncoder(load_clip("tiny"))
+    encoder = ImageEncoder(load_clip("tiny"))
     image = Image.effect_mandelbrot((96, 96), (-2, -1.5, 1, 1.5), 50).convert("RGB")
-    expected, _ = tower.encode(tower.preprocess(image)[None])
+    expected, _ = encoder.encode(encoder.preprocess(image)[None])
     pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.inference_mode():
         torch.testing.assert_close(encoder.eval()(pixels), torch.from_numpy(expected[:, 1:]), atol=1e-4, rtol=1e-4)
 
 
-def test_a_recognizer_on_clips_tower_trains_and_is_read_without_the_clip(tmp_path: Path, draw_crops: Any) -> None:
+def test_a_recognizer_on_clips_encoder_trains_and_is_read_without_the_clip(tmp_path: Path, draw_crops: Any) -> None:
     folder = tmp_path / "clip"
     shutil.copytree(bundled_clip.BUNDLED, folder)
     images = opened(draw_crops(tmp_path / "crops", WORDS))
@@ -231,7 +260,7 @@ def test_a_recognizer_on_clips_tower_trains_and_is_read_without_the_clip(tmp_pat
         build_encoder(recipe().replace("encoder", kind="resnet").encoder)
 
 
-def test_the_image_tower_is_taken_from_safetensors_without_a_word_and_never_from_a_pickle(
+def test_the_image_encoder_is_taken_from_safetensors_without_a_word_and_never_from_a_pickle(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "clip"
@@ -278,3 +307,31 @@ def test_a_taken_encoder_is_known_by_its_weights(tmp_path: Path, draw_crops: Any
 
 def bumped(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
+
+
+def test_spaces_of_labels_survive_training_and_evaluation(
+    tmp_path: Path, draw_crops: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    crops = draw_crops(tmp_path / "crops", ["red oak", "two words", "sky", "map of it"] * 3)
+    tiny = ["--set=encoder.dim=8", "--set=encoder.heads=1", "--set=encoder.layers=1", "--set=finetune.batch_size=4"]
+    run, data = tmp_path / "run", ["--data", str(crops)]
+    common = ["--from", "none", "--charset", "94+space", "-o", str(run), "--steps", "2", "--workspace", str(tmp_path)]
+    assert run_command(["finetune", *data, *common, *tiny, "--json"]) == 0
+    done = capsys.readouterr()
+    assert "spaces removed" not in done.out + done.err
+    labels = [sample.label for sample in opened(crops, keep_spaces=True, charset=Charset.named("94+space")).samples]
+    assert "red oak" in labels
+    assert run_command(["evaluate", str(run), *data, "--workspace", str(tmp_path), "--json"]) == 0
+    ground_truths = pq.read_table(next((run / "predictions").glob("*.parquet")))["ground_truth"].to_pylist()
+    assert sorted(set(ground_truths)) == sorted(set(labels))
+
+
+def test_as_written_a_missing_space_is_a_mistake_only_where_spaces_are_read() -> None:
+    ground_truths, predictions = ["red  oak", "sky"], ["redoak", "sky"]
+    kept, removed = (
+        score_as_written(ground_truths, predictions, normalization=Normalization(keep_spaces=keep)).score
+        for keep in (True, False)
+    )
+    assert kept is not None
+    assert removed is not None
+    assert (kept.accuracy, removed.accuracy) == (0.5, 1.0)

@@ -15,15 +15,15 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
+from dptr.cache.crops.writer import write_word_images
 from dptr.cache.file_names import PREFIX_FILE
-from dptr.cache.normalization import Normalization
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import States, write_shard, write_states
-from dptr.cache.word_images.dataset import WordImages
-from dptr.cache.word_images.writer import write_word_images
+from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.trainer.finetune import finetune
 from dptr.trainer.pretrain import pretrain
 from dptr.trainer.recipe import Recipe
@@ -70,12 +70,12 @@ def make_store(folder: Path) -> PromptStore:
     ]
     lengths = np.array([len(label) for label in labels])
     pooled = np.array([vectors[[LETTERS.index(letter) for letter in label]].mean(0) for label in labels])
-    states = States(np.array(tokens, np.float32), lengths, pooled.astype(np.float32))
+    embeddings = Embeddings(np.array(tokens, np.float32), lengths, pooled.astype(np.float32))
     columns = {"label": labels, "label_length": pa.array(lengths, pa.int16()), "count": np.ones(len(labels), np.int64)}
     manifest = Manifest("prompts", {"encoder": "made up", "weights": "w", "charset": LETTERS})
-    manifest.shards.append(write_shard(folder, 0, pa.table(columns), states, "float32", {}))
-    prefix = States(np.ones((2, DIM), np.float32), np.array([2]), np.ones((1, DIM), np.float32))
-    write_states(folder / PREFIX_FILE, prefix, "float32")
+    manifest.shards.append(write_shard(folder, 0, pa.table(columns), embeddings, "float32", {}))
+    prefix = Embeddings(np.ones((2, DIM), np.float32), np.array([2]), np.ones((1, DIM), np.float32))
+    write_embeddings(folder / PREFIX_FILE, prefix, "float32")
     manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
     manifest.save(folder)
     return PromptStore(folder)
@@ -85,8 +85,8 @@ def make_bank(folder: Path) -> OrpBank:
     folder.mkdir()
     values = np.random.default_rng(2).standard_normal((5 * 12, DIM)).astype(np.float32)
     manifest = Manifest("orp", {"encoder": "made up", "weights": "w", "tokens_per_crop": 12})
-    states = States(values, np.full(5, 12), values[:5])
-    manifest.shards.append(write_shard(folder, 0, pa.table({"id": np.arange(5)}), states, "float32", {}))
+    embeddings = Embeddings(values, np.full(5, 12), values[:5])
+    manifest.shards.append(write_shard(folder, 0, pa.table({"id": np.arange(5)}), embeddings, "float32", {}))
     manifest.save(folder)
     return OrpBank(folder)
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dptr.cache.charset import Charset
 from dptr.cache.stores.shards import StoredTokens
+from dptr.cache.text.charset import Charset
 from dptr.trainer.data.image_batches import ImageBatch
 from dptr.trainer.data.stored_memory import StoredMemory, StoredTensor
 from dptr.trainer.model.decoders import build_decoder

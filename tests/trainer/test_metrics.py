@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from dptr.cache.charset import Charset
-from dptr.trainer.metrics import Score, chinese_score, field_score, score, score_as_written, wilson
+from dptr.cache.text.charset import Charset
+from dptr.trainer.metrics import Score, calibration_error, chinese_score, field_score, score, score_as_written, wilson
 
 
 def test_figures_by_hand() -> None:
@@ -16,10 +16,10 @@ def test_figures_by_hand() -> None:
 
 
 def test_both_sides_are_mapped_to_the_charset() -> None:
-    truths, readings = ["Don't", "CAFE"], ["dont", "caf-e"]
-    assert score(truths, readings).accuracy == 0
-    assert score(truths, readings, Charset.named("36")).accuracy == 1
-    assert score(truths, readings, Charset.named("62")).accuracy == 0
+    ground_truths, predictions = ["Don't", "CAFE"], ["dont", "caf-e"]
+    assert score(ground_truths, predictions).accuracy == 0
+    assert score(ground_truths, predictions, Charset.named("36")).accuracy == 1
+    assert score(ground_truths, predictions, Charset.named("62")).accuracy == 0
 
 
 def test_a_truth_that_the_charset_empties_still_counts() -> None:
@@ -33,10 +33,10 @@ def test_two_empty_texts_are_equal() -> None:
     assert (result.accuracy, result.one_minus_ned, result.character_error_rate) == (1, 1, 0)
 
 
-@pytest.mark.parametrize(("truths", "readings"), [([], []), (["a"], ["a", "b"])])
-def test_nothing_to_compare_is_an_error(truths: list[str], readings: list[str]) -> None:
-    with pytest.raises(ValueError, match="readings"):
-        score(truths, readings)
+@pytest.mark.parametrize(("truths", "predictions"), [([], []), (["a"], ["a", "b"])])
+def test_nothing_to_compare_is_an_error(ground_truths: list[str], predictions: list[str]) -> None:
+    with pytest.raises(ValueError, match="predictions"):
+        score(ground_truths, predictions)
 
 
 # What PARSeq's published loader (strhub/data/dataset.py and utils.py) makes of a label, worked out by hand: white space
@@ -85,13 +85,13 @@ def test_the_fields_protocol_keeps_folds_and_drops_as_parseqs_loader_does(column
 
 
 def test_the_fields_protocol_counts_only_the_words_that_remain() -> None:
-    truths = [raw for raw, *_ in HAND_WORKED]
+    ground_truths = [raw for raw, *_ in HAND_WORKED]
     for column, charset in ((1, "36"), (3, "94")):
         labels = [case[column] for case in HAND_WORKED]
-        result = field_score(truths, [label or "anything" for label in labels], Charset.named(charset))
+        result = field_score(ground_truths, [label or "anything" for label in labels], Charset.named(charset))
         assert result.score is not None
         assert (result.words, result.score.accuracy) == (sum(label is not None for label in labels), 1.0)
-        assert result.words + result.empty + result.too_long == len(truths)
+        assert result.words + result.empty + result.too_long == len(ground_truths)
 
 
 def test_as_written_nothing_is_folded_away_and_only_blank_labels_do_not_count() -> None:
@@ -122,3 +122,11 @@ def test_distances_count_what_a_person_sees_as_one_character() -> None:
 def test_intervals_are_those_that_newcombe_published(right: int, words: int, low: float, high: float) -> None:
     """Table I of Newcombe (1998), "Two-sided confidence intervals for the single proportion", method 3."""
     assert list(wilson(right, words)) == pytest.approx([low, high], abs=5e-5)
+
+
+def test_calibration_error_is_the_mean_distance_of_confidence_and_accuracy() -> None:
+    # Two of four are right at 0.5, all of two at 0.9: off by 0 and by 0.1.
+    confidences, right = [0.5] * 4 + [0.9] * 2, [True, False, True, False, True, True]
+    assert calibration_error(confidences, right) == pytest.approx(0.1 * 2 / 6)
+    assert calibration_error([1.0], [False]) == 1.0
+    assert calibration_error([1.0, 0.0], [True, False]) == 0.0

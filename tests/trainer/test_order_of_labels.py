@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dptr.cache.charset import Charset
 from dptr.cache.choices import ReadingOrder
-from dptr.cache.normalization import Normalization
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.row_set import RowSet
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import embed_text
 from dptr.pipeline.text.prompt_store import EmbedTextSettings

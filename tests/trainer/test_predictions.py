@@ -1,4 +1,4 @@
-"""What was read, and what was left out, stays with the run and answers questions."""
+"""Predictions and rejected crops are saved with the run and can be queried."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.file_names import QUARANTINE_FILE, RUN_FILE
-from dptr.cache.normalization import Normalization
 from dptr.cache.sql.query import ask
 from dptr.cache.sql.views import connect, tables
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.verify import verify
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
 from dptr.trainer.evaluate import ReadImages
-from dptr.trainer.model.recognizer import Reading
-from dptr.trainer.predictions import keep_predictions, keep_readings, keep_refusals
+from dptr.trainer.model.recognizer import Prediction
+from dptr.trainer.predictions import keep_predictions, keep_rejections, keep_validation_predictions
 
 
 @pytest.fixture
@@ -44,11 +44,12 @@ def crops(folder: Path, labels: list[str]) -> Path:
 
 def test_what_was_read_last_of_a_data_set_is_kept_with_the_run(run: Path, tmp_path: Path) -> None:
     for text, step in (("bar", 1), ("foo", 2)):
-        readings = [Reading(text, 0.5, [0.25, 0.5, 1.0]), Reading("", 0.1, [])]
-        keep_predictions(run, "crops", ReadImages(["a.png", "b.png"], ["foo", "café"], readings, ["c.png"]), step)
-    keep_predictions(run, "others", ReadImages(["a.png"], ["x"], [Reading("x", 1.0, [1.0])], []), 2)
+        predictions = [Prediction(text, 0.5, [0.25, 0.5, 1.0]), Prediction("", 0.1, [])]
+        keep_predictions(run, "crops", ReadImages(["a.png", "b.png"], ["foo", "café"], predictions, ["c.png"]), step)
+    keep_predictions(run, "others", ReadImages(["a.png"], ["x"], [Prediction("x", 1.0, [1.0])], []), 2)
     connection = connect(Workspace(tmp_path))
-    query = "select run, key, truth, reading, correct, length, step from predictions where data = 'crops' order by key"
+    columns = "run, key, ground_truth, prediction, correct, length, step"
+    query = f"select {columns} from predictions where data = 'crops' order by key"
     assert ask(connection, query).rows() == [
         ("one", "a.png", "foo", "foo", True, 3, 2),
         ("one", "b.png", "café", "", False, 4, 2),
@@ -61,9 +62,9 @@ def test_labels_that_training_left_out_are_kept_with_the_run(run: Path, tmp_path
     folder = crops(tmp_path / "crops", ["street", "straße", "x" * 30])
     images = WordImages.open([folder], Charset.named("62"), Normalization())
     for _ in range(2):  # going on with a run does not tell it twice
-        keep_refusals(run, images)
+        keep_rejections(run, images)
     connection = connect(Workspace(tmp_path))
-    rows = ask(connection, "select item, reason from refused_words order by item").rows()
+    rows = ask(connection, "select item, reason from rejected_words order by item").rows()
     assert [row[0].split()[0] for row in rows] == ["1.png", "2.png"]
     assert rows[0][1].startswith("not in the charset: ß")
 
@@ -72,7 +73,7 @@ def test_evaluate_keeps_what_it_read(tmp_path: Path, capsys: pytest.CaptureFixtu
     folder, workspace = crops(tmp_path / "crops", ["one", "two"]), tmp_path / "work"
     assert run_command(["evaluate", "--data", str(folder), "--workspace", str(workspace), "--quiet"]) == 0
     capsys.readouterr()
-    query = "select run, truth, reading is not null as read from predictions order by key"
+    query = "select run, ground_truth, prediction is not null as read from predictions order by key"
     assert run_command(["sql", query, "--json", "--workspace", str(workspace)]) == 0
     assert json.loads(capsys.readouterr().out)["result"] == [["english", "one", True], ["english", "two", True]]
 
@@ -98,41 +99,41 @@ def test_whichever_bit_of_what_a_run_keeps_is_flipped_it_is_found_and_left_out(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = WordImages.open([crops(tmp_path / "crops", ["street", "straße"])], Charset.named("62"), Normalization())
-    keep_refusals(run, images)
-    predictions = keep_predictions(run, "crops", ReadImages(["a.png"], ["x"], [Reading("x", 1.0, [1.0])], []), 2)
+    keep_rejections(run, images)
+    predictions = keep_predictions(run, "crops", ReadImages(["a.png"], ["x"], [Prediction("x", 1.0, [1.0])], []), 2)
     for path in (run / QUARANTINE_FILE, predictions):
         whole = path.read_bytes()
         for place in range(0, len(whole), 7):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
             assert str(path.relative_to(run)) in [damage.file for damage in verify(run)]
-        assert not {"refused_words", "predictions"} <= {*tables(connect(Workspace(tmp_path)))}
+        assert not {"rejected_words", "predictions"} <= {*tables(connect(Workspace(tmp_path)))}
         assert f"left out: {path} is damaged" in capsys.readouterr().err
         path.write_bytes(whole)
     assert not {QUARANTINE_FILE, str(predictions.relative_to(run))} & {damage.file for damage in verify(run)}
 
 
-def test_what_a_run_kept_before_it_was_sealed_is_still_read(run: Path, tmp_path: Path) -> None:
-    path = keep_predictions(run, "crops", ReadImages(["a.png"], ["x"], [Reading("x", 1.0, [1.0])], []), 2)
+def test_what_a_run_kept_before_it_was_checksummed_is_still_read(run: Path, tmp_path: Path) -> None:
+    path = keep_predictions(run, "crops", ReadImages(["a.png"], ["x"], [Prediction("x", 1.0, [1.0])], []), 2)
     pq.write_table(pq.read_table(path).replace_schema_metadata(None), path)
     assert str(path.relative_to(run)) not in [damage.file for damage in verify(run)]
-    assert ask(connect(Workspace(tmp_path)), "select truth from predictions").rows() == [("x",)]
+    assert ask(connect(Workspace(tmp_path)), "select ground_truth from predictions").rows() == [("x",)]
 
 
-def test_of_damaged_refusals_nothing_is_kept(run: Path, tmp_path: Path) -> None:
+def test_of_damaged_rejections_nothing_is_kept(run: Path, tmp_path: Path) -> None:
     first, second = (crops(tmp_path / name, ["street", f"{name}ß"]) for name in ("one_folder", "other_folder"))
-    keep_refusals(run, WordImages.open([first], Charset.named("62"), Normalization()))
+    keep_rejections(run, WordImages.open([first], Charset.named("62"), Normalization()))
     table = pq.read_table(run / QUARANTINE_FILE)
     changed = table.set_column(2, "item", pa.array(["not what was written"]))
-    pq.write_table(changed.replace_schema_metadata(sealed.METADATA), run / QUARANTINE_FILE)
-    keep_refusals(run, WordImages.open([second], Charset.named("62"), Normalization()))
-    assert ask(connect(Workspace(tmp_path)), "select source from refused_words").rows() == [
+    pq.write_table(changed.replace_schema_metadata(checksummed.METADATA), run / QUARANTINE_FILE)
+    keep_rejections(run, WordImages.open([second], Charset.named("62"), Normalization()))
+    assert ask(connect(Workspace(tmp_path)), "select source from rejected_words").rows() == [
         (str(second / "labels.tsv"),)
     ]
 
 
 def test_what_a_killed_training_left_half_written_is_removed(run: Path) -> None:
-    keep_readings(run, ["street"], ["strect"])
+    keep_validation_predictions(run, ["street"], ["strect"])
     left = run / "predictions" / ".validation_words.parquet.1.writing"
     left.write_bytes(b"PAR1")
-    keep_readings(run, ["street"], ["street"])
+    keep_validation_predictions(run, ["street"], ["street"])
     assert [path.name for path in (run / "predictions").iterdir()] == ["validation_words.parquet"]

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 import torch
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.progress import set_quiet
 from dptr.cache.row_set import EveryRow
@@ -21,7 +20,8 @@ from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompt_rows import MADE_UP
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import States, write_shard
+from dptr.cache.stores.shards import Embeddings, write_shard
+from dptr.cache.text.charset import Charset
 from dptr.cache.validation import positions_of
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import embed_text
@@ -31,9 +31,9 @@ from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
 from dptr.trainer.data.held_out import split_rows
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import text_memory, token_memory
-from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, DecoderShape, Memory, Targets
+from dptr.trainer.model.weight_loading import load_weights
 from dptr.trainer.pretrain import pretrain, read_prompts
 from dptr.trainer.recipe import DecoderSettings, NoiseSettings, Recipe
 
@@ -47,7 +47,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, save_prompts: Callable[..., 
     folder = tmp_path_factory.mktemp("prompts")
     rows = 40
     lengths = np.arange(rows) % 3 + 1
-    states = States(
+    embeddings = Embeddings(
         np.repeat(np.arange(rows, dtype=np.float32), lengths)[:, None].repeat(DIM, 1),
         lengths,
         np.full((rows, DIM), 100, np.float32) + np.arange(rows, dtype=np.float32)[:, None],
@@ -61,7 +61,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, save_prompts: Callable[..., 
             "source": ["x"] * rows,
         }
     )
-    return save_prompts(folder, catalogue, states, "abc")
+    return save_prompts(folder, catalogue, embeddings, "abc")
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +69,15 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> OrpBank:
     """Three crops of eight tokens; token t of crop c is 1000 c + t."""
     folder = tmp_path_factory.mktemp("orp")
     values = (1000 * np.arange(3)[:, None] + np.arange(8)).astype(np.float32).reshape(-1, 1).repeat(DIM, 1)
-    states = States(values, np.full(3, 8), np.zeros((3, DIM), np.float32))
+    embeddings = Embeddings(values, np.full(3, 8), np.zeros((3, DIM), np.float32))
     manifest = Manifest("orp", {"encoder": "t", "weights": "w", "tokens_per_crop": 8})
     catalogue = pa.table({"id": np.arange(3), "source": ["x"] * 3})
-    manifest.shards.append(write_shard(folder, 0, catalogue, states, "float32", {}))
+    manifest.shards.append(write_shard(folder, 0, catalogue, embeddings, "float32", {}))
     manifest.save(folder)
     return OrpBank(folder)
 
 
-def test_memory_is_pooled_then_prefix_then_own_states(store: PromptStore) -> None:
+def test_memory_is_pooled_then_prefix_then_own_embeddings(store: PromptStore) -> None:
     memory = text_memory(store, np.array([7, 2])).to("cpu")
     assert memory.tokens[:, :, 0].tolist() == [[107, -1, -1, 7, 7, 0], [102, -1, -1, 2, 2, 2]]
     assert memory.padding is not None
@@ -126,15 +126,15 @@ def test_nearest_and_mixed_noise_come_from_the_neighbours(bank: OrpBank) -> None
     assert 0.55 < share < 0.8  # a half from the neighbours, and a third of the rest by chance
 
 
-def test_gaussian_noise_is_as_large_as_the_banks_states_and_shows_none_of_them(bank: OrpBank) -> None:
+def test_gaussian_noise_is_as_large_as_the_banks_embeddings_and_shows_none_of_them(bank: OrpBank) -> None:
     rows = np.arange(400)
     noise = NoiseSource(bank, NoiseSettings(draw="gaussian"), None)
     drawn = noise.draw(rows, 3, np.random.default_rng(0)).widened()
     assert drawn.shape == (400, 3, DIM)
-    states = bank.tokens(np.arange(len(bank)), np.tile(np.arange(bank.tokens_per_crop), (len(bank), 1)))
-    size = np.sqrt(np.mean(states.astype(np.float64) ** 2))
+    embeddings = bank.tokens(np.arange(len(bank)), np.tile(np.arange(bank.tokens_per_crop), (len(bank), 1)))
+    size = np.sqrt(np.mean(embeddings.astype(np.float64) ** 2))
     assert np.sqrt(np.mean(drawn.astype(np.float64) ** 2)) == pytest.approx(size, rel=0.05)
-    assert abs(drawn.mean()) < 0.05 * size, "round zero, wherever the states lie"
+    assert abs(drawn.mean()) < 0.05 * size, "round zero, wherever the embeddings lie"
     assert np.array_equal(drawn, noise.draw(rows, 3, np.random.default_rng(0)).widened())
     pooled = noise.draw_pooled(rows, np.random.default_rng(0))
     assert np.allclose(np.linalg.norm(pooled, axis=1), 1, atol=1e-5)
@@ -183,7 +183,7 @@ def store_of(folder: Path, words: list[str]) -> PromptStore:
     )
     for number, start in enumerate(range(0, len(words), 3000)):
         part = words[start : start + 3000]
-        states = States(
+        embeddings = Embeddings(
             np.zeros((len(part), 2), np.float32), np.ones(len(part), np.int64), np.zeros((len(part), 2), np.float32)
         )
         manifest.shards.append(
@@ -191,7 +191,7 @@ def store_of(folder: Path, words: list[str]) -> PromptStore:
                 folder,
                 number,
                 pa.table({"label": part, "label_length": pa.array([len(label) for label in part], pa.int16())}),
-                states,
+                embeddings,
                 "float16",
                 {},
             )
@@ -305,7 +305,7 @@ def test_a_row_that_is_not_finite_is_named(
     tokens = np.ones((60, DIM), np.float32)
     if spoilt == "prompts":
         tokens[::3] = np.nan
-    states = States(tokens, np.ones(60, np.int64), np.ones((60, DIM), np.float32))
+    embeddings = Embeddings(tokens, np.ones(60, np.int64), np.ones((60, DIM), np.float32))
     columns = {
         "label": [letters * 2 + other for letters in "abc" for other in ("a" * n + "b" for n in range(20))],
         "label_length": pa.array(np.full(60, 5), pa.int16()),
@@ -313,12 +313,12 @@ def test_a_row_that_is_not_finite_is_named(
         "source": ["x"] * 60,
     }
     columns["label"] = [label[:5] for label in columns["label"]]
-    store = save_prompts(tmp_path / "prompts", pa.table(columns), states, "abc")
+    store = save_prompts(tmp_path / "prompts", pa.table(columns), embeddings, "abc")
     if spoilt == "orp":
         values = np.ones((8 * 3, DIM), np.float32)
         values[9] = np.inf
         manifest = Manifest("orp", {"encoder": "t", "weights": "w", "tokens_per_crop": 8})
-        shard = States(values, np.full(3, 8), np.zeros((3, DIM), np.float32))
+        shard = Embeddings(values, np.full(3, 8), np.zeros((3, DIM), np.float32))
         (tmp_path / "orp").mkdir()
         manifest.shards.append(write_shard(tmp_path / "orp", 0, pa.table({"id": np.arange(3)}), shard, "float32", {}))
         manifest.save(tmp_path / "orp")

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
+from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import UserError
-from dptr.cache.normalization import Normalization
-from dptr.cache.word_images.dataset import WordImages
-from dptr.cache.word_images.writer import write_word_images
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
 from dptr.trainer.commands.options import recogniser_first

@@ -5,14 +5,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dptr.cache.charset import Charset
 from dptr.cache.choices import Units
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import UserError
-from dptr.cache.named_charsets import clusters_within
-from dptr.cache.normalization import Normalization
-from dptr.cache.units import clusters
-from dptr.cache.word_images.dataset import WordImages
-from dptr.trainer.data.stored_crops import stores_among
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.named_charsets import clusters_within
+from dptr.cache.text.normalization import Normalization
+from dptr.cache.text.units import clusters
+from dptr.trainer.data.image_features import stores_among
 from dptr.trainer.training.runs import charset_in
 
 

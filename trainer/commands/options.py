@@ -17,16 +17,17 @@ from dptr.trainer.choices import ReadingPrecision, Tracker
 from dptr.trainer.commands.starts import model_path
 
 if TYPE_CHECKING:
-    from dptr.cache.charset import Charset
-    from dptr.cache.normalization import Normalization
-    from dptr.cache.word_images.dataset import WordImages
-    from dptr.trainer.recipe import Recipe
+    from dptr.cache.crops.dataset import WordImages
+    from dptr.cache.text.charset import Charset
+    from dptr.cache.text.normalization import Normalization
+    from dptr.trainer.recipe import Recipe, TrainingSettings
     from dptr.trainer.training.runs import Trained
 
 RecipeName = Annotated[str, typer.Option("--recipe", help="tiny, small, paper, or a TOML file.")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps in all.")]
 Seed = Annotated[int | None, typer.Option(min=0, max=LARGEST_SEED, help="Seed of everything random.")]
 Changes = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, for any recipe key.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Train on a CPU even where the recipe asks for a GPU.")]
 Track = Annotated[Tracker | None, typer.Option("--track", help="Show metrics there, too.")]
 Data = Annotated[
     list[Path] | None,
@@ -66,6 +67,19 @@ def recipe_changes(
     return [*(changes or []), *(f"{key}={json.dumps(value)}" for key, value in short.items() if value is not None)]
 
 
+def require_gpu(settings: "TrainingSettings", device: str, yes: bool) -> None:
+    """Reject to train on a CPU what a recipe sizes for a GPU, unless ``yes``.
+
+    Raises:
+        UserError: the device is a CPU.
+    """
+    if settings.needs_gpu and device == "cpu" and not yes:
+        raise UserError(
+            f"{settings.steps:,} steps of {settings.batch_size:,} rows are sized for a GPU, and this is a CPU",
+            "Train on a GPU, or here all the same: --yes",
+        )
+
+
 def named_data(data: list[Path] | None) -> list[Path]:
     """Return the paths given with ``--data``; what lies on object storage is fetched.
 
@@ -85,28 +99,28 @@ def recogniser_first(workspace: Workspace, names: list[str]) -> tuple[Path, list
     first = Path(names[0]) if names else None
     if first is None or (first.exists() and first.suffix != SAFETENSORS and not (first / RUN_FILE).is_file()):
         return BUNDLED, names
-    # A picture that is not there is told of as such, not as a run.
+    # A picture that is not there is reported as such, not as a run.
     if names[0] == "-" or (first.suffix.lower() in IMAGE_SUFFIXES and not first.exists()):
         return BUNDLED, names
     return model_path(workspace, names[0]), names[1:]
 
 
 def training_normalization(recipe: "Recipe", charset: "Charset", simplified: bool = False) -> "Normalization":
-    """Labels as the recipe's decoder can take them, with spaces if the charset has one.
+    """Labels as the recipe's decoder can take them, in the charset's normal form, with spaces if it has one.
 
     Traditional Chinese is ``simplified`` if asked for.
     """
-    from dptr.cache.normalization import Normalization
+    from dptr.cache.text.normalization import Normalization
 
-    spaces = " " in charset.characters
-    return Normalization(keep_spaces=spaces, max_label_length=recipe.decoder.max_label_length, simplified=simplified)
+    longest = recipe.decoder.max_label_length
+    return Normalization.of(charset, max_label_length=longest, simplified=simplified)
 
 
 def measuring_normalization(charset: "Charset") -> "Normalization":
     """Labels of any length: what a recogniser cannot emit is a mistake, not an exception."""
-    from dptr.cache.normalization import Normalization
+    from dptr.cache.text.normalization import Normalization
 
-    return Normalization(keep_spaces=" " in charset.characters, max_label_length=_ANY_LENGTH)
+    return Normalization.of(charset, max_label_length=_ANY_LENGTH)
 
 
 def labels_left_out(images: "WordImages") -> list[str]:
@@ -121,7 +135,7 @@ def labels_left_out(images: "WordImages") -> list[str]:
 
 def crops_for(data: list[Path] | None, run: "Trained") -> "WordImages | None":
     """Open labelled crops with a run's charset; None where none are named."""
-    from dptr.cache.word_images.dataset import WordImages
+    from dptr.cache.crops.dataset import WordImages
 
     return WordImages.open(data, run.charset, measuring_normalization(run.charset)) if data else None
 

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from dptr.cache.command_line import Report, command, command_group
+from dptr.cache.errors import UserError
+from dptr.cache.stores.files import require_replaceable
 from dptr.cache.workspace import Workspace
 from dptr.trainer.choices import ExportTarget
 from dptr.trainer.commands.options import OutFile, WordsFile, crops_for, kept_in
@@ -34,7 +36,9 @@ def export(
 
     described = model_named(workspace, run)
     crops = crops_for(data, described)
-    summary = stage.export(described, to, out or stage.default_path(described, to), crops, half, words)
+    out = out or stage.default_path(described, to)
+    require_replaceable(out, as_model=True)
+    summary = stage.export(described, to, out, crops, half, words)
     checked = f", as torch reads on {summary.checked} images (scores {summary.largest_difference:.0e} apart)"
     text = f"{summary.out}, {summary.out.stat().st_size / 1e6:.1f} MB" + (checked if summary.checked else "")
     figures = {"out": str(summary.out), "rows": 1, "computed": 1, "quarantined": 0, "seconds": summary.seconds}
@@ -61,13 +65,22 @@ def push(
     described = model_named(workspace, run)
     read = kept_in(workspace, model_path(workspace, run))
     if out is not None:
+        require_replaceable(out)
         out.mkdir(parents=True, exist_ok=True)
-        files = [path.name for path in stage.write_files(described, repo, read, out, licence, half)]
-        figures: dict[str, Any] = {"out": str(out), "files": files}
-        text = f"in {out}: {', '.join(files)}; nothing was pushed"
+        if any(out.iterdir()):
+            raise UserError(f"{out} holds files already", "Name a new folder with -o")
+        stage.write_files(described, repo, read, out, licence, half)
+        figures: dict[str, Any] = {"out": str(out)}
+        text = f"in {out}: {', '.join(stage.FILES)}; nothing was pushed"
     else:
         pushed = stage.push(described, repo, read, private, licence, half)
-        figures = {"out": repo, "files": pushed.files, "commit": pushed.commit, "url": pushed.url}
-        text = f"{pushed.url}\nread with it: dptr read {repo} word.png"
-    counts = {"rows": 1, "computed": 1, "quarantined": 0, "seconds": time.monotonic() - started}
+        figures = {"out": repo, "commit": pushed.oid, "url": pushed.commit_url}
+        text = f"{pushed.commit_url}\nread with it: dptr read {repo} word.png"
+    counts = {
+        "files": list(stage.FILES),
+        "rows": 1,
+        "computed": 1,
+        "quarantined": 0,
+        "seconds": time.monotonic() - started,
+    }
     return Report({**figures, **counts}, text)

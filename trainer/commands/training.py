@@ -1,5 +1,6 @@
 """Commands that train: a decoder on text embeddings, a recogniser on labelled crops."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,9 +22,11 @@ from dptr.trainer.commands.options import (
     Steps,
     Track,
     UnitsKind,
+    Yes,
     labels_left_out,
     named_data,
     recipe_changes,
+    require_gpu,
     training_normalization,
 )
 from dptr.trainer.commands.starts import encoder_model, recogniser_named, start_run
@@ -46,13 +49,14 @@ def pretrain(
     steps: Steps = None,
     seed: Seed = None,
     decoder: Annotated[str | None, typer.Option(help="parseq, nrtr, parallel, or a registered one.")] = None,
-    noise: Annotated[NoiseDraw | None, typer.Option(help="Whose states are noise.")] = None,
+    noise: Annotated[NoiseDraw | None, typer.Option(help="Whose embeddings are noise.")] = None,
     sampling: Annotated[Sampling | None, typer.Option(help="Draw labels evenly, or by their corpus count.")] = None,
     track: Track = None,
     changes: Changes = None,
+    yes: Yes = False,
     device: Device = "auto",
 ) -> Report:
-    """Prompt store and ORP bank to a pre-trained decoder; the same command goes on where it stopped.
+    """Prompt store and ORP bank to a pre-trained decoder; rerun to resume.
 
     Example: dptr pretrain --recipe tiny --set noise.ratio=0.2
     """
@@ -64,6 +68,8 @@ def pretrain(
 
     flags: dict[str, str | None] = {"decoder.kind": decoder, "noise.draw": noise, "pretrain.sampling": sampling}
     settings = load_recipe(recipe, recipe_changes("pretrain", changes, steps, seed, flags))
+    chosen = resolve_device(device)
+    require_gpu(settings.pretrain, chosen, yes)
     processes.join(settings.pretrain, "pretrain")
     workspace = workspace.with_stores(prompts, orp)
     store = PromptStore(workspace.prompts)
@@ -71,9 +77,9 @@ def pretrain(
     folder = out or workspace.runs / default_name("pretrain", settings, stage.data_identity(store, bank))
     with processes.first_before_others():
         neighbours = _open_neighbours(workspace, bank, settings)
-    summary = stage.pretrain(store, bank, neighbours, settings, folder, resolve_device(device), track)
+    summary = stage.pretrain(store, bank, neighbours, settings, folder, chosen, track)
     metrics = summary.metrics
-    text = f"{summary.steps:,} steps; validation labels read from their states: {metrics['accuracy']:.1%} (case aside)"
+    text = f"{summary.steps:,} steps; validation accuracy, case-insensitive: {metrics['accuracy']:.1%}"
     if "accuracy_with_noise" in metrics:
         text += f", with noise {metrics['accuracy_with_noise']:.1%}"
     return Report(figures_of(summary), f"{text}\nrun: {summary.out}")
@@ -126,17 +132,18 @@ def finetune(
     ] = False,
     track: Track = None,
     changes: Changes = None,
+    yes: Yes = False,
     device: Device = "auto",
 ) -> Report:
     """Train a recogniser from labelled crops: from a pre-trained decoder, or adapt another recogniser.
 
     Example: dptr finetune --from bundled --data crops/ --text words.txt
     """
-    from dptr.cache.charset import Charset
+    from dptr.cache.text.charset import Charset
     from dptr.trainer import adapt as adaptation
     from dptr.trainer import finetune as stage
     from dptr.trainer.commands.labelled import Labelled, in_units, labelled
-    from dptr.trainer.data.stored_crops import fixed_by, open_crops, stores_among
+    from dptr.trainer.data.image_features import fixed_by, open_crops, stores_among
     from dptr.trainer.recipe import load_recipe
     from dptr.trainer.training import processes
     from dptr.trainer.training.runs import default_name
@@ -161,12 +168,15 @@ def finetune(
     if encoder_run:
         parts["encoder"] = stage.encoder_of(encoder_run)
     settings = load_recipe(recipe or ("adapt" if is_adapted else "tiny"), asked, parts)
+    chosen = resolve_device(device)
+    require_gpu(settings.finetune, chosen, yes)
     processes.join(settings.finetune, "finetune")
     described, settings = encoder_model(settings)
     stage.require_clip_of(run, settings, described)
     model = encoder_run or described
     known = run.charset if run else stores[0].charset if stores else Charset.named("94")
-    characters = Charset.named(charset) if charset else known
+    # The run to start from, or the store, says how labels are normalised, whatever charset is named.
+    characters = replace(Charset.named(charset), unicode=known.unicode) if charset else known
     named = in_units(characters, units, paths, training_normalization(settings, characters, simplified))
     material = None
     if run is not None and is_adapted:
@@ -184,14 +194,15 @@ def finetune(
         return Labelled(images, to_validate, fitting, out or workspace.runs / name)
 
     crops = labelled(opened, named, normalization)
-    on = resolve_device(device)
     if run is not None and material is not None:
         adapted = adaptation.adapt(
-            crops.images, crops.charset, run, settings, crops.run, on, track, crops.validation, material
+            crops.images, crops.charset, run, settings, crops.run, chosen, track, crops.validation, material
         )
         lines = [*labels_left_out(crops.images), *adapted.lines(), f"run: {adapted.out}"]
         return Report(figures_of(adapted), "\n".join(lines))
-    summary = stage.finetune(crops.images, crops.charset, run, settings, crops.run, on, track, model, crops.validation)
+    summary = stage.finetune(
+        crops.images, crops.charset, run, settings, crops.run, chosen, track, model, crops.validation
+    )
     metrics = summary.metrics
     portrait = summary.portrait
     lines = [
@@ -227,7 +238,7 @@ def _open_neighbours(workspace: Workspace, bank: "OrpBank | None", recipe: "Reci
     """Neighbours where the recipe's noise draws from them, mined first when they are missing or outdated."""
     from dptr.cache.stores.neighbours import Neighbours
     from dptr.cache.stores.orp import OrpBank
-    from dptr.pipeline.neighbours.mine_neighbours import mine_neighbours
+    from dptr.pipeline.photos.mine_neighbours import mine_neighbours
 
     if bank is None or not recipe.noise.needs_neighbours:
         return None

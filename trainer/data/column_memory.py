@@ -1,4 +1,4 @@
-"""Memory of kind ``columns``: text states laid out as an image's columns show a word, letter beside letter.
+"""Memory of kind ``columns``: text embeddings laid out as an image's columns show a word, letter beside letter.
 
 Each piece's state stands over as many columns as its letters would take up, right-to-left writing as it is seen.
 Letters differ in width and words in where they stand in a crop, so both are drawn anew each time; now and then a crop
@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from dptr.cache import reading_order
 from dptr.cache.errors import UserError
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.units import clusters
+from dptr.cache.text import reading_order
+from dptr.cache.text.units import clusters
 from dptr.trainer.data.stored_memory import StoredMemory, StoredTensor
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def column_memory(
     columns: int,
     generator: np.random.Generator,
 ) -> StoredMemory:
-    """Return the states of ``rows`` as columns of a crop plus ``ratio`` times ORP states: (batch, columns, dim).
+    """Return the embeddings of ``rows`` as feature columns plus ``ratio`` times ORP noise: (batch, columns, dim).
 
     Columns beside the word are zero but for the noise. What stands for no letter (the pooled vector, the template and
     the end) is left out.
@@ -46,9 +46,9 @@ def column_memory(
     """
     letters = store.token_letters(rows)
     seen = _places_seen(store, rows) if store.charset.order == "visual" else [None] * len(rows)
-    states = store.stored_states(rows)
+    embeddings = store.stored_embeddings(rows)
     places = np.full((len(rows), columns), -1)
-    starts = np.cumsum(states.lengths) - states.lengths
+    starts = np.cumsum(embeddings.lengths) - embeddings.lengths
     for row, (start, counts, order) in enumerate(zip(starts.tolist(), letters, seen, strict=True)):
         shown = place_letters(int(counts.sum()), columns, generator)
         if order is not None:
@@ -56,7 +56,7 @@ def column_memory(
         of_letter = np.repeat(np.arange(len(counts)), counts)
         inside = shown >= 0
         places[row, inside] = start + of_letter[shown[inside]]
-    memory = StoredMemory(StoredTensor.of(states.tokens), torch.from_numpy(places), padded=False)
+    memory = StoredMemory(StoredTensor.of(embeddings.tokens), torch.from_numpy(places), padded=False)
     if noise is None or ratio == 0:
         return memory
     return memory.with_noise(noise.draw(rows, columns, generator), ratio)

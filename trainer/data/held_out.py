@@ -1,8 +1,8 @@
 """Which rows of a prompt store are for validation: by a hash of the label, looked at block by block.
 
-A label's side depends on the label and the seed alone, case aside: variants of case are never on both sides, and growth
-of the store moves none. Words that were made up are all to learn from: nobody writes them, and how many of them are
-read says nothing of the store's language.
+A label's side depends on the label and the seed alone, case-insensitive: variants of case are never on both sides, and
+growth of the store moves none. Words that were made up are all to learn from: nobody writes them, and how many of them
+are read says nothing of the store's language.
 """
 
 from __future__ import annotations

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dptr.cache.charset import Charset
 from dptr.cache.columns import PORTRAIT, may_stand_in_a_column
+from dptr.cache.crops.augmentation import augment
+from dptr.cache.crops.dataset import UnreadableImage, WordImages, preprocess
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.row_set import EveryRow
-from dptr.cache.word_images.augmentation import augment
-from dptr.cache.word_images.dataset import UnreadableImage, WordImages, preprocess
+from dptr.cache.text.charset import Charset
 from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
 from dptr.trainer.data.buckets import padded_targets
 from dptr.trainer.data.keyed_permutation import KeyedPermutation
@@ -107,7 +107,7 @@ class ImageBatches(CropBatches):
         """Images become ``height`` pixels high; all those of a batch become as wide as one of ``widths``."""
         super().__init__(charset, recipe)
         self._images = images
-        self._strength = recipe.finetune.augmentation
+        self._strength, self._distortions = recipe.finetune.augmentation, recipe.finetune.distortions
         self._height = height
         self._groups = _groups(images, recipe, height, widths)
         self._ends = np.cumsum([group.batches for group in self._groups])
@@ -147,7 +147,8 @@ class ImageBatches(CropBatches):
             if image.height > PORTRAIT * image.width and may_stand_in_a_column(label):
                 image = image.transpose(Image.Transpose.ROTATE_90)
             if self._strength > 0:
-                image = augment(image, generator_of(self._seed, "augmentation", number, row), self._strength)
+                chance = generator_of(self._seed, "augmentation", number, row)
+                image = augment(image, chance, self._strength, self._distortions)
             pixels.append(preprocess(image, self._height, width))
             labels.append(label)
         if not pixels:

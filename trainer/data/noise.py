@@ -1,6 +1,6 @@
-"""ORP noise for rows of a prompt store: states of crops from a bank, drawn anew in every batch.
+"""ORP noise for rows of a prompt store: embeddings of crops from a bank, drawn anew in every batch.
 
-The noise is drawn per row (in the authors' code the whole batch shares one choice of token positions).
+The noise is drawn per row, or, as in the authors' code, per batch: no crop twice, and the same token positions in all.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dptr.cache.stores.neighbours import Neighbours
     from dptr.cache.stores.orp import OrpBank
 
-#: Enough for a mean over all numbers of their states.
+#: Enough for a mean over all numbers of their embeddings.
 _CROPS_MEASURED = 256
 
 
@@ -48,16 +48,18 @@ class NoiseSource:
         """Draw noise of shape (len(rows), tokens, dim): for each row one crop, and ``tokens`` of that crop's tokens.
 
         It comes in the precision that the bank stores. Tokens repeat within a row only when the crop has fewer than are
-        needed.
+        needed. With ``whole_batch`` all rows share their positions, and crops repeat only when the bank has fewer than
+        there are rows.
         """
         if self._size is not None:
             return StoredTokens(self._size * generator.standard_normal((len(rows), tokens, self.bank.dim), np.float32))
         crops = self._crops(rows, generator)
-        available = self.bank.tokens_per_crop
+        available, drawn = self.bank.tokens_per_crop, 1 if self._settings.whole_batch else len(rows)
         if available >= tokens:
-            positions = generator.random((len(rows), available)).argsort(axis=1)[:, :tokens]
+            positions = generator.random((drawn, available)).argsort(axis=1)[:, :tokens]
         else:
-            positions = generator.integers(0, available, (len(rows), tokens))
+            positions = generator.integers(0, available, (drawn, tokens))
+        positions = np.broadcast_to(positions, (len(rows), tokens))
         return self.bank.stored_tokens(crops, positions)
 
     def draw_pooled(self, rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.float32]:
@@ -68,7 +70,10 @@ class NoiseSource:
         return _of_length_one(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) - self.bank.pooled_mean)
 
     def _crops(self, rows: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
-        anywhere = generator.integers(0, len(self.bank), len(rows))
+        if self._settings.whole_batch and len(rows) <= len(self.bank):
+            anywhere = generator.choice(len(self.bank), len(rows), replace=False)
+        else:
+            anywhere = generator.integers(0, len(self.bank), len(rows))
         if self._neighbours is None or not self._settings.needs_neighbours:
             return anywhere
         nearest = self._neighbours.of(rows)
@@ -85,7 +90,7 @@ def _of_length_one(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _size_of_entries(bank: OrpBank) -> np.float32:
-    """Return the root mean square of the numbers in the bank's states, from crops spread evenly over it."""
+    """Return the root mean square of the numbers in the bank's embeddings, from crops spread evenly over it."""
     crops = np.unique(np.linspace(0, len(bank) - 1, _CROPS_MEASURED).astype(np.int64))
     positions = np.broadcast_to(np.arange(bank.tokens_per_crop), (len(crops), bank.tokens_per_crop))
     return np.float32(np.sqrt(np.mean(np.square(bank.tokens(crops, positions).astype(np.float32)))))

@@ -1,7 +1,7 @@
 """Rows of a prompt store to the memory a decoder learns to read, with noise from an ORP bank.
 
-The order of a row's tokens is the authors': pooled vector, states that all prompts share, states of the prompt's own
-tokens. Memories of other kinds are in :mod:`~dptr.trainer.data.pooled_memory` and
+The order of a row's tokens is the authors': pooled vector, embeddings that all prompts share, embeddings of the
+prompt's own tokens. Memories of other kinds are in :mod:`~dptr.trainer.data.pooled_memory` and
 :mod:`~dptr.trainer.data.column_memory`.
 """
 
@@ -21,16 +21,16 @@ from dptr.trainer.recipe import MemorySettings
 
 
 def text_memory(store: PromptStore, rows: NDArray[np.int64]) -> StoredMemory:
-    """Gather ``rows``, shape (batch,), as ``[pooled; prefix; states]``, padded to the longest row."""
-    states = store.stored_states(rows)
-    starts, own = np.cumsum(states.lengths) - states.lengths, np.arange(int(states.lengths.max()))
-    places = np.where(own < states.lengths[:, None], starts[:, None] + own, -1)
-    stored, pooled = StoredTensor.of(states.tokens), torch.from_numpy(states.pooled)
+    """Gather ``rows``, shape (batch,), as ``[pooled; prefix; embeddings]``, padded to the longest row."""
+    embeddings = store.stored_embeddings(rows)
+    starts, own = np.cumsum(embeddings.lengths) - embeddings.lengths, np.arange(int(embeddings.lengths.max()))
+    places = np.where(own < embeddings.lengths[:, None], starts[:, None] + own, -1)
+    stored, pooled = StoredTensor.of(embeddings.tokens), torch.from_numpy(embeddings.pooled)
     if len(store.prefixes) == 1:
         return StoredMemory(stored, torch.from_numpy(places), pooled, torch.from_numpy(store.prefix))
     return StoredMemory(
         stored,
-        torch.from_numpy(_behind_prefixes(store, rows, places, states.lengths)),
+        torch.from_numpy(_behind_prefixes(store, rows, places, embeddings.lengths)),
         pooled,
         shared=torch.from_numpy(np.concatenate(store.prefixes)),
     )
@@ -39,7 +39,7 @@ def text_memory(store: PromptStore, rows: NDArray[np.int64]) -> StoredMemory:
 def _behind_prefixes(
     store: PromptStore, rows: NDArray[np.int64], places: NDArray[np.int64], lengths: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return ``places`` (batch, own) behind those of each row's prefix, which count on from the states' last."""
+    """Return ``places`` (batch, own) behind those of each row's prefix, which count on from the embeddings' last."""
     shared = np.array([len(prefix) for prefix in store.prefixes])
     which = store.templates_of(rows)
     firsts, before = (lengths.sum() + np.cumsum(shared) - shared)[which, None], shared[which, None]
@@ -72,7 +72,7 @@ def token_memory(
     ratio: float,
     generator: np.random.Generator,
 ) -> StoredMemory:
-    """Return text states of ``rows``, shape (batch,), plus ``ratio`` times ORP states; padded places stay masked."""
+    """Return text embeddings of ``rows``, shape (batch,), plus ``ratio`` times ORP noise; padding stays masked."""
     memory = text_memory(store, rows)
     if noise is None or ratio == 0:
         return memory

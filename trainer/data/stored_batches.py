@@ -1,13 +1,13 @@
-"""Batches of labelled crops by their number, from word-crop stores: each epoch shows another view of a crop."""
+"""Batches of labelled crops by their number, from image-feature stores: each epoch shows another view of a crop."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dptr.cache.charset import Charset
+from dptr.cache.text.charset import Charset
 from dptr.trainer.data.image_batches import CropBatches, ImageBatch, batch_order
-from dptr.trainer.data.stored_crops import StoredCrops
+from dptr.trainer.data.image_features import StoredCrops
 from dptr.trainer.data.stored_memory import StoredTensor
 from dptr.trainer.recipe import Recipe
 from dptr.trainer.seeds import generator_of

@@ -17,7 +17,7 @@ from dptr.trainer.model.decoders.base import Memory, sent
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Token states as they are stored.
+    """Token embeddings as they are stored.
 
     Attributes:
         values: shape (.., dim), float16, float32 or int8.
@@ -37,12 +37,12 @@ class StoredTensor:
         return len(self.values)
 
     def to(self, device: torch.device | str) -> Tensor:
-        """Return the states on a device, as float32, shape (.., dim)."""
+        """Return the embeddings on a device, as float32, shape (.., dim)."""
         widened = sent(self.values, device).float()
         return widened if self.scale is None else widened * sent(self.scale, device)[..., None]
 
     def gather(self, at: Tensor, out: Tensor) -> None:
-        """Write the states at places ``at``, shape (batch, places), to ``out``, float32 on its device: (.., dim)."""
+        """Write the embeddings at ``at``, shape (batch, places), to ``out``, float32 on its device: (.., dim)."""
         out.copy_(sent(self.values, out.device)[at])  # widens on the way
         if self.scale is not None:
             out.mul_(sent(self.scale, out.device)[at][..., None])
@@ -57,16 +57,17 @@ class StoredMemory:
     """The parts of a memory: :meth:`to` puts them together where the decoder is.
 
     Attributes:
-        states: text states of all rows behind each other, shape (states, dim).
+        embeddings: text embeddings of all rows behind each other, shape (embeddings, dim).
         places: which state stands where, shape (batch, places), int64; -1: none.
         pooled: each row's pooled vector, which comes first, shape (batch, dim); None: there is none.
-        prefix: the states that come next in every row, shape (prefix, dim).
+        prefix: the embeddings that come next in every row, shape (prefix, dim).
         noise: what is added, ``ratio`` times, shape (batch, tokens, dim); None: nothing.
-        shared: states that several rows have, to which ``places`` count on from the last of ``states``, (shared, dim).
+        shared: embeddings that several rows have, to which ``places`` count on from the last of ``embeddings``,
+            (shared, dim).
         padded: whether places without a state are padding; else they are zero, as columns beside a word.
     """
 
-    states: StoredTensor
+    embeddings: StoredTensor
     places: Tensor
     pooled: Tensor | None = None
     prefix: Tensor | None = None
@@ -86,16 +87,16 @@ class StoredMemory:
         return replace(self, noise=StoredTensor.of(noise), ratio=ratio)
 
     def to(self, device: torch.device | str) -> Memory:
-        """Return the memory on a device: ``[pooled; prefix; states]`` plus noise, float32."""
+        """Return the memory on a device: ``[pooled; prefix; embeddings]`` plus noise, float32."""
         places = sent(self.places, device)
         missing = places < 0
         first = self.tokens - places.shape[1]
-        tokens = torch.empty(len(places), self.tokens, self.states.values.shape[1], device=places.device)
-        self.states.gather(places.clamp(0, len(self.states) - 1), tokens[:, first:])
+        tokens = torch.empty(len(places), self.tokens, self.embeddings.values.shape[1], device=places.device)
+        self.embeddings.gather(places.clamp(0, len(self.embeddings) - 1), tokens[:, first:])
         tokens[:, first:].masked_fill_(missing[..., None], 0.0)
         if self.shared is not None:
-            common = places >= len(self.states)
-            tokens[:, first:][common] = sent(self.shared, device)[places[common] - len(self.states)]
+            common = places >= len(self.embeddings)
+            tokens[:, first:][common] = sent(self.shared, device)[places[common] - len(self.embeddings)]
         if self.prefix is not None:
             tokens[:, first - len(self.prefix) : first] = sent(self.prefix, device)
         if self.pooled is not None:
@@ -112,7 +113,7 @@ class StoredMemory:
         """Return a copy from which a GPU takes it while it computes."""
         return replace(
             self,
-            states=self.states.pin_memory(),
+            embeddings=self.embeddings.pin_memory(),
             places=self.places.pin_memory(),
             pooled=None if self.pooled is None else self.pooled.pin_memory(),
             prefix=None if self.prefix is None else self.prefix.pin_memory(),

@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dptr.cache.crops.dataset import WordImages, preprocess
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import SAFETENSORS, WEIGHTS_FILE
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.word_counts import Lexicon
-from dptr.cache.word_images.dataset import WordImages, preprocess
+from dptr.cache.text.lexicon import Lexicon
 from dptr.trainer.choices import ExportTarget
 from dptr.trainer.export import onnx_graph as export_onnx
 from dptr.trainer.export.names import Family, renamed
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
-from dptr.trainer.model.model_file import ModelFile, load_model, save_model
+from dptr.trainer.model.model_file import ModelFile, finite_weights, load_model, save_model
 from dptr.trainer.model.reading import width_for
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer, require_ctc
 from dptr.trainer.read import Words, word_counts
@@ -110,6 +110,7 @@ def _recognizer(run: Trained) -> Recognizer:
 
 def _onnx(run: Trained, out: Path, crops: WordImages | None) -> tuple[int, float]:
     recognizer = _recognizer(run)
+    finite_weights(run)
     # The graph holds none, and is compared with what torch reads.
     recognizer.prefer_words(None)
     height, widths = recognizer.image_size[0], recognizer.encoder.widths
@@ -144,11 +145,13 @@ def _other_names(run: Trained, family: Family, out: Path) -> int:
         )
     # A fine-tuning run holds the decoder among its parts.
     prefix = "decoder." if run.kind == "finetune" else ""
-    weights = {name.removeprefix(prefix): value for name, value in run.weights().items() if name.startswith(prefix)}
+    weights = {
+        name.removeprefix(prefix): value for name, value in finite_weights(run).items() if name.startswith(prefix)
+    }
     decoder.load_state_dict(weights)
     tensors = renamed(decoder, family)
-    header = {"format": "pt", "charset": run.charset.text, "heads": str(decoder.shape.heads), **sealed.METADATA}
+    header = {"format": "pt", "charset": run.charset.text, "heads": str(decoder.shape.heads), **checksummed.METADATA}
     with atomic_path(out) as temporary:
         save_tensors(tensors, temporary, header)
-        sealed.seal(temporary)
+        checksummed.checksum(temporary)
     return len(tensors)

@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dptr.cache.errors import DptrError, UserError
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path
 from dptr.trainer.model.recognizer import Recognizer
 
 TOLERANCE = 1e-3
 
 
-class ReadingGraph(nn.Module):
+class PredictionGraph(nn.Module):
     """What is exported: ``images`` (batch, 3, height, width) uint8 RGB -> ``ids`` and ``confidences`` (batch, steps).
 
     Ids count from 0, the end; id i is the i-th unit of the charset, in the order that the metadata names. Confidences
@@ -63,7 +63,7 @@ def export_onnx(recognizer: Recognizer, path: Path) -> None:
         dynamic[3] = torch.export.Dim.AUTO(min=min(widths), max=max(widths))
     with _silenced(), torch.inference_mode():
         program = torch.onnx.export(
-            ReadingGraph(recognizer).eval(),
+            PredictionGraph(recognizer).eval(),
             (example,),
             dynamo=True,
             input_names=["images"],
@@ -84,12 +84,12 @@ def export_onnx(recognizer: Recognizer, path: Path) -> None:
             "image_width": str(width),
             "image_widths": ",".join(map(str, widths)),
             "resize": "bicubic, aspect ratio not kept",
-            **sealed.METADATA,
+            **checksummed.METADATA,
         }
     )
     with atomic_path(path) as temporary:
         program.save(temporary, external_data=False)
-        sealed.seal(temporary)
+        checksummed.checksum(temporary)
 
 
 def largest_difference(recognizer: Recognizer, path: Path, images: NDArray[np.uint8], batch_size: int = 32) -> float:
@@ -107,11 +107,11 @@ def largest_difference(recognizer: Recognizer, path: Path, images: NDArray[np.ui
     for start in range(0, len(images), batch_size):
         batch = images[start : start + batch_size]
         ids, confidences = session.run(None, {"images": batch})
-        for row, reading in enumerate(recognizer.read(torch.from_numpy(batch))):
+        for row, prediction in enumerate(recognizer.read(torch.from_numpy(batch))):
             text = recognizer.charset.decode(ids[row])
-            if text != reading.text:
-                raise DptrError(f"{path} reads {text!r} where torch reads {reading.text!r} (image {start + row})")
-            apart = np.abs(confidences[row, : len(text)] - np.array(reading.character_confidences))
+            if text != prediction.text:
+                raise DptrError(f"{path} reads {text!r} where torch reads {prediction.text!r} (image {start + row})")
+            apart = np.abs(confidences[row, : len(text)] - np.array(prediction.character_confidences))
             largest = max(largest, float(apart.max(initial=0.0)))
     if largest > TOLERANCE:
         raise DptrError(f"{path} gives scores up to {largest:.1e} away from torch's; {TOLERANCE:.0e} is allowed")

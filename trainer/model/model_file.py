@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dptr.cache import hub
-from dptr.cache.charset import Charset
 from dptr.cache.choices import BUNDLED_RECOGNISERS
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import WEIGHTS_FILE
 from dptr.cache.plain_json import what_is_wrong
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path, sha256_of
-from dptr.cache.word_counts import DEFAULT_WEIGHT, Lexicon, pack, unpack
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.lexicon import DEFAULT_WEIGHT, Lexicon, pack, unpack
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 from dptr.trainer.model.trained import RunKind, Trained
 from dptr.trainer.recipe import WIDEST, Recipe, load_saved_recipe, recipe_to_toml
@@ -49,7 +49,7 @@ class ModelFile:
 
     @classmethod
     def open(cls, path: Path) -> ModelFile:
-        """Check the seal of what :func:`save_model` wrote and read its header.
+        """Check the checksum of what :func:`save_model` wrote and read its header.
 
         Raises:
             UserError: the file holds something else. DamagedStore: it cannot be read.
@@ -112,11 +112,11 @@ def save_model(run: Trained, path: Path, half: bool = False, words: Lexicon | No
         "dptr_recipe": recipe_to_toml(run.recipe),
         "dptr_charset": run.charset.text,
         "dptr_memory_dim": str(run.memory_dim),
-        **sealed.METADATA,
+        **checksummed.METADATA,
     }
     weights = {
         name: (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
-        for name, tensor in run.weights().items()
+        for name, tensor in finite_weights(run).items()
     }
     unfit = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if unfit:
@@ -126,7 +126,23 @@ def save_model(run: Trained, path: Path, half: bool = False, words: Lexicon | No
         header[_WEIGHT] = f"{words.weight:g}"
     with atomic_path(path) as temporary:
         save_tensors(weights, temporary, header)
-        sealed.seal(temporary)
+        checksummed.checksum(temporary)
+
+
+def finite_weights(run: Trained) -> dict[str, Tensor]:
+    """Return a model's weights by name.
+
+    Raises:
+        UserError: a value is not finite.
+    """
+    weights = run.weights()
+    for name, tensor in weights.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(
+                f"{name} of {run.name} holds values that are not finite: its training diverged",
+                "Train again, with a lower learning rate or gradient clipping",
+            )
+    return weights
 
 
 def from_hub(name: str) -> Path:
@@ -158,16 +174,16 @@ def load_model(path: Path, device: str = "cpu") -> Recognizer:
 
 
 def _header(path: Path) -> dict[str, str]:
-    sealed.require_sealed(path)
+    checksummed.require_checksum(path)
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise DamagedStore(f"{path} cannot be read ({error})", "Export it again") from error
     version = header.get("dptr_format_version", "1")
-    if version not in ("1", str(sealed.FORMAT_VERSION)):
+    if version not in ("1", str(checksummed.FORMAT_VERSION)):
         raise UserError(
-            f"{path} has format version {version[:20]!r}, this dptr reads {sealed.FORMAT_VERSION}", "Update dptr"
+            f"{path} has format version {version[:20]!r}, this dptr reads {checksummed.FORMAT_VERSION}", "Update dptr"
         )
-    sealed.require_sealed(path, needed=version != "1")
+    checksummed.require_checksum(path, needed=version != "1")
     return header

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.word_counts import DEFAULT_WEIGHT
-from dptr.trainer.model.character_model import CharacterModel
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.lexicon import DEFAULT_WEIGHT
+from dptr.trainer.model.beam_search import Candidate, search
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
 from dptr.trainer.model.decoders.ctc import CtcDecoder, ctc_loss
@@ -26,9 +26,9 @@ from dptr.trainer.model.encoders.clip import ClipEncoder
 from dptr.trainer.model.encoders.given import GivenTokens
 from dptr.trainer.model.fmu import FeatureMergeUnit
 from dptr.trainer.model.folding import fold_batch_norms, halve
+from dptr.trainer.model.language_model import CharacterModel
 from dptr.trainer.model.layers import grid_positions
 from dptr.trainer.model.trained import Trained
-from dptr.trainer.model.word_search import Candidate, search
 from dptr.trainer.recipe import Recipe
 
 _FORMER_CTC_HEAD = "column_head."
@@ -40,8 +40,8 @@ _POOLING = (ClipEncoder, GivenTokens)
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What was read from one image.
+class Prediction:
+    """The prediction for one image.
 
     Attributes:
         text: the characters. confidence: product of the probabilities of all characters and the end.
@@ -58,7 +58,7 @@ class Recognizer(nn.Module):
 
     Args:
         recipe: sizes of all parts. charset: what it can read.
-        memory_dim: width of the memory its decoder reads, that of the text states it was pre-trained on.
+        memory_dim: width of the memory its decoder reads, that of the text embeddings it was pre-trained on.
         encoder: in place of the recipe's.
     """
 
@@ -157,32 +157,39 @@ class Recognizer(nn.Module):
         self._words = None if counts is None else CharacterModel(counts, self.charset, weight)
 
     @torch.inference_mode()
-    def read(self, images: Tensor) -> list[Reading]:
+    def read(self, images: Tensor) -> list[Prediction]:
         """Read a batch of images, shape as in :meth:`memory`; the module should be in evaluation mode."""
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self._in_bfloat16):
             memory = self.memory(images)
             if isinstance(self.decoder, CtcDecoder):
-                chances = self.decoder(memory).float().log_softmax(-1)
+                log_probabilities = self.decoder(memory).float().log_softmax(-1)
             else:
                 confidences, ids = self.decoder.decode(memory).float().softmax(-1).max(-1)
         if isinstance(self.decoder, CtcDecoder):
-            return self._in_columns(self.decoder, chances.cpu().numpy())
+            return self._in_columns(self.decoder, log_probabilities.cpu().numpy())
         rows = zip(ids.cpu().numpy(), confidences.cpu().numpy(), strict=True)
         return [_reading(row, certain, self.charset) for row, certain in rows]
 
-    def _in_columns(self, decoder: CtcDecoder, chances: NDArray[np.float32]) -> list[Reading]:
+    def _in_columns(self, decoder: CtcDecoder, log_probabilities: NDArray[np.float32]) -> list[Prediction]:
         """Read log-probabilities of columns (batch, columns, classes), with words where that leaves doubt."""
-        readings = [_reading(*decoder.joined(columns), self.charset) for columns in chances]
+        predictions = [_reading(*decoder.joined(columns), self.charset) for columns in log_probabilities]
         if self._words is None:
-            return readings
-        unsure = [index for index, reading in enumerate(readings) if reading.confidence < _SURE]
-        for index, candidates in zip(unsure, search([chances[index] for index in unsure], self._words), strict=True):
-            readings[index] = _among(candidates, self.charset)
-        return readings
+            return predictions
+        unsure = [index for index, prediction in enumerate(predictions) if self._leaves_doubt(prediction, self._words)]
+        for index, candidates in zip(
+            unsure, search([log_probabilities[index] for index in unsure], self._words), strict=True
+        ):
+            predictions[index] = _among(candidates, self.charset)
+        return predictions
+
+    @staticmethod
+    def _leaves_doubt(prediction: Prediction, words: CharacterModel) -> bool:
+        """Return whether words may say better: numbers, codes and plates are no words, unless the list has some."""
+        return prediction.confidence < _SURE and (words.has_digits or not any(map(str.isdigit, prediction.text)))
 
 
 def require_ctc(has_ctc: bool, name: str = "this recogniser") -> None:
-    """Refuse words for a decoder that is not CTC.
+    """Reject words for a decoder that is not CTC.
 
     Raises:
         UserError: it is another.
@@ -197,10 +204,10 @@ def _merging(recipe: Recipe, encoder: Encoder, memory_dim: int) -> nn.Module:
     """Return what turns the encoder's tokens into the memory."""
     fmu, pooled = recipe.fmu, recipe.memory.kind == "pooled"
     if pooled and isinstance(encoder, _POOLING):
-        # The tower has merged its tokens itself; there is nothing left to do.
+        # The encoder has merged its tokens itself; there is nothing left to do.
         if encoder.dim != memory_dim:
             raise UserError(
-                f"the image tower's vectors are {encoder.dim} wide, the decoder reads {memory_dim}",
+                f"the image encoder's vectors are {encoder.dim} wide, the decoder reads {memory_dim}",
                 "Use the CLIP that the text was embedded with",
             )
         return nn.Identity()
@@ -216,8 +223,7 @@ def _merging(recipe: Recipe, encoder: Encoder, memory_dim: int) -> nn.Module:
             "queries of the Feature Merge Unit start at the columns of one width, encoder.image_widths gives several",
             "Leave image_widths empty, or set fmu.kind = none",
         )
-    queries = 1 if pooled else fmu.queries
-    return FeatureMergeUnit(encoder.dim, memory_dim, queries, encoder.grid[1], fmu.heads, fmu.dropout)
+    return FeatureMergeUnit(encoder.dim, memory_dim, encoder.grid[1], fmu, queries=1 if pooled else None)
 
 
 def with_present_names(weights: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,16 +254,16 @@ def load_recognizer(run: Trained, device: str = "cpu") -> Recognizer:
     return recognizer.to(device)
 
 
-def _reading(ids: NDArray[np.int64], confidences: NDArray[np.float32], charset: Charset) -> Reading:
+def _reading(ids: NDArray[np.int64], confidences: NDArray[np.float32], charset: Charset) -> Prediction:
     text, places = charset.decode_with_places(ids)
     counted = confidences[: len(places) + 1]
-    return Reading(text, float(counted.prod()), confidences[places].tolist())
+    return Prediction(text, float(counted.prod()), confidences[places].tolist())
 
 
-def _among(candidates: Sequence[Candidate], charset: Charset) -> Reading:
+def _among(candidates: Sequence[Candidate], charset: Charset) -> Prediction:
     """Return the likeliest candidate; a character is as certain as candidates agree who agreed up to it."""
     classes, share = candidates[0]
     agreed = [sum(part for text, part in candidates if text[:n] == classes[:n]) for n in range(len(classes) + 1)]
     confidences = [after / before for before, after in pairwise(agreed)]
     text, places = charset.decode_with_places(np.array(classes, np.int64))
-    return Reading(text, share, [confidences[place] for place in places])
+    return Prediction(text, share, [confidences[place] for place in places])

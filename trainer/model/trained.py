@@ -6,8 +6,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from dptr.cache.charset import Charset
-from dptr.cache.word_counts import Lexicon
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.lexicon import Lexicon
 from dptr.trainer.recipe import Recipe
 
 #: The stage that made a model.

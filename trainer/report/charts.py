@@ -86,47 +86,14 @@ def line_chart(
         if logarithmic:
             _powers_of_ten(axes)
         else:
-            axes.set_ylim(bottom=0, top=1 if share else None)
+            if share:
+                axes.set_ylim(0, 1)
+            elif max(points[:, 1].max() for points in lines.values()) > 0:
+                axes.set_ylim(bottom=0)
             axes.yaxis.set_major_locator(MaxNLocator(5))
             axes.yaxis.set_major_formatter(FuncFormatter(_per_cent if share else _plain))
         if len(lines) > 1:
             _legend_above(axes)
-
-    return _svg(title, draw)
-
-
-def bars_with_intervals(title: str, bars: Sequence[tuple[str, float, float, float]], across: str) -> Markup:
-    """Draw shares as bars.
-
-    Args:
-        title: what a screen reader says. bars: name, share, and the ends of its interval, all from 0 to 1.
-        across: label of the level axis.
-    """
-
-    def draw(axes: Axes) -> None:
-        shares = np.array([bar[1] for bar in bars])
-        ends = np.abs(np.array([bar[2:] for bar in bars]).T - shares)
-        axes.bar(range(len(bars)), shares, color=_SERIES[0], width=0.7)
-        axes.errorbar(range(len(bars)), shares, ends, fmt="none", ecolor=_INK, elinewidth=1, capsize=3)
-        axes.set_xticks(range(len(bars)), [bar[0] for bar in bars])
-        axes.xaxis.grid(False)
-        axes.set_xlabel(across)
-        axes.set_ylim(0, 1)
-        axes.yaxis.set_major_formatter(FuncFormatter(_per_cent))
-
-    return _svg(title, draw)
-
-
-def scatter(title: str, groups: Mapping[str, NDArray[np.floating]], across: str, upwards: str) -> Markup:
-    """Draw groups of points, each (points, 2), in one plane with equal scales."""
-
-    def draw(axes: Axes) -> None:
-        for (name, points), colour in zip(groups.items(), _SERIES, strict=False):
-            axes.scatter(points[:, 0], points[:, 1], s=7, color=colour, alpha=0.75, linewidths=0, label=name)
-        axes.set_xlabel(across)
-        axes.set_ylabel(upwards)
-        axes.set_aspect("equal", adjustable="datalim")
-        _legend_above(axes)
 
     return _svg(title, draw)
 

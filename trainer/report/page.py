@@ -32,8 +32,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells below column names; without names the first cell of each row names it."""
+    """Rows of cells below a title and column names; without names the first cell of each row names it."""
 
+    title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
 
@@ -56,8 +57,8 @@ class Section:
     tables: Sequence[Table] = field(default_factory=tuple)
 
 
-def render(title: str, sections: Sequence[Section]) -> str:
-    """Return the whole page. Every text in it is escaped; it loads no other file."""
+def render(title: str, headline: str, summary: str, sections: Sequence[Section]) -> str:
+    """Return the whole page, with the result and a sentence on it first; texts are escaped, and it loads no file."""
     environment = Environment(
         loader=PackageLoader("dptr.trainer.report", "."),
         autoescape=True,
@@ -65,7 +66,9 @@ def render(title: str, sections: Sequence[Section]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.jinja").render(title=title, sections=sections)
+    return environment.get_template("page.html.jinja").render(
+        title=title, headline=headline, summary=summary, sections=sections
+    )
 
 
 def text_row(*values: object) -> list[Cell]:

@@ -1,25 +1,27 @@
-"""A run as one self-contained HTML page: its curves, what it reads, and, by stage, the noise or the FMU's attention."""
+"""A run as one self-contained HTML page: the result, curves, predictions, attention maps, and how it was made."""
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import UserError
-from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, RUN_FILE, TIMINGS_FILE
+from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, PREDICTIONS_FOLDER, RUN_FILE, TIMINGS_FILE
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.word_images.dataset import WordImages
-from dptr.trainer.model.recognizer import load_recognizer
 from dptr.trainer.report.charts import line_chart
-from dptr.trainer.report.image_readings import image_sections
 from dptr.trainer.report.page import Chart, Section, Table, render, text_row
-from dptr.trainer.report.prompt_readings import prompt_sections
+from dptr.trainer.report.predictions import accuracy, crop_sections, prompt_sections
 from dptr.trainer.training.runs import Run
 
 _RECIPE_SECTIONS = {
@@ -48,7 +50,7 @@ def report(
     Args:
         run: a run with a checkpoint. out: the file to write.
         crops: labelled word images to read, for a fine-tuning run.
-        stores: what a pre-training run was trained on; without it the page has no readings and no noise.
+        stores: what a pre-training run was trained on; without it the page has no predictions and no noise.
 
     Raises:
         UserError: the run has not trained far enough, or crops are given for a decoder without an encoder.
@@ -58,37 +60,60 @@ def report(
         run.require_recogniser()
     if not (run.folder / METRICS_FILE).is_file():
         raise UserError(f"{run.folder} has no metrics yet", "Let it train further")
-    sections = [_training(run)]
+    metrics, damaged = logged(run.folder / METRICS_FILE)
+    sections = [_curves(run, metrics)]
     if run.kind == "pretrain" and stores is not None:
         sections += prompt_sections(run, *stores)
     if run.kind == "finetune" and crops is not None:
-        sections += image_sections(load_recognizer(run), crops)
-    sections += [_facts(run), _recipe(run)]
+        sections += crop_sections(run, crops)
+    sections.append(_made(run))
+    summary = f"{run.step():,} steps."
+    if damaged:
+        summary += f" {damaged} lines of {METRICS_FILE} are damaged and not drawn."
     with atomic_path(out) as temporary:
         # Names of files need not be UTF-8; what cannot be written is written as its code.
-        page = render(f"dptr: {run.folder.name}", sections)
+        page = render(f"dptr: {run.folder.name}", _headline(run, metrics), summary, sections)
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     return ReportSummary(out, len(sections), time.monotonic() - started)
 
 
-def _training(run: Run) -> Section:
-    metrics, damaged = logged(run.folder / METRICS_FILE)
+def _headline(run: Run, metrics: Sequence[dict[str, Any]]) -> str:
+    """Say the validation accuracy before training and at the best step."""
+    measured = [point for point in points(metrics, "validation_accuracy") if math.isfinite(point[1])]
+    if not measured:
+        return "Not validated yet"
+    step, best = max(measured, key=lambda point: point[1])
+    words = _validation_words(run)
+    said = accuracy(round(best * words), words) if words else f"{best:.1%}"
+    before = f", from {measured[0][1]:.1%} at step {measured[0][0]:,}" if measured[0][0] < step else ""
+    return f"Validation word accuracy {said} at step {step:,}{before}"
+
+
+def _validation_words(run: Run) -> int:
+    """Return how many words a run validates on; of a share of the data, about how many."""
+    kept = run.folder / PREDICTIONS_FOLDER / "validation_words.parquet"
+    if run.kind == "pretrain":
+        return pq.read_metadata(kept).num_rows if kept.is_file() else 0
+    if run.kind != "finetune":
+        return 0
+    known = run.data.get("validation") or {}
+    images = run.data.get("images") or {}
+    return int(known.get("rows") or round(run.recipe.finetune.validation_share * images.get("rows", 0)))
+
+
+def _curves(run: Run, metrics: Sequence[dict[str, Any]]) -> Section:
     timings, _ = logged(run.folder / TIMINGS_FILE)
-    shares = sorted(
+    keys = sorted(
         {key for line in metrics for key in line if key.startswith(("validation_accuracy", "validation_top"))}
     )
-    validation = {key.removeprefix("validation_").replace("_", " "): points(metrics, key) for key in shares}
+    validation = {key.removeprefix("validation_").replace("_", " "): points(metrics, key) for key in keys}
     drawings = {
         "Training loss": line_chart("loss", {"loss": points(metrics, "loss")}, "loss", logarithmic=True),
-        "Validation": line_chart("validation", validation, "share read exactly", share=True),
+        "Validation": line_chart("validation", validation, "word accuracy", share=True),
         "Learning rate": line_chart("learning rate", {"": points(metrics, "learning_rate")}, "learning rate"),
         "Speed": line_chart("speed", {"": points(timings, "rows_per_second")}, "rows a second"),
     }
-    charts = [Chart(drawing, caption) for caption, drawing in drawings.items() if drawing is not None]
-    said = f"{run.step():,} steps done."
-    if damaged:
-        said += f" {damaged} lines of {METRICS_FILE} are damaged and not drawn."
-    return Section("Training", said, charts)
+    return Section("Curves", charts=[Chart(drawing, name) for name, drawing in drawings.items() if drawing is not None])
 
 
 def logged(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -107,25 +132,33 @@ def points(lines: Sequence[dict[str, Any]], key: str) -> list[tuple[float, float
     return [(line["step"], line[key]) for line in lines if key in line]
 
 
-def _facts(run: Run) -> Section:
-    described = json.loads((run.folder / RUN_FILE).read_text(encoding="utf-8"))
-    rows = [
-        text_row("stage", run.kind),
-        text_row("charset", f"{len(run.charset.characters)} characters: {''.join(run.charset.characters)}"),
-        text_row("memory", f"{run.memory_dim} wide"),
-        *(text_row(name, version) for name, version in described.get("versions", {}).items()),
-        *(text_row(f"data: {name}", json.dumps(value, ensure_ascii=False)) for name, value in run.data.items()),
-    ]
-    return Section("The run", tables=[Table([], rows)])
-
-
-def _recipe(run: Run) -> Section:
+def _made(run: Run) -> Section:
+    """Return from what, with what and by which settings a run was made."""
+    described = checksummed.read_json(run.folder / RUN_FILE)
+    facts = {
+        "stage": run.kind,
+        "characters": f"{len(run.charset.characters)}: {''.join(run.charset.characters)}",
+        "memory width": run.memory_dim,
+        **flat(run.data),
+        **described.get("versions", {}),
+    }
     recipe = run.recipe.model_dump()
-    tables = [
-        Table([name, ""], [text_row(key, value) for key, value in recipe[name].items() if value != ""])
-        for name in _RECIPE_SECTIONS[run.kind]
-    ]
-    return Section("Recipe", "As resolved from defaults, recipe and options.", tables=tables)
+    tables = [Table("Run", [], [text_row(name, value) for name, value in facts.items()])]
+    for name in _RECIPE_SECTIONS[run.kind]:
+        rows = [text_row(key, value) for key, value in recipe[name].items() if value != ""]
+        tables.append(Table(f"Recipe: {name}", [], rows))
+    return Section("How it was made", tables=tables)
+
+
+def flat(data: dict[str, Any], before: str = "") -> dict[str, object]:
+    """Return nested values by the names that lead to them, as in ``images.rows``; nothing for None."""
+    found: dict[str, object] = {}
+    for name, value in data.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{before}{name}.")
+        elif value is not None:
+            found[before + name] = value
+    return found
 
 
 def matching_stores(run: Run, folders: Sequence[Path]) -> tuple[PromptStore, OrpBank | None] | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import CHECKPOINTS_FOLDER, SAFETENSORS, STATE_FILE
 from dptr.cache.plain_json import what_is_wrong
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import flush, sha256_of
 from dptr.trainer.tensor_file import save_tensors
 
@@ -49,7 +49,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, dict[str, Tensor]], state: 
             save_tensors({key: value.detach().contiguous() for key, value in group.items()}, path)
             flush(path)
         hashes = {path.name: sha256_of(path) for path in sorted(new.iterdir())}
-        sealed.write_json(new / STATE_FILE, {**state, "files": hashes})
+        checksummed.write_json(new / STATE_FILE, {**state, "files": hashes})
         flush(new)
         shutil.rmtree(old, ignore_errors=True)
         if folder.exists():
@@ -79,7 +79,7 @@ def load_state(folder: Path, only: Collection[str] | None = None) -> dict[str, A
     Raises:
         DamagedStore: a file is missing or changed. UserError: it is of a newer format.
     """
-    state = sealed.read_json(folder / STATE_FILE)
+    state = checksummed.read_json(folder / STATE_FILE)
     try:
         files = dict(state["files"])
         needed = files if only is None else {name: files[name] for name in map(file_of, only)}

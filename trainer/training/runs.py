@@ -13,14 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, DptrError, UserError
 from dptr.cache.file_names import LEXICON_FILE, RECIPE_FILE, RUN_FILE, STATE_FILE
 from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.progress import note
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.lock import locked
-from dptr.cache.word_counts import Lexicon
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.lexicon import Lexicon
 from dptr.trainer.model.decoders import emitted_by
 from dptr.trainer.model.trained import RunKind as RunKind
 from dptr.trainer.model.trained import Trained as Trained
@@ -79,8 +79,8 @@ class Run:
         if not path.is_file():
             raise UserError(f"{folder} is not a run (no {RUN_FILE})", "Name a folder that pretrain or finetune made")
         try:
-            info = sealed.read_json(path)
-            sealed.require_sealed(folder / RECIPE_FILE, needed=True)
+            info = checksummed.read_json(path)
+            checksummed.require_checksum(folder / RECIPE_FILE, needed=True)
             recipe = load_saved_recipe((folder / RECIPE_FILE).read_text(encoding="utf-8"), str(folder / RECIPE_FILE))
             return cls(
                 folder,
@@ -144,7 +144,7 @@ class Run:
         if not path.is_file():
             return None
         try:
-            kept = sealed.read_json(path)
+            kept = checksummed.read_json(path)
             return Lexicon(kept["counts"], float(kept["weight"]))
         except (ValueError, KeyError, TypeError) as error:
             raise DamagedStore(f"{path} is damaged: {what_is_wrong(error)}", "Train again") from error
@@ -155,7 +155,7 @@ class Run:
         if lexicon is None:
             path.unlink(missing_ok=True)
         else:
-            sealed.write_json(path, {"weight": lexicon.weight, "counts": dict(lexicon.counts)})
+            checksummed.write_json(path, {"weight": lexicon.weight, "counts": dict(lexicon.counts)})
 
     def keep_untrained(self, tensors: dict[str, Tensor]) -> None:
         """Save, once, weights that belong to the model and that training does not touch, if there are any."""
@@ -194,7 +194,7 @@ class TrainingSummary:
 
     Attributes:
         out: the run's folder. rows: what it trained on. computed: rows drawn by this call.
-        quarantined: inputs that were refused or could not be read.
+        quarantined: inputs that were rejected or could not be read.
         steps: optimiser steps of the run, earlier calls' included. seconds: of this call.
         metrics: the newest validation's.
     """
@@ -271,7 +271,7 @@ def _require_same(known: Run, wanted: Run) -> None:
         differing.append("charset")
     if known.data != wanted.data:
         what = [named for key, named in _DATA.items() if known.data.get(key) != wanted.data.get(key)]
-        differing.append(f"data ({', '.join(what)})")
+        differing.append(f"data ({', '.join(what)})" if what else "data")
     if not differing:
         return
     advice = "Choose another folder with -o, or go back to the old settings and stores"
@@ -307,11 +307,11 @@ def _describe(run: Run) -> None:
         "clip_weights": run.clip_weights,
         "versions": {"dptr": __version__, "torch": torch.__version__, "python": platform.python_version()},
     }
-    sealed.write_json(run.folder / RUN_FILE, info)
+    checksummed.write_json(run.folder / RUN_FILE, info)
 
 
 def _write_recipe(folder: Path, recipe: Recipe) -> None:
-    sealed.write_text(folder / RECIPE_FILE, f"{recipe_to_toml(recipe)}# {sealed.UNSEALED}\n")
+    checksummed.write_text(folder / RECIPE_FILE, f"{recipe_to_toml(recipe)}# {checksummed.WITHOUT_CHECKSUM}\n")
 
 
 def charset_in(folder: Path) -> Charset | None:

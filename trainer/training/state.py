@@ -75,7 +75,7 @@ class TrainState:
         metrics: the newest validation metrics.
         unlogged: loss and gradient norm of the newest step while it is not yet logged and validated.
         not_finite_at: the first step whose loss or gradient was NaN or infinite, a tensor () on the loss's device; 0:
-            none. Reading it makes a GPU finish what is queued.
+            none. Prediction it makes a GPU finish what is queued.
         buffers: the model's buffers as they were before the step under way.
     """
 

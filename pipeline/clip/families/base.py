@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dptr.cache.word_images.dataset import preprocess
+from dptr.cache.crops.dataset import preprocess
 
 if TYPE_CHECKING:
     import torch
@@ -69,33 +69,33 @@ class Family:
         return int(model.config.text_config.vocab_size)
 
     def text_dim(self, model: Any) -> int:
-        """Return how wide the text encoder's states are."""
+        """Return how wide the text encoder's embeddings are."""
         return int(model.config.text_config.hidden_size)
 
     def joint_dim(self, model: Any) -> int:
         """Return how wide the joint space of texts and images is."""
         return int(model.config.projection_dim)
 
-    def text_states(self, model: Any, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Run token ids (batch, length) to states (batch, length, text_dim); ``mask`` is 1 where a token is real."""
-        states: torch.Tensor = self.text_model(model)(input_ids=ids, attention_mask=mask).last_hidden_state
-        return states
+    def text_embeddings(self, model: Any, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Embed token ids (batch, length) as (batch, length, text_dim); ``mask`` is 1 where a token is real."""
+        embeddings: torch.Tensor = self.text_model(model)(input_ids=ids, attention_mask=mask).last_hidden_state
+        return embeddings
 
-    def project_text(self, model: Any, states: torch.Tensor) -> torch.Tensor:
-        """Take states (..., text_dim) to the joint space (..., joint_dim)."""
-        projected: torch.Tensor = model.text_projection(states)
+    def project_text(self, model: Any, embeddings: torch.Tensor) -> torch.Tensor:
+        """Take embeddings (..., text_dim) to the joint space (..., joint_dim)."""
+        projected: torch.Tensor = model.text_projection(embeddings)
         return projected
 
-    def pool_text(self, model: Any, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def pool_text(self, model: Any, embeddings: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Make pooled vectors (batch, joint_dim) of what ran (batch, length, text_dim), of ``lengths`` (batch,)."""
-        last = states.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, states.shape[2]))[:, 0]
+        last = embeddings.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, embeddings.shape[2]))[:, 0]
         return self.project_text(model, last)
 
     def text_features(self, model: Any, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Run prompts, padded (batch, length), by the library's own forward, for comparison.
 
         Returns:
-            states (batch, length, text_dim) and pooled vectors (batch, joint_dim).
+            embeddings (batch, length, text_dim) and pooled vectors (batch, joint_dim).
         """
         output = model.get_text_features(input_ids=ids, attention_mask=mask if self.way == "exact length" else None)
         return output.last_hidden_state, output.pooler_output
@@ -120,7 +120,7 @@ class Family:
         mean, std = (np.array(v, np.float32)[:, None, None] for v in (processor.image_mean, processor.image_std))
         return np.asarray((preprocess(image, side, side).astype(np.float32) / 255 - mean) / std, np.float32)
 
-    def image_states(self, model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def image_embeddings(self, model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Run pictures (batch, 3, height, width).
 
         Returns:

@@ -11,19 +11,19 @@ if TYPE_CHECKING:
 
 
 class ChineseClip(Family):
-    """A BERT's states; the state of ``[CLS]``, projected, is the pooled vector. Its mask hides padding."""
+    """A BERT's embeddings; the state of ``[CLS]``, projected, is the pooled vector. Its mask hides padding."""
 
     way: Way = "exact length"
     vision = "ChineseCLIPVision"
     image_processor = "ChineseCLIPImageProcessorPil"
 
-    def pool_text(self, model: Any, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def pool_text(self, model: Any, embeddings: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """See :meth:`Family.pool_text`: the first of (batch, length, text_dim), whatever the lengths (batch,)."""
-        return self.project_text(model, states[:, 0])
+        return self.project_text(model, embeddings[:, 0])
 
 
 class AltClip(ChineseClip):
-    """An XLM-R's states, brought to the width of the CLIP that it learnt from; else as Chinese-CLIP."""
+    """An XLM-R's embeddings, brought to the width of the CLIP that it learnt from; else as Chinese-CLIP."""
 
     vision = "AltCLIPVision"
     image_processor = "CLIPImageProcessorPil"

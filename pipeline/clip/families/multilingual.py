@@ -1,7 +1,7 @@
 """A text encoder of many languages beside the image encoder of the CLIP whose joint space it learnt: ``TEXT+IMAGE``.
 
-It is a sentence encoder: a BERT or XLM-R, the mean of its states, and a projection. M-CLIP publishes them as one file,
-sentence-transformers as a folder for each of the three.
+It is a sentence encoder: a BERT or XLM-R, the mean of its embeddings, and a projection. M-CLIP publishes them as one
+file, sentence-transformers as a folder for each of the three.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TextModel(torch.nn.Module):
 
 
 class Multilingual(Family):
-    """The text half of a pair: looks both ways, its mask hides padding, the mean of a prompt's states is pooled."""
+    """The text half of a pair: looks both ways, its mask hides padding, the mean of a prompt's embeddings is pooled."""
 
     way: Way = "exact length"
 
@@ -73,20 +73,20 @@ class Multilingual(Family):
         """See :meth:`Family.joint_dim`."""
         return int(model.projection.out_features)
 
-    def project_text(self, model: Any, states: torch.Tensor) -> torch.Tensor:
+    def project_text(self, model: Any, embeddings: torch.Tensor) -> torch.Tensor:
         """See :meth:`Family.project_text`: (..., text_dim) to (..., joint_dim)."""
-        projected: torch.Tensor = model.projection(states)
+        projected: torch.Tensor = model.projection(embeddings)
         return projected
 
-    def pool_text(self, model: Any, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def pool_text(self, model: Any, embeddings: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """See :meth:`Family.pool_text`: the mean of the real ones of (batch, length, text_dim)."""
-        real = (torch.arange(states.shape[1], device=states.device) < lengths[:, None]).to(states.dtype)
-        return self.project_text(model, (states * real[..., None]).sum(1) / lengths[:, None])
+        real = (torch.arange(embeddings.shape[1], device=embeddings.device) < lengths[:, None]).to(embeddings.dtype)
+        return self.project_text(model, (embeddings * real[..., None]).sum(1) / lengths[:, None])
 
     def text_features(self, model: Any, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """See :meth:`Family.text_features`: (batch, length, text_dim) and (batch, joint_dim)."""
-        states = self.text_states(model, ids, mask)
-        return states, self.pool_text(model, states, mask.sum(1))
+        embeddings = self.text_embeddings(model, ids, mask)
+        return embeddings, self.pool_text(model, embeddings, mask.sum(1))
 
 
 def load_text_encoder(folder: Path) -> TextModel:

@@ -56,17 +56,17 @@ class Siglip(Family):
         """See :meth:`Family.joint_dim`."""
         return int(model.config.vision_config.hidden_size)
 
-    def project_text(self, model: Any, states: torch.Tensor) -> torch.Tensor:
+    def project_text(self, model: Any, embeddings: torch.Tensor) -> torch.Tensor:
         """See :meth:`Family.project_text`: (..., text_dim) to (..., joint_dim)."""
-        projected: torch.Tensor = model.text_model.head(states)
+        projected: torch.Tensor = model.text_model.head(embeddings)
         return projected
 
-    def pool_text(self, model: Any, states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def pool_text(self, model: Any, embeddings: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """See :meth:`Family.pool_text`: the last of (batch, length, text_dim), padding or not."""
-        return self.project_text(model, states[:, -1])
+        return self.project_text(model, embeddings[:, -1])
 
-    def image_states(self, model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See :meth:`Family.image_states`: (batch, 3, height, width) to (batch, tokens, dim) and (batch, dim)."""
+    def image_embeddings(self, model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See :meth:`Family.image_embeddings`: (batch, 3, height, width) to (batch, tokens, dim) and (batch, dim)."""
         output = model.vision_model(**self._inputs(model, pixels))
         hidden = output.last_hidden_state
         tokens: torch.Tensor = model.vision_model.head(hidden.flatten(0, 1)[:, None]).view_as(hidden)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,15 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, PREDICTIONS_FOLDER, RECIPE_FILE, RUN_FILE
-from dptr.cache.sql.prompt import history_file, words
 from dptr.cache.sql.query import ask
-from dptr.cache.sql.views import connect
+from dptr.cache.sql.views import connect, write_views
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA as CROPS_SCHEMA
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA
-from dptr.cache.stores.shards import States, write_shard
+from dptr.cache.stores.shards import Embeddings, write_shard
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
+from dptr.trainer.predictions import keep_validation_predictions
 
 LABELS = ["street", "straße", "東京"]
 QUERY = "select label, id, pooled from prompts order by label"
@@ -33,18 +35,18 @@ QUERY = "select label, id, pooled from prompts order by label"
 def workspace(tmp_path: Path) -> Workspace:
     workspace = Workspace(tmp_path / "it's a [workspace]")
     rows = len(LABELS)
-    states = States(np.ones((rows, 4), np.float32), np.ones(rows, np.int64), np.eye(rows, 4, dtype=np.float32))
+    embeddings = Embeddings(np.ones((rows, 4), np.float32), np.ones(rows, np.int64), np.eye(rows, 4, dtype=np.float32))
     columns: dict[str, Any] = {field.name: range(rows) for field in CATALOGUE_SCHEMA}
     columns |= {"label": LABELS, "prompt": LABELS, "source": LABELS, "token_ids": [[1]] * rows}
     columns["token_letters"] = [[1]] * rows
     prompts = Manifest("prompts", {"encoder": "made up", "weights": "w", "charset": "abc"})
     table = pa.table(columns, CATALOGUE_SCHEMA)
-    prompts.shards.append(write_shard(workspace.prompts, 0, table, states, "float16", {}))
+    prompts.shards.append(write_shard(workspace.prompts, 0, table, embeddings, "float16", {}))
     prompts.save(workspace.prompts)
     columns = {field.name: range(rows) for field in CROPS_SCHEMA}
     columns |= {"image": LABELS, "image_sha256": LABELS, "thumbnail": [b""] * rows}
     bank = Manifest("orp", {"encoder": "made up", "weights": "w"})
-    bank.shards.append(write_shard(workspace.orp, 0, pa.table(columns, CROPS_SCHEMA), states, "float16", {}))
+    bank.shards.append(write_shard(workspace.orp, 0, pa.table(columns, CROPS_SCHEMA), embeddings, "float16", {}))
     bank.save(workspace.orp)
     for name in ("one", "two"):
         run = workspace.runs / name
@@ -52,7 +54,7 @@ def workspace(tmp_path: Path) -> Workspace:
         (run / RUN_FILE).write_text(json.dumps({"kind": "finetune"}))
         (run / RECIPE_FILE).write_text("")
         (run / METRICS_FILE).write_text('{"step": 1, "loss": 2.5}\n')
-        read = pa.table({"truth": ["street"], "reading": [name]})
+        read = pa.table({"ground_truth": ["street"], "prediction": [name]})
         pq.write_table(read, run / PREDICTIONS_FOLDER / "a.parquet")
     return workspace
 
@@ -113,32 +115,26 @@ def test_what_cannot_be_written_leaves_no_file(
 
 
 @pytest.mark.parametrize("option", ["-o", "--open"])
-def test_nothing_in_a_store_or_a_run_is_replaced(
+def test_nothing_of_a_store_or_a_run_is_replaced(
     workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
-    (tmp_path / "way round").symlink_to(workspace.prompts)
     (tmp_path / "linked.csv").symlink_to(workspace.prompts / MANIFEST_FILE)
-    elsewhere = tmp_path / "elsewhere"
-    workspace.orp.rename(elsewhere)  # a store is one wherever it lies
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for place in (
         workspace.prompts / MANIFEST_FILE,
-        workspace.prompts / "new.csv",
+        workspace.prompts / "part-00000.parquet",
         workspace.runs / "one" / RUN_FILE,
         workspace.runs / "one" / "checkpoints" / "new.csv",
-        workspace.runs / "new.csv",
-        elsewhere / "new.csv",
-        tmp_path / "way round" / "new.csv",
         tmp_path / "linked.csv",
     ):
         query = ["select 1", "--format", "csv"] if option == "-o" else []
         assert sql(workspace, *query, option, place) == 2, place
-        assert "only dptr's own files" in capsys.readouterr().err
+        assert "Name another" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.mark.parametrize("query", ["copy (select 1) to 'x'", "with x as (copy (select 1) to 'x') select 1"])
-def test_a_query_that_writes_is_refused_with_a_file_named_too(
+def test_a_query_that_writes_is_rejected_with_a_file_named_too(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -156,12 +152,12 @@ def test_a_file_of_views_answers_other_programs(workspace: Workspace, tmp_path: 
             "select label from prompts order by id",
             "select run, kind from runs order by run",
             "select run, step, loss from metrics order by run",
-            "select run, truth, reading from predictions order by run",
+            "select run, ground_truth, prediction from predictions order by run",
             "from nearest('street', 2)",
             "from nearest_crops('street', 1)",
         ):
             assert there.execute(query).fetchall() == ask(here, query).rows(), query
-        assert there.execute("select run, reading from predictions order by run").fetchall() == [
+        assert there.execute("select run, prediction from predictions order by run").fetchall() == [
             ("one", "one"),
             ("two", "two"),
         ]
@@ -200,15 +196,6 @@ def test_likeness(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> N
     assert "no prompt has the label streat" in capsys.readouterr().err
 
 
-def test_what_tab_completes(workspace: Workspace) -> None:
-    assert {"prompts", "predictions", "label", "truth", "nearest_crops", "select"} <= set(words(connect(workspace)))
-
-
-def test_the_history_lies_where_the_system_wants_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert history_file() == tmp_path / "dptr" / "sql_history"
-
-
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_a_large_answer_is_never_held_in_memory(workspace: Workspace, tmp_path: Path, ending: str) -> None:
     code = (
@@ -225,3 +212,49 @@ def test_a_large_answer_is_never_held_in_memory(workspace: Workspace, tmp_path: 
         peaks.append(int(peak) / 1024)
     # These rows take 180 MB, in Arrow and as Python objects alike.
     assert peaks[1] - peaks[0] < 90
+
+
+@pytest.mark.parametrize("root", ["w*s", "wxs", "a?", "ab", "r[1]", "r1", "[!a]", "b\\c"])
+def test_names_that_are_patterns_are_names(tmp_path: Path, root: str) -> None:
+    runs = ["r1", "r[1]", "w*s", "wxs", "a?", "ab", "**", "{a,b}"]
+    for each in {root, "wxs", "ab", "r1", "b"}:
+        for run in runs:
+            folder = tmp_path / each / "runs" / run
+            folder.mkdir(parents=True)
+            checksummed.write_json(folder / RUN_FILE, {"kind": "finetune", "name": each + run})
+            (folder / METRICS_FILE).write_text(json.dumps({"step": 1, "name": each + run}) + "\n")
+            keep_validation_predictions(folder, ["word"], [each + run])
+    workspace, out = Workspace(tmp_path / root), tmp_path / "views.duckdb"
+    expected = sorted((run, root + run) for run in runs)
+    write_views(workspace, out)
+    with duckdb.connect(str(out), read_only=True) as there:
+        for table, column in (("runs", "name"), ("metrics", "name"), ("predictions", "prediction")):
+            query = f"select run, {column} from {table} order by all"
+            assert ask(connect(workspace), query).rows() == expected
+            if root != "b\\c" or table != "predictions":  # DuckDB takes a backslash before a pattern for a separator
+                assert there.execute(query).fetchall() == expected
+
+
+def test_a_name_that_a_file_of_views_cannot_give_is_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "b\\c" / "runs" / "a?"
+    folder.mkdir(parents=True)
+    checksummed.write_json(folder / RUN_FILE, {"kind": "finetune"})
+    keep_validation_predictions(folder, ["word"], ["word"])
+    assert write_views(Workspace(tmp_path / "b\\c"), tmp_path / "views.duckdb") == ["runs"]
+    assert "left out: predictions" in capsys.readouterr().err
+
+
+def test_the_shell_of_duckdb_opens_where_it_is_installed(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    shell = tmp_path / "bin" / "duckdb"
+    shell.write_text(f'#!/bin/sh\n[ -f "$2" ] && echo "$1" > {tmp_path / "opened"}\n')
+    shell.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{shell.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert sql(workspace) == 0
+    assert (tmp_path / "opened").read_text() == "-readonly\n"

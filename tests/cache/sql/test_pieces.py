@@ -11,13 +11,13 @@ from dptr.cache.file_names import RUN_FILE
 from dptr.cache.sql.views import connect, tables
 from dptr.cache.stores.files import write_json
 from dptr.cache.stores.manifest import Manifest
-from dptr.cache.stores.shards import States, write_shard
+from dptr.cache.stores.shards import Embeddings, write_shard
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
-from dptr.trainer.predictions import keep_readings
+from dptr.trainer.predictions import keep_validation_predictions
 
 BEGIN, QUOTE, END = 0, 1, 2
-#: Label, pieces as token id and letters, and the row with the same states.
+#: Label, pieces as token id and letters, and the row with the same embeddings.
 PROMPTS = [
     ("street", [(10, 2), (11, 4)], 0),
     ("STREET", [(10, 2), (11, 4)], 0),
@@ -33,14 +33,14 @@ def write_prompts(folder: Path, **left_out: bool) -> None:
         "label": [label for label, _, _ in PROMPTS],
         "token_ids": pa.array(ids, pa.list_(pa.int32())),
         "token_letters": pa.array(letters, pa.list_(pa.int16())),
-        "states_of": pa.array([first for _, _, first in PROMPTS]),
+        "embeddings_of": pa.array([first for _, _, first in PROMPTS]),
         "id": pa.array(range(len(PROMPTS))),
     }
     catalogue = pa.table({name: values for name, values in columns.items() if not left_out.get(name)})
     drawn = np.ones((len(PROMPTS), 4), np.float32)
     manifest = Manifest("prompts", {})
-    states = States(drawn, np.ones(len(PROMPTS), np.int64), drawn)
-    manifest.shards.append(write_shard(folder, 0, catalogue, states, "float32", {}))
+    embeddings = Embeddings(drawn, np.ones(len(PROMPTS), np.int64), drawn)
+    manifest.shards.append(write_shard(folder, 0, catalogue, embeddings, "float32", {}))
     manifest.save(folder)
 
 
@@ -48,7 +48,9 @@ def write_run(workspace: Workspace, name: str, right: dict[str, bool]) -> None:
     folder = workspace.runs / name
     folder.mkdir(parents=True)
     write_json(folder / RUN_FILE, {"kind": "pretrain"})
-    keep_readings(folder, list(right), [label.lower() if is_right else "?" for label, is_right in right.items()])
+    keep_validation_predictions(
+        folder, list(right), [label.lower() if is_right else "?" for label, is_right in right.items()]
+    )
 
 
 def test_a_piece_counts_once_a_prompt_whatever_the_case_and_knows_what_it_spells(tmp_path: Path) -> None:
@@ -92,9 +94,9 @@ def test_a_training_keeps_what_it_read_of_validation_words(tmp_path: Path) -> No
     assert run_command(["embed-text", str(tmp_path / "words.txt"), "--charset", "36", *there]) == 0
     assert run_command(["pretrain", "--steps", "2", "-o", str(tmp_path / "runs" / "run"), *changes, *there]) == 0
     connection = connect(Workspace(tmp_path))
-    kept = connection.execute("select truth, reading, correct from predictions where run = 'run'").fetchall()
-    assert {truth for truth, _, _ in kept} < set(words)
+    kept = connection.execute("select ground_truth, prediction, correct from predictions where run = 'run'").fetchall()
+    assert {ground_truth for ground_truth, _, _ in kept} < set(words)
     assert len(kept) > 2
-    assert all(correct == (truth == reading) for truth, reading, correct in kept)
+    assert all(correct == (ground_truth == prediction) for ground_truth, prediction, correct in kept)
     (count,) = connection.execute("select max(words) from pieces where run = 'run'").fetchone()  # type: ignore[misc]
     assert 0 < count <= len(kept)

@@ -7,24 +7,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dptr.cache.errors import TooManyRefused, UserError
+from dptr.cache.errors import TooManyRejected, UserError
 from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.sql.query import ask
-from dptr.cache.sql.views import connect, tables
-from dptr.cache.stores import sealed
+from dptr.cache.sql.views import connect
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.workspace import Workspace
 
 
-def test_refusals_are_kept_with_place_and_reason_even_when_work_is_cut_short(tmp_path: Path) -> None:
+def test_rejections_are_kept_with_place_and_reason_even_when_work_is_cut_short(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     with pytest.raises(KeyboardInterrupt), Quarantine(workspace.prompts / QUARANTINE_FILE) as quarantine:
-        quarantine.refuse("words.txt", 3, "bad\ud800", "not in the charset: x")
-        quarantine.refuse("words.txt", None, "y" * 500, "longer than 25 characters")
+        quarantine.reject("words.txt", 3, "bad\ud800", "not in the charset: x")
+        quarantine.reject("words.txt", None, "y" * 500, "longer than 25 characters")
         raise KeyboardInterrupt
     Manifest("prompts", {}).save(workspace.prompts)
-    answer = ask(connect(workspace), "select * from refused_text order by line")
+    answer = ask(connect(workspace), "select * from rejected_text order by line")
     rows = answer.rows()
     assert answer.columns == ["source", "line", "item", "reason"]
     assert rows[0] == ("words.txt", 3, "bad\\ud800", "not in the charset: x")
@@ -34,10 +34,10 @@ def test_refusals_are_kept_with_place_and_reason_even_when_work_is_cut_short(tmp
 def test_counts_are_by_kind_of_reason(tmp_path: Path) -> None:
     with Quarantine(tmp_path / "q.parquet") as quarantine:
         for character in "xyz":
-            quarantine.refuse("f", 1, character, f"not in the charset: {character}")
+            quarantine.reject("f", 1, character, f"not in the charset: {character}")
     assert quarantine.counts == {"not in the charset": 3}
     quarantine.check(3)
-    with pytest.raises(TooManyRefused, match="3 inputs"):
+    with pytest.raises(TooManyRejected, match="3 inputs"):
         quarantine.check(2)
 
 
@@ -51,8 +51,8 @@ def test_a_bad_query_names_the_tables(tmp_path: Path) -> None:
     with Quarantine(workspace.prompts / QUARANTINE_FILE):
         pass
     Manifest("prompts", {}).save(workspace.prompts)
-    with pytest.raises(UserError, match="refused_text"):
-        ask(connect(workspace), "select * from nothing")
+    with pytest.raises(UserError, match="rejected_text"):
+        ask(connect(workspace), "select * from absent")
 
 
 def committed(folder: Path) -> bytes:
@@ -60,8 +60,8 @@ def committed(folder: Path) -> bytes:
     manifest = Manifest("prompts", {})
     manifest.save(folder)
     with manifest.rewriting(folder, QUARANTINE_FILE), Quarantine(folder / QUARANTINE_FILE) as quarantine:
-        quarantine.refuse("first.txt", 1, "äää", "not in the charset: ä")
-        quarantine.refuse("second.txt", 1, "ööö", "not in the charset: ö")
+        quarantine.reject("first.txt", 1, "äää", "not in the charset: ä")
+        quarantine.reject("second.txt", 1, "ööö", "not in the charset: ö")
     return (folder / QUARANTINE_FILE).read_bytes()
 
 
@@ -88,7 +88,7 @@ def test_whichever_bit_is_flipped_no_row_of_a_damaged_quarantine_is_kept(
         path.write_bytes(table)
         going_on = dataclasses.replace(manifest, files=dict(manifest.files))
         with going_on.rewriting(folder, QUARANTINE_FILE), Quarantine(path) as quarantine:
-            quarantine.refuse("first.txt", 1, "äää", "not in the charset: ä")
+            quarantine.reject("first.txt", 1, "äää", "not in the charset: ä")
         assert pq.read_table(path)["source"].to_pylist() == ["first.txt"]
         assert going_on.is_intact(folder, QUARANTINE_FILE)
     told = capsys.readouterr().err.splitlines()
@@ -113,14 +113,15 @@ def test_a_damaged_quarantine_is_named_and_left_out_of_queries(
     pq.write_table(pa.table({"source": ["elsewhere"]}), workspace.prompts / QUARANTINE_FILE)
     with pytest.raises(UserError, match="nothing to query"):
         connect(workspace)
-    assert "left out: refused_text" in capsys.readouterr().err
+    assert "left out: rejected_text" in capsys.readouterr().err
 
 
-def test_a_log_that_is_no_table_is_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_of_a_log_that_are_no_objects_are_named_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "runs" / "one"
     run.mkdir(parents=True)
-    sealed.write_json(run / "run.json", {"kind": "finetune"})
-    # DuckDB takes a log for a table only where all lines that are JSON are objects.
+    checksummed.write_json(run / "run.json", {"kind": "finetune"})
     (run / "metrics.jsonl").write_text('{"step": 1}\n"x"\n')
-    assert tables(connect(Workspace(tmp_path))) == ["runs"]
-    assert "left out: metrics" in capsys.readouterr().err
+    assert connect(Workspace(tmp_path)).execute("select run, step from metrics").fetchall() == [("one", 1)]
+    assert "left out of metrics: 1 lines" in capsys.readouterr().err

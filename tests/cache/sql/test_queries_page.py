@@ -1,4 +1,4 @@
-"""The queries of docs/queries.md, run on a store that the commands made."""
+"""The queries of docs/sql.md, run on a store that the commands made."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from dptr.cache.sql.views import connect
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
 from dptr.trainer.evaluate import ReadImages
-from dptr.trainer.model.recognizer import Reading
+from dptr.trainer.model.recognizer import Prediction
 from dptr.trainer.predictions import keep_predictions
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "queries.md"
+PAGE = Path(__file__).resolve().parents[3] / "docs" / "sql.md"
 QUERIES = dict(re.findall(r"\*\*(\d+)\. .*?\*\*.*?```sql\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
 WORDS = ["street", "Street", "STREET", "road", "lane", "square", "avenue", "court"]
 Rows = list[tuple[Any, ...]]
@@ -45,8 +45,10 @@ def connection(tmp_path_factory: pytest.TempPathFactory) -> duckdb.DuckDBPyConne
     ):
         assert run_command([*arguments, *common]) == 0
     for name, texts in (("english", ["street", "rood"]), ("mine", ["strect", "road"])):
-        readings = [Reading(text, 0.9, []) for text in texts]
-        keep_predictions(workspace.models / name, "crops", ReadImages(["0", "1"], ["street", "road"], readings, ["2"]))
+        predictions = [Prediction(text, 0.9, []) for text in texts]
+        keep_predictions(
+            workspace.models / name, "crops", ReadImages(["0", "1"], ["street", "road"], predictions, ["2"])
+        )
     return connect(workspace)
 
 

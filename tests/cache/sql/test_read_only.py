@@ -16,13 +16,13 @@ import pytest
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, QUARANTINE_FILE, RUN_FILE
-from dptr.cache.sql.answer_text import json_pieces
+from dptr.cache.sql.answers import json_pieces
 from dptr.cache.sql.query import ask
 from dptr.cache.sql.views import connect
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA
 from dptr.cache.stores.quarantine import Quarantine
-from dptr.cache.stores.shards import States, write_shard
+from dptr.cache.stores.shards import Embeddings, write_shard
 from dptr.cache.table import table_lines
 from dptr.cache.workspace import Workspace
 
@@ -34,13 +34,13 @@ def workspace(tmp_path: Path) -> Workspace:
     workspace = Workspace(tmp_path / "it's a workspace")
     folder = workspace.prompts
     with Quarantine(folder / QUARANTINE_FILE) as quarantine:
-        quarantine.refuse("words.txt", 3, "x", "too long")
+        quarantine.reject("words.txt", 3, "x", "too long")
     columns: dict[str, Any] = {field.name: [1] * len(LABELS) for field in CATALOGUE_SCHEMA}
     columns |= {"label": LABELS, "prompt": LABELS, "source": LABELS, "token_ids": [[1]] * len(LABELS)}
     columns["token_letters"] = [[1]] * len(LABELS)
-    states = States(np.ones((3, 4), np.float32), np.ones(3, np.int64), np.eye(3, 4, dtype=np.float32))
+    embeddings = Embeddings(np.ones((3, 4), np.float32), np.ones(3, np.int64), np.eye(3, 4, dtype=np.float32))
     manifest = Manifest("prompts", {"encoder": "made up", "weights": "w", "charset": "abc"})
-    manifest.shards.append(write_shard(folder, 0, pa.table(columns, CATALOGUE_SCHEMA), states, "float16", {}))
+    manifest.shards.append(write_shard(folder, 0, pa.table(columns, CATALOGUE_SCHEMA), embeddings, "float16", {}))
     manifest.save(folder)
     for name in ("one", "two"):
         run = workspace.runs / name
@@ -72,6 +72,10 @@ WRITES = [
     "delete from runs",
     "drop table runs",
     "update metrics set loss = 0",
+    "with x as (insert into metrics select * from metrics returning *) select * from x",
+    "with x as (delete from runs returning *) select * from x",
+    "with x as materialized (update metrics set loss = 0 returning *) select count(*) from x",
+    "explain analyze with x as (delete from runs returning *) from x",
     "install httpfs",
     "load httpfs",
     "set enable_external_access = true",
@@ -124,7 +128,7 @@ def test_nothing_is_written_and_nothing_foreign_is_read(workspace: Workspace, tm
     ("query", "expected"),
     [
         ("select label from prompts order by label", [("straße",), ("street",), ("東京",)]),
-        ("select item, reason from refused_text", [("x", "too long")]),
+        ("select item, reason from rejected_text", [("x", "too long")]),
         ("select run, kind from runs order by run", [("one", "pretrain"), ("two", "pretrain")]),
         ("select run, max(step) from metrics group by run order by run", [("one", 2), ("two", 2)]),
         ("select validation_score from metrics where run = 'one' order by step", [(None,), (0.5,)]),

@@ -16,8 +16,8 @@ from dptr.cache.stores.manifest import FileRecord
 
 @pytest.fixture
 def stored(tmp_path: Path) -> tuple[Path, FileRecord]:
-    (tmp_path / "states").write_bytes(b"states" * 1000)
-    return tmp_path / "states", FileRecord.of(tmp_path / "states")
+    (tmp_path / "embeddings").write_bytes(b"embeddings" * 1000)
+    return tmp_path / "embeddings", FileRecord.of(tmp_path / "embeddings")
 
 
 @pytest.fixture(autouse=True)

@@ -177,8 +177,8 @@ def test_two_pretrain_into_one_run(tmp_path: Path) -> None:
 def test_two_render_words_into_one_place(tmp_path: Path, out: str) -> None:
     corpus = words(tmp_path, 400)
     assert_one_was_told(run_two(["render-words", str(corpus), "-o", str(tmp_path / out)], tmp_path))
-    from dptr.cache.charset import Charset
-    from dptr.cache.normalization import Normalization
-    from dptr.cache.word_images.dataset import WordImages
+    from dptr.cache.crops.dataset import WordImages
+    from dptr.cache.text.charset import Charset
+    from dptr.cache.text.normalization import Normalization
 
     assert len(WordImages.open([tmp_path / out], Charset.named("94"), Normalization())) == 400

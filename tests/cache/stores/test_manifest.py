@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import FileRecord, Manifest, Shard, require_same_encoder
 from dptr.cache.stores.prompts import PromptStore
@@ -15,7 +15,7 @@ from dptr.cache.stores.verify import verify
 def saved(folder: Path) -> Manifest:
     paths = [folder / name for name in ("part-00000.parquet", "part-00000.arrow")]
     for path in paths:
-        path.write_bytes(b"states")
+        path.write_bytes(b"embeddings")
     manifest = Manifest("prompts", {"encoder": "tiny", "weights": "a"})
     manifest.shards.append(Shard("part-00000", 3, {path.name: FileRecord.of(path) for path in paths}))
     manifest.save(folder)
@@ -24,7 +24,7 @@ def saved(folder: Path) -> Manifest:
 
 def edit(folder: Path, **changes: object) -> None:
     path = folder / "manifest.json"
-    sealed.write_json(path, {**sealed.read_json(path), **changes})
+    checksummed.write_json(path, {**checksummed.read_json(path), **changes})
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from dptr.cache.stores.orp import CATALOGUE_SCHEMA as CROPS
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA as PROMPTS
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import States, write_shard, write_states
+from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
 
 DIM = 4
 
@@ -34,9 +34,9 @@ def write_store(folder: Path, kind: StoreKind, shards: int) -> Path:
     for number in range(shards):
         values = np.full((1, DIM), number, np.float32)
         columns = {f.name: [[] if pa.types.is_list(f.type) else empty.get(str(f.type), 1)] for f in schema}
-        states = States(values, np.ones(1, np.int64), values)
-        manifest.shards.append(write_shard(folder, number, pa.table(columns, schema), states, "float32", {}))
-    write_states(folder / PREFIX_FILE, States(values, np.ones(1, np.int64), values), "float32")
+        embeddings = Embeddings(values, np.ones(1, np.int64), values)
+        manifest.shards.append(write_shard(folder, number, pa.table(columns, schema), embeddings, "float32", {}))
+    write_embeddings(folder / PREFIX_FILE, Embeddings(values, np.ones(1, np.int64), values), "float32")
     manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
     manifest.files[INDEX_FILE] = FileRecord(0, "", "")
     manifest.save(folder)
@@ -47,7 +47,13 @@ def read_all(store: PromptStore, bank: OrpBank, neighbours: Neighbours) -> list[
     """Read something of each; also in a spawned process."""
     rows = np.array([2, 0])
     first = np.zeros((2, 1), np.int64)
-    return [store.states(rows).tokens, store.prefix, store.label_lengths, bank.tokens(rows, first), neighbours.of(rows)]
+    return [
+        store.embeddings(rows).tokens,
+        store.prefix,
+        store.label_lengths,
+        bank.tokens(rows, first),
+        neighbours.of(rows),
+    ]
 
 
 def test_stores_go_to_spawned_processes(tmp_path: Path) -> None:
@@ -72,10 +78,10 @@ from dptr.cache.stores.prompts import PromptStore
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 store = PromptStore(Path(sys.argv[1]))
 rows = np.arange(len(store))
-tokens = store.states(rows).tokens
+tokens = store.embeddings(rows).tokens
 assert (tokens[:, 0] == rows).all() and len(store.labels) == len(rows)
 store._reader.release()
-assert (store.states(rows).tokens == tokens).all()
+assert (store.embeddings(rows).tokens == tokens).all()
 print(len(rows))
 """
 

@@ -8,12 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from dptr.cache.choices import StatesDtype
+from dptr.cache.choices import EmbeddingsDtype
 from dptr.cache.errors import UserError
 from dptr.cache.stores import shards
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
-from dptr.cache.stores.shards import States, write_shard
+from dptr.cache.stores.shards import Embeddings, write_shard
 
 TOKENS, DIM = 6, 8
 
@@ -22,7 +22,7 @@ def values(shard: int) -> np.ndarray:
     return np.random.default_rng(shard).standard_normal((5, TOKENS, DIM)).astype(np.float32)
 
 
-def make_bank(folder: Path, dtype: StatesDtype) -> OrpBank:
+def make_bank(folder: Path, dtype: EmbeddingsDtype) -> OrpBank:
     manifest = Manifest("orp", {"encoder": "made up", "weights": "w", "tokens_per_crop": TOKENS})
     for number in range(3):
         rows = [
@@ -30,15 +30,15 @@ def make_bank(folder: Path, dtype: StatesDtype) -> OrpBank:
             for i in range(5)
         ]
         tokens = values(number)
-        states = States(tokens.reshape(-1, DIM), np.full(5, TOKENS, np.int64), tokens[:, 0])
+        embeddings = Embeddings(tokens.reshape(-1, DIM), np.full(5, TOKENS, np.int64), tokens[:, 0])
         table = pa.Table.from_pylist(rows, CATALOGUE_SCHEMA)
-        manifest.shards.append(write_shard(folder, number, table, states, dtype, {"photos": 1}))
+        manifest.shards.append(write_shard(folder, number, table, embeddings, dtype, {"photos": 1}))
     manifest.save(folder)
     return OrpBank(folder)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 2e-3), ("float32", 0.0), ("int8", 0.02)])
-def test_tokens_of_any_shards_in_the_order_asked_for(tmp_path: Path, dtype: StatesDtype, tolerance: float) -> None:
+def test_tokens_of_any_shards_in_the_order_asked_for(tmp_path: Path, dtype: EmbeddingsDtype, tolerance: float) -> None:
     bank = make_bank(tmp_path, dtype)
     everything = np.concatenate([values(number) for number in range(3)])
     generator = np.random.default_rng(0)
@@ -52,8 +52,8 @@ def test_tokens_of_any_shards_in_the_order_asked_for(tmp_path: Path, dtype: Stat
 def test_mapped_pages_are_dropped_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bank = make_bank(tmp_path, "float16")
     releases: list[int] = []
-    release = shards.StatesReader.release
-    monkeypatch.setattr(shards.StatesReader, "release", lambda reader: releases.append(1) or release(reader))
+    release = shards.EmbeddingsReader.release
+    monkeypatch.setattr(shards.EmbeddingsReader, "release", lambda reader: releases.append(1) or release(reader))
     monkeypatch.setattr(shards, "_TOKENS_BETWEEN_RELEASES", 25)
     for _ in range(10):
         bank.tokens(np.arange(10), np.zeros((10, 1), np.int64))
@@ -82,7 +82,7 @@ WRONG_ROWS = [
 
 
 @pytest.mark.parametrize(("rows", "told"), WRONG_ROWS)
-def test_rows_that_a_store_does_not_have_are_refused(tmp_path: Path, rows: Any, told: str) -> None:
+def test_rows_that_a_store_does_not_have_are_rejected(tmp_path: Path, rows: Any, told: str) -> None:
     bank = make_bank(tmp_path, "float16")
     with pytest.raises(UserError, match=re.escape(told)):
         bank.pooled_of(rows)
@@ -91,19 +91,19 @@ def test_rows_that_a_store_does_not_have_are_refused(tmp_path: Path, rows: Any, 
 
 
 @pytest.mark.parametrize("positions", [[[9999]], [[-1]], [[TOKENS]], [0], [[0], [1]], [[0.5]], [[True]], None])
-def test_tokens_that_a_crop_does_not_have_are_refused(tmp_path: Path, positions: Any) -> None:
+def test_tokens_that_a_crop_does_not_have_are_rejected(tmp_path: Path, positions: Any) -> None:
     with pytest.raises(UserError, match="token"):
         make_bank(tmp_path, "float16").tokens(np.array([0]), positions)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
-def test_no_rows_give_nothing(tmp_path: Path, dtype: StatesDtype) -> None:
+def test_no_rows_give_nothing(tmp_path: Path, dtype: EmbeddingsDtype) -> None:
     bank = make_bank(tmp_path, dtype)
     assert bank.pooled_of([]).shape == (0, DIM)  # type: ignore[arg-type]
     assert bank.tokens([], np.zeros((0, 2), np.int64)).shape == (0, 2, DIM)  # type: ignore[arg-type]
 
 
-def test_what_is_no_folder_and_no_column_is_refused(tmp_path: Path) -> None:
+def test_what_is_no_folder_and_no_column_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no path"):
         OrpBank(None)  # type: ignore[arg-type]
     bank = make_bank(tmp_path, "float16")

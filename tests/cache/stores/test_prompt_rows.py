@@ -16,14 +16,14 @@ from dptr.cache.stores import prompt_rows
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.prompt_rows import MADE_UP, PromptRows, within, write_rows
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA, PromptStore
-from dptr.cache.stores.shards import States, write_shard, write_states
+from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
 from dptr.cache.stores.verify import repairable, verify
 from dptr.cache.validation import hashes_of
-from dptr.pipeline.repair.repair import repair
+from dptr.pipeline.repair import repair
 
 LABELS = ["street", "Straße", "", "東京", "a", "bb", "ccc"]
 IDENTITY = dict.fromkeys(
-    ("encoder", "weights", "template", "dtype", "context", "charset", "tokenizer", "states"), "made up"
+    ("encoder", "weights", "template", "dtype", "context", "charset", "tokenizer", "embeddings"), "made up"
 )
 
 
@@ -37,12 +37,12 @@ def write_part(folder: Path, manifest: Manifest, labels: list[str], source: str 
             "count": 10 * (first + row),
             "token_letters": [0, 0],
         }
-        | {"n_tokens": 3, "token_ids": [1, 2, 3], "states_of": first + row, "prompt": label, "source": source}
+        | {"n_tokens": 3, "token_ids": [1, 2, 3], "embeddings_of": first + row, "prompt": label, "source": source}
         for row, label in enumerate(labels)
     ]
-    states = States(np.ones((count, 4), np.float32), np.ones(count, np.int64), np.ones((count, 4), np.float32))
+    embeddings = Embeddings(np.ones((count, 4), np.float32), np.ones(count, np.int64), np.ones((count, 4), np.float32))
     table = pa.Table.from_pylist(rows, CATALOGUE_SCHEMA)
-    manifest.shards.append(write_shard(folder, len(manifest.shards), table, states, "float16", {}))
+    manifest.shards.append(write_shard(folder, len(manifest.shards), table, embeddings, "float16", {}))
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
     for part in (LABELS[:3], LABELS[3:]):
         write_part(tmp_path, manifest, part)
     prefix = np.ones((2, 4), np.float32)
-    write_states(tmp_path / PREFIX_FILE, States(prefix, np.array([2]), prefix[:1]), "float16")
+    write_embeddings(tmp_path / PREFIX_FILE, Embeddings(prefix, np.array([2]), prefix[:1]), "float16")
     manifest.files[PREFIX_FILE] = FileRecord.of(tmp_path / PREFIX_FILE)
     manifest.save(tmp_path)
     return tmp_path
@@ -109,7 +109,7 @@ def test_rows_of_fewer_shards_are_made_again(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "remove"])
-def test_damaged_rows_are_found_and_mended(folder: Path, change: str) -> None:
+def test_damaged_rows_are_found_and_repaired(folder: Path, change: str) -> None:
     path = folder / ROWS_FILE
     write_rows(folder, Manifest.load(folder, "prompts"))
     whole = path.read_bytes()
@@ -127,10 +127,10 @@ def test_damaged_rows_are_found_and_mended(folder: Path, change: str) -> None:
 def test_a_store_that_another_process_writes_is_read_without_touching_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(target: Path) -> None:
+    def reject(target: Path) -> None:
         raise UserError(f"{target} is being written by another process", "Wait")
 
-    monkeypatch.setattr(prompt_rows, "locked", refuse)
+    monkeypatch.setattr(prompt_rows, "locked", reject)
     files = sorted(os.listdir(folder))
     store = PromptStore(folder)
     assert pickle.loads(pickle.dumps(store)).labels_of(np.arange(7)) == store.labels_of(np.arange(7)) == LABELS

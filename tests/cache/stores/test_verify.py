@@ -19,11 +19,11 @@ from filelock import FileLock
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE, QUARANTINE_FILE, RECIPE_FILE, RUN_FILE
 from dptr.cache.progress import set_quiet
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA
 from dptr.cache.stores.quarantine import Quarantine
-from dptr.cache.stores.shards import States, write_shard, write_states
+from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
 from dptr.cache.stores.verify import all_in, verify
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
@@ -47,8 +47,8 @@ def catalogue(first: int) -> pa.Table:
     return pa.Table.from_pylist(rows, CATALOGUE_SCHEMA)
 
 
-def states(lengths: np.ndarray, dim: int = 4) -> States:
-    return States(
+def embeddings(lengths: np.ndarray, dim: int = 4) -> Embeddings:
+    return Embeddings(
         np.random.default_rng(0).random((lengths.sum(), dim), np.float32), lengths, np.ones((len(lengths), 2), "f4")
     )
 
@@ -57,8 +57,8 @@ def states(lengths: np.ndarray, dim: int = 4) -> States:
 def store(tmp_path: Path) -> Path:
     manifest = Manifest("prompts", dict(IDENTITY))
     for number in range(2):
-        manifest.shards.append(write_shard(tmp_path, number, catalogue(3 * number), states(LENGTHS), "float16", {}))
-    write_states(tmp_path / PREFIX_FILE, states(np.array([2])), "float32")
+        manifest.shards.append(write_shard(tmp_path, number, catalogue(3 * number), embeddings(LENGTHS), "float16", {}))
+    write_embeddings(tmp_path / PREFIX_FILE, embeddings(np.array([2])), "float32")
     manifest.files[PREFIX_FILE] = FileRecord.of(tmp_path / PREFIX_FILE)
     manifest.save(tmp_path)
     return tmp_path
@@ -69,9 +69,11 @@ def run(tmp_path: Path) -> Path:
     best = tmp_path / "run" / "checkpoints" / "best"
     best.mkdir(parents=True)
     (best / "model.safetensors").write_bytes(b"weights")
-    sealed.write_json(best / "state.json", {"files": {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}})
-    sealed.write_json(tmp_path / "run" / RUN_FILE, {"kind": "pretrain", "charset": "abc"})
-    sealed.write_text(tmp_path / "run" / RECIPE_FILE, f"[noise]\nratio = 0.1\n# {sealed.UNSEALED}\n")
+    checksummed.write_json(
+        best / "state.json", {"files": {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}}
+    )
+    checksummed.write_json(tmp_path / "run" / RUN_FILE, {"kind": "pretrain", "charset": "abc"})
+    checksummed.write_text(tmp_path / "run" / RECIPE_FILE, f"[noise]\nratio = 0.1\n# {checksummed.WITHOUT_CHECKSUM}\n")
     return tmp_path / "run"
 
 
@@ -154,20 +156,20 @@ def test_what_is_nothing_of_ours(tmp_path: Path) -> None:
         verify(tmp_path / "photo.jpg")
 
 
-def test_a_newer_store_or_run_is_refused_in_one_line(store: Path, run: Path) -> None:
+def test_a_newer_store_or_run_is_rejected_in_one_line(store: Path, run: Path) -> None:
     for folder, name in ((store, MANIFEST_FILE), (run, RUN_FILE)):
-        value = sealed.read_json(folder / name)
-        sealed.write_json(folder / name, value | {"format_version": 99})
+        value = checksummed.read_json(folder / name)
+        checksummed.write_json(folder / name, value | {"format_version": 99})
         with pytest.raises(UserError, match="format version 99"):
             verify(folder)
 
 
 def test_a_manifest_that_contradicts_itself_is_damage(store: Path) -> None:
     def edited(**changes: object) -> str:
-        value = sealed.read_json(store / MANIFEST_FILE)
+        value = checksummed.read_json(store / MANIFEST_FILE)
         before = (store / MANIFEST_FILE).read_bytes()
         value["shards"][0] |= changes
-        sealed.write_json(store / MANIFEST_FILE, value)
+        checksummed.write_json(store / MANIFEST_FILE, value)
         (damage,) = verify(store)
         (store / MANIFEST_FILE).write_bytes(before)
         return damage.problem
@@ -177,21 +179,21 @@ def test_a_manifest_that_contradicts_itself_is_damage(store: Path) -> None:
     assert edited(files={"../x": {}}).startswith("is damaged")
 
 
-def test_what_is_not_sealed_though_its_version_says_so_is_damaged(tmp_path: Path) -> None:
-    sealed.write_json(tmp_path / "a.json", {"x": 1})
+def test_what_is_not_checksummed_though_its_version_says_so_is_damaged(tmp_path: Path) -> None:
+    checksummed.write_json(tmp_path / "a.json", {"x": 1})
     (tmp_path / "a.json").write_text('{"format_version": 2, "x": 1}')
     with pytest.raises(DamagedStore, match="damaged"):
-        sealed.read_json(tmp_path / "a.json")
+        checksummed.read_json(tmp_path / "a.json")
     (tmp_path / "a.json").write_text('{"format_version": 1, "x": 1}')
     with pytest.raises(UserError, match="format version 1, this dptr reads 2"):
-        sealed.read_json(tmp_path / "a.json")
+        checksummed.read_json(tmp_path / "a.json")
 
 
 def test_a_flip_in_what_a_model_read_is_found(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     folder = workspace.models / "bundled"
     with Quarantine(folder / QUARANTINE_FILE) as quarantine:
-        quarantine.refuse("crops", None, "1", "empty label")
+        quarantine.reject("crops", None, "1", "empty label")
     (folder / "predictions").mkdir()
     shutil.copy(folder / QUARANTINE_FILE, folder / "predictions" / "ab.parquet")
     assert all_in(workspace) == [folder]

@@ -92,7 +92,7 @@ def square(side: int = 32) -> dict[str, Any]:
 
 
 def save_clip(folder: Path) -> None:
-    """Of a joint space of another width than both encoders' states."""
+    """Of a joint space of another width than both encoders' embeddings."""
     from transformers import CLIPConfig, CLIPModel
 
     own = json.loads((BUNDLED / "config.json").read_text())["text_config"]

@@ -1,4 +1,4 @@
-"""Where memory is too short for a batch, half of it is encoded at once from then on, and the states are the same."""
+"""Where memory is too short for a batch, half of it is encoded from then on; the embeddings are the same."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_what_is_no_lack_of_memory_and_what_does_not_fit_alone_is_raised() -> No
         assert memory.asked == ([16, 8, 4, 2, 1] if room == 0 else [16])
 
 
-def test_states_of_text_are_the_same_with_little_memory(
+def test_embeddings_of_text_are_the_same_with_little_memory(
     clip: Clip, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     encoder = TextEncoder(clip, Template())
@@ -79,13 +79,13 @@ def test_states_of_text_are_the_same_with_little_memory(
     found = encoder.encode(ids)
     assert max(memory.asked) > 20
     assert "tokens at once" in capsys.readouterr().err
-    for states in (found, by_two):
-        np.testing.assert_allclose(states.tokens, expected.tokens, atol=2e-5)
-        np.testing.assert_allclose(states.pooled, expected.pooled, atol=2e-5)
-        assert states.lengths.tolist() == expected.lengths.tolist()
+    for embeddings in (found, by_two):
+        np.testing.assert_allclose(embeddings.tokens, expected.tokens, atol=2e-5)
+        np.testing.assert_allclose(embeddings.pooled, expected.pooled, atol=2e-5)
+        assert embeddings.lengths.tolist() == expected.lengths.tolist()
 
 
-def test_states_of_pictures_are_the_same_with_little_memory(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embeddings_of_pictures_are_the_same_with_little_memory(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     encoder = ImageEncoder(clip)
     side = clip.model.config.vision_config.image_size
     pixels = np.random.default_rng(0).standard_normal((7, 3, side, side)).astype(np.float32)

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from dptr.cache.errors import UserError
 from dptr.cache.progress import set_quiet
+from dptr.cache.stores.image_features import WordCropStore
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.word_crops import WordCropStore
 from dptr.cli import run_command
 from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.clip.clip_files import find_clip
@@ -34,7 +34,7 @@ ALONE = ("clip", "chinese_clip", "altclip", "siglip", "siglip, case left", "sigl
 PAIRED = ("m-clip", "sentence")
 LABELS = ["street", "7", "ab中文", "the", "x" * 12, "字"]
 TEMPLATE = Template("a photo of a '{label}'")
-#: Of the states' own size, which is about one.
+#: Of the embeddings' own size, which is about one.
 NEAR = 1e-5
 
 
@@ -46,7 +46,7 @@ def loaded(small_clip: Callable[[str], str]) -> Callable[[str], Clip]:
 
 @torch.inference_mode()
 def theirs(clip: Clip, prompts: list[str], family: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Transformers alone, on prompts padded as the family's authors do: states and pooled vectors."""
+    """Transformers alone, on prompts padded as the family's authors do: embeddings and pooled vectors."""
     padding = "longest" if family not in ("siglip", "siglip, case left", "siglip2") else "max_length"
     encoded = clip.tokenizer(prompts, padding=padding, max_length=32, return_tensors="pt")
     inputs = {"input_ids": encoded["input_ids"]}
@@ -55,36 +55,36 @@ def theirs(clip: Clip, prompts: list[str], family: str) -> tuple[NDArray[Any], N
     if family not in PAIRED:
         output = clip.model.get_text_features(**inputs)
         return output.last_hidden_state.numpy(), output.pooler_output.numpy()
-    states = clip.model.transformer(**inputs)[0]
+    embeddings = clip.model.transformer(**inputs)[0]
     mask = inputs["attention_mask"][..., None]
-    return states.numpy(), clip.model.projection((states * mask).sum(1) / mask.sum(1)).numpy()
+    return embeddings.numpy(), clip.model.projection((embeddings * mask).sum(1) / mask.sum(1)).numpy()
 
 
 @pytest.mark.parametrize("family", [*ALONE, *PAIRED])
-def test_text_states_and_vectors_are_transformers_own_of_the_padded_prompt(
+def test_text_embeddings_and_vectors_are_transformers_own_of_the_padded_prompt(
     family: str, loaded: Callable[[str], Clip]
 ) -> None:
     clip = loaded(family)
     prompts = [TEMPLATE.prompt(label) for label in LABELS]
     hidden, pooled = theirs(clip, prompts, family)
-    # Hidden states that are no wider than the joint space stay as they are, in all else they are projected.
+    # Hidden embeddings that are no wider than the joint space stay as they are, in all else they are projected.
     encoder = TextEncoder(clip, TEMPLATE)
-    assert encoder.states == ("hidden" if family == "altclip" else "projected")
+    assert encoder.embeddings == ("hidden" if family == "altclip" else "projected")
     expected = hidden
-    if encoder.states == "projected":
+    if encoder.embeddings == "projected":
         with torch.inference_mode():
             expected = clip.family.project_text(clip.model, torch.from_numpy(hidden)).numpy()
     ids = encoder.tokenize(prompts)
-    states = encoder.encode(ids)
+    embeddings = encoder.encode(ids)
     assert bool(encoder.prefix_ids) == (family == "clip"), "only what looks one way shares a prefix"
-    rows = np.split(states.tokens, np.cumsum(states.lengths)[:-1])
+    rows = np.split(embeddings.tokens, np.cumsum(embeddings.lengths)[:-1])
     for own, row, tokens in zip(rows, expected, ids, strict=True):
         ours = np.concatenate([encoder.prefix, own])
         assert len(ours) == len(tokens)
         assert np.abs(ours - row[: len(ours)]).max() <= NEAR * max(1, np.abs(row).max())
-    assert np.abs(states.pooled - pooled).max() <= NEAR * max(1, np.abs(pooled).max())
+    assert np.abs(embeddings.pooled - pooled).max() <= NEAR * max(1, np.abs(pooled).max())
     assert encoder.check(ids) <= 1e-5
-    distinct = {tuple(np.round(vector, 4)) for vector in states.pooled}
+    distinct = {tuple(np.round(vector, 4)) for vector in embeddings.pooled}
     assert len(distinct) == len(LABELS)
 
 
@@ -92,11 +92,11 @@ def test_text_states_and_vectors_are_transformers_own_of_the_padded_prompt(
 def test_padding_that_was_seen_in_training_can_be_kept(family: str, loaded: Callable[[str], Clip]) -> None:
     encoder = TextEncoder(loaded(family), TEMPLATE, context="full")
     prompts = [TEMPLATE.prompt(label) for label in LABELS[:2]]
-    states = encoder.encode(encoder.tokenize(prompts))
+    embeddings = encoder.encode(encoder.tokenize(prompts))
     hidden, _ = theirs(loaded(family), prompts, family)
     with torch.inference_mode():
         expected = loaded(family).family.project_text(loaded(family).model, torch.from_numpy(hidden)).numpy()
-    assert np.abs(states.tokens.reshape(expected.shape) - expected).max() <= NEAR
+    assert np.abs(embeddings.tokens.reshape(expected.shape) - expected).max() <= NEAR
 
 
 @pytest.mark.parametrize("family", ["siglip", "siglip, case left", "siglip2"])
@@ -161,12 +161,12 @@ def test_the_encoder_of_a_recogniser_gives_the_same_tokens(family: str, loaded: 
     )
     torch.testing.assert_close(vector, torch.from_numpy(pooled), atol=1e-4, rtol=1e-4)
     assert whole_hash(folder) == clip.weights.rpartition("+")[2]
-    assert weights_hash({f"tower.{name}": value for name, value in encoder.tower.state_dict().items()}) == (
+    assert weights_hash({f"encoder.{name}": value for name, value in encoder.encoder.state_dict().items()}) == (
         clip.image_weights
     )
 
 
-def test_a_pair_of_two_widths_is_refused(small_clip: Callable[[str], str]) -> None:
+def test_a_pair_of_two_widths_is_rejected(small_clip: Callable[[str], str]) -> None:
     with pytest.raises(UserError, match=r"text vectors of .* are 128 wide, its image vectors 24"):
         load_clip(small_clip("m-clip").replace("+tiny", f"+{small_clip('clip')}"))
 
@@ -178,7 +178,7 @@ def test_a_text_encoder_alone_is_told_how_to_name_a_pair(small_clip: Callable[[s
         load_clip("tiny+tiny".replace("tiny+", f"{small_clip('clip')}+"))
 
 
-def test_a_text_encoder_that_lacks_a_weight_is_refused(small_clip: Callable[[str], str], tmp_path: Path) -> None:
+def test_a_text_encoder_that_lacks_a_weight_is_rejected(small_clip: Callable[[str], str], tmp_path: Path) -> None:
     folder = shutil.copytree(small_clip("m-clip").removesuffix("+tiny"), tmp_path / "m")
     weights = load_file(folder / "model.safetensors")
     weights.pop("transformer.encoder.layer.1.output.dense.weight")
@@ -219,13 +219,13 @@ def test_every_stage_takes_every_family(family: str, small_clip: Callable[[str],
     store, crops = PromptStore(work / "w/prompts"), OrpBank(work / "w/orp")
     assert store.dim == crops.dim
     assert len(crops) == 9
-    assert len(WordCropStore(work / "w/word_crops")) == 3
-    refused = pq.read_table(work / "w/prompts/quarantine.parquet").to_pylist()
+    assert len(WordCropStore(work / "w/image_features")) == 3
+    rejected = pq.read_table(work / "w/prompts/quarantine.parquet").to_pylist()
     if family != "clip" and family != "siglip2":  # these two spell in bytes, or fall back to them
-        assert [(row["item"], row["reason"]) for row in refused] == [
+        assert [(row["item"], row["reason"]) for row in rejected] == [
             ("Ω", "a character that the tokenizer does not know")
         ]
-    for damaged in ("w/prompts/part-00000.arrow", "w/orp/part-00000.arrow", "w/word_crops/part-00000.arrow"):
+    for damaged in ("w/prompts/part-00000.arrow", "w/orp/part-00000.arrow", "w/image_features/part-00000.arrow"):
         data = bytearray((work / damaged).read_bytes())
         data[len(data) // 2] ^= 255
         (work / damaged).write_bytes(data)

@@ -1,4 +1,4 @@
-"""What is no CLIP, or lacks a part of one, is refused in one line."""
+"""What is no CLIP, or lacks a part of one, is rejected in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.loading import load_clip
 
 
-def test_weights_that_lack_something_are_refused(tmp_path: Path) -> None:
+def test_weights_that_lack_something_are_rejected(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     source = bundled_clip.BUNDLED
@@ -28,7 +28,7 @@ def test_weights_that_lack_something_are_refused(tmp_path: Path) -> None:
         load_clip(str(tmp_path))
 
 
-def test_other_kinds_of_model_are_refused(tmp_path: Path) -> None:
+def test_other_kinds_of_model_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "blip"}')
     with pytest.raises(UserError, match=r"type 'blip'.*Supported are clip, .* siglip2, and .* TEXT\+IMAGE"):
         load_clip(str(tmp_path))

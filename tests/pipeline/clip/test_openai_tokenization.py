@@ -134,8 +134,8 @@ def test_prompts_are_tokenized_as_openai_does(encoder: TextEncoder, prompt: str)
     assert encoder.tokenize([prompt]) == [EXPECTED[prompt]]
 
 
-def test_full_states_are_those_of_prompts_padded_with_zeros(encoder: TextEncoder) -> None:
-    """OpenAI's tokenizer fills up with 0, the token of "!", and the authors' memory keeps the states of all of it."""
+def test_full_embeddings_are_those_of_prompts_padded_with_zeros(encoder: TextEncoder) -> None:
+    """OpenAI's tokenizer pads with 0, the token of "!", and the authors' memory keeps its embeddings."""
     prompts = [prompt for prompt in EXPECTED if prompt.startswith("a photo of a '")]
     padded = torch.zeros(len(prompts), CONTEXT, dtype=torch.long)
     for row, prompt in zip(padded, prompts, strict=True):

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from dptr.cache.choices import StatesDtype
+from dptr.cache.choices import EmbeddingsDtype
 from dptr.cache.errors import DptrError, UserError
-from dptr.cache.stores.shards import States, StatesReader, write_shard
+from dptr.cache.stores.shards import Embeddings, EmbeddingsReader, write_shard
 from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.loading import Clip, ImageEncoder, load_clip
-from dptr.pipeline.clip.text_encoder import Context, StatesKind, TextEncoder, _states_kind
+from dptr.pipeline.clip.text_encoder import Context, EmbeddingsKind, TextEncoder, _embeddings_kind
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE, Template
 
 CONTRACTED = ["street", "the", "red", "very", "made", "llama", "door"]
@@ -50,22 +50,24 @@ def any_clip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @torch.inference_mode()
-def plain(clip: Clip, prompts: list[str], kind: StatesKind = "hidden") -> tuple[NDArray[Any], NDArray[Any], Any]:
-    """Transformers alone, padded with 0 to 77 and nothing masked, as in the authors' code: states, pooled, lengths."""
+def plain(clip: Clip, prompts: list[str], kind: EmbeddingsKind = "hidden") -> tuple[NDArray[Any], NDArray[Any], Any]:
+    """Transformers alone, padded with 0 to 77, nothing masked, as in the authors' code."""
     rows = [torch.tensor(ids) for ids in clip.tokenizer(prompts)["input_ids"]]
     ids = torch.stack([F.pad(row, (0, 77 - len(row)), value=0) for row in rows])
     output = clip.model.get_text_features(input_ids=ids)
-    states = output.last_hidden_state
-    states = clip.model.text_projection(states) if kind == "projected" else states
-    return states.float().numpy(), output.pooler_output.float().numpy(), [len(row) for row in rows]
+    embeddings = output.last_hidden_state
+    embeddings = clip.model.text_projection(embeddings) if kind == "projected" else embeddings
+    return embeddings.float().numpy(), output.pooler_output.float().numpy(), [len(row) for row in rows]
 
 
-def rows(encoder: TextEncoder, states: States) -> list[NDArray[np.float32]]:
-    parts = np.split(states.tokens, np.cumsum(states.lengths)[:-1])
+def rows(encoder: TextEncoder, embeddings: Embeddings) -> list[NDArray[np.float32]]:
+    parts = np.split(embeddings.tokens, np.cumsum(embeddings.lengths)[:-1])
     return [np.concatenate([encoder.prefix, part]) for part in parts]
 
 
-def encode(clip: Clip, labels: list[str], text: str = DEFAULT_TEMPLATE, **settings: Any) -> tuple[TextEncoder, States]:
+def encode(
+    clip: Clip, labels: list[str], text: str = DEFAULT_TEMPLATE, **settings: Any
+) -> tuple[TextEncoder, Embeddings]:
     encoder = TextEncoder(clip, Template(text), **settings)
     return encoder, encoder.encode(encoder.tokenize([Template(text).prompt(label) for label in labels]))
 
@@ -73,25 +75,25 @@ def encode(clip: Clip, labels: list[str], text: str = DEFAULT_TEMPLATE, **settin
 @pytest.mark.parametrize("text", TEMPLATES)
 @pytest.mark.parametrize("context", ["content", "full"])
 @pytest.mark.parametrize("kind", ["hidden", "projected"])
-def test_states_are_those_of_transformers(clip: Clip, text: str, context: Context, kind: StatesKind) -> None:
-    encoder, states = encode(clip, LABELS, text, states=kind, context=context)
+def test_embeddings_are_those_of_transformers(clip: Clip, text: str, context: Context, kind: EmbeddingsKind) -> None:
+    encoder, embeddings = encode(clip, LABELS, text, embeddings=kind, context=context)
     theirs, pooled, lengths = plain(clip, [Template(text).prompt(label) for label in LABELS], kind)
-    for ours, row, length in zip(rows(encoder, states), theirs, lengths, strict=True):
+    for ours, row, length in zip(rows(encoder, embeddings), theirs, lengths, strict=True):
         assert len(ours) == (77 if context == "full" else length)
         assert np.abs(ours - row[: len(ours)]).max() <= 1e-4
-    assert np.abs(states.pooled - pooled).max() <= 1e-4
+    assert np.abs(embeddings.pooled - pooled).max() <= 1e-4
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_stored_states_point_where_transformers_do(
-    clip: Clip, tmp_path: Path, precision: Any, dtype: StatesDtype
+def test_stored_embeddings_point_where_transformers_do(
+    clip: Clip, tmp_path: Path, precision: Any, dtype: EmbeddingsDtype
 ) -> None:
     import pyarrow as pa
 
-    encoder, states = encode(load_clip("tiny", precision), LABELS)
-    shard = write_shard(tmp_path, 0, pa.table({"id": np.arange(len(LABELS))}), states, dtype, {})
-    read = StatesReader(tmp_path, [shard]).gather(np.arange(len(LABELS)))
+    encoder, embeddings = encode(load_clip("tiny", precision), LABELS)
+    shard = write_shard(tmp_path, 0, pa.table({"id": np.arange(len(LABELS))}), embeddings, dtype, {})
+    read = EmbeddingsReader(tmp_path, [shard]).gather(np.arange(len(LABELS)))
     theirs, _, _ = plain(clip, [Template().prompt(label) for label in LABELS])
     for ours, row in zip(rows(encoder, read), theirs, strict=True):
         row = row[: len(ours)]
@@ -177,10 +179,10 @@ def test_check_stops_what_differs(clip: Clip, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
-def test_the_check_is_relative_to_the_size_of_the_states(
+def test_the_check_is_relative_to_the_size_of_the_embeddings(
     clip: Clip, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of states a ten thousandth as large an absolute tolerance lets everything pass, of large ones nothing."""
+    """Of embeddings a ten thousandth as large an absolute tolerance lets everything pass, of large ones nothing."""
     scaled = dataclasses.replace(clip, model=copy.deepcopy(clip.model))
     for parameter in scaled.model.text_model.final_layer_norm.parameters():
         parameter.mul_(scale)
@@ -195,7 +197,7 @@ def test_a_template_longer_than_the_context_is_told_at_once(clip: Clip) -> None:
         TextEncoder(clip, Template("word " * 80 + "{label}"))
 
 
-def test_a_clip_whose_states_are_no_numbers_is_told_at_once(clip: Clip) -> None:
+def test_a_clip_whose_embeddings_are_no_numbers_is_told_at_once(clip: Clip) -> None:
     broken = dataclasses.replace(clip, model=copy.deepcopy(clip.model))
     broken.model.text_model.final_layer_norm.weight.fill_(torch.nan)
     with pytest.raises(UserError, match="no numbers"):
@@ -242,16 +244,16 @@ def test_a_encoder_that_looks_both_ways_goes_the_exact_way(tmp_path: Path) -> No
     save_chinese_clip(tmp_path)
     clip = load_clip(str(tmp_path))
     labels = ["street", "the", "中文", "a"]
-    encoder, states = encode(clip, labels)
+    encoder, embeddings = encode(clip, labels)
     assert encoder.prefix_ids == []
     assert encoder.prefix.shape == (0, 32)
     prompts = [Template().prompt(label) for label in labels]
     encoded = clip.tokenizer(prompts, padding=True, return_tensors="pt")
     with torch.inference_mode():
         theirs = clip.model.get_text_features(**encoded)
-    for ours, row in zip(rows(encoder, states), theirs.last_hidden_state.numpy(), strict=True):
+    for ours, row in zip(rows(encoder, embeddings), theirs.last_hidden_state.numpy(), strict=True):
         assert np.abs(ours - row[: len(ours)]).max() <= 1e-4
-    assert np.abs(states.pooled - theirs.pooler_output.numpy()).max() <= 1e-4
+    assert np.abs(embeddings.pooled - theirs.pooler_output.numpy()).max() <= 1e-4
     assert encoder.check(encoder.tokenize(prompts)) <= 1e-4
     with pytest.raises(UserError, match="both ways"):
         TextEncoder(clip, Template(), context="full")
@@ -277,14 +279,14 @@ def test_metaclip_2_shares_its_prefix(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
         (tmp_path / name).write_bytes((bundled_clip.BUNDLED / name).read_bytes())
     model.save_pretrained(tmp_path)
-    encoder, states = encode(load_clip(str(tmp_path)), LABELS)
+    encoder, embeddings = encode(load_clip(str(tmp_path)), LABELS)
     assert len(encoder.prefix_ids) > 4
     assert encoder.check(encoder.tokenize([Template().prompt(label) for label in LABELS])) <= 1e-4
-    assert len(states.lengths) == len(LABELS)
+    assert len(embeddings.lengths) == len(LABELS)
 
 
-def test_hidden_states_need_the_joint_width(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_embeddings_need_the_joint_width(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(clip.model.config, "projection_dim", 64)
-    assert _states_kind(clip, None) == "projected"
-    with pytest.raises(UserError, match="128 wide, image states 64"):
-        TextEncoder(clip, Template(), states="hidden")
+    assert _embeddings_kind(clip, None) == "projected"
+    with pytest.raises(UserError, match="128 wide, image embeddings 64"):
+        TextEncoder(clip, Template(), embeddings="hidden")

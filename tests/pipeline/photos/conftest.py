@@ -1,4 +1,4 @@
-"""Eight small photos, and what a bank refused."""
+"""Eight small photos, and what a bank rejected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def _refused(bank: Path) -> dict[str, str]:
+def _rejected(bank: Path) -> dict[str, str]:
     rows = pq.read_table(bank / "quarantine.parquet").to_pylist()
     return {Path(row["source"]).name: row["reason"] for row in rows}
 
@@ -35,6 +35,6 @@ def draw_photo() -> Callable[[Path, int], None]:
 
 
 @pytest.fixture
-def refused() -> Callable[[Path], dict[str, str]]:
-    """A bank's folder -> reasons by the names of refused files."""
-    return _refused
+def rejected() -> Callable[[Path], dict[str, str]]:
+    """A bank's folder -> reasons by the names of rejected files."""
+    return _rejected

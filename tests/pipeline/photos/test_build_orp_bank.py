@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dptr.cache.errors import DamagedStore, TooManyRefused, UserError
+from dptr.cache.errors import DamagedStore, TooManyRejected, UserError
 from dptr.cache.file_names import INDEX_FILE
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.orp import OrpBank
@@ -40,7 +40,7 @@ def catalogue(bank: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(path) for path in sorted(bank.glob("part-*.parquet"))])
 
 
-def test_states_are_those_of_the_crops(photos: Path, tmp_path: Path) -> None:
+def test_embeddings_are_those_of_the_crops(photos: Path, tmp_path: Path) -> None:
     summary = build_orp_bank([photos], tmp_path / "bank", dataclasses.replace(SETTINGS, dtype="float32"))
     assert (summary.rows, summary.photos, summary.computed, summary.quarantined) == (16, 8, 16, 0)
     bank = OrpBank(tmp_path / "bank")
@@ -48,10 +48,10 @@ def test_states_are_those_of_the_crops(photos: Path, tmp_path: Path) -> None:
     assert (row["id"], row["image"]) == (9, str(photos / "4.png"))
     assert row["image_sha256"] == hashlib.sha256((photos / "4.png").read_bytes()).hexdigest()
     picture = Image.open(photos / "4.png").crop((row["x"], row["y"], row["x"] + row["width"], row["y"] + row["height"]))
-    tower = ImageEncoder(load_clip("tiny"))
-    tokens, pooled = tower.encode(tower.preprocess(picture)[None])
+    encoder = ImageEncoder(load_clip("tiny"))
+    tokens, pooled = encoder.encode(encoder.preprocess(picture)[None])
     everything = np.arange(bank.tokens_per_crop)[None]
-    assert bank.tokens_per_crop == tower.tokens
+    assert bank.tokens_per_crop == encoder.tokens
     np.testing.assert_allclose(bank.tokens(np.array([9]), everything), tokens, atol=1e-5)
     np.testing.assert_allclose(row["pooled"], pooled[0], atol=1e-5)
     assert summary.index["kind"] == "Flat"
@@ -148,7 +148,7 @@ def test_the_same_picture_counts_once(photos: Path, tmp_path: Path) -> None:
     assert (summary.photos, summary.duplicates, summary.quarantined) == (8, 2, 0)
 
 
-def test_a_pile_with_everything_wrong(photos: Path, tmp_path: Path, refused: Any) -> None:
+def test_a_pile_with_everything_wrong(photos: Path, tmp_path: Path, rejected: Any) -> None:
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(photos / "whole.jpg")
     data = (photos / "whole.jpg").read_bytes()
@@ -166,7 +166,7 @@ def test_a_pile_with_everything_wrong(photos: Path, tmp_path: Path, refused: Any
     (photos / "loop").symlink_to(photos)
     out = tmp_path / "bank"
     summary = build_orp_bank([photos], out, dataclasses.replace(SETTINGS, workers=2))
-    reasons = refused(out)
+    reasons = rejected(out)
     assert sorted(reasons) == sorted(
         ["truncated.jpg", "empty.png", "text.png", "dot.png", "bomb.png", "gone.png", "loop"]
     )
@@ -175,12 +175,12 @@ def test_a_pile_with_everything_wrong(photos: Path, tmp_path: Path, refused: Any
     assert summary.quarantined == 7
 
 
-def test_an_unreadable_file_is_refused(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Any
+def test_an_unreadable_file_is_rejected(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rejected: Any
 ) -> None:
     (photos / "0.png").chmod(0)
     if os.access(photos / "0.png", os.R_OK):
-        # The superuser may read everything; then the refusal is made up.
+        # The superuser may read everything; then the rejection is made up.
         read = Path.read_bytes
 
         def deny(path: Path) -> bytes:
@@ -190,24 +190,24 @@ def test_an_unreadable_file_is_refused(
 
         monkeypatch.setattr(Path, "read_bytes", deny)
     summary = build_orp_bank([photos], tmp_path / "bank", SETTINGS)
-    assert (summary.photos, refused(tmp_path / "bank")) == (7, {"0.png": "cannot be read: Permission denied"})
+    assert (summary.photos, rejected(tmp_path / "bank")) == (7, {"0.png": "cannot be read: Permission denied"})
 
 
-def test_too_many_refused(photos: Path, tmp_path: Path) -> None:
+def test_too_many_rejected(photos: Path, tmp_path: Path) -> None:
     (photos / "9.png").write_text("no picture")
-    with pytest.raises(TooManyRefused):
+    with pytest.raises(TooManyRejected):
         build_orp_bank([photos], tmp_path / "bank", dataclasses.replace(SETTINGS, max_bad=0))
     assert build_orp_bank([photos], tmp_path / "bank", SETTINGS).rows == 16
 
 
-def test_photos_near_excluded_images_are_kept_out(photos: Path, tmp_path: Path, refused: Any) -> None:
+def test_photos_near_excluded_images_are_kept_out(photos: Path, tmp_path: Path, rejected: Any) -> None:
     (tmp_path / "benchmark").mkdir()
     Image.open(photos / "5.png").resize((120, 90)).save(tmp_path / "benchmark" / "five.jpg", quality=90)
     strict = dataclasses.replace(SETTINGS, exclude_near=(tmp_path / "benchmark",), exclude_threshold=0.995)
     out = tmp_path / "bank"
     summary = build_orp_bank([photos], out, strict)
     assert summary.photos == 7
-    ((name, reason),) = refused(out).items()
+    ((name, reason),) = rejected(out).items()
     assert name == "5.png"
     assert "five.jpg" in reason
     with pytest.raises(DamagedStore, match="kept_out"):
@@ -227,14 +227,28 @@ def test_other_settings_need_another_folder(photos: Path, tmp_path: Path) -> Non
     assert hashes(out) == before
 
 
-def test_no_photo_that_can_be_used(tmp_path: Path, refused: Any) -> None:
+def test_a_bank_of_whole_photos_has_the_middle_of_each_once(photos: Path, tmp_path: Path) -> None:
+    whole = dataclasses.replace(SETTINGS, crops_per_image=1, kind="whole")
+    assert build_orp_bank([photos], tmp_path / "bank", whole).rows == 8
+    bank = OrpBank(tmp_path / "bank")
+    assert bank.manifest.identity["crops"]["kind"] == "whole"
+    encoder = ImageEncoder(load_clip("tiny"))
+    row = pq.read_table(bank.manifest.catalogues(bank.folder)[0]).to_pylist()[0]
+    with Image.open(row["image"]) as photo:
+        pooled = encoder.encode(encoder.preprocess(photo.crop((12, 0, 84, 72)))[None])[1][0]
+    assert np.allclose(pooled, row["pooled"], atol=1e-4)
+    with pytest.raises(DamagedStore, match="other settings"):
+        build_orp_bank([photos], tmp_path / "bank", dataclasses.replace(SETTINGS, crops_per_image=1))
+
+
+def test_no_photo_that_can_be_used(tmp_path: Path, rejected: Any) -> None:
     (tmp_path / "bad.png").write_text("no picture")
     with pytest.raises(UserError, match=r"none of 1 photos can be used: .*bad\.png, not a picture"):
         build_orp_bank([tmp_path / "bad.png"], tmp_path / "bank", SETTINGS)
-    assert refused(tmp_path / "bank") == {"bad.png": "not a picture"}
+    assert rejected(tmp_path / "bank") == {"bad.png": "not a picture"}
 
 
 @pytest.mark.parametrize("seed", [-1, 1 << 64])
-def test_an_impossible_seed_is_refused_before_it_makes_photos_look_bad(seed: int) -> None:
+def test_an_impossible_seed_is_rejected_before_it_makes_photos_look_bad(seed: int) -> None:
     with pytest.raises(UserError, match=f"seed {seed} is impossible"):
         dataclasses.replace(SETTINGS, seed=seed)

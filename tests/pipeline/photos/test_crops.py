@@ -48,6 +48,19 @@ def test_crops_stay_inside_and_within_the_ranges(
         assert (box.width + 1) / (box.height - 1) >= narrow
 
 
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [((640, 480), Box(80, 0, 480, 480)), ((480, 640), Box(0, 80, 480, 480)), ((50, 50), Box(0, 0, 50, 50))],
+)
+def test_the_crop_of_a_whole_photo_is_its_central_square(size: tuple[int, int], box: Box) -> None:
+    assert draw_crop(size, CropSettings(1, kind="whole"), 0, SHA, 0)[0] == box
+
+
+def test_a_whole_photo_is_one_crop() -> None:
+    with pytest.raises(UserError, match="one crop of each photo, not 8"):
+        CropSettings(kind="whole")
+
+
 def test_a_crop_depends_on_seed_photo_and_number_only() -> None:
     settings = CropSettings()
     first = draw_crop((640, 480), settings, 0, SHA, 0)[0]
@@ -70,7 +83,7 @@ def test_areas_fill_their_range() -> None:
     assert abs(shares.mean() - 0.2) < 0.01
 
 
-def test_small_photos_and_impossible_settings_are_refused() -> None:
+def test_small_photos_and_impossible_settings_are_rejected() -> None:
     with pytest.raises(UnusablePicture, match="too small: 1x1"):
         draw_crop((1, 1), CropSettings(), 0, SHA, 0)
     for bad in ({"min_area": 0.6}, {"max_area": 1.5}, {"min_aspect": 3.0}, {"crops_per_image": 0}):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -10,9 +12,12 @@ import lmdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from dptr.cache.errors import UserError
-from dptr.pipeline.photos.photo import Photo, Refusal
+from dptr.cache.pictures import decode
+from dptr.cache.rejections import Rejection
+from dptr.pipeline.photos.photo import Photo
 from dptr.pipeline.photos.photo_files import count_photos, find_photos
 
 
@@ -20,17 +25,17 @@ def found_in(*paths: Path) -> tuple[dict[str, bytes], dict[str, str]]:
     """Return contents by place, and reasons by file."""
     found = list(find_photos(paths))
     photos = {photo.place: photo.read() for photo in found if isinstance(photo, Photo)}
-    return photos, {refusal.file: refusal.reason for refusal in found if isinstance(refusal, Refusal)}
+    return photos, {one.source: one.reason for one in found if isinstance(one, Rejection)}
 
 
 def test_folders_are_searched_in_the_order_of_names(tmp_path: Path) -> None:
     for name in ("b.JPG", "a/z.png", "a/notes.txt", "c.webp"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
-    photos, refused = found_in(tmp_path)
+    photos, rejected = found_in(tmp_path)
     assert list(photos) == [str(tmp_path / name) for name in ("a/z.png", "b.JPG", "c.webp")]
     assert photos[str(tmp_path / "b.JPG")] == b"b.JPG"
-    assert not refused
+    assert not rejected
 
 
 def test_a_bank_that_lies_among_the_photos_is_no_source_of_photos(tmp_path: Path) -> None:
@@ -58,11 +63,11 @@ def test_links_are_followed_and_loops_and_dangling_ones_are_told(tmp_path: Path)
     (pile / "gone.png").symlink_to(tmp_path / "nowhere.png")
     (pile / "self.png").symlink_to(pile / "self.png")
     (pile / "there").symlink_to(elsewhere)
-    photos, refused = found_in(pile)
+    photos, rejected = found_in(pile)
     assert list(photos) == [str(pile / "there" / "a.png")]
-    assert refused[str(pile / "deep" / "up")] == "link loop"
-    assert refused[str(pile / "self.png")] == "link loop"
-    assert refused[str(pile / "gone.png")].startswith("dangling link")
+    assert rejected[str(pile / "deep" / "up")] == "link loop"
+    assert rejected[str(pile / "self.png")] == "link loop"
+    assert rejected[str(pile / "gone.png")].startswith("dangling link")
 
 
 def test_a_pipe_does_not_block(tmp_path: Path) -> None:
@@ -92,7 +97,7 @@ def test_archives(tmp_path: Path) -> None:
         transaction.put(b"num-samples", b"1")
         transaction.put(b"label-000000001", b"word")
         transaction.put(b"image-000000001", b"six")
-    photos, refused = found_in(tmp_path)
+    photos, rejected = found_in(tmp_path)
     assert {place.removeprefix(str(tmp_path) + "/"): data for place, data in photos.items()} == {
         "a.tar::0.jpg": b"0.jpg",
         "a.tar::1.jpg": b"1.jpg",
@@ -102,10 +107,10 @@ def test_archives(tmp_path: Path) -> None:
         "c.parquet::row 3": b"five",
         "d::image-000000001": b"six",
     }
-    assert not refused
+    assert not rejected
 
 
-def test_broken_archives_are_refused_and_what_is_before_the_tear_is_kept(tmp_path: Path) -> None:
+def test_broken_archives_are_rejected_and_what_is_before_the_tear_is_kept(tmp_path: Path) -> None:
     for name in ("a.zip", "b.parquet", "c.tar", "d.lmdb"):
         (tmp_path / name).write_bytes(b"no archive, though it is long enough to be one" * 30)
     with tarfile.open(tmp_path / "e.tar", "w") as archive:
@@ -116,10 +121,10 @@ def test_broken_archives_are_refused_and_what_is_before_the_tear_is_kept(tmp_pat
     whole = (tmp_path / "e.tar").read_bytes()
     (tmp_path / "e.tar").write_bytes(whole[:1024] + b"x" * 100)
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "f.parquet")
-    photos, refused = found_in(tmp_path)
+    photos, rejected = found_in(tmp_path)
     assert list(photos) == [str(tmp_path / "e.tar") + "::0.jpg"]
-    assert len(refused) == 6
-    assert all(reason.startswith("broken archive") for reason in refused.values())
+    assert len(rejected) == 6
+    assert all(reason.startswith("broken archive") for reason in rejected.values())
 
 
 def test_no_photo_is_the_users_error(tmp_path: Path) -> None:
@@ -128,3 +133,31 @@ def test_no_photo_is_the_users_error(tmp_path: Path) -> None:
         count_photos([tmp_path])
     with pytest.raises(UserError, match="does not exist"):
         count_photos([tmp_path / "nowhere"])
+
+
+def test_pictures_that_cannot_be_read_here_are_rejected_by_name_and_others_are_read(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 8), "red")
+    formats = {"a.jp2": "JPEG2000", "b.ppm": "PPM", "c.mpo": "MPO", "d.avif": "AVIF"}
+    for name, kind in formats.items():
+        picture.save(tmp_path / name, kind)
+    (tmp_path / "e.heic").write_bytes(b"heic")
+    (tmp_path / "f.txt").write_text("no picture")
+    with tarfile.open(tmp_path / "g.tar", "w") as archive:
+        archive.add(tmp_path / "a.jp2", "a.jp2")
+        archive.add(tmp_path / "e.heic", "e.HEIC")
+    with zipfile.ZipFile(tmp_path / "h.zip", "w") as zipped:
+        zipped.write(tmp_path / "e.heic", "e.heic")
+    found = list(find_photos([tmp_path]))
+    read = [one for one in found if isinstance(one, Photo)]
+    assert [Path(one.source).name for one in read] == [*formats, "g.tar"]
+    assert {decode(one.read()).size for one in read} == {(8, 8)}
+    rejected = [one for one in found if isinstance(one, Rejection)]
+    assert [Path(one.source).name for one in rejected] == ["e.heic", "g.tar", "h.zip"]
+    assert {one.reason for one in rejected} == {"picture format cannot be read: .heic"}
+
+
+def test_importing_the_reader_of_pictures_silences_no_warning() -> None:
+    code = "import warnings; before = list(warnings.filters); import dptr.cache.pictures; "
+    code += "print([one for one in warnings.filters if one not in before])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert "PIL" not in done.stdout

@@ -1,4 +1,4 @@
-"""What earlier runs refused is kept, and damage to it never hides a photo."""
+"""What earlier runs rejected is kept, and damage to it never hides a photo."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dptr.cache import pictures
-from dptr.cache.errors import TooManyRefused
+from dptr.cache.errors import TooManyRejected
 from dptr.cache.file_names import PHOTOS_FILE, QUARANTINE_FILE
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.orp import OrpBank
@@ -28,8 +28,8 @@ def _quiet() -> None:
     set_quiet(True)
 
 
-def test_refused_photos_are_tried_again_only_when_asked_or_changed(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw_photo: Any, refused: Any
+def test_rejected_photos_are_tried_again_only_when_asked_or_changed(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw_photo: Any, rejected: Any
 ) -> None:
     out = tmp_path / "bank"
     for name in ("bad.png", "worse.png"):
@@ -41,7 +41,7 @@ def test_refused_photos_are_tried_again_only_when_asked_or_changed(
     monkeypatch.setattr(pictures, "decode", lambda data: decoded.append(data) or original(data))
     build_orp_bank([photos], out, SETTINGS)
     assert not decoded
-    assert sorted(refused(out)) == ["bad.png", "worse.png"]
+    assert sorted(rejected(out)) == ["bad.png", "worse.png"]
     draw_photo(photos / "bad.png", 50)
     assert build_orp_bank([photos], out, SETTINGS).computed == 2
     assert len(decoded) == 1
@@ -50,8 +50,8 @@ def test_refused_photos_are_tried_again_only_when_asked_or_changed(
     assert len(decoded) == 2
 
 
-def test_a_second_folder_keeps_what_the_first_one_refused(
-    photos: Path, tmp_path: Path, draw_photo: Any, refused: Any
+def test_a_second_folder_keeps_what_the_first_one_rejected(
+    photos: Path, tmp_path: Path, draw_photo: Any, rejected: Any
 ) -> None:
     bank = tmp_path / "bank"
     (photos / "bad.png").write_bytes(b"no picture")
@@ -59,15 +59,15 @@ def test_a_second_folder_keeps_what_the_first_one_refused(
     draw_photo(tmp_path / "more" / "good.png", 99)
     (tmp_path / "more" / "worse.png").write_bytes(b"no picture either")
     build_orp_bank([tmp_path / "more"], bank, SETTINGS)
-    assert set(refused(bank)) == {"bad.png", "worse.png"}
+    assert set(rejected(bank)) == {"bad.png", "worse.png"}
     draw_photo(photos / "bad.png", 100)
     build_orp_bank([photos], bank, SETTINGS)
-    assert set(refused(bank)) == {"worse.png"}
+    assert set(rejected(bank)) == {"worse.png"}
 
 
 @pytest.mark.parametrize("name", [PHOTOS_FILE, QUARANTINE_FILE])
-def test_a_flipped_bit_in_what_tells_of_past_runs_is_found_and_mended(
-    photos: Path, tmp_path: Path, name: str, refused: Any
+def test_a_flipped_bit_in_what_tells_of_past_runs_is_found_and_repaired(
+    photos: Path, tmp_path: Path, name: str, rejected: Any
 ) -> None:
     bank = tmp_path / "bank"
     (photos / "bad.png").write_bytes(b"no picture")
@@ -80,10 +80,10 @@ def test_a_flipped_bit_in_what_tells_of_past_runs_is_found_and_mended(
         assert len(OrpBank(bank)) == before.rows
         assert build_orp_bank([photos], bank, SETTINGS).rows == before.rows
         assert verify(bank) == []
-        assert set(refused(bank)) == {"bad.png"}
+        assert set(rejected(bank)) == {"bad.png"}
 
 
-def test_what_is_damaged_but_still_readable_tells_of_nothing(photos: Path, tmp_path: Path, refused: Any) -> None:
+def test_what_is_damaged_but_still_readable_tells_of_nothing(photos: Path, tmp_path: Path, rejected: Any) -> None:
     """Where a flipped bit falls depends on lengths and compression: some leave a table that reads well and is wrong."""
     bank = tmp_path / "bank"
     (photos / "bad.png").write_bytes(b"no picture")
@@ -94,19 +94,19 @@ def test_what_is_damaged_but_still_readable_tells_of_nothing(photos: Path, tmp_p
         pq.write_table(table.set_column(table.column_names.index(changed), changed, wrong), bank / name)
         assert build_orp_bank([photos], bank, SETTINGS).rows == rows
         assert verify(bank) == []
-        assert set(refused(bank)) == {"bad.png"}
+        assert set(rejected(bank)) == {"bad.png"}
         assert "npg" not in str(pq.read_table(bank / PHOTOS_FILE).to_pylist())
 
 
 def test_a_run_that_is_cut_short_leaves_what_it_tells_under_the_manifests_hashes(
-    photos: Path, tmp_path: Path, refused: Any
+    photos: Path, tmp_path: Path, rejected: Any
 ) -> None:
     bank = tmp_path / "bank"
     build_orp_bank([photos], bank, SETTINGS)
     for number in range(3):
         (photos / f"bad{number}.png").write_bytes(b"no picture")
-    with pytest.raises(TooManyRefused):
+    with pytest.raises(TooManyRejected):
         build_orp_bank([photos], bank, dataclasses.replace(SETTINGS, max_bad=1))
-    assert set(refused(bank)) == {"bad0.png", "bad1.png"}
+    assert set(rejected(bank)) == {"bad0.png", "bad1.png"}
     (bank / QUARANTINE_FILE).write_bytes((bank / QUARANTINE_FILE).read_bytes()[:-9])
     assert [found.file for found in verify(bank)] == [QUARANTINE_FILE]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import UserError
-from dptr.cache.word_images.dataset import WordImages
 from dptr.cli import run_command
 from dptr.pipeline.rendering.fonts import packaged_fonts
 from dptr.pipeline.rendering.like import Look, looks_of, looks_of_pictures

@@ -16,7 +16,8 @@ from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.fonts import Font, FontCollection, find_fonts
 from dptr.pipeline.rendering.letters import letter_masks
 from dptr.pipeline.rendering.render_words import render_words
-from dptr.pipeline.rendering.style import CLEAN, HARD, STREET, RenderStyle
+from dptr.pipeline.rendering.style import CLEAN, HARD, STREET, STYLES, RenderStyle
+from dptr.pipeline.rendering.word_lists import read_words
 
 WORDS = ["Open", "24/7", "Exit", "hôtel", "transcontinental"]
 
@@ -186,7 +187,7 @@ def test_photos_serve_as_backgrounds(roboto, tmp_path):
 def test_same_crops_for_any_number_of_workers_and_others_for_another_seed(font_folder, tmp_path):
     for name, options in {"one": {"workers": 1}, "two": {"workers": 2}, "seed": {"seed": 8}}.items():
         summary = render_words(WORDS, tmp_path / name, **{"count": 80, "seed": 7, "fonts": font_folder, **options})
-        assert (summary.rows, summary.refused) == (80, 0)
+        assert (summary.rows, summary.rejected) == (80, 0)
     assert len(contents(tmp_path / "one")) == 81
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert contents(tmp_path / "one") != contents(tmp_path / "seed")
@@ -215,7 +216,7 @@ def test_three_forms_hold_the_same(font_folder, tmp_path):
 def test_words_that_no_font_draws_are_counted_and_named(font_folder, tmp_path):
     joiner = "\u200c"  # leaves no ink, though fonts have it
     summary = render_words([*WORDS, "出口", " ", joiner], tmp_path / "x", count=20, fonts=font_folder)
-    assert (summary.refused, summary.examples) == (3, ["出口", " ", joiner])
+    assert (summary.rejected, summary.examples) == (3, ["出口", " ", joiner])
     assert "出口" not in (tmp_path / "x/labels.tsv").read_text()
 
 
@@ -256,3 +257,32 @@ def test_damaged_glyphs_are_not_drawn_and_what_breaks_off_is_one_line(roboto, mo
     monkeypatch.setattr(crop, "letter_masks", fails)
     with pytest.raises(UserError, match="cannot draw 'word'"):
         render_one("word", roboto, rng(0))
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_each_style_draws_what_it_is_given(name: str, roboto: Font) -> None:
+    word = "AB12CDE" if name == "plate" else "Two words"
+    drawn = [render_one(word, roboto, rng(1, seed), RenderStyle.named(name)) for seed in range(12)]
+    assert all(image.mode == "RGB" and min(image.size) >= 8 for image in drawn)
+    assert len({image.tobytes() for image in drawn}) == 12
+    # Something is to be seen on almost all.
+    assert sum(np.asarray(image.convert("L")).std() > 2 for image in drawn) >= 10
+
+
+def test_a_line_along_a_circle_is_higher_than_a_straight_one(roboto: Font) -> None:
+    straight = replace(CLEAN, rotation=0.0, perspective=0.0, curve=0.0)
+    shapes = [
+        [letter_masks("Circular", roboto, rng(seed), replace(straight, arc=arc)).size for seed in range(10)]
+        for arc in (0.0, 1.0)
+    ]
+    heights = [np.median([height / width for width, height in found]) for found in shapes]
+    assert heights[1] > 1.5 * heights[0]
+
+
+def test_lines_keep_their_spaces(tmp_path: Path, font_folder: Path) -> None:
+    (tmp_path / "lines.txt").write_text("two words\nNo. 7,  Main St.\n")
+    labels = read_words([str(tmp_path / "lines.txt")], "line", 40)
+    assert labels == ["two words", "No. 7, Main St."]
+    render_words(labels, tmp_path / "out", fonts=font_folder, style=RenderStyle.named("receipt"))
+    written = (tmp_path / "out" / "labels.tsv").read_text().splitlines()
+    assert sorted(row.split("\t")[1] for row in written) == sorted(labels)

@@ -43,11 +43,11 @@ class Run:
         assert not [name for name in found if "writing" in name]
         return found
 
-    def refused(self) -> dict[str, str]:
+    def rejected(self) -> dict[str, str]:
         """Reasons by item."""
         return {row["item"]: row["reason"] for row in pq.read_table(self.out / QUARANTINE_FILE).to_pylist()}
 
-    def refused_from(self) -> dict[str, list[str]]:
+    def rejected_from(self) -> dict[str, list[str]]:
         """Items by the name of their file."""
         found: dict[str, list[str]] = {}
         for row in pq.read_table(self.out / QUARANTINE_FILE).to_pylist():

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
-from dptr.cache.normalization import Normalization
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.quarantine import Quarantine
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.text import corpus_files, label_counts
 from dptr.pipeline.text.corpus import CorpusSettings, case_variants, corpus_fingerprint, read_corpus
 
@@ -31,7 +31,7 @@ class Result:
     labels: list[str]
     counts: list[int]
     sources: list[str]
-    refused: list[tuple[str, int | None, str, str]]
+    rejected: list[tuple[str, int | None, str, str]]
     read: int
     distinct: int
     charset: str
@@ -90,7 +90,7 @@ def test_counts_sources_and_order_of_first_occurrence(tmp_path: Path, read: Read
     assert result.labels == ["door", "red", "the", "cat", "zebra", "ape"]
     assert result.counts == [1, 1, 3, 2, 1, 1]
     assert result.sources == ["one.txt"] * 4 + ["two.txt"] * 2
-    assert (result.read, result.distinct, result.refused) == (9, 6, [])
+    assert (result.read, result.distinct, result.rejected) == (9, 6, [])
     assert result.batch_sizes == [4, 2]
 
 
@@ -106,11 +106,11 @@ def test_a_missing_file_is_told_before_any_work(tmp_path: Path, read: Read) -> N
         read()
 
 
-def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, read: Read) -> None:
+def test_a_pipe_is_rejected_and_not_waited_for(tmp_path: Path, read: Read) -> None:
     os.mkfifo(tmp_path / "words.txt")
-    for refuse in (read, lambda name: corpus_fingerprint([name], CorpusSettings())):
+    for reject in (read, lambda name: corpus_fingerprint([name], CorpusSettings())):
         with pytest.raises(UserError, match=r"words\.txt is a pipe or a device, not a file\. Name - and give it on"):
-            refuse(str(tmp_path / "words.txt"))
+            reject(str(tmp_path / "words.txt"))
 
 
 def test_a_corpus_without_a_usable_label_says_why(tmp_path: Path, read: Read) -> None:
@@ -126,17 +126,17 @@ def test_a_corpus_without_a_usable_label_says_why(tmp_path: Path, read: Read) ->
     assert temporary_folders(tmp_path) == []
 
 
-def test_refused_labels_are_told_once_with_their_first_place(tmp_path: Path, read: Read) -> None:
+def test_rejected_labels_are_told_once_with_their_first_place(tmp_path: Path, read: Read) -> None:
     one = write(tmp_path / "one.txt", "good\ncafé good\ncafé")
     two = write(tmp_path / "two.txt", "café " + "x" * 26)
     result = read(one, two)
     assert result.labels == ["good"]
-    assert result.refused == [
+    assert result.rejected == [
         ("one.txt", 2, "café", "not in the charset: é"),
         ("two.txt", 1, "x" * 26, "longer than 25 characters"),
     ]
     assert (result.read, result.distinct) == (6, 3)
-    for part in ("6  words read", "3  distinct labels", "1  kept", "1  refused: not in the charset (such as 'café')"):
+    for part in ("6  words read", "3  distinct labels", "1  kept", "1  rejected: not in the charset (such as 'café')"):
         assert part in result.summary
 
 
@@ -146,10 +146,10 @@ def test_a_long_label_that_is_allowed_stays_whole(tmp_path: Path, read: Read) ->
     assert result.labels == labels
 
 
-def test_a_label_that_normalisation_leaves_empty_is_refused(tmp_path: Path, read: Read) -> None:
+def test_a_label_that_normalisation_leaves_empty_is_rejected(tmp_path: Path, read: Read) -> None:
     result = read(write(tmp_path / "a.txt", "日本 good"), normalization=Normalization(ascii=True))
     assert result.labels == ["good"]
-    assert [reason for *_, reason in result.refused] == ["empty"]
+    assert [reason for *_, reason in result.rejected] == ["empty"]
 
 
 def test_normalisation_joins_the_counts_of_spellings(tmp_path: Path, read: Read) -> None:
@@ -166,7 +166,7 @@ def test_charset_learnt_from_the_corpus(tmp_path: Path, read: Read) -> None:
     # By code point; neither the bell, nor what is rare, nor what only a too long label has.
     assert result.charset == "abié\u200c"
     assert result.labels == ["ba", "bé", "é", "i\u200cb"]
-    assert {reason for *_, reason in result.refused} == {"not in the charset: U+0007", "longer than 25 characters"}
+    assert {reason for *_, reason in result.rejected} == {"not in the charset: U+0007", "longer than 25 characters"}
     rare = read(path, charset="auto", min_count=3)
     assert rare.charset == "ab"
 
@@ -209,7 +209,7 @@ def test_the_result_does_not_depend_on_blocks(tmp_path: Path, read: Read, monkey
     parts = read(path, rows=7)
     assert parts.labels == whole.labels
     assert parts.counts == whole.counts
-    assert parts.refused == whole.refused
+    assert parts.rejected == whole.rejected
     assert dict(zip(whole.labels, whole.counts, strict=True)) == {
         word: count for word, count in Counter(words).items() if word[0] == "w"
     }
@@ -273,18 +273,18 @@ def test_a_charset_of_one_case_folds_case_and_says_how_often(
     charset: Any, kept: list[str], tmp_path: Path, read: Read
 ) -> None:
     result = read(write(tmp_path / "a.txt", "Open\nEXIT open\n"), charset=charset)
-    assert (result.labels, result.counts, result.refused) == (kept, [2, 1], [])
+    assert (result.labels, result.counts, result.rejected) == (kept, [2, 1], [])
     assert "2  had their case folded" in result.summary
 
 
-def test_a_line_with_a_space_is_refused_by_name_and_the_space_is_offered(
+def test_a_line_with_a_space_is_rejected_by_name_and_the_space_is_offered(
     tmp_path: Path, read: Read, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = write(tmp_path / "a.txt", "red door\nstreet\ncaf\u00e9 bar")
     set_quiet(False)
     lines = {"unit": "line", "normalization": Normalization(keep_spaces=True)}
     result = read(path, **lines)
-    assert [reason for *_, reason in result.refused] == [
+    assert [reason for *_, reason in result.rejected] == [
         "not in the charset: space",
         "not in the charset: \u00e9, space",
     ]

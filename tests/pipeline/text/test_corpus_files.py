@@ -24,8 +24,8 @@ import pytest
 import zstandard
 
 from dptr.cache.errors import UserError
-from dptr.cache.normalization import Normalization
 from dptr.cache.stores.quarantine import Quarantine
+from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.text import corpus_files
 from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
 
@@ -37,7 +37,7 @@ class Result:
     labels: list[str]
     counts: list[int]
     sources: list[str]
-    refused: list[tuple[str, int | None, str, str]]
+    rejected: list[tuple[str, int | None, str, str]]
     charset: str
 
 
@@ -53,12 +53,12 @@ def read(tmp_path: Path) -> Read:
             read_corpus([str(path) for path in paths], CorpusSettings(**chosen), quarantine) as corpus,
         ):
             [batch] = corpus.batches(100_000)
-        refused = pq.read_table(quarantine_path).to_pylist()
+        rejected = pq.read_table(quarantine_path).to_pylist()
         return Result(
             batch.labels,
             batch.counts.tolist(),
             batch.sources,
-            [(Path(row["source"]).name, row["line"], row["item"], row["reason"]) for row in refused],
+            [(Path(row["source"]).name, row["line"], row["item"], row["reason"]) for row in rejected],
             "".join(corpus.charset.characters),
         )
 
@@ -110,7 +110,7 @@ def test_every_kind_of_file_gives_the_same(tmp_path: Path, read: Read, name: str
     WRITERS[name](path)
     words = read(path, column="words")
     assert dict(zip(words.labels, words.counts, strict=True)) == {"door": 1, "red": 1, "street": 2, "42": 1}
-    assert words.refused == []
+    assert words.rejected == []
     lines = read(path, column="words", unit="line", normalization=Normalization(keep_spaces=True), charset="auto")
     assert lines.labels == ["red door", "street", "42"]
     assert lines.counts == [1, 2, 1]
@@ -127,28 +127,28 @@ def test_invalid_utf8_costs_the_word_and_not_the_file(tmp_path: Path, read: Read
     path = write(tmp_path / "a.txt", b"one\ntwo caf\xe9 three\nfour")
     result = read(path)
     assert result.labels == ["one", "three", "two", "four"]
-    assert result.refused == [("a.txt", 2, "caf\\xe9", "invalid UTF-8")]
+    assert result.rejected == [("a.txt", 2, "caf\\xe9", "invalid UTF-8")]
 
 
 def test_nul_byte(tmp_path: Path, read: Read) -> None:
     result = read(write(tmp_path / "a.txt", b"one\nt\x00wo\nthree"))
     assert result.labels == ["one", "three"]
-    assert result.refused == [("a.txt", 2, "t\0wo", "NUL byte")]
+    assert result.rejected == [("a.txt", 2, "t\0wo", "NUL byte")]
 
 
 @pytest.mark.parametrize("unit", ["word", "line"])
 def test_byte_order_mark_and_crlf_are_no_part_of_a_label(tmp_path: Path, read: Read, unit: str) -> None:
     result = read(write(tmp_path / "a.txt", b"\xef\xbb\xbfone\r\ntwo\r\n\r\nthree\r\n"), unit=unit, charset="auto")
     assert result.labels == ["one", "two", "three"]
-    assert result.refused == []
+    assert result.rejected == []
     assert result.charset == "ehnortw"
 
 
-def test_utf16_is_refused_as_such(tmp_path: Path, read: Read) -> None:
+def test_utf16_is_rejected_as_such(tmp_path: Path, read: Read) -> None:
     path = write(tmp_path / "a.txt", "one two".encode("utf-16"))
     result = read(path, write(tmp_path / "b.txt", "good"))
     assert result.labels == ["good"]
-    assert result.refused == [("a.txt", None, "", "UTF-16 where UTF-8 is expected")]
+    assert result.rejected == [("a.txt", None, "", "UTF-16 where UTF-8 is expected")]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_utf16_is_refused_as_such(tmp_path: Path, read: Read) -> None:
 def test_what_is_no_text_gives_no_words(tmp_path: Path, read: Read, start: bytes, reason: str) -> None:
     result = read(write(tmp_path / "a.txt", start + b"endobj stream"), write(tmp_path / "b.txt", "good"))
     assert result.labels == ["good"]
-    assert result.refused == [("a.txt", None, "", reason)]
+    assert result.rejected == [("a.txt", None, "", reason)]
 
 
 @pytest.mark.parametrize("suffix", ["txt", "gz"])
@@ -172,7 +172,7 @@ def test_a_line_of_50_megabytes(tmp_path: Path, read: Read, suffix: str) -> None
     path = write(tmp_path / f"a.{suffix}", gzip.compress(content, 1) if suffix == "gz" else content)
     result = read(path)
     assert result.labels == ["one", "two", "three"]
-    assert [(line, reason) for _, line, _, reason in result.refused] == [
+    assert [(line, reason) for _, line, _, reason in result.rejected] == [
         (2, "longer than 1,000,000 bytes"),
         (3, "invalid UTF-8"),
     ]
@@ -185,7 +185,7 @@ def test_words_in_a_line_longer_than_a_block_are_used(
     monkeypatch.setattr(corpus_files, "_PIECE_BYTES", 50)
     result = read(write(tmp_path / "a.txt", "word other " * 100 + "\nlast caf\u00e9"))
     assert dict(zip(result.labels, result.counts, strict=True)) == {"other": 100, "word": 100, "last": 1}
-    assert result.refused == [("a.txt", 2, "café", "not in the charset: é")]
+    assert result.rejected == [("a.txt", 2, "café", "not in the charset: é")]
 
 
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
@@ -208,7 +208,7 @@ def test_a_file_cut_short_gives_what_stands_before_the_cut(tmp_path: Path, read:
     assert before == words[: len(before)]
     # xz and bz2 give whole blocks only, and here one block may be all there is.
     assert len(before) > (30_000 if suffix in ("gz", "zst") else -1)
-    [(source, line, _, reason)] = result.refused
+    [(source, line, _, reason)] = result.rejected
     assert (source, line) == (f"cut.{suffix}", len(before) + 1)
     assert reason.startswith("damaged or cut short from here on: ")
     assert "stream" in reason
@@ -219,7 +219,7 @@ def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, read: Read, suffi
     path = write(tmp_path / f"a.{suffix}", "plain text after all")
     result = read(path, write(tmp_path / "b.txt", "good"))
     assert result.labels == ["good"]
-    [(source, line, _, reason)] = result.refused
+    [(source, line, _, reason)] = result.rejected
     assert (source, line) == (path.name, 1)
     assert reason.startswith("damaged or cut short from here on: ")
 
@@ -228,7 +228,7 @@ def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, read: Read, suffi
 def test_empty_file(tmp_path: Path, read: Read, name: str) -> None:
     result = read(write(tmp_path / name, b""), write(tmp_path / "b.txt", "good"))
     assert result.labels == ["good"]
-    assert result.refused == [(name, None, "", "empty file")]
+    assert result.rejected == [(name, None, "", "empty file")]
 
 
 def test_parquet_without_the_column_or_without_text(tmp_path: Path, read: Read) -> None:
@@ -237,7 +237,7 @@ def test_parquet_without_the_column_or_without_text(tmp_path: Path, read: Read) 
     pq.write_table(pa.table({"text": ["x", None, "y"]}), tmp_path / "null.parquet")
     result = read(*(tmp_path / f"{name}.parquet" for name in ("other", "nested", "null")))
     assert result.labels == ["x", "y"]
-    assert [(source, line, reason) for source, line, _, reason in result.refused] == [
+    assert [(source, line, reason) for source, line, _, reason in result.rejected] == [
         ("other.parquet", None, "no column of text: it has a, b; name one with --column"),
         (
             "nested.parquet",
@@ -253,7 +253,7 @@ def test_damaged_parquet(tmp_path: Path, read: Read) -> None:
     write(tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes()[:-20])
     result = read(tmp_path / "a.parquet", write(tmp_path / "b.txt", "good"))
     assert result.labels == ["good"]
-    [(source, line, _, reason)] = result.refused
+    [(source, line, _, reason)] = result.rejected
     assert (source, line) == ("a.parquet", 1)
     assert reason.startswith("damaged")
 
@@ -271,7 +271,7 @@ def test_bad_lines_of_jsonl(tmp_path: Path, read: Read) -> None:
     ]
     result = read(write(tmp_path / "a.jsonl", b"\n".join([*lines, b"", b'{"text": "two"}'])))
     assert result.labels == ["one", "two"]
-    found = {line: reason.split(":")[0] for _, line, _, reason in result.refused}
+    found = {line: reason.split(":")[0] for _, line, _, reason in result.rejected}
     assert found == {
         2: "not JSON",
         3: "no column of text",
@@ -289,11 +289,11 @@ def test_lmdb_that_lacks_labels(tmp_path: Path, read: Read) -> None:
         transaction.put(b"label-000000002", b"two")
     result = read(tmp_path / "a")
     assert result.labels == ["two"]
-    assert result.refused == [("a", 1, "label-000000001", "no such key")]
+    assert result.rejected == [("a", 1, "label-000000001", "no such key")]
 
 
 @pytest.mark.parametrize("count", [b"9999999999999", b"-1", b"many"])
-def test_an_lmdb_with_an_unbelievable_number_of_labels_is_refused_at_once(
+def test_an_lmdb_with_an_unbelievable_number_of_labels_is_rejected_at_once(
     tmp_path: Path, read: Read, count: bytes
 ) -> None:
     with lmdb.open(str(tmp_path / "a"), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
@@ -301,7 +301,7 @@ def test_an_lmdb_with_an_unbelievable_number_of_labels_is_refused_at_once(
         transaction.put(b"label-000000001", b"one")
     result = read(tmp_path / "a", write(tmp_path / "b.txt", "good"))
     assert result.labels == ["good"]
-    assert [(source, reason.split(":")[0]) for source, _, _, reason in result.refused] == [("a", "damaged LMDB")]
+    assert [(source, reason.split(":")[0]) for source, _, _, reason in result.rejected] == [("a", "damaged LMDB")]
 
 
 def test_half_an_lmdb_does_not_kill_the_process(tmp_path: Path, read: Read) -> None:
@@ -313,7 +313,7 @@ def test_half_an_lmdb_does_not_kill_the_process(tmp_path: Path, read: Read) -> N
     data.write_bytes(data.read_bytes()[: data.stat().st_size // 2])
     result = read(tmp_path / "a", write(tmp_path / "b.txt", "good"))
     assert result.labels == ["good"]
-    assert [reason.split(":")[0] for *_, reason in result.refused] == ["damaged LMDB"]
+    assert [reason.split(":")[0] for *_, reason in result.rejected] == ["damaged LMDB"]
 
 
 def test_the_column_of_a_table_that_its_header_names(tmp_path: Path, read: Read) -> None:
@@ -329,14 +329,14 @@ def test_the_column_of_a_table_that_its_header_names(tmp_path: Path, read: Read)
         write(path, gzip.compress(content) if path.suffix == ".gz" else content)
     result = read(*paths)
     assert result.labels == ["door", "red", "42", "street,", "exit", '"open', "stop", "hall"]
-    assert result.refused == []
+    assert result.rejected == []
     assert read(tmp_path / "a.csv", column="source").labels == ["web"]
 
 
-def test_a_table_whose_header_names_no_text_is_refused_with_that_line(tmp_path: Path, read: Read) -> None:
+def test_a_table_whose_header_names_no_text_is_rejected_with_that_line(tmp_path: Path, read: Read) -> None:
     result = read(write(tmp_path / "a.csv", "city,people\nRome,3\n"), write(tmp_path / "b.txt", "good"))
     assert result.labels == ["good"]
-    [(source, line, item, reason)] = result.refused
+    [(source, line, item, reason)] = result.rejected
     assert (source, line, item) == ("a.csv", 1, "city,people")
     assert reason.endswith("name one with --column")
     with pytest.raises(UserError, match=r"no column of text .*such as 'city,people'.* Name the column with --column"):
@@ -347,7 +347,7 @@ def test_bad_rows_of_a_table(tmp_path: Path, read: Read) -> None:
     rows = ["id,text", "1,one", "2,t,wo", "3", "", '4,"three', 'four"', "5,caf\xe9", "6,six"]
     result = read(write(tmp_path / "a.csv", "\n".join(rows).encode("latin-1")))
     assert result.labels == ["one", "four", "three", "six"]
-    assert [(line, reason.split(":")[0]) for _, line, _, reason in result.refused] == [
+    assert [(line, reason.split(":")[0]) for _, line, _, reason in result.rejected] == [
         (3, "not as many columns as the header"),
         (4, "not as many columns as the header"),
         (8, "invalid UTF-8"),
@@ -360,7 +360,7 @@ def test_lists_of_labelled_crops_are_no_text(tmp_path: Path, read: Read, line: s
     path = write(tmp_path / name, line + "\nb" + line)
     result = read(path, write(tmp_path / "b.txt", "good"))
     assert result.labels == ["good"]
-    assert result.refused == [(name, 1, line, "image files with labels, not text: keep the labels alone")]
+    assert result.rejected == [(name, 1, line, "image files with labels, not text: keep the labels alone")]
 
 
 @pytest.mark.parametrize("compress", [*COMPRESS.values(), lambda _: b"PAR1"])
@@ -369,14 +369,14 @@ def test_compressed_files_by_another_name_are_no_text(
 ) -> None:
     result = read(write(tmp_path / "a.txt", compress(b"word " * 99)), write(tmp_path / "b.txt", "good"))
     assert result.labels == ["good"]
-    assert [line for _, line, _, _ in result.refused] == [None]
+    assert [line for _, line, _, _ in result.rejected] == [None]
 
 
 def test_text_of_every_type_of_parquet(tmp_path: Path, read: Read) -> None:
     for kind in (pa.string_view(), pa.large_string(), pa.large_binary(), pa.binary_view()):
         pq.write_table(pa.table({"text": pa.array(["door", "exit"]).cast(kind)}), tmp_path / "a.parquet")
         result = read(tmp_path / "a.parquet")
-        assert (result.labels, result.refused) == (["door", "exit"], [])
+        assert (result.labels, result.rejected) == (["door", "exit"], [])
 
 
 BOMB = b"w" * (1 << 20)
@@ -422,7 +422,7 @@ print(code, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 102
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_decompression_bomb_is_refused_within_little_memory(tmp_path: Path, name: str) -> None:
+def test_a_decompression_bomb_is_rejected_within_little_memory(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     BOMBS[name](path)
     assert path.stat().st_size < 2_000_000
@@ -436,13 +436,13 @@ def test_a_decompression_bomb_is_refused_within_little_memory(tmp_path: Path, na
     assert int(megabytes) < 250, megabytes
 
 
-def test_an_item_is_refused_by_its_own_length_wherever_blocks_end(
+def test_an_item_is_rejected_by_its_own_length_wherever_blocks_end(
     tmp_path: Path, read: Read, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write(tmp_path / "a.txt", "one " + "x" * 1_000_001 + "\ntwo\n" + "y" * 1_000_000)
     whole = read(path)
     assert whole.labels == ["one", "two"]
-    assert [(line, reason) for _, line, _, reason in whole.refused] == [
+    assert [(line, reason) for _, line, _, reason in whole.rejected] == [
         (1, "longer than 1,000,000 bytes"),
         (3, "longer than 25 characters"),
     ]
@@ -458,4 +458,4 @@ def test_a_page_of_parquet_that_is_compressed_further_than_text_can_be(
     pq.write_table(pa.table({"id": [1], "text": ["w" * (2 << 20)]}), path, compression="zstd", use_dictionary=False)
     result = read(path, write(tmp_path / "b.txt", "good"))
     assert result.labels == ["good"]
-    assert [reason.split(":")[0] for *_, reason in result.refused] == ["column 'text' is no text"]
+    assert [reason.split(":")[0] for *_, reason in result.rejected] == ["column 'text' is no text"]

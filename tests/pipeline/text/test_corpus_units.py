@@ -8,14 +8,14 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.normalization import Normalization
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.verify import verify
-from dptr.pipeline.repair.repair import repair
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
+from dptr.pipeline.repair import repair
 from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
 from dptr.pipeline.text.embed_text import embed_text
 from dptr.pipeline.text.prompt_store import EmbedTextSettings
@@ -55,11 +55,11 @@ def test_a_script_that_writes_marks_on_letters_has_clusters_unless_told_otherwis
     assert read(tmp_path, "дом", CorpusSettings(charset="ru"))[1] == Charset.named("ru")
 
 
-def test_labels_beyond_the_script_or_the_length_are_refused_with_a_reason(tmp_path: Path) -> None:
+def test_labels_beyond_the_script_or_the_length_are_rejected_with_a_reason(tmp_path: Path) -> None:
     settings = CorpusSettings(charset="hi", normalization=Normalization(max_label_length=3))
-    labels, _, refused = read(tmp_path, "क्षत्रिय дом नमस्कार", settings)
+    labels, _, rejected = read(tmp_path, "क्षत्रिय дом नमस्कार", settings)
     assert labels == ["क्षत्रिय"]
-    assert refused == {"not in the charset": 1, "longer than 3 characters": 1}
+    assert rejected == {"not in the charset": 1, "longer than 3 characters": 1}
 
 
 def test_rare_clusters_can_be_left_out(tmp_path: Path) -> None:
@@ -98,9 +98,9 @@ def test_a_store_of_clusters_counts_them_grows_with_its_corpus_and_is_repaired(t
     assert grown.charset == store.charset.with_more(["कौ"])
     catalogue = grown.manifest.catalogues(grown.folder)[0]
     before = pq.read_table(catalogue)
-    states = catalogue.with_suffix(".arrow")
-    states.unlink()
-    assert repair(grown.folder, {states.name}) == []
+    embeddings = catalogue.with_suffix(".arrow")
+    embeddings.unlink()
+    assert repair(grown.folder, {embeddings.name}) == []
     catalogue.unlink()
     assert repair(grown.folder, {catalogue.name}) == []
     assert verify(grown.folder) == []
@@ -117,7 +117,7 @@ def test_a_store_begun_in_the_written_order_goes_on_in_it(tmp_path: Path) -> Non
     assert embed(tmp_path, "שלום תודה", CorpusSettings(charset="he")).charset == replace(store.charset, order="logical")
 
 
-def test_a_store_of_other_units_is_refused(tmp_path: Path) -> None:
+def test_a_store_of_other_units_is_rejected(tmp_path: Path) -> None:
     embed(tmp_path, HINDI, CorpusSettings(charset="auto", units="grapheme"))
     with pytest.raises(DamagedStore, match="charset"):
         embed(tmp_path, HINDI + "\nकौन", CorpusSettings(charset="auto"))

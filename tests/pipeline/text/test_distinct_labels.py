@@ -1,4 +1,4 @@
-"""Labels are counted on disk: what it refuses is one line."""
+"""Labels are counted on disk: what it rejects is one line."""
 
 from __future__ import annotations
 

@@ -17,10 +17,10 @@ import pytest
 
 from dptr.cache.errors import DamagedStore
 from dptr.cache.file_names import QUARANTINE_FILE
-from dptr.cache.normalization import Normalization
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.verify import verify
+from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text import embed_text as module
@@ -40,12 +40,12 @@ def test_a_store_is_as_the_contract_says(run: Any) -> None:
     assert verify(run.out) == []
     with pa.memory_map(str(run.out / "part-00000.arrow")) as source:
         batch = ipc.open_file(source).read_all()
-    assert batch.schema.field("states").type == pa.list_(pa.list_(pa.float16(), 128))
+    assert batch.schema.field("embeddings").type == pa.list_(pa.list_(pa.float16(), 128))
     query = f"select * from '{run.out}/part-*.parquet' order by id"
     table = duckdb.connect().sql(query)
     rows = [dict(zip(table.columns, row, strict=True)) for row in table.fetchall()]
     assert [row["label"] for row in rows] == list(run.words)
-    assert [row["id"] for row in rows] == [row["states_of"] for row in rows] == list(range(len(run.words)))
+    assert [row["id"] for row in rows] == [row["embeddings_of"] for row in rows] == list(range(len(run.words)))
     assert [(row["shard"], row["row"]) for row in rows[3:6]] == [
         ("part-00000", 3),
         ("part-00001", 0),
@@ -62,12 +62,12 @@ def test_a_store_is_as_the_contract_says(run: Any) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "apart"), [("float32", 0.0), ("float16", 2e-3), ("int8", 2e-2)])
-def test_the_store_gives_back_the_encoders_states(run: Any, dtype: Any, apart: float) -> None:
+def test_the_store_gives_back_the_encoders_embeddings(run: Any, dtype: Any, apart: float) -> None:
     run(dataclasses.replace(run.settings, dtype=dtype))
     store = PromptStore(run.out)
     encoder = TextEncoder(load_clip("tiny"), Template())
     expected = encoder.encode(encoder.tokenize([Template().prompt(word) for word in run.words]))
-    read = store.states(np.arange(len(run.words)))
+    read = store.embeddings(np.arange(len(run.words)))
     assert np.array_equal(read.lengths, expected.lengths)
     assert np.abs(read.tokens - expected.tokens).max() <= apart + 1e-5
     assert np.abs(read.pooled - expected.pooled).max() <= 2e-3
@@ -147,7 +147,7 @@ def test_killed_at_any_file_operation_it_goes_on(run: Any, tmp_path: Path, monke
         ({"templates": ("the word {label}",)}, "template: a photo of a '{label}' there, the word {label} now"),
         ({"dtype": "int8"}, "dtype: float16 there, int8 now"),
         ({"context": "full"}, "context: content there, full now"),
-        ({"states": "projected"}, "states: hidden there, projected now"),
+        ({"embeddings": "projected"}, "embeddings: hidden there, projected now"),
         ({"precision": "bf16"}, "precision: fp32 there, bf16 now"),
         ({"corpus": CorpusSettings(case="lower")}, "case: keep there, lower now"),
         ({"corpus": CorpusSettings(charset="36", case="keep")}, "charset: "),
@@ -160,7 +160,7 @@ def test_other_settings_need_another_folder(run: Any, changed: dict[str, Any], n
     with pytest.raises(DamagedStore) as raised:
         run(dataclasses.replace(run.settings, **changed))
     assert named in str(raised.value)
-    # What was refused on the way is known, and no longer under the manifest's hashes; all else is as it was.
+    # What was rejected on the way is known, and no longer under the manifest's hashes; all else is as it was.
     told = (QUARANTINE_FILE, "manifest.json")
     after = run.hashes()
     assert {name: after[name] for name in after if name not in told} == {
@@ -183,12 +183,12 @@ def test_cases(run: Any, case: Any, labels: list[str], of: list[int]) -> None:
     store = PromptStore(run.out)
     assert store.labels.to_pylist() == labels
     table = pq.read_table(run.out / "part-00000.parquet")
-    assert table["states_of"].to_pylist() == of
-    states = store.states(np.arange(len(labels)))
-    parts = np.split(states.tokens, np.cumsum(states.lengths)[:-1])
+    assert table["embeddings_of"].to_pylist() == of
+    embeddings = store.embeddings(np.arange(len(labels)))
+    parts = np.split(embeddings.tokens, np.cumsum(embeddings.lengths)[:-1])
     for row, first in enumerate(of):
         assert np.array_equal(parts[row], parts[first])
-        assert np.array_equal(states.pooled[row], states.pooled[first])
+        assert np.array_equal(embeddings.pooled[row], embeddings.pooled[first])
         assert table["token_ids"][row] == table["token_ids"][first]
     assert run(run.of_corpus(case=case)).computed == 0
 

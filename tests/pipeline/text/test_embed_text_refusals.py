@@ -1,4 +1,4 @@
-"""What cannot be embedded is refused, kept in the quarantine, or one line that says what to do."""
+"""What cannot be embedded is rejected, kept in the quarantine, or one line that says what to do."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dptr.cache.errors import DamagedStore, TooManyRefused, UserError
+from dptr.cache.errors import DamagedStore, TooManyRejected, UserError
 from dptr.cache.file_names import QUARANTINE_FILE
-from dptr.cache.normalization import Normalization
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.verify import verify
+from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text import prompt_store
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 
 
-def test_more_refusals_than_allowed_fail_every_time(run: Any) -> None:
+def test_more_rejections_than_allowed_fail_every_time(run: Any) -> None:
     run.write([*run.words, "日本", "x" * 26])
     allowed = dataclasses.replace(run.settings, max_bad=2)
     assert run(allowed).quarantined == 2
     for _ in range(2):
-        with pytest.raises(TooManyRefused, match="2 inputs were refused, 1 are allowed"):
+        with pytest.raises(TooManyRejected, match="2 inputs were rejected, 1 are allowed"):
             run(dataclasses.replace(run.settings, max_bad=1))
     assert len(PromptStore(run.out)) == len(run.words)
-    assert set(run.refused()) == {"日本", "x" * 26}
+    assert set(run.rejected()) == {"日本", "x" * 26}
 
 
-def test_prompts_that_do_not_fit_the_encoder_are_refused(run: Any) -> None:
+def test_prompts_that_do_not_fit_the_encoder_are_rejected(run: Any) -> None:
     long, special = " ".join("😀" * 40), "<|endoftext|>"
     run.write([*run.words, long, special])
     settings = run.of_corpus(
@@ -41,7 +41,7 @@ def test_prompts_that_do_not_fit_the_encoder_are_refused(run: Any) -> None:
     )
     summary = run(settings)
     assert summary.rows == len(run.words)
-    assert run.refused() == {
+    assert run.rejected() == {
         long: "prompt longer than 77 tokens",
         special: "label spells a special token of the tokenizer",
     }
@@ -69,28 +69,28 @@ def test_numbers_out_of_range_are_told_at_once(wrong: dict[str, int]) -> None:
         CorpusSettings(min_count=0)
 
 
-def scaled_states(monkeypatch: pytest.MonkeyPatch, factor: float, shard_rows: int) -> None:
+def scaled_embeddings(monkeypatch: pytest.MonkeyPatch, factor: float, shard_rows: int) -> None:
     """The bundled CLIP with one word's last state so many times as large."""
     original = TextEncoder.encode
 
     def encode(self: TextEncoder, ids: list[list[int]], *rest: Any) -> Any:
-        states = original(self, ids, *rest)
+        embeddings = original(self, ids, *rest)
         if len(ids) == shard_rows:
-            states.tokens[states.lengths[:2].sum() - 1] *= factor
-        return states
+            embeddings.tokens[embeddings.lengths[:2].sum() - 1] *= factor
+        return embeddings
 
     monkeypatch.setattr(TextEncoder, "encode", encode)
     monkeypatch.setattr(prompt_store, "_check", lambda *_: None)
 
 
-def test_states_that_half_precision_cannot_hold_are_told_with_their_prompt(
+def test_embeddings_that_half_precision_cannot_hold_are_told_with_their_prompt(
     run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scaled_states(monkeypatch, 1e6, run.settings.shard_rows)
+    scaled_embeddings(monkeypatch, 1e6, run.settings.shard_rows)
     with pytest.raises(UserError, match=r"prompt \"a photo of a 'the'\" is .* float16 cannot hold.*--dtype float32"):
         run()
     run(dataclasses.replace(run.settings, dtype="float32"), run.out.with_name("wide"))
-    assert np.isfinite(PromptStore(run.out.with_name("wide")).states(np.arange(4)).tokens).all()
+    assert np.isfinite(PromptStore(run.out.with_name("wide")).embeddings(np.arange(4)).tokens).all()
 
 
 def test_a_corpus_of_which_nothing_can_be_embedded_is_an_error(run: Any) -> None:
@@ -100,20 +100,20 @@ def test_a_corpus_of_which_nothing_can_be_embedded_is_an_error(run: Any) -> None
         run(run.of_corpus(unit="line", charset="auto", normalization=lines))
 
 
-def test_a_second_corpus_keeps_what_the_first_one_refused(run: Any, tmp_path: Path) -> None:
+def test_a_second_corpus_keeps_what_the_first_one_rejected(run: Any, tmp_path: Path) -> None:
     run.write(["stop", "ä" * 3])
     run()
     second = tmp_path / "second.txt"
     second.write_text("door\nöö\n", encoding="utf-8")
     embed_text([str(second)], run.out, run.settings)
-    assert run.refused_from() == {"corpus.txt": ["äää"], "second.txt": ["öö"]}
+    assert run.rejected_from() == {"corpus.txt": ["äää"], "second.txt": ["öö"]}
     # Read again, a source is judged anew.
     run.write(["stop", "üü"])
     run()
-    assert run.refused_from() == {"corpus.txt": ["üü"], "second.txt": ["öö"]}
+    assert run.rejected_from() == {"corpus.txt": ["üü"], "second.txt": ["öö"]}
 
 
-def test_a_flipped_bit_in_the_quarantine_is_found_and_mended_by_the_same_command(run: Any) -> None:
+def test_a_flipped_bit_in_the_quarantine_is_found_and_repaired_by_the_same_command(run: Any) -> None:
     run.write(["stop", "äää"])
     run()
     path = run.out / QUARANTINE_FILE
@@ -123,7 +123,7 @@ def test_a_flipped_bit_in_the_quarantine_is_found_and_mended_by_the_same_command
     assert len(PromptStore(run.out)) == 1
     run()
     assert verify(run.out) == []
-    assert run.refused_from() == {"corpus.txt": ["äää"]}
+    assert run.rejected_from() == {"corpus.txt": ["äää"]}
 
 
 def test_a_quarantine_that_is_damaged_but_still_readable_tells_of_nothing(run: Any) -> None:
@@ -134,4 +134,4 @@ def test_a_quarantine_that_is_damaged_but_still_readable_tells_of_nothing(run: A
     pq.write_table(table.set_column(0, "source", pa.array(["somewhere.txt"])), path)
     run()
     assert verify(run.out) == []
-    assert run.refused_from() == {"corpus.txt": ["äää"]}
+    assert run.rejected_from() == {"corpus.txt": ["äää"]}

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dptr.cache.charset import LetterCase, fold_case
-from dptr.cache.normalization import Normalization
+from dptr.cache.text.charset import LetterCase, fold_case
+from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.text.corpus_files import Rows
 from dptr.pipeline.text.label_counts import count_labels
 
@@ -31,8 +31,8 @@ def test_the_fast_way_and_the_plain_way_agree(
     normalization = Normalization(keep_spaces=keep_spaces, ascii=to_ascii)
     lines = text.split("\n")
     rows = Rows(pa.array([f"{line}\n".encode() for line in lines], pa.binary()), np.arange(1, len(lines) + 1))
-    refused: list[int | None] = []
-    found = count_labels(rows, unit, normalization, case, lambda line, item, reason: refused.append(line))
+    rejected: list[int | None] = []
+    found = count_labels(rows, unit, normalization, case, lambda line, item, reason: rejected.append(line))
 
     expected: Counter[tuple[str, int]] = Counter()
     folded = 0

@@ -10,13 +10,13 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from dptr.cache.charset import Charset
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.manifest import Shard
 from dptr.cache.stores.prompt_rows import MADE_UP
+from dptr.cache.text.charset import Charset
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.clip.text_encoder import TextEncoder
-from dptr.pipeline.parts.store_in_making import StoreInMaking
+from dptr.pipeline.executors.store_builder import StoreInMaking
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, EmbedTextSummary, embed_text
 from dptr.pipeline.text.templates import Template

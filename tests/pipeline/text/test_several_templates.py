@@ -15,13 +15,13 @@ import torch
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.progress import set_quiet
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cli import run_command
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.clip.text_encoder import TextEncoder
-from dptr.pipeline.parts.merge import merge
-from dptr.pipeline.parts.part import Part
+from dptr.pipeline.executors.merge import merge
+from dptr.pipeline.executors.part import Part
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.pipeline.text.prompts import PromptEncoders
 from dptr.pipeline.text.templates import Template
@@ -37,18 +37,18 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("case", ["keep", "upper-lower-title"])
-def test_every_row_has_the_states_that_its_own_template_alone_would_give(run: Any, case: str) -> None:
+def test_every_row_has_the_embeddings_that_its_own_template_alone_would_give(run: Any, case: str) -> None:
     corpus = dataclasses.replace(SETTINGS.corpus, case=case)  # type: ignore[arg-type]
     run(dataclasses.replace(SETTINGS, corpus=corpus))
     store, rows = PromptStore(run.out), rows_of(run.out)
     assert len({row["template"] for row in rows}) > 2
     assert [len(prefix) for prefix in store.prefixes] == [len(ids) for ids in store.manifest.identity["prefix_ids"]]
     everything = np.arange(len(rows))
-    states = store.states(everything)
-    own = np.split(states.tokens, np.cumsum(states.lengths)[:-1])
+    embeddings = store.embeddings(everything)
+    own = np.split(embeddings.tokens, np.cumsum(embeddings.lengths)[:-1])
     letters = store.token_letters(everything)
     encoders = [TextEncoder(load_clip("tiny"), Template(text)) for text in TEMPLATES]
-    for row, mine, of_mine, pooled in zip(rows, own, letters, states.pooled, strict=True):
+    for row, mine, of_mine, pooled in zip(rows, own, letters, embeddings.pooled, strict=True):
         encoder = encoders[row["template"]]
         expected = encoder.encode([row["token_ids"]])
         assert np.abs(mine - expected.tokens).max() <= 1e-5
@@ -63,9 +63,11 @@ def test_the_memory_has_each_rows_own_prefix(run: Any) -> None:
     store = PromptStore(run.out)
     rows = np.array([5, 0, 3, 9, 5, 7, 1])
     memory = text_memory(store, rows).to("cpu")
-    states = store.states(rows)
-    own = np.split(states.tokens, np.cumsum(states.lengths)[:-1])
-    for row, mine, pooled, which in zip(range(len(rows)), own, states.pooled, store.templates_of(rows), strict=True):
+    embeddings = store.embeddings(rows)
+    own = np.split(embeddings.tokens, np.cumsum(embeddings.lengths)[:-1])
+    for row, mine, pooled, which in zip(
+        range(len(rows)), own, embeddings.pooled, store.templates_of(rows), strict=True
+    ):
         expected = np.concatenate([pooled[None], store.prefixes[which], mine])
         real = memory.real[row]
         assert int(real.sum()) == len(expected)
@@ -102,7 +104,7 @@ def test_a_run_that_goes_on_and_parts_that_are_merged_give_the_bytes_of_one_run(
 
 def test_a_store_of_one_template_is_as_it_was(run: Any) -> None:
     run()
-    manifest = sealed.read_json(run.out / "manifest.json")
+    manifest = checksummed.read_json(run.out / "manifest.json")
     assert manifest["format_version"] == 2
     assert manifest["identity"]["template"] == "a photo of a '{label}'"
     assert "template" not in pq.read_schema(run.out / "part-00000.parquet").names
@@ -110,7 +112,7 @@ def test_a_store_of_one_template_is_as_it_was(run: Any) -> None:
 
 
 @pytest.mark.parametrize("templates", [(), ("{label}", "{label}"), ("{label}", "no place for it")])
-def test_templates_that_make_no_sense_are_refused(run: Any, templates: tuple[str, ...]) -> None:
+def test_templates_that_make_no_sense_are_rejected(run: Any, templates: tuple[str, ...]) -> None:
     with pytest.raises(UserError, match="template"):
         run(dataclasses.replace(SETTINGS, templates=templates))
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dptr.cache.errors import UserError
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.manifest import FileRecord
 from dptr.cache.stores.prompts import PromptStore
 from dptr.pipeline.clip.loading import load_clip
@@ -37,19 +37,19 @@ def test_the_catalogue_says_how_many_letters_of_the_label_each_token_stands_for(
             assert (pieces[8], fused) == ("'s", [1]), "a quote that fused with a letter counts the letter only"
     store = PromptStore(run.out)
     assert [int(own.sum()) for own in store.token_letters(np.array([3, 0]))] == [4, 6]
-    assert len(store.token_letters(np.array([0]))[0]) == len(store.states(np.array([0])).tokens)
+    assert len(store.token_letters(np.array([0]))[0]) == len(store.embeddings(np.array([0])).tokens)
 
 
-def test_a_store_without_letters_is_refused_with_what_to_do(run: Any) -> None:
+def test_a_store_without_letters_is_rejected_with_what_to_do(run: Any) -> None:
     run()
     path = run.out / "part-00002.parquet"
     pq.write_table(pq.read_table(path).drop(["token_letters"]), path)
-    manifest = sealed.read_json(run.out / "manifest.json")
+    manifest = checksummed.read_json(run.out / "manifest.json")
     manifest["shards"][2]["files"][path.name] = vars(FileRecord.of(path))
     # As before letters were kept for all prompts at once.
     del manifest["files"]["rows.arrow"]
     (run.out / "rows.arrow").unlink()
-    sealed.write_json(run.out / "manifest.json", manifest)
+    checksummed.write_json(run.out / "manifest.json", manifest)
     with pytest.raises(UserError, match="how many letters") as error:
         PromptStore(run.out).token_letters(np.array([0]))
     assert "embed-text" in str(error.value)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dptr.cache.charset import Charset
-from dptr.cache.normalization import Normalization
-from dptr.cache.word_images.dataset import WordImages, preprocess
+from dptr.cache.crops.dataset import WordImages, preprocess
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.trainer.data.image_batches import ImageBatches
 from dptr.trainer.recipe import Recipe
 

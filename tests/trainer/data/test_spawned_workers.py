@@ -15,17 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
+from dptr.cache.crops.writer import write_word_images
 from dptr.cache.file_names import NEIGHBOURS_ARRAY, PREFIX_FILE
-from dptr.cache.normalization import Normalization
 from dptr.cache.row_set import RowSet
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import States, write_shard, write_states
-from dptr.cache.word_images.dataset import WordImages
-from dptr.cache.word_images.writer import write_word_images
+from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
 from dptr.trainer.data.image_batches import ImageBatches
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.pretrain import PromptBatches
@@ -92,14 +92,14 @@ def test_prompts_with_noise_of_neighbours(tmp_path: Path) -> None:
     (tmp_path / "orp").mkdir()
     generator = np.random.default_rng(0)
 
-    def made(rows: int, tokens: int) -> States:
+    def made(rows: int, tokens: int) -> Embeddings:
         values = generator.standard_normal((rows * tokens, DIM)).astype(np.float32)
-        return States(values, np.full(rows, tokens), values[:rows])
+        return Embeddings(values, np.full(rows, tokens), values[:rows])
 
     columns = {"label": LABELS, "label_length": pa.array(map(len, LABELS), pa.int16()), "count": np.arange(ROWS) + 1}
     manifest = Manifest("prompts", {"encoder": "made up", "weights": "w", "charset": "ab"})
     manifest.shards.append(write_shard(tmp_path / "prompts", 0, pa.table(columns), made(ROWS, 3), "float16", {}))
-    write_states(tmp_path / "prompts" / PREFIX_FILE, made(1, 2), "float16")
+    write_embeddings(tmp_path / "prompts" / PREFIX_FILE, made(1, 2), "float16")
     manifest.files[PREFIX_FILE] = FileRecord.of(tmp_path / "prompts" / PREFIX_FILE)
     manifest.save(tmp_path / "prompts")
     bank = Manifest("orp", {"encoder": "made up", "weights": "w", "tokens_per_crop": 8})

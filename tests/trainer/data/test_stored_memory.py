@@ -1,4 +1,4 @@
-"""States stay as they are stored up to the device, and what is made of them there is what it was when made before."""
+"""Embeddings stay as they are stored up to the device, and give the same memory there."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dptr.cache.choices import StatesDtype
+from dptr.cache.choices import EmbeddingsDtype
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import States, write_shard, write_states
+from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
 from dptr.trainer.data.column_memory import column_memory
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import token_memory
@@ -28,20 +28,20 @@ LABELS = ["ab", "a", "abc", "bc", "cab"]
 STORED = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 
 
-def states(rows: int, lengths: list[int]) -> States:
+def embeddings(rows: int, lengths: list[int]) -> Embeddings:
     generator = np.random.default_rng(rows)
     tokens = generator.standard_normal((sum(lengths), DIM)).astype(np.float32)
-    return States(tokens, np.array(lengths), generator.standard_normal((rows, DIM)).astype(np.float32))
+    return Embeddings(tokens, np.array(lengths), generator.standard_normal((rows, DIM)).astype(np.float32))
 
 
 @pytest.fixture(params=STORED)
-def dtype(request: pytest.FixtureRequest) -> StatesDtype:
-    stored: StatesDtype = request.param
+def dtype(request: pytest.FixtureRequest) -> EmbeddingsDtype:
+    stored: EmbeddingsDtype = request.param
     return stored
 
 
 @pytest.fixture
-def store(tmp_path: Path, dtype: StatesDtype) -> PromptStore:
+def store(tmp_path: Path, dtype: EmbeddingsDtype) -> PromptStore:
     """Each label's letters are tokens of their own, the end one more."""
     folder = tmp_path / "prompts"
     folder.mkdir()
@@ -54,26 +54,26 @@ def store(tmp_path: Path, dtype: StatesDtype) -> PromptStore:
         "count": np.ones(len(LABELS), np.int64),
     }
     manifest = Manifest("prompts", {"encoder": "t", "weights": "w", "charset": "abc"})
-    manifest.shards.append(write_shard(folder, 0, pa.table(columns), states(len(LABELS), lengths), dtype, {}))
-    write_states(folder / PREFIX_FILE, states(1, [2]), "float16")
+    manifest.shards.append(write_shard(folder, 0, pa.table(columns), embeddings(len(LABELS), lengths), dtype, {}))
+    write_embeddings(folder / PREFIX_FILE, embeddings(1, [2]), "float16")
     manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
     manifest.save(folder)
     return PromptStore(folder)
 
 
 @pytest.fixture
-def bank(tmp_path: Path, dtype: StatesDtype) -> OrpBank:
+def bank(tmp_path: Path, dtype: EmbeddingsDtype) -> OrpBank:
     folder = tmp_path / "orp"
     folder.mkdir()
     manifest = Manifest("orp", {"encoder": "t", "weights": "w", "tokens_per_crop": 12})
-    manifest.shards.append(write_shard(folder, 0, pa.table({"id": np.arange(3)}), states(3, [12] * 3), dtype, {}))
+    manifest.shards.append(write_shard(folder, 0, pa.table({"id": np.arange(3)}), embeddings(3, [12] * 3), dtype, {}))
     manifest.save(folder)
     return OrpBank(folder)
 
 
 def widened_before(store: PromptStore, rows: NDArray[np.int64], noise: NDArray[np.floating]) -> torch.Tensor:
     """The memory made of float32 from the start, number for number as it was when workers made it."""
-    own, first = store.states(rows), 1 + len(store.prefix)
+    own, first = store.embeddings(rows), 1 + len(store.prefix)
     tokens = np.zeros((len(rows), first + int(own.lengths.max()), DIM), np.float32)
     tokens[:, 0], tokens[:, 1:first] = own.pooled, store.prefix
     tokens[:, first:][np.arange(int(own.lengths.max())) < own.lengths[:, None]] = own.tokens
@@ -90,8 +90,8 @@ def test_what_a_step_gets_is_the_same_to_the_last_bit(store: PromptStore, bank: 
     assert (~memory.padding).sum(1).tolist() == [3 + 4, 3 + 2, 3 + 4]
 
 
-def test_states_and_noise_travel_in_the_precision_that_is_stored(
-    store: PromptStore, bank: OrpBank, dtype: StatesDtype
+def test_embeddings_and_noise_travel_in_the_precision_that_is_stored(
+    store: PromptStore, bank: OrpBank, dtype: EmbeddingsDtype
 ) -> None:
     noise = NoiseSource(bank, NoiseSettings(), None)
     for memory in (
@@ -100,16 +100,16 @@ def test_states_and_noise_travel_in_the_precision_that_is_stored(
     ):
         assert isinstance(memory, StoredMemory)
         assert memory.noise is not None
-        assert memory.states.values.dtype == memory.noise.values.dtype == STORED[dtype]
+        assert memory.embeddings.values.dtype == memory.noise.values.dtype == STORED[dtype]
         again = pickle.loads(pickle.dumps(memory))
         assert torch.equal(again.to("cpu").tokens, memory.to("cpu").tokens)
-        # The states of a row are sent once, however many columns show them.
-        assert len(memory.states) == sum(len(label) + 1 for label in LABELS)
+        # The embeddings of a row are sent once, however many columns show them.
+        assert len(memory.embeddings) == sum(len(label) + 1 for label in LABELS)
 
 
 def test_columns_show_what_they_are_said_to(store: PromptStore) -> None:
     memory = column_memory(store, np.array([2, 0]), None, 0.0, 16, np.random.default_rng(0))
-    tokens, own = memory.to("cpu").tokens, torch.from_numpy(store.states(np.array([2, 0])).tokens)
+    tokens, own = memory.to("cpu").tokens, torch.from_numpy(store.embeddings(np.array([2, 0])).tokens)
     for row, first in enumerate((0, 4)):
         shown = [column for column in tokens[row] if column.any()]
         letters = own[first : first + (3, 2)[row]]

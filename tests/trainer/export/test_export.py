@@ -1,4 +1,4 @@
-"""Exports give the same readings elsewhere: in onnxruntime alone, and in modules with PARSeq's own names."""
+"""Exports give the same predictions elsewhere: in onnxruntime alone, and in modules with PARSeq's own names."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import dptr
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import preprocess
 from dptr.cache.errors import DptrError, UserError
-from dptr.cache.word_images.dataset import preprocess
+from dptr.cache.text.charset import Charset
 from dptr.cli import run_command
 from dptr.trainer import read
 from dptr.trainer.choices import ExportTarget
@@ -28,7 +28,7 @@ from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory
 from dptr.trainer.model.model_file import ModelFile
 from dptr.trainer.model.reading import width_for
-from dptr.trainer.model.recognizer import Reading, Recognizer, load_recognizer
+from dptr.trainer.model.recognizer import Prediction, Recognizer, load_recognizer
 from dptr.trainer.recipe import Recipe
 from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import save_checkpoint
@@ -76,7 +76,7 @@ def columns_of_several_widths() -> Recipe:
     return made.replace("encoder", kind="convolution", channels=8, image_widths="64,96")
 
 
-def read_once(recognizer: Recognizer, path: Path) -> Reading:
+def read_once(recognizer: Recognizer, path: Path) -> Prediction:
     """Read in single precision and in one width, as an exported graph does; a reader reads again what is unsure."""
     picture = Image.open(path)
     height, widths = recognizer.image_size[0], recognizer.encoder.widths
@@ -96,13 +96,13 @@ def test_onnx_reads_as_torch_does_with_onnxruntime_alone(tmp_path: Path, kind: s
         "where dptr lies on this machine is nobody's business"
     )
     paths = pictures(tmp_path, 12)
-    readings = [read_once(load_recognizer(run), path) for path in paths]
-    assert len({reading.text for reading in readings}) > 1
+    predictions = [read_once(load_recognizer(run), path) for path in paths]
+    assert len({prediction.text for prediction in predictions}) > 1
     script = "import sys; sys.modules.update(torch=None, dptr=None, onnx=None); import runpy; sys.argv = sys.argv[1:]; "
     script += "runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", script, str(EXAMPLE), str(summary.out), *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ), check=True)
-    expected = [f"{path}\t{reading.text}" for path, reading in zip(paths, readings, strict=True)]
+    expected = [f"{path}\t{prediction.text}" for path, prediction in zip(paths, predictions, strict=True)]
     assert [line.rsplit("\t", 1)[0] for line in done.stdout.splitlines()] == expected
 
 
@@ -136,7 +136,7 @@ def test_what_is_written_follows_the_umask(mask: int, tmp_path: Path) -> None:
     assert {path.stat().st_mode & 0o777 for path in written} == {0o666 & ~mask}
 
 
-def test_a_file_without_a_recognizer_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_a_recognizer_is_rejected(tmp_path: Path) -> None:
     summary = export(trained(tmp_path / "run", recipe(), "pretrain"), "safetensors", tmp_path / "decoder.safetensors")
     with pytest.raises(UserError, match="no recogniser"):
         read.load(summary.out)
@@ -247,3 +247,29 @@ def test_the_bundled_recogniser_is_exported(tmp_path: Path, capsys: pytest.Captu
     assert run_command(["export", "bundled", "--to", "onnx", "-o", str(out), "--workspace", str(tmp_path)]) == 0
     assert out.stat().st_size > 1e6
     assert "as torch reads on" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_weights_that_are_not_finite_are_named_as_such(tmp_path: Path, half: bool) -> None:
+    run = trained(tmp_path / "run", recipe())
+    weights = run.weights()
+    name = next(iter(weights))
+    weights[name].view(-1)[0] = torch.nan
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "before")
+    for checkpoint in ("best", "last"):
+        save_checkpoint(tmp_path / "run" / "checkpoints" / checkpoint, {"model": weights}, {"step": 20})
+    targets: tuple[ExportTarget, ...] = ("safetensors",) if half else ("safetensors", "parseq", "onnx")
+    for target in targets:
+        with pytest.raises(UserError, match=f"{name} of run holds values that are not finite"):
+            export(run, target, tmp_path / f"model-{target}", half=half)
+        assert not (tmp_path / f"model-{target}").exists()
+
+
+def test_an_export_replaces_no_file_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(tmp_path / "run", recipe())
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    for target in ("safetensors", "onnx", "parseq"):
+        given = ["export", str(tmp_path / "run"), "--to", target, "-o", str(tmp_path / "run" / "run.json")]
+        assert run_command(given) == 2
+        assert "Name another file" in capsys.readouterr().err
+    assert (tmp_path / "run" / "run.json").read_bytes() == before

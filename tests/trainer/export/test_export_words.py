@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dptr.cache.errors import UserError
-from dptr.cache.word_counts import Lexicon
+from dptr.cache.text.lexicon import Lexicon
 from dptr.trainer.export.export import export
 from dptr.trainer.model.model_file import BUNDLED, ModelFile
 from dptr.trainer.read import load
@@ -49,6 +49,6 @@ def test_words_are_given_as_counts_too(words: Path, blurred) -> None:
     assert load(words={"street": 3, "square": 1}).read(blurred) == load(words=words).read(blurred)
 
 
-def test_a_form_that_keeps_no_words_refuses_them(tmp_path: Path, words: Path) -> None:
+def test_a_form_that_keeps_no_words_rejects_them(tmp_path: Path, words: Path) -> None:
     with pytest.raises(UserError, match="onnx keeps no words"):
         export(ModelFile.open(BUNDLED), "onnx", tmp_path / "x.onnx", words=words)

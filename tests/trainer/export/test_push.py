@@ -23,7 +23,7 @@ from dptr.cache.file_names import PREDICTIONS_FOLDER
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
 from dptr.trainer.evaluate import ReadImages
-from dptr.trainer.export.model_card import model_card
+from dptr.trainer.export.push import model_card
 from dptr.trainer.model.model_file import BUNDLED
 from dptr.trainer.predictions import keep_predictions
 from dptr.trainer.recipe import Recipe
@@ -166,8 +166,8 @@ def push(workspace: Path, *more: str) -> int:
 def test_what_is_pushed_is_read_with_again(
     server: Hub, tmp_path: Path, word: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reading = dptr.Reading("street", 0.9, [])
-    read = ReadImages(["0", "1"], ["street", "road"], [reading, reading], [])
+    prediction = dptr.Prediction("street", 0.9, [])
+    read = ReadImages(["0", "1"], ["street", "road"], [prediction, prediction], [])
     keep_predictions(Workspace(tmp_path).models / "english", "/home/someone/signs", read)
     assert push(tmp_path, "--license", "apache-2.0", "--json") == 0
     said = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -218,7 +218,7 @@ def test_what_the_hub_does_not_have_or_take_is_one_line(
 
 
 @pytest.mark.parametrize("repo", ["reader", "me/../reader", "me/reader@main", "a/b/c"])
-def test_what_is_no_name_on_the_hub_is_refused_before_anything_is_sent(
+def test_what_is_no_name_on_the_hub_is_rejected_before_anything_is_sent(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], repo: str
 ) -> None:
     assert run_command(["push", str(BUNDLED), repo, "-o", str(tmp_path / "out")]) == 2
@@ -232,10 +232,35 @@ def test_a_card_tells_the_data_of_a_run_and_what_it_read_of_the_words_kept_back(
     lines = [{"step": step, "validation_accuracy": share} for step, share in ((100, 0.5), (200, 0.75), (300, 0.7))]
     (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     card = model_card(run, "me/greek", run.folder)
-    assert "the best checkpoint reads 75.0% (step 200)" in card
-    assert '"rows": 12' in card
+    assert "the best checkpoint has a word accuracy of 75.0% (step 200)" in card
+    assert "| images.rows | 12 |" in card
     assert "ab" * 32 in card
     assert "3 characters" in card
     assert "αβγ" in card
     assert f"dptr {dptr.__version__}" in card
     assert not (run.folder / PREDICTIONS_FOLDER).exists()
+
+
+NASTY = "a|b`c`<img src=x>[x](http://y)\u202e\n| d | 9 |"
+
+
+def test_names_of_data_are_text_in_a_card(tmp_path: Path) -> None:
+    read = ReadImages(["0"], ["street"], [dptr.Prediction("street", 0.9, [])], [])
+    run = runs.start_or_continue(tmp_path / "run", "finetune", Recipe(), dptr.Charset("αβγ"), 32, {NASTY: NASTY})
+    keep_predictions(run.folder, NASTY.replace("/", ""), read)
+    body = model_card(run, "me/greek", run.folder).split("\n---\n", 1)[1]
+    assert not {"<img", "[x]", "\u202e", "`c`"} & {part for part in ("<img", "[x]", "\u202e", "`c`") if part in body}
+    rows = [line for line in body.splitlines() if "a&#124;b" in line]
+    assert len(rows) == 2
+    assert all(line.count("|") in (3, 4) for line in rows)
+
+
+def test_a_folder_with_files_is_not_pushed_into(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = runs.start_or_continue(tmp_path / "run", "finetune", Recipe(), dptr.Charset("αβγ"), 32, {})
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    for out in (run.folder, tmp_path / "mine"):
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        assert run_command(["push", str(BUNDLED), "me/reader", "-o", str(out), "--workspace", str(tmp_path)]) == 2
+        assert "Name" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before

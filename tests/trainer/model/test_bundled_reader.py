@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import string
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 import dptr
+from dptr.cache.columns import PORTRAIT
 from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.fonts import packaged_fonts
 from dptr.pipeline.rendering.style import RenderStyle
@@ -31,11 +34,29 @@ def test_each_is_small_and_has_a_card(path: Path) -> None:
 def test_it_reads_words_in_fonts_of_the_demo() -> None:
     fonts, generator = packaged_fonts(), np.random.default_rng(5)
     style = RenderStyle.of_difficulty(0.3)
-    truths = [word for word in WORDS for _ in range(5)]
-    crops = [render_one(word, fonts.choose(word, generator), generator, style) for word in truths]
-    texts = [reading.text for reading in dptr.load().read(crops)]
-    right = sum(text.lower() == truth.lower() for text, truth in zip(texts, truths, strict=True))
-    assert right >= 0.9 * len(truths), list(zip(texts, truths, strict=True))
+    ground_truths = [word for word in WORDS for _ in range(5)]
+    crops = [render_one(word, fonts.choose(word, generator), generator, style) for word in ground_truths]
+    texts = [prediction.text for prediction in dptr.load().read(crops)]
+    right = sum(text.lower() == ground_truth.lower() for text, ground_truth in zip(texts, ground_truths, strict=True))
+    assert right >= 0.9 * len(ground_truths), list(zip(texts, ground_truths, strict=True))
+
+
+def test_letters_higher_than_wide_are_read_upright() -> None:
+    letters, pictures = [], []
+    for size in (28, 48):
+        font = ImageFont.load_default(size)
+        for letter in string.ascii_letters + string.digits:
+            left, top, right, bottom = font.getbbox(letter)
+            picture = Image.new("RGB", (int(right - left) + 8, int(bottom - top) + 8), "white")
+            ImageDraw.Draw(picture).text((4 - left, 4 - top), letter, font=font, fill="black")
+            if picture.height > PORTRAIT * picture.width:
+                letters.append(letter)
+                pictures.append(picture)
+    texts = [prediction.text for prediction in dptr.load(device="cpu").read(pictures)]
+    wrong = [pair for pair in zip(letters, texts, strict=True) if pair[0] != pair[1]]
+    assert len(letters) > 15
+    assert len(wrong) <= 2, wrong
+    assert ("d", "Q") not in wrong
 
 
 def test_it_keeps_english_words_and_strings_without_order() -> None:
@@ -44,6 +65,7 @@ def test_it_keeps_english_words_and_strings_without_order() -> None:
     counts = lexicon.counts
     assert len(counts) > 100_000
     assert counts["street"] > counts["streets"] > 0
+    assert not any(character.isdigit() for word in counts for character in word)
 
 
 def test_no_run_has_to_be_named(tmp_path: Path) -> None:
@@ -64,7 +86,7 @@ def test_the_precision_asked_for_does_not_depend_on_the_cpu(has: bool, monkeypat
     ]
 
     def confidences(precision: ReadingPrecision) -> list[float]:
-        return [reading.confidence for reading in dptr.load(precision=precision, words="none").read(crops)]
+        return [prediction.confidence for prediction in dptr.load(precision=precision, words="none").read(crops)]
 
     full, half = confidences("fp32"), confidences("bf16")
     assert full != half

@@ -24,7 +24,7 @@ def crop(word: str) -> Image.Image:
 
 
 def test_words_of_several_scripts_are_read() -> None:
-    read = [reading.text for reading in dptr.load("scripts").read([crop(word) for word in WORDS])]
+    read = [prediction.text for prediction in dptr.load("scripts").read([crop(word) for word in WORDS])]
     assert read == [unicodedata.normalize("NFKC", word) for word in WORDS]
 
 

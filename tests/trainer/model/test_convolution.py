@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.layers import grid_positions
 from dptr.trainer.model.recognizer import Recognizer
@@ -43,7 +43,7 @@ def test_widths_that_cannot_be_are_told(widths: str) -> None:
         build_encoder(SETTINGS.model_copy(update={"image_widths": widths}))
 
 
-def test_refuses_sizes_that_do_not_halve() -> None:
+def test_rejects_sizes_that_do_not_halve() -> None:
     with pytest.raises(UserError, match="30x64"):
         build_encoder(EncoderSettings(kind="convolution", image_height=30, image_width=64))
 

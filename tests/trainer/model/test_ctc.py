@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dptr.cache.charset import Charset
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory, Targets
 from dptr.trainer.model.decoders.ctc import CtcDecoder, ctc_loss
@@ -34,9 +34,9 @@ def collapse(ids: tuple[int, ...]) -> str:
 def test_loss_sums_over_all_alignments(label: str) -> None:
     model, memory = decoder(), Memory(torch.randn(1, 5, 8, generator=torch.Generator().manual_seed(1)))
     with torch.inference_mode():
-        chances = model(memory)[0].softmax(-1)
+        probabilities = model(memory)[0].softmax(-1)
         total = sum(
-            math.prod(float(chances[position, i]) for position, i in enumerate(ids))
+            math.prod(float(probabilities[position, i]) for position, i in enumerate(ids))
             for ids in itertools.product(range(4), repeat=5)
             if collapse(ids) == label
         )
@@ -87,9 +87,9 @@ def test_confidence_is_the_probability_of_the_alignment(monkeypatch: pytest.Monk
     monkeypatch.setattr(model, "forward", lambda memory: logits)
     confidences, ids = model.decode(Memory(torch.zeros(1, 5, 8))).softmax(-1).max(-1)
     text = CHARSET.decode(ids[0].numpy())
-    chances = logits.softmax(-1).amax(-1)[0]
+    probabilities = logits.softmax(-1).amax(-1)[0]
     # Of equal neighbours only the first counts as the character; the other belongs to the end.
-    assert float(confidences[0, : len(text) + 1].prod()) == pytest.approx(float(chances.prod()), rel=1e-4)
+    assert float(confidences[0, : len(text) + 1].prod()) == pytest.approx(float(probabilities.prod()), rel=1e-4)
 
 
 def test_the_loss_of_few_classes_and_its_gradient_are_those_of_all() -> None:
@@ -124,8 +124,8 @@ def test_tokens_joined_in_numbers_are_those_that_a_graph_joins() -> None:
     model = decoder()
     logits = torch.randn(20, 9, 4, generator=torch.Generator().manual_seed(3)) * 3
     confidences, ids = model.greedy(logits).softmax(-1).max(-1)
-    for row, chances in enumerate(logits.log_softmax(-1).numpy()):
-        joined, certain = model.joined(chances)
+    for row, probabilities in enumerate(logits.log_softmax(-1).numpy()):
+        joined, certain = model.joined(probabilities)
         assert joined.tolist() == ids[row, : len(joined)].tolist()
         assert certain == pytest.approx(confidences[row, : len(joined)].numpy(), rel=1e-4)
         assert not ids[row, len(joined) :].any()

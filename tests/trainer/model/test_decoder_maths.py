@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from typing import cast
+import dataclasses
+from typing import Any, cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dptr.cache.charset import Charset
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.decoders.autoregressive import AutoregressiveDecoder
 from dptr.trainer.model.decoders.base import DecoderShape, Memory, Targets
-from dptr.trainer.model.decoders.parseq import ParseqDecoder, TwoStreamLayer
-from dptr.trainer.model.decoders.permutations import attention_masks, draw_permutations
+from dptr.trainer.model.decoders.parseq import ParseqDecoder, TwoStreamLayer, attention_masks, draw_permutations
 from dptr.trainer.model.layers import Attention, attention
 
 CHARSET = Charset("abcdef")
 LABELS = ["fade", "a", "bee", "decaf"]
 
 
-def decoder(layers: int) -> ParseqDecoder:
+def decoder(layers: int, **changes: Any) -> ParseqDecoder:
     torch.manual_seed(0)
     shape = DecoderShape(
         dim=16, memory_dim=12, heads=4, layers=layers, feed_forward=32, dropout=0.0, characters=6, max_label_length=9
     )
+    shape = dataclasses.replace(shape, **changes)
     made = ParseqDecoder(shape)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -141,6 +142,54 @@ def test_refinement_never_sees_the_character_it_refines(layers: int) -> None:
             others = [p for p in range(5) if p != position]
             # The last character is nobody's input; every other one is seen by all positions but its own.
             assert position == 4 or not torch.allclose(again[:, others], refined[:, others])
+
+
+def refined_as_described(model: ParseqDecoder, logits: Tensor, content_mask: Tensor, query_mask: Tensor) -> Tensor:
+    """One pass over the whole reading: begin and all characters but the last as context, hidden from the first end."""
+    ids = logits.argmax(-1)
+    inputs = torch.cat([torch.full_like(ids[:, :1], model.begin), ids[:, :-1]], dim=1)
+    seen = ((inputs == model.end).cumsum(-1) == 0)[:, None, :]
+    return plain_logits(model, inputs, memory(), content_mask & seen, query_mask & seen)
+
+
+@pytest.mark.parametrize("refinement", ["causal", "shared"])
+@pytest.mark.parametrize("layers", [1, 6])
+def test_refinement_of_the_authors_is_that_of_their_description(layers: int, refinement: str) -> None:
+    """Queries see all but their own character; content sees what stands before it, or has the queries' mask."""
+    model = decoder(layers, refinement=refinement)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.6)
+    with torch.inference_mode():
+        logits = AutoregressiveDecoder.decode(model, memory())
+        length = logits.shape[1]
+        all_but_own = torch.ones(length, length, dtype=torch.bool)
+        all_but_own[torch.arange(length - 1), torch.arange(1, length)] = False
+        content = all_but_own if refinement == "shared" else torch.ones_like(all_but_own).tril()
+        expected = refined_as_described(model, logits, content[None], all_but_own[None]).softmax(-1)
+        assert float((model.refine(memory(), logits).softmax(-1) - expected).abs().max()) < 1e-5
+        cloze = decoder(layers, refinement="cloze")
+        cloze.load_state_dict(model.state_dict())
+        apart = float((cloze.refine(memory(), logits).softmax(-1) - expected).abs().max())
+        # With one layer content is never updated, so there is nothing for the variants to differ in.
+        assert apart < 1e-5 if layers == 1 else apart > 1e-3
+
+
+@pytest.mark.parametrize("refinement", ["cloze", "causal", "shared"])
+@pytest.mark.parametrize("refinements", [1, 2, 3])
+def test_a_text_read_in_a_batch_is_that_read_alone(refinements: int, refinement: str) -> None:
+    model = decoder(2, refinements=refinements, refinement=refinement, max_label_length=25)
+    torch.manual_seed(3)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.6)  # ends come early, late and never
+    tokens = torch.randn(256, 7, 12, generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        first = AutoregressiveDecoder.decode(model, Memory(tokens)).argmax(-1)
+        lengths = {len(CHARSET.decode(row.numpy())) for row in first}
+        assert min(lengths) < 3
+        assert max(lengths) > 20
+        together = [CHARSET.decode(row) for row in model.decode(Memory(tokens)).argmax(-1).numpy()]
+        alone = [CHARSET.decode(model.decode(Memory(row[None])).argmax(-1)[0].numpy()) for row in tokens]
+    assert sum(one != other for one, other in zip(together, alone, strict=True)) == 0
 
 
 def test_padding_of_the_memory_changes_nothing() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dptr.cache.charset import Charset
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory, Targets
 from dptr.trainer.recipe import DecoderSettings

@@ -17,8 +17,8 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.decoders.base import Targets
 from dptr.trainer.model.encoders import build_encoder, describe, model_of
 from dptr.trainer.model.encoders.transformers_model import TransformersEncoder
@@ -105,12 +105,12 @@ def test_a_recogniser_on_it_learns_and_is_built_again_without_the_model(folder: 
     shutil.rmtree(folder)
     again = Recognizer(recipe, charset, 32)
     again.load_state_dict(model.state_dict())
-    assert [reading.text for reading in again.eval().read(images)] == [
-        reading.text for reading in model.eval().read(images)
+    assert [prediction.text for prediction in again.eval().read(images)] == [
+        prediction.text for prediction in model.eval().read(images)
     ]
 
 
-def test_pickled_weights_are_refused(folder: Path) -> None:
+def test_pickled_weights_are_rejected(folder: Path) -> None:
     encoder = encoder_of(folder, load=False)
     torch.save(encoder.model.state_dict(), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()

@@ -1,4 +1,4 @@
-"""A model file whose description is wrong, though its seal is right, is refused in one line."""
+"""A model file whose description is wrong, though its checksum is right, is rejected in one line."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dptr.cache.errors import DamagedStore
-from dptr.cache.stores import sealed
+from dptr.cache.stores import checksummed as checksummed
 from dptr.trainer.model.model_file import BUNDLED, ModelFile, load_model
 
 
 def described(path: Path, **changes: str) -> Path:
-    """A sealed file with the bundled recogniser's description, changed, and with one tensor."""
+    """A checksummed file with the bundled recogniser's description, changed, and with one tensor."""
     with safe_open(BUNDLED, "pt") as file:
         save_file({"w": torch.ones(4, 5)}, path, file.metadata() | changes)
-    sealed.seal(path)
+    checksummed.checksum(path)
     return path
 
 

@@ -18,10 +18,9 @@ import pytest
 import torch
 from torch import nn
 
-from dptr.cache.charset import Charset
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.decoders.base import DecoderShape, Memory, Targets
-from dptr.trainer.model.decoders.parseq import ParseqDecoder
-from dptr.trainer.model.decoders.permutations import attention_masks
+from dptr.trainer.model.decoders.parseq import ParseqDecoder, attention_masks
 
 CHARSET = Charset("abc")
 #: Order as positions of [B] y1 y2 y3 [E] -> what y1, y2, y3, [E] may see of [B] y1 y2 y3.

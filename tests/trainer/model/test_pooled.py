@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from dptr.cache.charset import Charset
-from dptr.trainer.model.coverage import load_weights
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory
 from dptr.trainer.model.decoders.pooled import PooledDecoder
+from dptr.trainer.model.weight_loading import load_weights
 from dptr.trainer.recipe import DecoderSettings, MemorySettings
 
 DIM = 8

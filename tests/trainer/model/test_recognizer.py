@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dptr.cache.charset import Charset
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.recipe import Recipe
 

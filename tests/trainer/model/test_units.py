@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from dptr.cache.charset import Charset
+from dptr.cache.text.charset import Charset
 from dptr.trainer.data.column_memory import _places_seen
-from dptr.trainer.model.character_model import CharacterModel
-from dptr.trainer.model.coverage import load_weights
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Targets
+from dptr.trainer.model.language_model import CharacterModel
 from dptr.trainer.model.recognizer import Recognizer, _among
+from dptr.trainer.model.weight_loading import load_weights
 from dptr.trainer.recipe import DecoderSettings, load_recipe
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
@@ -49,8 +49,8 @@ def test_a_ctc_decoder_learns_arabic_words_from_pictures_and_reads_them_as_they_
         recognizer.loss(images, Targets.of(words, charset)).backward()
         optimizer.step()
     recognizer.eval()
-    readings = recognizer.read(images)
-    assert [reading.text for reading in readings] == words
+    predictions = recognizer.read(images)
+    assert [prediction.text for prediction in predictions] == words
     with torch.inference_mode():
         columns = recognizer.decoder(recognizer.memory(images))[0].argmax(-1)
     first = charset.characters.index("س") + 1
@@ -89,7 +89,7 @@ def test_rows_of_shared_units_are_carried_over_between_charsets_of_either_kind()
     assert torch.equal(after[4], before[4]), "का is no letter of the old charset, though it can be spelt in it"
 
 
-def test_columns_of_text_states_stand_as_the_letters_are_seen() -> None:
+def test_columns_of_text_embeddings_stand_as_the_letters_are_seen() -> None:
     class Store:
         def labels_of(self, rows: object) -> list[str]:
             return ["שלום7", "abc", "بَّي"]

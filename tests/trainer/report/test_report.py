@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 import subprocess
@@ -15,17 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dptr.cache.charset import Charset
+from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import UserError
-from dptr.cache.normalization import Normalization
-from dptr.cache.word_images.dataset import WordImages
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
+from dptr.cli import run_command
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.recipe import Recipe
-from dptr.trainer.report.looks import looks
-from dptr.trainer.report.mistakes import confusions
+from dptr.trainer.report.attention import attention_maps
 from dptr.trainer.report.page import Cell, Section, Table, render
 from dptr.trainer.report.report import report
-from dptr.trainer.report.side_by_side import report_two
 from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import save_checkpoint
 
@@ -59,7 +57,7 @@ def make_run(folder: Path, log: Sequence[str]) -> runs.Run:
     charset = Charset.named("94")
     torch.manual_seed(0)
     model = Recognizer(recipe, charset, 32)
-    run = runs.start_or_continue(folder, "finetune", recipe, charset, 32, {"images": {"rows": 6}})
+    run = runs.start_or_continue(folder, "finetune", recipe, charset, 32, {"images": {"rows": 200}})
     for name in ("best", "last"):
         save_checkpoint(folder / "checkpoints" / name, {"model": model.state_dict()}, {"step": 20})
     (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in log), encoding="utf-8")
@@ -77,7 +75,7 @@ def make_crops(folder: Path) -> WordImages:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report of a run with a log of three lines, and readings of six crops."""
+    """A report of a run with a log of three lines, and predictions of six crops."""
     folder = tmp_path_factory.mktemp("report")
     log = [json.dumps({"step": step, "loss": 3 / step, "validation_accuracy": step / 40}) for step in (5, 10, 20)]
     out = folder / "page.html"
@@ -104,9 +102,19 @@ def test_the_page_asks_for_nothing_beside_itself(page: Path) -> None:
 
 def test_curves_have_axes_with_ticks_and_names(page: Path) -> None:
     elements = Elements(page.read_text(encoding="utf-8"))
-    assert elements.tags.count("svg") == 3  # loss, validation, accuracy by length
-    for said in ("step", "loss", "share read exactly", "100 %", "characters of the label", "Training loss"):
+    assert elements.tags.count("svg") == 2
+    for said in ("step", "loss", "word accuracy", "100 %", "Training loss"):
         assert said in elements.texts, said
+
+
+def test_the_result_stands_first_and_tables_have_titles(page: Path) -> None:
+    elements = Elements(page.read_text(encoding="utf-8"))
+    headline = "Validation word accuracy 50.0% (95 % interval"
+    (found,) = [text for text in elements.texts if text.startswith(headline)]
+    assert found.endswith("at step 20, from 12.5% at step 5")
+    assert elements.tags.count("caption") == elements.tags.count("table") >= 3
+    assert "images.rows" in elements.texts
+    assert not [text for text in elements.texts if text.startswith("{")]
 
 
 def test_ids_on_a_page_are_unique(page: Path) -> None:
@@ -149,13 +157,8 @@ def test_crops_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
 
 
 def test_what_utf8_cannot_say_is_written_as_its_code() -> None:
-    page = render("t", [Section("s", tables=[Table(["file"], [[Cell("crop of \udce9.png")]])])])
+    page = render("t", "h", "n", [Section("s", tables=[Table("t", ["file"], [[Cell("crop of \udce9.png")]])])])
     assert "crop of \\udce9.png" in page.encode("utf-8", "backslashreplace").decode()
-
-
-def test_confusions_name_what_was_there_and_what_was_read() -> None:
-    rows = confusions(["cat", "cat", "dog", "ox"], ["cot", "cot", "dg", "oxy"]).rows
-    assert [[cell.text for cell in row] for row in rows] == [["a", "o", "2"], ["o", "∅", "1"], ["∅", "y", "1"]]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -180,10 +183,10 @@ def test_a_browser_shows_it_light_and_dark(
     assert len(pixels.getcolors(1 << 24) or []) > 50
 
 
-def test_the_decoder_is_shown_looking(page: Path) -> None:
+def test_attention_is_shown_for_each_crop(page: Path) -> None:
     elements = Elements(page.read_text(encoding="utf-8"))
     described = [value for name, value in elements.attributes if name == "alt"]
-    assert described.count("where the decoder looks") == described.count("where the queries look") > 0
+    assert described.count("attention of the decoder") == described.count("attention of the FMU") > 0
 
 
 @pytest.mark.parametrize("kind", ["parseq", "nrtr", "parallel"])
@@ -193,7 +196,7 @@ def test_where_a_decoder_looks_is_where_its_memory_comes_from(kind: str, fmu: st
     recipe = recipe.replace("encoder", dim=32, heads=4, layers=1, patch_height=16, patch_width=8)
     torch.manual_seed(0)
     model = Recognizer(recipe.replace("fmu", kind=fmu, queries=8, heads=4), Charset.named("36"), 32).eval()
-    queries, decoder = looks(model, Image.new("RGB", (64, 20), (40, 90, 120)))
+    queries, decoder = attention_maps(model, Image.new("RGB", (64, 20), (40, 90, 120)))
     assert (queries is not None) == (fmu == "queries")
     assert decoder is not None
     assert 1 <= len(decoder) <= model.decoder.steps(None)
@@ -210,7 +213,7 @@ def test_a_decoder_that_looks_at_one_place_is_drawn_there() -> None:
     image.paste((255, 255, 255), (40, 0, 48, 32))  # the sixth of sixteen columns
     tokens: dict[str, Tensor] = {}
     hook = model.fmu.register_forward_pre_hook(lambda _, given: tokens.update(all=given[0][0]))
-    looks(model, image)
+    attention_maps(model, image)
     hook.remove()
     with torch.no_grad():
         # Whatever it asks, keys answer for the tokens of that column alone.
@@ -218,20 +221,14 @@ def test_a_decoder_that_looks_at_one_place_is_drawn_there() -> None:
         cross.query.weight.zero_()
         cross.query.bias.fill_(1.0)
         cross.key_value.weight[:32] = 50 * direction / direction.norm() ** 2
-        _, decoder = looks(model, image)
+        _, decoder = attention_maps(model, image)
     assert decoder is not None
     assert set(decoder.argmax(1).tolist()) == {5}
 
 
-def test_two_runs_side_by_side(tmp_path: Path) -> None:
-    log = [json.dumps({"step": step, "loss": 3 / step, "validation_accuracy": step / 40}) for step in (5, 10)]
-    one, other = (make_run(tmp_path / name, log) for name in ("one", "other"))
-    other = dataclasses.replace(other, recipe=other.recipe.replace("finetune", steps=77))
-    crops = make_crops(tmp_path / "crops")
-    report_two(one, other, tmp_path / "page.html", crops)
-    elements = Elements((tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert elements.tags.count("svg") == 4
-    assert "dptr: one beside other" in elements.texts
-    assert {"finetune.steps", "77", "neither reads", "only other reads"} <= set(elements.texts)
-    with pytest.raises(UserError, match="two runs of one kind"):
-        report_two(one, one, tmp_path / "page.html")
+def test_a_report_replaces_no_file_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = make_run(tmp_path / "run", ['{"step": 5, "loss": 2.0}'])
+    before = (run.folder / "run.json").read_bytes()
+    assert run_command(["report", str(run.folder), "-o", str(run.folder / "run.json")]) == 2
+    assert "Name another file" in capsys.readouterr().err
+    assert (run.folder / "run.json").read_bytes() == before

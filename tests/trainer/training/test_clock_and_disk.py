@@ -1,4 +1,4 @@
-"""What a machine may do to a training from outside: its clock is set back, its disk refuses."""
+"""What a machine may do to a training from outside: its clock is set back, its disk rejects."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def test_a_clock_that_is_set_back_changes_no_bit(
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EDQUOT])
-def test_a_disk_that_refuses_during_training_is_one_line_and_the_run_goes_on(
+def test_a_disk_that_rejects_during_training_is_one_line_and_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any, number: int
 ) -> None:
     training.run(tmp_path / "whole")
     save, calls = checkpoint.save_tensors, itertools.count()
 
-    def refuses(*arguments: Any) -> None:
+    def rejects(*arguments: Any) -> None:
         if next(calls) >= 10:
             raise OSError(number, os.strerror(number))
         save(*arguments)
 
-    monkeypatch.setattr(checkpoint, "save_tensors", refuses)
+    monkeypatch.setattr(checkpoint, "save_tensors", rejects)
     with pytest.raises(UserError, match=os.strerror(number)):
-        training.run(tmp_path / "refused")
+        training.run(tmp_path / "rejected")
     monkeypatch.undo()
-    assert 0 < checkpoint.load_state(tmp_path / "refused" / "checkpoints" / "last")["step"] < 12
-    training.run(tmp_path / "refused")
-    assert training.saved(tmp_path / "refused")[1] == training.saved(tmp_path / "whole")[1]
+    assert 0 < checkpoint.load_state(tmp_path / "rejected" / "checkpoints" / "last")["step"] < 12
+    training.run(tmp_path / "rejected")
+    assert training.saved(tmp_path / "rejected")[1] == training.saved(tmp_path / "whole")[1]

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
 from dptr.cache.stores.shards import StoredTokens
+from dptr.cache.text.charset import Charset
 from dptr.trainer.data.buckets import FewShapes
 from dptr.trainer.data.stored_memory import StoredMemory, StoredTensor
 from dptr.trainer.model.decoders import build_decoder
@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def batch(number: int) -> PromptBatch:
-    """Labels of one length or another, with as many own states, behind a pooled vector and two of a prefix."""
+    """Labels of one length or another, with as many own embeddings, behind a pooled vector and two of a prefix."""
     generator = np.random.default_rng(number)
     lengths = generator.integers(1, 3 + number % 11, ROWS)
     labels = ["".join(generator.choice(list("abcdefgh"), length)) for length in lengths]

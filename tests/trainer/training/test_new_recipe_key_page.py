@@ -47,7 +47,7 @@ def test_with_its_lines_the_key_is_read_checked_and_told_of(tmp_path: Path) -> N
         compile(path.read_text(encoding="utf-8"), path, "exec")
     changed = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", USED], env=changed, capture_output=True, text=True, check=True)
-    defaults, refusal = done.stdout.splitlines()
+    defaults, rejection = done.stdout.splitlines()
     assert defaults == "0.999 0.98"
-    assert "pretrain.beta2 = 1.5" in refusal
-    assert "a number above 0 below 1" in refusal
+    assert "pretrain.beta2 = 1.5" in rejection
+    assert "a number above 0 below 1" in rejection

@@ -136,14 +136,14 @@ def test_losses_of_finetuning_with_batch_norm_are_the_same_in_two_processes(
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)
 
 
-def test_more_processes_than_micro_batches_are_refused_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_processes_than_micro_batches_are_rejected_with_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "4")
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as rejected:
         processes.join(TrainingSettings(batch_size=64, accumulate=2), "pretrain")
-    assert "--set pretrain.accumulate=4 --set pretrain.batch_size=32" in str(refused.value)
+    assert "--set pretrain.accumulate=4 --set pretrain.batch_size=32" in str(rejected.value)
 
 
-def test_what_works_in_one_process_refuses_several(tmp_path: Path) -> None:
+def test_what_works_in_one_process_rejects_several(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "dptr", "embed-text", "words.txt", "-o", str(tmp_path / "store")]
     environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "2"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.recipe import Recipe, load_recipe, load_saved_recipe, parse_recipe, recipe_to_toml
 
@@ -112,7 +112,7 @@ def test_what_cannot_be_used_is_named_with_its_range(change: str, says: str) -> 
         load_recipe("tiny", [change])
 
 
-def test_a_section_that_is_none_and_a_copy_out_of_range_are_refused(tmp_path: Path) -> None:
+def test_a_section_that_is_none_and_a_copy_out_of_range_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text("noise = 3\n")
     with pytest.raises(UserError, match="not a section"):
         load_recipe(str(tmp_path / "recipe.toml"), ["noise.ratio=0.2"])

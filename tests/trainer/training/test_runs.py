@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.text.charset import Charset
 from dptr.trainer.finetune import parameter_groups
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.recipe import Recipe

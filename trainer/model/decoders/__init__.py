@@ -1,6 +1,6 @@
 """Decoders: a memory in, logits of characters out.
 
-base is what each offers; autoregressive, decoder_layer and permutations are parts. nrtr is the simplest, then parallel,
+base is what each offers; autoregressive and decoder_layer are parts. nrtr is the simplest, then parallel,
 ctc and parseq; pooled puts one vector before any of them.
 
 Besides the bundled ones, a package may register a :class:`~dptr.trainer.model.decoders.base.Decoder` subclass under the
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
-from dptr.cache.charset import Charset
 from dptr.cache.errors import UserError
+from dptr.cache.text.charset import Charset
 from dptr.trainer.model.decoders.base import Decoder, DecoderShape
 from dptr.trainer.model.decoders.ctc import CtcDecoder
 from dptr.trainer.model.decoders.nrtr import NrtrDecoder
@@ -49,6 +49,7 @@ def build_decoder(
         max_label_length=settings.max_label_length,
         permutations=settings.permutations,
         refinements=settings.refinements,
+        refinement=settings.refinement,
     )
     decoder = kind(shape)
     return PooledDecoder(decoder, memory.tokens) if memory is not None and memory.kind == "pooled" else decoder
@@ -58,7 +59,7 @@ def emitted_by(kind: str, charset: Charset) -> Charset:
     """Return a charset in the order in which a new decoder of a kind is to emit labels.
 
     Columns of a picture run from left to right, and what is aligned with them names letters as they are seen. What
-    attends finds a letter wherever it stands, and emits labels as they are written: so states of text come.
+    attends finds a letter wherever it stands, and emits labels as they are written: so embeddings of text come.
 
     Raises:
         UserError: no decoder of that kind is bundled or registered.

@@ -52,12 +52,12 @@ class AutoregressiveDecoder(Decoder, Generic[Layer]):
         return out
 
     @abstractmethod
-    def reading(self, memory: Memory) -> Step:
+    def prediction(self, memory: Memory) -> Step:
         """Start to read a memory; the step that comes back keeps what it has computed between calls."""
 
     def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
         """Read left to right, each time taking the likeliest character; logits (batch, positions, classes)."""
-        step, length = self.reading(memory), self.steps(max_length)
+        step, length = self.prediction(memory), self.steps(max_length)
         ids = torch.full((memory.tokens.shape[0], 1), self.begin, device=memory.tokens.device)
         finished = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
         logits: list[Tensor] = []

@@ -1,6 +1,6 @@
 """What every decoder has in common: a memory in, logits of characters out.
 
-A decoder is trained on text states and later given image tokens; both arrive as the same :class:`Memory`.
+A decoder is trained on text embeddings and later given image tokens; both arrive as the same :class:`Memory`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dptr.cache.charset import Charset
+from dptr.cache.text.charset import Charset
+from dptr.trainer.choices import Refinement
 
 
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -130,7 +131,7 @@ class DecoderShape:
         dim: width of the decoder. memory_dim: width of the memory's tokens. feed_forward: hidden width.
         characters: size of the charset; classes are one more (the end).
         max_label_length: longest label it can read.
-        permutations, refinements: used by the permuted autoregressive decoder only.
+        permutations, refinements, refinement: used by the permuted autoregressive decoder only.
     """
 
     dim: int
@@ -143,6 +144,7 @@ class DecoderShape:
     max_label_length: int
     permutations: int = 6
     refinements: int = 1
+    refinement: Refinement = "cloze"
 
 
 class Decoder(nn.Module, ABC):

@@ -86,14 +86,14 @@ class CtcDecoder(Decoder):
         read = logits.gather(1, source[..., None].expand(-1, -1, self.classes))
         return self._with_ends(read, count, self._doubtful(logits, kept))
 
-    def joined(self, chances: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def joined(self, log_probabilities: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Join log-probabilities of one image's tokens (tokens, classes) as :meth:`greedy` does.
 
         Returns:
             ids of the characters and the end behind them, and their probabilities, both (positions,).
         """
-        ids = chances.argmax(1)
-        certain = chances.max(1)
+        ids = log_probabilities.argmax(1)
+        certain = log_probabilities.max(1)
         kept = (ids != self.end) & (ids != np.concatenate([[self.end], ids[:-1]]))
         # As in _doubtful: the tokens that name no character are the end's probability.
         end = np.exp(certain[~kept].sum()).clip(2 / self.classes, 1 - 1e-6)
@@ -141,12 +141,14 @@ def ctc_loss(logits: Tensor, targets: Targets, tokens: Tensor) -> Tensor:
     labels = labels.masked_fill(labels == targets.padding, targets.end)
     lengths = (targets.outputs != targets.padding).sum(1) - 1
     own = F.pad(labels, (1, 0), value=targets.end)[:, None].expand(-1, logits.shape[1], -1)
-    chances = logits.float().log_softmax(2).gather(2, own)
+    log_probabilities = logits.float().log_softmax(2).gather(2, own)
     # Class 0 is the blank, class n the label's n-th; where one comes again, it goes by its first place.
     places = (labels[:, :, None] == labels[:, None, :]).int().argmax(2) + 1
-    losses = F.ctc_loss(chances.transpose(0, 1), places, tokens, lengths, reduction="none", zero_infinity=True)
+    losses = F.ctc_loss(
+        log_probabilities.transpose(0, 1), places, tokens, lengths, reduction="none", zero_infinity=True
+    )
     # The gradient that torch gives has the classes' own probabilities in it, which is right for all classes together
     # behind a softmax alone. They are taken out again, where there is a loss; its value stays.
     inside = torch.arange(logits.shape[1], device=logits.device) < tokens[:, None]
-    added = (chances.exp().sum(2) * inside).sum(1) * (losses.detach() > 0)
+    added = (log_probabilities.exp().sum(2) * inside).sum(1) * (losses.detach() > 0)
     return ((losses - added + added.detach()) / lengths.clamp(min=1)).mean()

@@ -35,7 +35,7 @@ class NrtrDecoder(AutoregressiveDecoder[DecoderLayer]):
         logits = self.logits(x).flatten(0, 1).float()
         return F.cross_entropy(logits, targets.outputs.flatten(), ignore_index=targets.padding)
 
-    def reading(self, memory: Memory) -> Step:
+    def prediction(self, memory: Memory) -> Step:
         """Keep keys and values of the memory and of every character read so far."""
         memories = [layer.cross_attention.keys_values(memory.tokens) for layer in self.stack]
         caches: list[KeysValues | None] = [None] * len(self.layers)

@@ -67,7 +67,7 @@ class ParallelDecoder(Decoder):
     def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
         """Read every position in one pass: logits (batch, positions, classes), meaningless behind the first end."""
         logits = self._forward(memory, self.steps(max_length))
-        if torch.compiler.is_exporting():  # a graph's shapes cannot hang on what was read
+        if torch.compiler.is_exporting():  # a graph's shapes cannot depend on predictions
             return logits
         ends = logits.argmax(-1) == self.end
         longest = int(torch.where(ends.any(1), ends.int().argmax(1) + 1, logits.shape[1]).max())

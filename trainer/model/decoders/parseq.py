@@ -8,10 +8,12 @@ them, repeats the same projections; here
 - keys and values of the memory are computed once a layer, for both streams and all orders;
 - in the first layer the content does not depend on the order yet, so its keys, values and queries are computed once.
 
-The loss is the same. Source: PARSeq (ECCV 2022) and, for training it on text states, DPTR (ACM MM 2024).
+The loss is the same. Source: PARSeq (ECCV 2022) and, for training it on text embeddings, DPTR (ACM MM 2024).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,6 @@ from torch import Tensor, nn
 from dptr.trainer.model.decoders.autoregressive import AutoregressiveDecoder, Step
 from dptr.trainer.model.decoders.base import DecoderShape, Memory, Targets, sent
 from dptr.trainer.model.decoders.decoder_layer import DecoderLayer, KeysValues, extend
-from dptr.trainer.model.decoders.permutations import attention_masks, cloze_orders, draw_permutations
 
 
 class TwoStreamLayer(DecoderLayer):
@@ -127,11 +128,16 @@ class ParseqDecoder(AutoregressiveDecoder[TwoStreamLayer]):
     def decode(self, memory: Memory, max_length: int | None = None) -> Tensor:
         """Read left to right with cached keys and values, then refine: logits (batch, positions, classes)."""
         logits = super().decode(memory, max_length)
-        for _ in range(self.shape.refinements):
-            logits = self.refine(memory, logits)
+        if self.shape.refinements:
+            # A row read alone stops at its first end. In a batch it must not go on from there: refinement may read
+            # another character in place of that end.
+            ended = (logits.argmax(-1) == self.end).cumsum(-1)
+            beyond = F.pad(ended[:, :-1], (1, 0)) > 0
+            for _ in range(self.shape.refinements):
+                logits = self.refine(memory, logits, beyond)
         return logits
 
-    def reading(self, memory: Memory) -> Step:
+    def prediction(self, memory: Memory) -> Step:
         """Keep keys and values of the memory and of every character read so far."""
         memories = [layer.cross_attention.keys_values(memory.tokens) for layer in self.stack]
         caches: list[KeysValues | None] = [None] * len(self.layers)
@@ -152,19 +158,39 @@ class ParseqDecoder(AutoregressiveDecoder[TwoStreamLayer]):
 
         return step
 
-    def refine(self, memory: Memory, logits: Tensor) -> Tensor:
+    def refine(self, memory: Memory, logits: Tensor, beyond: Tensor | None = None) -> Tensor:
         """Read every position again, given all the others: (batch, positions, classes) -> the same.
 
-        With more than one layer, content that has attended to position i would leak it to query i. So each position
-        has an order of its own in which it comes last, as in training.
+        What the content may attend to matters with more than one layer: content that has attended to position i
+        shows it to query i. ``shape.refinement`` is one of
+
+        - ``cloze``: each position has an order of its own, in which it is read last, as in training;
+        - ``causal``: content attends to what stands before it, and so shows query i its own position by later content;
+        - ``shared``: content has the queries' mask, all but the next position. The authors' code does this, as both
+          masks are one tensor there that refinement changes in place.
+
+        Args:
+            beyond: positions behind the first end of the first reading, (batch, positions): not attended to, and read
+                as the end. None: those behind the first end of ``logits`` are not attended to.
         """
         ids = logits.argmax(-1)
         begin = torch.full_like(ids[:, :1], self.begin)
         inputs = torch.cat([begin, ids[:, :-1]], dim=1)
-        ended = (inputs == self.end).cumsum(-1) > 0  # an end that was read, and whatever was read after it
-        visible = ~ended[:, None, None, :]
+        hidden = (inputs == self.end).cumsum(-1) > 0  # an end that was read, and whatever was read after it
+        if beyond is not None:
+            hidden = hidden | beyond
+        visible = ~hidden[:, None, None, :]
+        cloze = self.shape.refinement == "cloze"
         content_mask, query_mask = attention_masks(cloze_orders(ids.shape[1], ids.device))
-        return self._forward(inputs, memory, content_mask & visible, query_mask & visible, refining=True)
+        if not cloze:
+            query_mask = query_mask.diagonal().T[None]  # (1, length, length): query i of order i
+            content_mask = torch.ones_like(query_mask).tril() if self.shape.refinement == "causal" else query_mask
+        refined = self._forward(inputs, memory, content_mask & visible, query_mask & visible, refining=cloze)
+        if beyond is None:
+            return refined
+        end = torch.full_like(refined[:1, :1], -torch.inf)
+        end[..., self.end] = 0
+        return torch.where(beyond[..., None], end, refined)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -189,3 +215,64 @@ def _counted(x: Tensor) -> Tensor:
         (batch, counted, ..), counted = orders * length - max(orders - 2, 0). By slices: an index would have to be sent.
     """
     return torch.cat([x[:, :2].flatten(1, 2), x[:, 2:, :-1].flatten(1, 2)], dim=1)
+
+
+def draw_permutations(characters: int, count: int) -> Tensor:
+    """Draw reading orders from torch's global generator.
+
+    The first is left to right, the second right to left; further ones come as a random order and its mirror. Fewer than
+    ``count`` come back when there are not as many orders.
+
+    Args:
+        characters: characters of the longest label.
+
+    Returns:
+        shape (orders, characters + 2), int64: positions of begin (always first), the characters, and the end.
+    """
+    orders = [torch.arange(characters)]
+    wanted_pairs = min(math.ceil(count / 2), max(1, math.factorial(min(characters, 12)) // 2))
+    seen = {tuple(orders[0].tolist()), tuple(orders[0].flip(0).tolist())}
+    while len(orders) < wanted_pairs:
+        order = torch.randperm(characters)
+        if tuple(order.tolist()) not in seen:
+            seen |= {tuple(order.tolist()), tuple(order.flip(0).tolist())}
+            orders.append(order)
+    pairs = [row for order in orders for row in (order, order.flip(0))]
+    rows = torch.stack(pairs if characters > 1 else orders)[:count] + 1
+    begin = torch.zeros(len(rows), 1, dtype=torch.int64)
+    end = torch.full((len(rows), 1), characters + 1)
+    with_ends = torch.cat([begin, rows, end], dim=1)
+    if len(with_ends) > 1:
+        # Right to left reads the end first, so that the end is learnt in both directions.
+        with_ends[1, 1:] = characters + 1 - torch.arange(characters + 1)
+    return with_ends
+
+
+def attention_masks(orders: Tensor) -> tuple[Tensor, Tensor]:
+    """Turn reading orders into what each position may attend to.
+
+    Args:
+        orders: shape (orders, length + 1) from :func:`draw_permutations`.
+
+    Returns:
+        content and query masks, each (orders, length, length), True where it may. Row i of the content mask
+        is input i (begin and the characters); row i of the query mask is the query for output i, which is input i + 1.
+    """
+    rank = orders.argsort(dim=1)
+    earlier = rank[:, None, :] < rank[:, :, None]
+    own = torch.eye(orders.shape[1], dtype=torch.bool, device=orders.device)
+    content = (earlier | own)[:, :-1, :-1]
+    query = earlier[:, 1:, :-1]
+    return content, query
+
+
+def cloze_orders(length: int, device: torch.device) -> Tensor:
+    """Orders for refinement: order i reads all other positions first and position i last.
+
+    Returns:
+        shape (length, length + 1): one order per output position.
+    """
+    positions = torch.arange(1, length + 1, device=device).repeat(length, 1)
+    others = positions[~torch.eye(length, dtype=torch.bool, device=device)].view(length, length - 1)
+    begin = torch.zeros(length, 1, dtype=torch.int64, device=device)
+    return torch.cat([begin, others, torch.arange(1, length + 1, device=device)[:, None]], dim=1)

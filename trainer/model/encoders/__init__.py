@@ -1,6 +1,6 @@
 """Image encoders: word images in, visual tokens out.
 
-base is what each offers; vit and convolution are trained from nothing, clip and transformers_model start from a model,
+base is what each offers; vit and convolution are trained from scratch, clip and transformers_model start from a model,
 given takes tokens that are stored.
 
 Besides the bundled ones, a package may register a subclass of :class:`~dptr.trainer.model.encoders.base.Encoder` under

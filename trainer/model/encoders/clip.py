@@ -1,4 +1,4 @@
-"""CLIP's own image encoder: word images become tokens in the space of the stores' states.
+"""CLIP's own image encoder: word images become tokens in the space of the stores' embeddings.
 
 Tokens pass through the final layer norm and the projection, as those of an ORP bank do. The recipe carries the image
 encoder's configuration once it is resolved, so that a run can be read where the CLIP it started from is not at hand.
@@ -61,8 +61,8 @@ class ClipEncoder(PretrainedEncoder):
         config: Any = getattr(transformers, f"{self._family.vision}Config")(**described)
         self.dim = int(described["projection_dim"] if _is_projected(self._family) else config.hidden_size)
         # Weights of runs and model files carry this name.
-        self.tower = _ImageModel(self._family, config, self.dim)
-        pixels = self._family.image_side_length(self.tower)
+        self.encoder = _ImageModel(self._family, config, self.dim)
+        pixels = self._family.image_side_length(self.encoder)
         self.size = (pixels, pixels)
         self.grid = (pixels // config.patch_size, pixels // config.patch_size)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -75,7 +75,7 @@ class ClipEncoder(PretrainedEncoder):
     def tokens_and_pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Encode images as above to tokens, and to the vectors (batch, dim) that CLIP compares with a text's."""
         pixels = ((images + 1) / 2 - self.get_buffer("mean")) / self.get_buffer("std")
-        tokens, pooled = self._family.image_states(self.tower, pixels)
+        tokens, pooled = self._family.image_embeddings(self.encoder, pixels)
         return tokens[:, self._family.class_tokens :], pooled
 
     def load(self, folder: Path) -> None:
@@ -84,10 +84,10 @@ class ClipEncoder(PretrainedEncoder):
         Raises:
             UserError: its weights are no safetensors, damaged, or of another shape than its configuration says.
         """
-        own = self.tower.state_dict()
+        own = self.encoder.state_dict()
         found = loading.load_model(folder)[1].state_dict()
         try:
-            self.tower.load_state_dict({name: tensor for name, tensor in found.items() if name in own})
+            self.encoder.load_state_dict({name: tensor for name, tensor in found.items() if name in own})
         except RuntimeError as error:
             problem = str(error).strip().splitlines()[-1].strip()
             raise UserError(
@@ -96,12 +96,12 @@ class ClipEncoder(PretrainedEncoder):
 
 
 def weights_hash(tensors: Mapping[str, Tensor]) -> str:
-    """Return the hash by which a word-crop store names its image encoder.
+    """Return the hash by which an image-feature store names its image encoder.
 
     Args:
         tensors: of a :class:`ClipEncoder`, by name; others may stand among them.
     """
-    own = "tower."
+    own = "encoder."
     return hash_tensors(
         (name.removeprefix(own), tensor.float().cpu().contiguous().numpy())
         for name, tensor in tensors.items()

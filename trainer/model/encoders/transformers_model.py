@@ -25,7 +25,7 @@ PREFIX = "hf:"
 _KINDS = "encoder.kind = hf:… takes a vision model that transformers knows"
 #: Weights that a checkpoint of another head may lack: norms after a backbone start as the identity, the others serve
 #: classification and masked training and are not used here.
-_DISPENSABLE = ("hidden_states_norms", "pooler", "mask_token")
+_DISPENSABLE = ("hidden_embeddings_norms", "pooler", "mask_token")
 
 
 class TransformersEncoder(PretrainedEncoder):
@@ -48,7 +48,7 @@ class TransformersEncoder(PretrainedEncoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode images (batch, 3, height, width) in [-1, 1] to tokens (batch, tokens, dim), row by row."""
-        return self._states(images)[:, -self.grid[0] * self.grid[1] :]
+        return self._embeddings(images)[:, -self.grid[0] * self.grid[1] :]
 
     def load(self, folder: Path) -> None:
         """Take the weights of the model in ``folder``.
@@ -76,13 +76,13 @@ class TransformersEncoder(PretrainedEncoder):
                 f"Give a model whose weights are in {WEIGHTS_FILE}",
             ) from error
 
-    def _states(self, images: Tensor) -> Tensor:
-        """Return all states (batch, states, dim) of images (batch, 3, height, width), the grid's last."""
-        states = self._map_or_states(images)
-        return states.flatten(2).transpose(1, 2) if states.dim() == 4 else states
+    def _embeddings(self, images: Tensor) -> Tensor:
+        """Return all embeddings (batch, embeddings, dim) of images (batch, 3, height, width), the grid's last."""
+        embeddings = self._map_or_embeddings(images)
+        return embeddings.flatten(2).transpose(1, 2) if embeddings.dim() == 4 else embeddings
 
-    def _map_or_states(self, images: Tensor) -> Tensor:
-        """Return a feature map (batch, dim, rows, columns) or states (batch, states, dim)."""
+    def _map_or_embeddings(self, images: Tensor) -> Tensor:
+        """Return a feature map (batch, dim, rows, columns) or embeddings (batch, embeddings, dim)."""
         pixels = ((images + 1) * 127.5 * self._factor - self.get_buffer("mean")) / self.get_buffer("std")
         out = self.model(pixel_values=pixels)
         found: Tensor = out.feature_maps[-1] if hasattr(out, "feature_maps") else out.last_hidden_state
@@ -93,21 +93,23 @@ class TransformersEncoder(PretrainedEncoder):
         self.model.eval()
         try:
             with torch.inference_mode():
-                states = self._map_or_states(torch.full((1, 3, *self.size), -1.0))
+                embeddings = self._map_or_embeddings(torch.full((1, 3, *self.size), -1.0))
         except Exception as error:
             raise UserError(f"{self._kind} encodes no {self.size} image: {_last_line(error)}", _KINDS) from error
         finally:
             self.model.train()
-        if states.dim() == 4:
-            return (states.shape[2], states.shape[3]), states.shape[1]
+        if embeddings.dim() == 4:
+            return (embeddings.shape[2], embeddings.shape[3]), embeddings.shape[1]
         patch = getattr(self.model.config, "patch_size", None)
         if patch is None:
             raise UserError(f"{self._kind} does not say where its tokens stand (no patch_size)", _KINDS)
         across, down = (patch, patch) if isinstance(patch, int) else (patch[1], patch[0])
         grid = (self.size[0] // down, self.size[1] // across)
-        if states.dim() != 3 or states.shape[1] < grid[0] * grid[1]:
-            raise UserError(f"{self._kind} gives states of shape {tuple(states.shape)}, not the grid {grid}", _KINDS)
-        return grid, states.shape[2]
+        if embeddings.dim() != 3 or embeddings.shape[1] < grid[0] * grid[1]:
+            raise UserError(
+                f"{self._kind} gives embeddings of shape {tuple(embeddings.shape)}, not the grid {grid}", _KINDS
+            )
+        return grid, embeddings.shape[2]
 
 
 def describe(folder: Path) -> str:

@@ -1,0 +1,184 @@
+"""Labelled word images for training and evaluation: which there are, which are rejected and why, and their pixels.
+
+Labels are normalised and checked once, when the data is listed. Images are read on demand, in whichever process needs
+them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dptr.cache.crops.form import NotLabelled, PlacedSource, Source
+from dptr.cache.crops.listing import Rules, list_crops
+from dptr.cache.crops.samples import CropTable, Rows, Sample, Samples
+from dptr.cache.crops.sources import find_sources
+from dptr.cache.errors import DptrError, UserError
+from dptr.cache.pictures import UnusablePicture, decode
+from dptr.cache.rejections import Tally
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
+
+_LEAST_SIDE = 2
+#: What reading a word image raises where it is missing or damaged.
+UNREADABLE = (OSError, KeyError, ValueError, UnusablePicture)
+
+
+class UnreadableImage(DptrError):
+    """A word image that cannot be decoded; the caller counts it and goes on."""
+
+
+@dataclass
+class WordImages:
+    """A map from position to labelled word image; picklable, also to spawned workers.
+
+    Attributes:
+        samples: what can be used, in the order of the data.
+        rejected: labels that cannot be used. changed: labels that are used, but altered.
+        sources: the data sets by name.
+    """
+
+    samples: Samples = field(default_factory=Samples)
+    rejected: Tally = field(default_factory=Tally)
+    changed: Tally = field(default_factory=Tally)
+    sources: dict[str, Source] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, paths: Sequence[Path], charset: Charset, normalization: Normalization) -> WordImages:
+        """List the labelled images at ``paths``, which may be of different forms.
+
+        Raises:
+            UserError: a path holds no labelled images in an accepted form, or no label can be used.
+        """
+        images = cls._listed(paths, Rules(charset, normalization))
+        if not images.samples:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in images.rejected.counts.most_common(3))
+            raise UserError(
+                f"no usable label in {', '.join(map(str, paths))}: {reasons or 'there are none'}",
+                "Choose a charset and a longest label that fit the data",
+            )
+        return images
+
+    @classmethod
+    def open_as_written(cls, paths: Sequence[Path]) -> WordImages:
+        """List the labelled images at ``paths`` with their labels as stored, whatever they hold: for evaluation.
+
+        Raises:
+            UserError: a path holds no labelled images in an accepted form, or not one label.
+        """
+        images = cls._listed(paths, None)
+        if not images.samples:
+            raise NotLabelled(f"no label in {', '.join(map(str, paths))}", "Name data with labels and images")
+        return images
+
+    @classmethod
+    def _listed(cls, paths: Sequence[Path], rules: Rules | None) -> WordImages:
+        images = cls()
+        data_sets: list[CropTable] = []
+        for path in paths:
+            found = find_sources(path)
+            images.sources |= {source.name: source for source in found}
+            crops, rejected, changed = list_crops(path, found, rules)
+            data_sets.append(crops)
+            images.rejected.extend(rejected)
+            images.changed.extend(changed)
+        return replace(images, samples=Samples(data_sets))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def identity(self) -> dict[str, Any]:
+        """What a run saves about its images, so that it notices when they change."""
+        return {"rows": len(self), "sha256": self.samples.digest()}
+
+    def image(self, index: int) -> Image.Image:
+        """Return the image of sample ``index``, RGB, as large as it is stored.
+
+        Raises:
+            UnreadableImage: it is missing, damaged, or too small to hold a character.
+        """
+        sample = self.samples[index]
+        try:
+            return decode_crop(self.read(sample))
+        except UNREADABLE as error:
+            raise UnreadableImage(f"image {sample.key} of {sample.source} cannot be read ({error})") from error
+
+    def encoded(self, index: int) -> bytes:
+        """Return the encoded picture of sample ``index``.
+
+        Raises:
+            UnreadableImage: it is missing or cannot be read.
+        """
+        sample = self.samples[index]
+        try:
+            return self.read(sample)
+        except UNREADABLE as error:
+            raise UnreadableImage(f"image {sample.key} of {sample.source} cannot be read ({error})") from error
+
+    def read(self, sample: Sample) -> bytes:
+        """Return a sample's encoded picture.
+
+        Raises:
+            OSError, KeyError, ValueError, UnusablePicture: it is missing or cannot be read.
+        """
+        source = self.sources[sample.source]
+        if sample.place is not None and isinstance(source, PlacedSource):
+            return source.read_at(sample.place)
+        return source.read(sample.key)
+
+    def content_hashes(self) -> Iterator[bytes | None]:
+        """Yield the SHA-256 of each sample's encoded picture, 32 bytes; None where it cannot be read."""
+        for sample in self.samples:
+            try:
+                yield hashlib.sha256(self.read(sample)).digest()
+            except UNREADABLE:
+                yield None
+
+    def require_readable(self) -> None:
+        """Check that at least one picture can be decoded.
+
+        Raises:
+            UserError: none can; the message names one.
+        """
+        problem = "there are none"
+        for index in range(len(self)):
+            try:
+                self.image(index)
+            except UnreadableImage as error:
+                problem = str(error)
+            else:
+                return
+        raise UserError(f"none of {len(self)} validation crops can be read: {problem}", "Copy or write them again")
+
+    def only(self, indices: Rows | Sequence[int]) -> Self:
+        """Return the samples at ``indices``; what was rejected stays with the whole."""
+        return replace(self, samples=self.samples.only(indices), rejected=Tally(), changed=Tally())
+
+
+def decode_crop(encoded: bytes) -> Image.Image:
+    """Decode one word image to upright RGB; see :func:`dptr.cache.pictures.decode`.
+
+    Raises:
+        UnusablePicture: it is damaged, or too small to hold a character.
+    """
+    image = decode(encoded)
+    if min(image.size) < _LEAST_SIDE:
+        raise UnusablePicture(f"{image.width} x {image.height} pixels")
+    return image
+
+
+def preprocess(image: Image.Image, height: int = 32, width: int = 128) -> NDArray[np.uint8]:
+    """Resize to the model's input as PARSeq does, bicubic and without keeping the shape.
+
+    Returns:
+        Pixels, shape (3, height, width), uint8. The batch is scaled to [-1, 1] where it is used.
+    """
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))

@@ -1,0 +1,128 @@
+"""WebDataset tar: the members of one stem are one sample, its image ``.jpg`` or alike, its label ``.txt`` or ``.json``.
+
+Listing the members once gives each image's place in the file, from which it is read directly, in any order.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dptr.cache.crops.form import MISSING, Form, Place, Rejected
+from dptr.cache.errors import UserError
+from dptr.cache.pictures import IMAGE_SUFFIXES, LARGEST_FILE
+
+#: The most telling first: JSON may be the label, or only metadata beside it.
+_LABEL_SUFFIXES = ("txt", "label", "json")
+_LARGEST_LABEL = 1 << 20
+
+
+def members(path: Path) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of an uncompressed tar file, up to its end or to where it is torn.
+
+    Raises:
+        tarfile.TarError: it is none, or damaged; :mod:`tarfile` alone takes damage between members for the end.
+    """
+    with tarfile.open(path, "r:") as archive:
+        yield from archive
+        # The real end is a block of zeros.
+        if read_piece(path, archive.offset, tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f"torn at byte {archive.offset}")
+
+
+def read_piece(path: Path, offset: int, size: int) -> bytes:
+    """Return ``size`` bytes from ``offset`` on, fewer where the file ends.
+
+    Raises:
+        OSError: it cannot be read, or would be too large for a picture.
+    """
+    if size > LARGEST_FILE:
+        raise OSError(f"{size} bytes are too many for a picture")
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(size)
+
+
+@dataclass
+class TarSource:
+    """One uncompressed shard."""
+
+    path: Path
+    _place: dict[str, Place] = field(default_factory=dict, repr=False)
+
+    @property
+    def name(self) -> str:
+        """The file's path."""
+        return str(self.path)
+
+    def labels(self) -> Iterator[tuple[str, str | Rejected]]:
+        """Yield stem and label of each sample; links and whatever else is no plain file count as missing.
+
+        Raises:
+            UserError: it is no plain tar file, or a damaged one.
+        """
+        for stem, label, place in self.placed_labels():
+            if place is not None:
+                self._place[stem] = place
+            yield stem, label
+
+    def placed_labels(self) -> Iterator[tuple[str, str | Rejected, Place | None]]:
+        """Yield stem, label and place of each sample: see :meth:`labels`."""
+        labels: dict[str, tuple[int, str | Rejected]] = {}
+        places: dict[str, Place] = {}
+        try:
+            for member in members(self.path):
+                stem, suffix = _split(member.name)
+                is_image = f".{suffix}" in IMAGE_SUFFIXES
+                if is_image or suffix in _LABEL_SUFFIXES:
+                    labels.setdefault(stem, (len(_LABEL_SUFFIXES), MISSING))
+                # A link may lead out of the archive, to itself, or nowhere.
+                if not member.isreg() or member.issparse():
+                    continue
+                if is_image:
+                    places[stem] = Place(member.offset_data, member.size)
+                elif member.size <= _LARGEST_LABEL and suffix in _LABEL_SUFFIXES[: labels[stem][0]]:
+                    label = _label(read_piece(self.path, member.offset_data, member.size), suffix)
+                    labels[stem] = _LABEL_SUFFIXES.index(suffix), label
+        except tarfile.TarError as error:
+            raise UserError(
+                f"{self.path} cannot be read as tar: {error}", "Copy or write it again, as an uncompressed WebDataset"
+            ) from error
+        for stem, (_, label) in labels.items():
+            yield stem, label if stem in places else MISSING, places.get(stem)
+
+    def read(self, key: str) -> bytes:
+        """Return one encoded image; :meth:`labels` has to have listed the shard before.
+
+        Raises:
+            KeyError, OSError: it is missing or cannot be read.
+        """
+        return self.read_at(self._place[key])
+
+    def read_at(self, place: Place) -> bytes:
+        """Return the encoded image at a place."""
+        return read_piece(self.path, *place)
+
+
+FORM = Form("WebDataset .tar", ("*.tar",), TarSource)
+
+
+def _split(member: str) -> tuple[str, str]:
+    """Split at the first dot of the file's name, as WebDataset does."""
+    folder, slash, name = member.rpartition("/")
+    base, _, suffix = name.partition(".")
+    return folder + slash + base, suffix.lower()
+
+
+def _label(content: bytes, suffix: str) -> str | Rejected:
+    if suffix != "json":
+        return content.decode("utf-8", "replace").rstrip("\r\n")
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return Rejected("label is no JSON")
+    label = value.get("label", value.get("text")) if isinstance(value, dict) else None
+    return label if isinstance(label, str) else MISSING

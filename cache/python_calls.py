@@ -1,0 +1,106 @@
+"""Calls from Python: arguments are checked by their annotations, and errors speak of arguments, not of options."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar, get_type_hints
+
+from dptr.cache.errors import DptrError, UserError
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*)")
+_COMMAND = re.compile(r"`dptr (embed-text|build-orp-bank|pretrain|finetune)[^`]*`")
+_KEYWORDS = {"from": "from_"}
+
+
+def checked(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """Have a function raise :class:`UserError` for arguments that its signature or annotations exclude.
+
+    Values are not converted: "5" is no int, and True is none. Errors from inside name arguments in place of options.
+    """
+
+    @functools.wraps(function)
+    def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        from pydantic import ValidationError
+
+        try:
+            with errors_in_python():
+                result: _Result = _validated(function)(*args, **kwargs)
+                return result
+        except ValidationError as error:
+            raise UserError(_what_is_wrong(function, error), f"See help(dptr.{function.__qualname__})") from None
+
+    return call
+
+
+@contextmanager
+def errors_in_python() -> Iterator[None]:
+    """Have errors name arguments and functions of the Python API in place of options and commands."""
+    try:
+        yield
+    except DptrError as error:
+        raise type(error)(_in_python(error.problem), _in_python(error.advice)) from error
+
+
+def _in_python(text: str) -> str:
+    text = _COMMAND.sub(lambda found: f"dptr.{found[1].replace('-', '_')}(…)", text)
+    return _OPTION.sub(lambda found: _KEYWORDS.get(found[1], found[1].replace("-", "_")), text)
+
+
+def require_in_range(command: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Check numbers against the least and largest values of a command's options.
+
+    Raises:
+        UserError: one is beyond them.
+    """
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        value = arguments.get(name)
+        for option in getattr(hint, "__metadata__", ()):
+            low, high = getattr(option, "min", None), getattr(option, "max", None)
+            if isinstance(value, int | float) and not (
+                (low is None or value >= low) and (high is None or value <= high)
+            ):
+                ends = f"at least {low}" if high is None else f"from {low} to {high}"
+                raise UserError(f"{name}={value} is out of range", f"Give a number {ends}")
+
+
+@functools.cache
+def _validated(function: Callable[..., Any]) -> Callable[..., Any]:
+    from pydantic import ConfigDict, validate_call
+
+    # A copy without the annotation of what it returns, whose type may load heavy libraries.
+    bare = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
+    bare.__kwdefaults__ = function.__kwdefaults__
+    bare.__qualname__ = function.__qualname__
+    bare.__module__ = function.__module__
+    bare.__annotations__ = {name: kind for name, kind in function.__annotations__.items() if name != "return"}
+    return validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True))(bare)
+
+
+def _what_is_wrong(function: Callable[..., Any], error: Any) -> str:
+    found = error.errors(include_url=False)
+    names = list(inspect.signature(function).parameters)
+    first = found[0]
+    place = first["loc"][0]
+    name = names[place] if isinstance(place, int) and place < len(names) else str(place)
+    if first["type"] == "unexpected_keyword_argument":
+        near = difflib.get_close_matches(name, names, 1)
+        return f"{function.__name__} takes no argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    if first["type"].startswith("missing"):
+        return f"{function.__name__} needs the argument {name!r}"
+    if first["type"] == "unexpected_positional_argument":
+        return f"{function.__name__} takes fewer positional arguments: {_short(first['input'])} has no name"
+    reasons = dict.fromkeys(one["msg"].removeprefix("Input should be ") for one in found if one["loc"][0] == place)
+    return f"{function.__name__}: {name}={_short(first['input'])} should be {' or '.join(reasons)}"
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}…"

@@ -1,0 +1,147 @@
+"""What prompt stores, ORP banks and image-feature stores have in common: a manifest, and shards of token embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+from numpy.typing import NDArray
+
+from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.file_names import MANIFEST_FILE
+from dptr.cache.stores.checksummed import RESTORE
+from dptr.cache.stores.manifest import Manifest, StoreKind
+from dptr.cache.stores.shards import EmbeddingsReader, checked_rows
+
+if TYPE_CHECKING:
+    import duckdb
+
+Part = TypeVar("Part", int, str)
+
+
+class EmbeddingsStore:
+    """A committed store, opened read-only; it goes to other processes by its path.
+
+    Opening reads the manifest alone; everything else is read when it is first used, embeddings by memory map.
+
+    Attributes:
+        KIND: which kind of store. MADE_BY: the command that writes such a store. VIEW: its name in ``dptr sql``.
+    """
+
+    KIND: ClassVar[StoreKind]
+    MADE_BY: ClassVar[str]
+    VIEW: ClassVar[str]
+
+    def __init__(self, folder: Path | str) -> None:
+        try:
+            self.folder = folder = Path(folder)
+        except TypeError as error:
+            raise UserError(f"{folder!r} is no path", f"Name the folder that `{self.MADE_BY}` wrote") from error
+        self.manifest = Manifest.load(folder, self.KIND)
+        if not self.manifest.shards:
+            raise DamagedStore(f"{folder} holds no finished shard", f"Run `{self.MADE_BY}` again; it goes on")
+        self._reader = EmbeddingsReader(folder, self.manifest.shards)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process reads again what is kept here for quick use.
+        named = [name for kind in type(self).__mro__ for name, value in vars(kind).items() if _is_cached(value)]
+        return {name: value for name, value in self.__dict__.items() if name not in named}
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    def __repr__(self) -> str:
+        encoder = self.manifest.identity.get("encoder")
+        return f"{type(self).__name__}({str(self.folder)!r}, rows={len(self):,}, dim={self.dim}, encoder={encoder!r})"
+
+    def catalogue(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the catalogue as an Arrow table, rows in order of the embeddings; all columns by default.
+
+        Raises:
+            UserError: there is no such column.
+        """
+        rows = self._dataset()
+        wanted = [columns] if isinstance(columns, str) else columns
+        unknown = [name for name in wanted or () if name not in rows.schema.names]
+        if unknown:
+            raise UserError(f"{self.folder} has no column {unknown[0]}", f"There are {', '.join(rows.schema.names)}")
+        return rows.to_table(list(wanted) if wanted is not None else None)
+
+    def pooled_of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the pooled vectors of chosen rows, shape (batch,), as float32 of shape (batch, pooled_dim).
+
+        ``torch.from_numpy`` takes them, and what other methods return, without a copy.
+        """
+        return self._reader.gather_pooled(self._batch(rows))
+
+    def _rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return row numbers that a caller gave, checked; of a mask those that it marks."""
+        return checked_rows(rows, self.manifest.rows)
+
+    def _batch(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return what :meth:`_rows` does, which must be of shape (batch,)."""
+        checked = self._rows(rows)
+        if checked.ndim != 1:
+            raise UserError(f"rows of shape {checked.shape}", "Give them in one dimension")
+        return checked
+
+    def require_finite(self, rows: NDArray[np.int64]) -> None:
+        """Check the embeddings and pooled vectors of ``rows``, shape (rows,).
+
+        Raises:
+            DamagedStore: one holds NaN or infinity; the error names its shard and row.
+        """
+        for row in rows.tolist():
+            embeddings = self._reader.gather(np.array([row]))
+            if not (np.isfinite(embeddings.tokens).all() and np.isfinite(embeddings.pooled).all()):
+                shards, within = self._reader.locate(np.array([row]))
+                name = self.manifest.shards[int(shards[0])].embeddings
+                raise DamagedStore(
+                    f"row {within[0]} of {self.folder / name} holds NaN or infinity",
+                    f"Run `{self.MADE_BY}` again into another folder, with --precision fp32",
+                )
+
+    def duckdb(self) -> duckdb.DuckDBPyConnection:
+        """Return a DuckDB that answers questions about this store alone and touches no file; see ``dptr sql``."""
+        from dptr.cache.sql.views import connect_to
+
+        return connect_to(self.VIEW, self._dataset())
+
+    def _told(self, name: str, kind: type[Part]) -> Part:
+        """Return a part of the store's identity without which it cannot be used."""
+        part = self.manifest.identity.get(name)
+        if not isinstance(part, kind):
+            said = "nothing" if part is None else "something else"
+            raise DamagedStore(f"{self.folder / MANIFEST_FILE} says {said} of {name}", RESTORE)
+        return part
+
+    def _dataset(self) -> ds.Dataset:
+        files = [str((self.folder / f"{shard.name}.parquet").absolute()) for shard in self.manifest.shards]
+        return ds.dataset(files, format="parquet")
+
+    @property
+    def dim(self) -> int:
+        """Width of one token state."""
+        return int(self._reader.file(0).tokens.shape[1])
+
+    @cached_property
+    def pooled_mean(self) -> NDArray[np.float32]:
+        """Mean of the pooled vectors, each of length one: (pooled_dim,)."""
+        return self._reader.mean_direction()
+
+    def check_embeddings(self) -> None:
+        """Begin to compare all embeddings with their hashes, in the background: :mod:`dptr.cache.stores.checks`."""
+        self._reader.check_all()
+
+    def release(self) -> None:
+        """Drop mapped pages from the process; the next batch reads them again from the page cache."""
+        self._reader.release()
+
+
+def _is_cached(value: object) -> bool:
+    return isinstance(value, cached_property)

@@ -1,0 +1,100 @@
+"""The image-feature store: labelled crops, and augmented views of them, as the tokens of a CLIP's image encoder.
+
+A crop's views stand behind each other, as many of each crop, so that crop ``c`` in view ``v`` is row ``c * views + v``.
+View 0 is the crop as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from dptr.cache.errors import UserError
+from dptr.cache.stores.embeddings_store import EmbeddingsStore
+from dptr.cache.stores.shards import StoredTokens, checked_rows
+from dptr.cache.text.charset import Charset
+
+#: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
+CATALOGUE_SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("label", pa.string()),
+        ("view", pa.int16()),
+        ("source", pa.string()),  # the data set
+        ("key", pa.string()),  # which crop of the data set
+        ("image_sha256", pa.string()),
+    ]
+)
+
+
+class WordCropStore(EmbeddingsStore):
+    """A committed image-feature store, opened read-only. Its unit is the crop, not the row."""
+
+    KIND = "image_features"
+    MADE_BY = "dptr embed-crops"
+    VIEW = "image_features"
+
+    def __len__(self) -> int:
+        return self.manifest.rows // self.views
+
+    @property
+    def views(self) -> int:
+        """Augmented copies of each crop."""
+        return self._told("views", int)
+
+    @property
+    def tokens_per_crop(self) -> int:
+        """Tokens of each view."""
+        return self._told("tokens_per_crop", int)
+
+    @cached_property
+    def charset(self) -> Charset:
+        """The charset that every label was checked against."""
+        return Charset.from_text(self._told("charset", str))
+
+    def crops(self) -> Iterator[tuple[str, str, str]]:
+        """Yield label, source and key of each crop."""
+        return self._of_crops("label", "source", "key")  # type: ignore[return-value]  # three columns
+
+    def image_hashes(self) -> Iterator[bytes]:
+        """Yield the SHA-256 of each crop's encoded picture, 32 bytes."""
+        return (bytes.fromhex(sha256) for (sha256,) in self._of_crops("image_sha256"))
+
+    def _of_crops(self, *columns: str) -> Iterator[tuple[str, ...]]:
+        for path in self.manifest.catalogues(self.folder):
+            # A shard holds all views of its crops.
+            whole = pq.read_table(path, columns=list(columns))
+            chosen = whole.take(pa.array(np.arange(0, len(whole), self.views)))
+            yield from zip(*(column.to_pylist() for column in chosen.columns), strict=True)
+
+    def tokens(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.floating]:
+        """Return what :meth:`stored_tokens` does, shape (batch, tokens, dim), to compute with: int8 as float32."""
+        return self.stored_tokens(crops, views).floating()
+
+    def stored_tokens(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> StoredTokens:
+        """Return crops in chosen views, each of shape (batch,), as tokens in the precision that is stored.
+
+        Returns:
+            shape (batch, tokens, dim).
+
+        Raises:
+            UserError: there is no such crop or view, or their numbers differ.
+        """
+        rows = self._rows_of(crops, views)
+        positions = np.broadcast_to(np.arange(self.tokens_per_crop), (len(rows), self.tokens_per_crop))
+        return self._reader.gather_tokens(rows, positions)
+
+    def pooled(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the pooled vectors of crops in chosen views, each of shape (batch,): (batch, pooled_dim)."""
+        return self.pooled_of(self._rows_of(crops, views))
+
+    def _rows_of(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.int64]:
+        crops, views = checked_rows(crops, len(self), "crop"), checked_rows(views, self.views, "view")
+        if crops.shape != views.shape:
+            raise UserError(f"{crops.shape} crops in {views.shape} views", "Give one view for each crop")
+        return crops * self.views + views

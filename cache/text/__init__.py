@@ -1,0 +1,1 @@
+"""Labels as text: charsets, normalisation, units (code points or grapheme clusters), reading order, the lexicon."""

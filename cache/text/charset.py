@@ -1,0 +1,209 @@
+"""Charsets: which units a decoder can emit, in which order, and what evaluation makes of the others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dptr.cache.choices import ReadingOrder, UnicodeForm, Units
+from dptr.cache.errors import UserError
+from dptr.cache.text import named_charsets, reading_order
+from dptr.cache.text.charset_text import Described, parse, written
+from dptr.cache.text.units import clusters, number_of_units, split
+
+LetterCase = Literal["lower", "upper"]
+
+
+@dataclass(frozen=True)
+class Charset:
+    """An ordered set of units with the ids that decoders use.
+
+    Ids: 0 ends a label, 1..n are the units in order, n+1 begins a label, n+2 is padding. A decoder emits the first
+    n+1 classes only, so that beginning and padding can never be predicted (as in PARSeq).
+
+    Attributes:
+        characters: the units: a string of code points, or a tuple of grapheme clusters.
+        units: what each of them is.
+        order: in which a decoder emits the units of a label: as they are written, or as they are seen from left to
+            right. By default as they are seen, where there are letters that run from right to left; a run settles
+            which it is by what its decoder reads.
+        unicode: the Unicode normal form that labels are in; a store or run keeps that of its normalisation.
+    """
+
+    characters: str | tuple[str, ...]
+    units: Units = "codepoint"
+    order: ReadingOrder | None = None
+    unicode: UnicodeForm = "nfkc"
+
+    def __post_init__(self) -> None:
+        if not self.characters:
+            raise UserError("the charset is empty", "Give at least one character")
+        if len(set(self.characters)) != len(self.characters):
+            twice = sorted(unit for unit, count in Counter(self.characters).items() if count > 1)
+            raise UserError(f"the charset names {''.join(twice)!r} more than once", "List each character once")
+        of_one = isinstance(self.characters, str) and self.units == "codepoint"
+        wrong = None if of_one else next((u for u in self.characters if number_of_units(u, self.units) != 1), None)
+        if wrong is not None:
+            raise UserError(f"the charset has {wrong!r}, which is not one {self.units}", "Give one at a time")
+        if self.order is None:
+            object.__setattr__(self, "order", "visual" if self.runs_right_to_left else "logical")
+
+    @classmethod
+    def named(cls, name: str) -> Charset:
+        """Return the charset of a name, of a file, or of several joined by ``+``.
+
+        Raises:
+            UserError: neither a known name nor a readable file of printable units, each once.
+        """
+        found = named_charsets.named(name)
+        try:
+            return cls(*found)
+        except UserError as error:
+            raise UserError(f"{name}: {error.problem}", error.advice) from error
+
+    @classmethod
+    def from_text(cls, text: str) -> Charset:
+        """Return the charset that a store, a run or a model file keeps; those of earlier versions name no order.
+
+        Raises:
+            UserError: it is none.
+        """
+        characters, units, order, form = parse(text)
+        return cls(characters, units, order or "logical", form)
+
+    @property
+    def text(self) -> str:
+        """The charset as stores, runs and model files keep it, and as a file may hold it."""
+        return written(Described(self.characters, self.units, self.order, self.unicode))
+
+    @cached_property
+    def runs_right_to_left(self) -> bool:
+        """Whether it has letters that are written from right to left."""
+        return any(map(reading_order.runs_right_to_left, self.characters))
+
+    def emitted_in(self, order: ReadingOrder | None) -> Charset:
+        """Return the same units with the same ids, emitted in an order; None: in the default one."""
+        return self if order == self.order else replace(self, order=order)
+
+    @cached_property
+    def as_seen(self) -> Charset:
+        """The same units, with labels emitted as they are seen from left to right."""
+        return self.emitted_in("visual") if self.runs_right_to_left else self
+
+    end = 0
+
+    @property
+    def begin(self) -> int:
+        """Id that starts every decoder input."""
+        return len(self.characters) + 1
+
+    @property
+    def padding(self) -> int:
+        """Id that fills a batch up to its longest label."""
+        return len(self.characters) + 2
+
+    @property
+    def classes(self) -> int:
+        """How many classes a decoder predicts: the end and every unit."""
+        return len(self.characters) + 1
+
+    @cached_property
+    def _id_of(self) -> dict[str, int]:
+        return {unit: index + 1 for index, unit in enumerate(self.characters)}
+
+    def with_more(self, units: Iterable[str]) -> Charset:
+        """Return a charset with these units as well, sorted."""
+        both = sorted({*self.characters, *units})
+        return replace(self, characters=tuple(both) if self.units == "grapheme" else "".join(both))
+
+    def same_units_as(self, other: Charset) -> bool:
+        """Return whether both have the same units with the same ids, in whatever order labels are emitted."""
+        return (self.characters, self.units) == (other.characters, other.units)
+
+    def split(self, label: str) -> Sequence[str]:
+        """Return the units of ``label`` as it is written."""
+        return split(label, self.units)
+
+    def length(self, label: str) -> int:
+        """Return how many units ``label`` has."""
+        return len(self.split(label))
+
+    def emitted(self, label: str) -> Sequence[str]:
+        """Return the units of ``label`` in the order in which a decoder emits them."""
+        if self.order == "logical" or not reading_order.runs_right_to_left(label):
+            return self.split(label)
+        moved, _ = reading_order.seen(clusters(label))
+        return moved if self.units == "grapheme" else "".join(moved)
+
+    def missing(self, label: str) -> str:
+        """Return the units of ``label`` that this charset lacks, each once, in order."""
+        return "".join(dict.fromkeys(unit for unit in self.split(label) if unit not in self._id_of))
+
+    def encode(self, label: str) -> NDArray[np.int64]:
+        """Return the ids of ``label``'s units, without beginning and end, shape (units,), in the charset's order.
+
+        Raises:
+            UserError: a unit is not in the charset.
+        """
+        units = self.emitted(label)
+        try:
+            return np.fromiter((self._id_of[unit] for unit in units), np.int64, len(units))
+        except KeyError as error:
+            raise UserError(
+                f"label {label!r} has {self.missing(label) or error.args[0]!r}, which the charset lacks",
+                "Choose a charset that covers the labels (--charset)",
+            ) from None
+
+    def decode(self, ids: NDArray[np.int64]) -> str:
+        """Return the text of a row of ids, shape (length,), up to the first end."""
+        return self.decode_with_places(ids)[0]
+
+    def decode_with_places(self, ids: NDArray[np.int64]) -> tuple[str, list[int]]:
+        """Return the text of a row of ids, shape (length,), up to the first end, and the place of each unit's id."""
+        units: list[str] = []
+        places: list[int] = []
+        for place, index in enumerate(ids.tolist()):
+            if index == self.end:
+                break
+            if index <= len(self.characters):
+                units.append(self.characters[index - 1])
+                places.append(place)
+        text = "".join(units)
+        if self.order == "logical" or not reading_order.runs_right_to_left(text):
+            return text, places
+        together = units if self.units == "grapheme" else clusters(text)
+        moved, order = reading_order.written(together)
+        # Units of one cluster keep their order among themselves.
+        sizes = np.array([1 if self.units == "grapheme" else len(cluster) for cluster in together])
+        firsts = np.cumsum(sizes) - sizes
+        return "".join(moved), [places[firsts[place] + part] for place in order for part in range(sizes[place])]
+
+    @cached_property
+    def one_case(self) -> LetterCase | None:
+        """The case of the charset's letters; None when it has both cases, or no letter that has one."""
+        lower, upper = any(c.islower() for c in self.characters), any(c.isupper() for c in self.characters)
+        if lower == upper:
+            return None
+        return "lower" if lower else "upper"
+
+    def fold_case(self, text: str) -> str:
+        """Return ``text`` in the charset's case where it has one case only, as the field does; else unchanged."""
+        return fold_case(text, self.one_case)
+
+    def project(self, text: str) -> str:
+        """Map ``text`` onto this charset as the field's evaluation does.
+
+        A charset of one case folds case; then every unit outside the charset is removed.
+        """
+        return "".join(unit for unit in self.split(self.fold_case(text)) if unit in self._id_of)
+
+
+def fold_case(text: str, case: LetterCase | None) -> str:
+    """Return ``text`` in lower or upper case; unchanged for None."""
+    return text.lower() if case == "lower" else text.upper() if case == "upper" else text

@@ -1,0 +1,98 @@
+"""Charsets by name: the field's three, those of the world's main scripts, and files; ``94+ru`` joins two.
+
+Those of scripts lie in ``charsets/``; ``examples/charsets/make_charsets.py`` makes them from the data of Unicode and
+CLDR, and says by which rule. ``ar``, ``hi`` and ``th`` write marks on letters: as units of theirs, grapheme clusters
+are proposed, and which clusters there are, a corpus has to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+from dptr.cache.errors import UserError
+from dptr.cache.text.charset_text import Described, parse
+from dptr.cache.text.units import JOINERS, is_mark
+
+_DIGITS_AND_LOWER = "0123456789abcdefghijklmnopqrstuvwxyz"
+_UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
+
+#: The field's three evaluation charsets, by their number of characters.
+NAMED_CHARACTERS = {
+    "36": _DIGITS_AND_LOWER,
+    "62": _DIGITS_AND_LOWER + _UPPER,
+    "94": _DIGITS_AND_LOWER + _UPPER + _PUNCTUATION,
+    "space": " ",
+}
+#: Files of characters, a charset each.
+SCRIPTS = Path(__file__).parent / "charsets"
+
+
+def names() -> list[str]:
+    """Return the names of all charsets of scripts."""
+    return sorted(path.stem for path in SCRIPTS.glob("*.txt"))
+
+
+def named(name: str) -> Described:
+    """Return the charset of a name, of a UTF-8 file, or of several joined by ``+``, as in ``94+ru`` or ``36+space``.
+
+    Raises:
+        UserError: neither a known name nor a readable file of printable units.
+    """
+    parts = name.split("+")
+    if Path(name).is_file() or "" in parts or len(parts) == 1:
+        return _one(name)
+    return _joined([_one(part) for part in parts])
+
+
+def has_marks(characters: Iterable[str]) -> bool:
+    """Return whether some are marks, so that a person sees several code points as one character."""
+    return any(map(is_mark, characters))
+
+
+def clusters_within(characters: str, found: Iterable[str]) -> tuple[str, ...]:
+    """Return the code points that are a cluster by themselves, and what of the clusters ``found`` they can write."""
+    allowed = set(characters)
+    alone = {character for character in allowed if not is_mark(character) and character not in JOINERS}
+    return tuple(sorted(alone | {cluster for cluster in found if set(cluster) <= allowed}))
+
+
+def _joined(charsets: list[Described]) -> Described:
+    """Return the units of all, each once, in order; they are grapheme clusters where those of one are."""
+    characters = tuple(dict.fromkeys(unit for charset in charsets for unit in charset.characters))
+    if any(charset.units == "grapheme" for charset in charsets):
+        return Described(characters, "grapheme")
+    return Described("".join(characters))
+
+
+def _one(name: str) -> Described:
+    if name in NAMED_CHARACTERS:
+        return Described(NAMED_CHARACTERS[name])
+    if name in names():
+        return _script(name)
+    path = Path(name)
+    if not path.is_file():
+        known = ", ".join([*NAMED_CHARACTERS, *names()])
+        raise UserError(f"no charset called {name!r}", f"Use {known}, or a UTF-8 file with the characters")
+    return _file(path)
+
+
+@lru_cache
+def _script(name: str) -> Described:
+    return _file(SCRIPTS / f"{name}.txt")
+
+
+def _file(path: Path) -> Described:
+    try:
+        # Some editors put a byte-order mark in front, which is no character of the charset.
+        found = parse(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"the charset {path} is not UTF-8 (byte {error.start + 1})", "Save it as UTF-8") from error
+    except OSError as error:
+        raise UserError(f"the charset {path} cannot be read ({error.strerror})", "Check its permissions") from error
+    hidden = next((c for unit in found.characters for c in unit if not (c.isprintable() or c in JOINERS)), None)
+    if hidden is not None:
+        raise UserError(f"the charset {path} has U+{ord(hidden):04X}, which prints nothing", "Remove it")
+    return found

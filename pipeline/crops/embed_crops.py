@@ -1,0 +1,236 @@
+"""Labelled crops to an image-feature store: find, distort, encode, commit shard by shard.
+
+What the workers bring is taken in the crops' own order, a crop's views are never parted, and a batch never reaches
+across shards. So the bytes of a shard depend on the crops and the settings alone, not on the number of workers, and not
+on whether an earlier run was killed between two shards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from dptr.cache.choices import EmbeddingsDtype
+from dptr.cache.crops.dataset import WordImages
+from dptr.cache.crops.form import Rejected
+from dptr.cache.crops.samples import Sample
+from dptr.cache.errors import UserError
+from dptr.cache.file_names import MANIFEST_FILE, QUARANTINE_FILE
+from dptr.cache.progress import progress
+from dptr.cache.ranges import require_at_least
+from dptr.cache.stores.image_features import CATALOGUE_SCHEMA
+from dptr.cache.stores.lock import locked
+from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.quarantine import Quarantine, example
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
+from dptr.pipeline.choices import Precision
+from dptr.pipeline.clip.image_shards import Picture, ShardForm, shard_worker
+from dptr.pipeline.clip.loading import Clip, ImageEncoder, load_clip
+from dptr.pipeline.crops.crop_reader import CropReader, ReadCrop
+from dptr.pipeline.executors.executor import IN_PROCESS
+from dptr.pipeline.executors.part import WHOLE, Part
+from dptr.pipeline.executors.store_builder import Group, StoreInMaking, remember_inputs
+from dptr.pipeline.read_ahead import read_ahead
+
+#: What a recipe takes for ``finetune.augmentation``, too.
+STRONGEST = 10
+
+
+@dataclass(frozen=True)
+class EmbedCropsSettings:
+    """How crops are embedded.
+
+    Attributes:
+        clip: ``tiny``, a directory or a hub id.
+        charset: a name or a file, as of :meth:`Charset.named`, which labels must fit. normalization: of labels.
+        views: of each crop, the first of them the crop as it is. augmentation: strength of the others; 1 is PARSeq's.
+        seed: of the views.
+        precision: arithmetic of the image encoder. dtype: how embeddings are stored.
+        shard_rows: views of a shard; a killed run loses at most these.
+        batch: views per forward pass; None: what suits the device. Another may change the last bits of the embeddings.
+        workers: threads that read and distort crops ahead of the model. Never changes a byte.
+        max_bad: rejected crops allowed; None allows any number.
+    """
+
+    clip: str = "tiny"
+    charset: str = "94"
+    normalization: Normalization = field(default_factory=Normalization)
+    views: int = 8
+    augmentation: float = 1.0
+    seed: int = 0
+    precision: Precision = "fp32"
+    dtype: EmbeddingsDtype = "float16"
+    shard_rows: int = 1024
+    batch: int | None = None
+    workers: int = 1
+    max_bad: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        require_at_least(1, views=self.views, shard_rows=self.shard_rows, batch=self.batch, workers=self.workers)
+        require_at_least(0, seed=self.seed)
+        if not 0 <= self.augmentation <= STRONGEST:
+            raise UserError(f"--augmentation is {self.augmentation}", f"Give 0 to {STRONGEST}")
+
+
+@dataclass(frozen=True)
+class EmbedCropsSummary:
+    """What a run did.
+
+    Attributes:
+        out: the store's folder.
+        rows: views in the store. crops: crops in it.
+        computed: views encoded by this run.
+        duplicates: crops of this run that are the same bytes with the same label as another one.
+        quarantined: crops rejected.
+        seconds: the whole run without loading CLIP. load_seconds: loading CLIP.
+    """
+
+    out: Path
+    rows: int
+    crops: int
+    computed: int
+    duplicates: int
+    quarantined: int
+    seconds: float
+    load_seconds: float
+
+
+def embed_crops(
+    paths: Sequence[Path], out: Path, settings: EmbedCropsSettings, part: Part = WHOLE
+) -> EmbedCropsSummary:
+    """Embed labelled crops into the image-feature store ``out``, adding those that it lacks, or a ``part`` of that.
+
+    Raises:
+        UserError: no crop that can be used, or impossible settings.
+        DamagedStore: ``out`` holds a store made with other settings, or a damaged one.
+        TooManyRejected: more than ``settings.max_bad`` crops were rejected; what was computed is kept.
+    """
+    started = time.monotonic()
+    named = Charset.named(settings.charset)
+    with locked(part.beside(out)):
+        charset = settings.normalization.charset(named, _charset_of(part.beside(out)))
+        images = WordImages.open(paths, charset, settings.normalization)
+        clip = load_clip(settings.clip, settings.precision, settings.device)
+        build = _Build(out, clip, charset, settings, part)
+        before = build.manifest.rows
+        given = {"batch": build.batch, "shard_rows": settings.shard_rows, "charset": settings.charset}
+        remember_inputs(build.manifest, [str(path) for path in paths], given)
+        build.run(images)
+    rows, folder = build.manifest.rows, build.making.folder
+    if not build.making.rows:
+        rejected = folder / QUARANTINE_FILE
+        raise UserError(
+            f"none of {len(images):,} crops can be used{example(rejected)}", f"Name others; all are in {rejected}"
+        )
+    seconds = time.monotonic() - started - clip.load_seconds
+    return EmbedCropsSummary(
+        folder,
+        rows,
+        rows // settings.views,
+        rows - before,
+        build.duplicates,
+        build.quarantined,
+        seconds,
+        clip.load_seconds,
+    )
+
+
+def _charset_of(folder: Path) -> Charset | None:
+    """Return the charset of the store in ``folder``; None where there is none."""
+    if not (folder / MANIFEST_FILE).is_file():
+        return None
+    return Charset.from_text(Manifest.load(folder, "image_features").identity["charset"])
+
+
+class _Build:
+    """The state of one run."""
+
+    def __init__(self, out: Path, clip: Clip, charset: Charset, settings: EmbedCropsSettings, part: Part) -> None:
+        self.settings = settings
+        self.charset = charset
+        self.encoder = ImageEncoder(clip)
+        # All but a class token, which stands nowhere in the picture.
+        self.kept = np.arange(self.encoder.class_tokens, self.encoder.tokens)
+        self.making = StoreInMaking(out, "image_features", self._identity(clip), part)
+        self.manifest = self.making.manifest
+        self.in_store = _in_store(self.making.catalogues)
+        rows = max(1, settings.shard_rows // settings.views) * settings.views
+        self.batch = settings.batch or self.encoder.batch
+        self.form = ShardForm(CATALOGUE_SCHEMA, rows, len(self.kept), settings.dtype, self.batch)
+        self.duplicates = 0
+        self.quarantined = 0
+
+    def _identity(self, clip: Clip) -> dict[str, Any]:
+        settings = self.settings
+        return {
+            **clip.identity(),
+            "image_weights": clip.image_weights,
+            "precision": settings.precision,
+            "embeddings": "projected",
+            "tokens_per_crop": len(self.kept),
+            "charset": self.charset.text,
+            "normalization": settings.normalization.identity(),
+            "views": settings.views,
+            "augmentation": settings.augmentation,
+            "seed": settings.seed,
+            "dtype": settings.dtype,
+        }
+
+    def run(self, images: WordImages) -> None:
+        settings = self.settings
+        worker = shard_worker(self.making.folder, self.encoder, settings.clip, settings.precision, self.form)
+        with (
+            self.manifest.rewriting(self.making.folder, QUARANTINE_FILE),
+            Quarantine(self.making.folder / QUARANTINE_FILE) as quarantine,
+        ):
+            for source in images.sources:
+                quarantine.reads(source)
+            for one in images.rejected.listed:
+                quarantine.reject(one.source, None, f"{one.key} {one.label!r}" if one.label else one.key, one.reason)
+            quarantine.check(settings.max_bad)
+            with closing(self._usable(images, quarantine)) as groups:
+                self.making.fill(IN_PROCESS, worker, groups, self.form.rows)
+            # Of very many labels not each is listed.
+            self.quarantined = quarantine.total + images.rejected.total - len(images.rejected.listed)
+            self.making.finish()
+
+    def _usable(self, images: WordImages, quarantine: Quarantine) -> Generator[Group, None, None]:
+        """Yield the augmented copies of each crop that is new and can be read; note what becomes of the others."""
+        earlier = frozenset(self.in_store)
+        settings = self.settings
+        reader = CropReader(images, self.encoder, settings.views, settings.augmentation, settings.seed, earlier)
+        with progress("crops into the store", len(images), "crops") as bar:
+            for sample, crop in read_ahead(images.samples, reader.read, settings.workers):
+                if isinstance(crop, Rejected):
+                    quarantine.reject(sample.source, None, f"{sample.key} {sample.label!r}", crop.reason)
+                    quarantine.check(settings.max_bad)
+                elif (identity := (crop.image_sha256, sample.label)) not in self.in_store:
+                    self.in_store.add(identity)
+                    views = [Picture(row_of(sample, crop, view), p, self.kept) for view, p in enumerate(crop.views)]
+                    yield Group(len(views), identity, views)
+                else:
+                    self.duplicates += identity not in earlier
+                bar.advance(1, f"{quarantine.total} quarantined" if quarantine.total else "")
+
+
+def row_of(sample: Sample, crop: ReadCrop, view: int) -> dict[str, Any]:
+    """Return a view's row of the catalogue, but for its id."""
+    place = {"source": sample.source, "key": sample.key, "image_sha256": crop.image_sha256}
+    return {"label": sample.label, "view": view, **place}
+
+
+def _in_store(catalogues: Sequence[Path]) -> set[tuple[str, str]]:
+    found: set[tuple[str, str]] = set()
+    for catalogue in catalogues:
+        table = pq.read_table(catalogue, columns=["image_sha256", "label"])
+        found.update(zip(table["image_sha256"].to_pylist(), table["label"].to_pylist(), strict=True))
+    return found

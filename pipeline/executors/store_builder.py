@@ -1,0 +1,265 @@
+"""A store while it is filled, shard by shard, or the share of it that one part makes.
+
+Whoever fills it goes through all shards in their order, so that each has the same number, first id and rows whoever
+makes it, and leaves out those that are another part's or are committed already.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow.parquet as pq
+
+from dptr.cache.errors import UserError
+from dptr.cache.file_names import MANIFEST_FILE, PHOTOS_FILE, PREFIX_FILE, QUARANTINE_FILE, ROWS_FILE
+from dptr.cache.stores.files import require_replaceable
+from dptr.cache.stores.manifest import Manifest, Shard, StoreKind
+from dptr.cache.stores.shards import remove_unfinished, shard_name
+from dptr.pipeline.executors.executor import Executor, Worker
+from dptr.pipeline.executors.part import WHOLE, Part
+
+#: In a manifest's details: what each run of the command was given.
+INPUTS = "inputs"
+#: In the manifest of a share: which it is, and of what.
+SHARE = "share"
+#: In a share's shards: a digest of what each was made of.
+MADE_OF = "made_of"
+_CARRIED_OVER = (PREFIX_FILE, QUARANTINE_FILE, PHOTOS_FILE)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a shard comes in its store: its number, and the id of its first row."""
+
+    number: int
+    first_id: int
+
+
+class Group(NamedTuple):
+    """Rows that are never parted: how many, what they are (for a digest), and what a worker makes them of."""
+
+    rows: int
+    inputs: Sequence[str]
+    payload: Any
+
+
+class ShardToMake(NamedTuple):
+    """One shard's place, and the payloads of its groups, which may come as they are read."""
+
+    place: Place
+    payloads: Iterable[Any]
+
+
+@dataclass(frozen=True)
+class Repair(Part):
+    """The damaged shards of a store, to be made in another folder, ``out``, from what no whole catalogue has.
+
+    Attributes:
+        store: the store's folder. manifest: of it.
+        lost: numbers of the damaged shards, in order. lost_files: names of all files that are damaged.
+        column: of the catalogues, which names a group's first input; None where groups are not told by it.
+    """
+
+    store: Path = Path()
+    manifest: Manifest = field(default_factory=lambda: Manifest("prompts", {}))
+    lost: tuple[int, ...] = ()
+    lost_files: frozenset[str] = frozenset()
+    column: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether a store comes out that is finished and indexed."""
+        return False
+
+    def beside(self, out: Path, ending: str = "") -> Path:
+        """Return where shards are made."""
+        return out
+
+    @property
+    def whole(self) -> list[Shard]:
+        """Shards that are not damaged."""
+        return [shard for number, shard in enumerate(self.manifest.shards) if number not in self.lost]
+
+    def place(self, number: int) -> Place:
+        """Return where shard ``number`` comes in the store."""
+        return Place(number, sum(shard.rows for shard in self.manifest.shards[:number]))
+
+    def first_inputs(self) -> set[str] | None:
+        """Return the first inputs of the groups of all damaged shards; None where a catalogue does not tell."""
+        catalogues = [self.manifest.shards[number].catalogue for number in self.lost]
+        if self.column is None or self.lost_files & set(catalogues):
+            return None
+        paths = [self.store / name for name in catalogues]
+        return {key for path in paths for key in pq.read_table(path, columns=[self.column]).column(0).to_pylist()}
+
+
+def remember_inputs(manifest: Manifest, paths: list[str], settings: dict[str, Any]) -> None:
+    """Let a manifest say what its shards are made of; saved with the next shard.
+
+    Args:
+        manifest: of the store. paths: as they were given.
+        settings: those that the identity does not hold and without which other bits might come out.
+    """
+    entry = {"paths": paths, "folder": str(Path.cwd()), **settings}
+    known = manifest.details.get(INPUTS, [])
+    if entry not in known:
+        manifest.details[INPUTS] = [*known, entry]
+
+
+class StoreInMaking:
+    """A store, or one part's share of it.
+
+    Args:
+        out: the whole store's folder. kind: of the store. identity: of its embeddings. part: which share to make.
+
+    Attributes:
+        folder: where shards are written. manifest: where they are committed.
+        before: the shards that the whole store has already.
+
+    Raises:
+        DamagedStore: there is a store of another identity.
+        UserError: the store has grown since the share was begun, or ``out`` is a run's or a model's folder.
+    """
+
+    def __init__(self, out: Path, kind: StoreKind, identity: dict[str, Any], part: Part = WHOLE) -> None:
+        whole = Manifest.begin_or_go_on(out, kind, identity)
+        if not (out / MANIFEST_FILE).is_file():
+            require_replaceable(out / QUARANTINE_FILE)
+        self.out, self.part, self.folder = out, part, part.beside(out)
+        self.before = replace(whole, shards=list(whole.shards))
+        self._is_share = part.of > 1
+        self.manifest = _share_of(whole, out, self.folder, kind, identity) if self._is_share else whole
+        self._committed = {shard.name: shard for shard in self.manifest.shards}
+        self._number, self._rows = len(whole.shards), whole.rows
+        if isinstance(part, Repair):
+            part.manifest.require_equal(part.store, identity)
+            self._rows += sum(shard.rows for shard in part.whole)
+        self._made_of: dict[str, str] = {}
+
+    @property
+    def catalogues(self) -> list[Path]:
+        """Catalogues of the shards whose inputs are not to be taken again."""
+        known = self.before.catalogues(self.out)
+        if isinstance(self.part, Repair):
+            known += replace(self.part.manifest, shards=self.part.whole).catalogues(self.part.store)
+        return known
+
+    @property
+    def rows(self) -> int:
+        """Rows of all shards that were gone through, whoever makes them."""
+        return self._rows
+
+    def fill(self, executor: Executor, worker: Worker[Shard], groups: Iterable[Group], rows: int | None) -> None:
+        """Make the shards that are this part's and commit each in its turn.
+
+        Args:
+            executor: carries out the work. worker: makes one shard. groups: all that the store lacks, in order.
+            rows: of a shard, or a few more, as groups are never parted; None: each group is a shard.
+        """
+        if isinstance(self.part, Repair):
+            to_make = self._shards_to_repair(self.part, groups, rows)
+        else:
+            to_make = self._shards_to_make(groups, rows)
+        for shard in executor.in_order(worker, to_make):
+            self.commit(shard)
+        remove_unfinished(self.folder)
+
+    def _shards_to_make(self, groups: Iterable[Group], rows: int | None) -> Iterator[ShardToMake]:
+        groups = iter(groups)
+        for first in groups:
+            taken: list[Group] = []
+            payloads = _of_one_shard(first, groups, rows, taken)
+            name = shard_name(self._number)
+            if self.part.has(self._number) and name not in self._committed:
+                yield ShardToMake(Place(self._number, self._rows), payloads)
+            for _ in payloads:
+                pass  # another part's, or made already
+            digest = hashlib.sha256("\0".join(text for group in taken for text in group.inputs).encode()).hexdigest()
+            self._require_same_inputs(name, digest)
+            self._made_of[name] = digest
+            self._number, self._rows = self._number + 1, self._rows + sum(group.rows for group in taken)
+
+    def _shards_to_repair(self, part: Repair, groups: Iterable[Group], rows: int | None) -> Iterator[ShardToMake]:
+        wanted = part.first_inputs()
+        groups = (group for group in groups if wanted is None or group.inputs[0] in wanted)
+        for number in part.lost:
+            if shard_name(number) not in self._committed and (first := next(groups, None)) is not None:
+                taken: list[Group] = []
+                its_rows = None if rows is None else part.manifest.shards[number].rows
+                yield ShardToMake(part.place(number), _of_one_shard(first, groups, its_rows, taken))
+                self._rows += sum(group.rows for group in taken)
+
+    def _require_same_inputs(self, name: str, digest: str) -> None:
+        """Check that a shard of the share that an earlier run committed is made of what this run would make it of."""
+        earlier = self._committed.get(name)
+        if earlier is not None and self._is_share and earlier.details.get(MADE_OF) != digest:
+            raise UserError(
+                f"{self.folder} was begun with other inputs or settings: {name} differs",
+                f"Remove {self.folder}, then run the same command",
+            )
+
+    def commit(self, shard: Shard) -> None:
+        """List a shard that was written."""
+        # It no longer describes the store; leaving it listed would let a kill while it is rewritten damage it.
+        self.manifest.files.pop(ROWS_FILE, None)
+        if self._is_share:
+            shard = replace(shard, details={**shard.details, MADE_OF: self._made_of[shard.name]})
+        self.manifest.commit_shard(self.folder, shard)
+
+    def finish(self, **details: Any) -> None:
+        """Note what the store came to; a share then waits to be merged."""
+        self.manifest.details |= details
+        if self._is_share:
+            self.manifest.details[SHARE] = {
+                "part": self.part.number,
+                "of": self.part.of,
+                "shards": self._number,
+                "rows": self._rows,
+                "inputs": hashlib.sha256("".join(self._made_of.values()).encode()).hexdigest(),
+                "of_store": file_hashes(self.before),
+            }
+            self.manifest.save(self.folder)
+
+
+def _of_one_shard(first: Group, groups: Iterator[Group], rows: int | None, taken: list[Group]) -> Iterator[Any]:
+    """Yield the payloads of a shard's groups as they come, and note the groups, without payloads, in ``taken``."""
+    group: Group | None = first
+    count = 0
+    while group is not None:
+        taken.append(group._replace(payload=None))
+        count += group.rows
+        yield group.payload
+        group = next(groups, None) if rows is not None and count < rows else None
+
+
+def _share_of(whole: Manifest, out: Path, folder: Path, kind: StoreKind, identity: dict[str, Any]) -> Manifest:
+    """Return the manifest of a share of a store, which starts from what the store holds besides its shards."""
+    share = Manifest.begin_or_go_on(folder, kind, identity)
+    share.identity |= whole.identity
+    of_store = file_hashes(whole)
+    known = share.details.get(SHARE)
+    if known is None:
+        share.details |= whole.details
+        for name in _CARRIED_OVER:
+            if name in whole.files:
+                folder.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(whole.checked(out, name), folder / name)
+                share.files[name] = whole.files[name]
+    elif known["of_store"] != of_store:
+        raise UserError(
+            f"{out} has changed since its share {folder} was begun",
+            f"Remove {folder.parent} and make all parts again; nothing of {out} is lost",
+        )
+    # Not finished, if it was: its inputs may be others now.
+    share.details[SHARE] = {"of_store": of_store}
+    return share
+
+
+def file_hashes(manifest: Manifest) -> list[str]:
+    """Return what of a store its shares depend on: which shards it has."""
+    return [record.sha256 for shard in manifest.shards for record in shard.files.values()]

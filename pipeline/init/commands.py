@@ -1,0 +1,55 @@
+"""Commands to begin with: what this machine can do, and what to run on one's own data."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dptr.cache.command_line import Report, command, command_group
+from dptr.cache.workspace import Workspace
+
+commands = command_group()
+
+
+@command(commands, "doctor")
+def doctor(workspace: Workspace) -> Report:
+    """Versions, devices, disk, fonts by script, and what is missing for which command.
+
+    Example: dptr doctor
+    """
+    from dptr.cache.table import table
+    from dptr.pipeline.init.doctor import examine
+
+    started = time.monotonic()
+    findings = examine(workspace.root)
+    missing = [f"{finding.group} {finding.name}: {finding.found}" for finding in findings if finding.missing]
+    rows = [(finding.group, finding.name, finding.found) for finding in findings]
+    text = table(["", "", "found"], rows) + f"\n\n{len(missing)} missing" + "".join(f"\n  {line}" for line in missing)
+    figures = {"out": str(workspace.root), "rows": len(rows), "missing": missing, "findings": list(map(vars, findings))}
+    return Report({**figures, "seconds": time.monotonic() - started}, text)
+
+
+@command(commands, "init")
+def init(
+    workspace: Workspace,
+    data: Annotated[
+        list[Path],
+        typer.Argument(help="Text, labelled crops, folders of photos and of unlabelled crops, in any order."),
+    ],
+) -> Report:
+    """Look at your data, and print the command that adapts a recogniser to it.
+
+    Example: dptr init words.txt crops/ photos/ more_crops/
+    """
+    from dptr.pipeline.init.inspect_data import look_at
+
+    started = time.monotonic()
+    look = look_at(data)
+    obstacles = look.obstacles()
+    remarks = [*obstacles, *look.remarks()]
+    run = look.command(workspace.runs / "adapted")
+    lines = [*look.lines(), *remarks, "", *([] if obstacles else ["run:", run])]
+    figures = {"out": "", "rows": len(look.labels) + len(look.words), "remarks": remarks}
+    figures["command_to_run"] = None if obstacles else run
+    return Report({**figures, "seconds": time.monotonic() - started}, "\n".join(lines).rstrip())

@@ -1,0 +1,187 @@
+"""Repairs a store: the commands that made it run again in a scratch folder, and compute only what is damaged.
+
+What comes out must have the old hashes: what cannot be made equal is left as it is and named, since under a new hash
+the runs that were trained on the store would not match it. Prompts whose catalogue is whole are taken from there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dptr.cache.errors import DptrError, UserError
+from dptr.cache.file_names import PREFIX_FILE, ROWS_FILE
+from dptr.cache.progress import note
+from dptr.cache.stores.files import flush, temporary_beside
+from dptr.cache.stores.lock import locked
+from dptr.cache.stores.manifest import Manifest
+from dptr.cache.stores.prompt_rows import write_rows_file
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
+from dptr.pipeline.executors.part import Part
+from dptr.pipeline.executors.store_builder import INPUTS, Repair
+
+if TYPE_CHECKING:
+    from dptr.pipeline.text.prompt_store import EmbedTextSettings
+
+
+def repair(folder: Path, files: Collection[str]) -> list[str]:
+    """Compute the damaged ``files`` of a store again; return why, for those that are left as they are.
+
+    Raises:
+        UserError: another process writes the store, or it cannot be written.
+    """
+    manifest = Manifest.read(folder)
+    known = dict(manifest.files)
+    for shard in manifest.shards:
+        known |= shard.files
+    problems: list[str] = []
+    with locked(folder):
+        scratch = temporary_beside(folder / "repair")
+        try:
+            try:
+                if computed := frozenset(files) - {ROWS_FILE}:
+                    _run_again(folder, manifest, computed, scratch)
+            except DptrError as error:
+                problems.append(str(error))
+            # Rows come last: they are derived from the catalogues, which are as they were by then.
+            for name in sorted(files, key=lambda name: (name == ROWS_FILE, name)):
+                problems += _put_back(scratch / name, folder, manifest, known[name])
+            flush(folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return problems
+
+
+def _run_again(folder: Path, manifest: Manifest, files: frozenset[str], scratch: Path) -> None:
+    """Run what made the store, in the order in which it was run, into ``scratch``.
+
+    Raises:
+        UserError: an input is gone. DamagedStore: the CLIP is another.
+    """
+    lost = [number for number, shard in enumerate(manifest.shards) if shard.files.keys() & files]
+    if manifest.kind == "prompts":
+        lost = _embed_catalogues(folder, manifest, files, scratch, lost)
+    again, column = _AGAIN[manifest.kind]
+    part = Repair(store=folder, manifest=manifest, lost=tuple(lost), lost_files=files, column=column)
+    for entry in _inputs_of(folder, manifest) if lost else ():
+        again(manifest.identity, entry, scratch, part)
+
+
+def _inputs_of(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:
+    entries: list[dict[str, Any]] = manifest.details.get(INPUTS, [])
+    if not entries:
+        raise UserError(f"{folder} does not say what it was made from", "Make it anew")
+    for entry in entries:
+        for path in entry["paths"]:
+            if not Path(path).exists():
+                raise UserError(
+                    f"{path}, from which {folder} was made, is gone",
+                    f"Put it back; names are as seen from {entry['folder']}",
+                )
+    return entries
+
+
+def _put_back(made: Path, folder: Path, manifest: Manifest, known: Any) -> list[str]:
+    """Move a file that was made again into the store if it is as it was; return what is wrong otherwise."""
+    lost = folder / made.name
+    if made.name == ROWS_FILE:
+        try:
+            made.parent.mkdir(exist_ok=True)
+            write_rows_file(made, folder, manifest)
+        except DptrError as error:
+            return [str(error)]
+    if not made.is_file():
+        return [f"{lost} was not made again"]
+    if known.problem(made) is not None:
+        return [f"{lost} comes out otherwise: its inputs, CLIP or this machine are others"]
+    flush(made)
+    os.replace(made, lost)
+    note(f"{lost} is as it was")
+    return []
+
+
+def _text_settings(identity: dict[str, Any], entry: dict[str, Any]) -> EmbedTextSettings:
+    from dptr.pipeline.text.corpus import CorpusSettings
+    from dptr.pipeline.text.prompt_store import EmbedTextSettings
+    from dptr.pipeline.text.templates import from_store
+
+    rules = {**entry["corpus"], "normalization": Normalization(**entry["corpus"]["normalization"])}
+    return EmbedTextSettings(
+        corpus=CorpusSettings(**{**rules, "charset": Charset.from_text(identity["charset"])}),
+        clip=identity["encoder"],
+        templates=from_store(identity["template"]),
+        **{name: identity[name] for name in ("embeddings", "context", "precision", "dtype")},
+        **{name: entry[name] for name in ("shard_rows", "tokens_per_batch", "seed")},
+    )
+
+
+def _embed_text(identity: dict[str, Any], entry: dict[str, Any], out: Path, part: Part) -> None:
+    from dptr.pipeline.text.embed_text import embed_text
+
+    embed_text(entry["paths"], out, _text_settings(identity, entry), part)
+
+
+def _embed_catalogues(
+    folder: Path, manifest: Manifest, files: Collection[str], scratch: Path, lost: Sequence[int]
+) -> list[int]:
+    """Embed the prompts of whole catalogues, and what all prompts share; return the shards whose catalogue is lost."""
+    from dptr.pipeline.text.prompt_store import (
+        encode,
+        load_encoders,
+        prompts_in,
+        write_prefix_embeddings,
+        write_prompt_shard,
+    )
+
+    kept = [number for number in lost if manifest.shards[number].catalogue not in files]
+    if kept or PREFIX_FILE in files:
+        settings = _text_settings(manifest.identity, manifest.details[INPUTS][-1])
+        encoders, found, _ = load_encoders(settings)
+        manifest.require_equal(folder, {"weights": found["weights"], "tokenizer": found["tokenizer"]})
+        if PREFIX_FILE in files:
+            write_prefix_embeddings(scratch / PREFIX_FILE, encoders)
+        for number in kept:
+            shard = manifest.shards[number]
+            prompts = prompts_in(folder / shard.catalogue)
+            first = sum(shard.rows for shard in manifest.shards[:number])
+            embeddings = encode(encoders, prompts, settings)
+            write_prompt_shard(scratch, number, first, prompts, embeddings, settings.dtype, len(settings.templates))
+    return [number for number in lost if number not in kept]
+
+
+def _build_orp_bank(identity: dict[str, Any], entry: dict[str, Any], out: Path, part: Part) -> None:
+    from dptr.pipeline.photos.build_orp_bank import OrpBankSettings, build_orp_bank
+
+    settings = OrpBankSettings(
+        clip=identity["encoder"],
+        **identity["crops"],
+        **{name: identity[name] for name in ("precision", "tokens_per_crop", "seed", "dtype")},
+        **{name: entry[name] for name in ("shard_rows", "batch", "exclude_threshold")},
+        exclude_near=tuple(map(Path, entry["exclude_near"])),
+    )
+    build_orp_bank([Path(path) for path in entry["paths"]], out, settings, part)
+
+
+def _embed_crops(identity: dict[str, Any], entry: dict[str, Any], out: Path, part: Part) -> None:
+    from dptr.pipeline.crops.embed_crops import EmbedCropsSettings, embed_crops
+
+    settings = EmbedCropsSettings(
+        clip=identity["encoder"],
+        charset=entry["charset"],
+        normalization=Normalization(**identity["normalization"]),
+        **{name: identity[name] for name in ("views", "augmentation", "seed", "precision", "dtype")},
+        **{name: entry[name] for name in ("shard_rows", "batch")},
+    )
+    embed_crops([Path(path) for path in entry["paths"]], out, settings, part)
+
+
+#: By kind: the command, and the catalogues' column of what its groups are known by.
+_AGAIN: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any], Path, Part], None], str | None]] = {
+    "prompts": (_embed_text, None),
+    "orp": (_build_orp_bank, "image_sha256"),
+    "image_features": (_embed_crops, "image_sha256"),
+}

@@ -1,1 +1,0 @@
-"""Damaged shards of a store, computed again from the inputs that it was made of."""

@@ -1,0 +1,89 @@
+"""The grid of the paper's ablations, whole at toy size, cut between commands and resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import runpy
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dptr.cli import run_command
+
+ROOT = Path(__file__).resolve().parents[2]
+GRID = ROOT / "examples" / "ablations" / "paper.toml"
+ablate = runpy.run_path(str(ROOT / "examples" / "ablations" / "ablate.py"))
+
+
+class InThisProcess:
+    """Runs dptr's commands in a workspace, and is interrupted before the command number ``cut``."""
+
+    def __init__(self, workspace: Path, cut: int | None = None) -> None:
+        self.workspace, self.cut, self.ran = workspace, cut, list[str]()
+
+    def __call__(self, command: Sequence[str]) -> dict[str, Any]:
+        if len(self.ran) == self.cut:
+            raise KeyboardInterrupt
+        self.ran.append(command[0])
+        device = [] if command[0] == "sql" else ["--device", "cpu"]
+        with redirect_stdout(StringIO()) as said:
+            assert run_command([*command, *device, "--workspace", str(self.workspace), "--json", "--quiet"]) == 0, (
+                command
+            )
+        result: dict[str, Any] = json.loads(said.getvalue().splitlines()[-1])
+        return result
+
+
+def at_toy_size(toy: Path) -> Any:
+    """The grid with the toy recipe, one seed, one test set, and steps in proportion: 25,000 become one."""
+    text = GRID.read_text(encoding="utf-8").replace('recipe = "paper"', f'recipe = "{toy / "recipe.toml"}"')
+    text = text.replace("seeds = [1, 2, 3]", "seeds = [1]")
+    text = re.sub(r"\.steps=(\d+)", lambda found: f".steps={int(found[1]) // 25_000}", text)
+    text = re.sub(r'^"(?!IIIT5K)\w+" = "data/test.*\n', "", text, flags=re.MULTILINE)
+    (toy / "grid.toml").write_text(text, encoding="utf-8")
+    return ablate["load_grid"](toy / "grid.toml")
+
+
+def weights_in(workspace: Path) -> list[str]:
+    """Hashes of the weights of all runs, sorted: what a run is named by includes the workspace of its start."""
+    files = workspace.glob("runs/*/checkpoints/last/model.safetensors")
+    return sorted(hashlib.sha256(path.read_bytes()).hexdigest() for path in files)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_grid_cut_and_resumed_comes_to_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["toy.py", "."])
+    with redirect_stdout(StringIO()):
+        runpy.run_path(str(ROOT / "examples" / "reproduce" / "toy.py"), run_name="__main__")
+    toy_clip = ["--clip", str(tmp_path / "clip")]
+    corpus = ["embed-text", "data/synth/MJ/train", "data/synth/ST", *toy_clip, "--ascii", "--charset", "94", "--quiet"]
+    assert run_command([*corpus, "--context", "content", "-o", "content/prompts"]) == 0
+    bank = ["build-orp-bank", "photos", *toy_clip, "--crops", "whole", "--quiet"]
+    grid, rows = at_toy_size(tmp_path), {}
+    for name in ("whole", "cut"):
+        workspace = tmp_path / name
+        assert run_command([*corpus, "--context", "full", "--workspace", str(workspace)]) == 0
+        assert run_command([*bank, "--workspace", str(workspace)]) == 0
+        if name == "cut":
+            for cut in (1, 6, 11):
+                with pytest.raises(KeyboardInterrupt):
+                    ablate["run"](grid, workspace / "rows.jsonl", workspace, InThisProcess(workspace, cut))
+        dptr = InThisProcess(workspace)
+        rows[name] = ablate["run"](grid, workspace / "rows.jsonl", workspace, dptr)
+        ran = dptr.ran
+    assert len(rows["whole"]) == 14
+    assert 0 < ran.count("evaluate") < 14, "rows from before the cuts are not made again"
+    for key in ("arm", "seed", "test", "steps", "images", "right"):
+        assert [row[key] for row in rows["cut"]] == [row[key] for row in rows["whole"]], key
+    assert len(weights_in(tmp_path / "whole")) == len(set(weights_in(tmp_path / "whole"))) == 21
+    assert weights_in(tmp_path / "cut") == weights_in(tmp_path / "whole")
+    assert len(ablate["compare"](grid, rows["cut"])) == 14

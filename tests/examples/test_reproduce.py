@@ -1,0 +1,136 @@
+"""The reproduction page, followed from top to bottom at toy size in an empty folder, and its scripts one by one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from dptr.cache.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "examples" / "reproduce"
+PAGE = ROOT / "docs" / "reproduce.md"
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import importlib
+
+    return {name: importlib.import_module(name) for name in ("check_data", "estimate", "mlt_by_script", "toy")}
+
+
+def run(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_page_can_be_followed_from_top_to_bottom(tmp_path: Path) -> None:
+    """Each command of the page, in its order and in one shell, which stops at the first that fails."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert len(blocks) >= 8
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "dptr").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m dptr "$@"\n')
+    (tmp_path / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    for program in (tmp_path / "bin").iterdir():
+        program.chmod(0o755)
+    place = tmp_path / "empty"
+    place.mkdir()
+    environment = {**os.environ, "DPTR": str(ROOT), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(blocks)],
+        cwd=place, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "35 of 35 data sets are as described" in done.stdout
+    assert "8 of 8 data sets are as described" in done.stdout
+    assert re.search(r"^IIIT5K +12 +99\.5 ", done.stdout, re.MULTILINE)
+    assert re.search(r"^mean: six benchmarks +97\.45 ", done.stdout, re.MULTILINE)
+    assert re.search(r"^mean: Union14M-Benchmark +- ", done.stdout, re.MULTILINE)
+    assert re.search(r"^mean: BCTR +80\.70 ", done.stdout, re.MULTILINE)
+    runs = sorted(path.parent.name for path in place.glob("runs/*/run.json"))
+    assert runs == ["chinese", "chinese_pretrained", "finetuned", "pretrained"]
+    for name in ("pretrained", "chinese_pretrained"):
+        bank = json.loads(
+            (place / ("chinese" if "chinese" in name else "dptr_data") / "orp" / "manifest.json").read_text()
+        )
+        assert bank["identity"]["crops"]["kind"] == "whole"
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy")
+    assert run("toy.py", "toy", cwd=folder).returncode == 0
+    return folder / "toy"
+
+
+def check(toy: Path, *more: object) -> tuple[int, str]:
+    done = run("check_data.py", toy / "data", "--sets", toy / "datasets.toml", *more, cwd=toy)
+    return done.returncode, done.stdout
+
+
+def test_a_missing_set_another_count_and_another_hash_are_told_apart(toy: Path, tmp_path: Path) -> None:
+    data = tmp_path / "toy"
+    shutil.copytree(toy, data)
+    hashes = ("--hashes", tmp_path / "hashes.json", "--only", "test/")
+    code, said = check(data, *hashes)
+    assert (code, "8 of 8 data sets" in said) == (0, True)
+    shutil.rmtree(data / "data/test/SVT")
+    shutil.rmtree(data / "data/test/CUTE80")
+    shutil.copytree(data / "data/synth/ST", data / "data/test/CUTE80")
+    shutil.rmtree(data / "data/test/SVTP")
+    shutil.copytree(data / "data/test/IIIT5k", data / "data/test/SVTP")
+    code, said = check(data, *hashes)
+    assert (code, "5 of 8 data sets" in said) == (1, True)
+    for line in (r"SVT +12 +- +missing", r"CUTE80 +12 +24 +other", r"SVTP +12 +12 +other hash"):
+        assert re.search(line, said), line
+
+
+def test_words_of_mlt_are_parted_by_script(toy: Path, tmp_path: Path) -> None:
+    done = run("mlt_by_script.py", toy / "data/mlt/MLT19", "out", cwd=tmp_path)
+    assert re.findall(r"^(\w+): (\d+) words", done.stdout, re.MULTILINE) == [("Chinese", "12"), ("Latin", "12")]
+
+
+def test_a_line_of_ground_truth_without_its_three_parts_is_named(
+    scripts: dict[str, ModuleType], tmp_path: Path
+) -> None:
+    (tmp_path / "gt.txt").write_text("word_1.png,Latin,a,b\nword_2.png,Latin\n")
+    words = scripts["check_data"].mlt_words(tmp_path)
+    assert next(words) == ("word_1.png", "Latin", "a,b")
+    with pytest.raises(UserError, match=r"gt\.txt, line 2"):
+        next(words)
+
+
+def test_counts_on_the_page_are_those_that_are_checked(scripts: dict[str, ModuleType]) -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    sets = scripts["check_data"].data_sets(SCRIPTS / "datasets.toml")
+    totals = {"MJSynth": 8_919_241, "Union14M-L-Filter": 3_224_143, "U14M": 407_888}
+    for name, total in totals.items():
+        assert sum(one["samples"] for one in sets if one["name"].startswith(name)) == total
+        assert f"{total:,}" in page
+    bctr = [one for one in sets if one["name"].startswith("BCTR")]
+    for kind in (True, False):
+        assert f"{sum(one['samples'] for one in bctr if ('test' in one) == kind):,}" in page
+    for one in sets:
+        if one["path"].startswith(("test/", "OST", "mlt/", "synth/ST")):
+            assert f"{one['samples']:,}" in page, one["name"]
+
+
+def test_the_costs_on_the_page_are_those_that_are_computed(scripts: dict[str, ModuleType]) -> None:
+    page, estimate = PAGE.read_text(encoding="utf-8"), scripts["estimate"]
+    said = [estimate.disk(), estimate.hours(989e12 * 0.35)]
+    for table in said:
+        for line in table.splitlines()[2:]:
+            cells = re.split(r"  +", line.strip())
+            assert "| " + " | ".join(cells) + " |" in page, cells

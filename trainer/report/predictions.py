@@ -1,0 +1,128 @@
+"""Sections of a report on what a run reads: labelled crops with attention maps, or validation labels from text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from dptr.cache.crops.dataset import UnreadableImage, WordImages
+from dptr.cache.errors import UserError
+from dptr.cache.stores.orp import OrpBank
+from dptr.cache.stores.prompts import PromptStore
+from dptr.trainer.data.held_out import split_rows
+from dptr.trainer.data.noise import NoiseSource
+from dptr.trainer.metrics import wilson
+from dptr.trainer.model.decoders import build_decoder
+from dptr.trainer.model.reading import read_pictures
+from dptr.trainer.model.recognizer import Prediction, Recognizer, load_recognizer
+from dptr.trainer.pretrain import read_prompts
+from dptr.trainer.report.attention import attention_maps, strip
+from dptr.trainer.report.page import Cell, Section, Table, picture_address
+from dptr.trainer.training.runs import Run
+
+_MOST_CROPS = 2000
+_BATCH = 128
+_EXAMPLES = 12
+_LABELS_SHOWN = 24
+_QUERY_LINE, _CHARACTER_LINE = 2, 7
+Read = tuple[int, Prediction]
+
+
+def crop_sections(run: Run, crops: WordImages) -> list[Section]:
+    """Read crops (2,000 of them where there are more, always the same) and show some, with attention maps.
+
+    Raises:
+        UserError: none of them can be decoded.
+    """
+    recognizer = load_recognizer(run)
+    chosen = np.random.default_rng(0).permutation(len(crops))[:_MOST_CROPS].tolist()
+    read = _read_crops(recognizer, crops, chosen)
+    if not read:
+        raise UserError("none of these crops can be decoded", "Check the files that --data names")
+    by_confidence = sorted(read, key=lambda one: -one[1].confidence)
+    right = [one for one in by_confidence if one[1].text == crops.samples[one[0]].label]
+    wrong = [one for one in by_confidence if one[1].text != crops.samples[one[0]].label]
+    tables = [
+        _examples(title, recognizer, crops, ranked[:_EXAMPLES])
+        for title, ranked in (("Wrong, most confident first", wrong), ("Right, least confident first", right[::-1]))
+        if ranked
+    ]
+    note = f"Word accuracy {accuracy(len(right), len(read))} on {len(read):,} of {len(crops):,} crops."
+    if len(read) < len(chosen):
+        note += f" {len(chosen) - len(read):,} more could not be decoded."
+    note += (
+        " Attention of the FMU's queries: a line each. Attention of the decoder's last layer: a line for each"
+        " character, read from left to right. Darker is more; columns are those of the image."
+    )
+    return [Section("Predictions", note, tables=tables)]
+
+
+def prompt_sections(run: Run, store: PromptStore, bank: OrpBank | None) -> list[Section]:
+    """Read the validation labels from their text embeddings, clean and with noise."""
+    decoder = build_decoder(run.recipe.decoder, len(run.charset.characters), run.memory_dim, run.recipe.memory)
+    decoder.load_state_dict(run.weights())
+    rows = np.random.default_rng(0).permutation(split_rows(store, run.recipe)[0])
+    noise = None if bank is None else NoiseSource(bank, run.recipe.replace("noise", draw="random").noise, None)
+    ratios = [0.0] if noise is None else [0.0, run.recipe.noise.ratio, 1.0]
+    kind, cpu = run.recipe.memory, torch.device("cpu")
+    predictions = [read_prompts(decoder, store, rows, noise, ratio, kind, cpu, run.charset) for ratio in ratios]
+    labels = store.labels_of(rows)
+    right = [sum(map(_equal, labels, texts)) for texts in predictions]
+    shown = [
+        [Cell(label), *(Cell(text, wrong=not _equal(label, text)) for text in texts)]
+        for label, *texts in list(zip(labels, *predictions, strict=True))[:_LABELS_SHOWN]
+    ]
+    total = [Cell("word accuracy"), *(Cell(accuracy(count, len(labels))) for count in right)]
+    columns = ["label", *(f"noise {ratio:g}" for ratio in ratios)]
+    note = f"{len(labels):,} validation labels, read from their text embeddings and compared case-insensitively."
+    return [Section("Predictions", note, tables=[Table("By noise ratio", columns, [total, *shown])])]
+
+
+def accuracy(right: int, words: int) -> str:
+    """Return a share with its 95 % interval."""
+    low, high = wilson(right, words)
+    return f"{right / words:.1%} (95 % interval {low:.1%} to {high:.1%})"
+
+
+def _equal(label: str, text: str) -> bool:
+    return label.lower() == text.lower()
+
+
+def _read_crops(recognizer: Recognizer, crops: WordImages, chosen: Sequence[int]) -> list[Read]:
+    """Read the chosen crops; those that cannot be decoded are left out."""
+    read: list[Read] = []
+    for start in range(0, len(chosen), _BATCH):
+        pictures, readable = [], []
+        for index in chosen[start : start + _BATCH]:
+            try:
+                pictures.append(crops.image(index))
+            except UnreadableImage:
+                continue
+            readable.append(index)
+        read += zip(readable, read_pictures(recognizer, pictures), strict=True)
+    return read
+
+
+def _examples(title: str, recognizer: Recognizer, crops: WordImages, ranked: Sequence[Read]) -> Table:
+    rows = []
+    columns: list[str] = []
+    for index, prediction in ranked:
+        image, ground_truth = crops.image(index), crops.samples[index].label
+        queries, decoder = attention_maps(recognizer, image)
+        cells = {"image": Cell(picture=picture_address(image), described=f"crop of {ground_truth}")}
+        if queries is not None:
+            drawn = strip(queries, _QUERY_LINE)
+            cells["FMU"] = Cell(picture=picture_address(drawn), height=52, described="attention of the FMU")
+        if decoder is not None:
+            drawn = strip(decoder[: max(len(prediction.text), 1)], _CHARACTER_LINE)
+            cells["decoder"] = Cell(
+                picture=picture_address(drawn), height=drawn.height, described="attention of the decoder"
+            )
+        cells["ground truth"] = Cell(ground_truth)
+        cells["prediction"] = Cell(prediction.text, wrong=prediction.text != ground_truth)
+        cells["confidence"] = Cell(f"{prediction.confidence:.2f}")
+        columns = list(cells)
+        rows.append(list(cells.values()))
+    return Table(title, columns, rows)
