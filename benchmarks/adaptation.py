@@ -4,7 +4,8 @@
 
 A DOMAIN is a folder with ``crops`` (labelled), ``text.txt``, ``more`` (crops without labels, may be absent) and
 ``test`` (labelled, of other groups). Each configuration trains on all of ``crops`` and reads ``test`` once; the weight
-of the lexicon is the one with which the start reads ``crops`` best. One line of JSON each goes to OUT/rows.jsonl.
+of the lexicon is the one with which the start reads ``crops`` best. One line of JSON each goes to OUT/rows.jsonl, and
+a table of them is printed: accuracy case aside, and its difference from the start's with a paired interval.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +36,7 @@ CPU = torch.device("cpu")
 def main() -> None:
     """Parse, adapt, read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("domains", type=Path, nargs="+")
+    parser.add_argument("domains", type=Path, nargs="*", help="none: only print the table")
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--seed", type=int, default=0)
@@ -45,6 +47,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for domain in arguments.domains:
         study(domain, arguments)
+    print(table_of(arguments.out / "rows.jsonl"))
 
 
 def study(domain: Path, options: argparse.Namespace) -> None:
@@ -109,6 +112,28 @@ def study(domain: Path, options: argparse.Namespace) -> None:
             predicted=[len(images) for images in found])  # fmt: skip
         row(arms[arm] + " + own lexicon", read(run, lexica[own], test), seconds)
         row(arms[arm] + " + text lexicon", read(run, lexica[best], test), seconds, chosen=best)
+
+
+def table_of(rows: Path) -> str:
+    """Return a Markdown table of what was read, over all seeds of a domain."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for line in map(json.loads, rows.read_text().splitlines()):
+        found.setdefault((line["domain"].rpartition("-")[0], line["arm"]), []).append(line)
+    lines = ["| domain | configuration | seeds | crops | accuracy | difference | general words |", "|" + " --- |" * 7]
+    for (domain, arm), runs in found.items():
+        starts = {run["domain"]: run["right"] for run in found[domain, "start"]}
+        pairs = [(int(a), int(b)) for run in runs for a, b in zip(starts[run["domain"]], run["right"], strict=True)]
+        gain = np.array([after - before for before, after in pairs])
+        draws = np.random.default_rng(0).integers(len(gain), size=(2000, len(gain)))
+        low, high = np.quantile(gain[draws].mean(1), [0.025, 0.975])
+        general = [run["general"] for run in runs if run["general"] is not None]
+        shown = f"{np.mean(general):.1%}" if general else ""
+        accuracy = np.mean([after for _, after in pairs])
+        lines.append(
+            f"| {domain} | {arm} | {len(runs)} | {len(pairs)} | {accuracy:.1%} | {100 * gain.mean():+.1f} "
+            f"({100 * low:+.1f} to {100 * high:+.1f}) | {shown} |"
+        )
+    return "\n".join(lines)
 
 
 def labels(crops: WordImages) -> list[str]:

@@ -30,13 +30,13 @@ from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import CHECKPOINTS_FOLDER, RUN_FILE
 from dptr.cache.progress import progress
-from dptr.cache.stores import checksummed as checksummed
+from dptr.cache.stores import checksummed
 from dptr.cache.stores.lock import locked
 from dptr.cache.table import table
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.lexicon import Lexicon
 from dptr.cache.text.normalization import Normalization
-from dptr.pipeline.rendering.fonts import FontCollection, find_fonts, packaged_fonts
+from dptr.pipeline.rendering.fonts import Font, FontCollection, find_fonts, packaged_fonts
 from dptr.pipeline.rendering.like import looks_of_crops
 from dptr.pipeline.rendering.render_words import render_words
 from dptr.pipeline.rendering.style import RenderStyle
@@ -76,7 +76,7 @@ _MOST_HELD_OUT = 400
 _LEAST_GROUPS = 5
 #: Share of labels with a space, from which text is taken as lines.
 _LINES = 0.05
-_LONGEST, _WIDEST, _MEASURED = 100, 1024, 500
+_LONGEST, _WIDEST, _MEASURED, _SQUEEZED = 100, 1024, 500, 1.25
 _ENOUGH = 0.999
 
 
@@ -197,7 +197,7 @@ def fitted(
     labels = [label for label in (form.apply(sample.label) for sample in crops.samples) if label]
     lines = list(material.text)
     charset = named or _union(start.charset, labels, lines)
-    lengths = [charset.length(label) for label in (*labels, *lines)]
+    lengths = [charset.length(label) for label in (*labels, *lines)] or [1]
     longest = max(recipe.decoder.max_label_length, min(int(np.quantile(lengths, _ENOUGH, method="higher")), _LONGEST))
     recipe = recipe.replace("decoder", max_label_length=longest)
     if recipe.encoder.kind == "convolution" and recipe.fmu.kind == "none":
@@ -652,8 +652,9 @@ def _widths(crops: WordImages, recipe: Recipe) -> str:
             wanted.append(width_for(crops.image(index), height, range(32, _WIDEST + 1, 32)))
         except UnreadableImage:
             continue
+    # A quarter narrower than they should be, letters can still be read.
     width, most = widest, int(np.quantile(wanted, 0.98)) if wanted else 0
-    while width < most:
+    while width < most and most > _SQUEEZED * widest:
         width += 32 if width < 256 else 64 if width < 512 else 128
         known.append(width)
     return ",".join(map(str, sorted(set(known))))
@@ -665,7 +666,8 @@ def _some_fonts(words: Sequence[str]) -> FontCollection:
     Raises:
         UserError: there are none.
     """
-    every, found = find_fonts().fonts, []
+    every = find_fonts().fonts
+    found: list[Font] = []
     for index in np.random.default_rng(0).permutation(len(every)).tolist():
         if any(every[index].covers(word) for word in words[:3]):
             found.append(every[index])
