@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 from dptr.cache.choices import EmbeddingsDtype, UnicodeForm, Units
 from dptr.cache.errors import UserError
 from dptr.cache.python_calls import checked, require_in_range
-from dptr.pipeline.choices import Case, Context, EmbeddingsKind, Precision, Unit
+from dptr.pipeline.choices import Case, Context, CropKind, EmbeddingsKind, Precision, Unit
 from dptr.trainer.choices import FmuKind, NoiseDraw, Sampling, Tracker
 
 if TYPE_CHECKING:
@@ -144,6 +144,7 @@ def build_orp_bank(
     workspace: str | Path = _WORKSPACE,
     out: str | Path | None = None,
     clip: str = "tiny",
+    crops: CropKind = "random",
     crops_per_image: int = 8,
     tokens_per_crop: int | None = None,
     workers: int = 1,
@@ -190,6 +191,7 @@ def pretrain(
     sampling: Sampling | None = None,
     track: Tracker | None = None,
     set: Mapping[str, object] | None = None,
+    yes: bool = False,
     device: str = "auto",
 ) -> Training:
     """Train a decoder from the workspace's text embeddings alone.
@@ -214,7 +216,7 @@ def finetune(
     data: str | Path | Sequence[str | Path],
     *,
     from_: str | Path = "newest",
-    recipe: str | Path = "tiny",
+    recipe: str | Path | None = None,
     workspace: str | Path = _WORKSPACE,
     charset: str | None = None,
     units: Units | None = None,
@@ -223,20 +225,24 @@ def finetune(
     seed: int | None = None,
     encoder: str | None = None,
     fmu: FmuKind | None = None,
-    freeze: str | None = None,
     mix: str | None = None,
     validation: str | Path | Sequence[str | Path] | None = None,
+    text: str | Path | Sequence[str | Path] | None = None,
+    photos: str | Path | None = None,
+    unlabelled: str | Path | Sequence[str | Path] | None = None,
     simplified: bool = False,
     track: Tracker | None = None,
     set: Mapping[str, object] | None = None,
+    yes: bool = False,
     device: str = "auto",
 ) -> Training:
     """Train a recogniser on labelled crops.
 
     Args:
         data: one or several folders with ``labels.tsv``, LMDB, Parquet, tar: every form that ``dptr finetune`` takes.
-        from_: a run, a model file, ``newest`` (pre-trained in this workspace), ``bundled`` or ``none``.
-        recipe: ``tiny``, ``small``, ``paper``, or a TOML file.
+        from_: a pre-trained run (``newest``: the last one), a recogniser to adapt (a run, a model file, ``bundled`` or
+            ``scripts``), or ``none``.
+        recipe: ``adapt`` (default for a recogniser), ``tiny`` (else), ``small``, ``paper``, or a TOML file.
         workspace: folder that holds stores and runs.
         set: recipe key -> value, as in ``{"finetune.learning_rate": 0.001}``.
         charset, units, …: the options of ``dptr finetune``.
@@ -245,8 +251,13 @@ def finetune(
         DptrError: an argument is wrong, no usable crops, too few of them, or a decoder that does not fit.
     """
     options = dict(locals())
-    options |= {"data": _paths(data), "validation": None if validation is None else _paths(validation)}
-    options |= {"start": str(options.pop("from_")), "recipe": str(recipe), "out": _path(out)}
+    lists = {"validation": validation, "text": text, "unlabelled": unlabelled}
+    options |= {
+        "data": _paths(data),
+        **{name: None if given is None else _paths(given) for name, given in lists.items()},
+    }
+    options |= {"start": str(options.pop("from_")), "recipe": recipe and str(recipe), "out": _path(out)}
+    options["photos"] = _path(photos)
     options["changes"] = _changes(options.pop("set"))
     return _training(_run("dptr.trainer.commands.training", "finetune", options.pop("workspace"), **options))
 

@@ -132,10 +132,10 @@ def run_command(arguments: Sequence[str] | None = None, ending: bool = False) ->
         return _fail(KeyboardInterrupt(), debug) if code == _INTERRUPTED else int(code or 0)
     except Exit as error:
         return error.exit_code
-    except SystemExit as error:  # what typer makes of every broken pipe
-        if _reader_has_ended() or not isinstance(error.__context__, Exception):
-            return _READER_ENDED
-        return _fail(error.__context__, debug)
+    except SystemExit as error:  # typer ends completion so, and every broken pipe
+        if not isinstance(error.__context__, Exception):
+            return int(error.code or 0)
+        return _READER_ENDED if _reader_has_ended() else _fail(error.__context__, debug)
     except (Exception, KeyboardInterrupt) as error:
         return _fail(error, debug)
 

@@ -5,7 +5,7 @@
 A DOMAIN is a folder with ``crops`` (labelled), ``text.txt``, ``more`` (crops without labels, may be absent) and
 ``test`` (labelled, of other groups). Each configuration trains on all of ``crops`` and reads ``test`` once; the weight
 of the lexicon is the one with which the start reads ``crops`` best. One line of JSON each goes to OUT/rows.jsonl, and
-a table of them is printed: accuracy case aside, and its difference from the start's with a paired interval.
+a table of them is printed: accuracy, case-insensitive, and its difference from the start's with a paired interval.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def study(domain: Path, options: argparse.Namespace) -> None:
 
 
 def table_of(rows: Path) -> str:
-    """Return a Markdown table of what was read, over all seeds of a domain."""
+    """Return a Markdown table of accuracies over all seeds of a domain."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for line in map(json.loads, rows.read_text().splitlines()):
         found.setdefault((line["domain"].rpartition("-")[0], line["arm"]), []).append(line)

@@ -328,6 +328,8 @@ def open_picture(image: Picture) -> Image.Image:
         return upright_rgb(image)
     if not isinstance(image, str | Path):
         raise UserError(f"{image!r:.60} is no picture", _PICTURES)
+    if not os.path.exists(image):
+        raise UserError(f"{image} does not exist", "Name picture files or folders")
     try:
         return read_picture(Path(image))
     except UnusablePicture as error:

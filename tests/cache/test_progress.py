@@ -116,5 +116,5 @@ def test_elsewhere_progress_is_plain_lines_without_rich() -> None:
     assert [line.split(":")[0] for line in done.stderr.splitlines()] == [
         "a [bold]note[/] meanwhile",
         "checking",
-        "prediction",
+        "reading",
     ]

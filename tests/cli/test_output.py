@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 
 from dptr.cache.command_line import Report, print_report
+from dptr.cache.stores import checksummed
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
 
@@ -39,7 +40,7 @@ def test_json_has_null_where_a_figure_is_no_number(capsys: pytest.CaptureFixture
 def test_output_is_utf8_whatever_the_locale_says(tmp_path: Path, locale: dict[str, str]) -> None:
     run = tmp_path / "runs" / "x"
     run.mkdir(parents=True)
-    (run / "run.json").write_text('{"kind": "pretrain", "charset": "é中"}', encoding="utf-8")
+    checksummed.write_json(run / "run.json", {"kind": "pretrain", "charset": "é中"})
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHONIO"))
     }

@@ -71,7 +71,7 @@ def test_a_system_without_home_and_user_runs_the_commands(picture: Path) -> None
             ["doctor"],
             ["evaluate", "--data", str(picture), "--workspace", "work"],
             ["render-words", "words.txt", "-o", "crops", "--count", "2"],
-            ["init", str(picture), "-o", "recipe.toml"],
+            ["init", str(picture)],
         )
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "XDG_CACHE_HOME")}

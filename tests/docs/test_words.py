@@ -38,7 +38,7 @@ TEXTS = [
       if path.endswith((".py", ".md", ".toml", ".jinja", ".sh", ".ipynb"))),
 ]  # fmt: skip
 #: This file lists the words.
-WITHOUT = {"tests/docs/test_words.py", "CHANGELOG.md"}
+WITHOUT = {"tests/docs/test_words.py", "CHANGELOG.md", "examples/notebook.ipynb"}
 
 
 @pytest.mark.parametrize("term", TERMS, ids=lambda term: term.replace(" ", "_"))
