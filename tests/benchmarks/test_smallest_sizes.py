@@ -169,6 +169,7 @@ NUMBERS = [
 def test_it_runs(
     path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.syspath_prepend(str(path.parent))
     arguments = shlex.split(smallest_size(path) or "")
     for place, word in enumerate(arguments):
         if word in STAND_INS:

@@ -27,7 +27,7 @@ def run(*arguments: str, **environment: str) -> str:
     ("typed", "expected"),
     [
         ("dptr fine", ["finetune"]),
-        ("dptr read --wat", ["--watch"]),
+        ("dptr read --box", ["--boxes"]),
         ("dptr export --to on", ["onnx"]),
         ("dptr sql --format ", ["table", "csv", "json", "parquet"]),
     ],

@@ -163,7 +163,7 @@ def test_what_is_missing_is_named_and_the_rest_is_read(tmp_path: Path, capsys: p
     *rows, last = map(json.loads, said.out.splitlines())
     assert [row["image"] for row in rows] == names
     assert (last["rows"], last["quarantined"]) == (5, 2)
-    assert "gone.png cannot be read as a picture" in said.err
+    assert "gone.png does not exist" in said.err
     assert f"no picture in {tmp_path / 'empty'}" in said.err
     assert run_command(["read", names[0], str(tmp_path / "gone.png"), "--quiet"]) == 4
     assert run_command(["read", str(tmp_path / "gone.png"), "--quiet"]) == 2

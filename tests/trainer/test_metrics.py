@@ -33,7 +33,7 @@ def test_two_empty_texts_are_equal() -> None:
     assert (result.accuracy, result.one_minus_ned, result.character_error_rate) == (1, 1, 0)
 
 
-@pytest.mark.parametrize(("truths", "predictions"), [([], []), (["a"], ["a", "b"])])
+@pytest.mark.parametrize(("ground_truths", "predictions"), [([], []), (["a"], ["a", "b"])])
 def test_nothing_to_compare_is_an_error(ground_truths: list[str], predictions: list[str]) -> None:
     with pytest.raises(ValueError, match="predictions"):
         score(ground_truths, predictions)

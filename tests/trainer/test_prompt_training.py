@@ -196,7 +196,7 @@ def test_words_that_were_made_up_are_trained_on_and_never_held_out(tmp_path: Pat
     embed_text([str(tmp_path / "words.txt")], tmp_path / "prompts", EmbedTextSettings(corpus=corpus, cover_pieces=1))
     store = PromptStore(tmp_path / "prompts")
     recipe = Recipe().replace("pretrain", validation_share=0.5, validation_rows=1000)
-    is_made_up = np.array([source == MADE_UP for source in store._column("source", pa.string()).to_pylist()])
+    is_made_up = np.array([source == MADE_UP for source in store.catalogue(["source"])["source"].to_pylist()])
     assert is_made_up.sum() > 50, "or this shows nothing"
     positions = positions_of(np.concatenate(list(store.rows.column("label_hash"))), recipe.pretrain.seed)
     before = np.flatnonzero(positions < 2**31)

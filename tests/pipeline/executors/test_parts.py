@@ -28,8 +28,8 @@ SETTINGS = EmbedTextSettings(shard_rows=32)
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Every file, the manifest among them."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
+    """Every file, the manifest among them, but for the lock that a killed process leaves behind."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".lock")]
     assert files
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,7 +9,6 @@ import pytest
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.rejections import Quarantine
-from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.verify import verify
 from dptr.cache.text.charset import Charset
@@ -105,16 +103,6 @@ def test_a_store_of_clusters_counts_them_grows_with_its_corpus_and_is_repaired(t
     assert repair(grown.folder, {catalogue.name}) == []
     assert verify(grown.folder) == []
     assert pq.read_table(catalogue).equals(before)
-
-
-def test_a_store_begun_in_the_written_order_goes_on_in_it(tmp_path: Path) -> None:
-    store = embed(tmp_path, "שלום", CorpusSettings(charset="he"))
-    assert store.charset.order == "visual"
-    manifest = Manifest.load(store.folder, "prompts")
-    manifest.identity["charset"] = "".join(store.charset.characters)  # as earlier versions kept it
-    manifest.details.pop("finished")
-    manifest.save(store.folder)
-    assert embed(tmp_path, "שלום תודה", CorpusSettings(charset="he")).charset == replace(store.charset, order="logical")
 
 
 def test_a_store_of_other_units_is_rejected(tmp_path: Path) -> None:

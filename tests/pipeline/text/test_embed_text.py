@@ -136,7 +136,7 @@ def test_killed_at_any_file_operation_it_goes_on(run: Any, tmp_path: Path, monke
         run(settings, out)
         assert run.hashes(out) == expected
         if finished:
-            assert first_killed == 11  # four shard files, prefix, quarantine, rows, three times the manifest, its log
+            assert first_killed == 12  # four shard files, prefix, quarantine, rows, five times the manifest
             return
     pytest.fail("never finished")
 

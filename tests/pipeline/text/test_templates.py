@@ -10,7 +10,6 @@ import pytest
 
 from dptr.cache.errors import UserError
 from dptr.cache.stores import checksummed as checksummed
-from dptr.cache.stores.manifest import FileRecord
 from dptr.cache.stores.prompts import PromptStore
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.text.templates import Template
@@ -38,21 +37,6 @@ def test_the_catalogue_says_how_many_letters_of_the_label_each_token_stands_for(
     store = PromptStore(run.out)
     assert [int(own.sum()) for own in store.token_letters(np.array([3, 0]))] == [4, 6]
     assert len(store.token_letters(np.array([0]))[0]) == len(store.embeddings(np.array([0])).tokens)
-
-
-def test_a_store_without_letters_is_rejected_with_what_to_do(run: Any) -> None:
-    run()
-    path = run.out / "part-00002.parquet"
-    pq.write_table(pq.read_table(path).drop(["token_letters"]), path)
-    manifest = checksummed.read_json(run.out / "manifest.json")
-    manifest["shards"][2]["files"][path.name] = vars(FileRecord.of(path))
-    # As before letters were kept for all prompts at once.
-    del manifest["files"]["rows.arrow"]
-    (run.out / "rows.arrow").unlink()
-    checksummed.write_json(run.out / "manifest.json", manifest)
-    with pytest.raises(UserError, match="how many letters") as error:
-        PromptStore(run.out).token_letters(np.array([0]))
-    assert "embed-text" in str(error.value)
 
 
 def test_a_letter_spelt_by_several_tokens_counts_once() -> None:

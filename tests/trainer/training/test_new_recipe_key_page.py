@@ -36,8 +36,8 @@ def test_the_page_counts_its_lines() -> None:
 
 def test_with_its_lines_the_key_is_read_checked_and_told_of(tmp_path: Path) -> None:
     package = tmp_path / "dptr"
-    for folder in ("cache", "trainer", "recipes"):
-        shutil.copytree(ROOT / folder, package / folder, ignore=shutil.ignore_patterns("__pycache__", "bundled"))
+    for folder in ("cache", "pipeline", "trainer", "recipes"):
+        shutil.copytree(ROOT / folder, package / folder, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))
     shutil.copy(ROOT / "__init__.py", package)
     for name, old, new in (("recipe", BESIDE, BESIDE + NEW), ("training/loop", BEFORE, CHANGED)):
         path = package / "trainer" / f"{name}.py"

@@ -25,7 +25,7 @@ PREFIX = "hf:"
 _KINDS = "encoder.kind = hf:… takes a vision model that transformers knows"
 #: Weights that a checkpoint of another head may lack: norms after a backbone start as the identity, the others serve
 #: classification and masked training and are not used here.
-_DISPENSABLE = ("hidden_embeddings_norms", "pooler", "mask_token")
+_DISPENSABLE = ("hidden_states_norms", "pooler", "mask_token")
 
 
 class TransformersEncoder(PretrainedEncoder):
