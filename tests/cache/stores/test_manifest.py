@@ -97,7 +97,7 @@ def test_a_newer_format_is_not_guessed_at(tmp_path: Path) -> None:
 def test_cut_and_missing_files_are_found_at_opening(tmp_path: Path) -> None:
     saved(tmp_path)
     (tmp_path / "part-00000.arrow").write_bytes(b"sta")
-    with pytest.raises(DamagedStore, match="3 bytes, not 6"):
+    with pytest.raises(DamagedStore, match="3 bytes, not 10"):
         Manifest.load(tmp_path, "prompts")
     (tmp_path / "part-00000.arrow").unlink()
     with pytest.raises(DamagedStore, match="missing"):
