@@ -2,8 +2,8 @@
 
 A shard is a Parquet catalogue for questions and an IPC file for the hot path. The IPC file holds one record batch:
 ``embeddings`` is list<fixed_size_list<dim>>, a list per row; ``pooled`` repeats the row's pooled vector in half
-precision, so that a training step touches this one file only. Rows are read as NumPy views: Arrow's own ``take`` copies
-    columns.
+precision, so that a training step touches this one file only. Rows are read as NumPy views: Arrow's own ``take``
+copies columns.
 """
 
 from __future__ import annotations

@@ -42,8 +42,7 @@ class TextEncoder:
     Args:
         clip: a loaded CLIP.
         template: the sentence that labels stand in.
-        embeddings: ``hidden`` are the embeddings after the final layer norm (the authors' code), ``projected`` those in
-            the
+        embeddings: ``hidden`` are those after the final layer norm (the authors' code), ``projected`` those in the
             joint space. None picks hidden where its width equals the joint space's, so that image embeddings can be
             added.
         context: ``content`` keeps embeddings up to and including the end token, ``full`` pads prompts as the

@@ -85,9 +85,6 @@ class OrpBankSettings(CropSettings):
         return CropSettings(**{part.name: getattr(self, part.name) for part in fields(CropSettings)})
 
 
-__all__ = ["OrpBankSettings", "OrpBankSummary", "build_orp_bank"]
-
-
 @dataclass(frozen=True)
 class OrpBankSummary:
     """What a run did.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.pictures import photo_thumbnail
 from dptr.pipeline.rendering.fonts import Font
 from dptr.pipeline.rendering.letters import letter_masks
-from dptr.pipeline.rendering.like import paint_like
+from dptr.pipeline.rendering.like import paint_like, through_jpeg
 from dptr.pipeline.rendering.style import NATURAL, RenderStyle, amount, chance
 
 Colour = tuple[int, int, int]
@@ -208,7 +207,7 @@ def _damage(image: Image.Image, rng: np.random.Generator, style: RenderStyle) ->
         grain = rng.standard_normal((*pixels.shape[:2], 1), np.float32)
         image = Image.fromarray(np.clip(pixels + noise * grain, 0, 255).astype(np.uint8))
     jpeg = amount(rng, style.jpeg)
-    return _through_jpeg(image, round(90 - 75 * jpeg)) if jpeg else image
+    return through_jpeg(image, round(90 - 75 * jpeg)) if jpeg else image
 
 
 def _expose(image: Image.Image, strength: float, rng: np.random.Generator) -> Image.Image:
@@ -221,9 +220,3 @@ def _expose(image: Image.Image, strength: float, rng: np.random.Generator) -> Im
         return image.point(lambda level: middle + 60 * strength + (level - middle) * (1 + 2 * strength))
     haze = Image.new("RGB", image.size, tuple(int(level) for level in _colours(rng, 1)[0]))
     return Image.blend(image, haze, 0.7 * strength)
-
-
-def _through_jpeg(image: Image.Image, quality: int) -> Image.Image:
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=quality)
-    return Image.open(stream).convert("RGB")

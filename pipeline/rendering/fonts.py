@@ -274,6 +274,8 @@ def plainer_forms(character: str) -> list[str]:
 def shows_its_letter(font: ImageFont.FreeTypeFont, character: str) -> bool:
     """Return whether ``font`` draws ``character`` as its plain letter and something besides.
 
+    Fonts of before Unicode draw Cyrillic or Tamil letters in the places of accented Latin ones, unfinished ones the
+    plain letter or the mark alone: labels that their pictures do not show. No table of a font has that, so it is drawn.
     A character without a mark shows its letter. Of what the font lacks it draws its box, which is none of them.
     """
     plainer = plainer_forms(character)

@@ -195,8 +195,11 @@ def paint_like(
     image = image.filter(ImageFilter.GaussianBlur(more_blur * rng.uniform(0.8, 1.2)))
     grain = rng.standard_normal((image.height, image.width, 1), np.float32) * look.noise
     image = Image.fromarray(np.clip(np.asarray(image, np.float32) + grain, 0, 255).astype(np.uint8))
-    if not look.quality:
-        return image
+    return through_jpeg(image, look.quality) if look.quality else image
+
+
+def through_jpeg(image: Image.Image, quality: int) -> Image.Image:
+    """Return a picture as it is after JPEG of a quality, RGB."""
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=look.quality)
+    image.save(stream, "JPEG", quality=quality)
     return Image.open(stream).convert("RGB")

@@ -8,46 +8,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, QUARANTINE_FILE, RUN_FILE
-from dptr.cache.rejections import Quarantine
 from dptr.cache.sql.query import ask, json_pieces
 from dptr.cache.sql.views import connect
 from dptr.cache.stores import checksummed as checksummed
-from dptr.cache.stores.manifest import Manifest
-from dptr.cache.stores.prompts import CATALOGUE_SCHEMA
-from dptr.cache.stores.shards import Embeddings, write_shard
 from dptr.cache.table import table_lines
 from dptr.cache.workspace import Workspace
-
-LABELS = ["street", "straße", "東京"]
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    workspace = Workspace(tmp_path / "it's a workspace")
-    folder = workspace.prompts
-    with Quarantine(folder / QUARANTINE_FILE) as quarantine:
-        quarantine.reject("words.txt", 3, "x", "too long")
-    columns: dict[str, Any] = {field.name: [1] * len(LABELS) for field in CATALOGUE_SCHEMA}
-    columns |= {"label": LABELS, "prompt": LABELS, "source": LABELS, "token_ids": [[1]] * len(LABELS)}
-    columns["token_letters"] = [[1]] * len(LABELS)
-    embeddings = Embeddings(np.ones((3, 4), np.float32), np.ones(3, np.int64), np.eye(3, 4, dtype=np.float32))
-    manifest = Manifest("prompts", {"encoder": "made up", "weights": "w", "charset": "abc"})
-    manifest.shards.append(write_shard(folder, 0, pa.table(columns, CATALOGUE_SCHEMA), embeddings, "float16", {}))
-    manifest.save(folder)
-    for name in ("one", "two"):
-        run = workspace.runs / name
-        run.mkdir(parents=True)
-        checksummed.write_json(run / RUN_FILE, {"kind": "pretrain", "data": {name: {"rows": 3}}})
-        (run / METRICS_FILE).write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 1.5, "validation_score": 0.5}\n')
-    return workspace
 
 
 def contents(folder: Path) -> dict[str, str]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,10 @@ import pytest
 
 from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.progress import set_quiet
+from dptr.cache.rejections import Quarantine
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.text import prompt_store
-from dptr.pipeline.text.corpus import CorpusSettings
+from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
 from dptr.pipeline.text.embed_text import EmbedTextSettings, EmbedTextSummary, embed_text
 
 
@@ -68,3 +72,53 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     monkeypatch.setattr(prompt_store, "load_clip", load)
     return Run(tmp_path)
+
+
+@dataclass
+class Result:
+    """What came out of a corpus, with file names in place of paths."""
+
+    labels: list[str]
+    counts: list[int]
+    sources: list[str]
+    rejected: list[tuple[str, int | None, str, str]]
+    read: int
+    distinct: int
+    charset: str
+    summary: str
+    batch_sizes: list[int]
+
+
+Read = Callable[..., Result]
+
+
+@pytest.fixture
+def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
+    """Return what reads a corpus and asserts that no temporary file stays."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+
+    def run(*paths: Path | str, known: list[Path] | None = None, rows: int = 1000, **chosen: Any) -> Result:
+        names = [str(path) for path in paths]
+        quarantine_path = tmp_path / "quarantine.parquet"
+        with Quarantine(quarantine_path) as quarantine:
+            with read_corpus(names, CorpusSettings(**chosen), quarantine) as corpus:
+                remaining = corpus.without(known or [])
+                batches = list(corpus.batches(rows))
+                summary = corpus.summary(quarantine)
+            assert sum(len(batch.labels) for batch in batches) == remaining
+        assert list(tmp_path.glob("temporary/*")) == []
+        table = pq.read_table(quarantine_path).to_pylist()
+        return Result(
+            [label for batch in batches for label in batch.labels],
+            [count for batch in batches for count in batch.counts.tolist()],
+            [Path(source).name for batch in batches for source in batch.sources],
+            [(Path(row["source"]).name, row["line"], row["item"], row["reason"]) for row in table],
+            corpus.read,
+            corpus.distinct,
+            "".join(corpus.charset.characters),
+            summary,
+            [len(batch.labels) for batch in batches],
+        )
+
+    return run

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,58 +21,7 @@ from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.text import corpus_files, label_counts
 from dptr.pipeline.text.corpus import CorpusSettings, case_variants, corpus_fingerprint, read_corpus
 
-
-@dataclass
-class Result:
-    """What came out of a corpus, with file names in place of paths."""
-
-    labels: list[str]
-    counts: list[int]
-    sources: list[str]
-    rejected: list[tuple[str, int | None, str, str]]
-    read: int
-    distinct: int
-    charset: str
-    summary: str
-    batch_sizes: list[int]
-
-
-Read = Callable[..., Result]
-
-
-def temporary_folders(folder: Path) -> list[Path]:
-    return list(folder.glob("temporary/*"))
-
-
-@pytest.fixture
-def read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
-    (tmp_path / "temporary").mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-
-    def run(*paths: Path | str, known: list[Path] | None = None, rows: int = 1000, **chosen: Any) -> Result:
-        names = [str(path) for path in paths]
-        quarantine_path = tmp_path / "quarantine.parquet"
-        with Quarantine(quarantine_path) as quarantine:
-            with read_corpus(names, CorpusSettings(**chosen), quarantine) as corpus:
-                remaining = corpus.without(known or [])
-                batches = list(corpus.batches(rows))
-                summary = corpus.summary(quarantine)
-            assert sum(len(batch.labels) for batch in batches) == remaining
-        assert temporary_folders(tmp_path) == []
-        table = pq.read_table(quarantine_path).to_pylist()
-        return Result(
-            [label for batch in batches for label in batch.labels],
-            [count for batch in batches for count in batch.counts.tolist()],
-            [Path(source).name for batch in batches for source in batch.sources],
-            [(Path(row["source"]).name, row["line"], row["item"], row["reason"]) for row in table],
-            corpus.read,
-            corpus.distinct,
-            "".join(corpus.charset.characters),
-            summary,
-            [len(batch.labels) for batch in batches],
-        )
-
-    return run
+Read = Callable[..., Any]
 
 
 def write(path: Path, content: bytes | str) -> Path:
@@ -123,7 +70,7 @@ def test_a_corpus_without_a_usable_label_says_why(tmp_path: Path, read: Read) ->
         read(write(tmp_path / "c.txt", " \n\n\u3000"))
     with pytest.raises(UserError, match="no character occurs 9 times"):
         read(path, charset="auto", min_count=9)
-    assert temporary_folders(tmp_path) == []
+    assert list(tmp_path.glob("temporary/*")) == []
 
 
 def test_rejected_labels_are_told_once_with_their_first_place(tmp_path: Path, read: Read) -> None:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,45 +23,10 @@ import pytest
 import zstandard
 
 from dptr.cache.errors import UserError
-from dptr.cache.rejections import Quarantine
 from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.text import corpus_files
-from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
 
-
-@dataclass
-class Result:
-    """What came out of files, with file names in place of paths."""
-
-    labels: list[str]
-    counts: list[int]
-    sources: list[str]
-    rejected: list[tuple[str, int | None, str, str]]
-    charset: str
-
-
-Read = Callable[..., Result]
-
-
-@pytest.fixture
-def read(tmp_path: Path) -> Read:
-    def run(*paths: Path | str, **chosen: Any) -> Result:
-        quarantine_path = tmp_path / "quarantine.parquet"
-        with (
-            Quarantine(quarantine_path) as quarantine,
-            read_corpus([str(path) for path in paths], CorpusSettings(**chosen), quarantine) as corpus,
-        ):
-            [batch] = corpus.batches(100_000)
-        rejected = pq.read_table(quarantine_path).to_pylist()
-        return Result(
-            batch.labels,
-            batch.counts.tolist(),
-            batch.sources,
-            [(Path(row["source"]).name, row["line"], row["item"], row["reason"]) for row in rejected],
-            "".join(corpus.charset.characters),
-        )
-
-    return run
+Read = Callable[..., Any]
 
 
 def write(path: Path, content: bytes | str) -> Path:
