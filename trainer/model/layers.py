@@ -6,11 +6,14 @@ Keys and values are made apart from the attention itself, so that a caller can m
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dptr.trainer.model.decoders.base import DecoderShape
+if TYPE_CHECKING:
+    from dptr.trainer.model.decoders.base import DecoderShape
 
 
 class Attention(nn.Module):
