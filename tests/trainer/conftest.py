@@ -28,7 +28,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def save_bank() -> Callable[[Path, NDArray[np.float32]], OrpBank]:
+def save_bank() -> Callable[..., OrpBank]:
     """A folder, embeddings (crops, tokens, dim), perhaps pooled vectors (crops, dim) and dtype -> an ORP bank."""
 
     def save(
@@ -51,12 +51,19 @@ def save_bank() -> Callable[[Path, NDArray[np.float32]], OrpBank]:
 
 
 @pytest.fixture(scope="session")
-def save_prompts() -> Callable[[Path, pa.Table, Embeddings, str], PromptStore]:
+def save_prompts() -> Callable[..., PromptStore]:
     """Folder, catalogue, its rows' embeddings, characters -> a prompt store of one shard and a prefix of two."""
 
-    def save(folder: Path, catalogue: pa.Table, embeddings: Embeddings, characters: str) -> PromptStore:
+    def save(
+        folder: Path,
+        catalogue: pa.Table,
+        embeddings: Embeddings,
+        characters: str,
+        dtype: EmbeddingsDtype = "float32",
+    ) -> PromptStore:
+        folder.mkdir(exist_ok=True)
         manifest = Manifest("prompts", {"encoder": "t", "weights": "w", "charset": characters})
-        manifest.shards.append(write_shard(folder, 0, catalogue, embeddings, "float32", {}))
+        manifest.shards.append(write_shard(folder, 0, catalogue, embeddings, dtype, {}))
         prefix = np.full((2, embeddings.pooled.shape[1]), -1, np.float32)
         write_embeddings(folder / PREFIX_FILE, Embeddings(prefix, np.array([2]), prefix[:1]), "float32")
         manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)

@@ -20,8 +20,7 @@ from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path, sha256_of
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.lexicon import DEFAULT_WEIGHT, Lexicon, pack, unpack
-from dptr.trainer.model.recognizer import Recognizer, load_recognizer
-from dptr.trainer.model.trained import RunKind, Trained
+from dptr.trainer.model.recognizer import Recognizer, RunKind, Trained, load_recognizer
 from dptr.trainer.recipe import WIDEST, Recipe, load_saved_recipe, recipe_to_toml
 
 #: The recognisers that are installed with the package; their model cards lie beside them.
@@ -38,7 +37,7 @@ _WEIGHT = "dptr_words_weight"
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A model file's description; attributes as of :class:`dptr.trainer.model.trained.Trained`."""
+    """A model file's description; attributes as of :class:`dptr.trainer.model.recognizer.Trained`."""
 
     path: Path
     kind: RunKind

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.text.charset import Charset
-from dptr.cache.text.lexicon import DEFAULT_WEIGHT
+from dptr.cache.text.lexicon import DEFAULT_WEIGHT, Lexicon
 from dptr.trainer.model.beam_search import Candidate, search
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
@@ -26,8 +27,48 @@ from dptr.trainer.model.fmu import FeatureMergeUnit
 from dptr.trainer.model.folding import fold_batch_norms, halve
 from dptr.trainer.model.language_model import CharacterModel
 from dptr.trainer.model.layers import grid_positions
-from dptr.trainer.model.trained import Trained
 from dptr.trainer.recipe import Recipe
+
+#: The stage that made a model.
+RunKind = Literal["pretrain", "finetune"]
+
+
+class Trained(Protocol):
+    """Weights with all that is needed to build their model again: a :class:`Run`, or a model file.
+
+    Attributes:
+        name: for people. kind: the stage that made it. recipe: as resolved. charset: of its decoder.
+        memory_dim: width of the memory its decoder reads. data: identities of what it was trained on.
+        clip: name of the CLIP that embedded its text; empty where that is not known.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def kind(self) -> RunKind: ...  # noqa: D102
+    @property
+    def recipe(self) -> Recipe: ...  # noqa: D102
+    @property
+    def charset(self) -> Charset: ...  # noqa: D102
+    @property
+    def memory_dim(self) -> int: ...  # noqa: D102
+    @property
+    def data(self) -> dict[str, Any]: ...  # noqa: D102
+    @property
+    def clip(self) -> str: ...  # noqa: D102
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights to use, by name."""
+        ...
+
+    def weights_hash(self) -> str:
+        """Return a hash that changes whenever :meth:`weights` does."""
+        ...
+
+    def lexicon(self) -> Lexicon | None:
+        """Return the words that its recogniser prefers; None without any."""
+        ...
+
 
 #: Confidence from which a text is taken as it is, whatever words there are.
 _SURE = 0.9

@@ -22,8 +22,8 @@ from dptr.cache.stores.lock import locked
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.lexicon import Lexicon
 from dptr.trainer.model.decoders import emitted_by
-from dptr.trainer.model.trained import RunKind as RunKind
-from dptr.trainer.model.trained import Trained as Trained
+from dptr.trainer.model.recognizer import RunKind as RunKind
+from dptr.trainer.model.recognizer import Trained as Trained
 from dptr.trainer.recipe import DecoderSettings, Recipe, load_saved_recipe, recipe_to_toml
 from dptr.trainer.training.checkpoint import (
     AVERAGE,

@@ -17,13 +17,12 @@ from PIL import Image
 
 from dptr.cache.crops.dataset import WordImages
 from dptr.cache.crops.writer import write_word_images
-from dptr.cache.file_names import NEIGHBOURS_ARRAY, PREFIX_FILE
+from dptr.cache.file_names import NEIGHBOURS_ARRAY
 from dptr.cache.row_set import RowSet
-from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
+from dptr.cache.stores.shards import Embeddings
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.trainer.data.image_batches import ImageBatches
@@ -87,9 +86,9 @@ def assert_spawned_workers_make_the_same(batches: Callable[[int], Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_spawn")
-def test_prompts_with_noise_of_neighbours(tmp_path: Path) -> None:
-    (tmp_path / "prompts").mkdir()
-    (tmp_path / "orp").mkdir()
+def test_prompts_with_noise_of_neighbours(
+    tmp_path: Path, save_prompts: Callable[..., PromptStore], save_bank: Callable[..., OrpBank]
+) -> None:
     generator = np.random.default_rng(0)
 
     def made(rows: int, tokens: int) -> Embeddings:
@@ -97,23 +96,14 @@ def test_prompts_with_noise_of_neighbours(tmp_path: Path) -> None:
         return Embeddings(values, np.full(rows, tokens), values[:rows])
 
     columns = {"label": LABELS, "label_length": pa.array(map(len, LABELS), pa.int16()), "count": np.arange(ROWS) + 1}
-    manifest = Manifest("prompts", {"encoder": "made up", "weights": "w", "charset": "ab"})
-    manifest.shards.append(write_shard(tmp_path / "prompts", 0, pa.table(columns), made(ROWS, 3), "float16", {}))
-    write_embeddings(tmp_path / "prompts" / PREFIX_FILE, made(1, 2), "float16")
-    manifest.files[PREFIX_FILE] = FileRecord.of(tmp_path / "prompts" / PREFIX_FILE)
-    manifest.save(tmp_path / "prompts")
-    bank = Manifest("orp", {"encoder": "made up", "weights": "w", "tokens_per_crop": 8})
-    crops = pa.table({"id": np.arange(5)})
-    bank.shards.append(write_shard(tmp_path / "orp", 0, crops, made(5, 8), "float16", {}))
-    bank.save(tmp_path / "orp")
+    store = save_prompts(tmp_path / "prompts", pa.table(columns), made(ROWS, 3), "ab", "float16")
+    bank = save_bank(tmp_path / "orp", made(5, 8).tokens.reshape(5, 8, DIM), dtype="float16")
     np.save(tmp_path / NEIGHBOURS_ARRAY, generator.integers(0, 5, (ROWS, 2)).astype(np.int32))
 
     recipe = Recipe().replace("pretrain", batch_size=4, sampling="count").replace("noise", draw="mixed")
     neighbours = Neighbours(tmp_path / NEIGHBOURS_ARRAY)
-    noise = NoiseSource(OrpBank(tmp_path / "orp"), recipe.noise, neighbours)
-    assert_spawned_workers_make_the_same(
-        PromptBatches(PromptStore(tmp_path / "prompts"), noise, RowSet.of(np.arange(ROWS), ROWS), recipe)
-    )
+    noise = NoiseSource(bank, recipe.noise, neighbours)
+    assert_spawned_workers_make_the_same(PromptBatches(store, noise, RowSet.of(np.arange(ROWS), ROWS), recipe))
 
 
 @pytest.mark.slow

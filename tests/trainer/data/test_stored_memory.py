@@ -15,11 +15,9 @@ from PIL import Image
 
 from dptr.cache.choices import EmbeddingsDtype
 from dptr.cache.crops.dataset import WordImages, preprocess
-from dptr.cache.file_names import PREFIX_FILE
-from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
+from dptr.cache.stores.shards import Embeddings
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.trainer.data.image_batches import ImageBatches
@@ -46,11 +44,8 @@ def dtype(request: pytest.FixtureRequest) -> EmbeddingsDtype:
 
 
 @pytest.fixture
-def store(tmp_path: Path, dtype: EmbeddingsDtype) -> PromptStore:
+def store(tmp_path: Path, dtype: EmbeddingsDtype, save_prompts: Callable[..., PromptStore]) -> PromptStore:
     """Each label's letters are tokens of their own, the end one more."""
-    folder = tmp_path / "prompts"
-    folder.mkdir()
-    lengths = [len(label) + 1 for label in LABELS]
     letters = [[0, 0] + [1] * len(label) + [0] for label in LABELS]
     columns = {
         "label": pa.array(LABELS),
@@ -58,12 +53,8 @@ def store(tmp_path: Path, dtype: EmbeddingsDtype) -> PromptStore:
         "token_letters": pa.array(letters, pa.list_(pa.int16())),
         "count": np.ones(len(LABELS), np.int64),
     }
-    manifest = Manifest("prompts", {"encoder": "t", "weights": "w", "charset": "abc"})
-    manifest.shards.append(write_shard(folder, 0, pa.table(columns), embeddings(len(LABELS), lengths), dtype, {}))
-    write_embeddings(folder / PREFIX_FILE, embeddings(1, [2]), "float16")
-    manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
-    manifest.save(folder)
-    return PromptStore(folder)
+    made = embeddings(len(LABELS), [len(label) + 1 for label in LABELS])
+    return save_prompts(tmp_path / "prompts", pa.table(columns), made, "abc", dtype)
 
 
 @pytest.fixture

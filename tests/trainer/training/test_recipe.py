@@ -88,23 +88,14 @@ def test_numbers_out_of_range_are_one_line(section: str, key: str) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ("pretrain.accumulate=0", "pretrain.accumulate = 0 in .*Give a whole number from 1 to 10,000"),
-        ("pretrain.log_every=0", "pretrain.log_every = 0 .*from 1"),
         ("finetune.batch_size=0", "finetune.batch_size = 0 .*from 1 to 1,000,000"),
-        ("decoder.layers=0", "decoder.layers = 0 .*from 1"),
-        ("encoder.layers=0", "encoder.layers = 0 .*from 1"),
-        ("pretrain.steps=0", "pretrain.steps = 0 .*from 1"),
         ("pretrain.learning_rate=0", r"learning_rate = 0\b.*a number above 0"),
         ("decoder.dropout=1.5", "decoder.dropout = 1.5 .*a number from 0 below 1"),
-        ("pretrain.clip_norm=inf", "pretrain.clip_norm = inf"),
-        ("pretrain.seed=-1", "pretrain.seed = -1"),
         ("decoder.heads=5", "decoder.dim = 192 is not a multiple of decoder.heads = 5"),
         ("encoder.heads=7", "encoder.dim = 128 is not a multiple of encoder.heads = 7"),
         ("noise.draw=near", "one of: random, nearest, mixed, gaussian"),
         ("pretrain.steps=1.5", "pretrain.steps = 1.5 .*whole number"),
         ("finetune.mix=3", "finetune.mix = 3 .*Give text"),
-        ("noise.ratoi=1", r"'noise\.ratio'"),
-        ("pretrian.steps=1", "'pretrain'"),
     ],
 )
 def test_what_cannot_be_used_is_named_with_its_range(change: str, says: str) -> None:
@@ -142,7 +133,7 @@ def test_a_saved_recipe_is_read_without_sections_of_other_programs() -> None:
     ("change", "where"),
     [
         ("pretrain.steps=0", r"in --set pretrain\.steps=0 cannot be used"),
-        ("noise.ratoi=1", r"unknown key 'noise\.ratoi' in --set noise\.ratoi=1"),
+        ("noise.ratoi=1", r"unknown key 'noise\.ratoi' in --set noise\.ratoi=1.*'noise\.ratio'"),
         ("nosie.ratio=1", r"unknown key 'nosie' in --set nosie\.ratio=1"),
         ("decoder.heads=5", r"\(--set decoder\.heads=5, .*tiny\.toml\)"),
     ],

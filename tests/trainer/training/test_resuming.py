@@ -190,5 +190,6 @@ def test_a_disk_that_rejects_during_training_is_one_line_and_the_run_goes_on(
         training.run(tmp_path / "rejected")
     monkeypatch.undo()
     assert 0 < checkpoint.load_state(tmp_path / "rejected" / "checkpoints" / "last")["step"] < 12
+    assert not list((tmp_path / "rejected" / "checkpoints").glob(".*")), "no half of a checkpoint stays"
     training.run(tmp_path / "rejected")
     assert training.saved(tmp_path / "rejected")[1] == training.saved(tmp_path / "whole")[1]
