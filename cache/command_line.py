@@ -19,7 +19,6 @@ import typer
 from dptr.cache import launched, plain_json
 from dptr.cache.choices import AnswerForm
 from dptr.cache.errors import TooManyRejected, UserError
-from dptr.cache.path_lists import PathListCommand
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores import checks
 from dptr.cache.visible import visible
@@ -116,7 +115,7 @@ def command(
         run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in options}
         run.__doc__ = function.__doc__
-        group.command(name, cls=PathListCommand)(run)
+        group.command(name)(run)
         return function
 
     return register

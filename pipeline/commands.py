@@ -134,7 +134,9 @@ def build_orp_bank(
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of crops and tokens.")] = 0,
     precision: Arithmetic = "fp32",
     dtype: Dtype = "float16",
-    exclude_near: Annotated[list[Path] | None, typer.Option(help="Keep out photos that nearly equal these.")] = None,
+    exclude_near: Annotated[
+        list[Path] | None, typer.Option(help="Reject photos that nearly equal these; repeatable.")
+    ] = None,
     exclude_threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Pooled cosine from which photos are nearly equal.")
     ] = 0.95,

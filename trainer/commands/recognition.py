@@ -19,6 +19,7 @@ from dptr.trainer.choices import Protocol
 from dptr.trainer.commands.options import (
     Arithmetic,
     Data,
+    DataOption,
     OutFile,
     RecogniserFirst,
     RunName,
@@ -42,7 +43,7 @@ commands = command_group()
 def evaluate(
     workspace: Workspace,
     names: RecogniserFirst = None,
-    data: Data = None,
+    data: DataOption = None,
     protocol: Annotated[
         Protocol, typer.Option(help="field: 36, 62 and 94 characters; chinese: NFKC, case and traditional forms aside.")
     ] = "field",
@@ -59,7 +60,7 @@ def evaluate(
 ) -> Report:
     """Word accuracy and 1-NED of a recogniser (the bundled one if none is named), per data set and charset.
 
-    Example: dptr evaluate dptr_data/runs/finetune-parseq-1234abcd --data crops/
+    Example: dptr evaluate newest crops/
     """
     from dptr.cache.crops.dataset import WordImages
     from dptr.trainer import evaluate as stage
@@ -67,11 +68,12 @@ def evaluate(
     from dptr.trainer.read import load_reader
 
     if clip is not None:
-        return _nearest_words(clip, [*(data or []), *map(Path, names or [])], words, resolve_device(device))
+        return _nearest_words(clip, named_data(list(map(Path, names or [])), data), words, resolve_device(device))
     run, more = recogniser_first(workspace, names or [])
+    paths = named_data(list(map(Path, more)), data)
     chosen = resolve_device(device)
     reader = load_reader(run, chosen, words, precision)
-    sets = {str(path): WordImages.open_as_written([path]) for path in named_data([*(data or []), *map(Path, more)])}
+    sets = {str(path): WordImages.open_as_written([path]) for path in paths}
     result = stage.evaluate(reader.recognizer, sets, chosen, protocol, single_view)
     left_out = [line for images in sets.values() for line in labels_left_out(images)]
     if words is None and not single_view:
@@ -90,7 +92,7 @@ def _nearest_words(clip: str, data: list[Path], words: str | None, device: str) 
     from dptr.cache.text.lexicon import read_word_counts
     from dptr.trainer.nearest_words import nearest_words
 
-    sets = {str(path): WordImages.open_as_written([path]) for path in named_data(data)}
+    sets = {str(path): WordImages.open_as_written([path]) for path in data}
     lexicon = read_word_counts(Path(words)) if words not in (None, "none") else ()
     result = nearest_words(clip, sets, lexicon, device)
     return Report({"out": clip, **result.figures()}, result.table())
@@ -194,14 +196,15 @@ def _names(images: list[str]) -> Iterator[str]:
 def report(
     workspace: Workspace,
     run: RunName,
+    data: Data = None,
+    more_data: DataOption = None,
     out: OutFile = None,
-    data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to show predictions of.")] = None,
     prompts: PromptsFolder = None,
     orp: OrpFolder = None,
 ) -> Report:
     """Write one self-contained HTML page: the result, curves, predictions and attention maps.
 
-    Example: dptr report dptr_data/runs/finetune-parseq-1234abcd --data crops/
+    Example: dptr report newest crops/
     """
     from dptr.trainer.report import report as stage
     from dptr.trainer.training.runs import Run
@@ -209,14 +212,14 @@ def report(
     described = Run.load(workspace.find_run(run))
     out = out or described.folder / REPORT_FILE
     require_replaceable(out)
-    crops = crops_for(data, described)
+    crops = crops_for([*(data or ()), *(more_data or ())], described)
     workspace = workspace.with_stores(prompts, orp)
     candidates = [workspace.prompts, workspace.orp]
     stores = stage.matching_stores(described, candidates) if described.kind == "pretrain" else None
     summary = stage.report(described, out, crops, stores)
     lines = [str(summary.out)]
     if described.kind == "finetune" and crops is None:
-        lines.append("no predictions on it: give --data CROPS")
+        lines.append("no predictions on it: name labelled crops")
     if described.kind == "pretrain" and stores is None:
         lines.append("no predictions on it: the stores in this workspace are not those the run was trained on")
     figures = {"out": str(summary.out), "rows": summary.sections, "computed": summary.sections, "quarantined": 0}

@@ -24,7 +24,9 @@ def export(
     run: Annotated[str, typer.Argument(help="A run, a model file, `bundled` or `scripts`.")],
     to: Annotated[ExportTarget, typer.Option(help="parseq and openocr: the decoder under their names.")],
     out: OutFile = None,
-    data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to check ONNX with.")] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="Labelled crops to check ONNX with; repeatable.")
+    ] = None,
     half: _Half = False,
     words: WordsFile = None,
 ) -> Report:
@@ -35,7 +37,7 @@ def export(
     from dptr.trainer.export import export as stage
 
     described = model_named(workspace, run)
-    crops = crops_for(data, described)
+    crops = crops_for(data or (), described)
     out = out or stage.default_path(described, to)
     require_replaceable(out, as_model=True)
     summary = stage.export(described, to, out, crops, half, words)
