@@ -32,7 +32,7 @@ Yes = Annotated[bool, typer.Option("--yes", help="Train on a CPU even where the 
 Track = Annotated[Tracker | None, typer.Option("--track", help="Show metrics there, too.")]
 Data = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="DATA...", help="Labelled crops: folders, LMDB, Parquet, tar or label files."),
+    typer.Argument(metavar="DATA", help="Labelled crops: folders, LMDB, Parquet, tar or label files."),
 ]
 DataOption = Annotated[list[Path] | None, typer.Option("--data", help="The same as DATA; repeat for several.")]
 CharsetName = Annotated[
@@ -54,7 +54,7 @@ OutFile = Annotated[Path | None, typer.Option("-o", "--out", help="File to write
 RunName = Annotated[str, typer.Argument(help="A run: its folder or name.")]
 RecogniserFirst = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[RUN] DATA...", help="A run, if not the bundled recogniser; then labelled crops."),
+    typer.Argument(metavar="[RUN] DATA", help="A run, if not the bundled recogniser; then labelled crops."),
 ]
 
 #: Longer than any label: what is measured is not left out for its length.

@@ -39,7 +39,7 @@ _EXAMPLES = 12
 commands = command_group()
 
 
-@command(commands, "evaluate")
+@command(commands, "evaluate", "Read")
 def evaluate(
     workspace: Workspace,
     names: RecogniserFirst = None,
@@ -58,7 +58,7 @@ def evaluate(
     precision: Arithmetic = "auto",
     device: Device = "auto",
 ) -> Report:
-    """Word accuracy and 1-NED of a recogniser (the bundled one if none is named), per data set and charset.
+    """Measure word accuracy and 1-NED on labelled crops.
 
     Example: dptr evaluate newest crops/
     """
@@ -111,13 +111,13 @@ def _keep(workspace: Workspace, run: Path, result: "Evaluation") -> None:
         note(f"predictions are not saved for `dptr sql`: {error}")
 
 
-@command(commands, "read")
+@command(commands, "read", "Read")
 def read(
     workspace: Workspace,
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="[RUN] IMAGE...",
+            metavar="[RUN] IMAGE",
             help="A run, if not the bundled recogniser; pictures of one word, folders, or - for names on stdin.",
         ),
     ],
@@ -132,7 +132,9 @@ def read(
     precision: Arithmetic = "auto",
     device: Device = "auto",
 ) -> Report:
-    """Read images; one that cannot be read gets a line on stderr, and the exit code is 4.
+    """Read word images.
+
+    An image that cannot be read gets a line on stderr, and the command exits with 4.
 
     Example: dptr read sign.png
     """
@@ -192,7 +194,7 @@ def _names(images: list[str]) -> Iterator[str]:
             yield image
 
 
-@command(commands, "report")
+@command(commands, "report", "Inspect")
 def report(
     workspace: Workspace,
     run: RunName,
@@ -202,7 +204,7 @@ def report(
     prompts: PromptsFolder = None,
     orp: OrpFolder = None,
 ) -> Report:
-    """Write one self-contained HTML page: the result, curves, predictions and attention maps.
+    """Write an HTML page: result, curves, predictions, attention.
 
     Example: dptr report newest crops/
     """

@@ -18,7 +18,7 @@ commands = command_group()
 _Half = Annotated[bool, typer.Option("--half", help="safetensors: floats in 16 bits, half the size.")]
 
 
-@command(commands, "export")
+@command(commands, "export", "Share")
 def export(
     workspace: Workspace,
     run: Annotated[str, typer.Argument(help="A run, a model file, `bundled` or `scripts`.")],
@@ -30,7 +30,7 @@ def export(
     half: _Half = False,
     words: WordsFile = None,
 ) -> Report:
-    """A model for other programs; ONNX is checked against torch before it counts as written.
+    """Write a model for other programs (ONNX is checked).
 
     Example: dptr export bundled --to onnx
     """
@@ -47,7 +47,7 @@ def export(
     return Report({**figures, "checked": summary.checked, "largest_difference": summary.largest_difference}, text)
 
 
-@command(commands, "push")
+@command(commands, "push", "Share")
 def push(
     workspace: Workspace,
     run: Annotated[str, typer.Argument(help="A run, or a model file.")],
@@ -57,7 +57,9 @@ def push(
     half: _Half = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the files here, and push nothing.")] = None,
 ) -> Report:
-    """A model to the hub, with a card of its data and of what `evaluate` found; `user/model` then names it.
+    """Upload a model with its card to the Hugging Face hub.
+
+    The card shows what `evaluate` measured; `user/model` then names the model.
 
     Example: dptr push dptr_data/runs/greek me/greek-signs --license apache-2.0
     """

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 commands = command_group()
 
 
-@command(commands, "pretrain", in_several_processes=True)
+@command(commands, "pretrain", "Train", in_several_processes=True)
 def pretrain(
     workspace: Workspace,
     recipe: RecipeName = "tiny",
@@ -57,7 +57,9 @@ def pretrain(
     yes: Yes = False,
     device: Device = "auto",
 ) -> Report:
-    """Prompt store and ORP bank to a pre-trained decoder; rerun to resume.
+    """Pre-train a decoder on text embeddings.
+
+    Rerun an interrupted command to resume it.
 
     Example: dptr pretrain --recipe tiny --set noise.ratio=0.2
     """
@@ -86,7 +88,7 @@ def pretrain(
     return Report(figures_of(summary), f"{text}\nrun: {summary.out}")
 
 
-@command(commands, "finetune", in_several_processes=True)
+@command(commands, "finetune", "Train", in_several_processes=True)
 def finetune(
     workspace: Workspace,
     data: Data = None,
@@ -135,7 +137,9 @@ def finetune(
     yes: Yes = False,
     device: Device = "auto",
 ) -> Report:
-    """Train a recogniser from labelled crops: from a pre-trained decoder, or adapt another recogniser.
+    """Train a recogniser from labelled crops.
+
+    Start from a pre-trained decoder, or adapt another recogniser. Rerun an interrupted command to resume it.
 
     Example: dptr finetune crops/ --from bundled --text words.txt
     """
