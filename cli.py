@@ -17,6 +17,7 @@ import typer
 from typer.exceptions import Abort, Exit, TyperException
 from typer.main import get_command
 
+from dptr import __version__
 from dptr.cache import commands as stored
 from dptr.cache.command_line import (
     Report,
@@ -39,22 +40,38 @@ from dptr.cache.processors import start_no_more_threads_than_usable
 from dptr.cache.visible import visible, without_credentials
 from dptr.cache.workspace import Workspace
 from dptr.pipeline import commands as stage_one
+from dptr.pipeline.init import commands as starting
 from dptr.trainer.commands import recognition, sharing, training
 
 _INTERRUPTED = 130
 #: Exit code when whoever reads the output ends before it does, as `| head -1`: that of the signal SIGPIPE.
 _READER_ENDED = 141
 
-app = command_group("Pre-train a scene-text decoder from text alone, then fine-tune it on few labelled crops.")
-for _stage in (stage_one, training, recognition, sharing, stored):
+app = command_group("Read word images; fine-tune and pre-train scene-text recognisers.")
+for _stage in (starting, recognition, training, stage_one, stored, sharing):
     app.add_typer(_stage.commands)
 
 
-@command(app, "demo")
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dptr {__version__}")
+        raise Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", "-v", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of dptr itself."""
+
+
+@command(app, "demo", "Get started")
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything the demo makes.")] = Path("dptr_demo"),
 ) -> Report:
-    """The whole way on data that is already on this machine: minutes on a laptop.
+    """Run every stage on small data (minutes on a laptop).
 
     Example: dptr demo
     """
@@ -133,9 +150,9 @@ def run_command(arguments: Sequence[str] | None = None, ending: bool = False) ->
     except Exit as error:
         return error.exit_code
     except SystemExit as error:  # typer ends completion so, and every broken pipe
-        if not isinstance(error.__context__, Exception):
-            return int(error.code or 0)
-        return _READER_ENDED if _reader_has_ended() else _fail(error.__context__, debug)
+        if _reader_has_ended() or _raised_by_rich(error):
+            return _READER_ENDED
+        return _fail(error.__context__, debug) if isinstance(error.__context__, Exception) else int(error.code or 0)
     except (Exception, KeyboardInterrupt) as error:
         return _fail(error, debug)
 
@@ -146,6 +163,11 @@ def _reader_has_ended() -> bool:
     for number in (1, 2):
         pipes.register(number, 0)
     return any(event & select.POLLERR for _, event in pipes.poll(0))
+
+
+def _raised_by_rich(error: SystemExit) -> bool:
+    """Return whether rich, which prints help texts, found that nobody reads them: it has closed stdout then."""
+    return any(frame.f_code.co_name == "on_broken_pipe" for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _fail(error: BaseException, debug: bool) -> int:

@@ -12,14 +12,14 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, get_args
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 
 from dptr.cache import launched, plain_json
 from dptr.cache.choices import AnswerForm
 from dptr.cache.errors import TooManyRejected, UserError
-from dptr.cache.path_lists import PathListCommand
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores import checks
 from dptr.cache.visible import visible
@@ -29,6 +29,22 @@ if TYPE_CHECKING:
     from dptr.cache.sql.query import Answer
 
 _Parameters = ParamSpec("_Parameters")
+
+#: Under which heading `dptr --help` lists a command, in this order.
+CommandPanel = Literal["Get started", "Read", "Train", "Stage 1: embeddings", "Inspect", "Share"]
+
+#: Heading of an option in a command's help -> the parameters that stand under it; those not listed are of the data.
+_OPTION_PANELS = {
+    "Data": "",
+    "Model": "start encoder decoder fmu clip lexicon precision embeddings context half protocol single_view",
+    "Training": "recipe steps seed noise sampling changes yes track",
+    "Output": "out form view_file to dtype shard_rows max_bad dry_run private licence as_json",
+    "Machine": "device batch_size workers part engine address engine_workers",
+    "Common": "workspace quiet debug no_check help",
+}
+_PANEL_OF = {name: panel for panel, names in _OPTION_PANELS.items() for name in names.split()}
+#: Words for values in help texts, in place of the types of Python.
+_METAVARS: dict[object, str] = {Path: "PATH", str: "TEXT", int: "N", float: "X", bool: ""}
 
 _COMMON = {
     "workspace": Annotated[
@@ -66,21 +82,64 @@ class Report:
     form: AnswerForm = "table"
 
 
+def _without_type(parameter: Any) -> None:
+    """Have help texts show a word for an option's value, and nothing behind an argument's name."""
+    if isinstance(parameter, TyperArgument):
+        parameter.metavar = parameter.metavar or str(parameter.name).upper()
+        parameter.display_type_rich = lambda ctx: ""  # type: ignore[method-assign]
+    elif parameter.metavar is None and not parameter.type_descriptor.is_choice:
+        kind = parameter.type_descriptor.annotation
+        parameter.metavar = _METAVARS.get(get_args(kind)[0] if get_args(kind) else kind)
+
+
+class _Command(TyperCommand):
+    """A command whose help groups options."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return arguments, then options in the order of their panels."""
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            _without_type(parameter)
+            if isinstance(parameter, TyperOption):
+                parameter.rich_help_panel = _PANEL_OF.get(str(parameter.name), "Data")
+        panels = [None, *_OPTION_PANELS]
+        return sorted(parameters, key=lambda parameter: panels.index(getattr(parameter, "rich_help_panel", None)))
+
+
+class _Group(TyperGroup):
+    """Commands in the order of their panels."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options of ``dptr`` itself."""
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            _without_type(parameter)
+        return parameters
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of all commands."""
+        panels = get_args(CommandPanel)
+        return sorted(self.commands, key=lambda name: panels.index(getattr(self.commands[name], "rich_help_panel", "")))
+
+
 def command_group(help: str | None = None) -> typer.Typer:
     """Return an empty set of commands; the one with a text of its own, the whole, completes itself in a shell."""
     return typer.Typer(
         help=help,
         add_completion=help is not None,
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,
+        rich_markup_mode="rich",
+        cls=_Group,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
 
 def command(
-    group: typer.Typer, name: str, in_several_processes: bool = False
+    group: typer.Typer, name: str, panel: CommandPanel, in_several_processes: bool = False
 ) -> Callable[[Callable[_Parameters, Report]], Callable[_Parameters, Report]]:
     """Add a function as a command with the common options; ``in_several_processes`` if torchrun may start it.
+
+    ``panel`` is its heading in the list of commands.
 
     Its parameters become options, but for ``workspace`` (:class:`Workspace`), which it gets from here.
     """
@@ -116,7 +175,7 @@ def command(
         run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in options}
         run.__doc__ = function.__doc__
-        group.command(name, cls=PathListCommand)(run)
+        group.command(name, cls=_Command, rich_help_panel=panel)(run)
         return function
 
     return register

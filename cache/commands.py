@@ -21,7 +21,7 @@ from dptr.cache.workspace import Workspace
 commands = command_group()
 
 
-@command(commands, "sql")
+@command(commands, "sql", "Inspect")
 def sql(
     workspace: Workspace,
     query: Annotated[
@@ -37,7 +37,9 @@ def sql(
     prompts: PromptsFolder = None,
     orp: OrpFolder = None,
 ) -> Report:
-    """Query the workspace with DuckDB: prompts, crops, neighbours, rejected_…, runs, metrics, predictions.
+    """Query stores, runs and predictions with DuckDB.
+
+    Views: prompts, crops, neighbours, rejected_…, runs, metrics, predictions.
 
     Example: dptr sql "select label, n_tokens from prompts order by n_tokens desc limit 10"
     """
@@ -90,12 +92,12 @@ def _prompt(workspace: Workspace) -> None:
             signal.signal(signal.SIGINT, before)
 
 
-@command(commands, "pack-crops")
+@command(commands, "pack-crops", "Share")
 def pack_crops(
     folder: Annotated[Path, typer.Argument(help="Labelled crops in any accepted form.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="A .lmdb or .parquet file.")],
 ) -> Report:
-    """Labelled crops into one LMDB (the field's keys) or Parquet file.
+    """Pack labelled crops into one LMDB or Parquet file.
 
     Example: dptr pack-crops crops/ -o crops.lmdb
     """

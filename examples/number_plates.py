@@ -74,7 +74,7 @@ def main() -> None:
     render(out / "validation.parquet", 400, SEEN, seed=1)
     render(out / "test.parquet", 1_000, UNSEEN, seed=2)
     render(out / "test_94x24.parquet", 1_000, UNSEEN, seed=3, pixels=(94, 24))
-    data = ["--data", str(out / "train.parquet"), "--validation", str(out / "validation.parquet")]
+    data = [str(out / "train.parquet"), "--validation", str(out / "validation.parquet")]
     settings = ["--charset", str(out / "charset.txt"), "--steps", str(options.steps), "-o", str(out / "run")]
     dptr(*RECIPE.split(), *settings, *data)
     for name in ("test", "test_94x24"):
@@ -92,7 +92,7 @@ def dptr(*arguments: str) -> str:
 
 def score(run: Path, crops: Path) -> str:
     """Return the share of plates read without a mistake, with the interval that holds it in 95 of 100 such tests."""
-    results = json.loads(dptr("evaluate", str(run), "--data", str(crops), "--json", "--quiet").splitlines()[-1])
+    results = json.loads(dptr("evaluate", str(run), str(crops), "--json", "--quiet").splitlines()[-1])
     (found,) = results["sets"].values()
     found = found["as_written"]
     low, high = found["accuracy_interval"]

@@ -17,7 +17,6 @@ from dptr.pipeline.choices import Case, Context, CropKind, EmbeddingsKind, Unit
 from dptr.pipeline.device import resolve_device
 from dptr.pipeline.executors.executor import IN_PROCESS, Executor
 from dptr.pipeline.executors.part import Part
-from dptr.pipeline.init import commands as starting
 from dptr.pipeline.options import (
     Address,
     Arithmetic,
@@ -35,13 +34,12 @@ from dptr.pipeline.options import (
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE
 
 commands = command_group()
-commands.add_typer(starting.commands)
 
 #: More would only be nearly the same rectangles again, and a bank that never ends.
 _MOST_CROPS_PER_IMAGE = _MOST_VIEWS = 10_000
 
 
-@command(commands, "embed-text")
+@command(commands, "embed-text", "Stage 1: embeddings")
 def embed_text(
     workspace: Workspace,
     files: Annotated[
@@ -80,7 +78,7 @@ def embed_text(
     engine_workers: EngineWorkers = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
 ) -> Report:
-    """Corpus to prompt store.
+    """Embed a corpus with CLIP: the prompt store.
 
     Example: dptr embed-text words.txt
     """
@@ -114,7 +112,7 @@ def embed_text(
     return Report(figures_of(summary), f"{summary.table}\n{summary.rows:,} rows in {summary.out}")
 
 
-@command(commands, "build-orp-bank")
+@command(commands, "build-orp-bank", "Stage 1: embeddings")
 def build_orp_bank(
     workspace: Workspace,
     paths: Annotated[list[Path], typer.Argument(help="Folders, image files, .tar, .zip, Parquet or LMDB.")],
@@ -134,7 +132,9 @@ def build_orp_bank(
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of crops and tokens.")] = 0,
     precision: Arithmetic = "fp32",
     dtype: Dtype = "float16",
-    exclude_near: Annotated[list[Path] | None, typer.Option(help="Keep out photos that nearly equal these.")] = None,
+    exclude_near: Annotated[
+        list[Path] | None, typer.Option(help="Reject photos that nearly equal these; repeatable.")
+    ] = None,
     exclude_threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Pooled cosine from which photos are nearly equal.")
     ] = 0.95,
@@ -147,7 +147,7 @@ def build_orp_bank(
     address: Address = None,
     engine_workers: EngineWorkers = None,
 ) -> Report:
-    """Photos to ORP bank, with a FAISS index.
+    """Embed photo crops with CLIP: the ORP bank.
 
     Example: dptr build-orp-bank photos/
     """
@@ -176,7 +176,7 @@ def build_orp_bank(
     )
 
 
-@command(commands, "embed-crops")
+@command(commands, "embed-crops", "Stage 1: embeddings")
 def embed_crops(
     workspace: Workspace,
     paths: Annotated[list[Path], typer.Argument(help="Labelled crops in any accepted form.")],
@@ -199,7 +199,9 @@ def embed_crops(
     batch_size: BatchSize = None,
     part: PartOf = None,
 ) -> Report:
-    """Labelled crops to an image-feature store, from which finetune trains without running CLIP's image encoder.
+    """Embed labelled crops with CLIP: the image-feature store.
+
+    `finetune` trains from it without running CLIP's image encoder.
 
     Example: dptr embed-crops crops/ --clip openai/clip-vit-base-patch16 --views 8
     """
@@ -225,14 +227,16 @@ def embed_crops(
     return Report(figures_of(summary), text)
 
 
-@command(commands, "mine-neighbours")
+@command(commands, "mine-neighbours", "Stage 1: embeddings")
 def mine_neighbours(
     workspace: Workspace,
     k: Annotated[int, typer.Option("-k", min=1, help="Crops for each prompt.")] = 32,
     prompts: PromptsFolder = None,
     orp: OrpFolder = None,
 ) -> Report:
-    """Each prompt's nearest crops, for noise = nearest; `pretrain` does it by itself when its recipe asks for it.
+    """Find each prompt's nearest photo crops.
+
+    `pretrain` runs this when its recipe needs it (noise.draw = nearest or mixed).
 
     Example: dptr mine-neighbours -k 32
     """
@@ -243,7 +247,7 @@ def mine_neighbours(
     return Report(figures, f"{summary.k} nearest crops of {summary.rows:,} prompts, recall {summary.recall:.3f}")
 
 
-@command(commands, "render-words")
+@command(commands, "render-words", "Stage 1: embeddings")
 def render_words(
     files: Annotated[list[str], typer.Argument(help="Word lists, as for embed-text.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder, or a .lmdb or .parquet file.")],
@@ -263,7 +267,7 @@ def render_words(
     address: Address = None,
     engine_workers: EngineWorkers = None,
 ) -> Report:
-    """Labelled synthetic crops from a word list.
+    """Render labelled crops from a word list.
 
     Example: dptr render-words words.txt -o crops/ --count 1000
     """
@@ -290,11 +294,13 @@ def render_words(
     return Report(figures_of(summary), f"{summary.rows:,} crops in {summary.out}")
 
 
-@command(commands, "merge")
+@command(commands, "merge", "Stage 1: embeddings")
 def merge(
     outs: Annotated[list[Path], typer.Argument(help="What the parts were made for: a store, or labelled crops.")],
 ) -> Report:
-    """Parts that were made with --part to the store, or the labelled crops, that one run would have made.
+    """Join what was made with --part.
+
+    The result equals that of one run.
 
     Example: dptr merge dptr_data/prompts
     """
@@ -306,7 +312,7 @@ def merge(
     return Report({"out": str(outs[0]), **figures, "quarantined": 0}, "\n".join(lines))
 
 
-@command(commands, "verify")
+@command(commands, "verify", "Inspect")
 def verify(
     workspace: Workspace,
     paths: Annotated[
@@ -315,7 +321,9 @@ def verify(
     ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Compute damaged shards again from their inputs.")] = False,
 ) -> Report:
-    """Check every hash of stores, runs and models, and that their files agree; exit 3 when something is damaged.
+    """Check every hash of stores, runs and models.
+
+    Exits with 3 when something is damaged.
 
     Example: dptr verify --repair
     """

@@ -14,7 +14,7 @@ A grid is a TOML file, paths in it relative to the current folder:
     protocol = "36"                # 36, 62, 94: the characters that count, or "exact"
     set = ["decoder.dim=128"]      # --set of every training; keys of [pretrain] reach pretrain only, and so on
     pretrain = ["--prompts", "P"]  # arguments of every `dptr pretrain`
-    finetune = ["--data", "C"]     # arguments of every `dptr finetune`
+    finetune = ["CROPS"]           # arguments of every `dptr finetune`
     evaluate = []                  # arguments of every `dptr evaluate`
 
     [tests]                        # name -> labelled crops that no arm trains on
@@ -150,7 +150,7 @@ class Trials:
         rows: list[Row] = []
         for test in tests:
             path = self.grid.tests[test]
-            self.dptr(["evaluate", run, "--data", path, *arm.evaluate])
+            self.dptr(["evaluate", run, path, *arm.evaluate])
             where = f"run = {_quoted(Path(run).name)} and data = {_quoted(path)}"
             query = f"select key, ground_truth, prediction from predictions where {where} order by key"
             read = self.dptr(["sql", query])["result"]

@@ -56,8 +56,8 @@ train() { # start, run, recipe changes; then -- and data
   shift 2
   while [ "$1" != -- ]; do changes+=(--set "$1") && shift; done
   shift
-  dptr finetune --recipe reader --from "$from" --charset 94+space -o "$out/$run" --validation "${validation[@]}" \
-    "${changes[@]}" --data "$@"
+  dptr finetune "$@" --recipe reader --from "$from" --charset 94+space -o "$out/$run" \
+    "${validation[@]/#/--validation=}" "${changes[@]}"
 }
 
 # First: rendered crops and real ones, at a constant rate. It finds the case of labels that are in capitals, and the
@@ -89,4 +89,4 @@ train "$out/first" run "finetune.mix=\"$mix$realmix\"" "finetune.steps=$(scaled 
 python "$here/preferred_words.py" "$out"/words/{common,dictionary}.txt -o "$out/preferred.txt"
 dptr export "$out/run" --to safetensors --half --words "$out/preferred.txt" -o "$out/uncalibrated.safetensors"
 python "$here/calibrate.py" "$out/uncalibrated.safetensors" --data "${validation[@]}" -o "$out/english.safetensors"
-for crops in "$out"/real/*-test.lmdb; do dptr evaluate "$out/english.safetensors" --single-view --data "$crops"; done
+for crops in "$out"/real/*-test.lmdb; do dptr evaluate "$out/english.safetensors" "$crops" --single-view; done

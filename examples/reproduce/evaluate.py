@@ -58,9 +58,7 @@ def main() -> None:
 def measured(run: str, data: Path, sets: list[dict[str, Any]], protocol: str) -> dict[str, dict[str, Any]]:
     """Return the figures of each set, by its path below the data folder."""
     paths = {str(data / one["path"]): one["path"] for one in sets}
-    command = [sys.executable, "-m", "dptr", "evaluate", run, "--protocol", protocol, "--json"]
-    for path in paths:
-        command += ["--data", path]
+    command = [sys.executable, "-m", "dptr", "evaluate", run, *paths, "--protocol", protocol, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     figures = json.loads(done.stdout.splitlines()[-1])["sets"]
     return {paths[path]: scores["36" if protocol == "field" else "chinese"] for path, scores in figures.items()}

@@ -12,9 +12,9 @@ from dptr.cache.workspace import Workspace
 commands = command_group()
 
 
-@command(commands, "doctor")
+@command(commands, "doctor", "Get started")
 def doctor(workspace: Workspace) -> Report:
-    """Versions, devices, disk, fonts by script, and what is missing for which command.
+    """Check versions, devices, disk and fonts.
 
     Example: dptr doctor
     """
@@ -30,7 +30,7 @@ def doctor(workspace: Workspace) -> Report:
     return Report({**figures, "seconds": time.monotonic() - started}, text)
 
 
-@command(commands, "init")
+@command(commands, "init", "Get started")
 def init(
     workspace: Workspace,
     data: Annotated[
@@ -38,7 +38,7 @@ def init(
         typer.Argument(help="Text, labelled crops, folders of photos and of unlabelled crops, in any order."),
     ],
 ) -> Report:
-    """Look at your data, and print the command that adapts a recogniser to it.
+    """Inspect your data and print the `finetune` command for it.
 
     Example: dptr init words.txt crops/ photos/ more_crops/
     """

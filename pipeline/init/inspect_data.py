@@ -112,10 +112,9 @@ class Look:
     def command(self, out: Path) -> str:
         """Return the command that adapts a recogniser to what was found."""
         start = "scripts" if self.main_script in _READ_BY_SCRIPTS else "bundled"
-        parts = ["dptr", "finetune", "--from", start]
-        named = (("--data", self.crops), ("--text", self.text), ("--photos", self.photos))
-        for option, paths in (*named, ("--unlabelled", self.unlabelled)):
-            parts += [option, *map(str, paths)] if paths else []
+        parts = ["dptr", "finetune", *map(str, self.crops), "--from", start]
+        for option, paths in (("--text", self.text), ("--photos", self.photos), ("--unlabelled", self.unlabelled)):
+            parts += [word for path in paths for word in (option, str(path))]
         return shlex.join([*parts, "-o", str(out)])
 
 

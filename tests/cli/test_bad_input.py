@@ -157,7 +157,7 @@ def test_a_picture_that_is_not_there_is_not_taken_for_a_run(tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        (["init"], "error: Missing argument 'data'. See `dptr init --help`"),
+        (["init"], "error: Missing argument 'DATA'. See `dptr init --help`"),
         (["pretrian"], "error: No such command 'pretrian'. Did you mean 'pretrain'? See `dptr --help`"),
     ],
 )

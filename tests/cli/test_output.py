@@ -179,14 +179,14 @@ def test_a_device_that_is_not_there_is_bad_usage(
     ],
 )
 def test_running_out_of_memory_is_named(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(Workspace, "run_folders", fail)
     monkeypatch.delenv("DPTR_DEBUG", raising=False)
-    assert run_command(["finetune", "--data", "x"]) == 1
+    assert run_command(["finetune", str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith("error: out of memory")
 
 

@@ -1,4 +1,4 @@
-"""Where the words behind an option of several paths go: what is to be validated on is never trained on."""
+"""Several paths of one kind: positional DATA, and options that are repeated; a word that is no path is rejected."""
 
 from __future__ import annotations
 
@@ -20,42 +20,56 @@ def parsed(name: str, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "data", "validation"),
+    ("arguments", "data", "more", "validation"),
     [
-        ("--data A --validation B C", [A], [B, C]),
-        ("--validation B C --data A D", [A, D], [B, C]),
-        ("--data A B --steps 5 --validation C --quiet --validation D", [A, B], [C, D]),
-        ("--data=A B --validation=C D", [A, B], [C, D]),
-        ("--data A --data B", [A, B], []),
-        ("--data - --validation -", [Path("-")], [Path("-")]),
+        ("A B --validation C", [A, B], [], [C]),
+        ("A --validation C --validation D", [A], [], [C, D]),
+        ("--validation C A --steps 5 B --quiet", [A, B], [], [C]),
+        ("--data A --data=B --validation=C", [], [A, B], [C]),
+        ("A --data B", [A], [B], []),
     ],
 )
-def test_words_belong_to_the_list_they_stand_behind(arguments: str, data: list[Path], validation: list[Path]) -> None:
+def test_data_is_positional_and_options_are_repeated(
+    arguments: str, data: list[Path], more: list[Path], validation: list[Path]
+) -> None:
     params = parsed("finetune", *arguments.split())
-    assert params["data"] == data
-    assert list(params["validation"]) == validation
+    assert [list(params[name] or ()) for name in ("data", "more_data", "validation")] == [data, more, validation]
 
 
-def test_photos_to_be_kept_out_are_not_put_in() -> None:
-    params = parsed("build-orp-bank", "A", "B", "--exclude-near", "C", "D", "--seed", "1")
+def test_photos_to_be_rejected_are_repeated() -> None:
+    params = parsed("build-orp-bank", "A", "B", "--exclude-near", "C", "--exclude-near", "D", "--seed", "1")
     assert (params["paths"], params["exclude_near"]) == ([A, B], [C, D])
-    assert parsed("build-orp-bank", "--exclude-near", "C", "D", "--", "A")["paths"] == [A]
 
 
 def test_a_run_stands_before_the_data() -> None:
-    params = parsed("evaluate", "run", "--data", "A", "B", "--device", "cpu")
-    assert (params["names"], params["data"]) == (["run"], [A, B])
+    params = parsed("evaluate", "run", "A", "--data", "B", "--device", "cpu")
+    assert (params["names"], params["data"]) == (["run", "A"], [B])
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        "finetune --data A --validation B --steps 5 C",
-        "finetune C --data A",
-        "report run other --data A --orp B C",
-        "export run --to onnx --data A -o B C",
+        ["finetune", "{crops}", "missing"],
+        ["finetune", "--data", "{crops}", "--data", "missing"],
+        ["finetune", "{crops}", "--from", "none", "--validation", "missing"],
+        ["finetune", "{crops}", "--validation", "{crops}", "missing"],
+        ["evaluate", "{crops}", "missing"],
+        ["evaluate", "missing", "{crops}"],
+        ["export", "bundled", "--to", "onnx", "--data", "{crops}", "missing"],
     ],
 )
-def test_a_word_that_belongs_to_no_option_is_rejected(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(arguments.split()) == 2
-    assert "(C)" in capsys.readouterr().err
+def test_a_word_that_is_no_path_is_named(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    crops = tmp_path / "crops"
+    crops.mkdir()
+    (crops / "labels.tsv").write_text("a.png\tword\n")
+    assert run_command([word.format(crops=crops) for word in arguments]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "missing" in said
+
+
+def test_a_training_without_data_says_what_to_give(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["finetune"]) == 2
+    assert "no data named. Give labelled crops" in capsys.readouterr().err

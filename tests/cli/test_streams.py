@@ -62,6 +62,12 @@ def test_who_reads_only_the_first_line_gets_it_and_no_error(picture: Path, rows:
     assert done.returncode in (0, 141)
 
 
+def test_help_ends_silently_with_its_reader(picture: Path) -> None:
+    # More than a pipe holds at once is not needed: the reader has ended before Python starts to print.
+    done = shell(f"set -o pipefail; {DPTR} embed-text --help | true", picture)
+    assert (done.stderr, done.returncode) == ("", 141)
+
+
 def test_a_system_without_home_and_user_runs_the_commands(picture: Path) -> None:
     (picture / "labels.tsv").write_text("a.png\tstreet\n")
     # One start of Python for all of them.

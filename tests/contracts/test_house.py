@@ -75,7 +75,7 @@ def test_start_loads_no_heavy_library() -> None:
         "import sys, dptr, dptr.cli\n"
         "try: dptr.cli.run_command(['--help'])\n"
         "except SystemExit: pass\n"
-        "print([m for m in ('torch', 'transformers', 'faiss', 'pyarrow', 'duckdb', 'rich') if m in sys.modules])"
+        "print([m for m in ('torch', 'transformers', 'faiss', 'pyarrow', 'duckdb') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"

@@ -22,7 +22,7 @@ GRID = """
 seeds = [1, 2, 3]
 protocol = "36"
 set = ["noise.ratio=0"]
-finetune = ["--data", "crops"]
+finetune = ["crops"]
 [tests]
 seen = "test"
 [arms.scratch]
@@ -157,7 +157,7 @@ def test_a_grid_at_toy_size(tmp_path: Path, draw_crops: Callable[[Path, Sequence
     grid = f"""
 seeds = [1, 2]
 set = {json.dumps(small)}
-finetune = ["--data", {json.dumps(str(crops))}, "--charset", "36"]
+finetune = [{json.dumps(str(crops))}, "--charset", "36"]
 tests = {{ drawn = {json.dumps(str(test))} }}
 [arms.fmu]
 [arms."no fmu"]

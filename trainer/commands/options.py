@@ -1,6 +1,7 @@
 """Options that several training commands share, and what they are turned into."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,8 +32,9 @@ Yes = Annotated[bool, typer.Option("--yes", help="Train on a CPU even where the 
 Track = Annotated[Tracker | None, typer.Option("--track", help="Show metrics there, too.")]
 Data = Annotated[
     list[Path] | None,
-    typer.Option("--data", help="Labelled crops, one or more; what a command reads besides stands before."),
+    typer.Argument(metavar="DATA", help="Labelled crops: folders, LMDB, Parquet, tar or label files."),
 ]
+DataOption = Annotated[list[Path] | None, typer.Option("--data", help="The same as DATA; repeat for several.")]
 CharsetName = Annotated[
     str | None,
     typer.Option("--charset", help="36, 62, 94, a script (ja, ar, …), a file of characters, or several (94+ru)."),
@@ -52,7 +54,7 @@ OutFile = Annotated[Path | None, typer.Option("-o", "--out", help="File to write
 RunName = Annotated[str, typer.Argument(help="A run: its folder or name.")]
 RecogniserFirst = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[RUN] [DATA]...", help="A fine-tuning run, if not the bundled recogniser."),
+    typer.Argument(metavar="[RUN] DATA", help="A run, if not the bundled recogniser; then labelled crops."),
 ]
 
 #: Longer than any label: what is measured is not left out for its length.
@@ -80,15 +82,19 @@ def require_gpu(settings: "TrainingSettings", device: str, yes: bool) -> None:
         )
 
 
-def named_data(data: list[Path] | None) -> list[Path]:
-    """Return the paths given with ``--data``; what lies on object storage is fetched.
+def named_data(*lists: Sequence[Path] | None) -> list[Path]:
+    """Return the paths of all lists; what lies on object storage is fetched.
 
     Raises:
-        UserError: there are none, or one cannot be fetched.
+        UserError: there are none, one does not exist, or one cannot be fetched.
     """
-    if not data:
-        raise UserError("no data named", "Give labelled crops: --data FOLDER")
-    return [at_hand(path) for path in data]
+    paths = [at_hand(path) for given in lists for path in given or ()]
+    if not paths:
+        raise UserError("no data named", "Give labelled crops: a folder, LMDB, Parquet, tar or label file")
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"there is no {path}", "Name a folder or file with labelled word images")
+    return paths
 
 
 def recogniser_first(workspace: Workspace, names: list[str]) -> tuple[Path, list[str]]:
@@ -133,11 +139,11 @@ def labels_left_out(images: "WordImages") -> list[str]:
     return lines
 
 
-def crops_for(data: list[Path] | None, run: "Trained") -> "WordImages | None":
+def crops_for(data: Sequence[Path], run: "Trained") -> "WordImages | None":
     """Open labelled crops with a run's charset; None where none are named."""
     from dptr.cache.crops.dataset import WordImages
 
-    return WordImages.open(data, run.charset, measuring_normalization(run.charset)) if data else None
+    return WordImages.open(named_data(data), run.charset, measuring_normalization(run.charset)) if data else None
 
 
 def kept_in(workspace: Workspace, run: Path) -> Path:

@@ -19,6 +19,7 @@ from dptr.trainer.choices import Protocol
 from dptr.trainer.commands.options import (
     Arithmetic,
     Data,
+    DataOption,
     OutFile,
     RecogniserFirst,
     RunName,
@@ -38,11 +39,11 @@ _EXAMPLES = 12
 commands = command_group()
 
 
-@command(commands, "evaluate")
+@command(commands, "evaluate", "Read")
 def evaluate(
     workspace: Workspace,
     names: RecogniserFirst = None,
-    data: Data = None,
+    data: DataOption = None,
     protocol: Annotated[
         Protocol, typer.Option(help="field: 36, 62 and 94 characters; chinese: NFKC, case and traditional forms aside.")
     ] = "field",
@@ -57,9 +58,9 @@ def evaluate(
     precision: Arithmetic = "auto",
     device: Device = "auto",
 ) -> Report:
-    """Word accuracy and 1-NED of a recogniser (the bundled one if none is named), per data set and charset.
+    """Measure word accuracy and 1-NED on labelled crops.
 
-    Example: dptr evaluate dptr_data/runs/finetune-parseq-1234abcd --data crops/
+    Example: dptr evaluate newest crops/
     """
     from dptr.cache.crops.dataset import WordImages
     from dptr.trainer import evaluate as stage
@@ -67,11 +68,12 @@ def evaluate(
     from dptr.trainer.read import load_reader
 
     if clip is not None:
-        return _nearest_words(clip, [*(data or []), *map(Path, names or [])], words, resolve_device(device))
+        return _nearest_words(clip, named_data(list(map(Path, names or [])), data), words, resolve_device(device))
     run, more = recogniser_first(workspace, names or [])
+    paths = named_data(list(map(Path, more)), data)
     chosen = resolve_device(device)
     reader = load_reader(run, chosen, words, precision)
-    sets = {str(path): WordImages.open_as_written([path]) for path in named_data([*(data or []), *map(Path, more)])}
+    sets = {str(path): WordImages.open_as_written([path]) for path in paths}
     result = stage.evaluate(reader.recognizer, sets, chosen, protocol, single_view)
     left_out = [line for images in sets.values() for line in labels_left_out(images)]
     if words is None and not single_view:
@@ -90,7 +92,7 @@ def _nearest_words(clip: str, data: list[Path], words: str | None, device: str) 
     from dptr.cache.text.lexicon import read_word_counts
     from dptr.trainer.nearest_words import nearest_words
 
-    sets = {str(path): WordImages.open_as_written([path]) for path in named_data(data)}
+    sets = {str(path): WordImages.open_as_written([path]) for path in data}
     lexicon = read_word_counts(Path(words)) if words not in (None, "none") else ()
     result = nearest_words(clip, sets, lexicon, device)
     return Report({"out": clip, **result.figures()}, result.table())
@@ -109,13 +111,13 @@ def _keep(workspace: Workspace, run: Path, result: "Evaluation") -> None:
         note(f"predictions are not saved for `dptr sql`: {error}")
 
 
-@command(commands, "read")
+@command(commands, "read", "Read")
 def read(
     workspace: Workspace,
     names: Annotated[
         list[str],
         typer.Argument(
-            metavar="[RUN] IMAGE...",
+            metavar="[RUN] IMAGE",
             help="A run, if not the bundled recogniser; pictures of one word, folders, or - for names on stdin.",
         ),
     ],
@@ -130,7 +132,9 @@ def read(
     precision: Arithmetic = "auto",
     device: Device = "auto",
 ) -> Report:
-    """Read images; one that cannot be read gets a line on stderr, and the exit code is 4.
+    """Read word images.
+
+    An image that cannot be read gets a line on stderr, and the command exits with 4.
 
     Example: dptr read sign.png
     """
@@ -190,18 +194,19 @@ def _names(images: list[str]) -> Iterator[str]:
             yield image
 
 
-@command(commands, "report")
+@command(commands, "report", "Inspect")
 def report(
     workspace: Workspace,
     run: RunName,
+    data: Data = None,
+    more_data: DataOption = None,
     out: OutFile = None,
-    data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to show predictions of.")] = None,
     prompts: PromptsFolder = None,
     orp: OrpFolder = None,
 ) -> Report:
-    """Write one self-contained HTML page: the result, curves, predictions and attention maps.
+    """Write an HTML page: result, curves, predictions, attention.
 
-    Example: dptr report dptr_data/runs/finetune-parseq-1234abcd --data crops/
+    Example: dptr report newest crops/
     """
     from dptr.trainer.report import report as stage
     from dptr.trainer.training.runs import Run
@@ -209,14 +214,14 @@ def report(
     described = Run.load(workspace.find_run(run))
     out = out or described.folder / REPORT_FILE
     require_replaceable(out)
-    crops = crops_for(data, described)
+    crops = crops_for([*(data or ()), *(more_data or ())], described)
     workspace = workspace.with_stores(prompts, orp)
     candidates = [workspace.prompts, workspace.orp]
     stores = stage.matching_stores(described, candidates) if described.kind == "pretrain" else None
     summary = stage.report(described, out, crops, stores)
     lines = [str(summary.out)]
     if described.kind == "finetune" and crops is None:
-        lines.append("no predictions on it: give --data CROPS")
+        lines.append("no predictions on it: name labelled crops")
     if described.kind == "pretrain" and stores is None:
         lines.append("no predictions on it: the stores in this workspace are not those the run was trained on")
     figures = {"out": str(summary.out), "rows": summary.sections, "computed": summary.sections, "quarantined": 0}

@@ -18,24 +18,26 @@ commands = command_group()
 _Half = Annotated[bool, typer.Option("--half", help="safetensors: floats in 16 bits, half the size.")]
 
 
-@command(commands, "export")
+@command(commands, "export", "Share")
 def export(
     workspace: Workspace,
     run: Annotated[str, typer.Argument(help="A run, a model file, `bundled` or `scripts`.")],
     to: Annotated[ExportTarget, typer.Option(help="parseq and openocr: the decoder under their names.")],
     out: OutFile = None,
-    data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops to check ONNX with.")] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="Labelled crops to check ONNX with; repeatable.")
+    ] = None,
     half: _Half = False,
     words: WordsFile = None,
 ) -> Report:
-    """A model for other programs; ONNX is checked against torch before it counts as written.
+    """Write a model for other programs (ONNX is checked).
 
     Example: dptr export bundled --to onnx
     """
     from dptr.trainer.export import export as stage
 
     described = model_named(workspace, run)
-    crops = crops_for(data, described)
+    crops = crops_for(data or (), described)
     out = out or stage.default_path(described, to)
     require_replaceable(out, as_model=True)
     summary = stage.export(described, to, out, crops, half, words)
@@ -45,7 +47,7 @@ def export(
     return Report({**figures, "checked": summary.checked, "largest_difference": summary.largest_difference}, text)
 
 
-@command(commands, "push")
+@command(commands, "push", "Share")
 def push(
     workspace: Workspace,
     run: Annotated[str, typer.Argument(help="A run, or a model file.")],
@@ -55,7 +57,9 @@ def push(
     half: _Half = False,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the files here, and push nothing.")] = None,
 ) -> Report:
-    """A model to the hub, with a card of its data and of what `evaluate` found; `user/model` then names it.
+    """Upload a model with its card to the Hugging Face hub.
+
+    The card shows what `evaluate` measured; `user/model` then names the model.
 
     Example: dptr push dptr_data/runs/greek me/greek-signs --license apache-2.0
     """

@@ -16,6 +16,7 @@ from dptr.trainer.commands.options import (
     Changes,
     CharsetName,
     Data,
+    DataOption,
     RecipeName,
     RunFolder,
     Seed,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 commands = command_group()
 
 
-@command(commands, "pretrain", in_several_processes=True)
+@command(commands, "pretrain", "Train", in_several_processes=True)
 def pretrain(
     workspace: Workspace,
     recipe: RecipeName = "tiny",
@@ -56,7 +57,9 @@ def pretrain(
     yes: Yes = False,
     device: Device = "auto",
 ) -> Report:
-    """Prompt store and ORP bank to a pre-trained decoder; rerun to resume.
+    """Pre-train a decoder on text embeddings.
+
+    Rerun an interrupted command to resume it.
 
     Example: dptr pretrain --recipe tiny --set noise.ratio=0.2
     """
@@ -85,10 +88,11 @@ def pretrain(
     return Report(figures_of(summary), f"{text}\nrun: {summary.out}")
 
 
-@command(commands, "finetune", in_several_processes=True)
+@command(commands, "finetune", "Train", in_several_processes=True)
 def finetune(
     workspace: Workspace,
     data: Data = None,
+    more_data: DataOption = None,
     start: Annotated[
         str,
         typer.Option(
@@ -116,16 +120,14 @@ def finetune(
     mix: Annotated[str | None, typer.Option(help="How often each of the data is drawn: 3,1.")] = None,
     validation: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Labelled crops, one or more, that checkpoints are chosen by; else a share of the data is taken."
-        ),
+        typer.Option(help="Labelled crops that checkpoints are chosen by, repeatable; else a share of the data."),
     ] = None,
     text: Annotated[
-        list[Path] | None, typer.Option(help="Words or lines of your domain, to adapt a recogniser with.")
+        list[Path] | None, typer.Option(help="Words or lines of your domain, to adapt with; repeatable.")
     ] = None,
     photos: Annotated[Path | None, typer.Option(help="Photos behind rendered text, to adapt with.")] = None,
     unlabelled: Annotated[
-        list[Path] | None, typer.Option(help="Folders of crops without labels, to adapt with.")
+        list[Path] | None, typer.Option(help="Folders of crops without labels, to adapt with; repeatable.")
     ] = None,
     simplified: Annotated[
         bool, typer.Option("--simplified", help="Fold traditional Chinese of labels to simplified.")
@@ -135,9 +137,11 @@ def finetune(
     yes: Yes = False,
     device: Device = "auto",
 ) -> Report:
-    """Train a recogniser from labelled crops: from a pre-trained decoder, or adapt another recogniser.
+    """Train a recogniser from labelled crops.
 
-    Example: dptr finetune --from bundled --data crops/ --text words.txt
+    Start from a pre-trained decoder, or adapt another recogniser. Rerun an interrupted command to resume it.
+
+    Example: dptr finetune crops/ --from bundled --text words.txt
     """
     from dptr.cache.text.charset import Charset
     from dptr.trainer import adapt as adaptation
@@ -148,8 +152,9 @@ def finetune(
     from dptr.trainer.training import processes
     from dptr.trainer.training.runs import default_name
 
+    paths = named_data(data, more_data)
+    validated = named_data(validation) if validation else []
     run, encoder_run = start_run(workspace, start), recogniser_named(workspace, encoder)
-    paths = named_data(data)
     stores = stores_among(paths)
     is_adapted = run is not None and run.kind == "finetune" and not stores
     if (text or photos or unlabelled) and not is_adapted:
@@ -186,7 +191,7 @@ def finetune(
 
     def opened(fitting: Charset) -> Labelled:
         images = open_crops(paths, fitting, normalization)
-        to_validate = open_crops(named_data(validation), fitting, normalization) if validation else None
+        to_validate = open_crops(validated, fitting, normalization) if validated else None
         identity = stage.data_identity(images, run, to_validate, model)
         if material is not None:
             identity["material"] = material.identity()

@@ -44,7 +44,7 @@ def crop_sections(run: Run, crops: WordImages) -> list[Section]:
     chosen = np.random.default_rng(0).permutation(len(crops))[:_MOST_CROPS].tolist()
     read = _read_crops(recognizer, crops, chosen)
     if not read:
-        raise UserError("none of these crops can be decoded", "Check the files that --data names")
+        raise UserError("none of these crops can be decoded", "Check the files of these crops")
     by_confidence = sorted(read, key=lambda one: -one[1].confidence)
     right = [one for one in by_confidence if one[1].text == crops.samples[one[0]].label]
     wrong = [one for one in by_confidence if one[1].text != crops.samples[one[0]].label]

@@ -76,7 +76,7 @@ def test_data_are_told_apart_and_one_command_takes_all_of_them(
     photos, more = pictures(tmp_path / "photos", (640, 480)), pictures(tmp_path / "more", (90, 30))
     found = said_of(capsys, words, labelled, photos, more)
     assert shlex.split(found["command_to_run"]) == [
-        *("dptr", "finetune", "--from", "bundled", "--data", str(labelled), "--text", str(words)),
+        *("dptr", "finetune", str(labelled), "--from", "bundled", "--text", str(words)),
         *("--photos", str(photos), "--unlabelled", str(more), "-o", "dptr_data/runs/adapted"),
     ]
     assert found["remarks"] == []
