@@ -65,6 +65,8 @@ _GENERAL_STYLE = RenderStyle.of_difficulty(0.6)
 _READ_STYLE = RenderStyle.of_difficulty(0.3)
 #: Weights tried for the user's text as a lexicon.
 _WEIGHTS = (0.3, 0.6, 1.0)
+#: A lexicon of the text alone lets general words be misread. So it has to read so many more of the crops, as a share.
+_TEXT_ALONE, _YOUR_TEXT = 0.02, "your text"
 #: Confidences from which a predicted label may count, and the share of them that has to be right on validation crops.
 _CONFIDENCES, _RIGHT = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98), 0.95
 _LEAST_ACCEPTED = 10
@@ -178,10 +180,10 @@ class _Option:
     lexicon: Lexicon | None
     read: list[ReadImages]
 
-    def score(self, parts: Sequence[int] | None = None) -> tuple[float, float]:
-        """Return accuracy and 1-NED over some of the parts, by which options are ranked."""
+    def rank(self, parts: Sequence[int] | None = None) -> tuple[float, float]:
+        """Return accuracy, less what a lexicon of the text alone costs, and 1-NED, over some of the parts."""
         found = pooled([self.read[part] for part in (range(len(self.read)) if parts is None else parts)])
-        return found.accuracy, found.one_minus_ned
+        return found.accuracy - (_TEXT_ALONE if self.named.startswith(_YOUR_TEXT) else 0), found.one_minus_ned
 
 
 def fitted(
@@ -279,7 +281,7 @@ class Adaptation:
         rounds: list[list[runs.Run]] = []
         for stage in range(1 + (self.settings.rounds if self.material.unlabelled else 0)):
             if stage:
-                latest = max((option for option in options if option.stage == stage - 1), key=_Option.score)
+                latest = max((option for option in options if option.stage == stage - 1), key=_Option.rank)
                 more = self._predicted(latest, rounds[-1])
                 if not all(more):
                     break
@@ -290,7 +292,7 @@ class Adaptation:
             rounds.append(trained)
             starts = trained
             options += self._read(stage, [load_recognizer(run, str(self.device)) for run in trained], parts)
-        chosen = max(options, key=_Option.score)
+        chosen = max(options, key=_Option.rank)
         run = self._final(chosen, rounds)
         _promote(run, out, chosen.lexicon)
         return self._summary(out, options, chosen, general)
@@ -427,8 +429,8 @@ class Adaptation:
             return self._start_as_run()
         if not self.is_crossed:
             return rounds[chosen.stage][0]
-        accuracy, one_minus_ned = chosen.score()
-        figures = {"score": accuracy, "accuracy": accuracy, "one_minus_ned": one_minus_ned}
+        found = pooled(chosen.read)
+        figures = {"score": found.accuracy, "accuracy": found.accuracy, "one_minus_ned": found.one_minus_ned}
         start: runs.Trained = self.start
         more: list[WordImages] = []
         for stage in range(chosen.stage + 1):
@@ -565,7 +567,7 @@ def _lexica(start: runs.Trained, text: Mapping[str, float], recipe: Recipe) -> l
             share = sum(own.counts.values()) / sum(text.values())
             both = dict(own.counts) | {word: own.counts.get(word, 0) + share * count for word, count in text.items()}
             lexica.append(("that of the start and your text, equally", Lexicon(both, own.weight)))
-        lexica += [(f"your text, weight {weight:g}", Lexicon(text, weight)) for weight in _WEIGHTS]
+        lexica += [(f"{_YOUR_TEXT}, weight {weight:g}", Lexicon(text, weight)) for weight in _WEIGHTS]
     return lexica
 
 
@@ -589,11 +591,11 @@ def _held_out_choice(options: Sequence[_Option]) -> list[ReadImages]:
     """Return, of each part, what the option reads that is the best on the other parts: no part chooses for itself."""
     count = len(options[0].read)
     if count == 1:
-        return max(options, key=_Option.score).read
+        return max(options, key=_Option.rank).read
     found = []
     for part in range(count):
         others = [other for other in range(count) if other != part]
-        found.append(max(options, key=lambda option: option.score(others)).read[part])
+        found.append(max(options, key=lambda option: option.rank(others)).read[part])
     return found
 
 

@@ -159,6 +159,17 @@ def test_labels_widths_and_characters_follow_the_crops(tmp_path: Path, start: Ru
     assert kept == Charset("ab")
 
 
+def test_a_lexicon_of_the_text_alone_has_to_read_clearly_more() -> None:
+    def option(named: str, right: int) -> Any:
+        read = ReadImages([""] * 100, ["a"] * 100, [Reading("a" if n < right else "b", 1.0, [1.0]) for n in range(100)])
+        return stage._Option(0, named, None, [read])
+
+    both, alone = option("that of the start and your text, equally", 80), option("your text, weight 0.6", 81)
+    assert max([both, alone], key=stage._Option.rank) is both
+    assert max([both, option("your text, weight 0.6", 83)], key=stage._Option.rank).named == "your text, weight 0.6"
+    assert stage._held_out_choice([both, alone]) == both.read
+
+
 def test_predictions_count_that_are_confident_and_of_the_texts_kind() -> None:
     plates = {f"{a}{b}{c}": 1.0 for a in "abc" for b in "abc" for c in "abc"}
     allowed = stage.allowed_by(plates, CHARSET, ["abc", "bca", "cab", "aab"])
