@@ -65,8 +65,10 @@ _GENERAL_STYLE = RenderStyle.of_difficulty(0.6)
 _READ_STYLE = RenderStyle.of_difficulty(0.3)
 #: Weights tried for the user's text as a lexicon.
 _WEIGHTS = (0.3, 0.6, 1.0)
-#: A lexicon of the text alone lets general words be misread. So it has to read so many more of the crops, as a share.
-_TEXT_ALONE, _YOUR_TEXT = 0.02, "your text"
+#: Without the start's own lexicon general words are misread: seven of a hundred. So it gives way only to what reads this
+#: share more of the crops.
+_WITHOUT_WORDS = 0.02
+_OWN = "that of the start"
 #: Confidences from which a predicted label may count, and the share of them that has to be right on validation crops.
 _CONFIDENCES, _RIGHT = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98), 0.95
 _LEAST_ACCEPTED = 10
@@ -173,17 +175,21 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Option:
-    """Recognisers, one a part, with a lexicon: ``stage`` -1 is the start, others are rounds of training."""
+    """Recognisers, one a part, with a lexicon: ``stage`` -1 is the start, others are rounds of training.
+
+    ``loses_words`` says that the lexicon has not the words of the start's.
+    """
 
     stage: int
     named: str
     lexicon: Lexicon | None
     read: list[ReadImages]
+    loses_words: bool = False
 
     def rank(self, parts: Sequence[int] | None = None) -> tuple[float, float]:
-        """Return accuracy, less what a lexicon of the text alone costs, and 1-NED, over some of the parts."""
+        """Return accuracy, less what going without the start's words costs, and 1-NED, over some of the parts."""
         found = pooled([self.read[part] for part in (range(len(self.read)) if parts is None else parts)])
-        return found.accuracy - (_TEXT_ALONE if self.named.startswith(_YOUR_TEXT) else 0), found.one_minus_ned
+        return found.accuracy - _WITHOUT_WORDS * self.loses_words, found.one_minus_ned
 
 
 def fitted(
@@ -372,12 +378,13 @@ class Adaptation:
     def _read(self, stage: int, models: Sequence[Recognizer], parts: Sequence[_Part]) -> list[_Option]:
         """Read what was held out with every lexicon."""
         options = []
+        has_words = self.lexica[0][1] is not None
         for named, lexicon in self.lexica:
             read = []
             for model, part in zip(models, parts, strict=True):
                 prefer(model, lexicon)
                 read.append(read_word_images(model, part.validation, self.device))
-            options.append(_Option(stage, named, lexicon, read))
+            options.append(_Option(stage, named, lexicon, read, has_words and not named.startswith(_OWN)))
         return options
 
     def _predicted(self, latest: _Option, trained: Sequence[runs.Run]) -> list[list[WordImages]]:
@@ -560,14 +567,14 @@ def groups_of(keys: Sequence[str]) -> list[str]:
 def _lexica(start: runs.Trained, text: Mapping[str, float], recipe: Recipe) -> list[tuple[str, Lexicon | None]]:
     """Return the lexica to choose from, the start's own first."""
     own = start.lexicon()
-    lexica: list[tuple[str, Lexicon | None]] = [("that of the start", own)] if own else []
+    lexica: list[tuple[str, Lexicon | None]] = [(_OWN, own)] if own else []
     lexica.append(("none", None))
     if text and recipe.decoder.kind == "ctc":
         if own:
             share = sum(own.counts.values()) / sum(text.values())
             both = dict(own.counts) | {word: own.counts.get(word, 0) + share * count for word, count in text.items()}
-            lexica.append(("that of the start and your text, equally", Lexicon(both, own.weight)))
-        lexica += [(f"{_YOUR_TEXT}, weight {weight:g}", Lexicon(text, weight)) for weight in _WEIGHTS]
+            lexica.append((f"{_OWN} and your text, equally", Lexicon(both, own.weight)))
+        lexica += [(f"your text, weight {weight:g}", Lexicon(text, weight)) for weight in _WEIGHTS]
     return lexica
 
 

@@ -159,14 +159,14 @@ def test_labels_widths_and_characters_follow_the_crops(tmp_path: Path, start: Ru
     assert kept == Charset("ab")
 
 
-def test_a_lexicon_of_the_text_alone_has_to_read_clearly_more() -> None:
-    def option(named: str, right: int) -> Any:
-        read = ReadImages([""] * 100, ["a"] * 100, [Reading("a" if n < right else "b", 1.0, [1.0]) for n in range(100)])
-        return stage._Option(0, named, None, [read])
+def test_the_words_of_the_start_give_way_only_to_what_reads_clearly_more() -> None:
+    def option(right: int, loses_words: bool) -> Any:
+        found = [Prediction("a" if number < right else "b", 1.0, [1.0]) for number in range(100)]
+        return stage._Option(0, "", None, [ReadImages([""] * 100, ["a"] * 100, found)], loses_words)
 
-    both, alone = option("that of the start and your text, equally", 80), option("your text, weight 0.6", 81)
+    both, alone = option(80, False), option(81, True)
     assert max([both, alone], key=stage._Option.rank) is both
-    assert max([both, option("your text, weight 0.6", 83)], key=stage._Option.rank).named == "your text, weight 0.6"
+    assert max([both, option(83, True)], key=stage._Option.rank).loses_words
     assert stage._held_out_choice([both, alone]) == both.read
 
 
