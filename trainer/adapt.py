@@ -65,8 +65,8 @@ _GENERAL_STYLE = RenderStyle.of_difficulty(0.6)
 _READ_STYLE = RenderStyle.of_difficulty(0.3)
 #: Weights tried for the user's text as a lexicon.
 _WEIGHTS = (0.3, 0.6, 1.0)
-#: Without the start's own lexicon general words are misread: seven of a hundred. So it gives way only to what reads this
-#: share more of the crops.
+#: Without the start's own lexicon seven of a hundred general words more are misread. So it gives way only to what reads
+#: this share more of the crops.
 _WITHOUT_WORDS = 0.02
 _OWN = "that of the start"
 #: Confidences from which a predicted label may count, and the share of them that has to be right on validation crops.
