@@ -18,7 +18,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from judged import at_least
+from common import at_least
 from numpy.typing import NDArray
 from PIL import Image
 

@@ -10,8 +10,6 @@ Smallest size: WORDS --tiny --count 64 --padded 8 --rounds 1 --precision fp32
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import tempfile
 import time
 from collections import Counter
@@ -21,14 +19,13 @@ from typing import Any
 
 import torch
 import transformers
+from common import at_least, save_clip, usable_device
 from gpu import peak
-from judged import at_least, usable_device
 from torch.utils.flop_counter import FlopCounterMode
 
 from dptr.cache.errors import run_script
 from dptr.cache.progress import set_quiet
 from dptr.pipeline.choices import Precision
-from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.loading import Clip, load_clip
 from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
@@ -40,7 +37,6 @@ PADDED_BATCH = 32
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", type=Path, help="a dictionary, one word a line")
-    parser.add_argument("--bpe", type=Path, help="CLIP's bpe_simple_vocab_16e6.txt.gz; otherwise the bundled tokenizer")
     parser.add_argument("--tiny", action="store_true", help="measure the bundled model instead")
     parser.add_argument("--count", type=at_least(1), default=4096, help="words, spread over the dictionary")
     parser.add_argument("--padded", type=at_least(1), default=256, help="words that the slow way is timed on")
@@ -55,7 +51,7 @@ def main() -> None:
         words = spread(arguments.words, arguments.count)
         (folder / "words.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
         if not arguments.tiny:
-            save_clip(folder / "clip", arguments.bpe)
+            save_clip(folder / "clip", "text")
         clip = "tiny" if arguments.tiny else str(folder / "clip")
         for precision in arguments.precision:
             measure(folder, clip, words, precision, arguments)
@@ -127,34 +123,6 @@ def spread(dictionary: Path, count: int) -> list[str]:
     lines = dictionary.read_text(encoding="utf-8").split()
     words = list(dict.fromkeys(word for word in lines if word.isascii() and len(word) <= 25))
     return [words[index * len(words) // count] for index in range(min(count, len(words)))]
-
-
-def save_clip(folder: Path, bpe: Path | None) -> None:
-    """Save an untrained CLIP with ViT-B/16's text encoder (12 x 512) as transformers does."""
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
-    small = {"num_hidden_layers": 1, "hidden_size": 64, "num_attention_heads": 1, "intermediate_size": 64}
-    text = json.loads((bundled_clip.BUNDLED / "config.json").read_text())["text_config"]
-    end = text["eos_token_id"] if bpe is None else 49407
-    torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig(text_config={"eos_token_id": end}, vision_config=small, projection_dim=512))
-    model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
-        (folder / name).write_bytes((bundled_clip.BUNDLED / name).read_bytes())
-    if bpe is not None:
-        merges, vocabulary = read_bpe(bpe)
-        CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77).save_pretrained(folder)
-
-
-def read_bpe(path: Path) -> tuple[Any, dict[str, int]]:
-    """Read CLIP's published merges as its authors do; return merges and vocabulary."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")[1 : 49152 - 256 - 2 + 1]
-    merges = [(first, second) for first, second in (line.split() for line in lines)]
-    symbols = list(bytes_to_unicode().values())  # type: ignore[no-untyped-call]
-    tokens = [*symbols, *(symbol + "</w>" for symbol in symbols), *("".join(merge) for merge in merges)]
-    return merges, {token: number for number, token in enumerate([*tokens, "<|startoftext|>", "<|endoftext|>"])}
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from common import worked_seconds
 from PIL import Image
 from plain_parseq import made_up_words
-from process_time import worked_seconds
 
 SMALL = [
     *("decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1"),

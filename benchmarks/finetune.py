@@ -17,8 +17,8 @@ import statistics
 
 import numpy as np
 import torch
+from common import at_least, usable_device
 from gpu import now
-from judged import at_least, usable_device
 from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update
 
 from dptr.cache.errors import run_script
@@ -32,24 +32,23 @@ WAYS = ("plain", "fp32", "bf16")
 CHARSET = Charset.named("94")
 
 
-def parseq_small(fmu: str, quick: bool) -> Recipe:
+def parseq_small(quick: bool) -> Recipe:
     """PARSeq's released "small" shape: ViT 12 x 384 with patches 4x8, a decoder of one layer, six orders."""
     recipe = Recipe().replace("encoder", dim=384, heads=6, layers=1 if quick else 12)
     recipe = recipe.replace("decoder", dim=384, heads=12, layers=1, feed_forward=1536, dropout=0.1, permutations=6)
-    return recipe.replace("fmu", kind=fmu)
+    return recipe.replace("fmu", kind="none")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=at_least(1), default=16)
     parser.add_argument("--rounds", type=at_least(1), default=5)
-    parser.add_argument("--fmu", choices=("none", "queries"), default="none", help="PARSeq has none")
     parser.add_argument("--device", type=usable_device, default="cpu")
     parser.add_argument("--quick", action="store_true", help="an encoder of one layer: only shows that it runs")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     torch.manual_seed(0)
-    model = Recognizer(parseq_small(arguments.fmu, arguments.quick), CHARSET, 384).to(device).train()
+    model = Recognizer(parseq_small(arguments.quick), CHARSET, 384).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
     words = made_up_words(arguments.batch * (arguments.rounds + 1))
     rates: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -62,7 +61,7 @@ def main() -> None:
             if number > 0:
                 rates[way].append(rate)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    print(f"PARSeq-small, {millions:.1f} M parameters, FMU {arguments.fmu}, batch {arguments.batch}, ", end="")
+    print(f"PARSeq-small, {millions:.1f} M parameters, batch {arguments.batch}, ", end="")
     print(f"{arguments.device}, {torch.get_num_threads()} threads\n\n{'':8}{'images/s':>10}{'to plain':>10}")
     medians = {way: statistics.median(values) for way, values in rates.items()}
     for way, rate in medians.items():
@@ -79,7 +78,7 @@ def step_seconds(
     started = now(images.device)
     if way == "plain":
         targets = padded_targets(labels, CHARSET).to(images.device)
-        loss = loss_order_by_order(decoder, model.memory(images).tokens, targets, same_kernels=False)
+        loss = loss_order_by_order(decoder, model.memory(images).tokens, targets)
     else:
         targets = Targets.of(labels, CHARSET).to(images.device)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=way == "bf16"):

@@ -23,10 +23,10 @@ from PIL import Image
 from dptr.cache import pictures
 from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import DptrError
+from dptr.cache.rejections import Quarantine
 from dptr.cache.stores import checks
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.manifest import FileRecord
-from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.verify import verify
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
@@ -160,7 +160,7 @@ def _charset(place: Path) -> Fuzzed:
 
 
 def _boxes(place: Path) -> Fuzzed:
-    from dptr.trainer.page_boxes import read_boxes
+    from dptr.trainer.read_files import read_boxes
 
     boxes = json.dumps([[10, 10, 90, 12, 88, 40, 9, 38], [1, 2, 40, 30]]).encode()
     lines = b"10,10,90,12,88,40,9,38,word\n"

@@ -16,7 +16,6 @@ Smallest size: --seconds 1 --out OUT
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import re
 import subprocess
@@ -31,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from judged import at_least, usable_device
+from common import at_least, save_clip, usable_device
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -144,7 +143,7 @@ def measure(folder: Path, device: torch.device, seconds: float) -> Iterator[Meas
     recipe = load_recipe("paper", [] if on_gpu else _TOY)
     words = made_up_words(_WORDS[device.type])
     (folder / "words.txt").write_text("\n".join(words), encoding="utf-8")
-    write_clip(folder / "clip", toy=not on_gpu)
+    save_clip(folder / "clip", *(["text", "vision"] if on_gpu else []))
     yield from stage_one(folder, device, seconds / 2)
     yield stage_two(folder, device, recipe, seconds)
     yield stage_three(folder, device, recipe, words, seconds)
@@ -301,39 +300,6 @@ def rate_of(
     taken = now(device) - started
     memory = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
     return Measured(stage, rows / taken, operations * rows / taken, waited() / taken if waited else None, memory)
-
-
-def write_clip(folder: Path, toy: bool) -> None:
-    """Save a CLIP of random weights with ViT-B/16's sizes, or of toy ones, and the bundled tokenizer."""
-    import shutil
-
-    from transformers import CLIPConfig, CLIPModel
-
-    from dptr.pipeline.clip import bundled
-
-    folder.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
-        shutil.copyfile(bundled.BUNDLED / name, folder / name)
-    config = CLIPConfig.from_pretrained(bundled.BUNDLED)
-    text = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "num_hidden_layers": 12}
-    image = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
-    joint = 512
-    if toy:
-        text = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
-        image = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 3, "num_hidden_layers": 2}
-        joint = 32
-    else:
-        image["image_size"] = 224
-        prepared = folder / "preprocessor_config.json"
-        described = json.loads(prepared.read_text(encoding="utf-8"))
-        prepared.write_text(json.dumps({**described, "size": {"height": 224, "width": 224}}), encoding="utf-8")
-    for part, sizes in ((config.text_config, text), (config.vision_config, image)):
-        for key, value in {**sizes, "projection_dim": joint}.items():
-            setattr(part, key, value)
-    config.text_config.max_position_embeddings = 77
-    config.projection_dim = joint
-    torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(folder)
 
 
 if __name__ == "__main__":

@@ -24,17 +24,16 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
-from judged import at_least
-from own_memory import OwnMemory, megabytes_without_files, own_megabytes
+from common import at_least, megabytes_without_files, own_megabytes
+from torch.utils.data import get_worker_info
 
 from dptr.cache.errors import run_script
-from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE
+from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.stores.manifest import FileRecord, Manifest, Shard
 from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
-from dptr.trainer.data.held_out import split_rows
-from dptr.trainer.pretrain import PromptBatches
+from dptr.trainer.pretrain import PromptBatches, split_rows
 from dptr.trainer.recipe import load_recipe
 from dptr.trainer.training.loader import load_batches
 
@@ -49,11 +48,8 @@ def main() -> None:
     parser.add_argument("--batches", type=at_least(1), default=200)
     parser.add_argument("--workers", type=at_least(0), default=4)
     parser.add_argument("--store", type=Path, help="an empty folder to keep the store in, or one that has it")
-    parser.add_argument("--quick", action="store_true", help="50,000 rows and 100 batches")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.quick:
-        arguments.rows, arguments.batches, arguments.workers = 50_000, 100, 1
     if arguments.measure:
         measure(arguments.store, arguments.batches, arguments.workers)
         return
@@ -82,17 +78,9 @@ def measure(folder: Path, batches: int, workers: int) -> None:
     made(0)
     tell("first batch there, both included", started)
     started = time.perf_counter()
-    PromptBatches(store, None, training, recipe)(len(training) // recipe.pretrain.batch_size // 2)
-    tell("a batch in the middle of an epoch", started)
-    started = time.perf_counter()
     for number in range(batches):
         made(number)
     tell(f"{batches} batches in turn", started)
-    spread = np.random.default_rng(0).integers(0, len(training) // recipe.pretrain.batch_size + 1, 8)
-    started = time.perf_counter()
-    for number in spread.tolist():
-        made(number)
-    tell("8 batches anywhere in the epoch", started)
     if workers:
         held = [0.0] * workers
         started = time.perf_counter()
@@ -103,7 +91,19 @@ def measure(folder: Path, batches: int, workers: int) -> None:
     maps = Path("/proc/self/maps")
     mapped = sum(1 for _ in maps.open()) if maps.exists() else 0
     print(f"descriptors {psutil.Process().num_fds()}, mappings {mapped}")
-    tell_commit(folder, store.manifest)
+
+
+class OwnMemory:
+    """Makes batches; returns the number of the worker that made one, and that worker's memory in MB."""
+
+    def __init__(self, batches: PromptBatches) -> None:
+        self._batches = batches
+
+    def __call__(self, number: int) -> tuple[int, float]:
+        """Make batch ``number``."""
+        self._batches(number)
+        worker = get_worker_info()
+        return (worker.id if worker else 0), own_megabytes()
 
 
 def tell(what: str, started: float | None) -> None:
@@ -114,18 +114,6 @@ def tell(what: str, started: float | None) -> None:
 
 
 _spent = [0.0]
-
-
-def tell_commit(folder: Path, manifest: Manifest) -> None:
-    """Commit a shard behind as many, elsewhere."""
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        copy = Manifest(manifest.kind, manifest.identity, list(manifest.shards), dict(manifest.files))
-        started, spent = time.perf_counter(), time.process_time()
-        copy.commit_shard(Path(scratch), manifest.shards[0])
-        seconds, of_cpu = time.perf_counter() - started, time.process_time() - spent
-        size = (Path(scratch) / MANIFEST_FILE).stat().st_size
-    shards = len(manifest.shards)
-    print(f"a shard committed behind {shards:,}: {seconds * 1e3:.1f} ms, {of_cpu * 1e3:.1f} of CPU; {size:,} bytes")
 
 
 def write_store(folder: Path, rows: int, dim: int) -> None:

@@ -15,16 +15,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from judged import at_least
+from common import at_least, save_clip
 from numpy.typing import NDArray
 from PIL import Image
 
 from dptr.cache.errors import run_script
-from dptr.cache.progress import resident_megabytes
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.shards import Embeddings, EmbeddingsFile, write_shard
-from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.loading import ImageEncoder, load_clip
 from dptr.pipeline.photos.build_orp_bank import OrpBankSettings, build_orp_bank
 
@@ -52,7 +50,7 @@ def main() -> None:
 
 def measure_making(arguments: argparse.Namespace, folder: Path) -> None:
     if not arguments.quick:
-        save_clip(folder / "vit-b-16")
+        save_clip(folder / "vit-b-16", "vision")
     settings = OrpBankSettings(
         clip="tiny" if arguments.quick else str(folder / "vit-b-16"),
         precision=arguments.precision,
@@ -70,19 +68,6 @@ def measure_making(arguments: argparse.Namespace, folder: Path) -> None:
     print(f"{settings.precision}, batch {settings.batch}")
     print(f"{'bare model on ready tensors':32} {bare:8.2f} crops/s   1.00")
     print(f"{'the whole command':32} {command:8.2f} crops/s   {command / bare:.2f}")
-
-
-def save_clip(folder: Path) -> None:
-    """Save an untrained CLIP of ViT-B/16's size, with the bundled tokenizer, as transformers does."""
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
-
-    config = CLIPConfig(vision_config={"patch_size": 16}, text_config={})
-    torch.manual_seed(0)
-    model = CLIPModel(config)
-    model.save_pretrained(folder)
-    CLIPImageProcessorPil().save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((bundled_clip.BUNDLED / name).read_bytes())
 
 
 def bare_rate(encoder: ImageEncoder, batch: int, seconds: float) -> float:
@@ -103,12 +88,8 @@ def measure_noise(arguments: argparse.Namespace, folder: Path) -> None:
     print(f"\nnoise in batches of 256 rows from a bank of {size / 1e9:.1f} GB; copying the same bytes is 1.00")
     for count in (12, 78):
         copy, drawn, added = noise_rates(bank, count, arguments.batches)
-        first, last = resident(bank, count, arguments.batches)
-        print(
-            f"{count} tokens a row: copy {copy:.0f} rows/s 1.00; noise {drawn / copy:.2f}, added to a float32 memory "
-            f"{added / copy:.2f}; at most {first:.0f} MB resident in the first quarter of batches, {last:.0f} MB in "
-            "the last"
-        )
+        print(f"{count} tokens a row: copy {copy:.0f} rows/s 1.00; noise {drawn / copy:.2f}", end=", ")
+        print(f"added to a float32 memory {added / copy:.2f}")
 
 
 def make_bank(folder: Path, gigabytes: float) -> OrpBank:
@@ -146,17 +127,6 @@ def noise_rates(bank: OrpBank, count: int, batches: int) -> tuple[float, float, 
         copying += copying_done - started
     rows = 256 * batches
     return rows / copying, rows / drawing, rows / adding
-
-
-def resident(bank: OrpBank, count: int, batches: int) -> tuple[float, float]:
-    """Return the most resident MB in the first and in the last quarter of batches of noise."""
-    generator = np.random.default_rng(count)
-    seen = []
-    for _ in range(batches):
-        bank.tokens(*draw(bank, count, generator))
-        seen.append(resident_megabytes())
-    quarter = max(1, batches // 4)
-    return max(seen[:quarter]), max(seen[-quarter:])
 
 
 def draw(bank: OrpBank, count: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from judged import at_least
+from common import at_least
 from peer_readers import (
     ONE_THREAD,
     NotInstalled,

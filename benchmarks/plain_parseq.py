@@ -37,7 +37,7 @@ def padded_targets(labels: list[str], charset: Charset) -> Targets:
     return dataclasses.replace(targets, inputs=inputs, outputs=outputs)
 
 
-def loss_order_by_order(decoder: ParseqDecoder, memory: Tensor, targets: Targets, same_kernels: bool) -> Tensor:
+def loss_order_by_order(decoder: ParseqDecoder, memory: Tensor, targets: Targets) -> Tensor:
     """PARSeq's training step: each order runs the whole decoder again."""
     targets = targets.to(memory.device)
     outputs = targets.outputs
@@ -49,9 +49,9 @@ def loss_order_by_order(decoder: ParseqDecoder, memory: Tensor, targets: Targets
         query = decoder.dropout(decoder.positions[: targets.inputs.shape[1]].expand(len(memory), -1, -1))
         for depth, layer in enumerate(layers_of(decoder)):
             normed = layer.norm_content(content)
-            query = stream(layer, query, layer.norm_query(query), normed, memory, query_mask, same_kernels)
+            query = stream(layer, query, layer.norm_query(query), normed, memory, query_mask)
             if depth + 1 < len(decoder.layers):
-                content = stream(layer, content, normed, normed, memory, content_mask, same_kernels)
+                content = stream(layer, content, normed, normed, memory, content_mask)
         logits = decoder.logits(query).flatten(0, 1).float()
         losses.append(F.cross_entropy(logits, outputs.flatten(), ignore_index=targets.padding))
         counts.append((outputs != targets.padding).sum())
@@ -72,7 +72,7 @@ def stream(
     content: Tensor,
     memory: Tensor,
     mask: Tensor | None,
-    same_kernels: bool,
+    same_kernels: bool = False,
 ) -> Tensor:
     """One stream through one layer; keys and values are made anew for each, as PARSeq's attention modules do."""
     if same_kernels:

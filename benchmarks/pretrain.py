@@ -4,15 +4,13 @@ a  the authors' way: CLIP's text encoder at every step, prompts padded to 77 tok
 another
 b  the same decoder loop, on embeddings from a prompt store, padded to the same 78 tokens
 c  dptr: all orders in one pass, nothing longer than the batch needs, batches through the loader
-d  c with batches that already lie on the device: what feeding costs
 
 The loader's share is the time that c's loop waits for a batch. The share of the peak is the rate of the products that a
 step takes, counted by torch, by the rate of products of large matrices in the same precision and run.
 
 CLIP has the sizes of ViT-B/16's text side and random weights, which cost the same as trained ones. All ways train a
 decoder of the same sizes with the same optimiser and take turns; rates are medians, and only ratios travel. (a) and (b)
-attend as the authors' modules do, by torch's multi-head attention that also returns its weights; with --same-kernels
-they use dptr's fused attention, and the ratios say what the arrangement of the work alone is worth.
+attend as the authors' modules do, by torch's multi-head attention that also returns its weights.
 
 Smallest size: --quick --rows 60 --batch 4 --rounds 1 --steps 2
 """
@@ -20,7 +18,6 @@ Smallest size: --quick --rows 60 --batch 4 --rounds 1 --steps 2
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import tempfile
 import time
@@ -29,19 +26,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from common import at_least, save_clip, usable_device
 from gpu import now, peak
-from judged import at_least, usable_device
 from numpy.typing import NDArray
 from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import CLIPConfig, CLIPModel
 
 from dptr.cache.errors import run_script
 from dptr.cache.progress import set_quiet
 from dptr.cache.row_set import RowSet
 from dptr.cache.stores.prompts import PromptStore
-from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.loading import Clip, load_clip
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.pipeline.text.templates import Template
@@ -52,7 +47,7 @@ from dptr.trainer.recipe import Recipe, load_recipe
 from dptr.trainer.training.loader import load_batches
 
 PROMPT_TOKENS = 77
-WAYS = ("a authors", "b store", "c dptr", "d dptr, fed")
+WAYS = ("a authors", "b store", "c dptr")
 
 
 def main() -> None:
@@ -61,10 +56,9 @@ def main() -> None:
     parser.add_argument("--rows", type=at_least(1), default=2000, help="how many words")
     parser.add_argument("--batch", type=at_least(1), default=32)
     parser.add_argument("--rounds", type=at_least(1), default=3)
-    parser.add_argument("--steps", type=at_least(1), default=6, help="steps of c and d in a round; a and b take one")
+    parser.add_argument("--steps", type=at_least(1), default=6, help="steps of c in a round; a and b take one")
     parser.add_argument("--workers", type=at_least(0), default=0)
     parser.add_argument("--device", type=usable_device, default="cpu")
-    parser.add_argument("--same-kernels", action="store_true", help="a and b use fused attention, as c does")
     parser.add_argument("--quick", action="store_true", help="a small decoder and CLIP: only shows that it runs")
     arguments = parser.parse_args()
     set_quiet(True)
@@ -75,7 +69,7 @@ def main() -> None:
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
     words = read_words(arguments) if arguments.words else made_up_words(arguments.rows)
     (folder / "words.txt").write_text("\n".join(words), encoding="utf-8")
-    write_clip(folder / "clip", arguments.quick)
+    save_clip(folder / "clip", *([] if arguments.quick else ["text"]))
     settings = EmbedTextSettings(clip=str(folder / "clip"), device=arguments.device)
     summary = embed_text([str(folder / "words.txt")], folder / "prompts", settings)
     store = PromptStore(folder / "prompts")
@@ -94,12 +88,11 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         bench = Bench(arguments, store, clip, recipe, precision)
         rates[precision] = bench.rates()
         most = peak(torch.device(arguments.device), precision)
-        share_of_peak = {way: bench.step_flops() / arguments.batch / most for way in WAYS[2:]}
+        share_of_peak = bench.step_flops() / arguments.batch / most
         for way, rate in rates[precision].items():
             to_a, to_b = (rate / rates[precision][other] for other in WAYS[:2])
-            share = f"{bench.loader_share:9.2%}" if way == WAYS[2] else ""
-            of_peak = f"{share_of_peak[way] * rate:9.1%}" if way in share_of_peak else ""
-            print(f"{precision} {way:13}{rate:6.1f}{to_a:8.1f}{to_b:8.1f}{share:>9}{of_peak}")
+            ours = f"{bench.loader_share:9.2%}{share_of_peak * rate:9.1%}" if way == WAYS[2] else ""
+            print(f"{precision} {way:13}{rate:6.1f}{to_a:8.1f}{to_b:8.1f}{ours}")
         print(f"{precision} peak, measured by products of matrices: {most / 1e12:.2f} TFLOP/s")
     print(f"\nc in bf16 to a in fp32: {rates['bf16'][WAYS[2]] / rates['fp32'][WAYS[0]]:.1f}")
 
@@ -117,7 +110,7 @@ def authors_memory(clip: Clip, labels: list[str], device: torch.device) -> Tenso
 
 
 class Bench:
-    """The four ways at one precision, each with a decoder and an optimiser of its own."""
+    """The three ways at one precision, each with a decoder and an optimiser of its own."""
 
     def __init__(
         self, arguments: argparse.Namespace, store: PromptStore, clip: Clip, recipe: Recipe, precision: str
@@ -127,8 +120,7 @@ class Bench:
         self.batches = PromptBatches(store, None, RowSet.of(np.arange(len(store)), len(store)), recipe)
         self.order = np.random.default_rng(0).permutation(len(store))
         self.number = 0
-        self.trained = {way: self.made_decoder() for way in WAYS[:3]}
-        self.trained[WAYS[3]] = self.trained[WAYS[2]]
+        self.trained = {way: self.made_decoder() for way in WAYS}
         self.loader_share = 0.0
 
     def made_decoder(self) -> tuple[ParseqDecoder, torch.optim.Optimizer]:
@@ -148,7 +140,6 @@ class Bench:
             WAYS[0]: lambda: self.timed(WAYS[0], [self.rows()], self.memory_from_clip),
             WAYS[1]: lambda: self.timed(WAYS[1], [self.rows()], self.stored_memory),
             WAYS[2]: lambda: self.ours(shares),
-            WAYS[3]: self.fed,
         }
         for round_number in range(self.arguments.rounds + 1):
             for way, turn in turns.items():
@@ -178,7 +169,6 @@ class Bench:
                     decoder,
                     memory(labels, rows),
                     padded_targets(labels, self.store.charset),
-                    self.arguments.same_kernels,
                 )
             update(decoder, optimizer, loss)
         return sum(len(rows) for rows in batches) / (now(self.device) - started)
@@ -207,22 +197,14 @@ class Bench:
             waiting = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - waiting
-            rows += self.step(WAYS[2], batch)
+            rows += self.step(batch)
         seconds = now(self.device) - started
         shares.append(waited / seconds)
         return rows / seconds
 
-    def fed(self) -> float:
-        """The same steps with batches made beforehand."""
-        made = [self.batches(self.number + step) for step in range(self.arguments.steps)]
-        made = [PromptBatch(batch.memory.to(self.device), batch.targets.to(self.device)) for batch in made]
-        started = now(self.device)
-        rows = sum(self.step(WAYS[3], batch) for batch in made)
-        return rows / (now(self.device) - started)
-
-    def step(self, way: str, batch: PromptBatch) -> int:
-        """One training step; returns its rows."""
-        decoder, optimizer = self.trained[way]
+    def step(self, batch: PromptBatch) -> int:
+        """One training step of c; returns its rows."""
+        decoder, optimizer = self.trained[WAYS[2]]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             loss = decoder.loss(batch.memory.to(self.device), batch.targets.to(self.device))
         update(decoder, optimizer, loss)
@@ -231,24 +213,8 @@ class Bench:
     def step_flops(self) -> float:
         """Floating-point operations of one step of c, counted by torch."""
         with FlopCounterMode(display=False) as counter:
-            self.step(WAYS[2], self.batches(0))
+            self.step(self.batches(0))
         return float(counter.get_total_flops())
-
-
-def write_clip(folder: Path, quick: bool) -> None:
-    """Save a CLIP with random weights, its text side of ViT-B/16's sizes and its image side as small as can be."""
-    folder.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
-        shutil.copyfile(bundled_clip.BUNDLED / name, folder / name)
-    config = CLIPConfig.from_pretrained(bundled_clip.BUNDLED)
-    if not quick:
-        sizes = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
-        for key, value in {**sizes, "vocab_size": 49408, "projection_dim": 512}.items():
-            setattr(config.text_config, key, value)
-        setattr(config.vision_config, "projection_dim", 512)  # noqa: B010 - typed as perhaps a dictionary
-        config.projection_dim = 512
-    torch.manual_seed(0)
-    CLIPModel(config).save_pretrained(folder)
 
 
 def read_words(arguments: argparse.Namespace) -> list[str]:

@@ -11,7 +11,6 @@ Smallest size: --shapes parseq-small --batch 2 --rounds 1
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from judged import at_least
+from common import at_least
 from plain_parseq import decode_without_cache
 
 from dptr.cache.errors import run_script
@@ -46,7 +45,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="a fine-tuning run")
     parser.add_argument("--shapes", nargs="+", default=["parseq-small", "paper"], help="recipes, without RUN")
-    parser.add_argument("--refinements", type=at_least(0), help="rounds of it after reading; by default the recipe's")
     parser.add_argument("--batch", type=at_least(1), default=32)
     parser.add_argument("--rounds", type=at_least(1), default=5)
     arguments = parser.parse_args()
@@ -69,8 +67,6 @@ def compare(name: str, model: Recognizer, arguments: argparse.Namespace) -> None
     decoder = model.decoder
     if not isinstance(decoder, ParseqDecoder):
         raise TypeError("the recipe's decoder is not parseq")
-    if arguments.refinements is not None:
-        decoder.shape = dataclasses.replace(decoder.shape, refinements=arguments.refinements)
     generator = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {"encode": [], "cached": [], "without": []}
     same = 0

@@ -5,9 +5,8 @@ authors  their decoder (recipe `paper`: six layers of 512, six orders), one orde
 dptr     the recipe named, on embeddings from a prompt store; the seconds of embedding count
 
 Both learn the same words from the same CLIP, with as many rows a step and a rate that stays after its warm-up; neither
-gets noise. The clock stands still while held-out words are read; on a machine that others use, too, --clock processor
-counts processor time instead. --out keeps each point of the curves, as soon as it is there, as a row of
-JSON Lines. By default CLIP has the sizes of ViT-B/16's text side and random weights, which cost the same as
+gets noise. The clock stands still while held-out words are read. --out keeps each point of the curves as soon as it is
+there. By default CLIP has the sizes of ViT-B/16's text side and random weights, which cost the same as
 trained ones; what is learnt is to spell its embeddings.
 
 Smallest size: --quick --rows 60 --held-out 10 --batch 4 --limit 2 --every 1 --out ROWS
@@ -16,6 +15,7 @@ Smallest size: --quick --rows 60 --held-out 10 --batch 4 --limit 2 --every 1 --o
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from judged import at_least, usable_device, write_rows
+from common import at_least, save_clip, usable_device
 from numpy.typing import NDArray
 from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update
-from pretrain import authors_memory, write_clip
+from pretrain import authors_memory
 from torch import Tensor
 
 from dptr.cache.errors import run_script
@@ -55,7 +55,6 @@ Point = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--words", type=Path, help="a word list; by default words are made up from syllables")
     parser.add_argument("--clip", help="bundled name, directory or hub id, instead of random weights")
     parser.add_argument("--recipe", default="tiny", help="of dptr's way")
     parser.add_argument("--set", dest="changes", action="append", default=[], help="section.key=value of that recipe")
@@ -65,8 +64,7 @@ def main() -> None:
     parser.add_argument("--goal", type=float, default=0.9, help="share of held-out words to be read")
     parser.add_argument("--limit", type=float, default=3600, help="seconds of training for each way")
     parser.add_argument("--every", type=float, default=60, help="least seconds between points of the curve")
-    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="what is counted")
-    parser.add_argument("--out", type=Path, help="a Parquet file for the rows")
+    parser.add_argument("--out", type=Path, help="a JSON Lines file for the points of the curves")
     parser.add_argument("--quick", action="store_true", help="a small CLIP and decoder: only shows that it runs")
     parser.add_argument("--device", type=usable_device, default="cpu")
     arguments = parser.parse_args()
@@ -76,12 +74,11 @@ def main() -> None:
 
 
 def compare(arguments: argparse.Namespace, folder: Path) -> None:
-    words = arguments.words.read_text(encoding="utf-8").split() if arguments.words else made_up_words(arguments.rows)
-    words = list(dict.fromkeys(word.lower() for word in words))[: arguments.rows]
+    words = made_up_words(arguments.rows)
     (folder / "words.txt").write_text("\n".join(words), encoding="utf-8")
     name = arguments.clip or str(folder / "clip")
     if not arguments.clip:
-        write_clip(folder / "clip", arguments.quick)
+        save_clip(folder / "clip", *([] if arguments.quick else ["text"]))
     settings = EmbedTextSettings(CorpusSettings(charset="36", case="lower"), name, device=arguments.device)
     clock = stopwatch(arguments)
     started = clock()
@@ -106,7 +103,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         def keep(point: Point, way: str = name_of_way) -> None:
             points.append({**point, "arm": f"{way}, {point['seconds']:,.0f} s"})
             if arguments.out:
-                write_rows(arguments.out, points)
+                arguments.out.write_text("".join(f"{json.dumps(row)}\n" for row in points), encoding="utf-8")
 
         reached[name_of_way] = time_to_goal(way, held_out, before, arguments, keep)
     ours, theirs = reached["dptr"], reached["authors"]
@@ -121,22 +118,18 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
 class Way:
     """A decoder in training."""
 
-    decoder: Decoder
-    rate: float
+    store: PromptStore
 
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
         self.taken = 0
-        self.optimizer: torch.optim.Optimizer
 
     def loss(self, number: int) -> tuple[Tensor, int]:
         """The loss on batch ``number``, and how many rows it has."""
         raise NotImplementedError
 
-    store: PromptStore
-
     def read(self, rows: NDArray[np.int64]) -> list[str]:
-        """What is read of ``rows``."""
+        """Predictions for ``rows``."""
         raise NotImplementedError
 
     def begin(self, decoder: Decoder, rate: float) -> None:
@@ -207,9 +200,7 @@ class Authors(Way):
         """Order by order."""
         labels = self.store.labels_of(self.order.choice(self.rows, min(self.batch, len(self.rows)), replace=False))
         targets = padded_targets(labels, self.store.charset)
-        return loss_order_by_order(self.parseq, authors_memory(self.clip, labels, self.device), targets, False), len(
-            labels
-        )
+        return loss_order_by_order(self.parseq, authors_memory(self.clip, labels, self.device), targets), len(labels)
 
     @torch.inference_mode()
     def read(self, rows: NDArray[np.int64]) -> list[str]:
@@ -264,12 +255,12 @@ def time_to_goal(
 
 
 def stopwatch(arguments: argparse.Namespace) -> Callable[[], float]:
-    """Return a clock that waits for the device, or processor time."""
+    """Return a clock that waits for the device."""
 
     def now() -> float:
         if arguments.device.startswith("cuda"):
             torch.cuda.synchronize()
-        return time.process_time() if arguments.clock == "processor" else time.perf_counter()
+        return time.perf_counter()
 
     return now
 

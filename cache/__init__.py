@@ -1,9 +1,7 @@
-"""What is on disk, and what all commands share; the floor that stage 1 and training stand on. Imports no model library.
+"""What is on disk, and what all commands share; imports no model library.
 
-Read first: workspace (where things are), file_names, errors, charset and normalization (raw text to labels),
-validation (which rows validate), row_set (some of many rows). Then stores/ (prompt stores, ORP banks, word-crop
-stores), word_images/ (labelled crops of any form) with pictures (the one decoder), and sql/. command_line, options,
-path_lists and choices are what commands share, commands the three of this folder. progress, table,
-visible and plain_json print; interrupts, launched, processors, ranges and tensor_hash are small and used by both
-stages; remote fetches what lies elsewhere.
+stores/ has prompt stores, ORP banks and image-feature stores; crops/ labelled crops of any form; text/ charsets,
+normalisation and reading order; sql/ queries over all of it. workspace and file_names name folders and files, errors
+has the exceptions and their exit codes, rejections what becomes of unusable inputs, remote and hub fetch files.
+command_line, options, path_lists and choices declare options; progress, table and visible print.
 """

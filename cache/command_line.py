@@ -150,7 +150,7 @@ def print_report(name: str, report: Report, as_json: bool) -> None:
 
 
 def _print_answer(name: str, answer: "Answer", report: Report, as_json: bool) -> None:
-    from dptr.cache.sql.answers import json_pieces, text_pieces
+    from dptr.cache.sql.query import json_pieces, text_pieces
 
     if not as_json:
         for piece in text_pieces(answer, report.form):

@@ -41,7 +41,8 @@ def sql(
 
     Example: dptr sql "select label, n_tokens from prompts order by n_tokens desc limit 10"
     """
-    from dptr.cache.sql import answers, views
+    from dptr.cache.sql import query as queries
+    from dptr.cache.sql import views
     from dptr.cache.sql.query import ask
 
     started = time.monotonic()
@@ -55,7 +56,7 @@ def sql(
         names = views.write_views(workspace, view_file)
         figures = {"out": str(view_file), "views": names, "rows": len(names)}
         return Report({**figures, "seconds": time.monotonic() - started}, f"{view_file}: {', '.join(names)}")
-    form = form or (answers.form_of(out) if out else "table")
+    form = form or (queries.form_of(out) if out else "table")
     if out is not None and query is None:
         raise UserError("no query whose answer could be written", 'Give one: dptr sql "from prompts" -o FILE')
     figures = {"out": str(out or workspace.root)}
@@ -66,7 +67,7 @@ def sql(
     if out is None:
         answer = ask(connection, query)
         return Report({**figures, "seconds": time.monotonic() - started}, answer=answer, form=form)
-    rows = answers.write_answer(connection, query, form, out)
+    rows = queries.write_answer(connection, query, form, out)
     return Report({**figures, "rows": rows, "seconds": time.monotonic() - started}, f"{rows:,} rows in {out}")
 
 

@@ -1,9 +1,20 @@
-"""Inputs that cannot be used, or only altered: counted by their reason, with where they are."""
+"""Rejected inputs: counted by their reason in memory, or written to a Parquet file that ``dptr sql`` shows."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dptr.cache.errors import DamagedStore, TooManyRejected
+from dptr.cache.progress import note
+from dptr.cache.stores import checksummed as checksummed
+from dptr.cache.stores.files import atomic_path, begun_anew
 
 _EXAMPLES = 3
 _MOST_LISTED = 100_000
@@ -62,3 +73,108 @@ class Tally:
 
 def _kind(reason: str) -> str:
     return reason.split(":", 1)[0]
+
+
+SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),  # file the input came from
+        ("line", pa.int64()),  # line or row in it, from 1; null where there is none
+        ("item", pa.string()),  # the input itself, cut to 200 characters
+        ("reason", pa.string()),
+    ]
+)
+_ROWS_BUFFERED = 8192
+_ITEM_CHARACTERS = 200
+
+
+def example(path: Path) -> str:
+    """Return source and reason of a file's first rejected input; nothing where there is none."""
+    with pq.ParquetFile(path) as rejected:
+        first = next(rejected.iter_batches(1, columns=["source", "reason"]), None)
+    return "" if first is None else ": {source}, {reason}".format(**first.to_pylist()[0])
+
+
+class Quarantine:
+    """Collects rejections and writes them to ``path`` when closed; memory does not grow with their number.
+
+    What an earlier run rejected stays, but for the sources that this run reads (:meth:`reads`): they are judged anew.
+    Whether the file is still what that run wrote is told by its checksum, in a store by the manifest, too
+    (``Manifest.rewriting``).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.counts: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
+        self._rows: list[dict[str, object]] = []
+        self._sources: set[str] = set()
+        self._context = atomic_path(path)
+        self._written = self._context.__enter__()
+        self._writer = pq.ParquetWriter(self._written, SCHEMA.with_metadata(checksummed.METADATA), compression="zstd")
+
+    @property
+    def total(self) -> int:
+        """How many inputs were rejected."""
+        return self.counts.total()
+
+    def reads(self, source: str) -> None:
+        """Say that ``source`` is read by this run, which replaces what an earlier one rejected of it."""
+        self._sources.add(source)
+
+    def reject(self, source: str, line: int | None, item: str, reason: str) -> None:
+        """Record one rejected input. The part of ``reason`` before a colon is what rejections are counted by."""
+        self._sources.add(source)
+        kind = _kind(reason)
+        self.counts[kind] += 1
+        examples = self.examples.setdefault(kind, [])
+        if len(examples) < _EXAMPLES:
+            examples.append(item[:40])
+        item = item[:_ITEM_CHARACTERS].encode("utf-8", "backslashreplace").decode("utf-8")
+        self._rows.append({"source": source, "line": line, "item": item, "reason": reason})
+        if len(self._rows) >= _ROWS_BUFFERED:
+            self._write()
+
+    def check(self, max_bad: int | None) -> None:
+        """Raise :class:`TooManyRejected` when more than ``max_bad`` inputs were rejected (None: no limit)."""
+        if max_bad is not None and self.total > max_bad:
+            reasons = ", ".join(f"{kind} ({count})" for kind, count in self.counts.most_common(3))
+            raise TooManyRejected(
+                f"{self.total} inputs were rejected, {max_bad} are allowed: {reasons}",
+                f"See {self.path}, or raise --max-bad",
+            )
+
+    def _write(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows, SCHEMA))
+        self._rows.clear()
+
+    def _keep_earlier(self) -> None:
+        if not self.path.is_file():
+            return
+        read = pa.array(sorted(self._sources), pa.string())
+        try:
+            checksummed.require_whole(self.path)
+            with pq.ParquetFile(self.path) as earlier:
+                # All or nothing: of a file that breaks off, the rows before are no better.
+                for _ in earlier.iter_batches(_ROWS_BUFFERED):
+                    pass
+                for batch in earlier.iter_batches(_ROWS_BUFFERED):
+                    rows = pa.Table.from_batches([batch])
+                    kept = rows.filter(pc.invert(pc.is_in(rows["source"], read)))
+                    if len(kept):
+                        self._writer.write_table(kept)
+        except (DamagedStore, pa.ArrowException, OSError, KeyError):
+            note(begun_anew(self.path))
+
+    def __enter__(self) -> Quarantine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._rows:
+            self._write()
+        self._keep_earlier()
+        self._writer.close()
+        checksummed.checksum(self._written)
+        # What was rejected is worth keeping even when the work was cut short.
+        self._context.__exit__(None, None, None)

@@ -1,8 +1,7 @@
 """Which data is for validation, by hashes of it and a seed, so that growth of the data moves nothing.
 
 A word image's side is :func:`validation_position` of its key and label. A prompt's is :func:`positions_of` its label's
-hash, which is stored with the label: a hundred million of them are placed in less than a second. Runs of earlier
-versions placed prompts by :func:`validation_position`.
+hash, which is stored with the label: a hundred million of them are placed in less than a second.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def main(words: str, photos: str, crops: str, picture: str, steps: int = 2000) -
     reader: dptr.Reader = dptr.load(recogniser.folder)
     pixels = np.full((32, 128, 3), 255, np.uint8)
     print(reader(picture).text)
-    return reader.read([picture, pixels], batch_size=2)
+    return list(reader.read_each([picture, pixels], batch_size=2))
 
 
 if __name__ == "__main__":

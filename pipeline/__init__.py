@@ -1,7 +1,7 @@
-"""Stage 1: raw text, photos and labelled crops to stores.
+"""Stage 1: text, photos and labelled crops to stores.
 
-starting/ comes before it: checks of a machine, and a plan. clip/ loads CLIP; text/ makes prompt stores, photos/ ORP
-banks, neighbours/ each prompt's nearest crops, image_features/ stores of labelled crops, rendering/ synthetic crops;
-repair/ computes damaged shards again, parts/ shares a store's making out. commands is where each command starts,
-choices are its options' values; read_ahead reads files in threads.
+text/ makes prompt stores, photos/ ORP banks with their index and each prompt's neighbours, crops/ image-feature stores,
+rendering/ synthetic labelled crops. clip/ is all that dptr has of CLIP; executors/ runs the making of shards in this
+process, in parts or by Ray. repair recomputes damaged shards, init/ inspects a machine and a user's data. commands and
+options declare the commands.
 """

@@ -1,7 +1,7 @@
-"""Stages 2 and 3: prompt stores to a decoder, labelled crops to a recogniser that reads.
+"""Stages 2 and 3: prompt stores to a decoder, labelled crops to a recogniser.
 
-One file a stage: pretrain, finetune, evaluate (with metrics, evaluation_table and predictions), read (with read_files
-and page_boxes), zero_label. They put together data/ (batches by number), model/ (what is trained) and
-training/ (the one loop). report/ shows one, export/ takes it elsewhere. commands/ is where
-each command starts; choices are its options' values, tensor_file writes safetensors.
+pretrain, finetune, adapt, evaluate (metrics, predictions) and read (read_files) are a stage each; zero_shot and
+nearest_words read without labelled crops. They put together data/ (batches by number), model/ (what is trained) and
+training/ (the loop). report/ shows a run, export/ writes it for other programs. commands/ declares the commands,
+recipe the settings, choices the values of options.
 """

@@ -24,9 +24,8 @@ import numpy as np
 import torch
 
 from dptr.cache import launched
-from dptr.cache.crops.dataset import UnreadableImage, WordImages
+from dptr.cache.crops.dataset import UnreadableImage, WordImages, without_overlap
 from dptr.cache.crops.samples import Samples
-from dptr.cache.crops.split import without_overlap
 from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import CHECKPOINTS_FOLDER, RUN_FILE

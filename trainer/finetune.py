@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dptr.cache.crops.dataset import WordImages
-from dptr.cache.crops.split import split, without_overlap
+from dptr.cache.crops.dataset import WordImages, split, without_overlap
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import SAFETENSORS
 from dptr.cache.progress import note
@@ -21,15 +20,13 @@ from dptr.cache.stores.files import sha256_of
 from dptr.cache.text.charset import Charset
 from dptr.trainer.data.buckets import few_shapes
 from dptr.trainer.data.image_batches import CropBatches, ImageBatches, Oddities
-from dptr.trainer.data.image_features import StoredCrops, require_one_kind
-from dptr.trainer.data.stored_batches import StoredBatches
+from dptr.trainer.data.image_features import StoredBatches, StoredCrops, require_one_kind
 from dptr.trainer.evaluate import read_stored_crops, read_word_images
 from dptr.trainer.metrics import field_score, score
 from dptr.trainer.model.encoders import build_encoder
-from dptr.trainer.model.encoders.base import Encoder, PretrainedEncoder
+from dptr.trainer.model.encoders.base import Encoder, GivenTokens, PretrainedEncoder
 from dptr.trainer.model.encoders.clip import PREFIX, weights_hash
-from dptr.trainer.model.encoders.given import GivenTokens
-from dptr.trainer.model.recognizer import Recognizer, with_present_names
+from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.model.weight_loading import Coverage, load_weights
 from dptr.trainer.predictions import keep_rejections
 from dptr.trainer.recipe import EncoderSettings, FmuSettings, Recipe, Settings
@@ -90,7 +87,7 @@ def finetune(
         training, validation = split(images, recipe.finetune.validation_share, recipe.finetune.seed)
     device = torch.device(device)
     torch.manual_seed(recipe.finetune.seed)
-    charset = charset_of_run(out, charset, recipe.decoder, start)
+    charset = charset_of_run(charset, recipe.decoder, start)
     memory_dim = start.memory_dim if start else recipe.decoder.memory_dim or recipe.decoder.dim
     encoder, untrained = _encoder(images, recipe, encoder_model)
     recognizer = Recognizer(recipe, charset, memory_dim, encoder)
@@ -115,7 +112,7 @@ def finetune(
 
     task = loop.Task(
         model=recognizer,
-        batch=few_shapes(batches, recipe.decoder) if is_compiled(recipe.finetune, device) else batches,
+        batch=few_shapes(batches, recipe.decoder.max_label_length) if is_compiled(recipe.finetune, device) else batches,
         loss=lambda batch: recognizer.loss(batch.images, batch.targets),  # type: ignore[arg-type]  # widened by now
         notice=oddities.take,
         validate=validate or partial(validated, images=validation or training, device=device),
@@ -173,7 +170,7 @@ def _pooled(images: WordImages) -> WordImages:
 
 def _weights_of(start: runs.Trained, images: WordImages) -> dict[str, Tensor]:
     """Return the weights to start from; for a store those behind the encoder, which must be its own encoder."""
-    weights = with_present_names(start.weights())
+    weights = start.weights()
     if start.kind == "pretrain" or not isinstance(images, StoredCrops):
         return weights
     images.require_encoder(weights_hash(_encoder_weights(weights)), start.name)

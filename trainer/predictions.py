@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 from dptr.cache.choices import Units
 from dptr.cache.crops.dataset import WordImages
 from dptr.cache.file_names import PREDICTIONS_FOLDER, QUARANTINE_FILE, VALIDATION_WORDS
+from dptr.cache.rejections import Quarantine
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path, remove_leftovers
-from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.text.units import number_of_units
 from dptr.trainer.evaluate import ReadImages
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,12 @@ from dptr.cache.progress import note
 from dptr.cache.row_set import RowSet
 from dptr.cache.stores.manifest import Manifest, require_same_encoder
 from dptr.cache.stores.orp import OrpBank
+from dptr.cache.stores.prompt_rows import within
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.text.charset import Charset
+from dptr.cache.validation import positions_of
 from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
 from dptr.trainer.data.buckets import few_shapes, padded_memory, padded_targets
-from dptr.trainer.data.held_out import split_rows
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.data.noisy_memory import noisy_memory
 from dptr.trainer.data.stored_memory import StoredMemory
@@ -155,7 +157,7 @@ def pretrain(
         embeddings.check_embeddings()
     data = data_identity(store, bank)
     clip = store.manifest.identity
-    charset = charset_of_run(out, store.charset, recipe.decoder)
+    charset = charset_of_run(store.charset, recipe.decoder)
     with processes.first_before_others():
         run = runs.start_or_continue(
             out, "pretrain", recipe, charset, store.dim, data, clip["encoder"], clip["weights"]
@@ -169,7 +171,7 @@ def pretrain(
     batches = PromptBatches(store, noise, training, recipe, charset)
     task = loop.Task(
         model=decoder,
-        batch=few_shapes(batches, recipe.decoder) if is_compiled(recipe.pretrain, device) else batches,
+        batch=few_shapes(batches, recipe.decoder.max_label_length) if is_compiled(recipe.pretrain, device) else batches,
         loss=lambda batch: decoder.loss(batch.memory, batch.targets),  # type: ignore[arg-type]  # put together by now
         validate=lambda model: validate(model, store, noise, validation, recipe, charset, device, out),
         rows=lambda batch: len(batch.targets.inputs),
@@ -323,3 +325,53 @@ def _require_room(store: PromptStore, recipe: Recipe) -> None:
             f"the store has labels of {longest} characters, the memory {recipe.memory.columns} columns",
             f"Use --set memory.columns={2 * longest}",
         )
+
+
+_PLACES = 1 << 32
+
+
+def split_rows(store: PromptStore, recipe: Recipe) -> tuple[NDArray[np.int64], RowSet]:
+    """Return the rows to validate on, at most ``validation_rows`` of those that are for it, and the rows to train on.
+
+    A label's side depends on the label and the seed alone, case-insensitive: variants of case are never on both sides,
+    and growth of the store moves none. Made-up words are all for training: their accuracy does not describe the
+    store's language. Those to validate on are row numbers, int64 of shape (rows,), rising.
+
+    Raises:
+        UserError: the store has too few labels.
+    """
+    settings = recipe.pretrain
+    lowest = _Lowest(settings.validation_rows)
+
+    limit = np.uint32(settings.validation_share * _PLACES)
+
+    def trained_on() -> Iterator[NDArray[np.bool_]]:
+        first = 0
+        for hashes in store.rows.column("label_hash"):
+            positions = positions_of(hashes, settings.seed)
+            chosen = (positions < limit) & ~within(store.made_up, first, len(positions))
+            lowest.add(first + np.flatnonzero(chosen), positions[chosen])
+            first += len(positions)
+            yield ~chosen
+
+    training = RowSet(trained_on())
+    if not len(lowest.rows) or not len(training):
+        raise UserError(
+            f"{store.folder} has {len(store)} rows, too few to keep {settings.validation_share:g} for validation",
+            "Embed at least 100 labels, or change pretrain.validation_share",
+        )
+    return np.sort(lowest.rows), training
+
+
+class _Lowest:
+    """The ``count`` rows of the lowest positions, of two equal ones the first."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self.rows = np.zeros(0, np.int64)
+        self._positions: NDArray[Any] = np.zeros(0)
+
+    def add(self, rows: NDArray[np.int64], positions: NDArray[Any]) -> None:
+        positions = np.concatenate([self._positions, positions])
+        kept = np.argsort(positions, kind="stable")[: self._count]
+        self.rows, self._positions = np.concatenate([self.rows, rows])[kept], positions[kept]

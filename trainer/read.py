@@ -39,6 +39,14 @@ from dptr.trainer.zero_shot import zero_label_recognizer
 #: A picture of one word or line: a file, a PIL image, an array, uint8, (height, width, 3) RGB or (height, width) grey,
 #: or a tensor, (3, height, width) or (1, height, width), uint8 from 0 to 255 or floating from 0 to 1.
 Picture = Image.Image | Path | str | NDArray[np.uint8] | Tensor
+#: Several of them; a text alone is one picture's path, though it is a sequence of texts, too.
+Pictures = (
+    Sequence[Image.Image | Path | NDArray[np.uint8] | Tensor]
+    | list[Picture]
+    | tuple[Picture, ...]
+    | list[str]
+    | tuple[str, ...]
+)
 #: Words that are likely: a file of them, one a line, how often each occurs, or ``none``.
 Words = Path | str | Mapping[str, float]
 #: A picture, or why there is none.
@@ -107,7 +115,7 @@ class Reader:
     @overload
     def read(self, images: str | Path | Image.Image, batch_size: int | None = None) -> Prediction: ...
     @overload
-    def read(self, images: list[Picture] | tuple[Picture, ...], batch_size: int | None = None) -> Predictions: ...
+    def read(self, images: Pictures, batch_size: int | None = None) -> Predictions: ...
     @overload
     def read(self, images: NDArray[np.uint8] | Tensor, batch_size: int | None = None) -> Prediction | Predictions: ...
     @overload

@@ -1,15 +1,21 @@
-"""``dptr read`` over many pictures: predictions one after another, and the file it writes as it goes."""
+"""``dptr read`` over many pictures and over pages with boxes: predictions in order, written to a file as they come.
+
+Boxes of words are JSON (a list, COCO, PaddleOCR) or ICDAR's lines; quadrilaterals are made upright.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
@@ -19,7 +25,6 @@ from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.stores.files import atomic_path
 from dptr.trainer.model.recognizer import Prediction
-from dptr.trainer.page_boxes import read_boxes
 from dptr.trainer.read import Reader, open_picture
 
 Row = dict[str, Any]
@@ -155,3 +160,161 @@ def _raise(error: UserError) -> Image.Image:
 def _unicode(row: Row) -> Row:
     """A row whose picture's name is Unicode: names of files need not be."""
     return {**row, "image": row["image"].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")}
+
+
+Corner = tuple[float, float]
+_FORMS = (
+    "Give JSON (boxes [left, top, right, bottom], four [x, y], or objects with COCO's bbox or PaddleOCR's points), "
+    "or ICDAR's lines: x1,y1,x2,y2,x3,y3,x4,y4 or left,top,right,bottom, then the text"
+)
+_LEAST_SIDE = 2.0
+_LARGEST_SIDE = 8192
+
+
+@dataclass(frozen=True)
+class Box:
+    """A word on a page: its corners in pixels, clockwise from where its text begins at the top; ``number`` from 1."""
+
+    number: int
+    corners: tuple[Corner, Corner, Corner, Corner]
+
+    def cut_from(self, page: Image.Image) -> Image.Image:
+        """Return the word upright, as wide and high as its longer sides; what lies outside the page is black.
+
+        Raises:
+            UserError: the corners enclose nothing that could be read, or cross over.
+        """
+        points = np.array(self.corners)
+        sides = np.linalg.norm(np.roll(points, -1, axis=0) - points, axis=1)
+        width, height = max(sides[0], sides[2]), max(sides[1], sides[3])
+        turns = [_turn(points[i], points[(i + 1) % 4], points[(i + 2) % 4]) for i in range(4)]
+        on_page = (points.max(0) > 0).all() and (points.min(0) < page.size).all()
+        is_large_enough = min(width, height) >= _LEAST_SIDE and max(width, height) <= _LARGEST_SIDE
+        if not (on_page and is_large_enough and min(turns) > 0):
+            raise UserError(f"box {self.number} encloses no word", "Give corners on the page, clockwise from top left")
+        size = (max(1, round(width)), max(1, round(height)))
+        return page.transform(size, Image.Transform.PERSPECTIVE, _perspective(points, size), Image.Resampling.BICUBIC)
+
+
+def read_boxes(path: Path, page: str = "") -> list[Box]:
+    """Read a file of boxes: JSON where its name ends so, else ICDAR's text lines.
+
+    Args:
+        path: the file. page: the picture's file name, which chooses among the images of a COCO file.
+
+    Raises:
+        UserError: it cannot be read, or an entry or line holds no box; the message names which.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        boxes = _of_json(json.loads(text), page) if path.suffix.lower() == ".json" else _of_lines(text)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} cannot be read as boxes ({reason})", _FORMS) from error
+    if not boxes:
+        raise UserError(f"{path} holds no box", _FORMS)
+    return [Box(number, corners) for number, corners in enumerate(boxes, 1)]
+
+
+def _of_json(value: Any, page: str) -> list[tuple[Corner, Corner, Corner, Corner]]:
+    if isinstance(value, dict) and "annotations" in value:
+        value = _annotations_of(value, page)
+    elif isinstance(value, dict):
+        lists = [entry for entry in value.values() if isinstance(entry, list)]
+        if len(lists) != 1:
+            raise ValueError(f"{len(lists)} lists in the object, and none called annotations")
+        value = lists[0]
+    if not isinstance(value, list):
+        raise ValueError("no list of boxes")
+    found = []
+    for number, entry in enumerate(value, 1):
+        try:
+            found.append(_corners(entry))
+        except (ValueError, TypeError, ArithmeticError) as error:
+            raise ValueError(f"entry {number}: {str(error)[:120]}") from error
+    return found
+
+
+def _annotations_of(coco: dict[str, Any], page: str) -> list[Any]:
+    """Return the annotations of the page; of all where the file has one image."""
+    images, annotations = coco.get("images", []), coco["annotations"]
+    if not all(isinstance(part, list) and all(isinstance(e, dict) for e in part) for part in (images, annotations)):
+        raise ValueError("images and annotations are no lists of objects")
+    if len(images) < 2:
+        return list(annotations)
+    ids = [image.get("id") for image in images if Path(str(image.get("file_name"))).name == Path(page).name]
+    if len(ids) != 1:
+        raise ValueError(f"{len(ids)} of its {len(images)} images are called {Path(page).name}")
+    return [entry for entry in annotations if entry.get("image_id") == ids[0]]
+
+
+def _corners(entry: Any) -> tuple[Corner, Corner, Corner, Corner]:
+    if isinstance(entry, dict):
+        if "bbox" in entry:  # COCO's: left, top, width, height
+            left, top, width, height = _numbers(entry["bbox"], 4)
+            return _rectangle(left, top, left + width, top + height)
+        name = next((name for name in ("points", "corners") if name in entry), None)
+        if name is None:
+            raise ValueError("no bbox, points or corners in it")
+        entry = entry[name]
+    if not isinstance(entry, list):
+        raise ValueError("neither a list nor an object")
+    if entry and not isinstance(entry[0], list):
+        if len(entry) == 8:
+            x = _numbers(entry, 8)
+            return (x[0], x[1]), (x[2], x[3]), (x[4], x[5]), (x[6], x[7])
+        return _rectangle(*_numbers(entry, 4))
+    if len(entry) != 4:
+        raise ValueError(f"{len(entry)} corners, not 4")
+    a, b, c, d = (_numbers(corner, 2) for corner in entry)
+    return (a[0], a[1]), (b[0], b[1]), (c[0], c[1]), (d[0], d[1])
+
+
+def _numbers(values: Any, count: int) -> list[float]:
+    if not isinstance(values, list) or len(values) != count or any(isinstance(v, bool | str) for v in values):
+        raise ValueError(f"{values} are not {count} numbers")
+    numbers = [float(value) for value in values]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{values} are not all finite")
+    return numbers
+
+
+def _of_lines(text: str) -> list[tuple[Corner, Corner, Corner, Corner]]:
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        # No quotes are parsed: a text may hold any, and stands behind the numbers.
+        parts = line.split(",") if "," in line else line.split()
+        numbers = list(map(float, takewhile(_is_number, parts)))
+        if not line.strip():
+            continue
+        if len(numbers) < 4:
+            raise ValueError(f"line {number} begins with {len(numbers)} numbers: {line[:60]}")
+        found.append(_corners(numbers[: 8 if len(numbers) >= 8 else 4]))
+    return found
+
+
+def _rectangle(left: float, top: float, right: float, bottom: float) -> tuple[Corner, Corner, Corner, Corner]:
+    return (left, top), (right, top), (right, bottom), (left, bottom)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _turn(before: Any, at: Any, after: Any) -> float:
+    """Twice the area that two sides span; positive where they turn clockwise, as y grows downwards."""
+    one, other = at - before, after - at
+    return float(one[0] * other[1] - one[1] * other[0])
+
+
+def _perspective(points: Any, size: tuple[int, int]) -> tuple[float, ...]:
+    """The eight coefficients that take a pixel of the upright word to its place on the page."""
+    targets = [(0, 0), (size[0], 0), size, (0, size[1])]
+    rows, places = [], []
+    for (u, v), (x, y) in zip(targets, points.tolist(), strict=True):
+        rows += [[u, v, 1, 0, 0, 0, -u * x, -v * x], [0, 0, 0, u, v, 1, -u * y, -v * y]]
+        places += [x, y]
+    return tuple(np.linalg.solve(np.array(rows, float), np.array(places)).tolist())

@@ -1,7 +1,7 @@
 """Labelled word images for training and evaluation: which there are, which are rejected and why, and their pixels.
 
 Labels are normalised and checked once, when the data is listed. Images are read on demand, in whichever process needs
-them.
+them. ``split`` and ``without_overlap`` keep training and validation crops apart.
 """
 
 from __future__ import annotations
@@ -10,21 +10,23 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from dptr.cache.crops.form import NotLabelled, PlacedSource, Source
-from dptr.cache.crops.listing import Rules, list_crops
-from dptr.cache.crops.samples import CropTable, Rows, Sample, Samples
+from dptr.cache.crops.samples import CropTable, Rows, Rules, Sample, Samples, list_crops
 from dptr.cache.crops.sources import find_sources
 from dptr.cache.errors import DptrError, UserError
 from dptr.cache.pictures import UnusablePicture, decode
+from dptr.cache.progress import note, progress
 from dptr.cache.rejections import Tally
+from dptr.cache.row_set import RowSet
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
+from dptr.cache.validation import validation_position
 
 _LEAST_SIDE = 2
 #: What reading a word image raises where it is missing or damaged.
@@ -182,3 +184,63 @@ def preprocess(image: Image.Image, height: int = 32, width: int = 128) -> NDArra
     """
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
+
+
+Images = TypeVar("Images", bound=WordImages)
+
+
+def split(images: Images, share: float, seed: int) -> tuple[Images, Images]:
+    """Choose about ``share`` of the images for validation, each by its own key and label: more data moves none.
+
+    Returns:
+        The images to train on and those for validation, each in the order of the data.
+
+    Raises:
+        UserError: one of the two would be empty.
+    """
+    chosen = _chosen(images.samples, share, seed)
+    if share <= 0 or chosen.all():
+        raise UserError(
+            f"cannot keep {share:g} of {len(images)} images for validation",
+            "Give a share between 0 and 1, or more data",
+        )
+    validation = images.only(RowSet([chosen]))
+    validation.require_readable()
+    return images.only(RowSet([~chosen])), validation
+
+
+def without_overlap(training: Images, validation: WordImages) -> Images:
+    """Return the training images that are no picture of the validation set: the bytes of pictures are compared.
+
+    Raises:
+        UserError: none would be left, or the validation set has no readable image.
+    """
+    validation.require_readable()
+    total = len(validation) + len(training)
+    with progress("comparing training and validation crops", total, "crops") as shown:
+
+        def hashes(images: WordImages) -> Iterator[bytes | None]:
+            for found in images.content_hashes():
+                shown.advance()
+                yield found
+
+        held_out = set(hashes(validation)) - {None}
+        apart = np.fromiter((found not in held_out for found in hashes(training)), np.bool_, len(training))
+    overlapping = len(training) - int(apart.sum())
+    if not overlapping:
+        return training
+    if overlapping == len(training):
+        raise UserError(
+            f"all {overlapping:,} training crops are validation crops, too",
+            "Name other crops with --validation, or leave it out: a share of the data is taken",
+        )
+    note(f"rejected: {overlapping:,} of {len(training):,} training crops, which are validation crops, too")
+    return training.only(RowSet([apart]))
+
+
+def _chosen(samples: Samples, share: float, seed: int) -> NDArray[np.bool_]:
+    """Return whether each sample is for validation, shape (samples,)."""
+    positions = np.fromiter((validation_position(name, seed) for name in samples.names()), np.float64, len(samples))
+    chosen = positions < share
+    # Of few images none may fall below the share: the nearest to it is better than nothing.
+    return chosen if chosen.any() or share <= 0 or not len(samples) else positions <= positions.min()

@@ -1,6 +1,6 @@
 """Parquet with encoded images and their labels, as dptr packs them and as Hugging Face's datasets store them.
 
-Read and written. Prediction one image decodes its row group, so LMDB is the better form for training in random order.
+Read and written. Reading one image decodes its row group, so LMDB is the better form for training in random order.
 """
 
 from __future__ import annotations

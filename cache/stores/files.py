@@ -11,7 +11,7 @@ import socket
 import stat
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase
 from io import BufferedReader
@@ -41,29 +41,13 @@ from dptr.cache.file_names import (
     WEIGHTS_FILE,
 )
 
+#: What is wrong with a file whose hash is another.
+CHANGED = "is damaged: its contents have changed"
 #: Ends the names of what is not finished yet.
 TEMPORARY_SUFFIX = ".writing"
 #: Stands in temporary names: processes of other machines that share a disk are not to be taken for ended ones.
 _HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 _swept: set[tuple[int, Path]] = set()
-
-#: Names and patterns of a store's files.
-_STORE_FILES = (
-    MANIFEST_FILE,
-    QUARANTINE_FILE,
-    PHOTOS_FILE,
-    PREFIX_FILE,
-    ROWS_FILE,
-    NEIGHBOURS_ARRAY,
-    NEIGHBOURS_TABLE,
-    "part-*.arrow",
-    "part-*.parquet",
-    "index*.faiss",
-)
-_RUN_FILES = (RUN_FILE, RECIPE_FILE, METRICS_FILE, TIMINGS_FILE, QUARANTINE_FILE)
-_RUN_FOLDERS = (CHECKPOINTS_FOLDER, PREDICTIONS_FOLDER)
-_MODEL_FILES = (RECIPE_FILE, MODEL_CONFIG_FILE, IMAGE_PROCESSOR_FILE, *TOKENIZER_FILES, WEIGHTS_FILE)
-_MODEL_SUFFIXES = (".safetensors", ".onnx")
 
 #: Names and patterns of a store's files.
 _STORE_FILES = (
@@ -228,6 +212,18 @@ def xxh3_of(path: Path) -> str:
     """Return the 128-bit XXH3 of a file's bytes, as hexadecimal: it finds damage as fast as memory is read."""
     with open_regular(path) as stream:
         return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
+
+
+def problem_of(path: Path, check: Callable[[], str | None]) -> str | None:
+    """Return what a check of the file at ``path`` returns; where it raises, the error in words that follow the path."""
+    try:
+        return check()
+    except DamagedStore as error:
+        return error.problem.removeprefix(f"{path} ")
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
 
 
 def begun_anew(path: Path) -> str:

@@ -28,7 +28,7 @@ from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.progress import note
 from dptr.cache.stores import checks
 from dptr.cache.stores import checksummed as checksummed
-from dptr.cache.stores.files import begun_anew, sha256_of, xxh3_of
+from dptr.cache.stores.files import CHANGED, begun_anew, problem_of, sha256_of, xxh3_of
 
 _LONGEST_SHOWN = 40
 
@@ -58,18 +58,15 @@ class FileRecord:
         Args:
             path: the file. fast: compare the fast hash, which finds damage, not forgery.
         """
-        try:
+
+        def compare() -> str | None:
             size = path.stat().st_size
             if size != self.bytes:
                 return f"has {size} bytes, not {self.bytes}"
             same = xxh3_of(path) == self.xxh3 if fast else sha256_of(path) == self.sha256
-            return None if same else "is damaged: its contents have changed"
-        except FileNotFoundError:
-            return "is missing"
-        except DamagedStore as error:
-            return error.problem.removeprefix(f"{path} ")
-        except OSError as error:
-            return f"cannot be read: {error.strerror}"
+            return None if same else CHANGED
+
+        return problem_of(path, compare)
 
 
 @dataclass(frozen=True)

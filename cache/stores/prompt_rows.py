@@ -121,10 +121,6 @@ class PromptRows:
         with damage_told(self.path, _ADVICE):
             return [numbers_at(*self._place("token_letters", row)) for row in rows.tolist()]
 
-    def has(self, name: str) -> bool:
-        """Return whether there is a column of this name."""
-        return name in self._reader.schema.names
-
     def release(self) -> None:
         """Drop mapped pages from the process; they are read again when touched."""
         self._map.release()

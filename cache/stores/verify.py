@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from dptr.cache.errors import DamagedStore, UserError
@@ -26,7 +27,7 @@ from dptr.cache.file_names import (
 )
 from dptr.cache.progress import note, progress
 from dptr.cache.stores import checksummed as checksummed
-from dptr.cache.stores.files import sha256_of
+from dptr.cache.stores.files import CHANGED, problem_of, sha256_of
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.workspace import Workspace
 
@@ -174,17 +175,13 @@ def _of_checkpoint(folder: Path, checkpoint: Path) -> Iterator[Damage]:
         yield Damage(folder, str(state.relative_to(folder)), None, problem, advice)
         return
     for name, digest in files.items():
-        if problem := _hash_problem(checkpoint / name, digest):
-            yield Damage(folder, str((checkpoint / name).relative_to(folder)), None, problem, advice)
+        file = checkpoint / name
+        if problem := problem_of(file, partial(_compare, file, digest)):
+            yield Damage(folder, str(file.relative_to(folder)), None, problem, advice)
 
 
-def _hash_problem(path: Path, digest: str) -> str | None:
-    try:
-        return None if sha256_of(path) == digest else "is damaged: its contents have changed"
-    except FileNotFoundError:
-        return "is missing"
-    except DamagedStore as error:
-        return error.problem.removeprefix(f"{path} ")
+def _compare(path: Path, sha256: str) -> str | None:
+    return None if sha256_of(path) == sha256 else CHANGED
 
 
 def _of_model(path: Path) -> list[Damage]:
@@ -200,17 +197,13 @@ def _of_model(path: Path) -> list[Damage]:
 
 def _checksum_problem(path: Path, needed: bool = False) -> str | None:
     """Return what is wrong with a file by its checksum; where none is ``needed``, metadata says whether it has one."""
-    try:
+
+    def check() -> None:
         if not needed:
             checksummed.require_whole(path)
         elif path.suffix == ".json":
             checksummed.read_json(path)
         else:
             checksummed.require_checksum(path)
-        return None
-    except DamagedStore as error:
-        return error.problem.removeprefix(f"{path} ")
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read: {error.strerror}"
+
+    return problem_of(path, check)

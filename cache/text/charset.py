@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dptr.cache.choices import ReadingOrder, UnicodeForm, Units
 from dptr.cache.errors import UserError
 from dptr.cache.text import named_charsets, reading_order
-from dptr.cache.text.charset_text import Described, parse, written
+from dptr.cache.text.named_charsets import Described, parse, written
 from dptr.cache.text.units import clusters, number_of_units, split
 
 LetterCase = Literal["lower", "upper"]
@@ -69,7 +69,7 @@ class Charset:
 
     @classmethod
     def from_text(cls, text: str) -> Charset:
-        """Return the charset that a store, a run or a model file keeps; those of earlier versions name no order.
+        """Return the charset that a store, a run or a model file keeps; without an order it is the logical one.
 
         Raises:
             UserError: it is none.

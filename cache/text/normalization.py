@@ -8,9 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 from dptr.cache.choices import UnicodeForm, Units
-from dptr.cache.errors import UserError
+from dptr.cache.errors import UserError, require_at_least
 from dptr.cache.progress import note
-from dptr.cache.ranges import require_at_least
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.units import split
 

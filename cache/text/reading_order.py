@@ -1,9 +1,12 @@
-"""Right-to-left writing: from the order in which a label is written to that in which it is seen, and back.
+"""Writing that runs from right to left, and words that run from top to bottom.
 
-Labels are stored as they are written and typed. Columns of a crop run from left to right, so what is aligned with them
-has to stand as it is seen: Arabic and Hebrew reversed, numbers and Latin words within them not. Grapheme clusters move
-as wholes, and brackets turn round, as they do on signs. Source: Unicode Standard Annex 9, by the package python-bidi;
-as there, the first letter says which way a label runs.
+Labels are stored as they are written and typed. Feature columns of a crop run from left to right, so what is aligned
+with them has to stand as it is seen: Arabic and Hebrew reversed, numbers and Latin words within them not. Grapheme
+clusters move as wholes, and brackets turn round, as they do on signs. Source: Unicode Standard Annex 9, by the package
+python-bidi; as there, the first letter fixes the direction of a label.
+
+Chinese, Japanese and Korean are also written from top to bottom: characters stand upright, some signs are turned.
+Rendering draws such crops higher than wide; training and reading turn them to the left.
 """
 
 from __future__ import annotations
@@ -104,3 +107,17 @@ def _marks() -> list[str]:
     The highest come first, selectors of variants, which stand in no label.
     """
     return [chr(code) for code in range(0xE01EF, 0x2FF, -1) if unicodedata.bidirectional(chr(code)) == "NSM"]
+
+
+#: Height over width from which a picture is turned; below it are narrow letters and digits.
+PORTRAIT = 1.2
+
+
+def may_stand_in_a_column(word: str) -> bool:
+    """Return whether a word is of characters, two or more, that are also written from top to bottom."""
+    return len(word) > 1 and all(unicodedata.east_asian_width(character) in "WF" for character in word)
+
+
+def turns_in_columns(character: str) -> bool:
+    """Return whether a sign of such a word lies on its side in a column, as brackets and the long vowel do."""
+    return character in "ー～" or unicodedata.category(character) in ("Ps", "Pe", "Pd")

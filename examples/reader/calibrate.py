@@ -55,7 +55,7 @@ def main() -> None:
         print(f"temperature {temperature:g}: expected calibration error {error:.4f}")
     best = min(errors, key=lambda temperature: errors[temperature])
     scaled = Scaled(file.path, file.kind, file.recipe, file.charset, file.memory_dim, best)
-    save_model(scaled, arguments.out, half=True, words=file.word_counts())
+    save_model(scaled, arguments.out, half=True, words=file.lexicon())
     print(f"temperature {best:g} in {arguments.out}")
 
 

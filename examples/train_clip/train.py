@@ -44,8 +44,8 @@ from dptr.pipeline.clip.clip_files import find_clip
 from dptr.pipeline.rendering.word_lists import photo_paths
 from dptr.pipeline.text.templates import Template
 from dptr.trainer.data.batch_order import BatchOrder
+from dptr.trainer.model.model_file import save_tensors
 from dptr.trainer.recipe import TrainingSettings
-from dptr.trainer.tensor_file import save_tensors
 from dptr.trainer.training import loop
 from dptr.trainer.training.checkpoint import AVERAGE, MODEL, checkpoint_folder, load_state, load_tensors
 

@@ -1,5 +1,6 @@
-"""CLIP, frozen: files to a text encoder and an image encoder that give token embeddings and pooled vectors.
+"""CLIP, frozen: files to a text encoder and an image encoder that give token and pooled embeddings.
 
-clip_files finds a model's folder (bundled names those in the package), loading builds it once for both encoders,
-families has what differs between kinds of CLIP. text_encoder runs prompts, image_shards runs pictures and writes them.
+clip_files finds a model's folder (bundled names those in the package), loading builds it once for both encoders.
+families has what differs between kinds of CLIP, multilingual text encoders of other models. text_encoder runs prompts,
+image_shards runs pictures and writes them, batch_size finds how many fit into a GPU's memory.
 """

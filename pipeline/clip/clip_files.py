@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from dptr.cache import hub
 from dptr.cache.errors import UserError
@@ -103,3 +107,12 @@ def _from_hub(name: str) -> Path:
 
 def _is_safetensors(name: str) -> bool:
     return name.endswith(SAFETENSORS) and "/" not in name
+
+
+def hash_tensors(named: Iterable[tuple[str, NDArray[Any]]]) -> str:
+    """Return the SHA-256 over names, shapes and values, in the order of names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(named, key=lambda pair: pair[0]):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.tobytes())
+    return digest.hexdigest()

@@ -23,12 +23,10 @@ from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MODEL_CONFIG_FILE
-from dptr.cache.tensor_hash import hash_tensors
 from dptr.pipeline.choices import Precision
 from dptr.pipeline.clip.batch_size import Halving, batch_for
-from dptr.pipeline.clip.clip_files import PAIRED, find_both, require_safetensors
-from dptr.pipeline.clip.families import FAMILIES
-from dptr.pipeline.clip.families.base import Family
+from dptr.pipeline.clip.clip_files import PAIRED, find_both, hash_tensors, require_safetensors
+from dptr.pipeline.clip.families import FAMILIES, Family
 
 if TYPE_CHECKING:
     import torch
@@ -174,7 +172,7 @@ def load_model(folder: Path, name: str | None = None) -> tuple[Family, Any]:
 
 
 def _text_encoder(name: str, folder: Path) -> tuple[Family, Any]:
-    from dptr.pipeline.clip.families.multilingual import Multilingual, load_text_encoder
+    from dptr.pipeline.clip.multilingual import Multilingual, load_text_encoder
 
     require_safetensors(folder)
     with _loading(name, "text encoder"):

@@ -24,7 +24,7 @@ from dptr.cache.errors import DptrError, UserError
 from dptr.cache.stores.shards import Embeddings
 from dptr.pipeline.choices import Context, EmbeddingsKind
 from dptr.pipeline.clip.batch_size import Halving, batch_for, batch_per_core
-from dptr.pipeline.clip.families.base import Family
+from dptr.pipeline.clip.families import Family
 from dptr.pipeline.clip.loading import Clip
 from dptr.pipeline.text.templates import Template, Tokenized
 

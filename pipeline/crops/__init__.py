@@ -1,1 +1,1 @@
-"""Labelled crops to a store of their image tokens, in augmented views (embed_crops; crop_reader reads one crop)."""
+"""Labelled crops to an image-feature store: their image tokens, in augmented copies (embed_crops)."""

@@ -7,8 +7,9 @@ on whether an earlier run was killed between two shards.
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Container, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,29 +17,28 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from dptr.cache.choices import EmbeddingsDtype
-from dptr.cache.crops.dataset import WordImages
+from dptr.cache.crops.augmentation import augment
+from dptr.cache.crops.dataset import UNREADABLE, WordImages, decode_crop
 from dptr.cache.crops.form import Rejected
 from dptr.cache.crops.samples import Sample
-from dptr.cache.errors import UserError
+from dptr.cache.errors import UserError, require_at_least
 from dptr.cache.file_names import MANIFEST_FILE, QUARANTINE_FILE
 from dptr.cache.progress import progress
-from dptr.cache.ranges import require_at_least
+from dptr.cache.rejections import Quarantine, example
 from dptr.cache.stores.image_features import CATALOGUE_SCHEMA
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest
-from dptr.cache.stores.quarantine import Quarantine, example
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.choices import Precision
 from dptr.pipeline.clip.image_shards import Picture, ShardForm, shard_worker
 from dptr.pipeline.clip.loading import Clip, ImageEncoder, load_clip
-from dptr.pipeline.crops.crop_reader import CropReader, ReadCrop
-from dptr.pipeline.executors.executor import IN_PROCESS
+from dptr.pipeline.executors.executor import IN_PROCESS, read_ahead
 from dptr.pipeline.executors.part import WHOLE, Part
 from dptr.pipeline.executors.store_builder import Group, StoreInMaking, remember_inputs
-from dptr.pipeline.read_ahead import read_ahead
 
 #: What a recipe takes for ``finetune.augmentation``, too.
 STRONGEST = 10
@@ -234,3 +234,55 @@ def _in_store(catalogues: Sequence[Path]) -> set[tuple[str, str]]:
         table = pq.read_table(catalogue, columns=["image_sha256", "label"])
         found.update(zip(table["image_sha256"].to_pylist(), table["label"].to_pylist(), strict=True))
     return found
+
+
+@dataclass(frozen=True)
+class ReadCrop:
+    """A crop that can be used.
+
+    Attributes:
+        image_sha256: of its encoded bytes.
+        views: pixels of each copy, shape (3, height, width); empty when the crop is in the store already.
+    """
+
+    image_sha256: str
+    views: list[NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class CropReader:
+    """Reads one crop at a time; safe to call from several threads.
+
+    What is drawn for a copy depends on the seed, the crop's SHA-256 and the copy's number and on nothing else.
+
+    Attributes:
+        images: the crops. encoder: prepares pixels.
+        views: copies of each crop; the first is the crop as it is. augmentation: strength of the others.
+        seed: of the copies.
+        in_store: (SHA-256, label) of crops that are there already, which need no copies.
+    """
+
+    images: WordImages
+    encoder: ImageEncoder
+    views: int
+    augmentation: float
+    seed: int
+    in_store: Container[tuple[str, str]]
+
+    def read(self, sample: Sample) -> ReadCrop | Rejected:
+        """Return the crop in all of its copies, or the reason why it cannot be used."""
+        try:
+            encoded = self.images.read(sample)
+            sha256 = hashlib.sha256(encoded).hexdigest()
+            views = [] if (sha256, sample.label) in self.in_store else self._views(encoded, sha256)
+        except UNREADABLE as error:
+            return Rejected(f"unreadable image: {error}")
+        return ReadCrop(sha256, views)
+
+    def _views(self, encoded: bytes, sha256: str) -> list[NDArray[np.float32]]:
+        image = decode_crop(encoded)
+        drawn = [
+            augment(image, np.random.default_rng((self.seed, int(sha256, 16), view)), self.augmentation)
+            for view in range(1, self.views)
+        ]
+        return [self.encoder.preprocess_word(picture) for picture in (image, *drawn)]

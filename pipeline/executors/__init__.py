@@ -1,5 +1,5 @@
-"""How stage 1 is carried out: in this process or several, in parts on several machines, or on a Ray cluster.
+"""Where the shards of a store are made: in this process or several, in parts on several machines, or by Ray.
 
-executors say how pieces of work are done, cluster is the one of Ray; part says which shards are whose, store_in_making
-fills a store, a part's share of one, or what a repair lacks; merge makes one of all shares.
+executor has the interface and the local ones, ray_cluster the one of Ray; part has which shards a part makes.
+store_builder commits shards one by one, of a whole store, a part or a repair; merge joins parts to a store.
 """

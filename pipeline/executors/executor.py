@@ -8,13 +8,13 @@ such as by writing a file; in this process one piece is finished while the next 
 from __future__ import annotations
 
 import multiprocessing
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from dptr.cache.interrupts import unheard_by_children
-from dptr.pipeline.read_ahead import read_ahead
 
 Item = TypeVar("Item")
 Light = TypeVar("Light")
@@ -103,3 +103,24 @@ def _work_on(item: Any) -> Any:
 
 
 IN_PROCESS = InProcess()
+
+
+def read_ahead(items: Iterable[Item], read: Callable[[Item], Result], workers: int) -> Iterator[tuple[Item, Result]]:
+    """Yield every item with ``read`` of it, in order; ``workers`` threads are a few items ahead.
+
+    Threads, not processes: Pillow, hashing and reading let other threads run, and nothing has to be copied.
+    """
+    with ThreadPoolExecutor(workers, thread_name_prefix="read-ahead") as pool:
+        waiting: deque[tuple[Item, Future[Result]]] = deque()
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(read, item)))
+                if len(waiting) > 4 * workers:
+                    done, result = waiting.popleft()
+                    yield done, result.result()
+            while waiting:
+                done, result = waiting.popleft()
+                yield done, result.result()
+        finally:
+            for _, result in waiting:
+                result.cancel()

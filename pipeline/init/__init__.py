@@ -1,1 +1,1 @@
-"""Where to start: what a machine can do (doctor), and the command that adapts a recogniser to one's data (look)."""
+"""The first commands: `doctor` examines a machine, `init` inspects a user's data and prints the command to run."""

@@ -18,8 +18,7 @@ from dptr.cache.crops.form import NotLabelled
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import IMAGE_SUFFIXES
 from dptr.cache.text.charset import Charset
-from dptr.pipeline.photos.photo import Photo
-from dptr.pipeline.photos.photo_files import find_photos
+from dptr.pipeline.photos.photo_files import Photo, find_photos
 from dptr.pipeline.rendering.word_lists import text_counts
 
 _PICTURES_LOOKED_AT, _LONGEST_READ = 200, 1000

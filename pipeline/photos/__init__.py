@@ -1,5 +1,5 @@
-"""Photos to an ORP bank: random rectangles through CLIP's image encoder.
+"""Photos to an ORP bank: random rectangles through CLIP's image encoder, an index over them, and prompts' neighbours.
 
-Start at build_orp_bank with its orp_settings. photo_files and archives find photos (photo), reader reads one and crops
-cuts it; near_images keeps a benchmark's images out, seen_photos what earlier runs have read from being read again.
+build_orp_bank is the step: photo_files finds photos, reader reads one and crops cuts it, near_images rejects those that
+nearly equal a benchmark's. faiss_index searches the pooled embeddings, mine_neighbours keeps each prompt's nearest.
 """

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from typing import Any
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dptr.cache.errors import UserError
+from dptr.cache.choices import EmbeddingsDtype
+from dptr.cache.errors import UserError, require_at_least
 from dptr.cache.file_names import PHOTOS_FILE, QUARANTINE_FILE
 from dptr.cache.progress import progress
-from dptr.cache.rejections import Rejection
+from dptr.cache.rejections import Quarantine, Rejection, example
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
-from dptr.cache.stores.quarantine import Quarantine, example
+from dptr.pipeline.choices import Precision
 from dptr.pipeline.clip.image_shards import Picture, ShardForm, shard_worker
 from dptr.pipeline.clip.loading import Clip, ImageEncoder, load_clip
 from dptr.pipeline.executors.executor import IN_PROCESS, Executor
@@ -34,11 +35,55 @@ from dptr.pipeline.executors.store_builder import Group, StoreInMaking, remember
 from dptr.pipeline.photos import faiss_index
 from dptr.pipeline.photos.crops import CropSettings
 from dptr.pipeline.photos.near_images import NearImages
-from dptr.pipeline.photos.orp_settings import OrpBankSettings
-from dptr.pipeline.photos.photo import Photo
-from dptr.pipeline.photos.photo_files import count_photos, find_photos
-from dptr.pipeline.photos.reader import Crop, CutPhoto, PhotoReader
-from dptr.pipeline.photos.seen_photos import SeenPhotos
+from dptr.pipeline.photos.photo_files import Photo, count_photos, find_photos
+from dptr.pipeline.photos.reader import Crop, CutPhoto, PhotoReader, SeenPhotos
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrpBankSettings(CropSettings):
+    """How a bank is made: which rectangles are cut, as :class:`CropSettings` says, and what becomes of them.
+
+    Attributes:
+        clip: ``tiny``, a directory in transformers' format, or a hub id.
+        precision: arithmetic of the image encoder.
+        tokens_per_crop: tokens kept of each crop, drawn at random; None keeps all.
+        seed: of crops and tokens.
+        dtype: how embeddings are stored.
+        shard_rows: crops per shard; a killed run loses at most these.
+        batch: crops per forward pass; None: what suits the device. Another may change the last bits of the embeddings.
+        workers: threads that read and cut photos ahead of the model. Never changes a byte.
+        max_bad: rejected photos allowed; None allows any number.
+        retry_quarantined: read again what an earlier run rejected and what has not changed since.
+        exclude_near: images, such as a benchmark's, that no photo of the bank may nearly equal.
+        exclude_threshold: cosine of the pooled vectors of whole pictures from which on two count as equal.
+        device: a torch device.
+    """
+
+    clip: str = "tiny"
+    precision: Precision = "fp32"
+    tokens_per_crop: int | None = None
+    seed: int = 0
+    dtype: EmbeddingsDtype = "float16"
+    shard_rows: int = 1024
+    batch: int | None = None
+    workers: int = 1
+    max_bad: int | None = None
+    retry_quarantined: bool = False
+    exclude_near: tuple[Path, ...] = ()
+    exclude_threshold: float = 0.95
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Drawing would fail photo by photo, and each would be remembered as a bad one.
+        if not 0 <= self.seed < 1 << 64:
+            raise UserError(f"seed {self.seed} is impossible", "Use 0 or any whole number below 2**64")
+        require_at_least(1, batch=self.batch)
+
+    def crops(self) -> CropSettings:
+        """Return the part that says which rectangles are cut."""
+        return CropSettings(**{part.name: getattr(self, part.name) for part in fields(CropSettings)})
+
 
 __all__ = ["OrpBankSettings", "OrpBankSummary", "build_orp_bank"]
 
@@ -84,7 +129,7 @@ def build_orp_bank(
     Args:
         paths: folders, pictures and archives (tar, zip, Parquet, LMDB).
         out: the bank's folder.
-        settings: see :class:`~dptr.pipeline.photos.orp_settings.OrpBankSettings`.
+        settings: see :class:`~dptr.pipeline.photos.build_orp_bank.OrpBankSettings`.
         part: which share of it to make; a share has no index yet.
         executor: where photos are read and encoded; it changes no byte.
 
@@ -275,7 +320,7 @@ def _identity(
 
 
 def _cut(settings: CropSettings) -> dict[str, Any]:
-    """Return which crops a bank holds; the kind only where it is not that of banks made before there were kinds."""
+    """Return which crops a bank holds; the kind only where it is not the default."""
     return {key: value for key, value in asdict(settings).items() if (key, value) != ("kind", "random")}
 
 

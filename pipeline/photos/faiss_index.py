@@ -22,7 +22,6 @@ from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import OrpBank
-from dptr.pipeline.photos.exact import exact_neighbours, normalized
 
 #: Below this many crops an exact search takes seconds for a whole prompt store.
 FLAT_BELOW = 50_000
@@ -166,8 +165,7 @@ def _can_grow(bank: OrpBank, known: dict[str, Any]) -> bool:
     if not known.get("lists") or not _is_whole(bank, known):
         return False
     indexed: int = known["rows"]
-    trained_on: int = known.get("trained_on", indexed)
-    return indexed <= len(bank) < _GROWN_TOO_FAR * trained_on
+    return indexed <= len(bank) < _GROWN_TOO_FAR * int(known["trained_on"])
 
 
 def _is_whole(bank: OrpBank, known: dict[str, Any]) -> bool:
@@ -245,7 +243,7 @@ def _opened(bank: OrpBank, sizes: Sequence[int]) -> CropIndex:
 
 
 def _sizes(known: dict[str, Any]) -> list[int]:
-    """Return how many crops each segment has; an index of earlier versions is one."""
+    """Return how many crops each segment has; an exact index is one."""
     return list(known.get("segments", [known.get("rows", 0)]))
 
 
@@ -278,3 +276,25 @@ def _training_vectors(bank: OrpBank, count: int) -> NDArray[np.float32]:
 def _own_queries(bank: OrpBank) -> NDArray[np.float32]:
     vectors = _training_vectors(bank, 4 * _SAMPLE)
     return vectors[:: max(1, len(vectors) // _SAMPLE)][:_SAMPLE]
+
+
+def exact_neighbours(queries: NDArray[np.float32], blocks: Iterable[NDArray[np.float32]], k: int) -> NDArray[np.int64]:
+    """Return each query's ``k`` nearest rows among all blocks, by comparing with every row, shape (queries, k)."""
+    queries = normalized(queries)
+    best = np.full((len(queries), 0), -np.inf, np.float32)
+    rows = np.zeros((len(queries), 0), np.int64)
+    first = 0
+    for block in blocks:
+        best = np.concatenate([best, queries @ block.T], axis=1)
+        numbers = np.arange(first, first + len(block), dtype=np.int64)
+        rows = np.concatenate([rows, np.broadcast_to(numbers, (len(queries), len(block)))], axis=1)
+        order = np.argsort(-best, axis=1, kind="stable")[:, :k]
+        best, rows = np.take_along_axis(best, order, 1), np.take_along_axis(rows, order, 1)
+        first += len(block)
+    return rows
+
+
+def normalized(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the rows of ``vectors``, shape (rows, dim), at length one, float32; zeros stay."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)

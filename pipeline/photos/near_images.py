@@ -19,9 +19,8 @@ from dptr.cache.progress import progress
 from dptr.cache.rejections import Rejection
 from dptr.pipeline.clip.loading import ImageEncoder
 from dptr.pipeline.photos import crops as photo_crops
-from dptr.pipeline.photos.exact import normalized
-from dptr.pipeline.photos.photo import Photo
-from dptr.pipeline.photos.photo_files import count_photos, find_photos
+from dptr.pipeline.photos.faiss_index import normalized
+from dptr.pipeline.photos.photo_files import Photo, count_photos, find_photos
 
 
 class NearImages:

@@ -1,6 +1,6 @@
 """Words to labelled synthetic crops.
 
-Start at render_words. word_lists and fonts choose word and font (shaping knows which words need a font's rules, and
-which fonts have them), crop draws one picture by the strengths in style, with letters as masks. demo_data prepares what
-``dptr demo`` works on.
+render_words is the step. word_lists and fonts choose word and font, shaping finds words that need a font's rules; crop
+draws one picture by the strengths in style, with letters as masks, like after the look of given crops. demo_data makes
+the data of ``dptr demo``.
 """

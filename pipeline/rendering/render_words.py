@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from dptr.cache.crops.writer import write_word_images
-from dptr.cache.errors import UserError
+from dptr.cache.errors import UserError, require_at_least
 from dptr.cache.progress import note, progress
-from dptr.cache.ranges import require_at_least
 from dptr.pipeline.executors.executor import IN_PROCESS, Executor, Processes, Work, Worker
 from dptr.pipeline.executors.merge import describe_crops, described_crops
 from dptr.pipeline.executors.part import WHOLE, Part

@@ -16,8 +16,8 @@ import uharfbuzz
 from fontTools import unicodedata as scripts
 from PIL import features
 
-from dptr.cache.columns import turns_in_columns
 from dptr.cache.errors import UserError
+from dptr.cache.text.reading_order import turns_in_columns
 
 #: Scripts whose letters may be set apart.
 _APART = {"Latn", "Grek", "Cyrl", "Armn", "Geor", "Hani", "Hira", "Kana", "Hang", "Bopo", "Zyyy", "Zinh"}

@@ -8,12 +8,11 @@ from pathlib import Path
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.progress import note
+from dptr.cache.rejections import Quarantine
 from dptr.cache.stores.files import scratch_folder
-from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.choices import Unit
-from dptr.pipeline.photos.photo import Photo
-from dptr.pipeline.photos.photo_files import find_photos
+from dptr.pipeline.photos.photo_files import Photo, find_photos
 from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
 
 _ROWS = 65536

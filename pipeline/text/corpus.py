@@ -19,10 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dptr.cache.choices import Units
-from dptr.cache.errors import UserError
+from dptr.cache.errors import UserError, require_at_least
 from dptr.cache.progress import Progress, note, progress
-from dptr.cache.ranges import require_at_least
-from dptr.cache.stores.quarantine import Quarantine
+from dptr.cache.rejections import Quarantine
 from dptr.cache.table import table
 from dptr.cache.text.charset import Charset, LetterCase
 from dptr.cache.text.named_charsets import clusters_within, has_marks
@@ -151,14 +150,14 @@ def corpus_fingerprint(paths: Sequence[str], settings: CorpusSettings) -> str | 
         return None
     require_readable(paths)
     files = [path / "data.mdb" if path.is_dir() else path for path in (Path(path).resolve() for path in paths)]
-    embeddings = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    known = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     given = settings.wanted.given
     rules = {
         **asdict(settings),
         "normalization": settings.normalization.identity(),
         "charset": AUTO if given is None else given.text,
     }
-    value = json.dumps([embeddings, rules], sort_keys=True)
+    value = json.dumps([known, rules], sort_keys=True)
     return hashlib.sha256(value.encode()).hexdigest()
 
 

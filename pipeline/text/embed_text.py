@@ -16,11 +16,11 @@ from dptr.cache.choices import EmbeddingsDtype
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, QUARANTINE_FILE
 from dptr.cache.progress import note, progress
+from dptr.cache.rejections import Quarantine
 from dptr.cache.stores.files import scratch_folder
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompt_rows import write_rows
-from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import Embeddings
 from dptr.pipeline.clip.clip_files import files_hash
 from dptr.pipeline.executors.executor import IN_PROCESS, Executor

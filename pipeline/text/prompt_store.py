@@ -16,10 +16,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.choices import EmbeddingsDtype
-from dptr.cache.errors import UserError
+from dptr.cache.errors import UserError, require_at_least
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.progress import Progress, note
-from dptr.cache.ranges import require_at_least
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import FileRecord, Manifest, Shard
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA, TEMPLATE_COLUMN

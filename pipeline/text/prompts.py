@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dptr.cache.stores.quarantine import Quarantine
+from dptr.cache.rejections import Quarantine
 from dptr.cache.stores.shards import Embeddings
 from dptr.cache.text.charset import Charset
 from dptr.pipeline.choices import Context, EmbeddingsKind

@@ -117,7 +117,7 @@ class Template:
 
 
 def as_stored(templates: Sequence[str]) -> str | list[str]:
-    """Return templates as a store's manifest has them: one as a text, as earlier versions had it, several as a list."""
+    """Return templates as a store's manifest has them: one as a text, several as a list."""
     return templates[0] if len(templates) == 1 else list(templates)
 
 

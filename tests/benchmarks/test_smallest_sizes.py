@@ -20,15 +20,14 @@ from PIL import Image
 from dptr.cli import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
-#: No programs of their own, run by tests of their own, or in need of readers that are not dptr's to install.
+#: No programs of their own, run by tests of their own, in need of other readers, or training for minutes.
 WITHOUT = {
+    "adaptation.py",
     "faulty_commands.py",
     "fuzzed_readers.py",
-    "judged.py",
+    "common.py",
     "learner.py",
     "train.py",
-    "own_memory.py",
-    "process_time.py",
     "plain_parseq.py",
     "peers.py",
     "peer_readers.py",

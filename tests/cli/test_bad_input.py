@@ -114,7 +114,7 @@ def test_an_export_to_where_nothing_can_be_written_is_one_line(
     def reject(*_: object, **__: object) -> None:
         raise SafetensorError(f'I/O error: Read-only file system (os error 30) at path "{tmp_path}/.tmp1"')
 
-    monkeypatch.setattr("dptr.trainer.tensor_file.save_file", reject)
+    monkeypatch.setattr("dptr.trainer.model.model_file.save_file", reject)
     asked = ["export", "pretrained", "--to", "safetensors", "-o", str(tmp_path / "x.safetensors")]
     said = rejected(capsys, *asked, "--workspace", str(trained))
     assert f"{tmp_path}/.tmp1: Read-only file system" in said

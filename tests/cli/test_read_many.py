@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from dptr.cache.errors import UserError
 from dptr.cli import run_command
-from dptr.trainer.page_boxes import read_boxes
+from dptr.trainer.read_files import read_boxes
 
 SQUARE = [(10.0, 20.0), (50.0, 20.0), (50.0, 30.0), (10.0, 30.0)]
 FORMS = {

@@ -9,9 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from dptr.cache.choices import EmbeddingsDtype
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.stores.manifest import FileRecord, Manifest
+from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
 
@@ -22,6 +25,29 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def save_bank() -> Callable[[Path, NDArray[np.float32]], OrpBank]:
+    """A folder, embeddings (crops, tokens, dim), perhaps pooled vectors (crops, dim) and dtype -> an ORP bank."""
+
+    def save(
+        folder: Path,
+        tokens: NDArray[np.float32],
+        pooled: NDArray[np.float32] | None = None,
+        dtype: EmbeddingsDtype = "float32",
+    ) -> OrpBank:
+        folder.mkdir(exist_ok=True)
+        crops, each, dim = tokens.shape
+        vectors = np.zeros((crops, dim), np.float32) if pooled is None else pooled
+        embeddings = Embeddings(tokens.reshape(-1, dim).astype(np.float32), np.full(crops, each), vectors)
+        manifest = Manifest("orp", {"encoder": "t", "weights": "w", "tokens_per_crop": each})
+        catalogue = pa.table({"id": np.arange(crops), "source": ["x"] * crops})
+        manifest.shards.append(write_shard(folder, 0, catalogue, embeddings, dtype, {}))
+        manifest.save(folder)
+        return OrpBank(folder)
+
+    return save
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,7 @@ from PIL import Image
 
 from dptr.cache.crops.dataset import WordImages
 from dptr.cache.text.charset import Charset
-from dptr.trainer.evaluate import Evaluation, evaluate
-from dptr.trainer.evaluation_table import figures, table
+from dptr.trainer.evaluate import Evaluation, evaluate, figures, table
 from dptr.trainer.model.recognizer import Prediction
 
 

@@ -150,7 +150,7 @@ def test_training_goes_on_beside_broken_images_and_names_them(
     assert [said.count(f"left out: image image-00000000{number} of") for number in (3, 8)] == [1, 1]
 
 
-@pytest.mark.parametrize("cut", [1, 3, 6])
+@pytest.mark.parametrize("cut", [1, 6])
 def test_a_run_that_was_cut_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int, draw_crops: Any
 ) -> None:
@@ -239,9 +239,9 @@ def test_clips_own_image_encoder_gives_the_tokens_that_a_bank_holds() -> None:
     assert isinstance(encoder, ClipEncoder)
     encoder.load(folder)
     assert (encoder.size, encoder.grid, encoder.dim) == ((96, 96), (6, 6), 128)
-    encoder = ImageEncoder(load_clip("tiny"))
+    of_bank = ImageEncoder(load_clip("tiny"))
     image = Image.effect_mandelbrot((96, 96), (-2, -1.5, 1, 1.5), 50).convert("RGB")
-    expected, _ = encoder.encode(encoder.preprocess(image)[None])
+    expected, _ = of_bank.encode(of_bank.preprocess(image)[None])
     pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.inference_mode():
         torch.testing.assert_close(encoder.eval()(pixels), torch.from_numpy(expected[:, 1:]), atol=1e-4, rtol=1e-4)

@@ -22,8 +22,7 @@ from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.clip import bundled
 from dptr.pipeline.crops.embed_crops import EmbedCropsSettings, embed_crops
-from dptr.trainer.data.image_features import StoredCrops, fixed_by, open_crops, stores_among
-from dptr.trainer.data.stored_batches import StoredBatches
+from dptr.trainer.data.image_features import StoredBatches, StoredCrops, fixed_by, open_crops, stores_among
 from dptr.trainer.finetune import finetune
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe
 from dptr.trainer.model.recognizer import load_recognizer
@@ -101,9 +100,9 @@ def test_a_run_is_read_where_neither_store_nor_clip_is_at_hand(crops: Path, stor
     assert not any(name.startswith("encoder.") for name in load_tensors(tmp_path / "run/checkpoints/best", "model"))
     reader = load(tmp_path / "run")
     assert isinstance(reader.recognizer.encoder, ClipEncoder)
-    encoder = load_file(bundled.BUNDLED / "model.safetensors")["visual_projection.weight"]
+    projection = load_file(bundled.BUNDLED / "model.safetensors")["visual_projection.weight"]
     encoder = load_recognizer(runs.Run.load(tmp_path / "run")).encoder
-    assert torch.equal(encoder.get_parameter("encoder.visual_projection.weight"), encoder)
+    assert torch.equal(encoder.get_parameter("encoder.visual_projection.weight"), projection)
     assert len(reader.read([crops / "0.png", crops / "1.png"])) == 2
 
 

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from dptr.cache.choices import ReadingOrder
 from dptr.cache.crops.dataset import WordImages
-from dptr.cache.row_set import RowSet
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.text.corpus import CorpusSettings
@@ -29,7 +27,7 @@ from dptr.trainer.model.decoders import build_decoder, emitted_by
 from dptr.trainer.model.decoders.base import Memory, Targets
 from dptr.trainer.model.decoders.ctc import ctc_loss
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
-from dptr.trainer.pretrain import PromptBatches, PromptStore, data_identity, pretrain
+from dptr.trainer.pretrain import PromptStore, pretrain
 from dptr.trainer.recipe import Recipe, load_recipe
 from dptr.trainer.training.runs import Run, charset_of_run, start_or_continue
 
@@ -80,19 +78,6 @@ def test_a_charset_without_such_letters_is_every_decoder_s_own() -> None:
     assert emitted_by("nrtr", charset) is charset
 
 
-@pytest.mark.parametrize("order", ["visual", "logical"])
-def test_a_run_begun_in_either_order_goes_on_in_it(store: PromptStore, tmp_path: Path, order: ReadingOrder) -> None:
-    folder = tmp_path / "run"
-    charset = store.charset.emitted_in(order)
-    data, clip = data_identity(store, None), store.manifest.identity
-    start_or_continue(folder, "pretrain", recipe(), charset, store.dim, data, clip["encoder"], clip["weights"])
-    assert pretrain(store, None, None, recipe(), folder).computed == 4
-    assert Run.load(folder).charset == charset
-    batch = PromptBatches(store, None, RowSet.of(np.arange(4), 4), recipe(), Run.load(folder).charset)(0)
-    trained_on = [charset.decode(ids) for ids in batch.targets.outputs.numpy()]
-    assert sorted(trained_on) == sorted(store.labels_of(np.arange(4)))
-
-
 def start(folder: Path, charset: Charset, kind: str = "nrtr") -> Run:
     return start_or_continue(folder, "pretrain", recipe(kind), charset, 32, {})
 
@@ -101,16 +86,16 @@ def start(folder: Path, charset: Charset, kind: str = "nrtr") -> Run:
 def test_fine_tuning_goes_on_in_the_order_that_its_decoder_has_learnt(tmp_path: Path, order: ReadingOrder) -> None:
     before = start(tmp_path / "start", HEBREW.emitted_in(order))
     more = Charset(HEBREW.characters + "ז")  # type: ignore[operator]
-    assert charset_of_run(tmp_path / "run", more, before.recipe.decoder, before) == more.emitted_in(order)
+    assert charset_of_run(more, before.recipe.decoder, before) == more.emitted_in(order)
 
 
 def test_a_start_that_says_nothing_of_the_order_leaves_it_to_the_decoder(tmp_path: Path) -> None:
     latin = start(tmp_path / "latin", Charset("abc"))
     ctc = recipe("ctc").decoder
-    assert charset_of_run(tmp_path / "run", HEBREW, latin.recipe.decoder, latin).order == "logical"
-    assert charset_of_run(tmp_path / "run", HEBREW, ctc, latin).order == "visual"
+    assert charset_of_run(HEBREW, latin.recipe.decoder, latin).order == "logical"
+    assert charset_of_run(HEBREW, ctc, latin).order == "visual"
     written = start(tmp_path / "hebrew", HEBREW.emitted_in("logical"))
-    assert charset_of_run(tmp_path / "run", written.charset, ctc, written).order == "visual", "another decoder"
+    assert charset_of_run(written.charset, ctc, written).order == "visual", "another decoder"
 
 
 def test_a_ctc_loss_beside_a_decoder_is_of_the_letters_as_columns_show_them(crops: WordImages) -> None:

@@ -14,10 +14,9 @@ import pytest
 
 from dptr.cache.errors import UserError
 from dptr.cache.row_set import RowSet
-from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import Embeddings, write_shard
+from dptr.cache.stores.shards import Embeddings
 from dptr.cli import run_command
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import embed_text
@@ -70,15 +69,11 @@ def test_labels_come_as_often_as_crops_bear_them(tmp_path: Path, save_prompts: C
     assert drawn(made, 'pretrain.sampling="uniform"')[5] == 400
 
 
-def test_noise_of_the_paper_has_the_same_token_positions_in_all_rows_and_no_crop_twice(tmp_path: Path) -> None:
-    values = (1000 * np.arange(12)[:, None] + np.arange(8)).astype(np.float32).reshape(-1, 1).repeat(DIM, 1)
-    manifest = Manifest("orp", {"encoder": "t", "weights": "w", "tokens_per_crop": 8})
-    embeddings = Embeddings(values, np.full(12, 8), np.zeros((12, DIM), np.float32))
-    manifest.shards.append(
-        write_shard(tmp_path, 0, pa.table({"id": np.arange(12), "source": ["x"] * 12}), embeddings, "float32", {})
-    )
-    manifest.save(tmp_path)
-    bank = OrpBank(tmp_path)
+def test_noise_of_the_paper_has_the_same_token_positions_in_all_rows_and_no_crop_twice(
+    tmp_path: Path, save_bank: Callable[..., OrpBank]
+) -> None:
+    values = (1000 * np.arange(12)[:, None] + np.arange(8))[:, :, None].repeat(DIM, 2)
+    bank = save_bank(tmp_path, values)
 
     def drawn_of(*changes: str) -> tuple[int, int]:
         noise = NoiseSource(bank, load_recipe("paper", changes).noise, None)

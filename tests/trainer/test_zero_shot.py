@@ -18,18 +18,16 @@ from safetensors.torch import load_file, save_file
 
 from dptr.cache.errors import UserError
 from dptr.cache.progress import set_quiet
-from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import Embeddings, write_shard
+from dptr.cache.stores.shards import Embeddings
 from dptr.cli import run_command
 from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.clip.loading import load_clip
-from dptr.trainer.data.column_memory import column_memory, place_letters
 from dptr.trainer.data.noise import NoiseSource
-from dptr.trainer.data.pooled_memory import pooled_memory
+from dptr.trainer.data.noisy_memory import column_memory, place_letters, pooled_memory
 from dptr.trainer.model.encoders.clip import whole_hash
-from dptr.trainer.recipe import NoiseSettings, Recipe, load_saved_recipe
+from dptr.trainer.recipe import NoiseSettings
 from dptr.trainer.training.runs import Run
 
 DIM = 8
@@ -60,18 +58,12 @@ def store(tmp_path_factory: pytest.TempPathFactory, save_prompts: Callable[..., 
 
 
 @pytest.fixture(scope="module")
-def bank(tmp_path_factory: pytest.TempPathFactory) -> OrpBank:
+def bank(tmp_path_factory: pytest.TempPathFactory, save_bank: Callable[..., OrpBank]) -> OrpBank:
     """Four crops whose pooled vectors lie to both sides of (1, 1, 1, …): their mean is far from zero."""
-    folder = tmp_path_factory.mktemp("orp")
     pooled = np.ones((4, DIM), np.float32)
     pooled[:, 0] += [1, -1, 0, 0]
     pooled[:, 1] += [0, 0, 1, -1]
-    embeddings = Embeddings(np.full((16, DIM), 7, np.float32), np.full(4, 4), pooled)
-    manifest = Manifest("orp", {"encoder": "t", "weights": "w", "tokens_per_crop": 4})
-    catalogue = pa.table({"id": np.arange(4), "source": ["x"] * 4})
-    manifest.shards.append(write_shard(folder, 0, catalogue, embeddings, "float32", {}))
-    manifest.save(folder)
-    return OrpBank(folder)
+    return save_bank(tmp_path_factory.mktemp("orp"), np.full((4, 4, DIM), 7), pooled)
 
 
 def test_a_pooled_memory_is_one_vector_of_length_one_with_noise_up_to_the_ratio(
@@ -135,13 +127,6 @@ def test_noise_lies_on_columns_beside_the_word_too(store: PromptStore, bank: Orp
     clean = column_memory(store, np.array([0]), None, 0.5, 16, np.random.default_rng(1)).to("cpu").tokens
     noisy = column_memory(store, np.array([0]), noise, 0.5, 16, np.random.default_rng(1)).to("cpu").tokens
     torch.testing.assert_close(noisy - clean, torch.full_like(clean, 3.5))
-
-
-def test_a_recipe_of_before_gives_the_decoder_tokens() -> None:
-    recipe = load_saved_recipe('[decoder]\nkind = "nrtr"\n', "an old run")
-    assert recipe.memory.kind == "tokens"
-    assert recipe.defining("pretrain", without_defaults=True) == {"decoder": {"kind": "nrtr"}, "pretrain": {}}
-    assert "memory" in Recipe().defining("finetune")
 
 
 # The whole way with the bundled CLIP.

@@ -63,7 +63,7 @@ def evaluate(
     """
     from dptr.cache.crops.dataset import WordImages
     from dptr.trainer import evaluate as stage
-    from dptr.trainer.evaluation_table import figures, table
+    from dptr.trainer.evaluate import figures, table
     from dptr.trainer.read import load_reader
 
     if clip is not None:

@@ -6,45 +6,26 @@ What is added is padding, which no loss counts and no attention sees.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 
 from dptr.trainer.data.stored_memory import StoredMemory
 from dptr.trainer.model.decoders.base import Memory, Targets
-from dptr.trainer.recipe import DecoderSettings
-
-Batch = TypeVar("Batch", bound="Paddable")
-
-
-class Paddable(Protocol):
-    """What a batch has to be."""
-
-    def padded(self, positions: int) -> Any:
-        """Return the batch in one of few shapes, its labels with at most ``positions``, the end's included."""
-
-
-@dataclass(frozen=True)
-class FewShapes(Generic[Batch]):
-    """Batch number -> batch in one of few shapes; picklable, for workers."""
-
-    batches: Callable[[int], Batch]
-    positions: int
-
-    def __call__(self, number: int) -> Batch:
-        """Return batch ``number``, padded."""
-        padded: Batch = self.batches(number).padded(self.positions)
-        return padded
-
-
-def few_shapes(batches: Callable[[int], Batch], decoder: DecoderSettings) -> FewShapes[Batch]:
-    """Pad the batches that a decoder is trained on."""
-    return FewShapes(batches, decoder.max_label_length + 1)
-
 
 #: Lengths are padded to multiples of these. Positions cost more than memory tokens, each being read in every order.
 POSITIONS, TOKENS = 4, 8
+
+
+def few_shapes(batches: Callable[[int], Any], longest_label: int) -> Callable[[int], Any]:
+    """Pad batches, which have a method ``padded``, to few shapes; picklable, for workers."""
+    return partial(_padded, batches, longest_label + 1)
+
+
+def _padded(batches: Callable[[int], Any], positions: int, number: int) -> Any:
+    return batches(number).padded(positions)
 
 
 def padded_targets(targets: Targets, most: int) -> Targets:

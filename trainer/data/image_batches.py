@@ -13,16 +13,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from dptr.cache.columns import PORTRAIT, may_stand_in_a_column
 from dptr.cache.crops.augmentation import augment
 from dptr.cache.crops.dataset import UnreadableImage, WordImages, preprocess
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.row_set import EveryRow
 from dptr.cache.text.charset import Charset
-from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
+from dptr.cache.text.reading_order import PORTRAIT, may_stand_in_a_column
+from dptr.trainer.data.batch_order import BatchOrder, KeyedPermutation, WeightedRows
 from dptr.trainer.data.buckets import padded_targets
-from dptr.trainer.data.keyed_permutation import KeyedPermutation
 from dptr.trainer.data.stored_memory import StoredTensor
 from dptr.trainer.model.decoders.base import Targets, sent
 from dptr.trainer.recipe import Recipe

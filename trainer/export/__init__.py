@@ -1,1 +1,1 @@
-"""Trained weights for other programs: export chooses, onnx_graph writes a graph, names other programs' names."""
+"""Trained weights for other programs: export writes a file, onnx_graph an ONNX graph, push a model on the hub."""

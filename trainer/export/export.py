@@ -5,9 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from dptr.cache.crops.dataset import WordImages, preprocess
 from dptr.cache.errors import UserError
@@ -17,14 +20,12 @@ from dptr.cache.stores.files import atomic_path
 from dptr.cache.text.lexicon import Lexicon
 from dptr.trainer.choices import ExportTarget
 from dptr.trainer.export import onnx_graph as export_onnx
-from dptr.trainer.export.names import Family, renamed
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
-from dptr.trainer.model.model_file import ModelFile, finite_weights, load_model, save_model
+from dptr.trainer.model.model_file import ModelFile, finite_weights, load_model, save_model, save_tensors
 from dptr.trainer.model.reading import width_for
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer, require_ctc
 from dptr.trainer.read import Words, word_counts
-from dptr.trainer.tensor_file import save_tensors
 from dptr.trainer.training.runs import Run, Trained
 
 _MADE_UP_IMAGES = 16
@@ -155,3 +156,56 @@ def _other_names(run: Trained, family: Family, out: Path) -> int:
         save_tensors(tensors, temporary, header)
         checksummed.checksum(temporary)
     return len(tensors)
+
+
+Family = Literal["parseq", "openocr"]
+
+_LAYER_PARTS = {
+    "norm_query": "norm_q",
+    "norm_content": "norm_c",
+    "norm_cross": "norm1",
+    "norm_feed_forward": "norm2",
+    "feed_forward.0": "linear1",
+    "feed_forward.3": "linear2",
+    "self_attention.out": "self_attn.out_proj",
+    "cross_attention.out": "cross_attn.out_proj",
+}
+_ATTENTIONS = {"self_attention": "self_attn", "cross_attention": "cross_attn"}
+
+
+def renamed(decoder: ParseqDecoder, family: Family) -> dict[str, Tensor]:
+    """Return the decoder's weights, their shapes unchanged, under the names of PARSeq or OpenOCR.
+
+    The layers compute the same; only the names and the packing differ: PyTorch's ``MultiheadAttention`` keeps queries,
+    keys and values in one matrix. Class 0 is the end in all three, begin and padding come last. Names as in
+    ``baudm/parseq`` (``strhub/models/parseq/model.py``) and ``Topdu/OpenOCR``
+    (``openrec/modeling/decoders/parseq_decoder.py``, where the recogniser's attribute ``decoder`` holds the module).
+
+    Raises:
+        UserError: the decoder is not as wide as the memory it reads, which those projects take for granted.
+    """
+    shape = decoder.shape
+    if shape.dim != shape.memory_dim:
+        raise UserError(
+            f"the decoder is {shape.dim} wide and its memory {shape.memory_dim}; {family} needs them equal",
+            f"Pre-train with --set decoder.dim={shape.memory_dim}",
+        )
+    own = decoder.state_dict()
+    tensors = {
+        "text_embed.embedding.weight": own["embedding.weight"],
+        "pos_queries": own["positions"][None],
+        "head.weight": own["head.weight"],
+        "head.bias": own["head.bias"],
+        "decoder.norm.weight": own["norm.weight"],
+        "decoder.norm.bias": own["norm.bias"],
+    }
+    for index in range(shape.layers):
+        for kind in ("weight", "bias"):
+            source, target = f"layers.{index}.", f"decoder.layers.{index}."
+            for name, other in _LAYER_PARTS.items():
+                tensors[f"{target}{other}.{kind}"] = own[f"{source}{name}.{kind}"]
+            for name, other in _ATTENTIONS.items():
+                packed = torch.cat([own[f"{source}{name}.{part}.{kind}"] for part in ("query", "key_value")])
+                tensors[f"{target}{other}.in_proj_{kind}"] = packed
+    prefix = "decoder." if family == "openocr" else ""
+    return {prefix + name: tensor.contiguous() for name, tensor in tensors.items()}

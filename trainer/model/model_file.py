@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dptr.cache import hub
@@ -23,7 +23,6 @@ from dptr.cache.text.lexicon import DEFAULT_WEIGHT, Lexicon, pack, unpack
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 from dptr.trainer.model.trained import RunKind, Trained
 from dptr.trainer.recipe import WIDEST, Recipe, load_saved_recipe, recipe_to_toml
-from dptr.trainer.tensor_file import save_tensors
 
 #: The recognisers that are installed with the package; their model cards lie beside them.
 RECOGNISERS = {
@@ -180,10 +179,21 @@ def _header(path: Path) -> dict[str, str]:
             header = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise DamagedStore(f"{path} cannot be read ({error})", "Export it again") from error
-    version = header.get("dptr_format_version", "1")
-    if version not in ("1", str(checksummed.FORMAT_VERSION)):
+    version = header.get("dptr_format_version")
+    if version is None:
+        raise UserError(f"{path} was not written by dptr", "Export a run: --to safetensors")
+    if version != str(checksummed.FORMAT_VERSION):
         raise UserError(
             f"{path} has format version {version[:20]!r}, this dptr reads {checksummed.FORMAT_VERSION}", "Update dptr"
         )
-    checksummed.require_checksum(path, needed=version != "1")
+    checksummed.require_checksum(path, needed=True)
     return header
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, header: dict[str, str] | None = None) -> None:
+    """Write tensors, each contiguous, and a header of text to ``path``."""
+    path.touch()
+    mode = path.stat().st_mode
+    # The library writes a private file of its own and renames it.
+    save_file(tensors, path, header)
+    path.chmod(mode)

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dptr.cache.columns import PORTRAIT
 from dptr.cache.crops.dataset import preprocess
 from dptr.cache.errors import is_out_of_memory
 from dptr.cache.progress import note
+from dptr.cache.text.reading_order import PORTRAIT
 from dptr.trainer.model.recognizer import Prediction, Recognizer
 
 #: A picture, turned or not, and the width in pixels in which it is read.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,9 +20,8 @@ from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
 from dptr.trainer.model.decoders.ctc import CtcDecoder, ctc_loss
 from dptr.trainer.model.decoders.pooled import PooledDecoder, directions
 from dptr.trainer.model.encoders import build_encoder
-from dptr.trainer.model.encoders.base import Encoder
+from dptr.trainer.model.encoders.base import Encoder, GivenTokens
 from dptr.trainer.model.encoders.clip import ClipEncoder
-from dptr.trainer.model.encoders.given import GivenTokens
 from dptr.trainer.model.fmu import FeatureMergeUnit
 from dptr.trainer.model.folding import fold_batch_norms, halve
 from dptr.trainer.model.language_model import CharacterModel
@@ -31,8 +29,6 @@ from dptr.trainer.model.layers import grid_positions
 from dptr.trainer.model.trained import Trained
 from dptr.trainer.recipe import Recipe
 
-_FORMER_CTC_HEAD = "column_head."
-_PLACES = "places"
 #: Confidence from which a text is taken as it is, whatever words there are.
 _SURE = 0.9
 #: Encoders that give an image's pooled vector themselves.
@@ -62,17 +58,13 @@ class Recognizer(nn.Module):
         encoder: in place of the recipe's.
     """
 
-    places: Tensor | None
-
     def __init__(self, recipe: Recipe, charset: Charset, memory_dim: int, encoder: Encoder | None = None) -> None:
         super().__init__()
         self.charset = charset
         self.encoder: Encoder = encoder if encoder is not None else build_encoder(recipe.encoder)
         self.fmu = _merging(recipe, self.encoder, memory_dim)
         self.decoder: Decoder = build_decoder(recipe.decoder, len(charset.characters), memory_dim, recipe.memory)
-        needs_places = not (self.encoder.positioned or self.decoder.positions_memory)
-        #: With what strength tokens are told where they stand: 1, and 0 in weights of earlier versions, which had none.
-        self.register_buffer(_PLACES, torch.ones(()) if needs_places else None)
+        self._adds_places = not (self.encoder.positioned or self.decoder.positions_memory)
         self._in_bfloat16 = False
         self._words: CharacterModel | None = None
         self.ctc_weight = recipe.finetune.ctc_weight
@@ -115,25 +107,17 @@ class Recognizer(nn.Module):
 
     def _positioned(self, tokens: Tensor) -> Tensor:
         """Add where tokens (batch, tokens, dim) stand, unless the encoder or the decoder does."""
-        if self.places is None:
+        if not self._adds_places:
             return tokens
         rows = self.encoder.grid[0]
         places = grid_positions(rows, tokens.shape[1] // rows, tokens.shape[2], tokens.device).to(tokens)
-        return tokens + self.places.to(tokens) * places
+        return tokens + places
 
     def _ctc_loss(self, tokens: Tensor, targets: Targets) -> Tensor:
         """CTC over the columns of the token grid, averaged over its rows; the end's class serves as the blank."""
         by_row = tokens.view(len(tokens), self.encoder.grid[0], -1, tokens.shape[2])
         logits = self.ctc_head(by_row.mean(1))  # type: ignore[misc]
         return ctc_loss(logits, targets.of_columns, torch.full_like(targets.outputs[:, 0], logits.shape[1]))
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take weights by name, those of earlier versions, too; see :func:`with_present_names`."""
-        weights = with_present_names(state_dict)
-        if self.places is not None and _PLACES not in weights:
-            # They read, and train on, as they were trained so far.
-            weights[_PLACES] = torch.zeros(())
-        return super().load_state_dict(weights, strict, assign)
 
     def read_in_bfloat16(self) -> None:
         """Read in half precision from now on, as well, and twice as fast where there are instructions for it.
@@ -224,11 +208,6 @@ def _merging(recipe: Recipe, encoder: Encoder, memory_dim: int) -> nn.Module:
             "Leave image_widths empty, or set fmu.kind = none",
         )
     return FeatureMergeUnit(encoder.dim, memory_dim, encoder.grid[1], fmu, queries=1 if pooled else None)
-
-
-def with_present_names(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recogniser's weights under the names they have now; ``ctc_head`` had another."""
-    return {name.replace(_FORMER_CTC_HEAD, "ctc_head.", 1): value for name, value in weights.items()}
 
 
 def _scaled(images: Tensor) -> Tensor:

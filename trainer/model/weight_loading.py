@@ -35,11 +35,6 @@ class Coverage:
     extra: list[str] = field(default_factory=list)
     mismatched: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def complete(self) -> bool:
-        """Whether every tensor was taken whole and none was left over."""
-        return not (self.partial or self.missing or self.extra or self.mismatched)
-
     def lines(self) -> list[str]:
         """Return the report, a line for each kind of outcome that occurred."""
         lines = [f"{len(self.loaded)} tensors loaded whole"]

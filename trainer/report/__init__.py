@@ -1,4 +1,4 @@
-"""A run to one HTML page: report collects sections, page renders them.
+"""A run to one HTML page: report collects sections, page renders them and draws charts.
 
-prompt_predictions and image_predictions are sections by stage, mistakes what both share, charts the drawings.
+predictions makes the sections on what a run reads, with attention maps of crops.
 """

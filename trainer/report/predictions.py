@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
-from dptr.cache.crops.dataset import UnreadableImage, WordImages
+from dptr.cache.crops.dataset import UnreadableImage, WordImages, preprocess
 from dptr.cache.errors import UserError
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.trainer.data.held_out import split_rows
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.metrics import wilson
 from dptr.trainer.model.decoders import build_decoder
-from dptr.trainer.model.reading import read_pictures
+from dptr.trainer.model.fmu import FeatureMergeUnit
+from dptr.trainer.model.layers import Attention, DecoderLayer
+from dptr.trainer.model.reading import read_pictures, width_for
 from dptr.trainer.model.recognizer import Prediction, Recognizer, load_recognizer
-from dptr.trainer.pretrain import read_prompts
-from dptr.trainer.report.attention import attention_maps, strip
+from dptr.trainer.pretrain import read_prompts, split_rows
 from dptr.trainer.report.page import Cell, Section, Table, picture_address
 from dptr.trainer.training.runs import Run
 
@@ -126,3 +130,68 @@ def _examples(title: str, recognizer: Recognizer, crops: WordImages, ranked: Seq
         columns = list(cells)
         rows.append(list(cells.values()))
     return Table(title, columns, rows)
+
+
+#: Pixels of a strip for each column of the image.
+_COLUMN = 5
+
+
+@torch.inference_mode()
+def attention_maps(recognizer: Recognizer, image: Image.Image) -> tuple[Tensor | None, Tensor | None]:
+    """Read one image and return attention weights, each None where the recogniser has no such part.
+
+    Returns:
+        Of the Feature Merge Unit (queries, columns), and of the decoder's last layer, reading from left to right before
+        any refinement, (positions, columns): weights averaged over heads, summed over rows of the image, each line's
+        sum is one. Columns are those of the encoder's grid of tokens.
+    """
+    height = recognizer.image_size[0]
+    pixels = preprocess(image, height, width_for(image, height, recognizer.encoder.widths))
+    tokens: list[Tensor] = []
+    queries: list[Tensor] = []
+    keys: list[Tensor] = []
+
+    def note_query(_: Any, __: Any, projected: Tensor) -> None:
+        if len(keys) == 1:  # refinement makes the keys anew
+            queries.append(projected)
+
+    cross = _last_cross_attention(recognizer)
+    hooks: list[RemovableHandle] = [recognizer.fmu.register_forward_pre_hook(lambda _, given: tokens.append(given[0]))]
+    if cross is not None:
+        hooks.append(cross.key_value.register_forward_hook(lambda _, __, made: keys.append(made)))
+        hooks.append(cross.query.register_forward_hook(note_query))
+    try:
+        recognizer.decoder.decode(recognizer.memory(torch.from_numpy(pixels)[None]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    rows = recognizer.encoder.grid[0]
+    merged = recognizer.fmu.attention_map(tokens[0])[0] if isinstance(recognizer.fmu, FeatureMergeUnit) else None
+    read = _weights(cross, torch.cat(queries, 1), keys[0]) if cross is not None and queries else None
+    if read is not None and merged is not None:
+        read = read @ merged
+    found = (merged, read)
+    merged, read = (None if weights is None else weights.view(len(weights), rows, -1).sum(1) for weights in found)
+    return merged, read
+
+
+def strip(columns: Tensor, line: int) -> Image.Image:
+    """Draw a line of ``line`` pixels for each row of (rows, columns), scaled to its own maximum: darker is more."""
+    shares = (columns / columns.amax(1, keepdim=True).clamp(min=1e-9)).float().numpy()
+    shape = (columns.shape[1] * _COLUMN, len(columns) * line)
+    return Image.fromarray(np.uint8(255 - 255 * shares)).resize(shape, Image.Resampling.NEAREST)
+
+
+def _last_cross_attention(recognizer: Recognizer) -> Attention | None:
+    layers = getattr(recognizer.decoder, "layers", None)
+    last = layers[-1] if layers is not None and len(layers) else None
+    return last.cross_attention if isinstance(last, DecoderLayer) else None
+
+
+def _weights(cross: Attention, queries: Tensor, keys_values: Tensor) -> Tensor:
+    """Attention of queries (1, positions, dim) over keys and values (1, tokens, 2 * dim): (positions, tokens)."""
+    keys = keys_values.chunk(2, dim=-1)[0]
+    apart = [x[0].view(x.shape[1], cross.heads, -1).transpose(0, 1) for x in (queries, keys)]
+    weights = (apart[0] @ apart[1].transpose(-1, -2) * apart[0].shape[-1] ** -0.5).softmax(-1)
+    averaged: Tensor = weights.mean(0)
+    return averaged

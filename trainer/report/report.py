@@ -19,8 +19,7 @@ from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.trainer.report.charts import line_chart
-from dptr.trainer.report.page import Chart, Section, Table, render, text_row
+from dptr.trainer.report.page import Chart, Section, Table, line_chart, render, text_row
 from dptr.trainer.report.predictions import accuracy, crop_sections, prompt_sections
 from dptr.trainer.training.runs import Run
 

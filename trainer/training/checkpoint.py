@@ -21,7 +21,7 @@ from dptr.cache.file_names import CHECKPOINTS_FOLDER, SAFETENSORS, STATE_FILE
 from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import flush, sha256_of
-from dptr.trainer.tensor_file import save_tensors
+from dptr.trainer.model.model_file import save_tensors
 
 #: Groups of tensors, a file each.
 MODEL, OPTIMIZER, AVERAGE = "model", "optimizer", "average"

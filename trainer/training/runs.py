@@ -323,18 +323,12 @@ def charset_in(folder: Path) -> Charset | None:
     return Run.load(folder).charset if (folder / RUN_FILE).is_file() else None
 
 
-def charset_of_run(folder: Path, wanted: Charset, decoder: DecoderSettings, start: Trained | None = None) -> Charset:
-    """Return the charset ``wanted`` in the order that the decoder of the run in ``folder`` emits labels in.
+def charset_of_run(wanted: Charset, decoder: DecoderSettings, start: Trained | None = None) -> Charset:
+    """Return the charset ``wanted`` in the order in which a run's decoder emits labels.
 
-    A run that was begun goes on in its own order, and one that starts from a decoder which has learnt to read from
-    right to left in that one's. For others the kind of the decoder says.
-
-    Raises:
-        DamagedStore: the run's description cannot be read.
+    A decoder that starts from one which was trained on right-to-left labels keeps that one's order. For others the kind
+    of the decoder decides.
     """
-    begun = charset_in(folder)
-    if begun is not None and begun.same_units_as(wanted):
-        return begun
     if start is None:
         return emitted_by(decoder.kind, wanted)
     if start.charset.runs_right_to_left and start.recipe.decoder.kind == decoder.kind:

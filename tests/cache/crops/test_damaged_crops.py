@@ -23,8 +23,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.rejections import Rejection
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
-from dptr.pipeline.photos.photo import Photo
-from dptr.pipeline.photos.photo_files import find_photos
+from dptr.pipeline.photos.photo_files import Photo, find_photos
 from dptr.pipeline.text.corpus_files import read_rows
 
 

@@ -23,8 +23,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.progress import set_quiet
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
-from dptr.pipeline.photos.photo import Photo
-from dptr.pipeline.photos.photo_files import find_photos
+from dptr.pipeline.photos.photo_files import Photo, find_photos
 
 
 def picture(red: int = 0, size: tuple[int, int] = (24, 8)) -> bytes:

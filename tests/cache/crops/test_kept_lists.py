@@ -14,11 +14,10 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from dptr.cache.crops import listing, samples
-from dptr.cache.crops.dataset import WordImages
+from dptr.cache.crops import samples
+from dptr.cache.crops.dataset import WordImages, split
 from dptr.cache.crops.label_files import LabelFile
 from dptr.cache.crops.samples import Samples
-from dptr.cache.crops.split import split
 from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import UserError
 from dptr.cache.progress import set_quiet
@@ -34,7 +33,7 @@ FORMS = ["folder", "lmdb", "parquet", "tar"]
 
 @pytest.fixture(autouse=True)
 def small_lists(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(listing, "_FEWEST_KEPT", 8)
+    monkeypatch.setattr(samples, "_FEWEST_KEPT", 8)
     monkeypatch.setattr(samples, "_BATCH", 8)
     monkeypatch.setenv("DPTR_CACHE", str(tmp_path / "cache"))
 
@@ -88,7 +87,7 @@ def test_a_kept_list_gives_what_listing_in_memory_gave(
     path = make(form, tmp_path / "data")
     files = sorted(path.parent.rglob("*"))
     with monkeypatch.context() as in_memory:
-        in_memory.setattr(listing, "_FEWEST_KEPT", 1000)
+        in_memory.setattr(samples, "_FEWEST_KEPT", 1000)
         in_memory.setattr(samples, "_BATCH", 1000)
         expected = everything(opened(path))
         assert kept_in(tmp_path) == []
@@ -155,7 +154,7 @@ def test_an_edit_of_the_code_lists_nothing_again_and_another_format_version_does
     opened(path)
     monkeypatch.setattr(Normalization, "apply", lambda self, raw: raw.upper().replace(" ", ""))
     assert opened(path).samples[1].label == "word1"
-    monkeypatch.setattr(listing, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(samples, "FORMAT_VERSION", 2)
     assert opened(path).samples[1].label == "WORD1"
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dptr.cache.crops.dataset import WordImages
-from dptr.cache.crops.split import split, without_overlap
+from dptr.cache.crops.dataset import WordImages, split, without_overlap
 from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import UserError
 from dptr.cache.progress import set_quiet

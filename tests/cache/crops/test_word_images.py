@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dptr.cache.crops.dataset import UnreadableImage, WordImages, preprocess
+from dptr.cache.crops.dataset import UnreadableImage, WordImages, preprocess, split
 from dptr.cache.crops.samples import Sample
-from dptr.cache.crops.split import split
 from dptr.cache.crops.writer import pack_crops, write_word_images
 from dptr.cache.errors import UserError
 from dptr.cache.text.charset import Charset

@@ -51,7 +51,7 @@ def workspace(tmp_path: Path) -> Workspace:
     for name in ("one", "two"):
         run = workspace.runs / name
         (run / PREDICTIONS_FOLDER).mkdir(parents=True)
-        (run / RUN_FILE).write_text(json.dumps({"kind": "finetune"}))
+        checksummed.write_json(run / RUN_FILE, {"kind": "finetune"})
         (run / RECIPE_FILE).write_text("")
         (run / METRICS_FILE).write_text('{"step": 1, "loss": 2.5}\n')
         read = pa.table({"ground_truth": ["street"], "prediction": [name]})

@@ -9,11 +9,11 @@ import pytest
 
 from dptr.cache.errors import TooManyRejected, UserError
 from dptr.cache.file_names import QUARANTINE_FILE
+from dptr.cache.rejections import Quarantine
 from dptr.cache.sql.query import ask
 from dptr.cache.sql.views import connect
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.manifest import Manifest
-from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.workspace import Workspace
 
 

@@ -16,12 +16,12 @@ import pytest
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, QUARANTINE_FILE, RUN_FILE
-from dptr.cache.sql.answers import json_pieces
-from dptr.cache.sql.query import ask
+from dptr.cache.rejections import Quarantine
+from dptr.cache.sql.query import ask, json_pieces
 from dptr.cache.sql.views import connect
+from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA
-from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import Embeddings, write_shard
 from dptr.cache.table import table_lines
 from dptr.cache.workspace import Workspace
@@ -45,7 +45,7 @@ def workspace(tmp_path: Path) -> Workspace:
     for name in ("one", "two"):
         run = workspace.runs / name
         run.mkdir(parents=True)
-        (run / RUN_FILE).write_text(json.dumps({"kind": "pretrain", "data": {name: {"rows": 3}}}))
+        checksummed.write_json(run / RUN_FILE, {"kind": "pretrain", "data": {name: {"rows": 3}}})
         (run / METRICS_FILE).write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 1.5, "validation_score": 0.5}\n')
     return workspace
 
@@ -144,7 +144,7 @@ def test_questions_are_answered(workspace: Workspace, query: str, expected: list
 
 def test_stores_named_by_the_caller(workspace: Workspace, tmp_path: Path) -> None:
     elsewhere = Workspace(tmp_path / "elsewhere")
-    answer = ask(connect(elsewhere, prompts=workspace.prompts), "select count(*) from prompts")
+    answer = ask(connect(elsewhere.with_stores(workspace.prompts, None)), "select count(*) from prompts")
     assert answer.rows() == [(3,)]
 
 

@@ -19,10 +19,10 @@ from filelock import FileLock
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE, QUARANTINE_FILE, RECIPE_FILE, RUN_FILE
 from dptr.cache.progress import set_quiet
+from dptr.cache.rejections import Quarantine
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA
-from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
 from dptr.cache.stores.verify import all_in, verify
 from dptr.cache.workspace import Workspace

@@ -13,7 +13,7 @@ from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.cache.stores.shards import Embeddings, write_shard
 from dptr.cache.stores.verify import verify
-from dptr.pipeline.photos import exact, faiss_index
+from dptr.pipeline.photos import faiss_index
 
 DIM = 16
 
@@ -95,8 +95,8 @@ def test_the_same_bank_has_the_same_index(tmp_path: Path, monkeypatch: pytest.Mo
 def test_exact_neighbours_over_blocks(tmp_path: Path) -> None:
     bank = make_bank(tmp_path, clustered(300, 0), shards=4)
     queries = clustered(10, 1)
-    blocks = [exact.normalized(bank.pooled(shard)) for shard in range(4)]
-    np.testing.assert_array_equal(exact.exact_neighbours(queries, blocks, 7), true_neighbours(bank, queries, 7))
+    blocks = [faiss_index.normalized(bank.pooled(shard)) for shard in range(4)]
+    np.testing.assert_array_equal(faiss_index.exact_neighbours(queries, blocks, 7), true_neighbours(bank, queries, 7))
 
 
 @pytest.mark.parametrize("damage", ["never written", "missing", "flipped bit", "cut short"])
@@ -244,15 +244,3 @@ def test_a_damaged_segment_is_built_again(tmp_path: Path, monkeypatch: pytest.Mo
     assert OrpBank(tmp_path).manifest.rows == 2100, "the bank itself can be used"
     assert recall_of(OrpBank(tmp_path), clustered(100, 9)) > 0.95
     assert verify(tmp_path) == []
-
-
-def test_an_index_of_an_earlier_version_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faiss_index, "FLAT_BELOW", 1000)
-    bank = make_bank(tmp_path, clustered(2000, 0))
-    faiss_index.write_index(bank)
-    for key in ("segments", "trained_on", "recall_of"):
-        del bank.manifest.details["index"][key]
-    bank.manifest.save(tmp_path)
-    faiss_index.write_index(grow(tmp_path, clustered(100, 1)))
-    assert OrpBank(tmp_path).manifest.details["index"]["segments"] == [2000, 100]
-    assert recall_of(OrpBank(tmp_path), clustered(100, 9)) > 0.95

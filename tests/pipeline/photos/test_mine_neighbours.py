@@ -19,7 +19,7 @@ from dptr.cache.stores.prompts import CATALOGUE_SCHEMA as PROMPT_SCHEMA
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import Embeddings, write_shard
 from dptr.cache.stores.verify import verify
-from dptr.pipeline.photos import exact, faiss_index
+from dptr.pipeline.photos import faiss_index
 from dptr.pipeline.photos import mine_neighbours as module
 from dptr.pipeline.photos.mine_neighbours import mine_neighbours
 
@@ -72,7 +72,7 @@ def test_neighbours_are_the_nearest_crops(prompts: Path, bank: Path) -> None:
     assert (summary.rows, summary.computed, summary.k, summary.recall) == (90, 90, 5, 1.0)
     queries = np.concatenate([vectors(30, seed) for seed in (10, 11, 12)])
     crops = np.concatenate([vectors(100, seed) for seed in (0, 1)])
-    cosines = exact.normalized(queries) @ exact.normalized(crops).T
+    cosines = faiss_index.normalized(queries) @ faiss_index.normalized(crops).T
     neighbours = Neighbours.open(prompts, OrpBank(bank))
     assert (len(neighbours), neighbours.k) == (90, 5)
     rows = np.array([3, 89, 40, 3])

@@ -17,8 +17,7 @@ from PIL import Image
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import decode
 from dptr.cache.rejections import Rejection
-from dptr.pipeline.photos.photo import Photo
-from dptr.pipeline.photos.photo_files import count_photos, find_photos
+from dptr.pipeline.photos.photo_files import Photo, count_photos, find_photos
 
 
 def found_in(*paths: Path) -> tuple[dict[str, bytes], dict[str, str]]:

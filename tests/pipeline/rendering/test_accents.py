@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from fontTools.ttLib import TTFont
 
-from dptr.pipeline.rendering.accents import plainer_forms
-from dptr.pipeline.rendering.fonts import Font, packaged_fonts
+from dptr.pipeline.rendering.fonts import Font, packaged_fonts, plainer_forms
 from dptr.pipeline.rendering.shaping import table_of
 
 

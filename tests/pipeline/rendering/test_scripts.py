@@ -11,8 +11,8 @@ import pytest
 from fontTools.ttLib import TTCollection, TTFont
 from PIL import features
 
-from dptr.cache.columns import may_stand_in_a_column
 from dptr.cache.errors import UserError
+from dptr.cache.text.reading_order import may_stand_in_a_column
 from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.fonts import Font, find_fonts
 from dptr.pipeline.rendering.letters import letter_masks

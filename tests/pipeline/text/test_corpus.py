@@ -17,7 +17,7 @@ import pytest
 
 from dptr.cache.errors import UserError
 from dptr.cache.progress import set_quiet
-from dptr.cache.stores.quarantine import Quarantine
+from dptr.cache.rejections import Quarantine
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.text import corpus_files, label_counts

@@ -24,7 +24,7 @@ import pytest
 import zstandard
 
 from dptr.cache.errors import UserError
-from dptr.cache.stores.quarantine import Quarantine
+from dptr.cache.rejections import Quarantine
 from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.text import corpus_files
 from dptr.pipeline.text.corpus import CorpusSettings, read_corpus

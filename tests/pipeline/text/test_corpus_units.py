@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.rejections import Quarantine
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.quarantine import Quarantine
 from dptr.cache.stores.verify import verify
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization

@@ -10,8 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dptr.cache.row_set import EveryRow, RowSet
-from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
-from dptr.trainer.data.keyed_permutation import KeyedPermutation
+from dptr.trainer.data.batch_order import BatchOrder, KeyedPermutation, WeightedRows
 
 MANY = 100_000_000
 

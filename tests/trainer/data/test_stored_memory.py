@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +11,22 @@ import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from dptr.cache.choices import EmbeddingsDtype
+from dptr.cache.crops.dataset import WordImages, preprocess
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
-from dptr.trainer.data.column_memory import column_memory
+from dptr.cache.text.charset import Charset
+from dptr.cache.text.normalization import Normalization
+from dptr.trainer.data.image_batches import ImageBatches
 from dptr.trainer.data.noise import NoiseSource
-from dptr.trainer.data.noisy_memory import token_memory
+from dptr.trainer.data.noisy_memory import column_memory, token_memory
 from dptr.trainer.data.stored_memory import StoredMemory
-from dptr.trainer.recipe import NoiseSettings
+from dptr.trainer.recipe import NoiseSettings, Recipe
 
 DIM, RATIO = 8, 0.3
 LABELS = ["ab", "a", "abc", "bc", "cab"]
@@ -62,13 +67,9 @@ def store(tmp_path: Path, dtype: EmbeddingsDtype) -> PromptStore:
 
 
 @pytest.fixture
-def bank(tmp_path: Path, dtype: EmbeddingsDtype) -> OrpBank:
-    folder = tmp_path / "orp"
-    folder.mkdir()
-    manifest = Manifest("orp", {"encoder": "t", "weights": "w", "tokens_per_crop": 12})
-    manifest.shards.append(write_shard(folder, 0, pa.table({"id": np.arange(3)}), embeddings(3, [12] * 3), dtype, {}))
-    manifest.save(folder)
-    return OrpBank(folder)
+def bank(tmp_path: Path, dtype: EmbeddingsDtype, save_bank: Callable[..., OrpBank]) -> OrpBank:
+    made = embeddings(3, [12] * 3)
+    return save_bank(tmp_path / "orp", made.tokens.reshape(3, 12, DIM), made.pooled, dtype)
 
 
 def widened_before(store: PromptStore, rows: NDArray[np.int64], noise: NDArray[np.floating]) -> torch.Tensor:
@@ -114,3 +115,21 @@ def test_columns_show_what_they_are_said_to(store: PromptStore) -> None:
         shown = [column for column in tokens[row] if column.any()]
         letters = own[first : first + (3, 2)[row]]
         assert {tuple(column.tolist()) for column in shown} == {tuple(letter.tolist()) for letter in letters}
+
+
+@pytest.mark.parametrize(("label", "turned"), [("東京", True), ("ab", False), ("東", False)])
+def test_a_column_is_turned_to_the_left_so_that_its_characters_follow_each_other(
+    label: str, turned: bool, tmp_path: Path
+) -> None:
+    picture = Image.new("RGB", (20, 40), "white")
+    picture.paste("black", (0, 0, 20, 10))  # the upper end, which then is on the left
+    picture.save(tmp_path / "tall.png")
+    (tmp_path / "labels.tsv").write_text(f"tall.png\t{label}\n", encoding="utf-8")
+    (tmp_path / "charset.txt").write_text("東京ab", encoding="utf-8")
+    charset = Charset.named(str(tmp_path / "charset.txt"))
+    images = WordImages.open([tmp_path], charset, Normalization())
+    batches = ImageBatches(images, charset, Recipe().replace("finetune", augmentation=0.0, batch_size=1), 32, [64])
+    seen = preprocess(picture.transpose(Image.Transpose.ROTATE_90) if turned else picture, 32, 64)
+    assert batches(0).portrait == ("tall.png",)
+    assert np.array_equal(batches(0).images[0].numpy(), seen)
+    assert (seen[:, :, :8].mean() < 60) == turned

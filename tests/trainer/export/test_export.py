@@ -18,17 +18,18 @@ import dptr
 from dptr.cache.crops.dataset import preprocess
 from dptr.cache.errors import DptrError, UserError
 from dptr.cache.text.charset import Charset
+from dptr.cache.text.lexicon import Lexicon
 from dptr.cli import run_command
 from dptr.trainer import read
 from dptr.trainer.choices import ExportTarget
-from dptr.trainer.export.export import export
-from dptr.trainer.export.names import renamed
+from dptr.trainer.export.export import export, renamed
 from dptr.trainer.export.onnx_graph import largest_difference
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory
-from dptr.trainer.model.model_file import ModelFile
+from dptr.trainer.model.model_file import BUNDLED, ModelFile
 from dptr.trainer.model.reading import width_for
 from dptr.trainer.model.recognizer import Prediction, Recognizer, load_recognizer
+from dptr.trainer.read import load
 from dptr.trainer.recipe import Recipe
 from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import save_checkpoint
@@ -273,3 +274,43 @@ def test_an_export_replaces_no_file_of_a_run(tmp_path: Path, capsys: pytest.Capt
         assert run_command(given) == 2
         assert "Name another file" in capsys.readouterr().err
     assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    path = tmp_path / "words.txt"
+    path.write_text("street\t3\nsquare\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def blurred() -> list[np.ndarray]:
+    return list(np.random.default_rng(0).integers(0, 256, (4, 8, 24, 3), np.uint8))
+
+
+def test_an_export_keeps_words_and_reads_as_if_they_were_given(tmp_path: Path, words: Path, blurred) -> None:
+    out = tmp_path / "with.safetensors"
+    export(ModelFile.open(BUNDLED), "safetensors", out, words=words)
+    assert ModelFile.open(out).lexicon() == Lexicon({"street": 3, "square": 1})
+    assert load(out).read(blurred) == load(BUNDLED, words=words).read(blurred)
+    assert load(out).read(blurred) != load(out, words="none").read(blurred)
+    # What is trained or exported further is the weights alone.
+    assert ModelFile.open(out).weights().keys() == ModelFile.open(BUNDLED).weights().keys()
+
+
+def test_a_further_export_keeps_them_unless_told_otherwise(tmp_path: Path, words: Path) -> None:
+    first, again, without = (tmp_path / f"{name}.safetensors" for name in ("first", "again", "without"))
+    export(ModelFile.open(BUNDLED), "safetensors", first, words=words)
+    export(ModelFile.open(first), "safetensors", again)
+    export(ModelFile.open(first), "safetensors", without, words="none")
+    assert ModelFile.open(again).lexicon() == Lexicon({"street": 3, "square": 1})
+    assert ModelFile.open(without).lexicon() is None
+
+
+def test_words_are_given_as_counts_too(words: Path, blurred) -> None:
+    assert load(words={"street": 3, "square": 1}).read(blurred) == load(words=words).read(blurred)
+
+
+def test_a_form_that_keeps_no_words_rejects_them(tmp_path: Path, words: Path) -> None:
+    with pytest.raises(UserError, match="onnx keeps no words"):
+        export(ModelFile.open(BUNDLED), "onnx", tmp_path / "x.onnx", words=words)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 import dptr
-from dptr.cache.columns import PORTRAIT
+from dptr.cache.text.reading_order import PORTRAIT
 from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.fonts import packaged_fonts
 from dptr.pipeline.rendering.style import RenderStyle

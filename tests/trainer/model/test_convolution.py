@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from dptr.cache.errors import UserError
 from dptr.cache.text.charset import Charset
 from dptr.trainer.model.encoders import build_encoder
+from dptr.trainer.model.encoders.convolution import ConvolutionalEncoder
+from dptr.trainer.model.folding import FoldedConvolution, HalfLinear, cpu_has_bfloat16, fold_batch_norms, halve
 from dptr.trainer.model.layers import grid_positions
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.recipe import EncoderSettings, Recipe
@@ -62,26 +65,69 @@ def test_columns_say_where_they_stand_unless_the_decoder_does(decoder: str, adde
         assert torch.equal(apart[0], grid_positions(1, 16, 24))
 
 
-def recognizer_of(decoder: str, fmu: str) -> Recognizer:
-    recipe = Recipe().replace("fmu", kind=fmu, queries=4, heads=2).replace("encoder", **SETTINGS.model_dump())
-    recipe = recipe.replace("decoder", kind=decoder, dim=24, heads=2, layers=1, feed_forward=24)
-    return Recognizer(recipe, Charset("ab"), 24).eval()
+def encoder_with_statistics() -> ConvolutionalEncoder:
+    torch.manual_seed(0)
+    encoder = ConvolutionalEncoder(EncoderSettings(kind="convolution", channels=8, dim=24))
+    for module in encoder.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            nn.init.normal_(module.bias)
+    return encoder.eval()
 
 
-@pytest.mark.parametrize(("decoder", "fmu"), [("parseq", "none"), ("nrtr", "queries")])
-def test_weights_from_before_columns_carried_their_place_read_as_they_were_trained(decoder: str, fmu: str) -> None:
-    trained = recognizer_of(decoder, fmu)
-    images = torch.randint(0, 256, (1, 3, 32, 64), dtype=torch.uint8)
+@pytest.mark.parametrize("images", [1, 3])
+def test_folded_convolutions_give_what_convolution_and_batch_norm_gave(images: int) -> None:
+    encoder = encoder_with_statistics()
+    pixels = torch.rand(images, 3, *encoder.size) * 2 - 1
     with torch.inference_mode():
-        without = trained.fmu(trained.tokens(images))
-        former = {name: tensor for name, tensor in trained.state_dict().items() if name != "places"}
-        present = recognizer_of(decoder, fmu)
-        present.load_state_dict(trained.state_dict())
-        assert torch.equal(present.memory(images).tokens, trained.memory(images).tokens)
-        assert not torch.equal(present.memory(images).tokens, without)
-        present.load_state_dict(former)
-        assert torch.equal(present.memory(images).tokens, without)
-        again = recognizer_of(decoder, fmu)
-        again.load_state_dict(present.state_dict())
-        assert torch.equal(again.memory(images).tokens, without)
-    assert "places" not in recognizer_of("ctc", "none").state_dict()
+        before = encoder(pixels)
+        fold_batch_norms(encoder)
+        after = encoder(pixels)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules())
+    assert any(isinstance(module, FoldedConvolution) for module in encoder.modules())
+    torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_halved_convolutions_give_nearly_the_same_one_image_as_several(images: int) -> None:
+    encoder = encoder_with_statistics()
+    pixels = torch.rand(images, 3, *encoder.size) * 2 - 1
+    with torch.inference_mode():
+        fold_batch_norms(encoder)
+        before = encoder(pixels)
+        halve(encoder)
+        after = encoder(pixels)
+    assert after.dtype == torch.bfloat16
+    assert float((after - before).abs().max() / before.abs().max()) < 0.05
+
+
+def test_halved_linears_give_nearly_the_same() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 8, bias=False))
+    x = torch.randn(4, 16)
+    with torch.inference_mode():
+        before = model(x)
+        halve(model)
+        after = model(x)
+    assert not any(isinstance(module, nn.Linear) for module in model.modules())
+    assert after.dtype == torch.bfloat16
+    torch.testing.assert_close(after.float(), before, rtol=0.05, atol=0.02)
+
+
+@pytest.mark.skipif(not cpu_has_bfloat16(), reason="the CPU has no bfloat16")
+def test_weights_laid_out_once_give_what_those_of_each_image_give() -> None:
+    encoder, linear = encoder_with_statistics(), nn.Sequential(nn.Linear(24, 32))
+    pixels = torch.rand(1, 3, *encoder.size) * 2 - 1
+    with torch.inference_mode():
+        fold_batch_norms(encoder)
+        halve(encoder)
+        halve(linear)
+        packed = linear(encoder(pixels))
+        layers = [m for m in [*encoder.modules(), *linear] if isinstance(m, FoldedConvolution | HalfLinear)]
+        assert layers
+        for layer in layers:
+            assert layer.packed is not None
+            layer.packed = None
+        plain = linear(encoder(pixels))
+    torch.testing.assert_close(packed, plain, rtol=0.02, atol=0.02)

@@ -192,16 +192,6 @@ def test_a_text_read_in_a_batch_is_that_read_alone(refinements: int, refinement:
     assert sum(one != other for one, other in zip(together, alone, strict=True)) == 0
 
 
-def test_padding_of_the_memory_changes_nothing() -> None:
-    model, targets = decoder(2), Targets.of(LABELS, CHARSET)
-    orders = draw_permutations(5, 2)
-    plain = memory()
-    disturbed = plain.tokens.clone()
-    disturbed[plain.padding] = 99.0
-    before = model.loss_over_orders(plain, targets, orders)
-    torch.testing.assert_close(model.loss_over_orders(Memory(disturbed, plain.padding), targets, orders), before)
-
-
 def test_orders_start_with_both_directions_and_come_in_mirrored_pairs() -> None:
     torch.manual_seed(0)
     orders = draw_permutations(6, 6)
@@ -219,17 +209,6 @@ def test_short_labels_have_fewer_orders(characters: int, expected: int) -> None:
     orders = draw_permutations(characters, 6)
     assert len(orders) == expected
     assert all(sorted(order.tolist()) == list(range(characters + 2)) for order in orders)
-
-
-def test_masks_let_each_query_see_what_its_order_has_read() -> None:
-    content, query = attention_masks(torch.tensor([[0, 3, 1, 2, 4]]))
-    assert query[0].tolist() == [
-        [True, False, False, True],  # output 1 is read after begin and 3
-        [True, True, False, True],
-        [True, False, False, False],  # output 3 is read first
-        [True, True, True, True],
-    ]
-    assert content[0].diagonal().all()
 
 
 @pytest.mark.parametrize("masked", [False, True])

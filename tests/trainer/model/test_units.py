@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from dptr.cache.text.charset import Charset
-from dptr.trainer.data.column_memory import _places_seen
+from dptr.trainer.data.noisy_memory import _places_seen
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Targets
 from dptr.trainer.model.language_model import CharacterModel

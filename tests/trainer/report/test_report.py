@@ -21,8 +21,8 @@ from dptr.cache.text.normalization import Normalization
 from dptr.cli import run_command
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.recipe import Recipe
-from dptr.trainer.report.attention import attention_maps
 from dptr.trainer.report.page import Cell, Section, Table, render
+from dptr.trainer.report.predictions import attention_maps
 from dptr.trainer.report.report import report
 from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import save_checkpoint

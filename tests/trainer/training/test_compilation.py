@@ -14,7 +14,7 @@ from torch import Tensor
 from dptr.cache.errors import UserError
 from dptr.cache.stores.shards import StoredTokens
 from dptr.cache.text.charset import Charset
-from dptr.trainer.data.buckets import FewShapes
+from dptr.trainer.data.buckets import few_shapes
 from dptr.trainer.data.stored_memory import StoredMemory, StoredTensor
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Targets
@@ -63,7 +63,7 @@ def loss_and_gradients(loss: Callable[[PromptBatch], Tensor], model: Decoder, gi
 
 @pytest.mark.parametrize("kind", ["parseq", "nrtr", "parallel", "ctc"])
 def test_padding_to_few_shapes_changes_neither_loss_nor_gradients(kind: str) -> None:
-    model, few = decoder(kind), FewShapes(batch, LONGEST + 1)
+    model, few = decoder(kind), few_shapes(batch, LONGEST)
     shapes = set()
     for number in range(12):
         padded, plain = few(number), batch(number)
@@ -84,7 +84,7 @@ def test_a_loss_is_compiled_once_a_shape(kind: str) -> None:
         return graph
 
     torch._dynamo.reset()
-    model, few = decoder(kind), FewShapes(batch, LONGEST + 1)
+    model, few = decoder(kind), few_shapes(batch, LONGEST)
     loss = compiled(plain_loss(model), backend=counting)
     made = [few(number).to(CPU) for number in range(30)]
     shapes = {(b.memory.tokens.shape, b.targets.inputs.shape) for b in made}
@@ -104,7 +104,7 @@ def test_a_loss_is_compiled_once_a_shape(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["parseq", "nrtr"])
 def test_a_compiled_loss_is_the_same(kind: str) -> None:
     torch._dynamo.reset()
-    model, few = decoder(kind), FewShapes(batch, LONGEST + 1)
+    model, few = decoder(kind), few_shapes(batch, LONGEST)
     ways = (compiled(plain_loss(model)), plain_loss(model))
     found, expected = (loss_and_gradients(way, model, few(3)) for way in ways)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

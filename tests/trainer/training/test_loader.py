@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
+from dptr.cache.errors import UserError
 from dptr.trainer.training import loader
-from dptr.trainer.training.loader import load_batches
+from dptr.trainer.training.loader import deaths_of_workers_told, load_batches
 
 
 def test_workers_may_be_spawned(tmp_path: Path) -> None:
@@ -58,3 +60,19 @@ def test_batches_that_do_not_fit_are_made_in_the_training_process(
     assert [int(batch.values[0]) for batch in batches] == [3, 4, 5]
     assert {batch.made_by for batch in batches} == {os.getpid()}
     assert "batches of 1 MB for 1 workers do not fit into the 1 MB of shared memory" in capsys.readouterr().err
+
+
+def killed_at_two(number: int) -> int:
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_killed_worker_is_one_line() -> None:
+    with pytest.raises(UserError, match="worker process was killed"), deaths_of_workers_told():
+        list(load_batches(killed_at_two, range(8), workers=1))
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), deaths_of_workers_told():
+        raise RuntimeError("shapes do not fit")

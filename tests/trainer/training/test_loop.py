@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.trainer.recipe import TrainingSettings
 from dptr.trainer.training import checkpoint, loop
 from dptr.trainer.training.checkpoint import load_state, load_tensors
+from dptr.trainer.training.loop import rate_factor
 
 
 def test_workers_change_nothing(tmp_path: Path, training: Any) -> None:
@@ -80,18 +82,11 @@ def test_a_parameter_that_no_group_trains_is_an_error(tmp_path: Path, training: 
         training.run(tmp_path, task=task)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path: Path, training: Any) -> None:
-    task = training.task()
-    task.loss = lambda rows: task.model(rows).mean() * float("nan")
-    with pytest.raises(UserError, match="Lower the learning rate"):
-        training.run(tmp_path / "run", task=task)
-
-
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, training: Any) -> None:
     task = training.task()
     steps = itertools.count()
     task.loss = lambda rows: task.model(rows).mean() * (float("nan") if next(steps) >= 5 else 1.0)
-    with pytest.raises(UserError, match="at step 6"):
+    with pytest.raises(UserError, match=r"at step 6.*Lower the learning rate"):
         training.run(tmp_path / "run", training.settings(log_every=100, validate_every=100), task)
     assert load_state(tmp_path / "run" / "checkpoints" / "last")["step"] == 3
 
@@ -200,3 +195,29 @@ def test_the_average_is_an_exponential_one(tmp_path: Path, training: Any) -> Non
     torch.testing.assert_close(state.trained[0].weight, expected)
     kept = checkpoint.load_tensors(tmp_path / "run" / "checkpoints" / "last", "average")
     assert set(kept) == set(task.model.state_dict()), "the names are the model's own"
+
+
+def test_a_trapezoid_rises_stays_and_falls() -> None:
+    settings = TrainingSettings(steps=100, schedule="trapezoid", warmup_share=0.1, decay_share=0.2)
+    factors = [rate_factor(step, settings) for step in range(100)]
+    assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert factors[10:81] == [1.0] * 71
+    assert factors[81:] == pytest.approx([left / 20 for left in range(19, 0, -1)])
+
+
+def test_a_longer_trapezoid_begins_as_a_shorter_one() -> None:
+    short = TrainingSettings(steps=100, schedule="trapezoid", warmup_share=0.1)
+    long = TrainingSettings(steps=200, schedule="trapezoid", warmup_share=0.05)
+    assert [rate_factor(step, short) for step in range(80)] == [rate_factor(step, long) for step in range(80)]
+
+
+def test_one_cycle_is_pytorchs() -> None:
+    settings = TrainingSettings(steps=80, warmup_share=0.075, learning_rate=1.0)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    reference = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1.0, 80, pct_start=0.075, cycle_momentum=False, anneal_strategy="cos"
+    )
+    for step in range(79):
+        assert rate_factor(step, settings) == pytest.approx(reference.get_last_lr()[0], abs=1e-9), step
+        optimizer.step()
+        reference.step()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -104,28 +107,6 @@ def test_an_interrupt_while_the_best_checkpoint_is_written_still_leaves_a_best_o
     assert load_state(tmp_path / "cut" / "checkpoints" / "best")["step"] == 4
 
 
-def test_a_full_disk_during_training_keeps_the_last_checkpoint_and_the_run_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any
-) -> None:
-    training.run(tmp_path / "whole")
-    save, calls = checkpoint.save_tensors, itertools.count()
-
-    def fills_up(*arguments: Any) -> None:
-        if next(calls) == 10:
-            raise OSError(28, "No space left on device")
-        save(*arguments)
-
-    monkeypatch.setattr(checkpoint, "save_tensors", fills_up)
-    with pytest.raises(UserError, match="No space left"):
-        training.run(tmp_path / "full")
-    kept = load_state(tmp_path / "full" / "checkpoints" / "last")["step"]
-    assert 0 < kept < 12
-    training.run(tmp_path / "full")
-    assert training.saved(tmp_path / "full")[1] == training.saved(tmp_path / "whole")[1]
-    one, other = (training.saved(tmp_path / name)[0] for name in ("full", "whole"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
-
-
 def test_a_finished_run_takes_no_further_step(tmp_path: Path, training: Any) -> None:
     training.run(tmp_path / "run")
     before = (tmp_path / "run" / "checkpoints" / "last" / "state.json").stat().st_mtime_ns
@@ -171,3 +152,43 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew_however_often_it_s
     training.run(tmp_path / "cut")
     assert "reached step 8 and was cut off before its first checkpoint" in capsys.readouterr().err
     assert training.saved(tmp_path / "cut")[1] == training.saved(tmp_path / "whole")[1]
+
+
+_YEAR = 365 * 86400
+
+
+def test_a_clock_that_is_set_back_changes_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any
+) -> None:
+    training.run(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        training.run(tmp_path / "cut", task=training.task(training.cut_at(7, KeyboardInterrupt)))
+    now = time.time()
+    for path in (tmp_path / "cut").rglob("*"):
+        os.utime(path, (now + _YEAR, now + _YEAR))
+    monkeypatch.setattr(time, "time", lambda: now - _YEAR)
+    training.run(tmp_path / "cut")
+    (weights, lines), (expected, expected_lines) = (training.saved(tmp_path / name) for name in ("cut", "whole"))
+    assert lines == expected_lines
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT])
+def test_a_disk_that_rejects_during_training_is_one_line_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, training: Any, number: int
+) -> None:
+    training.run(tmp_path / "whole")
+    save, calls = checkpoint.save_tensors, itertools.count()
+
+    def rejects(*arguments: Any) -> None:
+        if next(calls) >= 10:
+            raise OSError(number, os.strerror(number))
+        save(*arguments)
+
+    monkeypatch.setattr(checkpoint, "save_tensors", rejects)
+    with pytest.raises(UserError, match=os.strerror(number)):
+        training.run(tmp_path / "rejected")
+    monkeypatch.undo()
+    assert 0 < checkpoint.load_state(tmp_path / "rejected" / "checkpoints" / "last")["step"] < 12
+    training.run(tmp_path / "rejected")
+    assert training.saved(tmp_path / "rejected")[1] == training.saved(tmp_path / "whole")[1]

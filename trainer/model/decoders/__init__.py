@@ -1,7 +1,7 @@
 """Decoders: a memory in, logits of characters out.
 
-base is what each offers; autoregressive and decoder_layer are parts. nrtr is the simplest, then parallel,
-ctc and parseq; pooled puts one vector before any of them.
+base has the interface; autoregressive is common to nrtr, the simplest, and parseq. parallel reads all positions at
+once, ctc columns; pooled unfolds one vector for any of them.
 
 Besides the bundled ones, a package may register a :class:`~dptr.trainer.model.decoders.base.Decoder` subclass under the
 entry point group ``dptr.decoders``; its name then works as ``decoder.kind`` in a recipe.

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dptr.trainer.model.decoders.base import Decoder, DecoderShape, Memory
-from dptr.trainer.model.decoders.decoder_layer import DecoderLayer
-from dptr.trainer.model.layers import initialize
+from dptr.trainer.model.layers import DecoderLayer, initialize
 
 #: One decoding step: ids (batch, 1) of the newest inputs and their position -> logits (batch, 1, classes).
 Step = Callable[[Tensor, int], Tensor]

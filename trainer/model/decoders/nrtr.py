@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dptr.trainer.model.decoders.autoregressive import AutoregressiveDecoder, Step
 from dptr.trainer.model.decoders.base import DecoderShape, Memory, Targets
-from dptr.trainer.model.decoders.decoder_layer import DecoderLayer, KeysValues, extend
+from dptr.trainer.model.layers import DecoderLayer, KeysValues, extend
 
 
 class NrtrDecoder(AutoregressiveDecoder[DecoderLayer]):

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dptr.trainer.model.decoders.base import Decoder, DecoderShape, Memory, Targets
-from dptr.trainer.model.decoders.decoder_layer import DecoderLayer
-from dptr.trainer.model.layers import Attention, FeedForward, initialize
+from dptr.trainer.model.layers import Attention, DecoderLayer, FeedForward, initialize
 
 
 class MemoryLayer(nn.Module):

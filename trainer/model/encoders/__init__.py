@@ -1,7 +1,7 @@
 """Image encoders: word images in, visual tokens out.
 
-base is what each offers; vit and convolution are trained from scratch, clip and transformers_model start from a model,
-given takes tokens that are stored.
+base has the interface, and the stand-in for stored tokens; vit and convolution are trained from scratch, clip and
+transformers_model start from a model.
 
 Besides the bundled ones, a package may register a subclass of :class:`~dptr.trainer.model.encoders.base.Encoder` under
 the entry point group ``dptr.encoders``; its name then works as ``encoder.kind`` in a recipe.

@@ -42,3 +42,26 @@ class PretrainedEncoder(Encoder):
         Raises:
             UserError: its weights are no safetensors, damaged, or of another shape than its configuration says.
         """
+
+
+class GivenTokens(Encoder):
+    """Nothing to train and nothing to save.
+
+    Attributes:
+        dim: width of the tokens. grid: (rows, columns) of them.
+        size: (height, width) of the images they were made from.
+    """
+
+    def __init__(self, dim: int, size: tuple[int, int], grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.dim = dim
+        self.size = size
+        self.grid = grid
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(batch, tokens, dim) in the precision that is stored -> the same in float32."""
+        return images.float()
+
+    def tokens_and_pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, 1 + tokens, dim), the pooled vector first -> tokens, and pooled vectors (batch, dim), in float32."""
+        return images[:, 1:].float(), images[:, 0].float()

@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import IMAGE_PROCESSOR_FILE, MODEL_CONFIG_FILE, WEIGHTS_FILE
-from dptr.cache.tensor_hash import hash_tensors
 from dptr.pipeline.clip import loading
-from dptr.pipeline.clip.families import FAMILIES
-from dptr.pipeline.clip.families.base import Family
+from dptr.pipeline.clip.clip_files import hash_tensors
+from dptr.pipeline.clip.families import FAMILIES, Family
 from dptr.trainer.model.encoders.base import PretrainedEncoder
 from dptr.trainer.recipe import EncoderSettings
 

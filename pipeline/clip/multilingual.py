@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from dptr.cache import hub
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MODEL_CONFIG_FILE, WEIGHTS_FILE
-from dptr.pipeline.clip.families.base import Family, Way
+from dptr.pipeline.clip.families import Family, Way
 
 _MODULES = "modules.json"
 #: How M-CLIP names its two parts in one file of weights.
