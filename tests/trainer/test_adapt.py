@@ -159,6 +159,17 @@ def test_labels_widths_and_characters_follow_the_crops(tmp_path: Path, start: Ru
     assert kept == Charset("ab")
 
 
+def test_the_words_of_the_start_give_way_only_to_what_reads_clearly_more() -> None:
+    def option(right: int, loses_words: bool) -> Any:
+        found = [Prediction("a" if number < right else "b", 1.0, [1.0]) for number in range(100)]
+        return stage._Option(0, "", None, [ReadImages([""] * 100, ["a"] * 100, found)], loses_words)
+
+    both, alone = option(80, False), option(81, True)
+    assert max([both, alone], key=stage._Option.rank) is both
+    assert max([both, option(83, True)], key=stage._Option.rank).loses_words
+    assert stage._held_out_choice([both, alone]) == both.read
+
+
 def test_predictions_count_that_are_confident_and_of_the_texts_kind() -> None:
     plates = {f"{a}{b}{c}": 1.0 for a in "abc" for b in "abc" for c in "abc"}
     allowed = stage.allowed_by(plates, CHARSET, ["abc", "bca", "cab", "aab"])
