@@ -113,7 +113,7 @@ def finetune(
     task = loop.Task(
         model=recognizer,
         batch=few_shapes(batches, recipe.decoder.max_label_length) if is_compiled(recipe.finetune, device) else batches,
-        loss=lambda batch: recognizer.loss(batch.images, batch.targets),  # type: ignore[arg-type]  # widened by now
+        loss=lambda batch: recognizer.loss(batch.images, batch.targets),
         notice=oddities.take,
         validate=validate or partial(validated, images=validation or training, device=device),
         rows=lambda batch: len(batch.images),

@@ -172,7 +172,7 @@ def pretrain(
     task = loop.Task(
         model=decoder,
         batch=few_shapes(batches, recipe.decoder.max_label_length) if is_compiled(recipe.pretrain, device) else batches,
-        loss=lambda batch: decoder.loss(batch.memory, batch.targets),  # type: ignore[arg-type]  # put together by now
+        loss=lambda batch: decoder.loss(batch.memory, batch.targets),
         validate=lambda model: validate(model, store, noise, validation, recipe, charset, device, out),
         rows=lambda batch: len(batch.targets.inputs),
         groups=[loop.ParameterGroup(list(decoder.parameters()))],
