@@ -96,11 +96,22 @@ def disk_problem(error: OSError) -> str:
     return f"{name}: {error.strerror}"
 
 
+#: What other programs call commands -> those of dptr.
+_OTHER_NAMES = {
+    "train": "'finetune' (on labelled crops) or 'pretrain' (on text)",
+    "predict": "'read'",
+    "test": "'evaluate'",
+}
+
+
 def usage_problem(error: TyperException) -> str:
     """Say what of a command line was wrong, and whose help tells more."""
     context = getattr(error, "ctx", None)
     command = f"dptr {context.info_name}" if context is not None and context.parent else "dptr"
     said = error.format_message().rstrip(".")
+    for typed, meant in _OTHER_NAMES.items():
+        if said.startswith(f"No such command '{typed}'"):
+            said = f"No such command '{typed}'. Did you mean {meant}?"
     return f"{said}{'' if said.endswith('?') else '.'} See `{command} --help`"
 
 

@@ -22,6 +22,7 @@ PHOTOS_FILE = "photos.parquet"
 
 # In a run.
 RUN_FILE = "run.json"
+IDENTITY_FILE = "identity.json"
 RECIPE_FILE = "recipe.toml"
 LEXICON_FILE = "lexicon.json"
 METRICS_FILE = "metrics.jsonl"

@@ -257,7 +257,7 @@ def _mistakes(results: Sequence[ReadImages]) -> list[Mistake]:
 _TITLES = {
     **{name: f"{name} characters" for name in FIELD_PROTOCOLS},
     CHINESE: "Chinese benchmark",
-    AS_WRITTEN: "as written",
+    AS_WRITTEN: "exact",
 }
 _RULES = {
     "36": f"36, 62, 94: as PARSeq's loader has it: folded to ASCII, without words longer than {LONGEST} or emptied",
@@ -266,17 +266,19 @@ _RULES = {
 
 
 def table(result: Evaluation) -> str:
-    """Return words, accuracy with interval and 1-NED per protocol and set, and the most confident mistakes."""
-    rows = [row for protocol in result.protocols for row in _rows(result, protocol)]
-    head = ["", "data", "words", "accuracy", "95 % interval", "1-NED"]
-    lines = [laid_out(head, rows, numbers=(2, 3, 4, 5)), "", *_left_out(result)]
+    """Return words, accuracy with interval and 1-NED per set and protocol, and the most confident mistakes."""
+    rows = [row for name in result.sets for row in _rows_of_set(result, name)]
+    if len(result.sets) > 1:
+        rows += [row for protocol in result.protocols for row in _totals(result, protocol)]
+    lines = [laid_out(["data", "compared", "words", "accuracy", "95 % interval", "1-NED"], rows, numbers=(2, 3, 4, 5))]
+    lines += ["", *_left_out(result)]
     if len(result.accuracy_by_script) > 1:
         lines += ["", *_accuracy_by_script(result)]
     lengths = ", ".join(
         f"{length}: {part:.0%} of {words}" for length, (words, part) in result.accuracy_by_length.items()
     )
-    lines += ["", f"accuracy by length, as written: {lengths}"]
-    lines += [f"expected calibration error of confidences, as written: {result.calibration_error:.3f}"]
+    lines += ["", f"accuracy by length, exact: {lengths}"]
+    lines += [f"expected calibration error of confidences, exact: {result.calibration_error:.3f}"]
     if result.mistakes:
         mistakes = [(m.key, m.ground_truth, m.prediction, f"{m.confidence:.3f}") for m in result.mistakes[:10]]
         lines += [
@@ -306,24 +308,43 @@ def figures(result: Evaluation) -> dict[str, Any]:
     }
 
 
-def _rows(result: Evaluation, protocol: str) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each set and for both totals; the first says which protocol they are of."""
-    title = _TITLES[protocol]
-    for name, scores in result.sets.items():
-        found = scores[protocol]
+def _rows_of_set(result: Evaluation, name: str) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each protocol of a set; 62 and 94 only where their figures are none that another row shows."""
+    shown = [result.sets[name][protocol].score for protocol in result.protocols if protocol not in ("62", "94")]
+    data = name
+    for protocol in result.protocols:
+        found = result.sets[name][protocol]
+        if protocol in ("62", "94"):
+            if found.score in shown:
+                continue
+            shown.append(found.score)
         accuracy = found.score.accuracy if found.score else None
         one_minus_ned = f"{found.score.one_minus_ned:.3f}" if found.score else "-"
-        yield title, name, f"{found.words:,}", _share(accuracy), _between(accuracy, found.words), one_minus_ned
-        title = ""
-    weighted, words = result.weighted[protocol], sum(scores[protocol].words for scores in result.sets.values())
-    yield "", "weighted by words", "", _share(weighted), _between(weighted, words), ""
-    yield "", "averaged over sets", "", _share(result.averaged[protocol]), "", ""
+        yield (
+            data,
+            _TITLES[protocol],
+            f"{found.words:,}",
+            _share(accuracy),
+            _between(accuracy, found.words),
+            one_minus_ned,
+        )
+        data = ""
+
+
+def _totals(result: Evaluation, protocol: str) -> Iterator[tuple[str, ...]]:
+    """Yield both totals of a protocol that every set shows."""
+    if protocol in ("62", "94"):
+        return
+    words = sum(scores[protocol].words for scores in result.sets.values())
+    weighted = result.weighted[protocol]
+    yield "all words", _TITLES[protocol], f"{words:,}", _share(weighted), _between(weighted, words), ""
+    yield "mean of sets", _TITLES[protocol], "", _share(result.averaged[protocol]), "", ""
 
 
 def _accuracy_by_script(result: Evaluation) -> list[str]:
     """Return accuracy by the script of the label, for data of several scripts."""
     rows = [(script, f"{words:,}", _share(part)) for script, (words, part) in result.accuracy_by_script.items()]
-    return ["by the label's script, as written:", laid_out(["script", "words", "accuracy"], rows, numbers=(1, 2))]
+    return ["by the label's script, exact:", laid_out(["script", "words", "accuracy"], rows, numbers=(1, 2))]
 
 
 def _share(value: float | None) -> str:
@@ -339,15 +360,13 @@ def _between(accuracy: float | None, words: int) -> str:
 
 
 def _left_out(result: Evaluation) -> list[str]:
-    """Return the rule by which words do not count, so that figures can be compared with those of other programs."""
+    """Return the rules by which words do not count, and how many: figures of other programs can be compared then."""
     lines = [_RULES[protocol] for protocol in ("36", CHINESE) if protocol in result.protocols]
     for protocol in result.protocols:
         empty = sum(scores[protocol].empty for scores in result.sets.values())
         too_long = sum(scores[protocol].too_long for scores in result.sets.values())
-        counted = sum(scores[protocol].words for scores in result.sets.values())
-        lines.append(
-            f"  {_TITLES[protocol]}: {counted:,} words count; left out: {empty:,} emptied, {too_long:,} too long"
-        )
+        if empty or too_long:
+            lines.append(f"  {_TITLES[protocol]}: left out: {empty:,} emptied, {too_long:,} too long")
     return lines
 
 

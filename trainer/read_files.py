@@ -5,6 +5,7 @@ Boxes of words are JSON (a list, COCO, PaddleOCR) or ICDAR's lines; quadrilatera
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections import deque
@@ -132,7 +133,9 @@ def _measured(opener: Callable[[], Image.Image], size: list[int]) -> Image.Image
 
 
 def write_rows(out: Path, rows: Iterable[Row]) -> None:
-    """Write rows as they come, to JSON lines or Parquet as the file's ending says; the file is whole or absent.
+    """Write rows as they come, to CSV, JSON lines or Parquet as the file's ending says; the file is whole or absent.
+
+    CSV has the columns of :data:`SCHEMA`, lists as JSON.
 
     Raises:
         UserError: the ending is another.
@@ -143,14 +146,26 @@ def write_rows(out: Path, rows: Iterable[Row]) -> None:
             while group := list(islice(waiting, _ROWS_A_GROUP)):
                 writer.write_table(pa.Table.from_pylist([_unicode(row) for row in group], SCHEMA))
         return
-    with atomic_path(out) as temporary, temporary.open("w", encoding="utf-8", errors="backslashreplace") as stream:
+    newline = "" if out.suffix.lower() == ".csv" else None
+    with (
+        atomic_path(out) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline=newline) as stream,
+    ):
+        if out.suffix.lower() == ".csv":
+            table = csv.DictWriter(stream, SCHEMA.names, lineterminator="\n")
+            table.writeheader()
+            table.writerows(
+                {name: plain_json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
+                for row in rows
+            )
+            return
         stream.writelines(plain_json.dumps(row) + "\n" for row in rows)
 
 
 def require_form(out: Path) -> None:
     """Raise :class:`UserError` unless a file's ending is one that :func:`write_rows` knows."""
-    if out.suffix.lower() not in (".parquet", ".jsonl"):
-        raise UserError(f"{out} does not say in which form", "End it in .jsonl or .parquet")
+    if out.suffix.lower() not in (".csv", ".parquet", ".jsonl"):
+        raise UserError(f"{out} does not say in which form", "End it in .csv, .jsonl or .parquet")
 
 
 def _raise(error: UserError) -> Image.Image:

@@ -159,6 +159,12 @@ def test_a_picture_that_is_not_there_is_not_taken_for_a_run(tmp_path: Path, caps
     [
         (["init"], "error: Missing argument 'DATA'. See `dptr init --help`"),
         (["pretrian"], "error: No such command 'pretrian'. Did you mean 'pretrain'? See `dptr --help`"),
+        (["predict", "a.png"], "error: No such command 'predict'. Did you mean 'read'? See `dptr --help`"),
+        (
+            ["train", "crops/"],
+            "error: No such command 'train'. Did you mean 'finetune' (on labelled crops) or 'pretrain' (on text)? "
+            "See `dptr --help`",
+        ),
     ],
 )
 def test_a_wrong_command_line_names_the_help_that_tells_more(

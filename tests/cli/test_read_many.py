@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -138,7 +139,7 @@ def test_predictions_go_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     for name in ("b", "a", "c"):
         Image.new("RGB", (64, 20), "white").save(tmp_path / f"{name}.png")
     (tmp_path / "c.png").write_bytes(b"no picture")
-    for ending in ("jsonl", "parquet"):
+    for ending in ("csv", "jsonl", "parquet"):
         out = tmp_path / f"read.{ending}"
         assert run_command(["read", str(tmp_path), "-o", str(out), "--batch-size", "2", "--quiet"]) == 4
         said = capsys.readouterr()
@@ -146,10 +147,18 @@ def test_predictions_go_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert "c.png cannot be read" in said.err
     lines = [json.loads(line) for line in (tmp_path / "read.jsonl").read_text().splitlines()]
     rows = pq.read_table(tmp_path / "read.parquet").to_pylist()
+    with (tmp_path / "read.csv").open(encoding="utf-8", newline="") as stream:
+        table = list(csv.DictReader(stream))
+    assert [(row["image"], row["text"], float(row["confidence"])) for row in table] == [
+        (line["image"], line["text"], line["confidence"]) for line in lines
+    ]
+    assert [json.loads(row["character_confidences"]) for row in table] == [
+        line["character_confidences"] for line in lines
+    ]
     assert [Path(row["image"]).name for row in rows] == ["a.png", "b.png"]
     assert [row["text"] for row in rows] == [line["text"] for line in lines]
     assert run_command(["read", str(tmp_path), "-o", str(tmp_path / "read.xlsx")]) == 2
-    assert ".jsonl or .parquet" in capsys.readouterr().err
+    assert ".csv, .jsonl or .parquet" in capsys.readouterr().err
 
 
 def test_what_is_missing_is_named_and_the_rest_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,15 @@ def evaluated(predictions: list[str], **sets: Path) -> Evaluation:
     return evaluate(recognizer, opened)
 
 
+def test_a_set_has_a_row_for_each_figure_that_differs(tmp_path: Path) -> None:
+    result = evaluated(["street", "Road"], a=crops(tmp_path / "a", ["street", "road"]))
+    rows = [line.split()[:3] for line in table(result).splitlines()[2:4]]
+    assert rows == [["a", "36", "characters"], ["exact", "2", "50.00%"]], "62 and 94 have the figures of exact"
+    two = {name: crops(tmp_path / name, ["street", "road"]) for name in ("b", "c")}
+    text = table(evaluated(["street", "Road"] * 2, **two))
+    assert text.count("all words") == text.count("mean of sets") == 2
+
+
 def test_each_protocol_counts_its_own_words_and_says_what_it_left_out(tmp_path: Path) -> None:
     labels = ["Caf\u00e9", "Don't", "!!", "\u65e5\u672c", "x" * 26]
     result = evaluated(["Cafe", "dont", "!!", "\u65e5\u672c", "x" * 26], a=crops(tmp_path / "a", labels))
@@ -57,8 +66,9 @@ def test_each_protocol_counts_its_own_words_and_says_what_it_left_out(tmp_path: 
         "as_written": (5, 3 / 5, 0, 0),
     }
     text = table(result)
-    assert "36 characters: 2 words count; left out: 2 emptied, 1 too long" in text
-    assert "as written: 5 words count; left out: 0 emptied, 0 too long" in text
+    assert "36 characters: left out: 2 emptied, 1 too long" in text
+    assert "exact: left out" not in text, "nothing is"
+    assert [line.split()[0] for line in text.splitlines()[2:6]] == ["a", "62", "94", "exact"]
     assert "60.00%      23.1-88.2" in text, "Wilson's interval of three in five"
     plain = figures(result)
     assert plain["sets"]["a"]["as_written"]["accuracy_interval"] == pytest.approx((0.2307, 0.8824), abs=1e-4)
@@ -81,7 +91,7 @@ def test_totals_weigh_the_words_that_count_and_a_set_without_any_has_no_figure(t
     alone = evaluated(["\u65e5", "x"], b=chinese)
     assert (alone.weighted["36"], alone.averaged["36"]) == (None, None)
     assert figures(alone)["sets"]["b"]["36"] == {"words": 0, "empty": 2, "too_long": 0}
-    assert table(alone).splitlines()[2].split() == ["36", "characters", "b", "0", "-", "-", "-"]
+    assert table(alone).splitlines()[2].split() == ["b", "36", "characters", "0", "-", "-", "-"]
 
 
 def test_accuracy_by_script_is_told_where_labels_are_of_several(tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ def test_a_start_that_was_trained_further_makes_another_run(tmp_path: Path, draw
     assert finetune(images, charset, start, steps, tmp_path / "run").computed == 0
     save_checkpoint(start.folder / "checkpoints" / "best", {"model": bumped(start.weights())}, {"step": 2})
     late = data_identity(images, start)
-    assert runs.default_name("finetune", steps, early) != runs.default_name("finetune", steps, late)
+    assert runs.identity_digest("finetune", steps, early) != runs.identity_digest("finetune", steps, late)
     with pytest.raises(DamagedStore, match=r"data \(weights to start from\) differ"):
         finetune(images, charset, start, steps, tmp_path / "run")
 

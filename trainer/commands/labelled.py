@@ -18,12 +18,13 @@ from dptr.trainer.training.runs import charset_in
 
 @dataclass(frozen=True)
 class Labelled:
-    """Crops to train on and to validate on, the charset that their labels fit, and the folder of the run."""
+    """Crops to train on and to validate on, the charset that their labels fit, and the run's folder and identity."""
 
     images: WordImages
     validation: WordImages | None
     charset: Charset
     run: Path
+    digest: str
 
 
 def labelled(open_with: Callable[[Charset], Labelled], named: Charset, normalization: Normalization) -> Labelled:

@@ -51,10 +51,10 @@ Arithmetic = Annotated[
 ]
 RunFolder = Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run.")]
 OutFile = Annotated[Path | None, typer.Option("-o", "--out", help="File to write; by default in the run.")]
-RunName = Annotated[str, typer.Argument(help="A run: its folder or name.")]
+RunName = Annotated[str, typer.Argument(help="A run: its folder, its name, or `newest`.")]
 RecogniserFirst = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[RUN] DATA", help="A run, if not the bundled recogniser; then labelled crops."),
+    typer.Argument(metavar="[RUN] DATA", help="A run or `newest`, if not the bundled recogniser; then labelled crops."),
 ]
 
 #: Longer than any label: what is measured is not left out for its length.

@@ -30,6 +30,7 @@ from dptr.trainer.commands.options import (
     named_data,
     recogniser_first,
 )
+from dptr.trainer.commands.starts import NEWEST, name_of, newest_run
 
 if TYPE_CHECKING:
     from dptr.trainer.evaluate import Evaluation
@@ -81,9 +82,9 @@ def evaluate(
     else:
         note("not read as `dptr read` does by default: not kept for `dptr sql`, nor for the page of `dptr push`")
     looks = "one look at each crop" if single_view else "tall and unsure crops are read in several views"
-    return Report(
-        {"out": str(run), "single_view": single_view, **figures(result)}, "\n".join([table(result), looks, *left_out])
-    )
+    model = name_of(run)
+    found = {"out": str(run), "model": model, "single_view": single_view, **figures(result)}
+    return Report(found, "\n".join([f"model: {model}", table(result), looks, *left_out]))
 
 
 def _nearest_words(clip: str, data: list[Path], words: str | None, device: str) -> Report:
@@ -125,7 +126,7 @@ def read(
         Path | None, typer.Option(help="The one image is a page: read its words by these boxes, JSON or ICDAR.")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Write predictions to a .jsonl or .parquet file.")
+        Path | None, typer.Option("-o", "--out", help="Write predictions to a .csv, .jsonl or .parquet file.")
     ] = None,
     words: WordsFile = None,
     batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Pictures read at once.")] = None,
@@ -211,7 +212,7 @@ def report(
     from dptr.trainer.report import report as stage
     from dptr.trainer.training.runs import Run
 
-    described = Run.load(workspace.find_run(run))
+    described = newest_run(workspace) if run == NEWEST else Run.load(workspace.find_run(run))
     out = out or described.folder / REPORT_FILE
     require_replaceable(out)
     crops = crops_for([*(data or ()), *(more_data or ())], described)

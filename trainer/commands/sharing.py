@@ -21,7 +21,7 @@ _Half = Annotated[bool, typer.Option("--half", help="safetensors: floats in 16 b
 @command(commands, "export", "Share")
 def export(
     workspace: Workspace,
-    run: Annotated[str, typer.Argument(help="A run, a model file, `bundled` or `scripts`.")],
+    run: Annotated[str, typer.Argument(help="A run or `newest`, a model file, `bundled` or `scripts`.")],
     to: Annotated[ExportTarget, typer.Option(help="parseq and openocr: the decoder under their names.")],
     out: OutFile = None,
     data: Annotated[
@@ -50,7 +50,7 @@ def export(
 @command(commands, "push", "Share")
 def push(
     workspace: Workspace,
-    run: Annotated[str, typer.Argument(help="A run, or a model file.")],
+    run: Annotated[str, typer.Argument(help="A run or `newest`, or a model file.")],
     repo: Annotated[str, typer.Argument(help="Where: USER/MODEL on the Hugging Face hub.")],
     private: Annotated[bool, typer.Option("--private", help="A new repository is seen by nobody else.")] = False,
     licence: Annotated[str | None, typer.Option("--license", help="Its identifier, such as apache-2.0.")] = None,
@@ -61,7 +61,7 @@ def push(
 
     The card shows what `evaluate` measured; `user/model` then names the model.
 
-    Example: dptr push dptr_data/runs/greek me/greek-signs --license apache-2.0
+    Example: dptr push newest me/greek-signs --license apache-2.0
     """
     from dptr.trainer.export import push as stage
 

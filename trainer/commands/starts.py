@@ -9,33 +9,47 @@ from dptr.cache.errors import UserError
 from dptr.cache.file_names import SAFETENSORS
 from dptr.cache.workspace import Workspace
 
+#: Names the newest run wherever a run is named.
+NEWEST = "newest"
+
 if TYPE_CHECKING:
     from dptr.trainer.recipe import Recipe
-    from dptr.trainer.training.runs import Trained
+    from dptr.trainer.training.runs import Run, RunKind, Trained
 
 
 def start_run(workspace: Workspace, start: str) -> "Trained | None":
     """Return what ``--from`` names; None for `none`."""
-    from dptr.trainer.training.runs import newest
-
     if start == "none":
         return None
-    if start == "newest":
-        found = newest(workspace.run_folders(), "pretrain")
-        if found is None:
-            raise UserError(
-                f"no pre-trained run in {workspace.runs}",
-                "Run `dptr pretrain` first, or start from the bundled recogniser (--from bundled) or nothing (none)",
-            )
-        return found
+    if start == NEWEST:
+        return newest_run(workspace, "pretrain")
     return model_named(workspace, start)
+
+
+def newest_run(workspace: Workspace, kind: "RunKind | None" = None) -> "Run":
+    """Return the newest run of a kind, or of any, that has weights.
+
+    Raises:
+        UserError: there is none.
+    """
+    from dptr.trainer.training.runs import newest
+
+    found = newest(workspace.run_folders(), kind)
+    if found is None and kind == "pretrain":
+        raise UserError(
+            f"no pre-trained run in {workspace.runs}",
+            "Run `dptr pretrain` first, or start from the bundled recogniser (--from bundled) or from scratch (none)",
+        )
+    if found is None:
+        raise UserError(f"no run in {workspace.runs}", "Run `dptr finetune` first, or name another workspace")
+    return found
 
 
 def recogniser_named(workspace: Workspace, encoder: str | None) -> "Trained | None":
     """Return the recogniser that ``--encoder`` names, None where it names a kind of encoder."""
     if encoder is None:
         return None
-    if not (encoder in BUNDLED_RECOGNISERS or Path(encoder).exists() or (workspace.runs / encoder).is_dir()):
+    if not (encoder in (*BUNDLED_RECOGNISERS, NEWEST) or Path(encoder).exists() or (workspace.runs / encoder).is_dir()):
         return None
     return model_named(workspace, encoder)
 
@@ -54,11 +68,13 @@ def model_named(workspace: Workspace, name: str) -> "Trained":
 
 
 def model_path(workspace: Workspace, name: str) -> Path:
-    """Return the folder or file of what :func:`model_named` describes.
+    """Return the folder or file of what :func:`model_named` describes; ``newest`` is the newest fine-tuned run.
 
     Raises:
         UserError: there is none.
     """
+    if name == NEWEST and not Path(name).exists():
+        return newest_run(workspace, "finetune").folder
     from dptr.cache.pictures import IMAGE_SUFFIXES
     from dptr.trainer.model.model_file import RECOGNISERS, from_hub
 
@@ -73,6 +89,13 @@ def model_path(workspace: Workspace, name: str) -> Path:
             return from_hub(name)
         except UserError as error:
             raise UserError(f"{missing.problem}, and {error.problem}", missing.advice) from error
+
+
+def name_of(path: Path) -> str:
+    """Return how commands name the model at a path: a bundled one by its name, others by the path."""
+    from dptr.trainer.model.model_file import RECOGNISERS
+
+    return next((name for name, bundled in RECOGNISERS.items() if bundled == path), str(path))
 
 
 def encoder_model(recipe: "Recipe") -> "tuple[Path | None, Recipe]":

@@ -66,8 +66,7 @@ def pretrain(
     from dptr.cache.stores.prompts import PromptStore
     from dptr.trainer import pretrain as stage
     from dptr.trainer.recipe import load_recipe
-    from dptr.trainer.training import processes
-    from dptr.trainer.training.runs import default_name
+    from dptr.trainer.training import processes, runs
 
     flags: dict[str, str | None] = {"decoder.kind": decoder, "noise.draw": noise, "pretrain.sampling": sampling}
     settings = load_recipe(recipe, recipe_changes("pretrain", changes, steps, seed, flags))
@@ -77,9 +76,14 @@ def pretrain(
     workspace = workspace.with_stores(prompts, orp)
     store = PromptStore(workspace.prompts)
     bank = _open_bank(workspace, settings)
-    folder = out or workspace.runs / default_name("pretrain", settings, stage.data_identity(store, bank))
+    digest = runs.identity_digest("pretrain", settings, stage.data_identity(store, bank))
+    folder = out or processes.by_first(
+        lambda: runs.named_folder(workspace.runs, "pretrain", workspace.prompts.resolve().name, digest)
+    )
     with processes.first_before_others():
         neighbours = _open_neighbours(workspace, bank, settings)
+    if out is None and processes.is_first():
+        runs.keep_identity(folder, digest)
     summary = stage.pretrain(store, bank, neighbours, settings, folder, chosen, track)
     metrics = summary.metrics
     text = f"{summary.steps:,} steps; validation accuracy, case-insensitive: {metrics['accuracy']:.1%}"
@@ -97,7 +101,7 @@ def finetune(
         str,
         typer.Option(
             "--from",
-            help="Pre-trained run (`newest`: the last one), a recogniser to adapt (a run, a model file, `bundled` or "
+            help="A pre-trained run (`newest`: the last one), a recogniser to adapt (run, model file, `bundled`, "
             "`scripts`), or `none`.",
         ),
     ] = "newest",
@@ -149,10 +153,10 @@ def finetune(
     from dptr.trainer.commands.labelled import Labelled, in_units, labelled
     from dptr.trainer.data.image_features import fixed_by, open_crops, stores_among
     from dptr.trainer.recipe import load_recipe
-    from dptr.trainer.training import processes
-    from dptr.trainer.training.runs import default_name
+    from dptr.trainer.training import processes, runs
 
     paths = named_data(data, more_data)
+    name = [*(data or ()), *(more_data or ())][0].resolve().stem
     validated = named_data(validation) if validation else []
     run, encoder_run = start_run(workspace, start), recogniser_named(workspace, encoder)
     stores = stores_among(paths)
@@ -195,10 +199,13 @@ def finetune(
         identity = stage.data_identity(images, run, to_validate, model)
         if material is not None:
             identity["material"] = material.identity()
-        name = default_name("finetune", settings, identity)
-        return Labelled(images, to_validate, fitting, out or workspace.runs / name)
+        digest = runs.identity_digest("finetune", settings, identity)
+        run_folder = out or processes.by_first(lambda: runs.named_folder(workspace.runs, "finetune", name, digest))
+        return Labelled(images, to_validate, fitting, run_folder, digest)
 
     crops = labelled(opened, named, normalization)
+    if out is None and processes.is_first():
+        runs.keep_identity(crops.run, crops.digest)
     if run is not None and material is not None:
         adapted = adaptation.adapt(
             crops.images, crops.charset, run, settings, crops.run, chosen, track, crops.validation, material

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import platform
+import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dptr.cache.errors import DamagedStore, DptrError, UserError
-from dptr.cache.file_names import LEXICON_FILE, RECIPE_FILE, RUN_FILE, STATE_FILE
+from dptr.cache.file_names import IDENTITY_FILE, LEXICON_FILE, RECIPE_FILE, RUN_FILE, STATE_FILE
 from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.progress import note
 from dptr.cache.stores import checksummed as checksummed
@@ -208,7 +211,7 @@ class TrainingSummary:
     metrics: dict[str, float]
 
 
-def newest(folders: Sequence[Path], kind: RunKind) -> Run | None:
+def newest(folders: Sequence[Path], kind: RunKind | None = None) -> Run | None:
     """Return the last of ``folders`` (oldest first) that holds a run of this kind with weights; None without one.
 
     Folders that cannot be read, and runs that have no checkpoint, are passed over and named.
@@ -216,7 +219,7 @@ def newest(folders: Sequence[Path], kind: RunKind) -> Run | None:
     for folder in reversed(folders):
         try:
             run = Run.load(folder)
-            if run.kind == kind:
+            if kind in (None, run.kind):
                 run.weights_hash()
                 return run
         except DptrError as error:
@@ -224,11 +227,33 @@ def newest(folders: Sequence[Path], kind: RunKind) -> Run | None:
     return None
 
 
-def default_name(kind: RunKind, recipe: Recipe, data: dict[str, Any]) -> str:
-    """Name a run by what fixes it, so that the same command finds the same run and resumes it."""
-    fixed = [recipe.defining(kind, without_defaults=True), data]
-    digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
-    return f"{kind}-{recipe.decoder.kind}-{digest[:8]}"
+def identity_digest(kind: RunKind, recipe: Recipe, data: dict[str, Any]) -> str:
+    """Return a hash of what fixes a run: its settings but for those at their defaults, and its data."""
+    fixed = [kind, recipe.defining(kind, without_defaults=True), data]
+    return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+
+def named_folder(runs: Path, kind: RunKind, data_name: str, digest: str) -> Path:
+    """Return the folder in ``runs`` whose run has this identity, so that the same command resumes it; else a new one.
+
+    A new one is called ``KIND-DATA-DATE-NUMBER``, and is not made.
+    """
+    for known in runs.glob(f"{kind}-*/{IDENTITY_FILE}"):
+        try:
+            if checksummed.read_json(known)["identity"] == digest:
+                return known.parent
+        except (DptrError, OSError, ValueError, KeyError, TypeError) as error:
+            note(f"passed over: {known} cannot be read: {what_is_wrong(error)}")
+    day = time.strftime("%Y-%m-%d")
+    data_name = re.sub(r"[^\w.]+", "-", data_name).strip("-.")[:40] or "data"
+    folders = (runs / f"{kind}-{data_name}-{day}-{number}" for number in itertools.count(1))
+    return next(one for one in folders if not (one / IDENTITY_FILE).exists() and not (one / RUN_FILE).exists())
+
+
+def keep_identity(folder: Path, digest: str) -> None:
+    """Save what :func:`named_folder` finds a run by."""
+    if not (folder / IDENTITY_FILE).is_file():
+        checksummed.write_json(folder / IDENTITY_FILE, {"identity": digest})
 
 
 def start_or_continue(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import torch
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.text.charset import Charset
+from dptr.cache.workspace import Workspace
+from dptr.trainer.commands.starts import model_path, newest_run, start_run
 from dptr.trainer.finetune import parameter_groups
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.recipe import Recipe
@@ -34,7 +38,7 @@ def start(folder: Path, recipe: Recipe | None = None) -> runs.Run:
 def test_how_a_run_is_carried_out_makes_no_other_run(tmp_path: Path, section: str, values: dict[str, Any]) -> None:
     start(tmp_path / "run")
     changed = Recipe().replace(section, **values)
-    assert runs.default_name("pretrain", changed, {}) == runs.default_name("pretrain", Recipe(), {})
+    assert runs.identity_digest("pretrain", changed, {}) == runs.identity_digest("pretrain", Recipe(), {})
     assert start(tmp_path / "run", changed).recipe == changed
     assert runs.Run.load(tmp_path / "run").recipe == changed
 
@@ -47,7 +51,7 @@ def test_what_decides_the_result_makes_another_run(tmp_path: Path) -> None:
         ("noise", {"ratio": 1}),
     ):
         changed = Recipe().replace(section, **values)
-        assert runs.default_name("pretrain", changed, {}) != runs.default_name("pretrain", Recipe(), {})
+        assert runs.identity_digest("pretrain", changed, {}) != runs.identity_digest("pretrain", Recipe(), {})
         with pytest.raises(DamagedStore, match=rf"recipe \({section}\.{next(iter(values))}\) differ"):
             start(tmp_path / "run", changed)
 
@@ -106,3 +110,38 @@ def test_a_changed_letter_in_a_runs_description_is_found(tmp_path: Path, name: s
     path.write_bytes(path.read_bytes().replace(b"a", b"b", 1))
     with pytest.raises(DamagedStore, match="contents have changed"):
         runs.Run.load(tmp_path / "run")
+
+
+def test_a_run_is_named_for_stage_data_and_day_and_found_again(tmp_path: Path) -> None:
+    def named(digest: str) -> Path:
+        return runs.named_folder(tmp_path, "finetune", "my crops", digest)
+
+    day = time.strftime("%Y-%m-%d")
+    first = named("a")
+    assert first.name == f"finetune-my-crops-{day}-1"
+    first.mkdir()
+    assert named("a") == first
+    runs.keep_identity(first, "a")
+    assert named("a") == first
+    assert named("b").name == f"finetune-my-crops-{day}-2"
+    (tmp_path / f"finetune-my-crops-{day}-2").mkdir()
+    (tmp_path / f"finetune-my-crops-{day}-2" / "run.json").write_text("{}")
+    assert named("b").name == f"finetune-my-crops-{day}-3"
+    first.rename(tmp_path / "finetune-other-name")
+    assert named("a").name == "finetune-other-name"
+
+
+def test_newest_names_the_newest_fine_tuned_run(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    with pytest.raises(UserError, match="no run in"):
+        model_path(workspace, "newest")
+    for number, (name, kind) in enumerate((("old", "finetune"), ("new", "finetune"), ("decoder", "pretrain"))):
+        folder = workspace.runs / name
+        runs.start_or_continue(folder, kind, Recipe(), Charset.named("36"), 8, {})  # type: ignore[arg-type]
+        save_checkpoint(folder / "checkpoints" / "last", {"model": {"x": torch.zeros(1)}}, {"step": 1})
+        os.utime(folder / "run.json", (number, number))
+    assert model_path(workspace, "newest") == workspace.runs / "new"
+    assert newest_run(workspace).folder == workspace.runs / "decoder"
+    start = start_run(workspace, "newest")
+    assert start is not None
+    assert start.kind == "pretrain"
