@@ -1,7 +1,7 @@
 """What is like what: ``similarity(a, b)``, ``nearest('street', 10)`` and ``nearest_crops('street', 10)``.
 
 ``a`` and ``b`` are vectors, such as two rows' ``pooled``; the others are tables, for ``from``.
-And the view ``pieces``: in how many prompts each subword token stands, and how well words with it are read.
+And the view ``subword_tokens``: in how many prompts each subword token stands, and how well words with it are read.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ with tokens as (
 ), placed as (
     select *, sum(letters) over (partition by embeddings_of order by place) - letters as start from tokens
 ), met as (
-    select embeddings_of, label, token_id, substr(label, start::bigint + 1, letters) as piece
+    select embeddings_of, label, token_id, substr(label, start::bigint + 1, letters) as token
     from placed where letters > 0
 ), counted as (
-    select token_id, any_value(piece) as piece, count(distinct embeddings_of) as rows from met group by token_id
+    select token_id, any_value(token) as token, count(distinct embeddings_of) as rows from met group by token_id
 )"""
-_WITHOUT_RUNS = f"""create view pieces as {_MET}
-select piece, token_id, rows, null::varchar as run, 0::bigint as words, null::double as accuracy from counted"""
-_WITH_RUNS = f"""create view pieces as {_MET}, judged as (
+_WITHOUT_RUNS = f"""create view subword_tokens as {_MET}
+select token, token_id, rows, null::varchar as run, 0::bigint as words, null::double as accuracy from counted"""
+_WITH_RUNS = f"""create view subword_tokens as {_MET}, judged as (
     select token_id, run, count(*) as words, avg((lower(prediction) = held.label)::int) as accuracy
     from (select distinct token_id, label from met) as held
     join predictions on data = '{VALIDATION_WORDS}' and lower(ground_truth) = held.label
     group by token_id, run
 )
-select piece, token_id, rows, run, coalesce(words, 0) as words, accuracy
+select token, token_id, rows, run, coalesce(words, 0) as words, accuracy
 from counted left join judged using (token_id)"""
 
 
@@ -105,11 +105,11 @@ def _similarity(connection: duckdb.DuckDBPyConnection) -> str:
     return "create macro similarity(a, b) as list_cosine_similarity(a::float[], b::float[])"
 
 
-def add_pieces(connection: duckdb.DuckDBPyConnection) -> None:
-    """Add the view ``pieces``, where there are prompts with the letters that each token stands for.
+def add_subword_tokens(connection: duckdb.DuckDBPyConnection) -> None:
+    """Add the view ``subword_tokens``, where there are prompts with the letters that each token stands for.
 
-    It has a row for each piece and run that read validation words with it, case-insensitive: ``piece``, ``token_id``,
-    ``rows`` (prompts that hold it), ``run``, ``words`` (validation words that hold it) and ``accuracy``; for a piece
+    It has a row for each token and run that read validation words with it, case-insensitive: ``token``, ``token_id``,
+    ``rows`` (prompts that hold it), ``run``, ``words`` (validation words that hold it) and ``accuracy``; for a token
     without such a run one row, with ``run`` and ``accuracy`` null.
     """
     # Stores of the first versions lack them; other programs' files may have other columns.

@@ -30,7 +30,7 @@ from dptr.cache.file_names import (
     RUN_FILE,
 )
 from dptr.cache.progress import note
-from dptr.cache.sql.macros import add_macros, add_pieces
+from dptr.cache.sql.macros import add_macros, add_subword_tokens
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import Manifest, StoreKind
@@ -43,7 +43,7 @@ def connect(workspace: Workspace, prompts: Path | None = None, orp: Path | None 
     """Open an in-memory DuckDB with one view per table that exists; it can neither write nor read anything else.
 
     Views: ``prompts``, ``crops``, ``image_features``, ``neighbours``, ``rejected_text``, ``rejected_photos``,
-    ``rejected_crops``, ``rejected_words``, ``runs``, ``metrics``, ``predictions`` and ``pieces``;
+    ``rejected_crops``, ``rejected_words``, ``runs``, ``metrics``, ``predictions`` and ``subword_tokens``;
     macros: see :mod:`dptr.cache.sql.macros`. Damaged files are named and left out.
 
     Args:
@@ -63,7 +63,7 @@ def connect(workspace: Workspace, prompts: Path | None = None, orp: Path | None 
     if not there:
         raise UserError(f"nothing to query in {workspace.root}", _NOTHING)
     add_macros(connection, there, views.get("prompts"))
-    add_pieces(connection)
+    add_subword_tokens(connection)
     return connection
 
 
@@ -102,7 +102,7 @@ def write_views(workspace: Workspace, out: Path) -> list[str]:
         if not views:
             raise UserError(f"nothing to query in {workspace.root}", _NOTHING)
         add_macros(connection, views)
-        add_pieces(connection)
+        add_subword_tokens(connection)
         connection.close()
     return views
 
