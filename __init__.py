@@ -111,7 +111,7 @@ def embed_text(
     precision: Precision = "fp32",
     dtype: EmbeddingsDtype = "float16",
     shard_rows: int = 16384,
-    cover_pieces: int = 0,
+    cover_subwords: int = 0,
     seed: int = 0,
     max_bad: int | None = None,
     device: str = "auto",

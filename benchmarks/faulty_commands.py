@@ -98,7 +98,7 @@ class Faulty:
             "render-words": Writer(
                 lambda out: ["render-words", str(self.words), "--count", "60", "--seed", "1", "-o", str(out)]
             ),
-            "embed-crops": Writer(lambda out: ["embed-crops", str(self.crops), "--views", "2", "-o", str(out)]),
+            "embed-crops": Writer(lambda out: ["embed-crops", str(self.crops), "--copies", "2", "-o", str(out)]),
             "pack-crops": Writer(lambda out: ["pack-crops", str(self.crops), "-o", str(out / "crops.lmdb")]),
             "report": Writer(lambda out: ["report", str(self.run()), "-o", str(out / "report.html")]),
             "export": Writer(

@@ -164,7 +164,7 @@ def torch_reader(path: Path, words: str | None, single_view: bool) -> tuple[Read
     from dptr.trainer.read import load
 
     torch.set_num_threads(1)
-    recognizer = load(path, words=words).recognizer
+    recognizer = load(path, lexicon=words).recognizer
     weights = sum(tensor.nbytes for tensor in recognizer.state_dict().values())
     size = path.stat().st_size if path.is_file() else weights
 

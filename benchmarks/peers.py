@@ -11,7 +11,7 @@ then are left out. Predictions are compared alike. The interval is Wilson's, 95 
 distance, each divided by the longer of the two texts.
 
 dptr reads each crop as `dptr read` does, tall and unsure ones in several views; with `--single-view` once, as published
-tables have it. `--words none` leaves its lexicon out.
+tables have it. `--lexicon none` leaves its lexicon out.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def main() -> None:
         "--model", type=Path, nargs="*", default=[BUNDLED], help="runs or exported models instead of the bundled one"
     )
     parser.add_argument("--single-view", action="store_true", help="let dptr read each crop once")
-    parser.add_argument("--words", help="words for dptr in place of the model's own, or none")
+    parser.add_argument("--lexicon", help="words for dptr in place of the model's own, or none")
     parser.add_argument("--limit", type=at_least(1), help="only the first so many crops of each data set")
     parser.add_argument("--tesseract", default="tesseract", help="its program")
     parser.add_argument("--rapidocr-python", default=sys.executable, help="the Python that RapidOCR is installed for")
@@ -117,7 +117,9 @@ def main() -> None:
         "Tesseract": partial(read_with_tesseract, program=arguments.tesseract),
         "RapidOCR (PP-OCRv4)": partial(read_with_rapidocr, python=arguments.rapidocr_python),
         **{
-            f"dptr {path}": partial(read_with_dptr, path=path, words=arguments.words, single_view=arguments.single_view)
+            f"dptr {path}": partial(
+                read_with_dptr, path=path, words=arguments.lexicon, single_view=arguments.single_view
+            )
             for path in arguments.model
         },
     }

@@ -36,7 +36,7 @@ from dptr.pipeline.text.templates import DEFAULT_TEMPLATE
 commands = command_group()
 
 #: More would only be nearly the same rectangles again, and a bank that never ends.
-_MOST_CROPS_PER_IMAGE = _MOST_VIEWS = 10_000
+_MOST_CROPS_PER_IMAGE = _MOST_COPIES = 10_000
 
 
 @command(commands, "embed-text", "Stage 1: embeddings")
@@ -65,8 +65,8 @@ def embed_text(
     precision: Arithmetic = "fp32",
     dtype: Dtype = "float16",
     shard_rows: Annotated[int, typer.Option(min=1, help="Labels of a shard.")] = 16384,
-    cover_pieces: Annotated[
-        int, typer.Option(min=0, help="Add made-up words until each piece of the tokenizer stands in so many prompts.")
+    cover_subwords: Annotated[
+        int, typer.Option(min=0, help="Add made-up words until each subword token is in so many prompts.")
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of made-up words and templates.")] = 0,
     max_bad: MaxBad = None,
@@ -96,7 +96,7 @@ def embed_text(
         precision=precision,
         dtype=dtype,
         shard_rows=shard_rows,
-        cover_pieces=cover_pieces,
+        cover_subwords=cover_subwords,
         seed=seed,
         max_bad=max_bad,
         device=resolve_device(device),
@@ -184,13 +184,13 @@ def embed_crops(
     clip: ClipName = "tiny",
     charset: CharsetName = "94",
     max_label_length: Annotated[int, typer.Option(min=1, help="Longest label in characters.")] = 25,
-    views: Annotated[
-        int, typer.Option(min=1, max=_MOST_VIEWS, help="Augmented copies of each crop, the first undistorted.")
+    copies: Annotated[
+        int, typer.Option(min=1, max=_MOST_COPIES, help="Augmented copies of each crop, the first undistorted.")
     ] = 8,
     augmentation: Annotated[
-        float, typer.Option(min=0.0, max=10.0, help="How strongly the other views are distorted.")
+        float, typer.Option(min=0.0, max=10.0, help="How strongly the other copies are distorted.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the views.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the copies.")] = 0,
     precision: Arithmetic = "fp32",
     dtype: Dtype = "float16",
     workers: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Threads that read and distort crops.")] = 1,
@@ -203,7 +203,7 @@ def embed_crops(
 
     `finetune` trains from it without running CLIP's image encoder.
 
-    Example: dptr embed-crops crops/ --clip openai/clip-vit-base-patch16 --views 8
+    Example: dptr embed-crops crops/ --clip openai/clip-vit-base-patch16 --copies 8
     """
     from dptr.cache.text.normalization import Normalization
     from dptr.pipeline.crops import embed_crops as stage
@@ -212,7 +212,7 @@ def embed_crops(
         clip=clip,
         charset=charset,
         normalization=Normalization(max_label_length=max_label_length),
-        views=views,
+        copies=copies,
         augmentation=augmentation,
         seed=seed,
         precision=precision,
@@ -223,7 +223,7 @@ def embed_crops(
         batch=batch_size,
     )
     summary = stage.embed_crops(paths, out or workspace.image_features, settings, Part.named(part))
-    text = f"{summary.crops:,} crops in {views} views each in {summary.out}, {summary.quarantined} crops rejected"
+    text = f"{summary.crops:,} crops in {copies} copies each in {summary.out}, {summary.quarantined} crops rejected"
     return Report(figures_of(summary), text)
 
 

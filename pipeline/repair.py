@@ -173,7 +173,7 @@ def _embed_crops(identity: dict[str, Any], entry: dict[str, Any], out: Path, par
         clip=identity["encoder"],
         charset=entry["charset"],
         normalization=Normalization(**identity["normalization"]),
-        **{name: identity[name] for name in ("views", "augmentation", "seed", "precision", "dtype")},
+        **{name: identity[name] for name in ("copies", "augmentation", "seed", "precision", "dtype")},
         **{name: entry[name] for name in ("shard_rows", "batch")},
     )
     embed_crops([Path(path) for path in entry["paths"]], out, settings, part)

@@ -193,7 +193,7 @@ class Reader:
 def load(
     name: str | Path = BUNDLED,
     device: str = "auto",
-    words: Words | None = None,
+    lexicon: Words | None = None,
     precision: ReadingPrecision = "auto",
 ) -> Reader:
     """Load the recogniser of a fine-tuning run, of a file that ``--to safetensors`` wrote, or a bundled one.
@@ -203,24 +203,24 @@ def load(
             ``user/model`` or ``user/model@REVISION`` for one of the Hugging Face hub. A pre-training run reads through
             its CLIP's image encoder.
         device: ``cpu``, ``cuda``, or ``auto``: cuda where there is one.
-        words: preferred where a picture leaves doubt, in place of those that the file keeps; CTC decoders only.
+        lexicon: words preferred where a picture leaves doubt, in place of those that the file keeps; CTC decoders only.
         precision: with ``auto``, confidences of a device that has bfloat16 and of one that has not differ in the third
             digit; ``fp32`` gives the same on all.
 
     Raises:
         UserError: no such run, it has no checkpoint yet, the hub has none of that name; words that cannot be used.
     """
-    return load_reader(name, device, words, precision)
+    return load_reader(name, device, lexicon, precision)
 
 
 def load_reader(
-    name: str | Path, device: str = "auto", words: Words | None = None, precision: ReadingPrecision = "auto"
+    name: str | Path, device: str = "auto", lexicon: Words | None = None, precision: ReadingPrecision = "auto"
 ) -> Reader:
     """Load as :func:`load` does, for commands: errors name options."""
     device = resolve_device(device)
     recognizer = _recognizer(_found(str(name)), device)
-    if words is not None:
-        recognizer.prefer_words(word_counts(words))
+    if lexicon is not None:
+        recognizer.prefer_words(word_counts(lexicon))
     if precision == "bf16" or (precision == "auto" and _has_bfloat16(torch.device(device))):
         recognizer.read_in_bfloat16()
     return Reader(recognizer, device)

@@ -5,7 +5,7 @@ permits reading and writing alike. So catalogues come in as Arrow datasets, whic
 first, and then DuckDB's access to files is closed for good.
 
 Macros: ``similarity(a, b)`` of two vectors, such as two rows' ``pooled``, and the tables ``nearest('street', 10)`` and
-``nearest_crops('street', 10)``. The view ``pieces`` has for each subword token how many prompts hold it, and the
+``nearest_crops('street', 10)``. The view ``subword_tokens`` has for each subword token how many prompts hold it, and the
 accuracy on words with it.
 """
 
@@ -49,7 +49,7 @@ def connect(workspace: Workspace) -> duckdb.DuckDBPyConnection:
     """Open an in-memory DuckDB with one view per table that exists; it can neither write nor read anything else.
 
     Views: ``prompts``, ``crops``, ``image_features``, ``neighbours``, ``rejected_text``, ``rejected_photos``,
-    ``rejected_crops``, ``rejected_words``, ``runs``, ``metrics``, ``predictions`` and ``pieces``;
+    ``rejected_crops``, ``rejected_words``, ``runs``, ``metrics``, ``predictions`` and ``subword_tokens``;
     macros: see :mod:`dptr.cache.sql.views`. Damaged files are named and left out.
 
     Raises:
@@ -63,7 +63,7 @@ def connect(workspace: Workspace) -> duckdb.DuckDBPyConnection:
     if not there:
         raise UserError(f"nothing to query in {workspace.root}", _NOTHING)
     add_macros(connection, there, views.get("prompts"))
-    add_pieces(connection)
+    add_subword_tokens(connection)
     return connection
 
 
@@ -102,7 +102,7 @@ def write_views(workspace: Workspace, out: Path) -> list[str]:
         if not views:
             raise UserError(f"nothing to query in {workspace.root}", _NOTHING)
         add_macros(connection, views)
-        add_pieces(connection)
+        add_subword_tokens(connection)
         connection.close()
     return views
 
@@ -294,20 +294,20 @@ with tokens as (
 ), placed as (
     select *, sum(letters) over (partition by embeddings_of order by place) - letters as start from tokens
 ), met as (
-    select embeddings_of, label, token_id, substr(label, start::bigint + 1, letters) as piece
+    select embeddings_of, label, token_id, substr(label, start::bigint + 1, letters) as token
     from placed where letters > 0
 ), counted as (
-    select token_id, any_value(piece) as piece, count(distinct embeddings_of) as rows from met group by token_id
+    select token_id, any_value(token) as token, count(distinct embeddings_of) as rows from met group by token_id
 )"""
-_WITHOUT_RUNS = f"""create view pieces as {_MET}
-select piece, token_id, rows, null::varchar as run, 0::bigint as words, null::double as accuracy from counted"""
-_WITH_RUNS = f"""create view pieces as {_MET}, judged as (
+_WITHOUT_RUNS = f"""create view subword_tokens as {_MET}
+select token, token_id, rows, null::varchar as run, 0::bigint as words, null::double as accuracy from counted"""
+_WITH_RUNS = f"""create view subword_tokens as {_MET}, judged as (
     select token_id, run, count(*) as words, avg((lower(prediction) = held.label)::int) as accuracy
     from (select distinct token_id, label from met) as held
     join predictions on data = '{VALIDATION_WORDS}' and lower(ground_truth) = held.label
     group by token_id, run
 )
-select piece, token_id, rows, run, coalesce(words, 0) as words, accuracy
+select token, token_id, rows, run, coalesce(words, 0) as words, accuracy
 from counted left join judged using (token_id)"""
 
 
@@ -355,11 +355,11 @@ def _similarity(connection: duckdb.DuckDBPyConnection) -> str:
     return "create macro similarity(a, b) as list_cosine_similarity(a::float[], b::float[])"
 
 
-def add_pieces(connection: duckdb.DuckDBPyConnection) -> None:
-    """Add the view ``pieces``, where there are prompts with the letters that each token stands for.
+def add_subword_tokens(connection: duckdb.DuckDBPyConnection) -> None:
+    """Add the view ``subword_tokens``, where there are prompts with the letters that each token stands for.
 
-    It has a row for each piece and run that read validation words with it, case-insensitive: ``piece``, ``token_id``,
-    ``rows`` (prompts that hold it), ``run``, ``words`` (validation words that hold it) and ``accuracy``; for a piece
+    It has a row for each token and run that read validation words with it, case-insensitive: ``token``, ``token_id``,
+    ``rows`` (prompts that hold it), ``run``, ``words`` (validation words that hold it) and ``accuracy``; for a token
     without such a run one row, with ``run`` and ``accuracy`` null.
     """
     # Other programs' files may have other columns.

@@ -1,7 +1,7 @@
-"""The image-feature store: labelled crops, and augmented views of them, as the tokens of a CLIP's image encoder.
+"""The image-feature store: labelled crops, and augmented copies of them, as the tokens of a CLIP's image encoder.
 
-A crop's views stand behind each other, as many of each crop, so that crop ``c`` in view ``v`` is row ``c * views + v``.
-View 0 is the crop as it is.
+A crop's copies are consecutive, equally many of each crop: copy ``v`` of crop ``c`` is row ``c * copies + v``.
+Copy 0 is the crop as it is.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class WordCropStore(EmbeddingsStore):
     VIEW = "image_features"
 
     def __len__(self) -> int:
-        return self.manifest.rows // self.views
+        return self.manifest.rows // self.copies
 
     @property
-    def views(self) -> int:
+    def copies(self) -> int:
         """Augmented copies of each crop."""
-        return self._told("views", int)
+        return self._told("copies", int)
 
     @property
     def tokens_per_crop(self) -> int:
@@ -69,7 +69,7 @@ class WordCropStore(EmbeddingsStore):
         for path in self.manifest.catalogues(self.folder):
             # A shard holds all views of its crops.
             whole = pq.read_table(path, columns=list(columns))
-            chosen = whole.take(pa.array(np.arange(0, len(whole), self.views)))
+            chosen = whole.take(pa.array(np.arange(0, len(whole), self.copies)))
             yield from zip(*(column.to_pylist() for column in chosen.columns), strict=True)
 
     def tokens(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.floating]:
@@ -94,7 +94,7 @@ class WordCropStore(EmbeddingsStore):
         return self.pooled_of(self._rows_of(crops, views))
 
     def _rows_of(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.int64]:
-        crops, views = checked_rows(crops, len(self), "crop"), checked_rows(views, self.views, "view")
+        crops, views = checked_rows(crops, len(self), "crop"), checked_rows(views, self.copies, "view")
         if crops.shape != views.shape:
             raise UserError(f"{crops.shape} crops in {views.shape} views", "Give one view for each crop")
-        return crops * self.views + views
+        return crops * self.copies + views

@@ -94,7 +94,7 @@ class PromptStore(EmbeddingsStore):
 
     @cached_property
     def made_up(self) -> Ranges:
-        """Ranges of the rows whose words ``embed-text --cover-pieces`` made up: the first, and one behind the last."""
+        """Ranges of the rows that ``embed-text --cover-subwords`` added: the first, and one behind the last."""
         return self.rows.made_up
 
     @cached_property

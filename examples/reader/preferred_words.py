@@ -6,7 +6,7 @@ A word counts 1, and more by the square root of its frequency in wordfreq's Engl
 words win over rare ones without drowning them. Labels of crops stay out: a recogniser would read the test of its own
 data better than anything else. Letters in no order are among the words, for abbreviations and names; no string with a
 digit is, so that predictions with digits, such as serial numbers, are left as the picture gives them.
-``dptr export RUN --to safetensors --words preferred.txt`` puts the counts into the model's file.
+``dptr export RUN --to safetensors --lexicon preferred.txt`` puts the counts into the model's file.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--most", type=float, default=0.34, help="greatest share of a label that may be misread")
     arguments = parser.parse_args()
     images = WordImages.open_as_written([arguments.crops])
-    reader = load(arguments.model, words="none")
+    reader = load(arguments.model, lexicon="none")
     kept = 0
     with write_word_images(arguments.out) as writer:
         for start in range(0, len(images), _BATCH):

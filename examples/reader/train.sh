@@ -87,6 +87,6 @@ train "$out/first" run "finetune.mix=\"$mix$realmix\"" "finetune.steps=$(scaled 
 
 # Confidences are calibrated on validation; test is read once.
 python "$here/preferred_words.py" "$out"/words/{common,dictionary}.txt -o "$out/preferred.txt"
-dptr export "$out/run" --to safetensors --half --words "$out/preferred.txt" -o "$out/uncalibrated.safetensors"
+dptr export "$out/run" --to safetensors --half --lexicon "$out/preferred.txt" -o "$out/uncalibrated.safetensors"
 python "$here/calibrate.py" "$out/uncalibrated.safetensors" --data "${validation[@]}" -o "$out/english.safetensors"
 for crops in "$out"/real/*-test.lmdb; do dptr evaluate "$out/english.safetensors" "$crops" --single-view; done

@@ -51,8 +51,8 @@ class EmbedCropsSettings:
     Attributes:
         clip: ``tiny``, a directory or a hub id.
         charset: a name or a file, as of :meth:`Charset.named`, which labels must fit. normalization: of labels.
-        views: of each crop, the first of them the crop as it is. augmentation: strength of the others; 1 is PARSeq's.
-        seed: of the views.
+        copies: of each crop, the first of them the crop as it is. augmentation: strength of the others; 1 is PARSeq's.
+        seed: of the copies.
         precision: arithmetic of the image encoder. dtype: how embeddings are stored.
         shard_rows: views of a shard; a killed run loses at most these.
         batch: views per forward pass; None: what suits the device. Another may change the last bits of the embeddings.
@@ -63,7 +63,7 @@ class EmbedCropsSettings:
     clip: str = "tiny"
     charset: str = "94"
     normalization: Normalization = field(default_factory=Normalization)
-    views: int = 8
+    copies: int = 8
     augmentation: float = 1.0
     seed: int = 0
     precision: Precision = "fp32"
@@ -75,7 +75,7 @@ class EmbedCropsSettings:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        require_at_least(1, views=self.views, shard_rows=self.shard_rows, batch=self.batch, workers=self.workers)
+        require_at_least(1, copies=self.copies, shard_rows=self.shard_rows, batch=self.batch, workers=self.workers)
         require_at_least(0, seed=self.seed)
         if not 0 <= self.augmentation <= STRONGEST:
             raise UserError(f"--augmentation is {self.augmentation}", f"Give 0 to {STRONGEST}")
@@ -135,7 +135,7 @@ def embed_crops(
     return EmbedCropsSummary(
         folder,
         rows,
-        rows // settings.views,
+        rows // settings.copies,
         rows - before,
         build.duplicates,
         build.quarantined,
@@ -163,7 +163,7 @@ class _Build:
         self.making = StoreInMaking(out, "image_features", self._identity(clip), part)
         self.manifest = self.making.manifest
         self.in_store = _in_store(self.making.catalogues)
-        rows = max(1, settings.shard_rows // settings.views) * settings.views
+        rows = max(1, settings.shard_rows // settings.copies) * settings.copies
         self.batch = settings.batch or self.encoder.batch
         self.form = ShardForm(CATALOGUE_SCHEMA, rows, len(self.kept), settings.dtype, self.batch)
         self.duplicates = 0
@@ -179,7 +179,7 @@ class _Build:
             "tokens_per_crop": len(self.kept),
             "charset": self.charset.text,
             "normalization": settings.normalization.identity(),
-            "views": settings.views,
+            "copies": settings.copies,
             "augmentation": settings.augmentation,
             "seed": settings.seed,
             "dtype": settings.dtype,
@@ -207,7 +207,7 @@ class _Build:
         """Yield the augmented copies of each crop that is new and can be read; note what becomes of the others."""
         earlier = frozenset(self.in_store)
         settings = self.settings
-        reader = CropReader(images, self.encoder, settings.views, settings.augmentation, settings.seed, earlier)
+        reader = CropReader(images, self.encoder, settings.copies, settings.augmentation, settings.seed, earlier)
         with progress("crops into the store", len(images), "crops") as bar:
             for sample, crop in read_ahead(images.samples, reader.read, settings.workers):
                 if isinstance(crop, Rejected):

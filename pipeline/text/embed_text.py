@@ -96,9 +96,9 @@ def _require_separable(paths: Sequence[str], settings: EmbedTextSettings, part: 
     """Check that a part can know its share from the corpus alone."""
     if part.of == 1:
         return
-    if settings.cover_pieces:
+    if settings.cover_subwords:
         raise UserError(
-            "which words --cover-pieces makes up depends on all parts", "Merge the parts, then run it without --part"
+            "which words --cover-subwords makes up depends on all parts", "Merge the parts, then run it without --part"
         )
     if "-" in paths:
         raise UserError("each part reads the whole corpus, which standard input is only once", "Name a file")
@@ -130,7 +130,7 @@ def _embed(
             _embed_remaining(filling, corpus, quarantine)
             if not making.rows:
                 raise nothing_usable(paths, quarantine)
-            more = _embed_made_up(filling, corpus, quarantine) if settings.cover_pieces else []
+            more = _embed_made_up(filling, corpus, quarantine) if settings.cover_subwords else []
             table = corpus.summary(quarantine, more)
         if part.is_whole:
             write_rows(folder, manifest)
@@ -222,14 +222,14 @@ def _embed_made_up(filling: Filling, corpus: Corpus, quarantine: Quarantine) -> 
     """Make up words that complete the corpus, embed those that the store lacks, and return counts of both."""
     encoders, settings = filling.encoders, filling.settings
     rules = settings.corpus
-    goal = CoverageGoal(settings.cover_pieces, settings.seed)
+    goal = CoverageGoal(settings.cover_subwords, settings.seed)
     catalogues = filling.making.manifest.catalogues(filling.making.folder)
     made_up = make_up_words(catalogues, encoders, corpus.charset, rules.normalization, goal)
     remaining = made_up.without(catalogues)
     groups = prompts_of([remaining], corpus.charset, rules, encoders, quarantine, settings.shard_rows)
     with progress("embedding made-up words", len(remaining.labels), "labels") as shown:
         embed_groups(filling, groups, shown)
-    return made_up.summary(settings.cover_pieces)
+    return made_up.summary(settings.cover_subwords)
 
 
 def _groups(

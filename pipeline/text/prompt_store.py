@@ -45,7 +45,7 @@ class EmbedTextSettings:
         templates: sentences that labels are spread over.
         dtype: how embeddings are stored. shard_rows: prompts of a shard; peak memory grows with it.
         tokens_per_batch: tokens encoded at once; None: what suits the device.
-        cover_pieces: in how many prompts each piece of the tokenizer that the charset can spell is to stand at least;
+        cover_subwords: in how many prompts each piece of the tokenizer that the charset can spell is to stand at least;
             words are made up for those that the corpus lacks.
         seed: of the made-up words, and of which label has which template.
         max_bad: most rejected inputs before the command fails; None for no limit.
@@ -60,7 +60,7 @@ class EmbedTextSettings:
     dtype: EmbeddingsDtype = "float16"
     shard_rows: int = 16384
     tokens_per_batch: int | None = None
-    cover_pieces: int = 0
+    cover_subwords: int = 0
     seed: int = 0
     max_bad: int | None = None
     device: str = "cpu"
@@ -69,7 +69,7 @@ class EmbedTextSettings:
         require_at_least(1, shard_rows=self.shard_rows, tokens_per_batch=self.tokens_per_batch)
         if not self.templates or len(set(self.templates)) < len(self.templates):
             raise UserError("a template is missing, or given twice", "Give each --template once")
-        require_at_least(0, max_bad=self.max_bad, cover_pieces=self.cover_pieces, seed=self.seed)
+        require_at_least(0, max_bad=self.max_bad, cover_subwords=self.cover_subwords, seed=self.seed)
 
 
 def settle_charset(folder: Path, manifest: Manifest, charset: Charset, learnt: bool) -> None:

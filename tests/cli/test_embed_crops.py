@@ -35,9 +35,9 @@ def test_crops_are_embedded_once_and_a_recogniser_comes_of_them(
         result: dict[str, Any] = json.loads(said.out.splitlines()[-1])
         return result
 
-    embedded = dptr("embed-crops", crops, "--views", "2")
+    embedded = dptr("embed-crops", crops, "--copies", "2")
     assert (embedded["rows"], embedded["crops"], embedded["computed"], embedded["quarantined"]) == (20, 10, 20, 0)
-    assert dptr("embed-crops", crops, "--views", "2")["computed"] == 0
+    assert dptr("embed-crops", crops, "--copies", "2")["computed"] == 0
     store = tmp_path / "ws" / "image_features"
     assert dptr("verify")["out"] == [str(store)]
     assert dptr("sql", "select count(*) from image_features where view = 0")["result"] == [[10]]

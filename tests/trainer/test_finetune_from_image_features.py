@@ -33,7 +33,7 @@ from dptr.trainer.training.checkpoint import load_tensors
 
 WORDS = ["red", "oak", "tin", "sky", "map", "owl", "ice", "bun", "fog", "hut"]
 CHARSET = Charset.named("94")
-SETTINGS = EmbedCropsSettings(views=3, dtype="float32")
+SETTINGS = EmbedCropsSettings(copies=3, dtype="float32")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,7 +77,7 @@ def losses(run: Path) -> list[float]:
 
 
 def test_it_is_the_training_with_the_frozen_encoder_in_the_loop(crops: Path, tmp_path: Path) -> None:
-    embed_crops([crops], tmp_path / "plain", dataclasses.replace(SETTINGS, views=1))
+    embed_crops([crops], tmp_path / "plain", dataclasses.replace(SETTINGS, copies=1))
     cached = train(tmp_path / "plain", tmp_path / "cached", augmentation=0.0)
     pictures = WordImages.open([crops], CHARSET, Normalization())
     frozen = recipe(augmentation=0.0, encoder_lr_scale=0.0)
@@ -196,7 +196,7 @@ def test_crops_of_a_store_that_are_validation_crops_are_not_trained_on(store: Pa
 def test_two_stores_of_one_encoder_are_trained_from_in_the_proportions_asked_for(
     crops: Path, store: Path, tmp_path: Path
 ) -> None:
-    embed_crops([crops], tmp_path / "single", dataclasses.replace(SETTINGS, views=1))
+    embed_crops([crops], tmp_path / "single", dataclasses.replace(SETTINGS, copies=1))
     both = open_crops([store, tmp_path / "single"], CHARSET, Normalization())
     assert isinstance(both, StoredCrops)
     assert [sample.data_set for sample in both.samples] == [0] * 10 + [1] * 10

@@ -89,7 +89,7 @@ def test_what_was_read_with_words_that_the_model_lacks_is_not_kept_as_its_own(
     shared = ["evaluate", "--data", str(folder), "--workspace", str(workspace)]
     assert run_command([*shared, "--quiet"]) == 0
     kept = {path: path.read_bytes() for path in workspace.rglob("*.parquet")}
-    assert run_command([*shared, "--words", words]) == 0
+    assert run_command([*shared, "--lexicon", words]) == 0
     assert "not kept for `dptr sql`" in capsys.readouterr().err
     assert kept
     assert {path: path.read_bytes() for path in workspace.rglob("*.parquet")} == kept

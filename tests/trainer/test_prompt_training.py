@@ -193,7 +193,7 @@ def test_seeds_hold_out_labels_of_their_own(tmp_path: Path) -> None:
 def test_words_that_were_made_up_are_trained_on_and_never_held_out(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("\n".join(f"word{number}" for number in range(60)), encoding="utf-8")
     corpus = CorpusSettings(charset="36")
-    embed_text([str(tmp_path / "words.txt")], tmp_path / "prompts", EmbedTextSettings(corpus=corpus, cover_pieces=1))
+    embed_text([str(tmp_path / "words.txt")], tmp_path / "prompts", EmbedTextSettings(corpus=corpus, cover_subwords=1))
     store = PromptStore(tmp_path / "prompts")
     recipe = Recipe().replace("pretrain", validation_share=0.5, validation_rows=1000)
     is_made_up = np.array([source == MADE_UP for source in store.catalogue(["source"])["source"].to_pylist()])

@@ -43,8 +43,8 @@ UnitsKind = Annotated[
     Units | None,
     typer.Option("--units", help="What a label is made of; grapheme: which clusters there are, the labels say."),
 ]
-WordsFile = Annotated[
-    str | None, typer.Option("--words", help="Words, one a line, preferred where a picture leaves doubt; or none.")
+LexiconFile = Annotated[
+    str | None, typer.Option("--lexicon", help="Likely words, one a line, for uncertain crops; or none.")
 ]
 Arithmetic = Annotated[
     ReadingPrecision, typer.Option("--precision", help="Arithmetic; auto: bf16 on CPUs that have it, else fp32.")

@@ -20,10 +20,10 @@ from dptr.trainer.commands.options import (
     Arithmetic,
     Data,
     DataOption,
+    LexiconFile,
     OutFile,
     RecogniserFirst,
     RunName,
-    WordsFile,
     crops_for,
     kept_in,
     labels_left_out,
@@ -52,7 +52,7 @@ def evaluate(
         bool,
         typer.Option("--single-view", help="Read each crop once, as published tables do: not turned, in one width."),
     ] = False,
-    words: WordsFile = None,
+    lexicon: LexiconFile = None,
     clip: Annotated[
         str | None, typer.Option(help="Instead of a recogniser, this CLIP: is a crop's nearest text its label?")
     ] = None,
@@ -69,15 +69,15 @@ def evaluate(
     from dptr.trainer.read import load_reader
 
     if clip is not None:
-        return _nearest_words(clip, named_data(list(map(Path, names or [])), data), words, resolve_device(device))
+        return _nearest_words(clip, named_data(list(map(Path, names or [])), data), lexicon, resolve_device(device))
     run, more = recogniser_first(workspace, names or [])
     paths = named_data(list(map(Path, more)), data)
     chosen = resolve_device(device)
-    reader = load_reader(run, chosen, words, precision)
+    reader = load_reader(run, chosen, lexicon, precision)
     sets = {str(path): WordImages.open_as_written([path]) for path in paths}
     result = stage.evaluate(reader.recognizer, sets, chosen, protocol, single_view)
     left_out = [line for images in sets.values() for line in labels_left_out(images)]
-    if words is None and not single_view:
+    if lexicon is None and not single_view:
         _keep(workspace, run, result)
     else:
         note("not read as `dptr read` does by default: not kept for `dptr sql`, nor for the page of `dptr push`")
@@ -87,15 +87,15 @@ def evaluate(
     return Report(found, "\n".join([f"model: {model}", table(result), looks, *left_out]))
 
 
-def _nearest_words(clip: str, data: list[Path], words: str | None, device: str) -> Report:
-    """Compare a CLIP's image embeddings of crops with its text embeddings of their labels and of ``words``."""
+def _nearest_words(clip: str, data: list[Path], lexicon: str | None, device: str) -> Report:
+    """Compare a CLIP's image embeddings of crops with its text embeddings of their labels and of ``lexicon``."""
     from dptr.cache.crops.dataset import WordImages
     from dptr.cache.text.lexicon import read_word_counts
     from dptr.trainer.nearest_words import nearest_words
 
     sets = {str(path): WordImages.open_as_written([path]) for path in data}
-    lexicon = read_word_counts(Path(words)) if words not in (None, "none") else ()
-    result = nearest_words(clip, sets, lexicon, device)
+    words = read_word_counts(Path(lexicon)) if lexicon not in (None, "none") else ()
+    result = nearest_words(clip, sets, words, device)
     return Report({"out": clip, **result.figures()}, result.table())
 
 
@@ -128,7 +128,7 @@ def read(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write predictions to a .csv, .jsonl or .parquet file.")
     ] = None,
-    words: WordsFile = None,
+    lexicon: LexiconFile = None,
     batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Pictures read at once.")] = None,
     precision: Arithmetic = "auto",
     device: Device = "auto",
@@ -151,7 +151,7 @@ def read(
     run, images = recogniser_first(workspace, names)
     if boxes is not None and (len(images) != 1 or not Path(images[0]).is_file()):
         raise UserError("--boxes is for the words of one page", "Name one image")
-    reader = load_reader(run, device, words, precision)
+    reader = load_reader(run, device, lexicon, precision)
     loaded = time.monotonic()
     files = PictureFiles(Path(name) for name in _names(images))
     sources = stage.pictures(files) if boxes is None else stage.words_of_page(Path(images[0]), boxes)

@@ -11,7 +11,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.stores.files import require_replaceable
 from dptr.cache.workspace import Workspace
 from dptr.trainer.choices import ExportTarget
-from dptr.trainer.commands.options import OutFile, WordsFile, crops_for, kept_in
+from dptr.trainer.commands.options import LexiconFile, OutFile, crops_for, kept_in
 from dptr.trainer.commands.starts import model_named, model_path
 
 commands = command_group()
@@ -28,7 +28,7 @@ def export(
         list[Path] | None, typer.Option("--data", help="Labelled crops to check ONNX with; repeatable.")
     ] = None,
     half: _Half = False,
-    words: WordsFile = None,
+    lexicon: LexiconFile = None,
 ) -> Report:
     """Write a model for other programs (ONNX is checked).
 
@@ -40,7 +40,7 @@ def export(
     crops = crops_for(data or (), described)
     out = out or stage.default_path(described, to)
     require_replaceable(out, as_model=True)
-    summary = stage.export(described, to, out, crops, half, words)
+    summary = stage.export(described, to, out, crops, half, lexicon)
     checked = f", as torch reads on {summary.checked} images (scores {summary.largest_difference:.0e} apart)"
     text = f"{summary.out}, {summary.out.stat().st_size / 1e6:.1f} MB" + (checked if summary.checked else "")
     figures = {"out": str(summary.out), "rows": 1, "computed": 1, "quarantined": 0, "seconds": summary.seconds}

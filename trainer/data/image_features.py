@@ -72,7 +72,7 @@ class StoredCrops(WordImages):
     @property
     def view_counts(self) -> NDArray[np.int64]:
         """How many views there are of each sample, shape (samples,)."""
-        return np.array([store.views for store in self.stores])[self.samples.every_data_set()]
+        return np.array([store.copies for store in self.stores])[self.samples.every_data_set()]
 
     def image(self, index: int) -> Image.Image:
         """Reject: the pictures are not in the store."""
@@ -130,7 +130,7 @@ class StoredCrops(WordImages):
         numbers = self.samples.data_sets_of(indices)
         for number, store in enumerate(self.stores):
             chosen = numbers == number
-            store.require_finite(self.rows[indices[chosen]] * store.views + views[chosen])
+            store.require_finite(self.rows[indices[chosen]] * store.copies + views[chosen])
 
     def require_encoder(self, image_weights: str, name: str) -> None:
         """Check that an image encoder is the one that the tokens come from; ``name`` is for people.

@@ -53,11 +53,11 @@ def export(
     out: Path,
     crops: WordImages | None = None,
     half: bool = False,
-    words: Words | None = None,
+    lexicon: Words | None = None,
 ) -> ExportSummary:
     """Write a run, or a model file, as ``target``; ONNX is checked on made-up images, and on ``crops`` when given.
 
-    A safetensors file keeps ``words``, or those of the run or the model file it is made from.
+    A safetensors file keeps ``lexicon``, or those of the run or the model file it is made from.
 
     Raises:
         UserError: the run cannot become that. DptrError: the exported graph does not read as torch does.
@@ -68,14 +68,14 @@ def export(
         raise UserError("crops are for checking ONNX", f"Leave --data out with --to {target}")
     if half and target != "safetensors":
         raise UserError(f"{target} is not stored in half precision", "Leave --half out")
-    if words is not None and target != "safetensors":
-        raise UserError(f"{target} keeps no words", "Leave --words out")
+    if lexicon is not None and target != "safetensors":
+        raise UserError(f"{target} keeps no lexicon", "Leave --lexicon out")
     if isinstance(run, ModelFile) and out.exists() and out.samefile(run.path):
         raise UserError(f"{out} is the model itself", "Name another file with -o")
     if target == "onnx":
         checked, apart = _onnx(run, out, crops)
     elif target == "safetensors":
-        save_model(run, out, half, _kept_words(run, words))
+        save_model(run, out, half, _kept_words(run, lexicon))
         tensors = len(run.weights())
     else:
         tensors = _other_names(run, target, out)

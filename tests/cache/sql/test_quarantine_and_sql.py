@@ -171,7 +171,7 @@ def write_run(workspace: Workspace, name: str, right: dict[str, bool]) -> None:
 
 def test_a_piece_counts_once_a_prompt_whatever_the_case_and_knows_what_it_spells(tmp_path: Path) -> None:
     write_prompts(Workspace(tmp_path).prompts)
-    asked = "select piece, token_id, rows, run, words, accuracy from pieces order by token_id"
+    asked = "select token, token_id, rows, run, words, accuracy from subword_tokens order by token_id"
     assert connect(Workspace(tmp_path)).execute(asked).fetchall() == [
         ("st", 10, 3, None, 0, None),
         ("reet", 11, 1, None, 0, None),
@@ -185,7 +185,7 @@ def test_accuracy_is_that_of_each_runs_validation_words_with_the_piece(tmp_path:
     write_prompts(workspace.prompts)
     write_run(workspace, "early", {"Street": False, "stst": True})
     write_run(workspace, "late", {"strong": True})
-    asked = "select run, piece, words, accuracy from pieces where run is not null order by run, token_id"
+    asked = "select run, token, words, accuracy from subword_tokens where run is not null order by run, token_id"
     assert connect(workspace).execute(asked).fetchall() == [
         ("early", "st", 2, 0.5),
         ("early", "reet", 1, 0.0),
@@ -214,5 +214,5 @@ def test_a_training_keeps_what_it_read_of_validation_words(tmp_path: Path) -> No
     assert {ground_truth for ground_truth, _, _ in kept} < set(words)
     assert len(kept) > 2
     assert all(correct == (ground_truth == prediction) for ground_truth, prediction, correct in kept)
-    (count,) = connection.execute("select max(words) from pieces where run = 'run'").fetchone()  # type: ignore[misc]
+    (count,) = connection.execute("select max(words) from subword_tokens where run = 'run'").fetchone()  # type: ignore[misc]
     assert 0 < count <= len(kept)

@@ -29,7 +29,7 @@ from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe, weights_hash
 from dptr.trainer.recipe import Recipe
 
-SETTINGS = EmbedCropsSettings(views=3, shard_rows=7, batch=4)
+SETTINGS = EmbedCropsSettings(copies=3, shard_rows=7, batch=4)
 WORDS = ["red", "Oak", "tin", "sky", "map"]
 
 
@@ -71,7 +71,7 @@ def test_the_plain_view_is_what_the_encoder_of_a_recogniser_makes_of_the_crop(cr
     summary = embed_crops([crops], tmp_path / "store", dataclasses.replace(SETTINGS, dtype="float32"))
     assert (summary.rows, summary.crops, summary.computed, summary.quarantined) == (15, 5, 15, 0)
     store = WordCropStore(tmp_path / "store")
-    assert (len(store), store.views, store.tokens_per_crop) == (5, 3, 36)
+    assert (len(store), store.copies, store.tokens_per_crop) == (5, 3, 36)
     assert [label for label, _, _ in store.crops()] == WORDS
     folder = bundled.BUNDLED
     encoder = build_encoder(Recipe().replace("encoder", kind="clip:tiny", config=describe(folder)).encoder)
@@ -162,7 +162,7 @@ def test_rejected_crops_are_named_with_their_reasons(crops: Path, tmp_path: Path
 def test_other_settings_need_another_folder_and_damage_is_found(crops: Path, tmp_path: Path) -> None:
     out = tmp_path / "store"
     embed_crops([crops], out, SETTINGS)
-    for changed in ({"seed": 1}, {"views": 2}, {"augmentation": 0.5}, {"charset": "36"}, {"dtype": "int8"}):
+    for changed in ({"seed": 1}, {"copies": 2}, {"augmentation": 0.5}, {"charset": "36"}, {"dtype": "int8"}):
         with pytest.raises(DamagedStore, match=f"other settings.*{next(iter(changed))}"):
             embed_crops([crops], out, dataclasses.replace(SETTINGS, **changed))
     assert verify(out) == []

@@ -197,7 +197,7 @@ def test_what_depends_on_all_parts_is_rejected(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command: list[Any] = ["embed-text", corpus, "-o", tmp_path / "store", "--part", "1/2"]
-    assert "--cover-pieces" in fail(capsys, *command, "--cover-pieces", "2")
+    assert "--cover-subwords" in fail(capsys, *command, "--cover-subwords", "2")
 
 
 def test_the_figures_of_a_merge(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

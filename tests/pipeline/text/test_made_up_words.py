@@ -1,4 +1,4 @@
-"""`embed-text --cover-pieces N`: every piece that the charset can spell stands in N prompts."""
+"""`embed-text --cover-subwords N`: every piece that the charset can spell stands in N prompts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from dptr.pipeline.text.templates import Template
 WORDS = ["street", "the", "red", "Stone", "STONE", "doors"]
 LEAST = 2
 CHARSET = Charset("2adehinorst")
-SETTINGS = EmbedTextSettings(corpus=CorpusSettings(charset=CHARSET), cover_pieces=LEAST, shard_rows=50)
+SETTINGS = EmbedTextSettings(corpus=CorpusSettings(charset=CHARSET), cover_subwords=LEAST, shard_rows=50)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -80,7 +80,7 @@ def test_made_up_words_are_marked_and_are_labels_like_others(covered: Path) -> N
 
 
 def test_without_the_option_nothing_is_made_up(tmp_path: Path) -> None:
-    assert embed(tmp_path, dataclasses.replace(SETTINGS, cover_pieces=0)).rows == 5
+    assert embed(tmp_path, dataclasses.replace(SETTINGS, cover_subwords=0)).rows == 5
 
 
 def test_the_seed_fixes_the_words(covered: Path, tmp_path: Path) -> None:
@@ -111,5 +111,5 @@ def test_a_store_that_is_covered_is_left_as_it_is(tmp_path: Path) -> None:
     first = embed(tmp_path)
     again = embed(tmp_path)
     assert (again.rows, again.computed) == (first.rows, 0)
-    more = embed(tmp_path, dataclasses.replace(SETTINGS, cover_pieces=LEAST + 1))
+    more = embed(tmp_path, dataclasses.replace(SETTINGS, cover_subwords=LEAST + 1))
     assert more.computed > 0

@@ -162,7 +162,7 @@ def test_the_command_takes_several_and_what_is_damaged_comes_back(tmp_path: Path
         Image.fromarray(noise).save(tmp_path / "photos" / f"{number}.png")
     to = ["--workspace", str(tmp_path / "w"), "--quiet"]
     templates = [part for text in TEMPLATES for part in ("--template", text)]
-    embed = ["embed-text", str(tmp_path / "words.txt"), *templates, "--cover-pieces", "1", "--charset", "36", *to]
+    embed = ["embed-text", str(tmp_path / "words.txt"), *templates, "--cover-subwords", "1", "--charset", "36", *to]
     assert run_command([*embed, "--dry-run"]) == 0
     assert run_command(embed) == 0
     assert run_command(["build-orp-bank", str(tmp_path / "photos"), *to]) == 0

@@ -290,27 +290,27 @@ def blurred() -> list[np.ndarray]:
 
 def test_an_export_keeps_words_and_reads_as_if_they_were_given(tmp_path: Path, words: Path, blurred) -> None:
     out = tmp_path / "with.safetensors"
-    export(ModelFile.open(BUNDLED), "safetensors", out, words=words)
+    export(ModelFile.open(BUNDLED), "safetensors", out, lexicon=words)
     assert ModelFile.open(out).lexicon() == Lexicon({"street": 3, "square": 1})
-    assert load(out).read(blurred) == load(BUNDLED, words=words).read(blurred)
-    assert load(out).read(blurred) != load(out, words="none").read(blurred)
+    assert load(out).read(blurred) == load(BUNDLED, lexicon=words).read(blurred)
+    assert load(out).read(blurred) != load(out, lexicon="none").read(blurred)
     # What is trained or exported further is the weights alone.
     assert ModelFile.open(out).weights().keys() == ModelFile.open(BUNDLED).weights().keys()
 
 
 def test_a_further_export_keeps_them_unless_told_otherwise(tmp_path: Path, words: Path) -> None:
     first, again, without = (tmp_path / f"{name}.safetensors" for name in ("first", "again", "without"))
-    export(ModelFile.open(BUNDLED), "safetensors", first, words=words)
+    export(ModelFile.open(BUNDLED), "safetensors", first, lexicon=words)
     export(ModelFile.open(first), "safetensors", again)
-    export(ModelFile.open(first), "safetensors", without, words="none")
+    export(ModelFile.open(first), "safetensors", without, lexicon="none")
     assert ModelFile.open(again).lexicon() == Lexicon({"street": 3, "square": 1})
     assert ModelFile.open(without).lexicon() is None
 
 
 def test_words_are_given_as_counts_too(words: Path, blurred) -> None:
-    assert load(words={"street": 3, "square": 1}).read(blurred) == load(words=words).read(blurred)
+    assert load(lexicon={"street": 3, "square": 1}).read(blurred) == load(lexicon=words).read(blurred)
 
 
 def test_a_form_that_keeps_no_words_rejects_them(tmp_path: Path, words: Path) -> None:
-    with pytest.raises(UserError, match="onnx keeps no words"):
-        export(ModelFile.open(BUNDLED), "onnx", tmp_path / "x.onnx", words=words)
+    with pytest.raises(UserError, match="onnx keeps no lexicon"):
+        export(ModelFile.open(BUNDLED), "onnx", tmp_path / "x.onnx", lexicon=words)

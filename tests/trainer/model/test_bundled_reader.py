@@ -86,7 +86,7 @@ def test_the_precision_asked_for_does_not_depend_on_the_cpu(has: bool, monkeypat
     ]
 
     def confidences(precision: ReadingPrecision) -> list[float]:
-        return [prediction.confidence for prediction in dptr.load(precision=precision, words="none").read(crops)]
+        return [prediction.confidence for prediction in dptr.load(precision=precision, lexicon="none").read(crops)]
 
     full, half = confidences("fp32"), confidences("bf16")
     assert full != half
