@@ -122,15 +122,18 @@ def table_of(rows: Path) -> str:
     lines = ["| domain | configuration | seeds | crops | accuracy | difference | general words |", "|" + " --- |" * 7]
     for (domain, arm), runs in found.items():
         starts = {run["domain"]: run["right"] for run in found[domain, "start"]}
-        pairs = [(int(a), int(b)) for run in runs for a, b in zip(starts[run["domain"]], run["right"], strict=True)]
-        gain = np.array([after - before for before, after in pairs])
+        before, after = (
+            np.array([[int(right) for right in line] for line in side])
+            for side in ([starts[run["domain"]] for run in runs], [run["right"] for run in runs])
+        )
+        # Seeds read the same test crops, so a crop is drawn with all its seeds.
+        gain = (after - before).mean(0)
         draws = np.random.default_rng(0).integers(len(gain), size=(2000, len(gain)))
         low, high = np.quantile(gain[draws].mean(1), [0.025, 0.975])
         general = [run["general"] for run in runs if run["general"] is not None]
         shown = f"{np.mean(general):.1%}" if general else ""
-        accuracy = np.mean([after for _, after in pairs])
         lines.append(
-            f"| {domain} | {arm} | {len(runs)} | {len(pairs)} | {accuracy:.1%} | {100 * gain.mean():+.1f} "
+            f"| {domain} | {arm} | {len(runs)} | {len(gain)} | {after.mean():.1%} | {100 * gain.mean():+.1f} "
             f"({100 * low:+.1f} to {100 * high:+.1f}) | {shown} |"
         )
     return "\n".join(lines)
