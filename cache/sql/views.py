@@ -5,7 +5,7 @@ permits reading and writing alike. So catalogues come in as Arrow datasets, whic
 first, and then DuckDB's access to files is closed for good.
 
 Macros: ``similarity(a, b)`` of two vectors, such as two rows' ``pooled``, and the tables ``nearest('street', 10)`` and
-``nearest_crops('street', 10)``. The view ``subword_tokens`` has for each subword token how many prompts hold it, and the
+``nearest_crops('street', 10)``. ``subword_tokens`` has for each subword token how many prompts hold it, and the
 accuracy on words with it.
 """
 

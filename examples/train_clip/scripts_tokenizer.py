@@ -6,8 +6,6 @@ So a character that the word lists have is one piece, one that they lack falls i
 a decoder has to spell are characters, which all stand in many words. (The pieces of whole syllables that BPE learns by
 itself are rare for most scripts, and a rare piece is never learnt.) The folder gets what
 `train.py --clip` needs: the bundled CLIP's shape and preprocessing, with this tokenizer.
-
-Smallest size: WORDS -o OUT
 """
 
 from __future__ import annotations

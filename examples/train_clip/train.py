@@ -4,8 +4,6 @@
 
 `my_clip/clip` is then a CLIP for `--clip`. Rerun an interrupted command to resume it. With the defaults, the bundled
 CLIP's 11,300 steps take an hour on one core; `pipeline/clip/tiny/README.md` says what it reaches.
-
-Smallest size: --data CROPS --validation UNSEEN --photos PHOTOS -o OUT --steps 2 --set batch_size=4
 """
 
 from __future__ import annotations

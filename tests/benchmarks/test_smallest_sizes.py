@@ -22,12 +22,13 @@ from dptr.cli import run_command
 ROOT = Path(__file__).resolve().parents[2]
 #: No programs of their own, run by tests of their own, in need of other readers, or training for minutes.
 WITHOUT = {
+    "train.py",
+    "scripts_tokenizer.py",
     "adaptation.py",
     "faulty_commands.py",
     "fuzzed_readers.py",
     "common.py",
     "learner.py",
-    "train.py",
     "plain_parseq.py",
     "peers.py",
     "peer_readers.py",

@@ -140,10 +140,17 @@ def labels_left_out(images: "WordImages") -> list[str]:
 
 
 def crops_for(data: Sequence[Path], run: "Trained") -> "WordImages | None":
-    """Open labelled crops with a run's charset; None where none are named."""
+    """Open labelled crops with a run's charset, or as written where it has no label of theirs; None without data."""
     from dptr.cache.crops.dataset import WordImages
 
-    return WordImages.open(named_data(data), run.charset, measuring_normalization(run.charset)) if data else None
+    if not data:
+        return None
+    paths = named_data(data)
+    try:
+        return WordImages.open(paths, run.charset, measuring_normalization(run.charset))
+    except UserError:
+        # What the recogniser cannot emit is a mistake.
+        return WordImages.open_as_written(paths)
 
 
 def kept_in(workspace: Workspace, run: Path) -> Path:

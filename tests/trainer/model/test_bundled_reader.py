@@ -53,7 +53,8 @@ def test_letters_higher_than_wide_are_read_upright() -> None:
                 letters.append(letter)
                 pictures.append(picture)
     texts = [prediction.text for prediction in dptr.load(device="cpu").read(pictures)]
-    wrong = [pair for pair in zip(letters, texts, strict=True) if pair[0] != pair[1]]
+    # l, I and 1 are one stroke in some fonts.
+    wrong = [pair for pair in zip(letters, texts, strict=True) if pair[0] != pair[1] and not set(pair) <= set("lI1")]
     assert len(letters) > 15
     assert len(wrong) <= 2, wrong
     assert ("d", "Q") not in wrong
