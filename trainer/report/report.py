@@ -57,10 +57,11 @@ def report(
     started = time.monotonic()
     if crops is not None:
         run.require_recogniser()
-    if not (run.folder / METRICS_FILE).is_file():
+    metrics, damaged = logged(run.folder / METRICS_FILE) if (run.folder / METRICS_FILE).is_file() else ([], 0)
+    # An adaptation that did not help keeps the weights of its start, which have no step and no metrics.
+    if not metrics and run.step():
         raise UserError(f"{run.folder} has no metrics yet", "Let it train further")
-    metrics, damaged = logged(run.folder / METRICS_FILE)
-    sections = [_curves(run, metrics)]
+    sections = [_curves(run, metrics)] if metrics else []
     if run.kind == "pretrain" and stores is not None:
         sections += prompt_sections(run, *stores)
     if run.kind == "finetune" and crops is not None:
