@@ -520,7 +520,7 @@ def normalization_of(recipe: Recipe, charset: Charset) -> Normalization:
 def _parts(images: WordImages, validation: WordImages | None, settings: FinetuneSettings) -> list[_Part]:
     """Return what to train on and what to validate on: one part, or as many as the crops are cross-validated in."""
     if validation is not None:
-        return [_Part(images, validation)]
+        return [_Part(without_overlap(images, validation), validation)]
     if len(images) < 2 * settings.folds:
         raise UserError(
             f"{len(images)} labelled crops are too few to train on and to validate",

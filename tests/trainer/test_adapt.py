@@ -205,3 +205,10 @@ def test_the_command_adapts_a_recogniser_with_a_recipe_of_its_own(
     assert Run.load(out).charset == start.charset
     assert run_command(["finetune", "--from", "none", "--data", str(crops), "--text", str(crops), "-o", "x"]) == 2
     assert "Name one: --from bundled" in capsys.readouterr().err
+
+
+def test_crops_that_are_all_validated_on_are_an_error(tmp_path: Path, draw_crops: Any) -> None:
+    crops = str(draw_crops(tmp_path / "crops", ["street", "road", "lane", "square", "avenue", "court"]))
+    assert (
+        run_command(["finetune", crops, "--from", "bundled", "--validation", crops, "--workspace", str(tmp_path)]) == 2
+    )
