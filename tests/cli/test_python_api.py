@@ -87,7 +87,7 @@ def test_a_list_of_words_is_embedded_and_a_path_is_a_file(tmp_path: Path) -> Non
 
 
 COLOURS = np.zeros((8, 8, 3), np.uint8)
-WRONG: dict[str, Callable[[dptr.Reader, Any], object]] = {
+WRONG: dict[str, Callable[[Any, Any], object]] = {
     "embed nothing": lambda _, d: d.embed_text(),
     "embed a number": lambda _, d: d.embed_text(5),
     "embed no words": lambda _, d: d.embed_text([]),

@@ -67,9 +67,9 @@ def test_a_mask_chooses_the_rows_that_it_marks(tmp_path: Path) -> None:
     bank = make_bank(tmp_path, "float16")
     mask = np.zeros(len(bank), np.bool_)
     mask[[3, 7, 14]] = True
-    np.testing.assert_array_equal(bank.pooled_of(mask), bank.pooled_of(np.array([3, 7, 14])))
+    np.testing.assert_array_equal(bank.pooled_of(mask), bank.pooled_of(np.array([3, 7, 14])))  # type: ignore[arg-type]  # a mask
     positions = np.array([[0, 5]] * 3)
-    np.testing.assert_array_equal(bank.tokens(mask, positions), bank.tokens(np.array([3, 7, 14]), positions))
+    np.testing.assert_array_equal(bank.tokens(mask, positions), bank.tokens(np.array([3, 7, 14]), positions))  # type: ignore[arg-type]
 
 
 WRONG_ROWS = [

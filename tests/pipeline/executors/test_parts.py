@@ -131,7 +131,7 @@ def test_image_features_in_parts_are_those_of_one_run(
     from dptr.pipeline.crops.embed_crops import EmbedCropsSettings, embed_crops
 
     crops = draw_crops(tmp_path / "crops", ["one", "two", "three", "four", "five"])
-    settings = EmbedCropsSettings(views=2, shard_rows=4, batch=4)
+    settings = EmbedCropsSettings(copies=2, shard_rows=4, batch=4)
     embed_crops([crops], tmp_path / "whole", settings)
     for number in (2, 1):
         embed_crops([crops], tmp_path / "parts", settings, Part(number, 2))
@@ -355,5 +355,5 @@ def test_crops_of_others_are_not_merged(
     one = draw_crops(tmp_path / "crops", ["one", "two", "three", "four", "five"])
     other = draw_crops(tmp_path / "other", ["one", "two", "three", "four", "six"])
     for number, crops in ((1, one), (2, other)):
-        succeed("embed-crops", crops, "--views", "2", "-o", tmp_path / "store", "--part", f"{number}/2")
+        succeed("embed-crops", crops, "--copies", "2", "-o", tmp_path / "store", "--part", f"{number}/2")
     assert "from other inputs, or with other settings" in fail(capsys, "merge", tmp_path / "store")
