@@ -93,17 +93,17 @@ def test_a_recogniser_begun_with_the_file_alone_goes_on_with_its_own_ids(
 
 
 def test_embed_crops_and_what_is_trained_from_its_store(dptr: Dptr, charset: Path, crops: Path, tmp_path: Path) -> None:
-    made = dptr("embed-crops", crops, "--charset", charset, "--views", 1)
+    made = dptr("embed-crops", crops, "--charset", charset, "--copies", 1)
     assert (made["rows"], made["quarantined"]) == (len(WORDS), 0)
     store = tmp_path / "ws" / "image_features"
     assert WordCropStore(store).charset == Charset(AS_LABELS)
-    assert dptr("embed-crops", crops, "--charset", charset, "--views", 1)["computed"] == 0
+    assert dptr("embed-crops", crops, "--charset", charset, "--copies", 1)["computed"] == 0
 
 
 def test_a_store_of_crops_begun_with_the_file_alone_goes_on(
     dptr: Dptr, charset: Path, crops: Path, tmp_path: Path, as_before: Callable[[], None]
 ) -> None:
-    asked = ("embed-crops", crops, "--charset", charset, "--views", 1)
+    asked = ("embed-crops", crops, "--charset", charset, "--copies", 1)
     assert dptr(*asked)["rows"] == 4
     as_before()
     assert dptr(*asked)["computed"] == 0

@@ -31,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     common = ["--workspace", str(folder / "ws"), "--quiet"]
     assert run_command(["embed-text", str(folder / "words.txt"), "--shard-rows", "21", *common]) == 0
     assert run_command(["build-orp-bank", str(folder / "photos"), "--crops-per-image", "3", *common]) == 0
-    assert run_command(["embed-crops", str(folder / "crops"), "--views", "2", *common]) == 0
+    assert run_command(["embed-crops", str(folder / "crops"), "--copies", "2", *common]) == 0
     return folder
 
 

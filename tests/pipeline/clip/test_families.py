@@ -215,7 +215,7 @@ def test_every_stage_takes_every_family(family: str, small_clip: Callable[[str],
     bank = ["build-orp-bank", str(work / "photos"), "--clip", clip, "--crops-per-image", "3", *to]
     assert run_command(bank) == 0
     assert run_command(["mine-neighbours", "-k", "4", *to]) == 0
-    assert run_command(["embed-crops", str(work / "crops"), "--clip", clip, "--views", "2", *to]) == 0
+    assert run_command(["embed-crops", str(work / "crops"), "--clip", clip, "--copies", "2", *to]) == 0
     store, crops = PromptStore(work / "w/prompts"), OrpBank(work / "w/orp")
     assert store.dim == crops.dim
     assert len(crops) == 9
