@@ -50,7 +50,7 @@ def test_a_file_a_picture_and_pixels_are_read_alike(reader: dptr.Reader, tmp_pat
     assert len({prediction.text for prediction in alone}) == 1
     assert [prediction.text for prediction in reader.read(np.stack([pixels, pixels]))] == [alone[0].text] * 2
     assert reader.read([]) == []
-    assert "charset of 94" in repr(reader)
+    assert "charset of 95" in repr(reader)
 
 
 def test_one_picture_gives_a_reading_and_several_a_table(reader: dptr.Reader, tmp_path: Path) -> None:
