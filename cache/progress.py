@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -167,6 +168,11 @@ def _in_notebook() -> bool:
     ipython: Any = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     return hasattr(shell, "kernel")
+
+
+if _in_notebook():
+    # Libraries that bring tqdm warn that widgets are missing, with a path of this machine; nothing here draws them.
+    warnings.filterwarnings("ignore", "IProgress not found")
 
 
 def _clock(seconds: float) -> str:

@@ -32,6 +32,7 @@ def require_predictions(found: list[Any]) -> None:
     progress = "".join(output.text for output in found if output.get("name") == "stderr")
     assert "embedding: 16/16 labels" in progress
     assert progress.count("embedding: ") == 1  # one line, redrawn
+    assert "site-packages" not in progress  # no warning, no path of a machine
 
 
 def test_the_notebook_is_kept_with_what_its_cells_gave() -> None:
