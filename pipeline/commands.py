@@ -256,7 +256,9 @@ def render_words(
     count: Annotated[int | None, typer.Option(min=1, help="Crops in all; by default one a label.")] = None,
     fonts: Annotated[Path | None, typer.Option(help="Folder of fonts; otherwise those that are installed.")] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder of photos for backgrounds.")] = None,
-    style: Annotated[str, typer.Option(help="clean, natural, hard, street, or a number from 0 to 1.")] = "natural",
+    style: Annotated[
+        str, typer.Option(help="clean, natural, hard, street, curved, receipt, document, plate, or 0 to 1.")
+    ] = "natural",
     like: Annotated[Path | None, typer.Option(help="Crops that rendered ones take after, in place of a style.")] = None,
     language: Annotated[str | None, typer.Option(help="Whose forms to draw, as zh-Hans, zh-Hant, ja or ko.")] = None,
     vertical: Annotated[float, typer.Option(min=0, max=1, help="Share of Chinese and Japanese words in columns.")] = 0,
