@@ -62,7 +62,7 @@ Named = dict[str, str]
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Named:
-    """Words and photos, few and small, and places to write to."""
+    """Words and photos, few and small."""
     folder = tmp_path_factory.mktemp("inputs")
     generator = np.random.default_rng(0)
     syllables = [a + b for a in "bcdfghlmnprstvw" for b in "aeiou"]
@@ -73,9 +73,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Named:
     for number in range(2):
         pixels = generator.integers(0, 256, (12, 16, 3), np.uint8)
         Image.fromarray(pixels).resize((160, 120)).save(folder / "photos" / f"{number}.png")
-    names = {"WORDS": "words.txt", "FEW_WORDS": "few.txt", "PHOTOS": "photos", "OUT": "out"}
-    names |= {"PICTURE": "picture.png", "ROWS": "rows.parquet"}
+    names = {"WORDS": "words.txt", "FEW_WORDS": "few.txt", "PHOTOS": "photos"}
     return {name: str(folder / file) for name, file in names.items()}
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Named:
+    """Places to write to; each program has its own."""
+    names = {"OUT": "out", "PICTURE": "picture.png", "ROWS": "rows.parquet"}
+    return {name: str(tmp_path / file) for name, file in names.items()}
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +113,8 @@ def dptr(workspace: Path, *arguments: object) -> None:
 
 #: Word in capitals -> the fixture that knows what it stands for.
 STAND_INS = {
-    **dict.fromkeys(("WORDS", "FEW_WORDS", "PHOTOS", "OUT", "PICTURE", "ROWS"), "inputs"),
+    **dict.fromkeys(("WORDS", "FEW_WORDS", "PHOTOS"), "inputs"),
+    **dict.fromkeys(("OUT", "PICTURE", "ROWS"), "outputs"),
     **dict.fromkeys(("WORKSPACE", "PRETRAINED"), "pretrained"),
     **dict.fromkeys(("CROPS", "ONNX", "IMAGE"), "exported"),
 }
