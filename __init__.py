@@ -153,7 +153,7 @@ def build_orp_bank(
     dtype: EmbeddingsDtype = "float16",
     exclude_near: str | Path | Sequence[str | Path] | None = None,
     exclude_threshold: float = 0.95,
-    retry_quarantined: bool = False,
+    retry_rejected: bool = False,
     max_bad: int | None = None,
     device: str = "auto",
     batch_size: int | None = None,

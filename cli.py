@@ -87,11 +87,11 @@ def demo(
     stage_one.embed_text(workspace, [str(data.corpus)], charset="36")
     note("\n2/5  photos to noise")
     stage_one.build_orp_bank(workspace, data.photos, crops_per_image=40)
-    note("\n3/5  pre-training the decoder on text embeddings alone")
+    note("\n3/5  pre-training the decoder on text embeddings")
     pretrained = training.pretrain(workspace, recipe="demo").figures
     note("\n4/5  fine-tuning on rendered crops, from the encoder of the bundled recogniser")
     run = str(training.finetune(workspace, [data.crops], recipe="demo", encoder="bundled").figures["out"])
-    note("\n5/5  reading crops it has not seen")
+    note("\n5/5  reading held-out crops")
     evaluated = recognition.evaluate(workspace, [run], data=[data.test_crops]).figures
     page = recognition.evaluate(workspace, data=[data.page]).figures
     metrics = {**pretrained["metrics"], **evaluated["metrics"]}

@@ -51,10 +51,10 @@ _COMMON = {
         Path, typer.Option(envvar="DPTR_WORKSPACE", help="Folder that holds stores and runs.", show_default=True)
     ],
     "as_json": Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")],
-    "quiet": Annotated[bool, typer.Option("--quiet", help="No progress, no notes.")],
+    "quiet": Annotated[bool, typer.Option("--quiet", help="Print no progress and no notes.")],
     "debug": Annotated[bool, typer.Option("--debug", help="Show tracebacks.")],
     "no_check": Annotated[
-        bool, typer.Option("--no-check", envvar="DPTR_NO_CHECK", help="Do not compare stored files with their hashes.")
+        bool, typer.Option("--no-check", envvar="DPTR_NO_CHECK", help="Skip the hash check of stored files.")
     ],
 }
 _DEFAULTS = {"workspace": Path("dptr_data"), "as_json": False, "quiet": False, "debug": False, "no_check": False}
@@ -228,8 +228,8 @@ def require_no_empty_argument(arguments: Sequence[str]) -> None:
     """
     for position, argument in enumerate(arguments):
         if not argument or re.fullmatch(r"--[a-z-]+=", argument):
-            before = f" behind {arguments[position - 1]}" if not argument and position else f": {argument}"
-            raise UserError(f"an empty argument{before}", "Was a variable of the shell not set? Leave it out otherwise")
+            where = argument or (f"after {arguments[position - 1]}" if position else "the first")
+            raise UserError(f"an argument is empty: {where}", "Check whether a shell variable is unset, or remove it")
 
 
 def open_missing_streams() -> None:

@@ -24,15 +24,13 @@ commands = command_group()
 @command(commands, "sql", "Inspect")
 def sql(
     workspace: Workspace,
-    query: Annotated[
-        str | None, typer.Argument(help="SQL; without it, a prompt (DuckDB's shell if installed).")
-    ] = None,
+    query: Annotated[str | None, typer.Argument(help="SQL query; without it, an interactive shell.")] = None,
     form: Annotated[
-        AnswerForm | None, typer.Option("--format", help="Of the answer; by default as the file of -o ends, or table.")
+        AnswerForm | None, typer.Option("--format", help="Output format; default: by the suffix of -o, else table.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="File to write the answer to.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the result to this file.")] = None,
     view_file: Annotated[
-        Path | None, typer.Option("--open", help="Write a DuckDB file of these views, for other programs.")
+        Path | None, typer.Option("--open", help="Write the views to a DuckDB file for other clients.")
     ] = None,
     prompts: PromptsFolder = None,
     orp: OrpFolder = None,
@@ -94,7 +92,7 @@ def _prompt(workspace: Workspace) -> None:
 
 @command(commands, "pack-crops", "Share")
 def pack_crops(
-    folder: Annotated[Path, typer.Argument(help="Labelled crops in any accepted form.")],
+    folder: Annotated[Path, typer.Argument(help="Labelled crops in any accepted format.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="A .lmdb or .parquet file.")],
 ) -> Report:
     """Pack labelled crops into one LMDB or Parquet file.

@@ -29,8 +29,8 @@ _OUT_OF_MEMORY = (
 )
 #: What a disk can reject, by its number, and what to do about it; the user's to fix, so exit code 2.
 OF_THE_DISK = {
-    errno.ENOSPC: "Make room, then run the same command",
-    errno.EDQUOT: "Make room, then run the same command",
+    errno.ENOSPC: "Free some space, then rerun the command",
+    errno.EDQUOT: "Free some space, then rerun the command",
     errno.EFBIG: "Use a file system that holds larger files",
     errno.EROFS: "Name a place that can be written",
     errno.EACCES: "Fix the permissions, or name another place",

@@ -35,5 +35,5 @@ def require_alone(command: str) -> None:
     if size() > 1:
         raise UserError(
             f"{size()} processes were started, and dptr {command} works in one",
-            "Start it without torchrun; `--part` shares stage 1 out, pretrain and finetune take several processes",
+            "Start it without torchrun; for stage 1 use `--part`; only pretrain and finetune run in several processes",
         )

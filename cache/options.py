@@ -11,9 +11,7 @@ MOST_WORKERS = 256
 #: In characters; no CLIP reads as many, and no decoder of ours writes more.
 LONGEST_LABEL = 1000
 
-Out = Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write to instead of the workspace's own.")]
-PromptsFolder = Annotated[
-    Path | None, typer.Option("--prompts", help="Prompt store to read instead of the workspace's own.")
-]
-OrpFolder = Annotated[Path | None, typer.Option("--orp", help="ORP bank to read instead of the workspace's own.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
+Out = Annotated[Path | None, typer.Option("-o", "--out", help="Output folder; default: in the workspace.")]
+PromptsFolder = Annotated[Path | None, typer.Option("--prompts", help="Prompt store; default: the workspace's.")]
+OrpFolder = Annotated[Path | None, typer.Option("--orp", help="ORP bank; default: the workspace's.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or auto (cuda if available).")]

@@ -16,9 +16,9 @@ def what_is_wrong(error: Exception) -> str:
     """Say in words why a JSON file of ours could not be read, or not be understood."""
     match error:
         case json.JSONDecodeError():
-            return f"it is no JSON from line {error.lineno} on" if error.doc.strip() else "it is empty"
+            return f"it is not JSON from line {error.lineno} on" if error.doc.strip() else "it is empty"
         case UnicodeDecodeError():
-            return "it is no text in UTF-8"
+            return "it is not UTF-8 text"
         case RecursionError():
             return "it is nested too deep"
         case KeyError():

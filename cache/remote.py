@@ -99,7 +99,7 @@ def _list(address: str, shown: str) -> tuple[fs.FileSystem, str, str, _Known]:
     files, top = _file_system(address)
     found = files.get_file_info(top)
     if found.type == fs.FileType.NotFound:
-        raise UserError(f"there is no {shown}", "Check the address; a folder ends with no slash")
+        raise UserError(f"there is no {shown}", "Check the address; write folders without a trailing slash")
     is_file = found.type == fs.FileType.File
     listed = [found] if is_file else files.get_file_info(fs.FileSelector(top, recursive=True))
     base = str(PurePosixPath(top).parent) if is_file else top
@@ -218,7 +218,7 @@ def _known(place: Path) -> _Known:
         known = None
     if isinstance(known, dict) and all(map(_is_record, known.items())):
         return cast(_Known, known)
-    note(f"{place / _FETCHED} is damaged: what is in this folder will be fetched again")
+    note(f"{place / _FETCHED} is damaged: its folder is fetched again")
     return {}
 
 
@@ -294,5 +294,5 @@ def _temporary_folder() -> Path:
     # Another user may have made it, to have their files taken for the cache's.
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
         folder = Path(tempfile.mkdtemp(prefix="dptr-cache-"))
-    note(f"this user has no home: the cache is in {folder} (name another with {FOLDER})")
+    note(f"this user has no home folder: the cache is in {folder} (set {FOLDER} for another)")
     return folder

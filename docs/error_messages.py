@@ -19,11 +19,11 @@ _PLACES = {
     "cache/workspace.py": "Any command",
     "cache/interrupts.py": "Any command",
     "cache/errors.py": "Any command",
-    "cache/sql": "Questions: `sql`",
-    "cache/commands.py": "Questions and checks: `sql`, `verify`, `pack-crops`",
+    "cache/sql": "Queries: `sql`",
+    "cache/commands.py": "Queries and checks: `sql`, `verify`, `pack-crops`",
     "cache/stores": "Stores, runs and models on disk",
     "cache/word_images": "Labelled crops",
-    "cache/hub.py": "The hub",
+    "cache/hub.py": "The Hugging Face Hub",
     "cache": "Charsets, labels and pictures",
     "pipeline/starting": "Beginning: `doctor`, `init`",
     "pipeline/text": "Text: `embed-text`",
@@ -33,7 +33,7 @@ _PLACES = {
     "pipeline/rendering": "Rendering: `render-words`, `demo`",
     "pipeline/clip": "CLIP models",
     "pipeline": "Stage 1",
-    "trainer/export": "Taking models elsewhere: `export`, `push`",
+    "trainer/export": "Export: `export`, `push`",
     "trainer/report": "Reports: `report`",
     "trainer/model": "Recognisers, decoders and encoders",
     "trainer": "Training and reading: `pretrain`, `finetune`, `evaluate`, `read`",
@@ -46,7 +46,7 @@ def messages_page() -> str:
     for path in _sources():
         rows = found[_title(path)]
         rows += [row for row in _rows(path) if row not in rows]
-    head = "| it says | do this | exit |\n| --- | --- | --- |"
+    head = "| message | advice | exit code |\n| --- | --- | --- |"
     return "\n\n".join(f"## {title}\n\n{head}\n" + "\n".join(rows) for title, rows in found.items() if rows)
 
 

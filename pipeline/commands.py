@@ -43,30 +43,38 @@ _MOST_CROPS_PER_IMAGE = _MOST_COPIES = 10_000
 def embed_text(
     workspace: Workspace,
     files: Annotated[
-        list[str], typer.Argument(help="Text, CSV, TSV, JSONL (.gz, .bz2, .xz, .zst), Parquet, LMDB, - for stdin.")
+        list[str],
+        typer.Argument(help="Text, CSV, TSV or JSONL (also .gz, .bz2, .xz, .zst), Parquet, LMDB, - for stdin."),
     ],
     out: Out = None,
     clip: ClipName = "tiny",
-    unit: Annotated[Unit, typer.Option(help="What a label is.")] = "word",
+    unit: Annotated[Unit, typer.Option(help="Whether a label is a word or a line.")] = "word",
     column: Annotated[
         str | None, typer.Option(help="Column of CSV, TSV, JSONL and Parquet files; by default text, word or label.")
     ] = None,
     charset: LearntCharset = "94",
     units: UnitsKind = None,
-    min_count: Annotated[int, typer.Option(min=1, help="auto: least occurrences of a character.")] = 1,
-    case: Annotated[Case, typer.Option(help="What becomes of upper and lower case.")] = "keep",
-    unicode: Annotated[UnicodeForm, typer.Option(help="Normal form.")] = "nfkc",
-    ascii: Annotated[bool, typer.Option("--ascii", help="Fold to ASCII, as the authors do.")] = False,
-    simplified: Annotated[bool, typer.Option("--simplified", help="Fold traditional Chinese to simplified.")] = False,
-    max_label_length: Annotated[int, typer.Option(min=1, max=LONGEST_LABEL, help="Longest label in characters.")] = 25,
-    template: Annotated[list[str] | None, typer.Option(help="Sentence around {label}; may be repeated.")] = None,
-    embeddings: Annotated[EmbeddingsKind | None, typer.Option(help="By default what fits the images.")] = None,
-    context: Annotated[Context, typer.Option(help="Embeddings up to the end token, or all.")] = "content",
+    min_count: Annotated[int, typer.Option(min=1, help="Minimum count of a character for --charset auto.")] = 1,
+    case: Annotated[Case, typer.Option(help="Letter case of the labels.")] = "keep",
+    unicode: Annotated[UnicodeForm, typer.Option(help="Unicode normalisation form.")] = "nfkc",
+    ascii: Annotated[bool, typer.Option("--ascii", help="Fold labels to ASCII, as in the authors' code.")] = False,
+    simplified: Annotated[
+        bool, typer.Option("--simplified", help="Convert traditional Chinese to simplified.")
+    ] = False,
+    max_label_length: Annotated[
+        int, typer.Option(min=1, max=LONGEST_LABEL, help="Maximum label length in characters.")
+    ] = 25,
+    template: Annotated[list[str] | None, typer.Option(help="Prompt with {label}; repeatable.")] = None,
+    embeddings: Annotated[
+        EmbeddingsKind | None,
+        typer.Option(help="Before or after the text projection; default: the width of the image embeddings."),
+    ] = None,
+    context: Annotated[Context, typer.Option(help="content: up to the end token; full: all positions.")] = "content",
     precision: Arithmetic = "fp32",
     dtype: Dtype = "float16",
-    shard_rows: Annotated[int, typer.Option(min=1, help="Labels of a shard.")] = 16384,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Labels per shard.")] = 16384,
     cover_subwords: Annotated[
-        int, typer.Option(min=0, help="Add made-up words until each subword token is in so many prompts.")
+        int, typer.Option(min=0, help="Add made-up words until each subword token occurs in N prompts.")
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of made-up words and templates.")] = 0,
     max_bad: MaxBad = None,
@@ -76,7 +84,7 @@ def embed_text(
     engine: EngineName = "local",
     address: Address = None,
     engine_workers: EngineWorkers = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what it would cost.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print counts and cost without embedding.")] = False,
 ) -> Report:
     """Embed a corpus with CLIP: the prompt store.
 
@@ -119,26 +127,24 @@ def build_orp_bank(
     out: Out = None,
     clip: ClipName = "tiny",
     crops: Annotated[
-        CropKind, typer.Option(help="random: rectangles; whole: the central square, as in the authors' code.")
+        CropKind, typer.Option(help="random: rectangles; whole: the centre square, as in the authors' code.")
     ] = "random",
     crops_per_image: Annotated[
         int | None,
-        typer.Option(min=1, max=_MOST_CROPS_PER_IMAGE, help="Crops of each photo; 8 random ones, or one whole."),
+        typer.Option(min=1, max=_MOST_CROPS_PER_IMAGE, help="Crops per photo; default: 8 random ones or one whole."),
     ] = None,
-    tokens_per_crop: Annotated[
-        int | None, typer.Option(min=1, help="Tokens kept of each crop; all by default.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Threads that decode photos.")] = 1,
+    tokens_per_crop: Annotated[int | None, typer.Option(min=1, help="Tokens stored per crop; default: all.")] = None,
+    workers: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Number of decoding threads.")] = 1,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of crops and tokens.")] = 0,
     precision: Arithmetic = "fp32",
     dtype: Dtype = "float16",
     exclude_near: Annotated[
-        list[Path] | None, typer.Option(help="Reject photos that nearly equal these; repeatable.")
+        list[Path] | None, typer.Option(help="Reject near-duplicates of these photos; repeatable.")
     ] = None,
     exclude_threshold: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Pooled cosine from which photos are nearly equal.")
+        float, typer.Option(min=0.0, max=1.0, help="Cosine similarity of near-duplicates.")
     ] = 0.95,
-    retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Read rejected photos again.")] = False,
+    retry_rejected: Annotated[bool, typer.Option("--retry-rejected", help="Retry rejected photos.")] = False,
     max_bad: MaxBad = None,
     device: Device = "auto",
     batch_size: BatchSize = None,
@@ -163,7 +169,7 @@ def build_orp_bank(
         dtype=dtype,
         workers=workers,
         max_bad=max_bad,
-        retry_quarantined=retry_quarantined,
+        retry_rejected=retry_rejected,
         exclude_near=tuple(exclude_near or ()),
         exclude_threshold=exclude_threshold,
         device=resolve_device(device),
@@ -179,21 +185,19 @@ def build_orp_bank(
 @command(commands, "embed-crops", "Stage 1: embeddings")
 def embed_crops(
     workspace: Workspace,
-    paths: Annotated[list[Path], typer.Argument(help="Labelled crops in any accepted form.")],
+    paths: Annotated[list[Path], typer.Argument(help="Labelled crops in any accepted format.")],
     out: Out = None,
     clip: ClipName = "tiny",
     charset: CharsetName = "94",
-    max_label_length: Annotated[int, typer.Option(min=1, help="Longest label in characters.")] = 25,
+    max_label_length: Annotated[int, typer.Option(min=1, help="Maximum label length in characters.")] = 25,
     copies: Annotated[
-        int, typer.Option(min=1, max=_MOST_COPIES, help="Augmented copies of each crop, the first undistorted.")
+        int, typer.Option(min=1, max=_MOST_COPIES, help="Augmented copies per crop, the first undistorted.")
     ] = 8,
-    augmentation: Annotated[
-        float, typer.Option(min=0.0, max=10.0, help="How strongly the other copies are distorted.")
-    ] = 1.0,
+    augmentation: Annotated[float, typer.Option(min=0.0, max=10.0, help="Strength of the distortions.")] = 1.0,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the copies.")] = 0,
     precision: Arithmetic = "fp32",
     dtype: Dtype = "float16",
-    workers: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Threads that read and distort crops.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Number of decoding threads.")] = 1,
     max_bad: MaxBad = None,
     device: Device = "auto",
     batch_size: BatchSize = None,
@@ -230,7 +234,7 @@ def embed_crops(
 @command(commands, "mine-neighbours", "Stage 1: embeddings")
 def mine_neighbours(
     workspace: Workspace,
-    k: Annotated[int, typer.Option("-k", min=1, help="Crops for each prompt.")] = 32,
+    k: Annotated[int, typer.Option("-k", min=1, help="Neighbours per prompt.")] = 32,
     prompts: PromptsFolder = None,
     orp: OrpFolder = None,
 ) -> Report:
@@ -251,19 +255,25 @@ def mine_neighbours(
 def render_words(
     files: Annotated[list[str], typer.Argument(help="Word lists, as for embed-text.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder, or a .lmdb or .parquet file.")],
-    unit: Annotated[Unit, typer.Option(help="What a label is; lines keep their spaces.")] = "word",
-    max_label_length: Annotated[int, typer.Option(min=1, max=LONGEST_LABEL, help="Longest label in characters.")] = 40,
-    count: Annotated[int | None, typer.Option(min=1, help="Crops in all; by default one a label.")] = None,
-    fonts: Annotated[Path | None, typer.Option(help="Folder of fonts; otherwise those that are installed.")] = None,
+    unit: Annotated[Unit, typer.Option(help="Whether a label is a word or a line with its spaces.")] = "word",
+    max_label_length: Annotated[
+        int, typer.Option(min=1, max=LONGEST_LABEL, help="Maximum label length in characters.")
+    ] = 40,
+    count: Annotated[int | None, typer.Option(min=1, help="Number of crops; default: one per label.")] = None,
+    fonts: Annotated[Path | None, typer.Option(help="Folder of fonts; default: installed fonts.")] = None,
     photos: Annotated[Path | None, typer.Option(help="Folder of photos for backgrounds.")] = None,
     style: Annotated[
         str, typer.Option(help="clean, natural, hard, street, curved, receipt, document, plate, or 0 to 1.")
     ] = "natural",
-    like: Annotated[Path | None, typer.Option(help="Crops that rendered ones take after, in place of a style.")] = None,
-    language: Annotated[str | None, typer.Option(help="Whose forms to draw, as zh-Hans, zh-Hant, ja or ko.")] = None,
-    vertical: Annotated[float, typer.Option(min=0, max=1, help="Share of Chinese and Japanese words in columns.")] = 0,
+    like: Annotated[Path | None, typer.Option(help="Match the appearance of these crops instead of a style.")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Language tag for regional glyph forms, such as zh-Hans or ja.")
+    ] = None,
+    vertical: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of Chinese and Japanese words set vertically.")
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of everything random.")] = 0,
-    workers: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Processes that render.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=MOST_WORKERS, help="Number of rendering processes.")] = 1,
     part: PartOf = None,
     engine: EngineName = "local",
     address: Address = None,
@@ -298,13 +308,13 @@ def render_words(
 
 @command(commands, "merge", "Stage 1: embeddings")
 def merge(
-    outs: Annotated[list[Path], typer.Argument(help="What the parts were made for: a store, or labelled crops.")],
+    outs: Annotated[list[Path], typer.Argument(help="Stores or labelled crops that were made with --part.")],
 ) -> Report:
-    """Join what was made with --part.
+    """Join the parts that --part made.
 
-    The result equals that of one run.
+    The files equal those of a single run.
 
-    Example: dptr merge dptr_data/prompts
+        Example: dptr merge dptr_data/prompts
     """
     from dptr.pipeline.executors.merge import merge as merge_parts
 
@@ -319,15 +329,15 @@ def verify(
     workspace: Workspace,
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(help="Stores, runs, exported models; by default all stores and runs of the workspace."),
+        typer.Argument(help="Stores, runs or model files; default: the whole workspace."),
     ] = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Compute damaged shards again from their inputs.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged shards from their inputs.")] = False,
 ) -> Report:
-    """Check every hash of stores, runs and models.
+    """Check the hashes of stores, runs and models.
 
-    Exits with 3 when something is damaged.
+    Exits with 3 if a file is damaged.
 
-    Example: dptr verify --repair
+        Example: dptr verify --repair
     """
     from dptr.cache.stores import verify as check
     from dptr.pipeline.repair import repair as repair_store
@@ -364,5 +374,5 @@ def _engine(
 
         return joined(address, workers, with_gpus=device != "cpu")
     if address or workers:
-        raise UserError("--address and --engine-workers are of a Ray cluster", "Add --engine ray, or leave them out")
+        raise UserError("--address and --engine-workers need a Ray cluster", "Add --engine ray, or leave them out")
     return nullcontext(IN_PROCESS)

@@ -8,30 +8,33 @@ from dptr.cache.choices import EmbeddingsDtype, Units
 from dptr.pipeline.choices import Engine, Precision
 
 ClipName = Annotated[
-    str, typer.Option("--clip", help="`tiny` or `scripts` (bundled), a directory, a hub id, or TEXT+IMAGE.")
+    str, typer.Option("--clip", help="`tiny` or `scripts` (bundled), a folder, a hub id, or TEXT+IMAGE.")
 ]
-MaxBad = Annotated[int | None, typer.Option(min=0, help="Fail (exit 4) when more inputs than this are rejected.")]
-Dtype = Annotated[EmbeddingsDtype, typer.Option("--dtype", help="How embeddings are stored.")]
-Arithmetic = Annotated[Precision, typer.Option("--precision", help="Arithmetic of CLIP.")]
-BatchSize = Annotated[
-    int | None, typer.Option(min=1, help="Tokens or pictures encoded at once; by default what suits the device.")
-]
+MaxBad = Annotated[int | None, typer.Option(min=0, help="Exit with 4 when more inputs than this are rejected.")]
+Dtype = Annotated[EmbeddingsDtype, typer.Option("--dtype", help="Storage type of the embeddings.")]
+Arithmetic = Annotated[Precision, typer.Option("--precision", help="Arithmetic of the CLIP encoder.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Tokens or images per batch; default: by device.")]
 PartOf = Annotated[
-    str | None, typer.Option("--part", help="Make a share of it, such as 3/16; `dptr merge` joins all of them.")
+    str | None, typer.Option("--part", help="Make one of N parts, for example 3/16; `dptr merge` joins them.")
 ]
-EngineName = Annotated[Engine, typer.Option("--engine", help="Where it is done: here, or on a Ray cluster.")]
-Address = Annotated[str | None, typer.Option("--address", help="Ray cluster to join; else one starts on this machine.")]
+EngineName = Annotated[Engine, typer.Option("--engine", help="Run in this process or on a Ray cluster.")]
+Address = Annotated[
+    str | None, typer.Option("--address", help="Address of the Ray cluster; default: start a local one.")
+]
 EngineWorkers = Annotated[
-    int | None, typer.Option("--engine-workers", min=1, help="Ray: by default one for each GPU, or else for each CPU.")
+    int | None,
+    typer.Option("--engine-workers", min=1, help="Number of Ray workers; default: one per GPU, else per CPU."),
 ]
 CharsetName = Annotated[
-    str, typer.Option("--charset", help="36, 62, 94, a script (ja, ar, …), a file of characters, or several (94+ru).")
+    str, typer.Option("--charset", help="36, 62, 94, a language (ja, ar, …), a file of characters, or several (94+ru).")
 ]
 LearntCharset = Annotated[
     str,
-    typer.Option("--charset", help="36, 62, 94, a script (ja, ar, …), a file, several (94+ru), or auto: the corpus's."),
+    typer.Option(
+        "--charset", help="36, 62, 94, a language (ja, ar, …), a file, several (94+ru), or auto (from the corpus)."
+    ),
 ]
 UnitsKind = Annotated[
     Units | None,
-    typer.Option("--units", help="What a label is made of; grapheme where a script writes marks on letters."),
+    typer.Option("--units", help="Unit of a label; grapheme for scripts with combining marks."),
 ]

@@ -74,13 +74,13 @@ def _run_again(folder: Path, manifest: Manifest, files: frozenset[str], scratch:
 def _inputs_of(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:
     entries: list[dict[str, Any]] = manifest.details.get(INPUTS, [])
     if not entries:
-        raise UserError(f"{folder} does not say what it was made from", "Make it anew")
+        raise UserError(f"{folder} records no inputs", "Run its command again")
     for entry in entries:
         for path in entry["paths"]:
             if not Path(path).exists():
                 raise UserError(
                     f"{path}, from which {folder} was made, is gone",
-                    f"Put it back; names are as seen from {entry['folder']}",
+                    f"Put it back; paths are relative to {entry['folder']}",
                 )
     return entries
 
@@ -100,7 +100,7 @@ def _put_back(made: Path, folder: Path, manifest: Manifest, known: Any) -> list[
         return [f"{lost} comes out otherwise: its inputs, CLIP or this machine are others"]
     flush(made)
     os.replace(made, lost)
-    note(f"{lost} is as it was")
+    note(f"{lost} is unchanged")
     return []
 
 

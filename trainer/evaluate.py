@@ -179,7 +179,7 @@ def read_word_images(
                 try:
                     pictures.append(images.image(index))
                 except UnreadableImage as error:
-                    note(f"left out: {error}")
+                    note(f"skipped: {error}")
                     result.unreadable.append(images.samples[index].key)
                     continue
                 result.keys.append(images.samples[index].key)

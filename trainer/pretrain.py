@@ -303,7 +303,7 @@ def _require_pinned(store: PromptStore, settings: PretrainSettings) -> None:
 
 def _pinned(store: PromptStore, key: str, wanted: str, found: str) -> UserError:
     return UserError(
-        f"the recipe asks for prompts made with --{key} {wanted}, those in {store.folder} have {found}",
+        f"the recipe needs prompts made with --{key} {wanted}, those in {store.folder} have {found}",
         f"Run `dptr embed-text` with --{key} {wanted} -o OTHER, or train on these: --set 'pretrain.{key}=\"\"'",
     )
 

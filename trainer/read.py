@@ -143,7 +143,7 @@ class Reader:
     def read_each(self, images: Iterable[Picture], batch_size: int | None = None) -> Iterator[Prediction]:
         """Yield predictions as :meth:`read` lists them, as they are read: memory does not grow with their number."""
         if not isinstance(images, Iterable):
-            raise UserError(f"{images!r:.60} is no picture", _PICTURES)
+            raise UserError(f"{images!r:.60} is not an image", _PICTURES)
         if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
             raise UserError(f"batch_size={batch_size!r}", "Give a whole number, at least 1")
         for found in self.read_opened((partial(open_picture, image) for image in images), batch_size):
@@ -288,7 +288,7 @@ class PictureFiles:
                 is_empty = False
                 yield found
             if is_empty:
-                yield UserError(f"no picture in {name}", f"Known kinds: {', '.join(IMAGE_SUFFIXES)}")
+                yield UserError(f"no image in {name}", f"Known kinds: {', '.join(IMAGE_SUFFIXES)}")
 
     def _in_folder(self, folder: Path) -> Iterator[Path | UserError]:
         errors: list[OSError] = []
@@ -327,14 +327,14 @@ def open_picture(image: Picture) -> Image.Image:
     if isinstance(image, Image.Image):
         return upright_rgb(image)
     if not isinstance(image, str | Path):
-        raise UserError(f"{image!r:.60} is no picture", _PICTURES)
+        raise UserError(f"{image!r:.60} is not an image", _PICTURES)
     if not os.path.exists(image):
         raise UserError(f"{image} does not exist", "Name picture files or folders")
     try:
         return read_picture(Path(image))
     except UnusablePicture as error:
         raise UserError(
-            f"{image} cannot be read as a picture: {error}", "Leave it out, or save it anew as PNG or JPEG"
+            f"{image} cannot be read as a picture: {error}", "Leave it out, or save it again as PNG or JPEG"
         ) from error
 
 

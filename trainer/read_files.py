@@ -165,7 +165,7 @@ def write_rows(out: Path, rows: Iterable[Row]) -> None:
 def require_form(out: Path) -> None:
     """Raise :class:`UserError` unless a file's ending is one that :func:`write_rows` knows."""
     if out.suffix.lower() not in (".csv", ".parquet", ".jsonl"):
-        raise UserError(f"{out} does not say in which form", "End it in .csv, .jsonl or .parquet")
+        raise UserError(f"{out} has no known suffix", "Use .csv, .jsonl or .parquet")
 
 
 def _raise(error: UserError) -> Image.Image:

@@ -30,11 +30,11 @@ def zero_label_recognizer(run: Run, find_clip: FindClip, device: str = "cpu") ->
     """
     if run.recipe.memory.kind == "columns":
         raise UserError(
-            f"{run.folder} learnt to read text laid out in columns, which CLIP's image encoder does not show",
+            f"{run.folder} was pre-trained with memory.kind=columns, which CLIP's image encoder does not provide",
             "Fine-tune it (`dptr finetune`), or pre-train with --set memory.kind=pooled",
         )
     if not run.clip:
-        raise UserError(f"{run.folder} does not say which CLIP embedded its text", "Pre-train again")
+        raise UserError(f"{run.folder} does not record the CLIP that embedded its text", "Pre-train again")
     folder = find_clip(run.clip)
     require_its_clip(run, folder)
     recipe = _seen_by_clip(run.recipe, run.clip, folder)

@@ -234,7 +234,7 @@ def without_overlap(training: Images, validation: WordImages) -> Images:
             f"all {overlapping:,} training crops are validation crops, too",
             "Name other crops with --validation, or leave it out: a share of the data is taken",
         )
-    note(f"rejected: {overlapping:,} of {len(training):,} training crops, which are validation crops, too")
+    note(f"rejected: {overlapping:,} of {len(training):,} training crops that are also validation crops")
     return training.only(RowSet([apart]))
 
 

@@ -295,9 +295,9 @@ def list_crops(path: Path, sources: Sequence[Source], rules: Rules | None) -> tu
         try:
             write_table(file, table)
         except OSError as error:
-            note(f"the list of {path} is not kept in {file}: {error.strerror or error}")
+            note(f"the label table of {path} is not saved in {file}: {error.strerror or error}")
         else:
-            note(f"labels are listed once and kept in {file}")
+            note(f"label table saved in {file}")
             return _kept(file, made_from, names) or (crops, rejected, changed)
     return crops, rejected, changed
 

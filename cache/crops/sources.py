@@ -29,7 +29,7 @@ def find_sources(path: Path) -> list[Source]:
     if not path.is_dir() and not path.is_file():
         raise UserError(f"{path} is not a regular file", "Name a folder or file with labelled word images")
     if (path / MANIFEST_FILE).is_file():
-        raise UserError(f"{path} is a store, which holds no pictures of words", "Name the labelled word images")
+        raise UserError(f"{path} is a store, not labelled crops", "Name the labelled crops")
     sources = _in_folder(path) if path.is_dir() else _in_file(path)
     if not sources:
         raise NotLabelled(f"no labelled word images in {path}", f"Accepted are {accepted_forms()}")

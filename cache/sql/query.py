@@ -149,12 +149,12 @@ def _explained(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
 def _require_question(connection: duckdb.DuckDBPyConnection, query: str) -> None:
     statements = connection.extract_statements(query)
     if not statements:
-        raise UserError("there is no query", 'Give one, such as "select count(*) from prompts"')
+        raise UserError("the query is empty", 'Give one, such as "select count(*) from prompts"')
     if len(statements) > 1:
-        raise UserError(f"{len(statements)} statements at once", "Ask one after another")
+        raise UserError(f"{len(statements)} statements at once", "Run one at a time")
     if statements[0].type not in _QUESTIONS:
         kind = str(statements[0].type).rpartition(".")[2].lower()
-        raise UserError(f"only questions are answered here, not a statement of kind {kind}", "Use select")
+        raise UserError(f"only queries are allowed, not a {kind} statement", "Use select")
 
 
 def _rejection(connection: duckdb.DuckDBPyConnection, error: Exception) -> UserError:
@@ -172,7 +172,7 @@ def form_of(path: Path) -> AnswerForm:
         UserError: it stands for none.
     """
     if path.suffix.lower() not in _FORMS:
-        raise UserError(f"{path} does not say in which form", f"End it in {', '.join(_FORMS)}, or give --format")
+        raise UserError(f"{path} has no known suffix", f"Use one of {', '.join(_FORMS)}, or give --format")
     return _FORMS[path.suffix.lower()]
 
 

@@ -97,7 +97,7 @@ def write_views(workspace: Workspace, out: Path) -> list[str]:
             try:
                 connection.execute(f"create view {name} as {_parquet_query(name, files)}")
             except duckdb.Error as error:
-                note(f"left out: {name} ({str(error).splitlines()[0]})")
+                note(f"skipped: {name} ({str(error).splitlines()[0]})")
         views = tables(connection)
         if not views:
             raise UserError(f"nothing to query in {workspace.root}", _NOTHING)
@@ -143,11 +143,13 @@ def _store_tables(folder: Path, kind: StoreKind, rows: str, rejected: str) -> di
         manifest = Manifest.load(folder, kind)
         found = {rows: manifest.catalogues(folder)}
     except DptrError as error:
-        note(f"left out: {error}")
+        note(f"skipped: {error}")
         return {}
     for name, view in ((QUARANTINE_FILE, rejected), (NEIGHBOURS_TABLE, "neighbours")):
         if name in manifest.files and not manifest.is_intact(folder, name):
-            note(f"left out: {view}, because {folder / name} is not what was written. See `dptr verify {folder}`")
+            note(
+                f"skipped: {view}, because {folder / name} has changed since it was written. See `dptr verify {folder}`"
+            )
         elif (folder / name).is_file():
             found[view] = [folder / name]
     return found
@@ -163,9 +165,9 @@ def _is_whole(path: Path) -> bool:
         checksummed.require_whole(path)
         return True
     except OSError as error:
-        note(f"left out: {path} cannot be read ({error.strerror})")
+        note(f"skipped: {path} cannot be read ({error.strerror})")
     except DptrError as error:
-        note(f"left out: {error.problem}")
+        note(f"skipped: {error.problem}")
     return False
 
 
@@ -173,7 +175,7 @@ def _add_view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path
     try:
         rows = _predictions(files) if name == "predictions" else _dataset(files)
     except (pa.ArrowException, OSError) as error:
-        note(f"left out: {name}, because {files[0]} cannot be read ({str(error).splitlines()[0]})")
+        note(f"skipped: {name}, because {files[0]} cannot be read ({str(error).splitlines()[0]})")
         return None
     connection.register(name, rows)
     return rows
@@ -224,16 +226,16 @@ def _load_rows(connection: duckdb.DuckDBPyConnection, name: str, rows: Iterator[
         try:
             connection.execute(f"create table {name} as from {source}")
         except duckdb.Error as error:
-            note(f"left out: {name} ({str(error).splitlines()[0]})")
+            note(f"skipped: {name} ({str(error).splitlines()[0]})")
 
 
 def _description(path: Path) -> Iterator[dict[str, Any]]:
     try:
         described = checksummed.read_json(path)
     except OSError as error:
-        note(f"left out of runs: {path} cannot be read ({error.strerror})")
+        note(f"skipped in runs: {path} cannot be read ({error.strerror})")
     except DptrError as error:
-        note(f"left out of runs: {error.problem}")
+        note(f"skipped in runs: {error.problem}")
     else:
         yield {"run": _unicode(path.parent.name), **described}
 
@@ -253,7 +255,7 @@ def _metrics(path: Path) -> Iterator[dict[str, Any]]:
         elif line.strip():
             unreadable += 1
     if unreadable:
-        note(f"left out of metrics: {unreadable} lines of {path}, which cannot be read")
+        note(f"skipped in metrics: {unreadable} lines of {path}, which cannot be read")
 
 
 def _unicode(name: str) -> str:

@@ -28,7 +28,7 @@ _CHECKSUM = "checksum"
 _VERSION_KEY = "dptr_format_version"
 #: What the header or the metadata of a model or a table holds.
 METADATA = {_VERSION_KEY: str(FORMAT_VERSION), "dptr_checksum": WITHOUT_CHECKSUM}
-RESTORE = "Restore it from a copy, or make what it belongs to again"
+RESTORE = "Restore it from a copy, or make its store or run again"
 
 
 def checksum(path: Path) -> None:

@@ -41,10 +41,10 @@ class EmbeddingsStore:
         try:
             self.folder = folder = Path(folder)
         except TypeError as error:
-            raise UserError(f"{folder!r} is no path", f"Name the folder that `{self.MADE_BY}` wrote") from error
+            raise UserError(f"{folder!r} is not a path", f"Name the folder that `{self.MADE_BY}` wrote") from error
         self.manifest = Manifest.load(folder, self.KIND)
         if not self.manifest.shards:
-            raise DamagedStore(f"{folder} holds no finished shard", f"Run `{self.MADE_BY}` again; it goes on")
+            raise DamagedStore(f"{folder} holds no finished shard", f"Rerun `{self.MADE_BY}`; it resumes")
         self._reader = EmbeddingsReader(folder, self.manifest.shards)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,8 +116,8 @@ class EmbeddingsStore:
         """Return a part of the store's identity without which it cannot be used."""
         part = self.manifest.identity.get(name)
         if not isinstance(part, kind):
-            said = "nothing" if part is None else "something else"
-            raise DamagedStore(f"{self.folder / MANIFEST_FILE} says {said} of {name}", RESTORE)
+            problem = f"has no {name}" if part is None else f"has a {name} of another type"
+            raise DamagedStore(f"{self.folder / MANIFEST_FILE} {problem}", RESTORE)
         return part
 
     def _dataset(self) -> ds.Dataset:

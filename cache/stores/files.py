@@ -147,7 +147,9 @@ def require_no_link(folder: Path) -> None:
         UserError: it is one.
     """
     if folder.name in _RUN_FOLDERS and folder.is_symlink():
-        raise UserError(f"{folder} is a link to another folder", "Put a folder in its place: dptr follows no such link")
+        raise UserError(
+            f"{folder} is a link to another folder", "Replace it by a folder: links inside stores are not followed"
+        )
 
 
 def open_regular(path: Path) -> BufferedReader:
@@ -159,7 +161,7 @@ def open_regular(path: Path) -> BufferedReader:
     stream = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
         stream.close()
-        raise DamagedStore(f"{path} is no plain file", "Restore it from a copy, or make what it belongs to again")
+        raise DamagedStore(f"{path} is not a regular file", "Restore it from a copy, or make its store or run again")
     return stream
 
 

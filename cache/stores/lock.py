@@ -122,7 +122,7 @@ def _hold(path: Path, target: Path) -> Iterator[None]:
     try:
         killed = _read_owner(described)
         if killed is not None:
-            note(f"{target}: process {killed.pid} on {killed.host} was killed while it wrote; its lock is taken over")
+            note(f"{target}: process {killed.pid} on {killed.host} was killed while writing: lock taken over")
         # Anew: a file that is there may be a symlink that leads elsewhere.
         described.unlink(missing_ok=True)
         with described.open("x", encoding="utf-8") as stream:
@@ -145,4 +145,4 @@ def _read_owner(path: Path) -> Owner | None:
 
 
 def _not_writable(target: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write to {target}: {error.strerror}", "Name another folder, or mend its permissions")
+    return UserError(f"cannot write to {target}: {error.strerror}", "Choose another folder, or fix its permissions")

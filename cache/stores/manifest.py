@@ -275,7 +275,7 @@ class Manifest:
         if not isinstance(manifest.kind, str) or manifest.kind not in _COMMAND_THAT_MAKES:
             raise DamagedStore(f"{path} is of no known kind: {manifest.kind!r}", _REPAIR)
         if manifest.rows != told:
-            raise DamagedStore(f"{path} says {told} rows but its shards have {manifest.rows}", _REPAIR)
+            raise DamagedStore(f"{path} lists {told} rows but its shards have {manifest.rows}", _REPAIR)
         return manifest
 
     @classmethod

@@ -144,14 +144,14 @@ def open_rows(folder: Path, manifest: Manifest) -> PromptRows:
     rows = _fitting(folder, manifest)
     if rows is not None:
         return rows
-    note(f"labels and lengths of {folder} are gathered into {ROWS_FILE}")
+    note(f"indexing labels and lengths of {folder} in {ROWS_FILE}")
     try:
         with locked(folder):
             current = Manifest.load(folder, manifest.kind)
             write_rows(folder, current)
             manifest.files[ROWS_FILE] = current.files[ROWS_FILE]
     except (UserError, OSError) as error:
-        note(f"{ROWS_FILE} is made for this command alone: {error}")
+        note(f"{ROWS_FILE} is not saved: {error}")
         return _made_for_now(folder, manifest)
     return _fitting(folder, manifest) or _made_for_now(folder, manifest)
 

@@ -104,7 +104,7 @@ def verify(path: Path) -> list[Damage]:
         return list(_of_run(path))
     if (path / PREDICTIONS_FOLDER).is_dir():
         return list(_of_tables(path))
-    raise UserError(f"{path} is no store, no run and no exported model", "Name the folder or the file of one")
+    raise UserError(f"{path} is neither a store, a run nor a model file", "Name the folder or the file of one")
 
 
 def repairable(damages: Iterable[Damage]) -> dict[Path, set[str]]:
@@ -118,7 +118,7 @@ def repairable(damages: Iterable[Damage]) -> dict[Path, set[str]]:
 
 def _of_store(folder: Path) -> list[Damage]:
     if not (folder / MANIFEST_FILE).is_file():
-        advice = "Restore it from a copy, or run the command that made the store again, which begins anew"
+        advice = "Restore it from a copy, or rerun the command that made the store, which starts over"
         return [Damage(folder, MANIFEST_FILE, None, "is missing", advice)]
     try:
         manifest = Manifest.read(folder)
@@ -187,11 +187,11 @@ def _compare(path: Path, sha256: str) -> str | None:
 def _of_model(path: Path) -> list[Damage]:
     if path.suffix not in _CHECKSUMMED_SUFFIXES:
         raise UserError(
-            f"{path} is no exported model", f"Name a store, a run, or a {' or '.join(_CHECKSUMMED_SUFFIXES)}"
+            f"{path} is not a model file", f"Name a store, a run, or a {' or '.join(_CHECKSUMMED_SUFFIXES)}"
         )
     problem = _checksum_problem(path)
     if problem is None and checksummed.has_checksum(path) is None:
-        note(f"{path} has no hash in it: another program wrote it")
+        note(f"{path} has no hash: another program wrote it")
     return [Damage(path.parent, path.name, None, problem, "Export it again")] if problem else []
 
 

@@ -91,7 +91,7 @@ def unpack(packed: NDArray[np.uint8]) -> Counter[str]:
         compressed = packed.tobytes()
         # The limit below counts for nothing where the file itself names a size.
         if zstandard.frame_content_size(compressed) > _MOST_BYTES:
-            raise UserError("they are said to be larger than such words may be")
+            raise UserError("its lexicon is larger than the limit")
         text = zstandard.ZstdDecompressor().decompress(compressed, max_output_size=_MOST_BYTES).decode()
         return _counted(text, "the model's words")
     except (zstandard.ZstdError, UnicodeDecodeError, UserError) as error:
@@ -106,7 +106,9 @@ def _counted(text: str, source: str) -> Counter[str]:
             continue
         times = _number(count) if tab else 1.0
         if times is None:
-            raise UserError(f"line {number} of {source}: {count!r} is no count", "Write: word, tab, number above zero")
+            raise UserError(
+                f"line {number} of {source}: {count!r} is not a count", "Use the form word, tab, positive number"
+            )
         counts[word] += times  # type: ignore[assignment]
     return counts
 

@@ -139,5 +139,5 @@ def _file(path: Path) -> Described:
         raise UserError(f"the charset {path} cannot be read ({error.strerror})", "Check its permissions") from error
     hidden = next((c for unit in found.characters for c in unit if not (c.isprintable() or c in JOINERS)), None)
     if hidden is not None:
-        raise UserError(f"the charset {path} has U+{ord(hidden):04X}, which prints nothing", "Remove it")
+        raise UserError(f"the charset {path} has U+{ord(hidden):04X}, which is invisible", "Remove it")
     return found

@@ -69,7 +69,7 @@ class Normalization:
         added = self.added_to(named)
         if not added:
             return named
-        note(f"added to the charset, as labels have them for others of it: {_visible(''.join(added))}")
+        note(f"added to the charset, since normalisation maps other characters to them: {_visible(''.join(added))}")
         both = (*named.characters, *added)
         return replace(named, characters=both if named.units == "grapheme" else "".join(both))
 

@@ -68,7 +68,7 @@ class Halving:
         _give_back()
         half = len(batch) // 2
         self._most = half * size
-        note(f"too little memory for {len(batch) * size} {self._items} at once: {self._most} from now on")
+        note(f"too little memory for {len(batch) * size} {self._items} per batch: reduced to {self._most}")
         return self._in_halves(work, batch, size)
 
     def _in_halves(self, work: Callable[[NDArray[Any]], Result], batch: NDArray[Any], size: int) -> list[Result]:

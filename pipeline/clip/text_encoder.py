@@ -199,8 +199,8 @@ class TextEncoder:
     def _require_numbers(self, embeddings: NDArray[np.float32]) -> None:
         if not np.isfinite(embeddings).all():
             raise UserError(
-                f"{self._clip.name} gives text embeddings that are no numbers (nan or infinite)",
-                "Give a CLIP whose weights are whole, or use --precision fp32",
+                f"{self._clip.name} computes text embeddings with NaN or infinity",
+                "Use a CLIP with intact weights, or --precision fp32",
             )
 
     def _choose_forward(self, template: Template) -> Forward:
@@ -210,7 +210,7 @@ class TextEncoder:
             return Filled(self._family, self._model, self._clip.padding)
         if self.context == "full":
             raise UserError(
-                f"{self._clip.name} looks both ways: its padding has no embeddings", "Use --context content"
+                f"{self._clip.name} is bidirectional: its padding has no embeddings", "Use --context content"
             )
         return Whole(self._family, self._model)
 

@@ -129,7 +129,8 @@ def embed_crops(
     if not build.making.rows:
         rejected = folder / QUARANTINE_FILE
         raise UserError(
-            f"none of {len(images):,} crops can be used{example(rejected)}", f"Name others; all are in {rejected}"
+            f"none of {len(images):,} crops can be used{example(rejected)}",
+            f"Name others; the reasons are in {rejected}",
         )
     seconds = time.monotonic() - started - clip.load_seconds
     return EmbedCropsSummary(

@@ -110,7 +110,7 @@ def _part_of(path: Path) -> Part:
 
 def _unfinished(part: Part, how: str) -> UserError:
     name = f"{part.number}/{part.of}"
-    return UserError(f"part {name} {how}", f"Run its command (again): --part {name}; what it has done is kept")
+    return UserError(f"part {name} {how}", f"Rerun its command with --part {name}; it resumes")
 
 
 def _require_one_work(found: Sequence[Path], shares: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def _require_one_work(found: Sequence[Path], shares: Sequence[dict[str, Any] | N
     alike = [{**share, "part": 0} for share in shares if share is not None]
     for path, one in zip(found, alike, strict=True):
         if one.get("of_store") != alike[0].get("of_store"):
-            raise UserError(f"{path} and {found[0]} were begun on different stores", "Make all parts again")
+            raise UserError(f"{path} and {found[0]} belong to different stores", "Make all parts again")
         if one != alike[0]:
             raise UserError(
                 f"{path} and {found[0]} were made from other inputs, or with other settings",
@@ -169,7 +169,7 @@ def _merge_store(out: Path, found: Sequence[Path]) -> MergeSummary:
         share.require_equal(found[0], first.identity)
         wanted = [shard_name(n) for n in range(before, told["shards"]) if _part_of(path).has(n)]
         if [shard.name for shard in share.shards] != wanted:
-            raise UserError(f"{path} does not hold the shards of its part, or others", "Remove it and make it again")
+            raise UserError(f"{path} holds other shards than its part should", "Remove it and make it again")
     whole = Manifest.begin_or_go_on(out, first.kind, first.identity)
     computed = sorted(
         (shard for _, share in parts for shard in share.shards), key=lambda one: (len(one.name), one.name)
@@ -181,12 +181,14 @@ def _merge_store(out: Path, found: Sequence[Path]) -> MergeSummary:
     if whole.shards[before:] != computed or not computed:
         if file_hashes(whole) != told["of_store"]:
             raise UserError(
-                f"{out} has changed since its parts were begun", f"Remove {found[0].parent}, make them again"
+                f"{out} has changed since its parts were started", f"Remove {found[0].parent}, make them again"
             )
         _take_files(out, parts)
         whole.shards += computed
         if whole.rows != told["rows"]:
-            raise DamagedStore(f"the parts in {found[0].parent} do not add up", "Remove them and make all again")
+            raise DamagedStore(
+                f"the parts in {found[0].parent} do not fit together", "Remove them and make all parts again"
+            )
         whole.identity, whole.files = first.identity, {**whole.files, **first.files}
         whole.details = {name: value for name, value in first.details.items() if name != SHARE}
         whole.files.pop(ROWS_FILE, None)

@@ -34,7 +34,7 @@ class Part:
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         number, of = (int(digits) for digits in match.groups()) if match else (0, 0)
         if not 1 <= number <= of <= _MOST:
-            raise UserError(f"--part {text} is no part", "Give which and of how many, counted from 1, such as 3/16")
+            raise UserError(f"--part {text} is not a part", "Use NUMBER/TOTAL counted from 1, such as 3/16")
         return cls(number, of)
 
     @property

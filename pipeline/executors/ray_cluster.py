@@ -127,7 +127,7 @@ def joined(address: str | None, workers: int | None = None, with_gpus: bool = Tr
         ray.init(address or "local", include_dashboard=None if address else False, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
         asks = "AuthenticationError" in str(error)
-        hint = "It asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        hint = "It needs a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
         said = str(error).partition("\n")[0]
         raise UserError(
             f"no Ray cluster can be joined at {address}: {said}", hint if asks else "`ray status` shows yours"

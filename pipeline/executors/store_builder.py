@@ -199,7 +199,7 @@ class StoreInMaking:
         earlier = self._committed.get(name)
         if earlier is not None and self._is_share and earlier.details.get(MADE_OF) != digest:
             raise UserError(
-                f"{self.folder} was begun with other inputs or settings: {name} differs",
+                f"{self.folder} was started with other inputs or settings: {name} differs",
                 f"Remove {self.folder}, then run the same command",
             )
 
@@ -252,7 +252,7 @@ def _share_of(whole: Manifest, out: Path, folder: Path, kind: StoreKind, identit
                 share.files[name] = whole.files[name]
     elif known["of_store"] != of_store:
         raise UserError(
-            f"{out} has changed since its share {folder} was begun",
+            f"{out} has changed since part {folder} was started",
             f"Remove {folder.parent} and make all parts again; nothing of {out} is lost",
         )
     # Not finished, if it was: its inputs may be others now.

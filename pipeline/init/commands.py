@@ -35,7 +35,7 @@ def init(
     workspace: Workspace,
     data: Annotated[
         list[Path],
-        typer.Argument(help="Text, labelled crops, folders of photos and of unlabelled crops, in any order."),
+        typer.Argument(help="Word lists, labelled crops, photos and unlabelled crops, in any order."),
     ],
 ) -> Report:
     """Inspect your data and print the `finetune` command for it.

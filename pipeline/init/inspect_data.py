@@ -200,5 +200,5 @@ def _sizes_of_pictures(folder: Path) -> tuple[list[Size], int]:
         except OSError:
             continue
     if not sizes:
-        raise UserError(f"{folder} holds neither labelled crops nor pictures", "Name what it belongs to")
+        raise UserError(f"{folder} holds neither labelled crops nor images", "Name a folder that does")
     return sizes, len(files)

@@ -53,7 +53,7 @@ class OrpBankSettings(CropSettings):
         batch: crops per forward pass; None: what suits the device. Another may change the last bits of the embeddings.
         workers: threads that read and cut photos ahead of the model. Never changes a byte.
         max_bad: rejected photos allowed; None allows any number.
-        retry_quarantined: read again what an earlier run rejected and what has not changed since.
+        retry_rejected: read again what an earlier run rejected and what has not changed since.
         exclude_near: images, such as a benchmark's, that no photo of the bank may nearly equal.
         exclude_threshold: cosine of the pooled vectors of whole pictures from which on two count as equal.
         device: a torch device.
@@ -68,7 +68,7 @@ class OrpBankSettings(CropSettings):
     batch: int | None = None
     workers: int = 1
     max_bad: int | None = None
-    retry_quarantined: bool = False
+    retry_rejected: bool = False
     exclude_near: tuple[Path, ...] = ()
     exclude_threshold: float = 0.95
     device: str = "cpu"
@@ -161,7 +161,9 @@ def _build(
     making = build.making
     if not making.rows:
         rejected = making.folder / QUARANTINE_FILE
-        raise UserError(f"none of {total} photos can be used{example(rejected)}", f"Name others; all are in {rejected}")
+        raise UserError(
+            f"none of {total} photos can be used{example(rejected)}", f"Name others; the reasons are in {rejected}"
+        )
     manifest = indexed(out).manifest if part.is_whole else making.manifest
     return OrpBankSummary(
         making.folder,
@@ -242,7 +244,7 @@ class _Build:
             self.kept_out is not None,
             self.in_bank,
             self.seen,
-            self.settings.retry_quarantined,
+            self.settings.retry_rejected,
         )
 
     def _usable(

@@ -52,12 +52,12 @@ class CropSettings:
             )
         if not 0 < self.min_area <= self.max_area <= 1:
             raise UserError(
-                f"crop areas {self.min_area} to {self.max_area} are no range of shares",
+                f"crop areas {self.min_area} to {self.max_area} are not a range of shares",
                 "Use 0 < minimum <= maximum <= 1",
             )
         if not 0 < self.min_aspect <= self.max_aspect:
             raise UserError(
-                f"crop aspects {self.min_aspect} to {self.max_aspect} are no range", "Use 0 < minimum <= maximum"
+                f"crop aspects {self.min_aspect} to {self.max_aspect} are not a range", "Use 0 < minimum <= maximum"
             )
 
 

@@ -96,7 +96,7 @@ def open_index(bank: OrpBank) -> CropIndex:
         UserError: it has to be built, and another process writes the bank.
     """
     if not is_complete(bank):
-        note(f"{bank.folder / INDEX_FILE} is missing, damaged or of fewer crops; it is built again")
+        note(f"{bank.folder / INDEX_FILE} is missing, damaged or out of date: building it again")
         with locked(bank.folder):
             bank.manifest = Manifest.load(bank.folder, "orp")
             write_index(bank)

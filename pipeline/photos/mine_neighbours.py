@@ -98,7 +98,7 @@ def _is_mined(store: PromptStore, bank: OrpBank, k: int) -> bool:
         return False
     whole = all(store.manifest.is_intact(store.folder, name) for name in (NEIGHBOURS_TABLE, NEIGHBOURS_ARRAY))
     if not whole:
-        note(f"the neighbours in {store.folder} are missing or damaged; they are searched again")
+        note(f"the neighbours in {store.folder} are missing or damaged: searching again")
     return whole
 
 

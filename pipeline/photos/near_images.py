@@ -37,7 +37,9 @@ class NearImages:
 
     def __init__(self, paths: Sequence[Path], threshold: float, encoder: ImageEncoder) -> None:
         if not 0 < threshold <= 1:
-            raise UserError(f"threshold {threshold} is no cosine", "Use a number above 0 and up to 1, such as 0.95")
+            raise UserError(
+                f"threshold {threshold} is not a cosine similarity", "Use a number above 0 and up to 1, such as 0.95"
+            )
         count_photos(paths)
         self.threshold = threshold
         self._encoder = encoder
@@ -93,4 +95,4 @@ class NearImages:
 
 def _unreadable(image: Photo | Rejection, why: str) -> UserError:
     place = image.place if isinstance(image, Photo) else image.source
-    return UserError(f"{place}, which photos are to be kept away from, cannot be used: {why}", "Fix or remove it")
+    return UserError(f"{place}, named with --exclude-near, cannot be used: {why}", "Fix or remove it")

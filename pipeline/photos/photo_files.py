@@ -90,7 +90,7 @@ def count_photos(paths: Sequence[Path]) -> int:
         else:
             first = first or found
     if not photos:
-        places = ", ".join(str(path) for path in paths) or "no path at all"
+        places = ", ".join(str(path) for path in paths) or "no path"
         why = f" ({first.source}: {first.reason})" if first else ""
         raise UserError(f"no photo in {places}{why}", f"Photos end in {', '.join(IMAGE_SUFFIXES)}, or lie in archives")
     return photos

@@ -264,7 +264,7 @@ def _cut_out(masks: Image.Image, rng: np.random.Generator, style: RenderStyle, w
     """Cut round the word as an annotator would: seldom tight, never alike on the four sides."""
     box = masks.getchannel(3).getbbox()
     if box is None:
-        raise UserError(f"the word {word!r} leaves no ink", "Leave it out")
+        raise UserError(f"the word {word!r} has no visible glyph", "Leave it out")
     margins = rng.uniform(-0.07 * style.cut, 0.2 + 0.1 * style.cut, 4) * (box[3] - box[1]) + 1
     outwards = np.array([-1, -1, 1, 1])
     left, top, right, bottom = (np.array(box) + outwards * margins.astype(int)).tolist()

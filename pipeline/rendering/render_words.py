@@ -170,7 +170,7 @@ def _drawable(words: Sequence[str], fonts: FontCollection) -> tuple[list[str], l
         )
         raise UserError(problem, "Name a folder with fonts of that script (--fonts)" if words else "Give a word list")
     if rejected:
-        note(f"{len(rejected)} of {len(words)} words left out, no font draws them: {', '.join(rejected[:5])}")
+        note(f"{len(rejected)} of {len(words)} words rejected, no font has their glyphs: {', '.join(rejected[:5])}")
     return usable, rejected
 
 

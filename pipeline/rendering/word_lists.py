@@ -43,7 +43,7 @@ def text_counts(files: Sequence[str], unit: Unit, max_length: int = 100) -> dict
         read_corpus(files, settings, quarantine) as corpus,
     ):
         for reason, count in quarantine.counts.most_common():
-            note(f"{count:,} left out: {reason}" + f" (such as {quarantine.examples[reason][0]!r})")
+            note(f"{count:,} rejected: {reason}" + f" (such as {quarantine.examples[reason][0]!r})")
         pairs = (pair for batch in corpus.batches(_ROWS) for pair in zip(batch.labels, batch.counts, strict=True))
         return {label: float(count) for label, count in pairs}
 

@@ -301,8 +301,8 @@ def _full_disk_as_user_error() -> Iterator[None]:
     except (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
-            f"counting the corpus needs room in {tempfile.gettempdir()}: {reason}",
-            "Make room there, or name a folder on another disk: TMPDIR=FOLDER dptr embed-text ...",
+            f"counting the corpus needs space in {tempfile.gettempdir()}: {reason}",
+            "Free some space, or use a folder on another disk: TMPDIR=FOLDER dptr embed-text …",
         ) from error
 
 

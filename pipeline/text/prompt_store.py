@@ -192,7 +192,7 @@ def encode(encoders: PromptEncoders, prompts: list[Prompt], settings: EmbedTextS
 def _check(encoders: PromptEncoders, prompts: list[Prompt]) -> None:
     spread = np.linspace(0, len(prompts) - 1, min(_PROMPTS_CHECKED, len(prompts))).astype(int)
     apart = encoders.check(*_tokens_and_templates([prompts[i] for i in spread]))
-    note(f"text embeddings agree with transformers' own to {apart:.1e}")
+    note(f"text embeddings differ from transformers' own by at most {apart:.1e}")
 
 
 def _tokens_and_templates(prompts: list[Prompt]) -> tuple[list[list[int]], list[int]]:
@@ -259,7 +259,7 @@ def _require_half(vector: NDArray[np.float32], prompt: Prompt, advice: str) -> N
     largest = float(np.abs(vector).max())
     if not largest <= float(np.finfo(np.float16).max):
         raise UserError(
-            f"a state of the prompt {prompt.text!r} is {largest:.3g} large, which float16 cannot hold", advice
+            f"the embeddings of the prompt {prompt.text!r} reach {largest:.3g}, beyond the range of float16", advice
         )
 
 

@@ -173,7 +173,7 @@ def test_what_is_missing_is_named_and_the_rest_is_read(tmp_path: Path, capsys: p
     assert [row["image"] for row in rows] == names
     assert (last["rows"], last["quarantined"]) == (5, 2)
     assert "gone.png does not exist" in said.err
-    assert f"no picture in {tmp_path / 'empty'}" in said.err
+    assert f"no image in {tmp_path / 'empty'}" in said.err
     assert run_command(["read", names[0], str(tmp_path / "gone.png"), "--quiet"]) == 4
     assert run_command(["read", str(tmp_path / "gone.png"), "--quiet"]) == 2
 
@@ -214,7 +214,7 @@ def test_files_of_other_endings_are_counted_and_links_followed_once(
     *rows, last = map(json.loads, said.out.splitlines())
     assert [Path(row["image"]).name for row in rows] == ["a.png", "d.png"]
     assert last["passed_over"] == 5
-    assert "passed over 5 files that do not end as pictures do: 2 .heic" in said.err
+    assert "skipped 5 files that are not images: 2 .heic" in said.err
 
 
 def test_a_link_to_itself_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

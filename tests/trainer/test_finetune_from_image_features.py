@@ -180,7 +180,7 @@ def test_a_store_beside_other_data_is_rejected_in_one_line(crops: Path, store: P
     for images, validation in ((stored(store), pictures), (pictures, stored(store))):
         with pytest.raises(UserError, match="one is an image-feature store"):
             finetune(images, CHARSET, None, recipe(), tmp_path / "run", encoder_model=clip, validation=validation)
-    with pytest.raises(UserError, match="holds no pictures"):
+    with pytest.raises(UserError, match="is a store, not labelled crops"):
         WordImages.open([store], CHARSET, Normalization())
 
 

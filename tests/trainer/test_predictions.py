@@ -90,7 +90,7 @@ def test_what_was_read_with_words_that_the_model_lacks_is_not_kept_as_its_own(
     assert run_command([*shared, "--quiet"]) == 0
     kept = {path: path.read_bytes() for path in workspace.rglob("*.parquet")}
     assert run_command([*shared, "--lexicon", words]) == 0
-    assert "not kept for `dptr sql`" in capsys.readouterr().err
+    assert "not saved for `dptr sql`" in capsys.readouterr().err
     assert kept
     assert {path: path.read_bytes() for path in workspace.rglob("*.parquet")} == kept
 
@@ -107,7 +107,7 @@ def test_whichever_bit_of_what_a_run_keeps_is_flipped_it_is_found_and_left_out(
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
             assert str(path.relative_to(run)) in [damage.file for damage in verify(run)]
         assert not {"rejected_words", "predictions"} <= {*tables(connect(Workspace(tmp_path)))}
-        assert f"left out: {path} is damaged" in capsys.readouterr().err
+        assert f"skipped: {path} is damaged" in capsys.readouterr().err
         path.write_bytes(whole)
     assert not {QUARANTINE_FILE, str(predictions.relative_to(run))} & {damage.file for damage in verify(run)}
 
@@ -116,7 +116,7 @@ def test_of_damaged_rejections_nothing_is_kept(run: Path, tmp_path: Path) -> Non
     first, second = (crops(tmp_path / name, ["street", f"{name}ß"]) for name in ("one_folder", "other_folder"))
     keep_rejections(run, WordImages.open([first], Charset.named("62"), Normalization()))
     table = pq.read_table(run / QUARANTINE_FILE)
-    changed = table.set_column(2, "item", pa.array(["not what was written"]))
+    changed = table.set_column(2, "item", pa.array(["has changed since it was written"]))
     pq.write_table(changed.replace_schema_metadata(checksummed.METADATA), run / QUARANTINE_FILE)
     keep_rejections(run, WordImages.open([second], Charset.named("62"), Normalization()))
     assert ask(connect(Workspace(tmp_path)), "select source from rejected_words").rows() == [

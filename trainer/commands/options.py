@@ -25,36 +25,36 @@ if TYPE_CHECKING:
     from dptr.trainer.training.runs import Trained
 
 RecipeName = Annotated[str, typer.Option("--recipe", help="tiny, small, paper, or a TOML file.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps in all.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Total optimiser steps.")]
 Seed = Annotated[int | None, typer.Option(min=0, max=LARGEST_SEED, help="Seed of everything random.")]
-Changes = Annotated[list[str] | None, typer.Option("--set", help="section.key=value, for any recipe key.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Train on a CPU even where the recipe asks for a GPU.")]
-Track = Annotated[Tracker | None, typer.Option("--track", help="Show metrics there, too.")]
+Changes = Annotated[list[str] | None, typer.Option("--set", help="Set a recipe key: section.key=value; repeatable.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Train on a CPU although the recipe needs a GPU.")]
+Track = Annotated[Tracker | None, typer.Option("--track", help="Also log metrics to this tracker.")]
 Data = Annotated[
     list[Path] | None,
     typer.Argument(metavar="DATA", help="Labelled crops: folders, LMDB, Parquet, tar or label files."),
 ]
-DataOption = Annotated[list[Path] | None, typer.Option("--data", help="The same as DATA; repeat for several.")]
+DataOption = Annotated[list[Path] | None, typer.Option("--data", help="Same as DATA; repeatable.")]
 CharsetName = Annotated[
     str | None,
-    typer.Option("--charset", help="36, 62, 94, a script (ja, ar, …), a file of characters, or several (94+ru)."),
+    typer.Option("--charset", help="36, 62, 94, a language (ja, ar, …), a file of characters, or several (94+ru)."),
 ]
 UnitsKind = Annotated[
     Units | None,
-    typer.Option("--units", help="What a label is made of; grapheme: which clusters there are, the labels say."),
+    typer.Option("--units", help="Unit of a label; grapheme: clusters are collected from the labels."),
 ]
 LexiconFile = Annotated[
-    str | None, typer.Option("--lexicon", help="Likely words, one a line, for uncertain crops; or none.")
+    str | None, typer.Option("--lexicon", help="Lexicon, one word a line, for CTC beam search; none: no lexicon.")
 ]
 Arithmetic = Annotated[
-    ReadingPrecision, typer.Option("--precision", help="Arithmetic; auto: bf16 on CPUs that have it, else fp32.")
+    ReadingPrecision, typer.Option("--precision", help="Arithmetic; auto: bf16 on CPUs that support it, else fp32.")
 ]
 RunFolder = Annotated[Path | None, typer.Option("-o", "--out", help="Folder of the run.")]
-OutFile = Annotated[Path | None, typer.Option("-o", "--out", help="File to write; by default in the run.")]
-RunName = Annotated[str, typer.Argument(help="A run: its folder, its name, or `newest`.")]
+OutFile = Annotated[Path | None, typer.Option("-o", "--out", help="Output file; default: in the run's folder.")]
+RunName = Annotated[str, typer.Argument(help="A run (folder or name) or `newest`.")]
 RecogniserFirst = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[RUN] DATA", help="A run or `newest`, if not the bundled recogniser; then labelled crops."),
+    typer.Argument(metavar="[RUN] DATA", help="A model (default: bundled), then labelled crops."),
 ]
 
 #: Longer than any label: what is measured is not left out for its length.
@@ -78,7 +78,7 @@ def require_gpu(settings: "TrainingSettings", device: str, yes: bool) -> None:
     if settings.needs_gpu and device == "cpu" and not yes:
         raise UserError(
             f"{settings.steps:,} steps of {settings.batch_size:,} rows are sized for a GPU, and this is a CPU",
-            "Train on a GPU, or here all the same: --yes",
+            "Train on a GPU, or add --yes to train on this CPU",
         )
 
 

@@ -46,15 +46,15 @@ def evaluate(
     names: RecogniserFirst = None,
     data: DataOption = None,
     protocol: Annotated[
-        Protocol, typer.Option(help="field: 36, 62 and 94 characters; chinese: NFKC, case and traditional forms aside.")
+        Protocol, typer.Option(help="field: 36, 62 and 94 characters; chinese: NFKC, case-insensitive, simplified.")
     ] = "field",
     single_view: Annotated[
         bool,
-        typer.Option("--single-view", help="Read each crop once, as published tables do: not turned, in one width."),
+        typer.Option("--single-view", help="One forward pass per crop, as published tables use."),
     ] = False,
     lexicon: LexiconFile = None,
     clip: Annotated[
-        str | None, typer.Option(help="Instead of a recogniser, this CLIP: is a crop's nearest text its label?")
+        str | None, typer.Option(help="Measure this CLIP's text retrieval instead of a recogniser.")
     ] = None,
     precision: Arithmetic = "auto",
     device: Device = "auto",
@@ -80,8 +80,10 @@ def evaluate(
     if lexicon is None and not single_view:
         _keep(workspace, run, result)
     else:
-        note("not read as `dptr read` does by default: not kept for `dptr sql`, nor for the page of `dptr push`")
-    looks = "one look at each crop" if single_view else "tall and unsure crops are read in several views"
+        note(
+            "options differ from the defaults of `dptr read`: predictions are not saved for `dptr sql` and `dptr push`"
+        )
+    looks = "single view" if single_view else "several views of tall and low-confidence crops"
     model = name_of(run)
     found = {"out": str(run), "model": model, "single_view": single_view, **figures(result)}
     return Report(found, "\n".join([f"model: {model}", table(result), looks, *left_out]))
@@ -119,17 +121,15 @@ def read(
         list[str],
         typer.Argument(
             metavar="[RUN] IMAGE",
-            help="A run, if not the bundled recogniser; pictures of one word, folders, or - for names on stdin.",
+            help="A model (default: bundled), then images of one word, folders, or - for names on stdin.",
         ),
     ],
-    boxes: Annotated[
-        Path | None, typer.Option(help="The one image is a page: read its words by these boxes, JSON or ICDAR.")
-    ] = None,
+    boxes: Annotated[Path | None, typer.Option(help="Word boxes of IMAGE, a whole page: JSON or ICDAR lines.")] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write predictions to a .csv, .jsonl or .parquet file.")
     ] = None,
     lexicon: LexiconFile = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Pictures read at once.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Images per batch.")] = None,
     precision: Arithmetic = "auto",
     device: Device = "auto",
 ) -> Report:
@@ -168,7 +168,7 @@ def read(
         counts["passed_over"] = files.passed_over.total()
         if files.passed_over:
             kinds = ", ".join(f"{count:,} {ending}" for ending, count in files.passed_over.most_common())
-            note(f"passed over {files.passed_over.total():,} files that do not end as pictures do: {kinds}")
+            note(f"skipped {files.passed_over.total():,} files that are not images: {kinds}")
         seconds, each = time.monotonic() - loaded, 1000 * (time.process_time() - used) / tally.read
         report.figures |= {**counts, "seconds": seconds, "load_seconds": loaded - started, "core_milliseconds": each}
         note(f"{tally.read:,} read in {seconds:.1f} s, {each:.1f} ms of one core each")

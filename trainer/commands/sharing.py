@@ -15,17 +15,17 @@ from dptr.trainer.commands.options import LexiconFile, OutFile, crops_for, kept_
 from dptr.trainer.commands.starts import model_named, model_path
 
 commands = command_group()
-_Half = Annotated[bool, typer.Option("--half", help="safetensors: floats in 16 bits, half the size.")]
+_Half = Annotated[bool, typer.Option("--half", help="Store float16 weights (safetensors only).")]
 
 
 @command(commands, "export", "Share")
 def export(
     workspace: Workspace,
     run: Annotated[str, typer.Argument(help="A run or `newest`, a model file, `bundled` or `scripts`.")],
-    to: Annotated[ExportTarget, typer.Option(help="parseq and openocr: the decoder under their names.")],
+    to: Annotated[ExportTarget, typer.Option(help="Output format; parseq and openocr: decoder weights only.")],
     out: OutFile = None,
     data: Annotated[
-        list[Path] | None, typer.Option("--data", help="Labelled crops to check ONNX with; repeatable.")
+        list[Path] | None, typer.Option("--data", help="Labelled crops for the ONNX check; repeatable.")
     ] = None,
     half: _Half = False,
     lexicon: LexiconFile = None,
@@ -51,11 +51,15 @@ def export(
 def push(
     workspace: Workspace,
     run: Annotated[str, typer.Argument(help="A run or `newest`, or a model file.")],
-    repo: Annotated[str, typer.Argument(help="Where: USER/MODEL on the Hugging Face hub.")],
-    private: Annotated[bool, typer.Option("--private", help="A new repository is seen by nobody else.")] = False,
-    licence: Annotated[str | None, typer.Option("--license", help="Its identifier, such as apache-2.0.")] = None,
+    repo: Annotated[str, typer.Argument(help="USER/MODEL on the Hugging Face Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
+    licence: Annotated[
+        str | None, typer.Option("--license", help="License identifier, for example apache-2.0.")
+    ] = None,
     half: _Half = False,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the files here, and push nothing.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write the files to this folder instead of uploading them.")
+    ] = None,
 ) -> Report:
     """Upload a model with its card to the Hugging Face hub.
 

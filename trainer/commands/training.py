@@ -49,9 +49,9 @@ def pretrain(
     out: RunFolder = None,
     steps: Steps = None,
     seed: Seed = None,
-    decoder: Annotated[str | None, typer.Option(help="parseq, nrtr, parallel, or a registered one.")] = None,
-    noise: Annotated[NoiseDraw | None, typer.Option(help="Whose embeddings are noise.")] = None,
-    sampling: Annotated[Sampling | None, typer.Option(help="Draw labels evenly, or by their corpus count.")] = None,
+    decoder: Annotated[str | None, typer.Option(help="parseq, nrtr, parallel, ctc or a registered decoder.")] = None,
+    noise: Annotated[NoiseDraw | None, typer.Option(help="Source of the noise.")] = None,
+    sampling: Annotated[Sampling | None, typer.Option(help="Sample labels uniformly or by corpus count.")] = None,
     track: Track = None,
     changes: Changes = None,
     yes: Yes = False,
@@ -101,14 +101,15 @@ def finetune(
         str,
         typer.Option(
             "--from",
-            help="A pre-trained run (`newest`: the last one), a recogniser to adapt (run, model file, `bundled`, "
-            "`scripts`), or `none`.",
+            help="Pre-trained run, recogniser to adapt (run, model file, `bundled`, "
+            "`scripts`), or none (from scratch).",
         ),
     ] = "newest",
     charset: CharsetName = None,
     units: UnitsKind = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", help="adapt (default for a recogniser), tiny (else), or a TOML file.")
+        str | None,
+        typer.Option("--recipe", help="A recipe name or TOML file; default: adapt with --from RECOGNISER, else tiny."),
     ] = None,
     out: RunFolder = None,
     steps: Steps = None,
@@ -116,25 +117,27 @@ def finetune(
     encoder: Annotated[
         str | None,
         typer.Option(
-            help="vit, convolution, clip:ID, hf:ID, a registered one, or a recogniser whose encoder is taken: a run, a "
+            help="vit, convolution, clip:ID, hf:ID, or the encoder of a recogniser: a run, a "
             "model file, `bundled` or `scripts`."
         ),
     ] = None,
-    fmu: Annotated[FmuKind | None, typer.Option(help="With none the decoder reads all image tokens.")] = None,
-    mix: Annotated[str | None, typer.Option(help="How often each of the data is drawn: 3,1.")] = None,
+    fmu: Annotated[
+        FmuKind | None, typer.Option(help="Feature Merge Unit; none: the decoder attends to all image tokens.")
+    ] = None,
+    mix: Annotated[str | None, typer.Option(help="Relative sampling rate of each data set, for example 3,1.")] = None,
     validation: Annotated[
         list[Path] | None,
-        typer.Option(help="Labelled crops that checkpoints are chosen by, repeatable; else a share of the data."),
+        typer.Option(help="Validation crops, repeatable; default: a share of DATA."),
     ] = None,
     text: Annotated[
-        list[Path] | None, typer.Option(help="Words or lines of your domain, to adapt with; repeatable.")
+        list[Path] | None, typer.Option(help="Words or lines of your domain for rendering and the lexicon; repeatable.")
     ] = None,
-    photos: Annotated[Path | None, typer.Option(help="Photos behind rendered text, to adapt with.")] = None,
+    photos: Annotated[Path | None, typer.Option(help="Background photos of rendered crops.")] = None,
     unlabelled: Annotated[
-        list[Path] | None, typer.Option(help="Folders of crops without labels, to adapt with; repeatable.")
+        list[Path] | None, typer.Option(help="Folders of unlabelled crops for pseudo-labelling; repeatable.")
     ] = None,
     simplified: Annotated[
-        bool, typer.Option("--simplified", help="Fold traditional Chinese of labels to simplified.")
+        bool, typer.Option("--simplified", help="Convert traditional Chinese in labels to simplified.")
     ] = False,
     track: Track = None,
     changes: Changes = None,

@@ -68,7 +68,7 @@ class Oddities:
     def take(self, batch: ImageBatch) -> None:
         """Count a batch's oddities and name those that are new."""
         for line in sorted(set(batch.unreadable) - self.unreadable):
-            note(f"left out: {line}")
+            note(f"skipped: {line}")
         self.unreadable.update(batch.unreadable)
         self.portrait.update(batch.portrait)
 

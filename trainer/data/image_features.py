@@ -165,7 +165,7 @@ def _require_encoder(store: WordCropStore, image_weights: str, name: str) -> Non
     identity = store.manifest.identity
     if identity["image_weights"] != image_weights:
         raise DamagedStore(
-            f"{store.folder} is of the image encoder of {identity['encoder']}, and that of {name} differs",
+            f"{store.folder} was made with the image encoder of {identity['encoder']}, not that of {name}",
             "Use that one (`--encoder clip:` and where it is now), or embed the crops again",
         )
 
@@ -230,7 +230,7 @@ def fixed_by(stores: Sequence[WordCropStore], encoder: str | None, changes: Sequ
     if asked or not kind.startswith("clip:"):
         what = asked[0] if asked else f"--encoder {kind}"
         raise UserError(
-            f"{stores[0].folder} fixes encoder and augmentation, so {what} cannot be had",
+            f"{stores[0].folder} fixes encoder and augmentation, so {what} does not apply",
             "Leave it out, or train on the crops themselves",
         )
     return [f"encoder.kind={kind}", f"finetune.augmentation={fixed['finetune']['augmentation']}"]

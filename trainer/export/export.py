@@ -69,7 +69,7 @@ def export(
     if half and target != "safetensors":
         raise UserError(f"{target} is not stored in half precision", "Leave --half out")
     if lexicon is not None and target != "safetensors":
-        raise UserError(f"{target} keeps no lexicon", "Leave --lexicon out")
+        raise UserError(f"{target} cannot store a lexicon", "Leave --lexicon out")
     if isinstance(run, ModelFile) and out.exists() and out.samefile(run.path):
         raise UserError(f"{out} is the model itself", "Name another file with -o")
     if target == "onnx":

@@ -59,7 +59,7 @@ def write_files(model: Trained, repo: str, predictions: Path, out: Path, licence
         UserError: ``repo`` is no hub id.
     """
     if not hub.is_id(repo) or "@" in repo:
-        raise UserError(f"{repo} is no name on the hub", "Give USER/MODEL")
+        raise UserError(f"{repo} is not a hub name", "Give USER/MODEL")
     export(model, "safetensors", out / WEIGHTS_FILE, half=half)
     (out / _CARD).write_text(model_card(model, repo, predictions, licence), encoding="utf-8")
     (out / RECIPE_FILE).write_text(recipe_to_toml(model.recipe), encoding="utf-8")

@@ -56,7 +56,7 @@ def read_pictures(
         if len(pictures) == 1 or not is_out_of_memory(error):
             raise
     half = len(pictures) // 2
-    note(f"too little memory for {len(pictures)} pictures at once: they are read in halves")
+    note(f"too little memory for {len(pictures)} images per batch: halving the batch")
     return [
         *read_pictures(recognizer, pictures[:half], device, batch_size, single_view),
         *read_pictures(recognizer, pictures[half:], device, batch_size, single_view),

@@ -60,7 +60,7 @@ def report(
     metrics, damaged = logged(run.folder / METRICS_FILE) if (run.folder / METRICS_FILE).is_file() else ([], 0)
     # An adaptation that did not help keeps the weights of its start, which have no step and no metrics.
     if not metrics and run.step():
-        raise UserError(f"{run.folder} has no metrics yet", "Let it train further")
+        raise UserError(f"{run.folder} has no metrics yet", "Train longer")
     sections = [_curves(run, metrics)] if metrics else []
     if run.kind == "pretrain" and stores is not None:
         sections += prompt_sections(run, *stores)

@@ -61,7 +61,7 @@ def save_checkpoint(folder: Path, tensors: dict[str, dict[str, Tensor]], state: 
         shutil.rmtree(new, ignore_errors=True)
         raise UserError(
             f"could not write the checkpoint {folder}: {error}",
-            "Make room or mend the permissions, then run the same command; it goes on from the last good checkpoint",
+            "Free some space or fix the permissions, then rerun the command; it resumes from the last checkpoint",
         ) from error
 
 

@@ -48,7 +48,7 @@ def load_batches(
     """
     cores = usable_processors()
     if workers > cores:
-        note(f"{workers} workers on {cores} cores: more than {cores} only wait for each other")
+        note(f"{workers} workers on {cores} cores: more than {cores} do not help")
     ready = None
     if workers:
         numbers = iter(numbers)

@@ -342,7 +342,7 @@ def _require_finite(state: TrainState, task: Task[Any], settings: TrainingSettin
         return
     raise UserError(
         f"{what}, and the inputs are finite: training diverged",
-        "Lower the learning rate or the clip norm, which makes another run",
+        "Lower the learning rate or the clip norm; that starts another run",
     )
 
 

@@ -135,7 +135,7 @@ class Run:
                 if file_of(group) not in files:
                     raise DamagedStore(f"{found / STATE_FILE} names no {file_of(group)}", "Train again")
                 return found, group, files[file_of(group)]
-        raise UserError(f"{self.folder} has no checkpoint yet", "Let it train further")
+        raise UserError(f"{self.folder} has no checkpoint yet", "Train longer")
 
     def lexicon(self) -> Lexicon | None:
         """Return what :meth:`keep_lexicon` saved; None where there is none.
@@ -182,7 +182,8 @@ class Run:
         """Raise :class:`UserError` unless this run made something that reads images."""
         if self.kind == "pretrain":
             raise UserError(
-                f"{self.folder} is a pre-trained decoder, which cannot see", "Fine-tune it first (`dptr finetune`)"
+                f"{self.folder} is a pre-trained decoder without an image encoder",
+                "Fine-tune it first (`dptr finetune`)",
             )
 
     def step(self) -> int:
@@ -223,7 +224,7 @@ def newest(folders: Sequence[Path], kind: RunKind | None = None) -> Run | None:
                 run.weights_hash()
                 return run
         except DptrError as error:
-            note(f"passed over: {error.problem}")
+            note(f"skipped: {error.problem}")
     return None
 
 
@@ -243,7 +244,7 @@ def named_folder(runs: Path, kind: RunKind, data_name: str, digest: str) -> Path
             if checksummed.read_json(known)["identity"] == digest:
                 return known.parent
         except (DptrError, OSError, ValueError, KeyError, TypeError) as error:
-            note(f"passed over: {known} cannot be read: {what_is_wrong(error)}")
+            note(f"skipped: {known} cannot be read: {what_is_wrong(error)}")
     day = time.strftime("%Y-%m-%d")
     data_name = re.sub(r"[^\w.]+", "-", data_name).strip("-.")[:40] or "data"
     folders = (runs / f"{kind}-{data_name}-{day}-{number}" for number in itertools.count(1))

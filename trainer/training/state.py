@@ -199,4 +199,4 @@ def resume(folder: Path, state: TrainState) -> None:
         advice = f"Restore it from a copy, or move {folder} away to train from the start"
         raise DamagedStore("; ".join(problems), advice)
     if logged := step_log.last_step(folder / METRICS_FILE):
-        note(f"{folder} reached step {logged} and was cut off before its first checkpoint: it starts anew")
+        note(f"{folder} was interrupted at step {logged}, before its first checkpoint: training starts over")

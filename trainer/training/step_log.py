@@ -42,7 +42,7 @@ def keep_up_to(path: Path, step: int) -> None:
     lines = _lines(path)
     damaged = sum(logged is None for _, logged in lines[:-1])
     if damaged:
-        note(f"{damaged} damaged lines left out of {path}")
+        note(f"{damaged} damaged lines skipped in {path}")
     with atomic_path(path) as temporary:
         kept = [f"{line}\n" for line, logged in lines if logged is not None and logged <= step]
         temporary.write_text("".join(kept), encoding="utf-8")

@@ -185,7 +185,7 @@ def test_where_the_cache_folder_cannot_be_written_the_list_serves_this_process(
     (tmp_path / "cache").write_text("no folder")
     set_quiet(False)
     images = opened(path)
-    assert "is not kept in" in capsys.readouterr().err
+    assert "is not saved in" in capsys.readouterr().err
     assert images.image(1).getpixel((0, 0)) == (1, 128, 128)
     assert pickle.loads(pickle.dumps(images)).samples == images.samples
 

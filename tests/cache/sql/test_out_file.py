@@ -207,7 +207,7 @@ def test_a_name_that_a_file_of_views_cannot_give_is_left_out_and_named(
     checksummed.write_json(folder / RUN_FILE, {"kind": "finetune"})
     keep_validation_predictions(folder, ["word"], ["word"])
     assert write_views(Workspace(tmp_path / "b\\c"), tmp_path / "views.duckdb") == ["runs"]
-    assert "left out: predictions" in capsys.readouterr().err
+    assert "skipped: predictions" in capsys.readouterr().err
 
 
 def test_the_shell_of_duckdb_opens_where_it_is_installed(

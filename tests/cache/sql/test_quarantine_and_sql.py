@@ -118,7 +118,7 @@ def test_a_damaged_quarantine_is_named_and_left_out_of_queries(
     pq.write_table(pa.table({"source": ["elsewhere"]}), workspace.prompts / QUARANTINE_FILE)
     with pytest.raises(UserError, match="nothing to query"):
         connect(workspace)
-    assert "left out: rejected_text" in capsys.readouterr().err
+    assert "skipped: rejected_text" in capsys.readouterr().err
 
 
 def test_lines_of_a_log_that_are_no_objects_are_named_and_left_out(
@@ -129,7 +129,7 @@ def test_lines_of_a_log_that_are_no_objects_are_named_and_left_out(
     checksummed.write_json(run / "run.json", {"kind": "finetune"})
     (run / "metrics.jsonl").write_text('{"step": 1}\n"x"\n')
     assert connect(Workspace(tmp_path)).execute("select run, step from metrics").fetchall() == [("one", 1)]
-    assert "left out of metrics: 1 lines" in capsys.readouterr().err
+    assert "skipped in metrics: 1 lines" in capsys.readouterr().err
 
 
 BEGIN, QUOTE, END = 0, 1, 2

@@ -121,7 +121,7 @@ def test_stores_named_by_the_caller(workspace: Workspace, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("query", ["", ";", " ; ; ", "-- nothing"])
 def test_no_query_is_one_line(workspace: Workspace, query: str) -> None:
-    with pytest.raises(UserError, match="there is no query"):
+    with pytest.raises(UserError, match="the query is empty"):
         ask(connect(workspace), query)
 
 

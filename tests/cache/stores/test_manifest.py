@@ -68,8 +68,8 @@ def test_edited_by_hand(tmp_path: Path) -> None:
     ("content", "what"),
     [
         (b"", "it is empty"),
-        (b"{\n", "it is no JSON from line 2 on"),
-        (b"\xff\xfe", "it is no text in UTF-8"),
+        (b"{\n", "it is not JSON from line 2 on"),
+        (b"\xff\xfe", "it is not UTF-8 text"),
         (b"[]", "what it says is of another form"),
         (b"{}", "it lacks 'format_version'"),
         (b"[" * 100_000, "it is nested too deep"),
@@ -146,11 +146,13 @@ def test_a_record_of_a_file_that_is_none_is_damage(record: object, tmp_path: Pat
         Manifest.read(tmp_path)
 
 
-@pytest.mark.parametrize(("identity", "said"), [({"charset": 1}, "something else"), ({}, "nothing")])
+@pytest.mark.parametrize(
+    ("identity", "said"), [({"charset": 1}, "has a charset of another type"), ({}, "has no charset")]
+)
 def test_a_charset_that_is_none_is_damage(identity: dict[str, object], said: str, tmp_path: Path) -> None:
     saved(tmp_path)
     edit(tmp_path, identity=identity)
-    with pytest.raises(DamagedStore, match=rf"manifest\.json says {said} of charset"):
+    with pytest.raises(DamagedStore, match=rf"manifest\.json {said}"):
         _ = PromptStore(tmp_path).charset
 
 

@@ -107,7 +107,7 @@ def test_no_rows_give_nothing(tmp_path: Path, dtype: EmbeddingsDtype) -> None:
 
 
 def test_what_is_no_folder_and_no_column_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is no path"):
+    with pytest.raises(UserError, match="is not a path"):
         OrpBank(None)  # type: ignore[arg-type]
     bank = make_bank(tmp_path, "float16")
     assert bank.catalogue("image").column_names == ["image"]

@@ -167,5 +167,5 @@ def test_a_store_that_says_nothing_of_its_charset_is_damage(folder: Path) -> Non
     manifest = Manifest.load(folder, "prompts")
     del manifest.identity["charset"]
     manifest.save(folder)
-    with pytest.raises(DamagedStore, match="says nothing of charset"):
+    with pytest.raises(DamagedStore, match="has no charset"):
         _ = PromptStore(folder).charset

@@ -149,10 +149,10 @@ def test_a_missing_file_of_a_run_is_damage(run: Path, name: str) -> None:
 
 
 def test_what_is_nothing_of_ours(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no store, no run"):
+    with pytest.raises(UserError, match="neither a store, a run"):
         verify(tmp_path)
     (tmp_path / "photo.jpg").touch()
-    with pytest.raises(UserError, match="no exported model"):
+    with pytest.raises(UserError, match="not a model file"):
         verify(tmp_path / "photo.jpg")
 
 
@@ -174,7 +174,7 @@ def test_a_manifest_that_contradicts_itself_is_damage(store: Path) -> None:
         (store / MANIFEST_FILE).write_bytes(before)
         return damage.problem
 
-    assert edited(rows=4).startswith("says 6 rows but its shards have 7")
+    assert edited(rows=4).startswith("lists 6 rows but its shards have 7")
     assert edited(name="../part-00000").startswith("is damaged")
     assert edited(files={"../x": {}}).startswith("is damaged")
 

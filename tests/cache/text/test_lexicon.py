@@ -68,5 +68,5 @@ def test_words_that_would_fill_the_memory_are_neither_kept_nor_read(monkeypatch:
     monkeypatch.setattr("dptr.cache.text.lexicon._MOST_BYTES", 1000)
     with pytest.raises(UserError, match="a model's file keeps"):
         pack({"street" * 1000: 1.0})
-    with pytest.raises(DamagedStore, match="larger than such words may be"):
+    with pytest.raises(DamagedStore, match="larger than the limit"):
         unpack(packed)

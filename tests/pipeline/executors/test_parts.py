@@ -182,7 +182,7 @@ def test_a_store_that_has_grown_in_the_meantime_rejects_its_parts(
     for number in (1, 2):
         embed_text([str(corpus)], out, SETTINGS, Part(number, 2))
     embed_text([str(other)], out, SETTINGS)
-    assert "has changed since its parts were begun" in fail(capsys, "merge", out)
+    assert "has changed since its parts were started" in fail(capsys, "merge", out)
     assert Manifest.load(out, "prompts").rows == 1
 
 
@@ -294,7 +294,7 @@ def test_a_part_is_not_continued_with_another_corpus(
     in_parts(corpus, out)
     other = other_words(corpus, tmp_path)
     told = fail(capsys, "embed-text", reordered(other, tmp_path), "-o", out, "--shard-rows", "32", "--part", "1/2")
-    assert "was begun with other inputs or settings" in told
+    assert "was started with other inputs or settings" in told
 
 
 @pytest.mark.parametrize("removed", range(1, 6))

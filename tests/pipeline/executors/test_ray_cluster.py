@@ -163,5 +163,5 @@ def test_a_cluster_that_asks_for_a_token_says_so(monkeypatch: pytest.MonkeyPatch
         raise ConnectionError("Failed to connect\nray.exceptions.AuthenticationError: RPC error: InvalidAuthToken")
 
     monkeypatch.setattr(ray, "init", reject)
-    with pytest.raises(UserError, match="It asks for a token: set RAY_AUTH_MODE"), joined("head:1"):
+    with pytest.raises(UserError, match="It needs a token: set RAY_AUTH_MODE"), joined("head:1"):
         pass

@@ -136,5 +136,5 @@ def test_labelled_crops_that_are_damaged_are_named_and_not_taken_for_words_or_ph
 def test_what_is_nothing_of_these_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     assert run_command(["init", str(tmp_path / "empty")]) == 2
-    assert "neither labelled crops nor pictures" in capsys.readouterr().err
+    assert "neither labelled crops nor images" in capsys.readouterr().err
     assert run_command(["init", str(tmp_path / "none")]) == 2

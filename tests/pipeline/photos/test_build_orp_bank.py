@@ -274,7 +274,7 @@ def test_rejected_photos_are_tried_again_only_when_asked_or_changed(
     draw_photo(photos / "bad.png", 50)
     assert build_orp_bank([photos], out, SETTINGS).computed == 2
     assert len(decoded) == 1
-    retried = dataclasses.replace(SETTINGS, retry_quarantined=True)
+    retried = dataclasses.replace(SETTINGS, retry_rejected=True)
     assert build_orp_bank([photos], out, retried).quarantined == 1
     assert len(decoded) == 2
 

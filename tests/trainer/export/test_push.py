@@ -222,7 +222,7 @@ def test_what_is_no_name_on_the_hub_is_rejected_before_anything_is_sent(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], repo: str
 ) -> None:
     assert run_command(["push", str(BUNDLED), repo, "-o", str(tmp_path / "out")]) == 2
-    assert "is no name on the hub" in capsys.readouterr().err
+    assert "is not a hub name" in capsys.readouterr().err
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 

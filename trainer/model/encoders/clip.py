@@ -90,7 +90,7 @@ class ClipEncoder(PretrainedEncoder):
         except RuntimeError as error:
             problem = str(error).strip().splitlines()[-1].strip()
             raise UserError(
-                f"cannot take the weights of {folder}: {problem}", f"Give a CLIP whose weights are in {WEIGHTS_FILE}"
+                f"cannot load the weights of {folder}: {problem}", f"Give a CLIP whose weights are in {WEIGHTS_FILE}"
             ) from error
 
 

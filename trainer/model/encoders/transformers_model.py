@@ -72,7 +72,7 @@ class TransformersEncoder(PretrainedEncoder):
         # What a damaged file makes the library raise is any of a dozen types, most of them not its own.
         except Exception as error:
             raise UserError(
-                f"cannot take the weights of {folder}: {_last_line(error)}",
+                f"cannot load the weights of {folder}: {_last_line(error)}",
                 f"Give a model whose weights are in {WEIGHTS_FILE}",
             ) from error
 
@@ -102,7 +102,7 @@ class TransformersEncoder(PretrainedEncoder):
             return (embeddings.shape[2], embeddings.shape[3]), embeddings.shape[1]
         patch = getattr(self.model.config, "patch_size", None)
         if patch is None:
-            raise UserError(f"{self._kind} does not say where its tokens stand (no patch_size)", _KINDS)
+            raise UserError(f"{self._kind} does not state the layout of its tokens (no patch_size)", _KINDS)
         across, down = (patch, patch) if isinstance(patch, int) else (patch[1], patch[0])
         grid = (self.size[0] // down, self.size[1] // across)
         if embeddings.dim() != 3 or embeddings.shape[1] < grid[0] * grid[1]:
@@ -150,7 +150,9 @@ def _size(pixels: dict[str, Any], config: Any, folder: Path) -> tuple[int, int]:
                 return side, side
             case [int(height), int(width)]:
                 return height, width
-    raise UserError(f"{folder} says neither in {IMAGE_PROCESSOR_FILE} nor elsewhere how large its images are", _KINDS)
+    raise UserError(
+        f"{folder} states no image size, neither in {IMAGE_PROCESSOR_FILE} nor in its configuration", _KINDS
+    )
 
 
 def _build(kind: str, described: dict[str, Any]) -> Any:
