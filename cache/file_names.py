@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-
 # In a store of either kind.
 MANIFEST_FILE = "manifest.json"
 QUARANTINE_FILE = "quarantine.parquet"
@@ -16,9 +14,6 @@ NEIGHBOURS_ARRAY = "neighbours.npy"
 
 # In an ORP bank.
 INDEX_FILE = "index.faiss"
-#: Of the crops from one row to another, where they are not the first.
-_INDEX_SEGMENT = "index-{first}-{end}.faiss"
-PHOTOS_FILE = "photos.parquet"
 
 # In a run.
 RUN_FILE = "run.json"
@@ -43,13 +38,3 @@ SAFETENSORS = ".safetensors"
 
 # In a folder of labelled crops, as written; more names are read.
 LABELS_FILE = "labels.tsv"
-
-
-def index_file(first: int, end: int) -> str:
-    """Return the name of the segment of a bank's index that holds crops ``first … end - 1``."""
-    return _INDEX_SEGMENT.format(first=first, end=end) if first else INDEX_FILE
-
-
-def is_index_file(name: str) -> bool:
-    """Return whether a file in a bank is a segment of its index."""
-    return name == INDEX_FILE or fnmatchcase(name, _INDEX_SEGMENT.format(first="*", end="*"))

@@ -144,7 +144,6 @@ def build_orp_bank(
     exclude_threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Cosine similarity of near-duplicates.")
     ] = 0.95,
-    retry_rejected: Annotated[bool, typer.Option("--retry-rejected", help="Retry rejected photos.")] = False,
     max_bad: MaxBad = None,
     device: Device = "auto",
     batch_size: BatchSize = None,
@@ -169,7 +168,6 @@ def build_orp_bank(
         dtype=dtype,
         workers=workers,
         max_bad=max_bad,
-        retry_rejected=retry_rejected,
         exclude_near=tuple(exclude_near or ()),
         exclude_threshold=exclude_threshold,
         device=resolve_device(device),

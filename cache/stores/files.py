@@ -29,7 +29,6 @@ from dptr.cache.file_names import (
     MODEL_CONFIG_FILE,
     NEIGHBOURS_ARRAY,
     NEIGHBOURS_TABLE,
-    PHOTOS_FILE,
     PREDICTIONS_FOLDER,
     PREFIX_FILE,
     QUARANTINE_FILE,
@@ -53,14 +52,13 @@ _swept: set[tuple[int, Path]] = set()
 _STORE_FILES = (
     MANIFEST_FILE,
     QUARANTINE_FILE,
-    PHOTOS_FILE,
     PREFIX_FILE,
     ROWS_FILE,
     NEIGHBOURS_ARRAY,
     NEIGHBOURS_TABLE,
     "part-*.arrow",
     "part-*.parquet",
-    "index*.faiss",
+    "index.faiss",
 )
 _RUN_FILES = (RUN_FILE, RECIPE_FILE, METRICS_FILE, TIMINGS_FILE, QUARANTINE_FILE)
 _RUN_FOLDERS = (CHECKPOINTS_FOLDER, PREDICTIONS_FOLDER)

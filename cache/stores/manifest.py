@@ -16,13 +16,12 @@ from typing import Any, Literal, Self
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import (
+    INDEX_FILE,
     MANIFEST_FILE,
     NEIGHBOURS_ARRAY,
     NEIGHBOURS_TABLE,
-    PHOTOS_FILE,
     QUARANTINE_FILE,
     ROWS_FILE,
-    is_index_file,
 )
 from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.progress import note
@@ -33,7 +32,7 @@ from dptr.cache.stores.files import CHANGED, begun_anew, problem_of, sha256_of, 
 _LONGEST_SHOWN = 40
 
 #: Files that can be derived again, or only record past runs: damage to them does not keep a store from being used.
-DISPENSABLE = frozenset({NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE, PHOTOS_FILE, QUARANTINE_FILE, ROWS_FILE})
+DISPENSABLE = frozenset({INDEX_FILE, NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE, QUARANTINE_FILE, ROWS_FILE})
 
 StoreKind = Literal["prompts", "orp", "image_features"]
 _COMMAND_THAT_MAKES = {"prompts": "dptr embed-text", "orp": "dptr build-orp-bank", "image_features": "dptr embed-crops"}
@@ -311,7 +310,7 @@ class Manifest:
 
     def _check_files(self, folder: Path) -> None:
         """Compare presence and size of every file that is needed: cheap, and catches what is cut short or missing."""
-        listed = {name: record for name, record in self.files.items() if not _is_dispensable(name)}
+        listed = {name: record for name, record in self.files.items() if name not in DISPENSABLE}
         for shard in self.shards:
             listed.update(shard.files)
         for name, record in listed.items():
@@ -320,10 +319,6 @@ class Manifest:
             if size != record.bytes:
                 found = "is missing" if size is None else f"has {size} bytes, not {record.bytes}"
                 raise DamagedStore(f"{path} {found}", _REPAIR)
-
-
-def _is_dispensable(name: str) -> bool:
-    return name in DISPENSABLE or is_index_file(name)
 
 
 _REPAIR = "`dptr verify --repair` computes it again where the inputs are still there"

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.file_names import NEIGHBOURS_ARRAY, is_index_file
+from dptr.cache.file_names import INDEX_FILE, NEIGHBOURS_ARRAY
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.mapped_file import MappedFile
 from dptr.cache.stores.orp import OrpBank
@@ -88,18 +88,13 @@ class Neighbours:
 
 def made_from(prompts: Manifest, bank: Manifest) -> dict[str, Any]:
     """Return what identifies the two sides of a mining."""
+    index = bank.files.get(INDEX_FILE)
     return {
         "weights": bank.identity["weights"],
         "prompts": prompts.rows,
         "crops": bank.rows,
-        "index": _index_of(bank),
+        "index": index and index.sha256,
     }
-
-
-def _index_of(bank: Manifest) -> str | list[str] | None:
-    """Return the hash of a bank's index, or of each of its segments where there are several."""
-    hashes = [record.sha256 for name, record in sorted(bank.files.items()) if is_index_file(name)]
-    return hashes if len(hashes) > 1 else next(iter(hashes), None)
 
 
 def why_outdated(prompts: Manifest, bank: Manifest, k: int | None = None) -> str | None:

@@ -15,7 +15,6 @@ from dptr.cache.file_names import (
     MANIFEST_FILE,
     NEIGHBOURS_ARRAY,
     NEIGHBOURS_TABLE,
-    PHOTOS_FILE,
     PREDICTIONS_FOLDER,
     PREFIX_FILE,
     QUARANTINE_FILE,
@@ -23,7 +22,6 @@ from dptr.cache.file_names import (
     ROWS_FILE,
     RUN_FILE,
     STATE_FILE,
-    is_index_file,
 )
 from dptr.cache.progress import note, progress
 from dptr.cache.stores import checksummed as checksummed
@@ -64,7 +62,6 @@ _REPAIRED_BY = {
     INDEX_FILE: "`dptr mine-neighbours` and `dptr build-orp-bank` build it again",
     NEIGHBOURS_TABLE: "`dptr mine-neighbours` searches them again",
     NEIGHBOURS_ARRAY: "`dptr mine-neighbours` searches them again",
-    PHOTOS_FILE: "`dptr build-orp-bank` with the same photos writes it again",
     QUARANTINE_FILE: "The command that made the store writes it again",
     ROWS_FILE: "`dptr verify --repair`, or the next training, writes it again",
 }
@@ -137,7 +134,7 @@ def _of_store(folder: Path) -> list[Damage]:
 
 
 def _advice_for(name: str) -> str:
-    return _REPAIRED_BY.get(INDEX_FILE if is_index_file(name) else name, _REPAIRABLE)
+    return _REPAIRED_BY.get(name, _REPAIRABLE)
 
 
 def _of_run(folder: Path) -> Iterator[Damage]:

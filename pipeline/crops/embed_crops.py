@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from dptr.cache.choices import EmbeddingsDtype
 from dptr.cache.crops.augmentation import augment
 from dptr.cache.crops.dataset import UNREADABLE, WordImages, decode_crop
-from dptr.cache.crops.form import Rejected
 from dptr.cache.crops.samples import Sample
 from dptr.cache.errors import UserError, require_at_least
 from dptr.cache.file_names import MANIFEST_FILE, QUARANTINE_FILE
@@ -38,7 +37,7 @@ from dptr.pipeline.clip.image_shards import Picture, ShardForm, shard_worker
 from dptr.pipeline.clip.loading import Clip, ImageEncoder, load_clip
 from dptr.pipeline.executors.executor import IN_PROCESS, read_ahead
 from dptr.pipeline.executors.part import WHOLE, Part
-from dptr.pipeline.executors.store_builder import Group, StoreInMaking, remember_inputs
+from dptr.pipeline.executors.store_builder import Group, StoreInMaking, StoreSummary, remember_inputs
 
 #: What a recipe takes for ``finetune.augmentation``, too.
 STRONGEST = 10
@@ -81,27 +80,16 @@ class EmbedCropsSettings:
             raise UserError(f"--augmentation is {self.augmentation}", f"Give 0 to {STRONGEST}")
 
 
-@dataclass(frozen=True)
-class EmbedCropsSummary:
-    """What a run did.
+@dataclass(frozen=True, kw_only=True)
+class EmbedCropsSummary(StoreSummary):
+    """What a run did; rows are copies of crops.
 
     Attributes:
-        out: the store's folder.
-        rows: views in the store. crops: crops in it.
-        computed: views encoded by this run.
-        duplicates: crops of this run that are the same bytes with the same label as another one.
-        quarantined: crops rejected.
-        seconds: the whole run without loading CLIP. load_seconds: loading CLIP.
+        crops: in the store. duplicates: crops of this run that are the same bytes with the same label as another one.
     """
 
-    out: Path
-    rows: int
     crops: int
-    computed: int
     duplicates: int
-    quarantined: int
-    seconds: float
-    load_seconds: float
 
 
 def embed_crops(
@@ -132,16 +120,15 @@ def embed_crops(
             f"none of {len(images):,} crops can be used{example(rejected)}",
             f"Name others; the reasons are in {rejected}",
         )
-    seconds = time.monotonic() - started - clip.load_seconds
     return EmbedCropsSummary(
-        folder,
-        rows,
-        rows // settings.copies,
-        rows - before,
-        build.duplicates,
-        build.quarantined,
-        seconds,
-        clip.load_seconds,
+        out=folder,
+        rows=rows,
+        crops=rows // settings.copies,
+        computed=rows - before,
+        duplicates=build.duplicates,
+        quarantined=build.quarantined,
+        seconds=time.monotonic() - started - clip.load_seconds,
+        load_seconds=clip.load_seconds,
     )
 
 
@@ -207,26 +194,18 @@ class _Build:
     def _usable(self, images: WordImages, quarantine: Quarantine) -> Generator[Group, None, None]:
         """Yield the augmented copies of each crop that is new and can be read; note what becomes of the others."""
         earlier = frozenset(self.in_store)
-        settings = self.settings
-        reader = CropReader(images, self.encoder, settings.copies, settings.augmentation, settings.seed, earlier)
+        reader = CropReader(images, self.encoder, self.settings, self.kept, earlier)
         with progress("crops into the store", len(images), "crops") as bar:
-            for sample, crop in read_ahead(images.samples, reader.read, settings.workers):
-                if isinstance(crop, Rejected):
-                    quarantine.reject(sample.source, None, f"{sample.key} {sample.label!r}", crop.reason)
-                    quarantine.check(settings.max_bad)
-                elif (identity := (crop.image_sha256, sample.label)) not in self.in_store:
+            for sample, crop in read_ahead(images.samples, reader.read, self.settings.workers):
+                if isinstance(crop, str):
+                    quarantine.reject(sample.source, None, f"{sample.key} {sample.label!r}", crop)
+                    quarantine.check(self.settings.max_bad)
+                elif (identity := (crop[0], sample.label)) not in self.in_store:
                     self.in_store.add(identity)
-                    views = [Picture(row_of(sample, crop, view), p, self.kept) for view, p in enumerate(crop.views)]
-                    yield Group(len(views), identity, views)
+                    yield Group(len(crop[1]), identity, crop[1])
                 else:
                     self.duplicates += identity not in earlier
                 bar.advance(1, f"{quarantine.total} quarantined" if quarantine.total else "")
-
-
-def row_of(sample: Sample, crop: ReadCrop, view: int) -> dict[str, Any]:
-    """Return a view's row of the catalogue, but for its id."""
-    place = {"source": sample.source, "key": sample.key, "image_sha256": crop.image_sha256}
-    return {"label": sample.label, "view": view, **place}
 
 
 def _in_store(catalogues: Sequence[Path]) -> set[tuple[str, str]]:
@@ -238,52 +217,38 @@ def _in_store(catalogues: Sequence[Path]) -> set[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class ReadCrop:
-    """A crop that can be used.
-
-    Attributes:
-        image_sha256: of its encoded bytes.
-        views: pixels of each copy, shape (3, height, width); empty when the crop is in the store already.
-    """
-
-    image_sha256: str
-    views: list[NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
 class CropReader:
     """Reads one crop at a time; safe to call from several threads.
 
     What is drawn for a copy depends on the seed, the crop's SHA-256 and the copy's number and on nothing else.
 
     Attributes:
-        images: the crops. encoder: prepares pixels.
-        views: copies of each crop; the first is the crop as it is. augmentation: strength of the others.
-        seed: of the copies.
+        images: the crops. encoder: prepares pixels. settings: how they are distorted. kept: positions of tokens.
         in_store: (SHA-256, label) of crops that are there already, which need no copies.
     """
 
     images: WordImages
     encoder: ImageEncoder
-    views: int
-    augmentation: float
-    seed: int
+    settings: EmbedCropsSettings
+    kept: NDArray[np.int64]
     in_store: Container[tuple[str, str]]
 
-    def read(self, sample: Sample) -> ReadCrop | Rejected:
-        """Return the crop in all of its copies, or the reason why it cannot be used."""
+    def read(self, sample: Sample) -> tuple[str, list[Picture]] | str:
+        """Return the crop's SHA-256 and its copies (none if they are in the store), or why it cannot be used."""
         try:
             encoded = self.images.read(sample)
             sha256 = hashlib.sha256(encoded).hexdigest()
-            views = [] if (sha256, sample.label) in self.in_store else self._views(encoded, sha256)
+            return sha256, [] if (sha256, sample.label) in self.in_store else self._copies(sample, encoded, sha256)
         except UNREADABLE as error:
-            return Rejected(f"unreadable image: {error}")
-        return ReadCrop(sha256, views)
+            return f"unreadable image: {error}"
 
-    def _views(self, encoded: bytes, sha256: str) -> list[NDArray[np.float32]]:
-        image = decode_crop(encoded)
-        drawn = [
-            augment(image, np.random.default_rng((self.seed, int(sha256, 16), view)), self.augmentation)
-            for view in range(1, self.views)
-        ]
-        return [self.encoder.preprocess_word(picture) for picture in (image, *drawn)]
+    def _copies(self, sample: Sample, encoded: bytes, sha256: str) -> list[Picture]:
+        image, settings = decode_crop(encoded), self.settings
+        copies = []
+        for view in range(settings.copies):
+            generator = np.random.default_rng((settings.seed, int(sha256, 16), view))
+            drawn = augment(image, generator, settings.augmentation) if view else image
+            place = {"source": sample.source, "key": sample.key, "image_sha256": sha256}
+            row = {"label": sample.label, "view": view, **place}
+            copies.append(Picture(row, self.encoder.preprocess_word(drawn), self.kept))
+        return copies

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import pyarrow.parquet as pq
 
 from dptr.cache.errors import UserError
-from dptr.cache.file_names import MANIFEST_FILE, PHOTOS_FILE, PREFIX_FILE, QUARANTINE_FILE, ROWS_FILE
+from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE, QUARANTINE_FILE, ROWS_FILE
 from dptr.cache.stores.files import require_replaceable
 from dptr.cache.stores.manifest import Manifest, Shard, StoreKind
 from dptr.cache.stores.shards import remove_unfinished, shard_name
@@ -29,15 +29,32 @@ INPUTS = "inputs"
 SHARE = "share"
 #: In a share's shards: a digest of what each was made of.
 MADE_OF = "made_of"
-_CARRIED_OVER = (PREFIX_FILE, QUARANTINE_FILE, PHOTOS_FILE)
+_CARRIED_OVER = (PREFIX_FILE, QUARANTINE_FILE)
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a shard comes in its store: its number, and the id of its first row."""
 
     number: int
     first_id: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSummary:
+    """What a run did.
+
+    Attributes:
+        out: the folder that it wrote. rows: in it now. computed: those that this run made.
+        quarantined: inputs rejected.
+        seconds: the whole run without loading CLIP. load_seconds: loading CLIP.
+    """
+
+    out: Path
+    rows: int
+    computed: int
+    quarantined: int
+    seconds: float
+    load_seconds: float
 
 
 class Group(NamedTuple):

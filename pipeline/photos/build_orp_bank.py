@@ -11,8 +11,7 @@ import time
 import warnings
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +20,21 @@ from PIL import Image
 
 from dptr.cache.choices import EmbeddingsDtype
 from dptr.cache.errors import UserError, require_at_least
-from dptr.cache.file_names import PHOTOS_FILE, QUARANTINE_FILE
+from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.progress import progress
 from dptr.cache.rejections import Quarantine, Rejection, example
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
 from dptr.pipeline.choices import Precision
-from dptr.pipeline.clip.image_shards import Picture, ShardForm, shard_worker
+from dptr.pipeline.clip.image_shards import ShardForm, shard_worker
 from dptr.pipeline.clip.loading import Clip, ImageEncoder, load_clip
 from dptr.pipeline.executors.executor import IN_PROCESS, Executor
 from dptr.pipeline.executors.part import WHOLE, Part
-from dptr.pipeline.executors.store_builder import Group, StoreInMaking, remember_inputs
+from dptr.pipeline.executors.store_builder import Group, StoreInMaking, StoreSummary, remember_inputs
 from dptr.pipeline.photos import faiss_index
-from dptr.pipeline.photos.crops import CropSettings
+from dptr.pipeline.photos.crops import CropSettings, PhotoReader, ReadPhoto
 from dptr.pipeline.photos.near_images import NearImages
 from dptr.pipeline.photos.photo_files import Photo, count_photos, find_photos
-from dptr.pipeline.photos.reader import Crop, CutPhoto, PhotoReader, SeenPhotos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +51,6 @@ class OrpBankSettings(CropSettings):
         batch: crops per forward pass; None: what suits the device. Another may change the last bits of the embeddings.
         workers: threads that read and cut photos ahead of the model. Never changes a byte.
         max_bad: rejected photos allowed; None allows any number.
-        retry_rejected: read again what an earlier run rejected and what has not changed since.
         exclude_near: images, such as a benchmark's, that no photo of the bank may nearly equal.
         exclude_threshold: cosine of the pooled vectors of whole pictures from which on two count as equal.
         device: a torch device.
@@ -68,7 +65,6 @@ class OrpBankSettings(CropSettings):
     batch: int | None = None
     workers: int = 1
     max_bad: int | None = None
-    retry_rejected: bool = False
     exclude_near: tuple[Path, ...] = ()
     exclude_threshold: float = 0.95
     device: str = "cpu"
@@ -85,30 +81,17 @@ class OrpBankSettings(CropSettings):
         return CropSettings(**{part.name: getattr(self, part.name) for part in fields(CropSettings)})
 
 
-@dataclass(frozen=True)
-class OrpBankSummary:
-    """What a run did.
+@dataclass(frozen=True, kw_only=True)
+class OrpBankSummary(StoreSummary):
+    """What a run did; rows are crops.
 
     Attributes:
-        out: the bank's folder.
-        rows: crops in the bank.
-        photos: photos in the bank.
-        computed: crops encoded by this run.
-        duplicates: photos of this run that are the same bytes as another one.
-        quarantined: photos and archives rejected.
-        seconds: the whole run without loading CLIP.
-        load_seconds: loading CLIP.
+        photos: in the bank. duplicates: photos of this run that are the same bytes as another one.
         index: kind, parameters and measured recall of the index.
     """
 
-    out: Path
-    rows: int
     photos: int
-    computed: int
     duplicates: int
-    quarantined: int
-    seconds: float
-    load_seconds: float
     index: dict[str, Any]
 
 
@@ -136,45 +119,32 @@ def build_orp_bank(
         TooManyRejected: more than ``settings.max_bad`` photos were rejected; what was computed is kept.
     """
     started = time.monotonic()
-    settings.crops()
     total = count_photos(paths)
     with locked(part.beside(out)):
-        return _build(paths, total, out, settings, part, executor, started)
-
-
-def _build(
-    paths: Sequence[Path],
-    total: int,
-    out: Path,
-    settings: OrpBankSettings,
-    part: Part,
-    executor: Executor,
-    started: float,
-) -> OrpBankSummary:
-    clip = load_clip(settings.clip, settings.precision, settings.device)
-    build = _Build(out, clip, settings, part)
-    # Pillow warns about single photos; what is wrong with them is in the quarantine.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        warnings.filterwarnings("ignore", module="PIL")
-        build.run(paths, total, executor)
-    making = build.making
-    if not making.rows:
-        rejected = making.folder / QUARANTINE_FILE
-        raise UserError(
-            f"none of {total} photos can be used{example(rejected)}", f"Name others; the reasons are in {rejected}"
-        )
-    manifest = indexed(out).manifest if part.is_whole else making.manifest
+        clip = load_clip(settings.clip, settings.precision, settings.device)
+        build = _Build(out, clip, settings, part)
+        # Pillow warns about single photos; what is wrong with them is in the quarantine.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", module="PIL")
+            build.run(paths, total, executor)
+        making = build.making
+        if not making.rows:
+            rejected = making.folder / QUARANTINE_FILE
+            raise UserError(
+                f"none of {total} photos can be used{example(rejected)}", f"Name others; the reasons are in {rejected}"
+            )
+        manifest = indexed(out).manifest if part.is_whole else making.manifest
     return OrpBankSummary(
-        making.folder,
-        manifest.rows,
-        sum(shard.details["photos"] for shard in manifest.shards),
-        build.computed,
-        build.duplicates,
-        build.quarantined,
-        time.monotonic() - started - clip.load_seconds,
-        clip.load_seconds,
-        manifest.details.get("index", {}),
+        out=making.folder,
+        rows=manifest.rows,
+        photos=manifest.rows // settings.crops_per_image,
+        computed=manifest.rows - build.rows_before,
+        duplicates=build.duplicates,
+        quarantined=build.quarantined,
+        seconds=time.monotonic() - started - clip.load_seconds,
+        load_seconds=clip.load_seconds,
+        index=manifest.details.get("index", {}),
     )
 
 
@@ -214,12 +184,7 @@ class _Build:
             self.manifest.identity["tokens_per_crop"],
             settings.dtype,
             settings.batch or self.encoder.batch,
-            counted=("photos", "image_sha256"),
         )
-
-    @property
-    def computed(self) -> int:
-        return self.manifest.rows - self.rows_before
 
     def run(self, paths: Sequence[Path], total: int, executor: Executor) -> None:
         settings = self.settings
@@ -227,80 +192,43 @@ class _Build:
         given |= {"batch": self.form.batch, "exclude_near": [str(path) for path in settings.exclude_near]}
         remember_inputs(self.manifest, [str(path) for path in paths], given)
         worker = shard_worker(self.folder, self.encoder, settings.clip, settings.precision, self.form)
-        with self.manifest.rewriting(self.folder, PHOTOS_FILE, QUARANTINE_FILE):
-            self.seen = SeenPhotos(self.folder)
-            read = executor.read_ahead(find_photos(paths), partial(_read, self._reader()), settings.workers)
-            with closing(self._usable(read, total)) as usable:
-                groups = (Group(settings.crops_per_image, [p.sha256], crops) for p, crops in usable)
+        keep_whole = self.kept_out is not None
+        reader = PhotoReader(self.encoder, settings.crops(), settings.seed, self.form.tokens, keep_whole, self.in_bank)
+        with (
+            self.manifest.rewriting(self.folder, QUARANTINE_FILE),
+            Quarantine(self.folder / QUARANTINE_FILE) as quarantine,
+        ):
+            read = executor.read_ahead(find_photos(paths), reader.read, settings.workers)
+            with closing(self._usable(read, total, quarantine)) as groups:
                 self.making.fill(executor, worker, groups, self.form.rows)
+            self.quarantined = quarantine.total
             self.making.finish()
 
-    def _reader(self) -> PhotoReader:
-        return PhotoReader(
-            self.encoder,
-            self.settings.crops(),
-            self.settings.seed,
-            self.manifest.identity["tokens_per_crop"],
-            self.kept_out is not None,
-            self.in_bank,
-            self.seen,
-            self.settings.retry_rejected,
-        )
-
     def _usable(
-        self, read: Iterable[tuple[Photo | Rejection, CutPhoto | str, Any]], total: int
-    ) -> Generator[tuple[CutPhoto, Any], None, None]:
-        """Yield the photos that are new and fit, each with what it came with; note what becomes of the others."""
+        self, read: Iterable[tuple[Photo | Rejection, ReadPhoto | str, Any]], total: int, quarantine: Quarantine
+    ) -> Generator[Group, None, None]:
+        """Yield the crops of each photo that is new and fits; note what becomes of the others."""
         earlier = frozenset(self.in_bank)
-        with (
-            Quarantine(self.folder / QUARANTINE_FILE) as quarantine,
-            progress("photos into the ORP bank", total, "photos") as bar,
-        ):
-            try:
-                for found, result, more in read:
-                    quarantine.reads(found.source)
-                    if isinstance(result, str):
-                        self._reject(quarantine, found, result)
-                    elif result.sha256 in self.in_bank:
-                        self.seen.remember(result.photo, result.sha256, None)
-                        self.duplicates += result.sha256 not in earlier
-                    elif not self._is_kept_out(quarantine, result):
-                        self.in_bank.add(result.sha256)
-                        self.seen.remember(result.photo, result.sha256, None)
-                        yield result, more
-                    bar.advance(isinstance(found, Photo), f"{quarantine.total} quarantined" if quarantine.total else "")
-            finally:
-                self.seen.save()
-                self.quarantined = quarantine.total
+        with progress("photos into the ORP bank", total, "photos") as bar:
+            for found, photo, crops in read:
+                quarantine.reads(found.source)
+                if isinstance(photo, str):
+                    self._reject(quarantine, found, photo)
+                elif photo.sha256 in self.in_bank:
+                    self.duplicates += photo.sha256 not in earlier
+                elif near := self._near(photo):
+                    self._reject(quarantine, found, near)
+                else:
+                    self.in_bank.add(photo.sha256)
+                    yield Group(self.settings.crops_per_image, [photo.sha256], crops)
+                bar.advance(isinstance(found, Photo), f"{quarantine.total} quarantined" if quarantine.total else "")
 
     def _reject(self, quarantine: Quarantine, found: Photo | Rejection, reason: str) -> None:
         quarantine.reject(found.source, None, found.key or found.source, reason)
-        if isinstance(found, Photo):
-            self.seen.remember(found, None, reason)
         quarantine.check(self.settings.max_bad)
 
-    def _is_kept_out(self, quarantine: Quarantine, photo: CutPhoto) -> bool:
-        near = self.kept_out.reason(photo.whole) if self.kept_out and photo.whole is not None else None
-        if near:
-            self._reject(quarantine, photo.photo, near)
-        return bool(near)
-
-
-def pictures_of(photo: CutPhoto) -> list[Picture]:
-    """Return a photo's crops as a store takes them."""
-    return [Picture(row_of(photo, crop), crop.pixels, crop.tokens) for crop in photo.crops]
-
-
-def _read(reader: PhotoReader, found: Photo | Rejection) -> tuple[CutPhoto | str, list[Picture]]:
-    """Read a photo; its crops stay where they were read until a worker takes them, the rest is small."""
-    result = reader.read(found)
-    return (result, []) if isinstance(result, str) else (replace(result, crops=[]), pictures_of(result))
-
-
-def row_of(photo: CutPhoto, crop: Crop) -> dict[str, Any]:
-    """Return a crop's row of the catalogue, but for its id."""
-    place = {"image": photo.photo.place, "image_sha256": photo.sha256}
-    return {**place, **vars(crop.box), "thumbnail": crop.thumbnail}
+    def _near(self, photo: ReadPhoto) -> str | None:
+        return self.kept_out.reason(photo.whole) if self.kept_out and photo.whole is not None else None
 
 
 def _identity(

@@ -1,4 +1,4 @@
-"""Photos to crops: random rectangles or the central square, cut from upright RGB.
+"""Photos to crops: read, hashed, and cut into random rectangles or the central square of upright RGB.
 
 What is drawn for a crop depends on the seed, the photo's SHA-256 and the crop's number and on nothing else, so that
 neither the number of workers nor the order of files changes a crop. Only ``Generator.random`` is used, the part of
@@ -7,16 +7,23 @@ NumPy's generators whose numbers are the simplest to keep.
 
 from __future__ import annotations
 
+import hashlib
 import io
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dptr.cache import pictures
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import UnusablePicture
+from dptr.cache.rejections import Rejection
 from dptr.pipeline.choices import CropKind
+from dptr.pipeline.clip.image_shards import Picture
+from dptr.pipeline.clip.loading import ImageEncoder
+from dptr.pipeline.photos.photo_files import Photo
 
 _THUMBNAIL_SIDE = 64
 
@@ -135,3 +142,57 @@ def thumbnail(image: Image.Image) -> bytes:
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=80)
     return stream.getvalue()
+
+
+@dataclass(frozen=True)
+class ReadPhoto:
+    """A photo that can be read: where it is, the SHA-256 of its bytes, and its own pixels where they are needed."""
+
+    photo: Photo
+    sha256: str
+    whole: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class PhotoReader:
+    """Reads one photo at a time; safe to call from several threads.
+
+    Attributes:
+        encoder: prepares pixels. settings: which crops to cut. seed: of the crops.
+        tokens_per_crop: how many token positions to draw.
+        keep_whole: also prepare the whole photo.
+        in_bank: SHA-256 of photos that need no crops any more; may grow while photos are read.
+    """
+
+    encoder: ImageEncoder
+    settings: CropSettings
+    seed: int
+    tokens_per_crop: int
+    keep_whole: bool
+    in_bank: Container[str]
+
+    def read(self, found: Photo | Rejection) -> tuple[ReadPhoto | str, list[Picture]]:
+        """Return the photo, or the reason why it cannot be used, and its crops: none where the bank has them."""
+        if isinstance(found, Rejection):
+            return found.reason, []
+        try:
+            data = found.read()
+            sha256 = hashlib.sha256(data).hexdigest()
+            if sha256 in self.in_bank:
+                return ReadPhoto(found, sha256), []
+            image = pictures.decode(data)
+            crops = [self._crop(image, found, sha256, number) for number in range(self.settings.crops_per_image)]
+            whole = self.encoder.preprocess(central_square(image)) if self.keep_whole else None
+            return ReadPhoto(found, sha256, whole), crops
+        except UnusablePicture as error:
+            return str(error), []
+        # Five libraries read, also damaged files; one photo must not end a long run.
+        except Exception as error:
+            return f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}", []
+
+    def _crop(self, image: Image.Image, photo: Photo, sha256: str, number: int) -> Picture:
+        box, generator = draw_crop(image.size, self.settings, self.seed, sha256, number)
+        tokens = draw_tokens(generator, self.encoder.tokens, self.tokens_per_crop)
+        crop = cut(image, box)
+        row = {"image": photo.place, "image_sha256": sha256, **vars(box), "thumbnail": thumbnail(crop)}
+        return Picture(row, self.encoder.preprocess(crop), tokens)

@@ -1,15 +1,12 @@
 """Each prompt's nearest crops, searched once and kept beside the prompt store.
 
 Prompts are elsewhere in CLIP's space than photos, so recall is measured on prompts, and the number of lists to visit
-is chosen for them. Every prompt shard's result is a file of its own until all are there: a killed run goes on.
+is chosen for them. A killed run leaves what was there before, and searches from the first prompt again.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +19,15 @@ from numpy.typing import NDArray
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE
 from dptr.cache.progress import note, progress
-from dptr.cache.stores.files import atomic_path, write_json
+from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.lock import locked
-from dptr.cache.stores.manifest import Manifest, require_same_encoder
+from dptr.cache.stores.manifest import require_same_encoder
 from dptr.cache.stores.neighbours import DETAIL, TABLE_SCHEMA, made_from, why_outdated
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import EmbeddingsReader
 from dptr.pipeline.photos import faiss_index
 
-_WORK_FOLDER = ".neighbours"
 _SAMPLE = 256
 _QUERIES_AT_ONCE = 4096
 
@@ -82,11 +78,8 @@ def mine_neighbours(prompts: Path, bank: Path, k: int = 32) -> NeighboursSummary
             store = PromptStore(prompts)
             # Another process may have finished between the look above and the lock.
             if not _is_mined(store, crops, k):
-                computed = _mine(store, crops, k)
-    elif (prompts / _WORK_FOLDER).exists():
-        # A run was killed between its commit and the end of its tidying up.
-        with locked(prompts):
-            shutil.rmtree(prompts / _WORK_FOLDER, ignore_errors=True)
+                _mine(store, crops, k)
+                computed = len(store)
     mined = store.manifest.details[DETAIL]
     return NeighboursSummary(
         prompts, len(store), computed, k, mined["probes"], mined["recall"], time.monotonic() - started
@@ -102,29 +95,37 @@ def _is_mined(store: PromptStore, bank: OrpBank, k: int) -> bool:
     return whole
 
 
-def _mine(store: PromptStore, bank: OrpBank, k: int) -> int:
-    reader = EmbeddingsReader(store.folder, store.manifest.shards)
+def _mine(store: PromptStore, bank: OrpBank, k: int) -> None:
+    manifest, folder = store.manifest, store.folder
+    reader = EmbeddingsReader(folder, manifest.shards)
     index = faiss_index.open_index(bank)
     probes, recall = faiss_index.choose_probes(index, bank, _sample(reader, len(store)))
-    details = {**made_from(store.manifest, bank.manifest), "k": k, "probes": probes, "recall": recall}
-    work = _work_folder(store.folder, details)
-    computed = 0
-    missing = [number for number in range(len(store.manifest.shards)) if not _part(work, number).is_file()]
-    done = len(store) - sum(store.manifest.shards[number].rows for number in missing)
-    with progress("nearest crops of prompts", len(store), "prompts", done) as bar:
-        for number in missing:
+    with (
+        atomic_path(folder / NEIGHBOURS_TABLE) as table,
+        atomic_path(folder / NEIGHBOURS_ARRAY) as array,
+        pq.ParquetWriter(table, TABLE_SCHEMA, compression="zstd") as writer,
+        progress("nearest crops of prompts", len(store), "prompts") as bar,
+    ):
+        nearest = np.lib.format.open_memmap(array, "w+", np.int32, (len(store), k), version=(1, 0))
+        first = 0
+        for number, shard in enumerate(manifest.shards):
             pooled = reader.file(number).pooled
             found = [
-                faiss_index.search(index, pooled[first : first + _QUERIES_AT_ONCE].astype(np.float32), k, probes)
-                for first in range(0, len(pooled), _QUERIES_AT_ONCE)
+                faiss_index.search(index, pooled[start : start + _QUERIES_AT_ONCE].astype(np.float32), k, probes)
+                for start in range(0, len(pooled), _QUERIES_AT_ONCE)
             ]
             cosines, crops = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-            with atomic_path(_part(work, number)) as path, path.open("wb") as stream:
-                np.savez(stream, cosines=cosines.astype(np.float32), crops=crops.astype(np.int32))
-            computed += len(pooled)
-            bar.advance(len(pooled))
-    _commit(store, work, details)
-    return computed
+            ids = pq.read_table(manifest.checked(folder, shard.catalogue), columns=["id"]).column(0).combine_chunks()
+            writer.write_table(pa.table([ids, _lists(crops), _lists(cosines.astype(np.float32))], TABLE_SCHEMA))
+            nearest[first : first + len(crops)] = crops
+            first += len(crops)
+            bar.advance(len(crops))
+        nearest.flush()
+        # Unlisted first: a kill while the files are replaced must not leave a manifest that calls them damaged.
+        manifest.details.pop(DETAIL, None)
+        manifest.withdraw_files(folder, NEIGHBOURS_TABLE, NEIGHBOURS_ARRAY)
+    manifest.details[DETAIL] = {**made_from(manifest, bank.manifest), "k": k, "probes": probes, "recall": recall}
+    manifest.commit_files(folder, NEIGHBOURS_TABLE, NEIGHBOURS_ARRAY)
 
 
 def _sample(reader: EmbeddingsReader, rows: int) -> NDArray[np.float32]:
@@ -133,60 +134,6 @@ def _sample(reader: EmbeddingsReader, rows: int) -> NDArray[np.float32]:
     return reader.gather(chosen).pooled
 
 
-def _work_folder(folder: Path, details: dict[str, Any]) -> Path:
-    """Return the folder of unfinished work, emptied when it belongs to other stores or another k."""
-    work = folder / _WORK_FOLDER
-    described = work / "made_from.json"
-    if not described.is_file() or json.loads(described.read_text(encoding="utf-8")) != details:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        write_json(described, details)
-    return work
-
-
-def _part(work: Path, shard: int) -> Path:
-    return work / f"part-{shard:05d}.npz"
-
-
-def _commit(store: PromptStore, work: Path, details: dict[str, Any]) -> None:
-    # Unlisted first: a kill while the files are replaced must not leave a manifest that calls them damaged.
-    manifest = Manifest.load(store.folder, "prompts")
-    manifest.details.pop(DETAIL, None)
-    manifest.withdraw_files(store.folder, NEIGHBOURS_TABLE, NEIGHBOURS_ARRAY)
-    _write_table(store.folder / NEIGHBOURS_TABLE, manifest, work)
-    _write_array(store.folder / NEIGHBOURS_ARRAY, manifest, work, details["k"])
-    manifest.details[DETAIL] = details
-    manifest.commit_files(store.folder, NEIGHBOURS_TABLE, NEIGHBOURS_ARRAY)
-    store.manifest = manifest
-    shutil.rmtree(work)
-
-
-def _parts(manifest: Manifest, work: Path) -> Iterator[tuple[NDArray[np.int32], NDArray[np.float32]]]:
-    for number in range(len(manifest.shards)):
-        with np.load(_part(work, number)) as part:
-            yield part["crops"], part["cosines"]
-
-
-def _write_table(path: Path, manifest: Manifest, work: Path) -> None:
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, TABLE_SCHEMA, compression="zstd") as writer:
-        for shard, (crops, cosines) in zip(manifest.shards, _parts(manifest, work), strict=True):
-            ids = (
-                pq.read_table(manifest.checked(path.parent, shard.catalogue), columns=["id"]).column(0).combine_chunks()
-            )
-            columns = [ids, _lists(crops.astype(np.int64)), _lists(cosines)]
-            writer.write_table(pa.table(columns, TABLE_SCHEMA))
-
-
 def _lists(matrix: NDArray[Any]) -> pa.ListArray:
     rows, width = matrix.shape
     return pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * width), pa.array(matrix.reshape(-1)))
-
-
-def _write_array(path: Path, manifest: Manifest, work: Path, k: int) -> None:
-    with atomic_path(path) as temporary:
-        array = np.lib.format.open_memmap(temporary, "w+", np.int32, (manifest.rows, k), version=(1, 0))
-        first = 0
-        for crops, _ in _parts(manifest, work):
-            array[first : first + len(crops)] = crops
-            first += len(crops)
-        array.flush()

@@ -36,9 +36,9 @@ def test_round_trip(tmp_path: Path) -> None:
 
 def test_files_that_were_withdrawn_and_listed_again_leave_no_trace(tmp_path: Path) -> None:
     manifest = saved(tmp_path)
-    for name in ("index.faiss", "photos.parquet"):
+    for name in ("index.faiss", "quarantine.parquet"):
         (tmp_path / name).write_bytes(name.encode())
-    manifest.commit_files(tmp_path, "index.faiss", "photos.parquet")
+    manifest.commit_files(tmp_path, "index.faiss", "quarantine.parquet")
     undisturbed = (tmp_path / "manifest.json").read_bytes()
     manifest.withdraw_files(tmp_path, "index.faiss")
     assert (tmp_path / "manifest.json").read_bytes() != undisturbed

@@ -22,8 +22,7 @@ from dptr.cache.sql.views import connect
 from dptr.cache.stores.image_features import WordCropStore
 from dptr.cache.stores.verify import verify
 from dptr.cache.workspace import Workspace
-from dptr.pipeline.clip import bundled
-from dptr.pipeline.clip.image_shards import ShardInMaking
+from dptr.pipeline.clip import bundled, image_shards
 from dptr.pipeline.crops.embed_crops import EmbedCropsSettings, embed_crops
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe, weights_hash
@@ -105,15 +104,15 @@ def test_workers_a_kill_and_another_order_of_folders_change_no_view(
     embed_crops([crops], tmp_path / "one", SETTINGS)
     embed_crops([crops], tmp_path / "three", dataclasses.replace(SETTINGS, workers=3))
     assert hashes(tmp_path / "three") == hashes(tmp_path / "one")
-    write = ShardInMaking.write
+    write = image_shards.write_shard
 
-    def die_at_second(shard: ShardInMaking, folder: Path, details: dict[str, object]) -> object:
-        if shard._number == 1:
+    def die_at_second(folder: Path, number: int, *rest: Any) -> object:
+        if number == 1:
             raise KeyboardInterrupt
-        return write(shard, folder, details)
+        return write(folder, number, *rest)
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(ShardInMaking, "write", die_at_second)
+        patched.setattr(image_shards, "write_shard", die_at_second)
         embed_crops([crops], tmp_path / "killed", SETTINGS)
     resumed = embed_crops([crops], tmp_path / "killed", SETTINGS)
     assert (resumed.rows, resumed.computed) == (15, 9)
@@ -173,16 +172,3 @@ def test_other_settings_need_another_folder_and_damage_is_found(crops: Path, tmp
     assert [damage.file for damage in verify(out)] == ["part-00001.arrow"]
     with pytest.raises(UserError, match="--augmentation"):
         dataclasses.replace(SETTINGS, augmentation=-1.0)
-
-
-def test_a_quarantine_that_is_damaged_but_still_readable_tells_of_nothing(crops: Path, tmp_path: Path) -> None:
-    (crops / "0.png").write_bytes(b"no picture")
-    store = tmp_path / "store"
-    embed_crops([crops], store, SETTINGS)
-    path = store / "quarantine.parquet"
-    told = pq.read_table(path)
-    pq.write_table(told.set_column(0, "source", pa.array(["elsewhere"] * len(told))), path)
-    assert [found.file for found in verify(store)] == ["quarantine.parquet"]
-    embed_crops([crops], store, SETTINGS)
-    assert verify(store) == []
-    assert pq.read_table(path).equals(told)

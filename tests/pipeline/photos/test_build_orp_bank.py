@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dptr.cache import pictures
 from dptr.cache.errors import DamagedStore, TooManyRejected, UserError
-from dptr.cache.file_names import INDEX_FILE, PHOTOS_FILE, QUARANTINE_FILE
+from dptr.cache.file_names import INDEX_FILE, QUARANTINE_FILE
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.verify import verify
-from dptr.pipeline.clip.image_shards import ShardInMaking
+from dptr.pipeline.clip import image_shards
 from dptr.pipeline.clip.loading import ImageEncoder, load_clip
 from dptr.pipeline.photos import build_orp_bank as module
 from dptr.pipeline.photos.build_orp_bank import OrpBankSettings, build_orp_bank
@@ -36,7 +35,7 @@ def _quiet() -> None:
 def hashes(bank: Path) -> dict[str, str]:
     names = [path.name for path in bank.iterdir() if path.suffix in (".arrow", ".faiss", ".parquet")]
     assert names
-    return {name: hashlib.sha256((bank / name).read_bytes()).hexdigest() for name in names if name != "photos.parquet"}
+    return {name: hashlib.sha256((bank / name).read_bytes()).hexdigest() for name in names}
 
 
 def catalogue(bank: Path) -> pa.Table:
@@ -84,15 +83,15 @@ def test_workers_and_a_kill_change_no_byte(photos: Path, tmp_path: Path, monkeyp
     build_orp_bank([photos], tmp_path / "four", dataclasses.replace(SETTINGS, workers=4))
     assert hashes(tmp_path / "four") == hashes(tmp_path / "one")
 
-    write = ShardInMaking.write
+    write = image_shards.write_shard
 
-    def die_at_second(shard: ShardInMaking, folder: Path, details: dict[str, object]) -> object:
-        if shard._number == 1:
+    def die_at_second(folder: Path, number: int, *rest: Any) -> object:
+        if number == 1:
             raise KeyboardInterrupt
-        return write(shard, folder, details)
+        return write(folder, number, *rest)
 
     with monkeypatch.context() as patched:
-        patched.setattr(ShardInMaking, "write", die_at_second)
+        patched.setattr(image_shards, "write_shard", die_at_second)
         with pytest.raises(KeyboardInterrupt):
             build_orp_bank([photos], tmp_path / "killed", SETTINGS)
     (tmp_path / "killed" / "part-00001.arrow").write_bytes(b"half a shard")
@@ -257,28 +256,6 @@ def test_an_impossible_seed_is_rejected_before_it_makes_photos_look_bad(seed: in
         dataclasses.replace(SETTINGS, seed=seed)
 
 
-def test_rejected_photos_are_tried_again_only_when_asked_or_changed(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw_photo: Any, rejected: Any
-) -> None:
-    out = tmp_path / "bank"
-    for name in ("bad.png", "worse.png"):
-        (photos / name).write_text("no picture")
-    build_orp_bank([photos], out, SETTINGS)
-
-    decoded: list[bytes] = []
-    original: Callable[[bytes], Image.Image] = pictures.decode
-    monkeypatch.setattr(pictures, "decode", lambda data: decoded.append(data) or original(data))
-    build_orp_bank([photos], out, SETTINGS)
-    assert not decoded
-    assert sorted(rejected(out)) == ["bad.png", "worse.png"]
-    draw_photo(photos / "bad.png", 50)
-    assert build_orp_bank([photos], out, SETTINGS).computed == 2
-    assert len(decoded) == 1
-    retried = dataclasses.replace(SETTINGS, retry_rejected=True)
-    assert build_orp_bank([photos], out, retried).quarantined == 1
-    assert len(decoded) == 2
-
-
 def test_a_second_folder_keeps_what_the_first_one_rejected(
     photos: Path, tmp_path: Path, draw_photo: Any, rejected: Any
 ) -> None:
@@ -294,37 +271,23 @@ def test_a_second_folder_keeps_what_the_first_one_rejected(
     assert set(rejected(bank)) == {"worse.png"}
 
 
-@pytest.mark.parametrize("name", [PHOTOS_FILE, QUARANTINE_FILE])
-def test_a_flipped_bit_in_what_tells_of_past_runs_is_found_and_repaired(
-    photos: Path, tmp_path: Path, name: str, rejected: Any
-) -> None:
+def test_a_damaged_quarantine_is_found_and_written_again(photos: Path, tmp_path: Path, rejected: Any) -> None:
     bank = tmp_path / "bank"
     (photos / "bad.png").write_bytes(b"no picture")
     before = build_orp_bank([photos], bank, SETTINGS)
-    path = bank / name
-    whole = path.read_bytes()
-    for place in (2, 40, len(whole) - 20):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
-        assert [found.file for found in verify(bank)] == [name]
+    path = bank / QUARANTINE_FILE
+    whole, table = path.read_bytes(), pq.read_table(path)
+    damages = [whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :] for place in (2, 40, len(whole) - 20)]
+    # Where a flipped bit falls depends on lengths and compression: some leave a table that reads well and is wrong.
+    wrong = io.BytesIO()
+    pq.write_table(table.set_column(0, "source", pa.array(["elsewhere"])), wrong)
+    for damaged in (*damages, wrong.getvalue()):
+        path.write_bytes(damaged)
+        assert [found.file for found in verify(bank)] == [QUARANTINE_FILE]
         assert len(OrpBank(bank)) == before.rows
         assert build_orp_bank([photos], bank, SETTINGS).rows == before.rows
         assert verify(bank) == []
         assert set(rejected(bank)) == {"bad.png"}
-
-
-def test_what_is_damaged_but_still_readable_tells_of_nothing(photos: Path, tmp_path: Path, rejected: Any) -> None:
-    """Where a flipped bit falls depends on lengths and compression: some leave a table that reads well and is wrong."""
-    bank = tmp_path / "bank"
-    (photos / "bad.png").write_bytes(b"no picture")
-    rows = build_orp_bank([photos], bank, SETTINGS).rows
-    for name, changed in ((QUARANTINE_FILE, "source"), (PHOTOS_FILE, "reason")):
-        table = pq.read_table(bank / name)
-        wrong = pa.array([str(value).replace("png", "npg") for value in table[changed].to_pylist()])
-        pq.write_table(table.set_column(table.column_names.index(changed), changed, wrong), bank / name)
-        assert build_orp_bank([photos], bank, SETTINGS).rows == rows
-        assert verify(bank) == []
-        assert set(rejected(bank)) == {"bad.png"}
-        assert "npg" not in str(pq.read_table(bank / PHOTOS_FILE).to_pylist())
 
 
 def test_a_run_that_is_cut_short_leaves_what_it_tells_under_the_manifests_hashes(

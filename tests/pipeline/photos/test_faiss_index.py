@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from numpy.typing import NDArray
 
-from dptr.cache.file_names import INDEX_FILE, is_index_file
+from dptr.cache.file_names import INDEX_FILE
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.orp import CATALOGUE_SCHEMA, OrpBank
@@ -92,13 +92,6 @@ def test_the_same_bank_has_the_same_index(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(hashes) == 1
 
 
-def test_exact_neighbours_over_blocks(tmp_path: Path) -> None:
-    bank = make_bank(tmp_path, clustered(300, 0), shards=4)
-    queries = clustered(10, 1)
-    blocks = [faiss_index.normalized(bank.pooled(shard)) for shard in range(4)]
-    np.testing.assert_array_equal(faiss_index.exact_neighbours(queries, blocks, 7), true_neighbours(bank, queries, 7))
-
-
 @pytest.mark.parametrize("damage", ["never written", "missing", "flipped bit", "cut short"])
 def test_a_missing_or_damaged_index_is_built_again(
     tmp_path: Path, damage: str, capfd: pytest.CaptureFixture[str]
@@ -138,109 +131,28 @@ def grow(folder: Path, pooled: NDArray[np.float32]) -> OrpBank:
     return OrpBank(folder)
 
 
-def index_files(folder: Path) -> dict[str, str]:
-    manifest = Manifest.load(folder, "orp")
-    listed = {name: record.sha256 for name, record in manifest.files.items() if is_index_file(name)}
-    assert sorted(listed) == sorted(path.name for path in folder.iterdir() if is_index_file(path.name))
-    return listed
-
-
-def recall_of(bank: OrpBank, queries: NDArray[np.float32]) -> float:
-    index = faiss_index.open_index(bank)
-    found = faiss_index.search(index, queries, 10, bank.manifest.details["index"]["probes"])[1]
-    ground_truth = true_neighbours(bank, queries, 10)
-    return float(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, ground_truth, strict=True)]))
-
-
-def test_a_grown_bank_gets_a_segment_and_the_rest_of_its_index_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_grown_bank_is_indexed_anew_also_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faiss_index, "FLAT_BELOW", 1000)
-    faiss_index.write_index(make_bank(tmp_path, clustered(2000, 0)))
-    before = index_files(tmp_path)
-    with monkeypatch.context() as trained:
-        trained.setattr(faiss_index, "_training_vectors", None)
-        bank = grow(tmp_path, clustered(100, 1))
-        faiss_index.write_index(bank)
-        assert bank.manifest.details["index"]["segments"] == [2000, 100]
-        assert before.items() < index_files(tmp_path).items()
-        bank = grow(tmp_path, clustered(90, 2))
-        faiss_index.write_index(bank)
-        assert bank.manifest.details["index"]["segments"] == [2000, 100, 90]
-    assert verify(tmp_path) == []
-    queries = clustered(200, 9)
-    grown = recall_of(OrpBank(tmp_path), queries)
-    whole = make_bank(tmp_path / "whole", np.concatenate([clustered(n, s) for n, s in ((2000, 0), (100, 1), (90, 2))]))
-    faiss_index.write_index(whole)
-    assert grown > 0.95
-    assert abs(grown - recall_of(whole, queries)) < 0.03
-
-
-def test_segments_that_are_no_larger_are_taken_in_and_a_doubled_bank_is_indexed_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(faiss_index, "FLAT_BELOW", 1000)
-    faiss_index.write_index(make_bank(tmp_path, clustered(2000, 0)))
-    segments = []
-    for seed, added in enumerate([50, 50, 40, 200, 30, 1630], 1):
-        bank = grow(tmp_path, clustered(added, seed))
-        faiss_index.write_index(bank)
-        segments.append(bank.manifest.details["index"]["segments"])
-        index_files(tmp_path)
-    assert segments == [[2000, 50], [2000, 100], [2000, 100, 40], [2000, 340], [2000, 340, 30], [4000]]
-    assert verify(tmp_path) == []
-
-
-def test_an_index_built_in_segments_finds_what_one_segment_finds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(faiss_index, "FLAT_BELOW", 1000)
-    queries, found = clustered(100, 1), []
-    for name, rows in (("one", 4000), ("several", 900)):
-        monkeypatch.setattr(faiss_index, "SEGMENT_ROWS", rows)
-        faiss_index.write_index(make_bank(tmp_path / name, clustered(4000, 0)))
-        bank = OrpBank(tmp_path / name)
-        found.append(faiss_index.search(faiss_index.open_index(bank), queries, 10, 8))
-    assert len(index_files(tmp_path / "several")) == 5
-    np.testing.assert_allclose(found[0][0], found[1][0])
-    np.testing.assert_array_equal(found[0][1], found[1][1])
-
-
-def test_killed_while_a_segment_is_written_the_next_run_writes_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(faiss_index, "FLAT_BELOW", 1000)
-    hashes = []
+    manifests = []
     for name in ("undisturbed", "killed"):
         folder = tmp_path / name
-        for rows, seed in ((100, 1), (100, 2)):
-            if seed == 1:
-                faiss_index.write_index(make_bank(folder, clustered(2000, 0)))
-            bank = grow(folder, clustered(rows, seed))
-            if name == "killed":
-                with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
-                    killed.setattr(Manifest, "commit_files", interrupted)
-                    faiss_index.write_index(bank)
-                assert verify(folder) == []
-                bank = OrpBank(folder)
-            faiss_index.write_index(bank)
-        hashes.append((index_files(folder), (folder / "manifest.json").read_bytes()))
-    assert hashes[0] == hashes[1]
+        faiss_index.write_index(make_bank(folder, clustered(2000, 0)))
+        bank = grow(folder, clustered(100, 1))
+        if name == "killed":
+            with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+                killed.setattr(Manifest, "commit_files", interrupted)
+                faiss_index.write_index(bank)
+            assert verify(folder) == []
+            bank = OrpBank(folder)
+        faiss_index.write_index(bank)
+        manifests.append((folder / "manifest.json").read_bytes())
+    assert manifests[0] == manifests[1]
+    queries = clustered(200, 9)
+    bank = OrpBank(tmp_path / "killed")
+    found = faiss_index.search(faiss_index.open_index(bank), queries, 10, bank.manifest.details["index"]["probes"])[1]
+    ground_truth = true_neighbours(bank, queries, 10)
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, ground_truth, strict=True)]) > 0.95
 
 
 def interrupted(manifest: Manifest, folder: Path, *names: str) -> None:
     raise KeyboardInterrupt
-
-
-def test_a_damaged_segment_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faiss_index, "FLAT_BELOW", 1000)
-    faiss_index.write_index(make_bank(tmp_path, clustered(2000, 0)))
-    bank = grow(tmp_path, clustered(100, 1))
-    faiss_index.write_index(bank)
-    path = tmp_path / "index-2000-2100.faiss"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
-    assert [found.file for found in verify(tmp_path)] == [path.name]
-    assert OrpBank(tmp_path).manifest.rows == 2100, "the bank itself can be used"
-    assert recall_of(OrpBank(tmp_path), clustered(100, 9)) > 0.95
-    assert verify(tmp_path) == []

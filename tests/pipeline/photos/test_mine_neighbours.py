@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -103,22 +102,7 @@ def test_a_finished_mining_is_not_repeated_but_another_k_is(prompts: Path, bank:
     assert not verify(prompts)
 
 
-def test_what_another_process_mined_in_the_meantime_is_not_mined_again(
-    prompts: Path, bank: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    locked = module.locked
-
-    def locked_by_another_first(folder: Path) -> AbstractContextManager[None]:
-        monkeypatch.setattr(module, "locked", locked)
-        assert mine_neighbours(prompts, bank, k=4).computed == 90
-        return locked(folder)
-
-    monkeypatch.setattr(module, "locked", locked_by_another_first)
-    assert mine_neighbours(prompts, bank, k=4).computed == 0
-    assert Neighbours.open(prompts, OrpBank(bank)).k == 4
-
-
-def test_a_killed_mining_goes_on_with_the_same_result(
+def test_a_killed_mining_leaves_what_was_there_and_is_repeated(
     prompts: Path, bank: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine_neighbours(prompts, bank, k=4)
@@ -140,9 +124,10 @@ def test_a_killed_mining_goes_on_with_the_same_result(
             mine_neighbours(prompts, bank, k=4)
     # What was there stays usable until the new is whole.
     assert Neighbours.open(prompts, OrpBank(bank)).k == 5
-    assert mine_neighbours(prompts, bank, k=4).computed == 30
+    assert not verify(prompts)
+    assert mine_neighbours(prompts, bank, k=4).computed == 90
     assert (prompts / NEIGHBOURS_ARRAY).read_bytes() == whole
-    assert not list(prompts.glob(".neighbours*"))
+    assert not list(prompts.glob(".*.writing"))
 
 
 def test_a_grown_bank_or_prompt_store_makes_neighbours_outdated(prompts: Path, bank: Path) -> None:
@@ -193,11 +178,3 @@ def test_mining_builds_a_missing_index_again(prompts: Path, bank: Path) -> None:
     mine_neighbours(prompts, bank, k=4)
     assert (prompts / NEIGHBOURS_ARRAY).read_bytes() == expected
     assert not verify(bank)
-
-
-def test_what_a_kill_after_the_commit_left_behind_is_removed(prompts: Path, bank: Path) -> None:
-    mine_neighbours(prompts, bank, k=2)
-    (prompts / ".neighbours").mkdir()
-    (prompts / ".neighbours" / "part-00000.npz").touch()
-    assert mine_neighbours(prompts, bank, k=2).computed == 0
-    assert not (prompts / ".neighbours").exists()
