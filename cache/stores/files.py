@@ -24,6 +24,7 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import (
     CHECKPOINTS_FOLDER,
     IMAGE_PROCESSOR_FILE,
+    INDEX_FILE,
     MANIFEST_FILE,
     METRICS_FILE,
     MODEL_CONFIG_FILE,
@@ -56,9 +57,9 @@ _STORE_FILES = (
     ROWS_FILE,
     NEIGHBOURS_ARRAY,
     NEIGHBOURS_TABLE,
+    INDEX_FILE,
     "part-*.arrow",
     "part-*.parquet",
-    "index.faiss",
 )
 _RUN_FILES = (RUN_FILE, RECIPE_FILE, METRICS_FILE, TIMINGS_FILE, QUARANTINE_FILE)
 _RUN_FOLDERS = (CHECKPOINTS_FOLDER, PREDICTIONS_FOLDER)
