@@ -18,7 +18,6 @@ from dptr.cache.progress import note
 from dptr.cache.row_set import RowSet
 from dptr.cache.stores.manifest import Manifest, require_same_encoder
 from dptr.cache.stores.orp import OrpBank
-from dptr.cache.stores.prompt_rows import within
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.text.charset import Charset
 from dptr.cache.validation import positions_of
@@ -347,9 +346,10 @@ def split_rows(store: PromptStore, recipe: Recipe) -> tuple[NDArray[np.int64], R
 
     def trained_on() -> Iterator[NDArray[np.bool_]]:
         first = 0
-        for hashes in store.rows.column("label_hash"):
+        columns = store.rows.column("label_hash"), store.rows.column("made_up")
+        for hashes, made_up in zip(*columns, strict=True):
             positions = positions_of(hashes, settings.seed)
-            chosen = (positions < limit) & ~within(store.made_up, first, len(positions))
+            chosen = (positions < limit) & (made_up == 0)
             lowest.add(first + np.flatnonzero(chosen), positions[chosen])
             first += len(positions)
             yield ~chosen

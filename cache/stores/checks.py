@@ -14,49 +14,47 @@ import queue
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Protocol
 
 from dptr.cache.errors import DamagedStore
+from dptr.cache.stores.files import CHANGED, problem_of, xxh3_of
 
 _ADVICE = "`dptr verify` lists all damage, `dptr verify --repair` recomputes what can be"
 _OFF = "DPTR_NO_CHECK"
 
-_Known = tuple[str, int, int, int]  # path, size, time of change, inode
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size and hash of a committed file, by which damage to it is found, not forgery."""
+
+    bytes: int
+    xxh3: str
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Measure a finished file."""
+        return cls(path.stat().st_size, xxh3_of(path))
+
+    def problem(self, path: Path) -> str | None:
+        """Return what is wrong with the file at ``path``, None when it is as it was committed."""
+
+        def compare() -> str | None:
+            size = path.stat().st_size
+            if size != self.bytes:
+                return f"has {size} bytes, not {self.bytes}"
+            return None if xxh3_of(path) == self.xxh3 else CHANGED
+
+        return problem_of(path, compare)
 
 
-class Record(Protocol):
-    """What is known of a file, by which damage to it is found."""
+_State = tuple[str, int, int, int]  # path, size, time of change, inode
 
-    def problem(self, path: Path, fast: bool = False) -> str | None:
-        """Return what is wrong with the file at ``path``, None when it is as it was written."""
-
-
-class _Background:
-    """The files that were checked or are to be, the thread that does it, and what it found."""
-
-    def __init__(self) -> None:
-        self.known: set[_Known] = set()
-        self.waiting: queue.Queue[tuple[Path, Record]] = queue.Queue()
-        self.damage: list[str] = []
-        self.thread: threading.Thread | None = None
-
-    def add(self, path: Path, record: Record) -> None:
-        self.waiting.put((path, record))
-        if self.thread is None:
-            # A daemon: an interrupted command does not wait for it.
-            self.thread = threading.Thread(target=self._work, name="dptr-checks", daemon=True)
-            self.thread.start()
-
-    def _work(self) -> None:
-        while True:
-            path, record = self.waiting.get()
-            if problem := record.problem(path, fast=True):
-                self.damage.append(f"{path} {problem}")
-            self.waiting.task_done()
-
-
-_background = _Background()
+#: Files that were checked or are to be.
+_checked: set[_State] = set()
+_waiting: queue.Queue[tuple[Path, FileRecord, _State]] = queue.Queue()
+_damage: list[str] = []
 
 
 def turn_off(off: bool) -> None:
@@ -64,32 +62,49 @@ def turn_off(off: bool) -> None:
     os.environ[_OFF] = "1" if off else ""
 
 
-def now(path: Path, record: Record) -> Path:
+def now(path: Path, record: FileRecord) -> Path:
     """Check a file that is about to be read as a whole; return its path.
 
     Raises:
         DamagedStore: it is not what was committed.
     """
     if _is_new(path):
-        if problem := record.problem(path, fast=True):
+        if problem := record.problem(path):
             raise DamagedStore(f"{path} {problem}", _ADVICE)
-        _background.known.add(_known(path))
+        _checked.add(_state_of(path))
     return path
 
 
-def soon(path: Path, record: Record) -> None:
+def soon(path: Path, record: FileRecord) -> None:
     """Check a file in the background; :func:`raise_found` and :func:`finish` report what was found."""
     if _is_new(path) and path.is_file():
-        _background.known.add(_known(path))
-        _background.add(path, record)
+        state = _state_of(path)
+        _checked.add(state)
+        _waiting.put((path, record, state))
+        _start_thread()
+
+
+@cache
+def _start_thread() -> None:
+    # A daemon: an interrupted command does not wait for it.
+    threading.Thread(target=_check_what_waits, name="dptr-checks", daemon=True).start()
+
+
+def _check_what_waits() -> None:
+    while True:
+        path, record, state = _waiting.get()
+        if problem := record.problem(path):
+            _damage.append(f"{path} {problem}")
+            _checked.discard(state)
+        _waiting.task_done()
 
 
 def raise_found() -> None:
     """Raise :class:`DamagedStore` when a check in the background has found damage; costs nothing."""
-    if _background.damage:
-        found, _background.damage = _background.damage, []
-        _background.known = {known for known in _background.known if not any(known[0] in told for told in found)}
-        raise DamagedStore("; ".join(found), _ADVICE)
+    if _damage:
+        found = "; ".join(_damage)
+        _damage.clear()
+        raise DamagedStore(found, _ADVICE)
 
 
 def finish() -> None:
@@ -98,7 +113,7 @@ def finish() -> None:
     Raises:
         DamagedStore: one of them is damaged.
     """
-    _background.waiting.join()
+    _waiting.join()
     raise_found()
 
 
@@ -121,9 +136,9 @@ def _is_new(path: Path) -> bool:
     # Workers leave it to the process that started them: it has the same files to check.
     if os.environ.get(_OFF) or multiprocessing.parent_process() is not None:
         return False
-    return not path.is_file() or _known(path) not in _background.known
+    return not path.is_file() or _state_of(path) not in _checked
 
 
-def _known(path: Path) -> _Known:
+def _state_of(path: Path) -> _State:
     state = path.stat()
     return str(path.absolute()), state.st_size, state.st_mtime_ns, state.st_ino

@@ -15,7 +15,7 @@ from typing import Any
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.plain_json import what_is_wrong
-from dptr.cache.stores.files import atomic_path, open_regular
+from dptr.cache.stores.files import atomic_path
 
 #: Of manifests, runs and model files alike; no other one is read.
 FORMAT_VERSION = 2
@@ -43,9 +43,9 @@ def has_checksum(path: Path) -> bool | None:
     """Return whether a file's checksum is right; None where it has none.
 
     Raises:
-        DamagedStore: it is no plain file. OSError: it cannot be read.
+        OSError: it cannot be read.
     """
-    with open_regular(path) as stream:
+    with path.open("rb") as stream:
         if os.fstat(stream.fileno()).st_size == 0:
             return None
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -120,7 +120,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _ends_of(path: Path, size: int = 1 << 16) -> bytes:
     """Return the first and the last bytes of a file, where its header and its metadata are."""
-    with open_regular(path) as stream:
+    with path.open("rb") as stream:
         first = stream.read(size)
         stream.seek(max(0, path.stat().st_size - size))
         return first + stream.read(size)

@@ -38,10 +38,7 @@ class EmbeddingsStore:
     VIEW: ClassVar[str]
 
     def __init__(self, folder: Path | str) -> None:
-        try:
-            self.folder = folder = Path(folder)
-        except TypeError as error:
-            raise UserError(f"{folder!r} is not a path", f"Name the folder that `{self.MADE_BY}` wrote") from error
+        self.folder = folder = Path(folder)
         self.manifest = Manifest.load(folder, self.KIND)
         if not self.manifest.shards:
             raise DamagedStore(f"{folder} holds no finished shard", f"Rerun `{self.MADE_BY}`; it resumes")
@@ -49,8 +46,7 @@ class EmbeddingsStore:
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process reads again what is kept here for quick use.
-        named = [name for kind in type(self).__mro__ for name, value in vars(kind).items() if _is_cached(value)]
-        return {name: value for name, value in self.__dict__.items() if name not in named}
+        return {name: self.__dict__[name] for name in ("folder", "manifest", "_reader")}
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -66,11 +62,10 @@ class EmbeddingsStore:
             UserError: there is no such column.
         """
         rows = self._dataset()
-        wanted = [columns] if isinstance(columns, str) else columns
-        unknown = [name for name in wanted or () if name not in rows.schema.names]
+        unknown = [name for name in columns or () if name not in rows.schema.names]
         if unknown:
             raise UserError(f"{self.folder} has no column {unknown[0]}", f"There are {', '.join(rows.schema.names)}")
-        return rows.to_table(list(wanted) if wanted is not None else None)
+        return rows.to_table(columns and list(columns))
 
     def pooled_of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the pooled vectors of chosen rows, shape (batch,), as float32 of shape (batch, pooled_dim).
@@ -80,7 +75,7 @@ class EmbeddingsStore:
         return self._reader.gather_pooled(self._batch(rows))
 
     def _rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return row numbers that a caller gave, checked; of a mask those that it marks."""
+        """Return row numbers that a caller gave, checked."""
         return checked_rows(rows, self.manifest.rows)
 
     def _batch(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -141,7 +136,3 @@ class EmbeddingsStore:
     def release(self) -> None:
         """Drop mapped pages from the process; the next batch reads them again from the page cache."""
         self._reader.release()
-
-
-def _is_cached(value: object) -> bool:
-    return isinstance(value, cached_property)

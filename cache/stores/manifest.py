@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import (
@@ -27,7 +27,8 @@ from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.progress import note
 from dptr.cache.stores import checks
 from dptr.cache.stores import checksummed as checksummed
-from dptr.cache.stores.files import CHANGED, begun_anew, problem_of, sha256_of, xxh3_of
+from dptr.cache.stores.checks import FileRecord as FileRecord
+from dptr.cache.stores.files import begun_anew
 
 _LONGEST_SHOWN = 40
 
@@ -36,36 +37,6 @@ DISPENSABLE = frozenset({INDEX_FILE, NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE, QUARANT
 
 StoreKind = Literal["prompts", "orp", "image_features"]
 _COMMAND_THAT_MAKES = {"prompts": "dptr embed-text", "orp": "dptr build-orp-bank", "image_features": "dptr embed-crops"}
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """Size and hashes of a committed file, by which damage to it is found; ``xxh3`` is the fast one."""
-
-    bytes: int
-    sha256: str
-    xxh3: str
-
-    @classmethod
-    def of(cls, path: Path) -> FileRecord:
-        """Measure a finished file."""
-        return cls(path.stat().st_size, sha256_of(path), xxh3_of(path))
-
-    def problem(self, path: Path, fast: bool = False) -> str | None:
-        """Return what is wrong with the file at ``path``, None when it is as it was committed.
-
-        Args:
-            path: the file. fast: compare the fast hash, which finds damage, not forgery.
-        """
-
-        def compare() -> str | None:
-            size = path.stat().st_size
-            if size != self.bytes:
-                return f"has {size} bytes, not {self.bytes}"
-            same = xxh3_of(path) == self.xxh3 if fast else sha256_of(path) == self.sha256
-            return None if same else CHANGED
-
-        return problem_of(path, compare)
 
 
 @dataclass(frozen=True)
@@ -86,45 +57,6 @@ class Shard:
     def embeddings(self) -> str:
         """Name of the file that holds its embeddings."""
         return f"{self.name}.arrow"
-
-    def stored(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
-        files = {name: vars(record) for name, record in self.files.items()}
-        return {"name": self.name, "rows": self.rows, "files": files, "details": self.details}
-
-    @classmethod
-    def of(cls, stored: dict[str, Any]) -> Self:
-        """Return the shard that was stored.
-
-        Raises:
-            KeyError, TypeError, AttributeError, ValueError: it is none.
-        """
-        shard = cls(stored["name"], stored["rows"], _file_records(stored["files"]), dict(stored["details"]))
-        if not isinstance(shard.rows, int) or not 0 <= shard.rows < 1 << 63:
-            raise ValueError("a shard has a number of rows that none can have")
-        for name in (shard.catalogue, shard.embeddings):
-            _ = shard.files[name]
-        return shard
-
-
-def _file_records(stored: dict[str, dict[str, Any]]) -> dict[str, FileRecord]:
-    """Return the records of files that JSON holds, by name.
-
-    Raises:
-        TypeError, AttributeError: it holds something else. ValueError: a name leads out of the store's folder.
-    """
-    for name in stored:
-        if name != PurePath(name).name or name in ("", ".", ".."):
-            raise ValueError(f"{name!r} is no name of a file in a store")
-    records = {name: FileRecord(**record) for name, record in stored.items()}
-    for record in records.values():
-        if type(record.bytes) is not int or not isinstance(record.sha256, str) or not isinstance(record.xxh3, str):
-            raise TypeError(f"{record} is none")
-        if not 0 <= record.bytes < 1 << 63:
-            raise ValueError("a file has a size that none can have")
-        if not (record.sha256 + record.xxh3).isascii():
-            raise ValueError(f"{record} holds no digests")
-    return records
 
 
 @dataclass
@@ -151,16 +83,16 @@ class Manifest:
         """Rows in all committed shards."""
         return sum(shard.rows for shard in self.shards)
 
+    def every_file(self) -> dict[str, FileRecord]:
+        """Return the records of all files that are listed, by name: store-wide ones first."""
+        return {**self.files, **{name: record for shard in self.shards for name, record in shard.files.items()}}
+
     def fingerprint(self) -> dict[str, Any]:
         """Return a short description that changes whenever identity or contents do, whatever the encoder is called."""
         identity = {key: value for key, value in self.identity.items() if key != "encoder"}
-        contents = [record.sha256 for shard in self.shards for record in shard.files.values()]
+        contents = [record.xxh3 for shard in self.shards for record in shard.files.values()]
         digest = hashlib.sha256(json.dumps([identity, contents], sort_keys=True).encode()).hexdigest()
         return {"rows": self.rows, "sha256": digest}
-
-    def is_described_by(self, known: object) -> bool:
-        """Return whether ``known``, which a run saved, is this store's fingerprint."""
-        return known == self.fingerprint()
 
     def is_intact(self, folder: Path, name: str) -> bool:
         """Return whether a store-wide file is listed and is, to the last bit, what was committed."""
@@ -173,12 +105,10 @@ class Manifest:
         Raises:
             DamagedStore: the file is not listed, or not what was committed.
         """
-        found = self.files.get(name)
-        for shard in self.shards:
-            found = shard.files.get(name, found)
-        if found is None:
+        record = self.every_file().get(name)
+        if record is None:
             raise DamagedStore(f"{folder / MANIFEST_FILE} does not list {name}", _REPAIR)
-        return checks.now(folder / name, found)
+        return checks.now(folder / name, record)
 
     def catalogues(self, folder: Path) -> list[Path]:
         """Return the paths of all shards' catalogues, whose hashes were compared.
@@ -235,9 +165,10 @@ class Manifest:
             "rows": self.rows,
             "identity": self.identity,
             "details": dict(sorted(self.details.items())),
-            "files": {name: vars(record) for name, record in sorted(self.files.items())},
+            "files": _stored(dict(sorted(self.files.items()))),
         }
-        checksummed.write_json(folder / MANIFEST_FILE, value, {"shards": [shard.stored() for shard in self.shards]})
+        shards = [{**vars(shard), "files": _stored(shard.files)} for shard in self.shards]
+        checksummed.write_json(folder / MANIFEST_FILE, value, {"shards": shards})
 
     @classmethod
     def load(cls, folder: Path, kind: StoreKind) -> Manifest:
@@ -245,7 +176,7 @@ class Manifest:
 
         Raises:
             UserError: there is no such store, or it is of another kind or format.
-            DamagedStore: the manifest cannot be read or contradicts itself, or a file is missing or cut short.
+            DamagedStore: the manifest cannot be read, or a file is missing or cut short.
         """
         if not (folder / MANIFEST_FILE).is_file():
             raise UserError(f"no {kind} store in {folder}", f"Make one with `{_COMMAND_THAT_MAKES[kind]}`")
@@ -260,22 +191,15 @@ class Manifest:
         """Read the manifest of a store of any kind, and no other file.
 
         Raises:
-            UserError: it is of another format. DamagedStore: it cannot be read or contradicts itself.
+            UserError: it is of another format. DamagedStore: it cannot be read.
         """
         path = folder / MANIFEST_FILE
         value = checksummed.read_json(path)
         try:
-            shards = [Shard.of(stored) for stored in value["shards"]]
-            files, details = _file_records(value["files"]), dict(value["details"])
-            manifest = cls(value["kind"], dict(value["identity"]), shards, files, details)
-            told = value["rows"]
+            shards = [Shard(**{**stored, "files": _records(stored["files"])}) for stored in value["shards"]]
+            return cls(value["kind"], value["identity"], shards, _records(value["files"]), value["details"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise DamagedStore(f"{path} is damaged: {what_is_wrong(error)}", checksummed.RESTORE) from error
-        if not isinstance(manifest.kind, str) or manifest.kind not in _COMMAND_THAT_MAKES:
-            raise DamagedStore(f"{path} is of no known kind: {manifest.kind!r}", _REPAIR)
-        if manifest.rows != told:
-            raise DamagedStore(f"{path} lists {told} rows but its shards have {manifest.rows}", _REPAIR)
-        return manifest
 
     @classmethod
     def begin_or_go_on(cls, folder: Path, kind: StoreKind, identity: dict[str, Any]) -> Manifest:
@@ -310,11 +234,10 @@ class Manifest:
 
     def _check_files(self, folder: Path) -> None:
         """Compare presence and size of every file that is needed: cheap, and catches what is cut short or missing."""
-        listed = {name: record for name, record in self.files.items() if name not in DISPENSABLE}
-        for shard in self.shards:
-            listed.update(shard.files)
-        for name, record in listed.items():
+        for name, record in self.every_file().items():
             path = folder / name
+            if name in DISPENSABLE:
+                continue
             size = path.stat().st_size if path.is_file() else None
             if size != record.bytes:
                 found = "is missing" if size is None else f"has {size} bytes, not {record.bytes}"
@@ -322,6 +245,17 @@ class Manifest:
 
 
 _REPAIR = "`dptr verify --repair` computes it again where the inputs are still there"
+
+
+def _stored(files: dict[str, FileRecord]) -> dict[str, Any]:
+    return {name: vars(record) for name, record in files.items()}
+
+
+def _records(stored: dict[str, dict[str, Any]]) -> dict[str, FileRecord]:
+    for name in stored:
+        if name != PurePath(name).name or name in ("", ".."):
+            raise ValueError(f"{name!r} leads out of the store")
+    return {name: FileRecord(**record) for name, record in stored.items()}
 
 
 def kind_of(folder: Path) -> str | None:

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import INDEX_FILE, NEIGHBOURS_ARRAY
 from dptr.cache.stores.manifest import Manifest
-from dptr.cache.stores.mapped_file import MappedFile
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.shards import checked_rows
 
@@ -38,17 +37,8 @@ class Neighbours:
     """The nearest crops of every prompt, memory-mapped: ``crops``, shape (prompts, k), int32."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            with path.open("rb") as stream:
-                np.lib.format.read_magic(stream)
-                shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-                offset = stream.tell()
-            self._path = path
-            self._map = MappedFile(path)
-            numbers = np.frombuffer(self._map.buffer, dtype, offset=offset)
-            self.crops: NDArray[np.int32] = numbers.reshape(shape)
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise DamagedStore(f"{path} cannot be read ({error})", _ADVICE) from error
+        self._path = path
+        self.crops: NDArray[np.int32] = np.load(path, mmap_mode="r")
 
     @classmethod
     def open(cls, prompts: Path, bank: OrpBank) -> Neighbours:
@@ -78,10 +68,6 @@ class Neighbours:
         """Return the crop row numbers of some prompts' neighbours, nearest first, shape (batch, k)."""
         return self.crops[checked_rows(rows, len(self))].astype(np.int64)
 
-    def release(self) -> None:
-        """Drop mapped pages from the process; they are read again when touched."""
-        self._map.release()
-
     def __reduce__(self) -> tuple[type[Neighbours], tuple[Path]]:
         return Neighbours, (self._path,)
 
@@ -93,7 +79,7 @@ def made_from(prompts: Manifest, bank: Manifest) -> dict[str, Any]:
         "weights": bank.identity["weights"],
         "prompts": prompts.rows,
         "crops": bank.rows,
-        "index": index and index.sha256,
+        "index": index and index.xxh3,
     }
 
 

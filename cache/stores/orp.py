@@ -6,8 +6,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dptr.cache.errors import UserError
 from dptr.cache.stores.embeddings_store import EmbeddingsStore
-from dptr.cache.stores.shards import StoredTokens, checked_positions, checked_rows
+from dptr.cache.stores.shards import StoredTokens, checked_rows
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(
@@ -54,7 +55,9 @@ class OrpBank(EmbeddingsStore):
             UserError: there is no such crop or token, or the shapes do not fit.
         """
         crops = self._batch(crops)
-        positions = checked_positions(positions, len(crops), self.tokens_per_crop, "token")
+        positions = checked_rows(positions, self.tokens_per_crop, "token")
+        if positions.ndim != 2 or len(positions) != len(crops):
+            raise UserError(f"tokens of shape {positions.shape} for {len(crops)} crops", "Give some for each crop")
         return self._reader.gather_tokens(crops, positions)
 
     def pooled(self, shard: int) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from dptr.cache.errors import DamagedStore
 from dptr.cache.file_names import PREFIX_FILE
 from dptr.cache.stores.embeddings_store import EmbeddingsStore
-from dptr.cache.stores.prompt_rows import PromptRows, Ranges, open_rows
+from dptr.cache.stores.prompt_rows import PromptRows, open_rows
 from dptr.cache.stores.shards import Embeddings, EmbeddingsFile, StoredEmbeddings
 from dptr.cache.text.charset import Charset
 
@@ -91,11 +91,6 @@ class PromptStore(EmbeddingsStore):
     def rows(self) -> PromptRows:
         """What training asks of every row: labels, lengths, counts and hashes, mapped."""
         return open_rows(self.folder, self.manifest)
-
-    @cached_property
-    def made_up(self) -> Ranges:
-        """Ranges of the rows that ``embed-text --cover-subwords`` added: the first, and one behind the last."""
-        return self.rows.made_up
 
     @cached_property
     def labels(self) -> pa.StringArray:

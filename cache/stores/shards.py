@@ -8,6 +8,8 @@ copies columns.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +22,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.choices import EmbeddingsDtype
-from dptr.cache.errors import UserError
+from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.stores import checks
 from dptr.cache.stores.files import TEMPORARY_SUFFIX, atomic_path
 from dptr.cache.stores.manifest import FileRecord, Shard
-from dptr.cache.stores.mapped_file import MappedFile, damage_told
 
 #: A token touches a page at least, and the kernel maps its neighbours with it.
 _TOKENS_BETWEEN_RELEASES = 1 << 14
@@ -95,44 +96,18 @@ class StoredEmbeddings:
 
 
 def checked_rows(rows: Any, count: int, what: str = "row") -> NDArray[np.int64]:
-    """Return what a caller asks for as row numbers, of the shape given; a mask, shape (count,), as those it marks.
-
-    Args:
-        rows: whole numbers from 0 to below ``count``, or a boolean mask. count: how many there are.
-        what: what they number, for the error.
+    """Return what a caller gives as numbers of ``what``, of the same shape.
 
     Raises:
-        UserError: they are of another type, or one is out of range.
+        UserError: they are no whole numbers from 0 to below ``count``.
     """
-    try:
-        numbers = np.asarray(rows)
-    except ValueError:
-        numbers = np.empty(0, object)  # lists of unequal lengths
-    if numbers.dtype == np.bool_:
-        if numbers.shape != (count,):
-            raise UserError(f"a mask of shape {numbers.shape} for {count} {what}s", f"Give one of shape ({count},)")
-        return np.flatnonzero(numbers)
-    if numbers.size == 0 and numbers.dtype == np.float64:
-        numbers = numbers.astype(np.int64)  # an empty list
-    if numbers.dtype.kind not in "iu":
-        raise UserError(f"{what}s of type {numbers.dtype}", f"Give whole numbers from 0 to {count - 1}, or a mask")
+    numbers = np.asarray(rows)
+    advice = f"Give whole numbers from 0 to {count - 1}"
+    if numbers.size and numbers.dtype.kind not in "iu":
+        raise UserError(f"{what}s of type {numbers.dtype}", advice)
     if numbers.size and (numbers.min() < 0 or numbers.max() >= count):
-        wrong = numbers[(numbers < 0) | (numbers >= count)].flat[0]
-        raise UserError(f"there is no {what} {wrong}", f"Give whole numbers from 0 to {count - 1}")
+        raise UserError(f"there is no {what} {numbers[(numbers < 0) | (numbers >= count)].flat[0]}", advice)
     return numbers.astype(np.int64)
-
-
-def checked_positions(positions: Any, rows: int, count: int, what: str) -> NDArray[np.int64]:
-    """Return positions within each of ``rows`` rows, shape (rows, any), each from 0 to below ``count``.
-
-    Raises:
-        UserError: they are of another type or shape, or one is out of range.
-    """
-    if np.ndim(positions) != 2 or len(positions) != rows or np.asarray(positions).dtype == np.bool_:
-        raise UserError(
-            f"{what}s of shape {np.shape(positions)} for {rows} rows", f"Give whole numbers of shape ({rows}, any)"
-        )
-    return checked_rows(positions, count, what)
 
 
 def shard_name(number: int) -> str:
@@ -193,6 +168,27 @@ def write_embeddings(path: Path, embeddings: Embeddings, dtype: EmbeddingsDtype)
         writer.write_batch(batch)
 
 
+class MappedFile:
+    """A whole file, mapped read-only.
+
+    Python's own ``mmap`` keeps a descriptor for as long as the map lives (until 3.13), Arrow's does not.
+
+    Attributes:
+        buffer: the file's bytes, uint8; the map lives as long as anything refers to it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with pa.memory_map(str(path)) as file:
+            self.buffer: pa.Buffer = file.read_buffer()
+
+    def release(self) -> None:
+        """Let the kernel drop the pages from this process, where it has ``madvise``; they are read again if touched."""
+        advice = getattr(mmap, "MADV_DONTNEED", None)
+        if advice is not None and self.buffer.size:
+            address, size = ctypes.c_void_p(self.buffer.address), ctypes.c_size_t(self.buffer.size)
+            ctypes.CDLL(None).madvise(address, size, ctypes.c_int(advice))
+
+
 class EmbeddingsFile:
     """A memory-mapped IPC file of embeddings, as NumPy views.
 
@@ -205,7 +201,7 @@ class EmbeddingsFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        with damage_told(path, "Check the store with its manifest's hashes"):
+        try:
             self._map = MappedFile(path)
             batch = ipc.open_file(self._map.buffer).get_batch(0)
             batch.validate()
@@ -217,8 +213,11 @@ class EmbeddingsFile:
             self.scale: NDArray[np.float32] | None = (
                 batch.column("scale").values.to_numpy(zero_copy_only=True) if has_scale else None
             )
+            # The file's hash is compared in the background: these would lead out of the map before.
             if self.offsets[0] < 0 or self.offsets[-1] > len(self.tokens) or (np.diff(self.offsets) < 0).any():
                 raise ValueError("its offsets lead out of it")
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
+            raise DamagedStore(f"{path} cannot be read ({error})", "See `dptr verify`") from error
 
     def release(self) -> None:
         """Let the kernel drop this file's pages from the process; they are read again when touched."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,11 +10,8 @@ from pathlib import Path
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import (
     CHECKPOINTS_FOLDER,
-    INDEX_FILE,
     LEXICON_FILE,
     MANIFEST_FILE,
-    NEIGHBOURS_ARRAY,
-    NEIGHBOURS_TABLE,
     PREDICTIONS_FOLDER,
     PREFIX_FILE,
     QUARANTINE_FILE,
@@ -26,11 +23,16 @@ from dptr.cache.file_names import (
 from dptr.cache.progress import note, progress
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import CHANGED, problem_of, sha256_of
-from dptr.cache.stores.manifest import FileRecord, Manifest
+from dptr.cache.stores.manifest import Manifest
 from dptr.cache.workspace import Workspace
 
-_FIRST_SHARD = "part-00000"
-_CHECKSUMMED_SUFFIXES = (".safetensors", ".onnx")
+_MODEL_SUFFIXES = (".safetensors", ".onnx")
+_SHARDS = "part-"
+
+_REPAIR = "`dptr verify --repair` computes it again where the inputs are still there"
+_MAKE_AGAIN = "Restore it from a copy, or run the command that wrote it again"
+_TRAIN_AGAIN = "Train again into another folder, or restore it from a copy"
+_TRAIN_ON = "The run's other checkpoint is used in its place where there is one; the same command trains on from it"
 
 
 @dataclass(frozen=True)
@@ -38,35 +40,24 @@ class Damage:
     """One file that is not what was committed.
 
     Attributes:
-        folder: the store, the run, or the model's.
-        file: the file's name in it.
-        shard: the shard it belongs to, or None for the manifest, store-wide files, and files of runs.
-        problem: what is wrong.
+        folder: the store, the run, or the model's. file: the file's name in it. problem: what is wrong.
         advice: what to do about it.
     """
 
     folder: Path
     file: str
-    shard: str | None
     problem: str
-    advice: str = "Restore it from a copy, or make it again"
+    advice: str = _MAKE_AGAIN
 
     @property
     def path(self) -> Path:
         """Where the file is, or ought to be."""
         return self.folder / self.file
 
-
-_REPAIRABLE = "`dptr verify --repair` computes it again where the inputs are still there"
-_REPAIRED_BY = {
-    INDEX_FILE: "`dptr mine-neighbours` and `dptr build-orp-bank` build it again",
-    NEIGHBOURS_TABLE: "`dptr mine-neighbours` searches them again",
-    NEIGHBOURS_ARRAY: "`dptr mine-neighbours` searches them again",
-    QUARANTINE_FILE: "The command that made the store writes it again",
-    ROWS_FILE: "`dptr verify --repair`, or the next training, writes it again",
-}
-_REPAIRED_BY_READING = "`dptr evaluate` with the same data, or the command that trained, writes it again"
-_TRAIN_ON = "Train again into another folder, or restore it from a copy"
+    @property
+    def can_be_repaired(self) -> bool:
+        """Whether it is a store's shard, shared embeddings or rows, which are computed again."""
+        return self.advice == _REPAIR
 
 
 def all_in(workspace: Workspace) -> list[Path]:
@@ -78,8 +69,7 @@ def all_in(workspace: Workspace) -> list[Path]:
 
 def is_store(folder: Path) -> bool:
     """Return whether ``folder`` holds something of a store, be it without its manifest."""
-    marks = (MANIFEST_FILE, PREFIX_FILE, f"{_FIRST_SHARD}.arrow", f"{_FIRST_SHARD}.parquet")
-    return any((folder / name).is_file() for name in marks)
+    return any((folder / name).is_file() for name in (MANIFEST_FILE, PREFIX_FILE, f"{_SHARDS}00000.arrow"))
 
 
 def is_run(folder: Path) -> bool:
@@ -93,114 +83,72 @@ def verify(path: Path) -> list[Damage]:
     Raises:
         UserError: ``path`` is none of them, or of another format.
     """
-    if path.is_file():
-        return _of_model(path)
+    if path.is_file() and path.suffix in _MODEL_SUFFIXES:
+        if checksummed.has_checksum(path) is None:
+            note(f"{path} has no hash: another program wrote it")
+        return list(_damaged(path.parent, path.name, partial(checksummed.require_whole, path)))
     if is_store(path):
-        return _of_store(path)
-    if is_run(path):
+        return list(_of_store(path))
+    if is_run(path) or (path / PREDICTIONS_FOLDER).is_dir():
         return list(_of_run(path))
-    if (path / PREDICTIONS_FOLDER).is_dir():
-        return list(_of_tables(path))
     raise UserError(f"{path} is neither a store, a run nor a model file", "Name the folder or the file of one")
 
 
 def repairable(damages: Iterable[Damage]) -> dict[Path, set[str]]:
-    """Return, for each store, its damaged files that can be recomputed: shards, shared embeddings, rows."""
+    """Return, for each store, its damaged files that can be computed again."""
     found: dict[Path, set[str]] = {}
     for damage in damages:
-        if damage.shard is not None or damage.file in (PREFIX_FILE, ROWS_FILE):
+        if damage.can_be_repaired:
             found.setdefault(damage.folder, set()).add(damage.file)
     return found
 
 
-def _of_store(folder: Path) -> list[Damage]:
-    if not (folder / MANIFEST_FILE).is_file():
-        advice = "Restore it from a copy, or rerun the command that made the store, which starts over"
-        return [Damage(folder, MANIFEST_FILE, None, "is missing", advice)]
+def _of_store(folder: Path) -> Iterator[Damage]:
     try:
-        manifest = Manifest.read(folder)
+        listed = Manifest.read(folder).every_file()
+    except FileNotFoundError:
+        yield Damage(folder, MANIFEST_FILE, "is missing")
+        return
     except DamagedStore as error:
-        return [Damage(folder, MANIFEST_FILE, None, error.problem.removeprefix(f"{folder / MANIFEST_FILE} "))]
-    listed: list[tuple[str, str | None, FileRecord]] = [(name, None, known) for name, known in manifest.files.items()]
-    for shard in manifest.shards:
-        listed += [(name, shard.name, known) for name, known in shard.files.items()]
-    found: list[Damage] = []
-    with progress(f"checking {folder}", sum(known.bytes for _, _, known in listed), "bytes") as bar:
-        for name, shard_name, known in listed:
+        yield Damage(folder, MANIFEST_FILE, error.problem.removeprefix(f"{folder / MANIFEST_FILE} "))
+        return
+    with progress(f"checking {folder}", sum(known.bytes for known in listed.values()), "bytes") as bar:
+        for name, known in listed.items():
             if problem := known.problem(folder / name):
-                found.append(Damage(folder, name, shard_name, problem, _advice_for(name)))
+                computed = name.startswith(_SHARDS) or name in (PREFIX_FILE, ROWS_FILE)
+                yield Damage(folder, name, problem, _REPAIR if computed else _MAKE_AGAIN)
             bar.advance(known.bytes)
-    return found
-
-
-def _advice_for(name: str) -> str:
-    return _REPAIRED_BY.get(name, _REPAIRABLE)
 
 
 def _of_run(folder: Path) -> Iterator[Damage]:
     """Check a run's description, checkpoints, tables and exported models; logs only ever grow and have no hash."""
-    for name in (RUN_FILE, RECIPE_FILE):
-        if problem := _checksum_problem(folder / name, needed=True):
-            yield Damage(folder, name, None, problem, _TRAIN_ON)
-    if (folder / LEXICON_FILE).is_file() and (problem := _checksum_problem(folder / LEXICON_FILE, needed=True)):
-        yield Damage(folder, LEXICON_FILE, None, problem, _TRAIN_ON)
-    checkpoints = folder / CHECKPOINTS_FOLDER
-    for checkpoint in sorted(path for path in checkpoints.glob("*") if path.is_dir() and path.name[0] != "."):
-        yield from _of_checkpoint(folder, checkpoint)
-    yield from _of_tables(folder)
-    for model in sorted(path for path in folder.iterdir() if path.suffix in _CHECKSUMMED_SUFFIXES):
-        yield from _of_model(model)
+    described = [folder / RUN_FILE, folder / RECIPE_FILE] if is_run(folder) else []
+    for file in (*described, *folder.glob(LEXICON_FILE)):
+        check = checksummed.read_json if file.suffix == ".json" else checksummed.require_checksum
+        yield from _damaged(folder, file.name, partial(check, file), _TRAIN_AGAIN)
+    for checkpoint in sorted(folder.glob(f"{CHECKPOINTS_FOLDER}/[!.]*/")):
+        yield from _of_checkpoint(folder, checkpoint / STATE_FILE)
+    for file in (*folder.glob(QUARANTINE_FILE), *sorted(folder.glob(f"{PREDICTIONS_FOLDER}/*.parquet"))):
+        name = str(file.relative_to(folder))
+        yield from _damaged(folder, name, partial(checksummed.require_checksum, file))
+    for file in sorted(folder.glob("*.*")):
+        if file.suffix in _MODEL_SUFFIXES:
+            yield from _damaged(folder, file.name, partial(checksummed.require_whole, file))
 
 
-def _of_tables(folder: Path) -> Iterator[Damage]:
-    """Check the predictions on data sets, and their rejected crops."""
-    rejected = folder / QUARANTINE_FILE
-    tables = [rejected] if rejected.exists() else []
-    for table in (*tables, *sorted((folder / PREDICTIONS_FOLDER).glob("*.parquet"))):
-        if problem := _checksum_problem(table, needed=True):
-            yield Damage(folder, str(table.relative_to(folder)), None, problem, _REPAIRED_BY_READING)
-
-
-def _of_checkpoint(folder: Path, checkpoint: Path) -> Iterator[Damage]:
-    state = checkpoint / STATE_FILE
-    advice = "The run's other checkpoint is used in its place where there is one; the same command trains on from it"
-    problem, files = _checksum_problem(state, needed=True), {}
-    if problem is None:
-        files = checksummed.read_json(state).get("files", {})
-        problem = None if isinstance(files, dict) else "lists no files"
-    if problem is not None:
-        yield Damage(folder, str(state.relative_to(folder)), None, problem, advice)
-        return
-    for name, digest in files.items():
-        file = checkpoint / name
-        if problem := problem_of(file, partial(_compare, file, digest)):
-            yield Damage(folder, str(file.relative_to(folder)), None, problem, advice)
+def _of_checkpoint(folder: Path, state: Path) -> Iterator[Damage]:
+    of_state = list(_damaged(folder, str(state.relative_to(folder)), partial(checksummed.read_json, state), _TRAIN_ON))
+    yield from of_state
+    for name, digest in () if of_state else checksummed.read_json(state)["files"].items():
+        file = state.with_name(name)
+        yield from _damaged(folder, str(file.relative_to(folder)), partial(_compare, file, digest), _TRAIN_ON)
 
 
 def _compare(path: Path, sha256: str) -> str | None:
     return None if sha256_of(path) == sha256 else CHANGED
 
 
-def _of_model(path: Path) -> list[Damage]:
-    if path.suffix not in _CHECKSUMMED_SUFFIXES:
-        raise UserError(
-            f"{path} is not a model file", f"Name a store, a run, or a {' or '.join(_CHECKSUMMED_SUFFIXES)}"
-        )
-    problem = _checksum_problem(path)
-    if problem is None and checksummed.has_checksum(path) is None:
-        note(f"{path} has no hash: another program wrote it")
-    return [Damage(path.parent, path.name, None, problem, "Export it again")] if problem else []
-
-
-def _checksum_problem(path: Path, needed: bool = False) -> str | None:
-    """Return what is wrong with a file by its checksum; where none is ``needed``, metadata says whether it has one."""
-
-    def check() -> None:
-        if not needed:
-            checksummed.require_whole(path)
-        elif path.suffix == ".json":
-            checksummed.read_json(path)
-        else:
-            checksummed.require_checksum(path)
-
-    return problem_of(path, check)
+def _damaged(folder: Path, name: str, check: Callable[[], object], advice: str = _MAKE_AGAIN) -> Iterator[Damage]:
+    """Yield the damage of one file that a check finds, which raises or returns what is wrong."""
+    if problem := problem_of(folder / name, check):
+        yield Damage(folder, name, problem, advice)

@@ -146,7 +146,7 @@ class StoreInMaking:
     def __init__(self, out: Path, kind: StoreKind, identity: dict[str, Any], part: Part = WHOLE) -> None:
         whole = Manifest.begin_or_go_on(out, kind, identity)
         if not (out / MANIFEST_FILE).is_file():
-            require_replaceable(out / QUARANTINE_FILE)
+            require_replaceable(out)
         self.out, self.part, self.folder = out, part, part.beside(out)
         self.before = replace(whole, shards=list(whole.shards))
         self._is_share = part.of > 1
@@ -279,4 +279,4 @@ def _share_of(whole: Manifest, out: Path, folder: Path, kind: StoreKind, identit
 
 def file_hashes(manifest: Manifest) -> list[str]:
     """Return what of a store its shares depend on: which shards it has."""
-    return [record.sha256 for shard in manifest.shards for record in shard.files.values()]
+    return [record.xxh3 for shard in manifest.shards for record in shard.files.values()]

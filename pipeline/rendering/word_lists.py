@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.progress import note
 from dptr.cache.rejections import Quarantine
-from dptr.cache.stores.files import scratch_folder
 from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.choices import Unit
 from dptr.pipeline.photos.photo_files import Photo, find_photos
@@ -38,7 +38,7 @@ def text_counts(files: Sequence[str], unit: Unit, max_length: int = 100) -> dict
     normalization = Normalization(unicode="nfc", max_label_length=max_length, keep_spaces=unit == "line")
     settings = CorpusSettings(unit=unit, normalization=normalization, charset="auto")
     with (
-        scratch_folder() as scratch,
+        TemporaryDirectory(prefix="dptr-") as scratch,
         Quarantine(Path(scratch) / QUARANTINE_FILE) as quarantine,
         read_corpus(files, settings, quarantine) as corpus,
     ):

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from dptr.cache.choices import EmbeddingsDtype
@@ -17,7 +18,6 @@ from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, QUARANTINE_FILE
 from dptr.cache.progress import note, progress
 from dptr.cache.rejections import Quarantine
-from dptr.cache.stores.files import scratch_folder
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompt_rows import write_rows
@@ -155,7 +155,7 @@ def estimate(paths: Sequence[str], out: Path, settings: EmbedTextSettings) -> Es
     Words that would be made up are not counted, as which ones depends on the whole store.
     """
     with (
-        scratch_folder() as scratch,
+        TemporaryDirectory(prefix="dptr-") as scratch,
         Quarantine(Path(scratch) / QUARANTINE_FILE) as quarantine,
         read_corpus(paths, settings.corpus, quarantine) as corpus,
     ):

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import duckdb
 import numpy as np
@@ -27,7 +28,6 @@ from numpy.typing import NDArray
 from dptr.cache.choices import Units
 from dptr.cache.errors import UserError
 from dptr.cache.processors import usable_processors
-from dptr.cache.stores.files import scratch_folder
 from dptr.cache.text.charset import Charset, LetterCase, fold_case
 from dptr.cache.text.normalization import Normalization
 from dptr.cache.text.units import clusters
@@ -167,7 +167,7 @@ class DistinctLabels:
     """Counts labels in a DuckDB file of its own, in a new folder where temporary files go (``TMPDIR``)."""
 
     def __init__(self) -> None:
-        self._folder = scratch_folder()
+        self._folder = TemporaryDirectory(prefix="dptr-")
         folder = Path(self._folder.name)
         settings: dict[str, str | bool | int | float | list[str]] = {
             "memory_limit": _MEMORY,

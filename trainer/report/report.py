@@ -168,9 +168,9 @@ def matching_stores(run: Run, folders: Sequence[Path]) -> tuple[PromptStore, Orp
         return None
     store = PromptStore(prompts)
     known: dict[str, Any] = run.data
-    if not store.manifest.is_described_by(known.get("prompts")):
+    if store.manifest.fingerprint() != known.get("prompts"):
         return None
     if "orp" not in known:
         return store, None
     bank = OrpBank(orp) if (orp / MANIFEST_FILE).is_file() else None
-    return (store, bank) if bank is not None and bank.manifest.is_described_by(known["orp"]) else None
+    return (store, bank) if bank is not None and bank.manifest.fingerprint() == known["orp"] else None

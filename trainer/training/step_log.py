@@ -12,7 +12,7 @@ from typing import Any
 
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
-from dptr.cache.stores.files import atomic_path, open_to_append
+from dptr.cache.stores.files import atomic_path
 from dptr.trainer.choices import Tracker as Tracker
 
 #: Takes a log line, which holds its ``step``.
@@ -26,7 +26,7 @@ def append(path: Path, line: dict[str, Any]) -> None:
         UserError: the disk is full or not writable.
     """
     try:
-        with open_to_append(path) as stream:
+        with path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
     except OSError as error:
         raise UserError(

@@ -52,7 +52,7 @@ def test_a_file_is_read_once_and_again_when_it_has_changed(
 ) -> None:
     read: list[Path] = []
 
-    def problem(self: FileRecord, path: Path, fast: bool = False) -> None:
+    def problem(self: FileRecord, path: Path) -> None:
         read.append(path)
 
     monkeypatch.setattr(FileRecord, "problem", problem)
@@ -87,7 +87,7 @@ def test_an_interrupt_does_not_wait_for_checks(
     stored: tuple[Path, FileRecord], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_on = threading.Event()
-    monkeypatch.setattr(FileRecord, "problem", lambda *_, **__: go_on.wait(60) and None)
+    monkeypatch.setattr(FileRecord, "problem", lambda *_: go_on.wait(60) and None)
     try:
         with pytest.raises(KeyboardInterrupt), checks.before_ending():
             checks.soon(*stored)

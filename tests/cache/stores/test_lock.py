@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from dptr.cache.errors import UserError
-from dptr.cache.stores.files import TEMPORARY_SUFFIX, atomic_path
+from dptr.cache.stores.files import TEMPORARY_SUFFIX
 from dptr.cache.stores.lock import locked, locked_file
 
 HOLD = """
@@ -89,19 +89,6 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         pass
 
 
-def test_two_processes_never_share_a_temporary_name(tmp_path: Path) -> None:
-    with atomic_path(tmp_path / "x") as mine:
-        mine.touch()
-        code = (
-            "import sys; from pathlib import Path; from dptr.cache.stores.files import temporary_beside; "
-            "print(temporary_beside(Path(sys.argv[1])))"
-        )
-        theirs = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "x")], capture_output=True, text=True, check=True
-        )
-        assert theirs.stdout.strip() != str(mine)
-
-
 def run_two(arguments: list[str], folder: Path) -> list[tuple[int, str]]:
     """Start the same command twice at once; return exit code and stderr of each, the winner first."""
     command = [sys.executable, "-m", "dptr", *arguments, "--workspace", str(folder / "ws")]
@@ -123,11 +110,11 @@ def wait_for_owner(folder: Path, started: list[subprocess.Popen[str]]) -> int:
     """Return the process id of the first of ``started`` that holds a lock below ``folder``."""
     until = time.monotonic() + 120
     while time.monotonic() < until:
-        for path in folder.rglob("*.owner.json"):
-            with suppress(ValueError, FileNotFoundError):  # being written, or done with
-                owner: int = json.loads(path.read_text())["pid"]
-                if owner in [process.pid for process in started]:
-                    return owner
+        for path in folder.rglob("*.owner"):
+            with suppress(FileNotFoundError):  # done with
+                for process in started:
+                    if path.read_text().startswith(f"process {process.pid} "):
+                        return process.pid
         time.sleep(0.001)
     raise AssertionError("neither took a lock")
 

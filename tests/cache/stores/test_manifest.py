@@ -57,13 +57,6 @@ def test_another_kind_is_a_user_error(tmp_path: Path) -> None:
         Manifest.load(tmp_path, "orp")
 
 
-def test_edited_by_hand(tmp_path: Path) -> None:
-    saved(tmp_path)
-    edit(tmp_path, rows=4)
-    with pytest.raises(DamagedStore, match="4 rows"):
-        Manifest.load(tmp_path, "prompts")
-
-
 @pytest.mark.parametrize(
     ("content", "what"),
     [
@@ -114,7 +107,7 @@ def test_encoders_are_compared_by_weights_not_by_name() -> None:
 def test_fingerprint_follows_contents(tmp_path: Path) -> None:
     manifest = saved(tmp_path)
     before = manifest.fingerprint()
-    manifest.shards.append(Shard("part-00001", 1, {"part-00001.arrow": FileRecord(1, "b", "b")}))
+    manifest.shards.append(Shard("part-00001", 1, {"part-00001.arrow": FileRecord(1, "b")}))
     assert manifest.fingerprint() != before
 
 
@@ -122,7 +115,6 @@ def test_fingerprint_does_not_depend_on_what_the_encoder_is_called(tmp_path: Pat
     one, other = (Manifest("prompts", {"encoder": name, "weights": "a"}) for name in ("models/clip", "/models/clip"))
     assert one.fingerprint() == other.fingerprint()
     assert one.fingerprint() != Manifest("prompts", {"encoder": "models/clip", "weights": "b"}).fingerprint()
-    assert one.is_described_by(other.fingerprint())
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -133,17 +125,6 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         raise RuntimeError
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize(
-    "record",
-    [[], {}, {"bytes": "3", "sha256": ""}, {"bytes": 3, "sha256": "\u00e9"}, {"bytes": 10**99, "sha256": ""}, 7],
-)
-def test_a_record_of_a_file_that_is_none_is_damage(record: object, tmp_path: Path) -> None:
-    saved(tmp_path)
-    edit(tmp_path, files={"prefix.arrow": record})
-    with pytest.raises(DamagedStore, match=r"manifest\.json is damaged"):
-        Manifest.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -159,16 +140,6 @@ def test_a_charset_that_is_none_is_damage(identity: dict[str, object], said: str
 @pytest.mark.parametrize("name", ["../outside.arrow", "/etc/hostname", "..", "a/b", ""])
 def test_a_file_outside_of_the_store_is_damage_and_never_read(name: str, tmp_path: Path) -> None:
     saved(tmp_path)
-    record = {"bytes": 0, "sha256": "", "xxh3": ""}
-    edit(tmp_path, files={name: record})
+    edit(tmp_path, files={name: {"bytes": 0, "xxh3": ""}})
     with pytest.raises(DamagedStore, match=r"manifest\.json is damaged"):
-        Manifest.read(tmp_path)
-
-
-@pytest.mark.parametrize("lost", ["part-00000.parquet", "part-00000.arrow"])
-def test_a_shard_without_one_of_its_files_is_damage(lost: str, tmp_path: Path) -> None:
-    stored = saved(tmp_path).shards[0].stored()
-    stored["files"] = {name: record for name, record in stored["files"].items() if name != lost}
-    edit(tmp_path, shards=[stored])
-    with pytest.raises(DamagedStore, match=f"it lacks '{lost}'"):
         Manifest.read(tmp_path)

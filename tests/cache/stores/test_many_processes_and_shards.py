@@ -38,7 +38,7 @@ def write_store(folder: Path, kind: StoreKind, shards: int) -> Path:
         manifest.shards.append(write_shard(folder, number, pa.table(columns, schema), embeddings, "float32", {}))
     write_embeddings(folder / PREFIX_FILE, Embeddings(values, np.ones(1, np.int64), values), "float32")
     manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
-    manifest.files[INDEX_FILE] = FileRecord(0, "", "")
+    manifest.files[INDEX_FILE] = FileRecord(0, "")
     manifest.save(folder)
     return folder
 

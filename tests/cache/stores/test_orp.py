@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -63,33 +62,12 @@ def test_mapped_pages_are_dropped_now_and_then(tmp_path: Path, monkeypatch: pyte
     assert len(releases) == 3
 
 
-def test_a_mask_chooses_the_rows_that_it_marks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [[15], [-1], [0.5], ["a"], None, [True], [[0, 1]]])
+def test_rows_and_tokens_that_a_store_does_not_have_are_rejected(tmp_path: Path, rows: Any) -> None:
     bank = make_bank(tmp_path, "float16")
-    mask = np.zeros(len(bank), np.bool_)
-    mask[[3, 7, 14]] = True
-    np.testing.assert_array_equal(bank.pooled_of(mask), bank.pooled_of(np.array([3, 7, 14])))  # type: ignore[arg-type]  # a mask
-    positions = np.array([[0, 5]] * 3)
-    np.testing.assert_array_equal(bank.tokens(mask, positions), bank.tokens(np.array([3, 7, 14]), positions))  # type: ignore[arg-type]
-
-
-WRONG_ROWS = [
-    (np.zeros(3, np.bool_), "a mask of shape"),
-    ([15], "there is no row 15"),
-    ([-1], "there is no row -1"),
-    ([0.5], "of type float64"),
-    (["a"], "of type <U1"),
-    (None, "of type object"),
-    ([[0], [1, 2]], "of type object"),
-    ([[0, 1]], "in one dimension"),
-]
-
-
-@pytest.mark.parametrize(("rows", "told"), WRONG_ROWS)
-def test_rows_that_a_store_does_not_have_are_rejected(tmp_path: Path, rows: Any, told: str) -> None:
-    bank = make_bank(tmp_path, "float16")
-    with pytest.raises(UserError, match=re.escape(told)):
+    with pytest.raises(UserError, match="row"):
         bank.pooled_of(rows)
-    with pytest.raises(UserError, match=re.escape(told)):
+    with pytest.raises(UserError, match="row"):
         bank.tokens(rows, np.zeros((1, 1), np.int64))
 
 
@@ -106,11 +84,9 @@ def test_no_rows_give_nothing(tmp_path: Path, dtype: EmbeddingsDtype) -> None:
     assert bank.tokens([], np.zeros((0, 2), np.int64)).shape == (0, 2, DIM)  # type: ignore[arg-type]
 
 
-def test_what_is_no_folder_and_no_column_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a path"):
-        OrpBank(None)  # type: ignore[arg-type]
+def test_what_is_no_column_and_no_shard_is_rejected(tmp_path: Path) -> None:
     bank = make_bank(tmp_path, "float16")
-    assert bank.catalogue("image").column_names == ["image"]
+    assert bank.catalogue(["image"]).column_names == ["image"]
     with pytest.raises(UserError, match="no column 1"):
         bank.catalogue([1])  # type: ignore[list-item]
     with pytest.raises(UserError, match="no shard 3"):
@@ -121,7 +97,7 @@ CROPS = np.arange(12, dtype=np.int32).reshape(4, 3)
 
 
 def bank_manifest(index: str = "i") -> Manifest:
-    return Manifest("orp", {"encoder": "made up", "weights": "w"}, files={INDEX_FILE: FileRecord(1, index, index)})
+    return Manifest("orp", {"encoder": "made up", "weights": "w"}, files={INDEX_FILE: FileRecord(1, index)})
 
 
 @pytest.fixture

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +74,8 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def found(folder: Path) -> list[tuple[str, str | None, str]]:
-    return [(damage.file, damage.shard, damage.problem) for damage in verify(folder)]
+def found(folder: Path) -> list[tuple[str, str]]:
+    return [(damage.file, damage.problem) for damage in verify(folder)]
 
 
 @pytest.fixture(autouse=True)
@@ -126,8 +123,8 @@ def test_one_flipped_bit_anywhere_in_a_run_is_found(run: Path, name: str) -> Non
 def test_every_damage_is_named_not_only_the_first(store: Path) -> None:
     (store / "part-00000.parquet").write_bytes(b"short")
     (store / PREFIX_FILE).unlink()
-    names = [(file, shard, problem[:11]) for file, shard, problem in found(store)]
-    assert names == [(PREFIX_FILE, None, "is missing"), ("part-00000.parquet", "part-00000", "has 5 bytes")]
+    names = [(file, problem[:11]) for file, problem in found(store)]
+    assert names == [(PREFIX_FILE, "is missing"), ("part-00000.parquet", "has 5 bytes")]
 
 
 def test_a_manifest_that_cannot_be_read(store: Path) -> None:
@@ -139,20 +136,20 @@ def test_a_manifest_that_cannot_be_read(store: Path) -> None:
 
 def test_a_missing_manifest_is_damage(store: Path) -> None:
     (store / MANIFEST_FILE).unlink()
-    assert found(store) == [(MANIFEST_FILE, None, "is missing")]
+    assert found(store) == [(MANIFEST_FILE, "is missing")]
 
 
 @pytest.mark.parametrize("name", [RUN_FILE, RECIPE_FILE, "checkpoints/best/state.json"])
 def test_a_missing_file_of_a_run_is_damage(run: Path, name: str) -> None:
     (run / name).unlink()
-    assert found(run) == [(name, None, "is missing")]
+    assert found(run) == [(name, "is missing")]
 
 
 def test_what_is_nothing_of_ours(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="neither a store, a run"):
         verify(tmp_path)
     (tmp_path / "photo.jpg").touch()
-    with pytest.raises(UserError, match="not a model file"):
+    with pytest.raises(UserError, match="neither a store"):
         verify(tmp_path / "photo.jpg")
 
 
@@ -162,21 +159,6 @@ def test_a_newer_store_or_run_is_rejected_in_one_line(store: Path, run: Path) ->
         checksummed.write_json(folder / name, value | {"format_version": 99})
         with pytest.raises(UserError, match="format version 99"):
             verify(folder)
-
-
-def test_a_manifest_that_contradicts_itself_is_damage(store: Path) -> None:
-    def edited(**changes: object) -> str:
-        value = checksummed.read_json(store / MANIFEST_FILE)
-        before = (store / MANIFEST_FILE).read_bytes()
-        value["shards"][0] |= changes
-        checksummed.write_json(store / MANIFEST_FILE, value)
-        (damage,) = verify(store)
-        (store / MANIFEST_FILE).write_bytes(before)
-        return damage.problem
-
-    assert edited(rows=4).startswith("lists 6 rows but its shards have 7")
-    assert edited(name="../part-00000").startswith("is damaged")
-    assert edited(files={"../x": {}}).startswith("is damaged")
 
 
 def test_what_is_not_checksummed_though_its_version_says_so_is_damaged(tmp_path: Path) -> None:
@@ -202,25 +184,8 @@ def test_a_flip_in_what_a_model_read_is_found(tmp_path: Path) -> None:
         whole, generator = (folder / name).read_bytes(), random.Random(name)
         for _ in range(40):
             flip(folder / name, generator.randrange(len(whole)), generator.randrange(8))
-            assert found(folder) == [(name, None, "is damaged: its contents have changed")]
+            assert found(folder) == [(name, "is damaged: its contents have changed")]
             (folder / name).write_bytes(whole)
-
-
-FIFOS = ["manifest.json", "part-00000.arrow", "part-00001.parquet", PREFIX_FILE]
-RUN_FIFOS = ["run.json", "recipe.toml", "checkpoints/best/state.json", "checkpoints/best/model.safetensors"]
-
-
-@pytest.mark.parametrize("name", [*FIFOS, *RUN_FIFOS, "predictions/ab.parquet", "quarantine.parquet", "model.onnx"])
-def test_a_fifo_in_the_place_of_a_file_is_damage_and_nothing_waits_for_it(store: Path, run: Path, name: str) -> None:
-    folder = store if name in FIFOS else run
-    (folder / name).unlink(missing_ok=True)
-    (folder / name).parent.mkdir(exist_ok=True)
-    os.mkfifo(folder / name)
-    command = [sys.executable, "-m", "dptr", "verify", str(folder), "--quiet"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 3, ended.stderr
-    (line,) = ended.stderr.splitlines()
-    assert str(folder / name) in line
 
 
 def test_repair_of_a_store_that_cannot_be_written_still_names_the_damage(
