@@ -36,9 +36,9 @@ from dptr.cache.errors import (
     usage_problem,
 )
 from dptr.cache.interrupts import ignore_from_now_on, stop_once
+from dptr.cache.options import WORKSPACE
 from dptr.cache.processors import start_no_more_threads_than_usable
 from dptr.cache.visible import visible, without_credentials
-from dptr.cache.workspace import Workspace
 from dptr.pipeline import commands as stage_one
 from dptr.pipeline.init import commands as starting
 from dptr.trainer.commands import recognition, sharing, training
@@ -70,7 +70,7 @@ def _options(
 @command(app, "demo", "Get started")
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything the demo makes.")] = Path("dptr_demo"),
-) -> Report:
+) -> Report[None]:
     """Run every stage on small data (minutes on a laptop).
 
     Example: dptr demo
@@ -79,41 +79,42 @@ def demo(
 
     from dptr.cache.progress import note
     from dptr.pipeline.rendering.demo_data import prepare_demo_data
+    from dptr.trainer.evaluate import figures
 
     started = time.monotonic()
-    workspace = Workspace(out / "dptr_data")
+    root = out / WORKSPACE
     data = prepare_demo_data(out)
     note("\n1/5  text to CLIP embeddings")
-    stage_one.embed_text(workspace, [str(data.corpus)], charset="36")
+    store = stage_one.embed_text(data.corpus, workspace=root, charset="36")
     note("\n2/5  photos to noise")
-    stage_one.build_orp_bank(workspace, data.photos, crops_per_image=40)
+    bank = stage_one.build_orp_bank(data.photos, workspace=root, crops_per_image=40)
     note("\n3/5  pre-training the decoder on text embeddings")
-    pretrained = training.pretrain(workspace, recipe="demo").figures
+    decoder = training.pretrain("demo", workspace=root)
     note("\n4/5  fine-tuning on rendered crops, from the encoder of the bundled recogniser")
-    run = str(training.finetune(workspace, [data.crops], recipe="demo", encoder="bundled").figures["out"])
+    run = training.finetune(data.crops, workspace=root, recipe="demo", encoder="bundled").out
     note("\n5/5  reading held-out crops")
-    evaluated = recognition.evaluate(workspace, [run], data=[data.test_crops]).figures
-    page = recognition.evaluate(workspace, data=[data.page]).figures
-    metrics = {**pretrained["metrics"], **evaluated["metrics"]}
-    counts = {name: evaluated[name] for name in ("rows", "computed", "quarantined")}
+    evaluated = recognition.evaluate([str(run)], data=[data.test_crops], workspace=root)
+    page = recognition.evaluate(data=[data.page], workspace=root)
+    metrics = {**decoder.metrics, **figures(evaluated)["metrics"]}
     seconds = time.monotonic() - started
     lines = [
-        recognition.examples_table(Path(run), data.test_crops),
+        recognition.examples_table(run, data.test_crops),
         "",
-        f"word accuracy on {counts['rows']} rendered crops, none seen in training (their words were): "
-        f"{metrics['accuracy_36_weighted']:.1%}",
-        f"validation words read from their text embeddings after pre-training: {metrics['accuracy']:.1%}",
+        f"word accuracy on {evaluated.words} rendered crops, none seen in training (their words were): "
+        f"{evaluated.weighted['36']:.1%}",
+        f"validation words read from their text embeddings after pre-training: {decoder.metrics['accuracy']:.1%}",
         "The bundled CLIP is small and the crops are rendered: this shows that every stage works, not how far it goes.",
-        f"The bundled recogniser, trained for hours, on {page['rows']} words of a photographed page: "
-        f"{page['metrics']['accuracy_36_weighted']:.1%}",
+        f"The bundled recogniser, trained for hours, on {page.words} words of a photographed page: "
+        f"{page.weighted['36']:.1%}",
         "",
-        f"prompt store  {workspace.prompts}",
-        f"ORP bank      {workspace.orp}",
+        f"prompt store  {store.folder}",
+        f"ORP bank      {bank.folder}",
         f"recogniser    {run}",
-        f'Ask the store:  dptr sql --workspace {workspace.root} "select label, n_tokens from prompts limit 5"',
+        f'Ask the store:  dptr sql --workspace {root} "select label, n_tokens from prompts limit 5"',
         f"Read a crop:    dptr read {run} {data.test_crops}",
         f"{seconds:.0f} seconds in all",
     ]
+    counts = {"rows": evaluated.words, "computed": evaluated.words, "quarantined": evaluated.quarantined}
     return Report({"out": str(out), **counts, "metrics": metrics, "seconds": seconds}, "\n".join(lines))
 
 

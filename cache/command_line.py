@@ -1,34 +1,53 @@
-"""What all commands share: their common options, what they are given, and how they print.
+"""What all commands share: their common options, how they print, and their twins in Python.
 
-A command is a function ``(workspace, ...) -> Report`` beside its stage; :func:`command` adds the common options.
-``cli.py`` puts the stages together and fixes the exit codes.
+A command is one function beside its stage. Its signature declares options, help and documentation: :func:`command`
+registers it for the command line and returns it as a function of the Python API. ``cli.py`` puts the stages together
+and fixes the exit codes.
 """
 
+import copy
 import inspect
 import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec, get_args
+from types import UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Generic,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+)
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
+from typer.models import OptionInfo
 
 from dptr.cache import launched, plain_json
 from dptr.cache.choices import AnswerForm
 from dptr.cache.errors import TooManyRejected, UserError
+from dptr.cache.options import ALSO_AN_OPTION, COMMAND_LINE_ONLY, WORKSPACE, AnyPath, Paths, Texts, WorkspaceFolder
+from dptr.cache.processors import start_no_more_threads_than_usable
 from dptr.cache.progress import set_quiet
+from dptr.cache.python_calls import checked, in_python
 from dptr.cache.stores import checks
 from dptr.cache.visible import visible
-from dptr.cache.workspace import Workspace
 
 if TYPE_CHECKING:
     from dptr.cache.sql.query import Answer
 
 _Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
 
 #: Under which heading `dptr --help` lists a command, in this order.
 CommandPanel = Literal["Get started", "Read", "Train", "Stage 1: embeddings", "Inspect", "Share"]
@@ -36,20 +55,24 @@ CommandPanel = Literal["Get started", "Read", "Train", "Stage 1: embeddings", "I
 #: Heading of an option in a command's help -> the parameters that stand under it; those not listed are of the data.
 _OPTION_PANELS = {
     "Data": "",
-    "Model": "start encoder decoder fmu clip lexicon precision embeddings context half protocol single_view",
-    "Training": "recipe steps seed noise sampling changes yes track",
-    "Output": "out form view_file to dtype shard_rows max_bad dry_run private licence as_json",
+    "Model": "from_ encoder decoder fmu clip lexicon precision embeddings context half protocol single_view",
+    "Training": "recipe steps seed noise sampling set yes track",
+    "Output": "out form view_file to dtype shard_rows max_bad dry_run private license as_json",
     "Machine": "device batch_size workers part engine address engine_workers",
     "Common": "workspace quiet debug no_check help",
 }
 _PANEL_OF = {name: panel for panel, names in _OPTION_PANELS.items() for name in names.split()}
 #: Words for values in help texts, in place of the types of Python.
 _METAVARS: dict[object, str] = {Path: "PATH", str: "TEXT", int: "N", float: "X", bool: ""}
+#: Types of parameters -> those in which the command line gives them.
+_ON_THE_COMMAND_LINE: dict[object, Any] = {
+    AnyPath: Path,
+    Paths: list[Path],
+    Texts: list[str],
+    Mapping[str, object] | Sequence[str]: list[str],
+}
 
 _COMMON = {
-    "workspace": Annotated[
-        Path, typer.Option(envvar="DPTR_WORKSPACE", help="Folder that holds stores and runs.", show_default=True)
-    ],
     "as_json": Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")],
     "quiet": Annotated[bool, typer.Option("--quiet", help="Print no progress and no notes.")],
     "debug": Annotated[bool, typer.Option("--debug", help="Show tracebacks.")],
@@ -57,16 +80,16 @@ _COMMON = {
         bool, typer.Option("--no-check", envvar="DPTR_NO_CHECK", help="Skip the hash check of stored files.")
     ],
 }
-_DEFAULTS = {"workspace": Path("dptr_data"), "as_json": False, "quiet": False, "debug": False, "no_check": False}
+_RAISES = "Raises:\n    DptrError: an argument, an input or a setting is wrong, or stored data is damaged."
 
 
 @dataclass
-class Report:
+class Report(Generic[_Result]):
     """What a command came to.
 
     Attributes:
         figures: for programs: the object that ``--json`` prints. text: for people.
-        lines: objects that ``--json`` prints before it, one a line.
+        result: makes what the function returns in Python; None: nothing.
         problems: inputs that could not be used, one line each; with any, the command ends with exit code 4.
         rows: the same and their text for people, printed as they come; figures and problems are whole behind them.
         answer: a query's result, printed as it comes, so that it need not fit into memory.
@@ -75,7 +98,7 @@ class Report:
 
     figures: dict[str, Any]
     text: str = ""
-    lines: list[dict[str, Any]] = field(default_factory=list)
+    result: Callable[[], _Result] | None = None
     problems: list[str] = field(default_factory=list)
     rows: Iterable[tuple[dict[str, Any], str]] = ()
     answer: "Answer | None" = None
@@ -136,49 +159,106 @@ def command_group(help: str | None = None) -> typer.Typer:
 
 def command(
     group: typer.Typer, name: str, panel: CommandPanel, in_several_processes: bool = False
-) -> Callable[[Callable[_Parameters, Report]], Callable[_Parameters, Report]]:
-    """Add a function as a command with the common options; ``in_several_processes`` if torchrun may start it.
+) -> Callable[[Callable[_Parameters, Report[_Result]]], Callable[_Parameters, _Result]]:
+    """Add a function as a command with the common options, and return it as one that programs call.
 
-    ``panel`` is its heading in the list of commands.
+    Programs get what :attr:`Report.result` makes, and errors that name arguments.
 
-    Its parameters become options, but for ``workspace`` (:class:`Workspace`), which it gets from here.
+    Args:
+        group: the commands of its stage. panel: its heading in the list of commands.
+        in_several_processes: whether torchrun may start it.
     """
 
-    def register(function: Callable[_Parameters, Report]) -> Callable[_Parameters, Report]:
+    def register(function: Callable[_Parameters, Report[_Result]]) -> Callable[_Parameters, _Result]:
         parameters = inspect.signature(function).parameters
+        options = [_option(parameter) for parameter in parameters.values()]
+        twice = {p.name: _data_option(p) for p in parameters.values() if ALSO_AN_OPTION in _marks(p)}
+        added = {**_COMMON, **({} if "workspace" in parameters else {"workspace": WorkspaceFolder})}
 
-        def run(
-            workspace: Path,
-            as_json: bool,
-            quiet: bool,
-            debug: bool,
-            no_check: bool,
-            **arguments: Any,
-        ) -> None:
+        def run(as_json: bool, quiet: bool, debug: bool, no_check: bool, **arguments: Any) -> None:
             set_quiet(quiet)
-            filled_in: dict[str, Any] = {"workspace": Workspace(workspace)} if "workspace" in parameters else {}
             checks.turn_off(no_check)
             if in_several_processes:
                 launched.hush_torch()
             else:
                 launched.require_alone(name)
+            for argument, option in twice.items():
+                arguments[argument] = [*(arguments[argument] or ()), *(arguments.pop(option.name) or ())]
+            if "workspace" not in parameters:
+                del arguments["workspace"]
             with checks.before_ending():
-                report = function(**filled_in, **arguments)  # type: ignore[call-arg]
+                report = function(**arguments)  # type: ignore[call-arg]
             if not launched.rank():
                 print_report(name, report, as_json)
             if report.problems:
                 raise typer.Exit(TooManyRejected.exit_code)
 
         keyword = inspect.Parameter.KEYWORD_ONLY
-        options = [p.replace(kind=keyword) for p in parameters.values() if p.name != "workspace"]
-        options += [inspect.Parameter(n, keyword, default=_DEFAULTS[n], annotation=a) for n, a in _COMMON.items()]
+        defaults = {"workspace": WORKSPACE}
+        options += twice.values()
+        options += [
+            _option(inspect.Parameter(n, keyword, default=defaults.get(n, False), annotation=a))
+            for n, a in added.items()
+        ]
         run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in options}
         run.__doc__ = function.__doc__
         group.command(name, cls=_Command, rich_help_panel=panel)(run)
-        return function
+        return _python_function(function)
 
     return register
+
+
+def _marks(parameter: inspect.Parameter) -> tuple[Any, ...]:
+    return getattr(parameter.annotation, "__metadata__", ())
+
+
+def _option(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Return a function's parameter as typer takes it."""
+    declared, info = get_args(parameter.annotation)[:2]
+    types = [kind for kind in get_args(declared) if kind is not type(None)]
+    required = Union[*types] if get_origin(declared) in (Union, UnionType) else declared
+    parsed = _ON_THE_COMMAND_LINE.get(required, required)
+    optional = required != declared or ALSO_AN_OPTION in _marks(parameter)
+    default = None if ALSO_AN_OPTION in _marks(parameter) else parameter.default
+    if get_origin(parsed) is list and isinstance(info, OptionInfo):
+        info = copy.copy(info)
+        info.help = f"{(info.help or '').rstrip('.')}; repeatable."
+    return parameter.replace(
+        kind=inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[parsed | None if optional else parsed, info],
+    )
+
+
+def _data_option(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Return the option that says the same as an argument."""
+    info = typer.Option(f"--{parameter.name}", help=f"Same as {parameter.name.upper()}; repeatable.")
+    name, kind = f"{parameter.name}_option", inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=None, annotation=Annotated[list[Path] | None, info])
+
+
+def _python_function(function: Callable[_Parameters, Report[_Result]]) -> Callable[_Parameters, _Result]:
+    """Return a command as a function for programs, with its options' help as documentation."""
+    given = inspect.signature(function).parameters.values()
+    parameters = [parameter for parameter in given if COMMAND_LINE_ONLY not in _marks(parameter)]
+
+    def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        # Without effect where torch is loaded already: its threads are then the caller's choice.
+        start_no_more_threads_than_usable()
+        report = function(*args, **kwargs)
+        return cast(_Result, report.result and report.result())
+
+    call.__name__ = call.__qualname__ = function.__name__
+    call.__module__ = function.__module__
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    parts = [get_args(p.annotation) for p in parameters]
+    plain = [p.replace(annotation=declared) for p, (declared, *_) in zip(parameters, parts, strict=True)]
+    call.__signature__ = inspect.Signature(plain)  # type: ignore[attr-defined]
+    described = [f"    {p.name}: {in_python(info.help)}" for p, (_, info, *_) in zip(parameters, parts, strict=True)]
+    said = inspect.getdoc(function) or ""
+    call.__doc__ = "\n".join([said.split("Example:")[0].rstrip(), "", "Args:", *described, "", _RAISES])
+    return checked(call)
 
 
 def figures_of(summary: Any) -> dict[str, Any]:
@@ -186,7 +266,7 @@ def figures_of(summary: Any) -> dict[str, Any]:
     return {key: value for key, value in vars(summary).items() if key not in ("table", "coverage")}
 
 
-def print_report(name: str, report: Report, as_json: bool) -> None:
+def print_report(name: str, report: Report[Any], as_json: bool) -> None:
     """Print what a command came to on stdout, and what it could not use on stderr."""
     for row, text in report.rows:
         # Whoever reads a pipe gets each as it comes.
@@ -200,15 +280,13 @@ def print_report(name: str, report: Report, as_json: bool) -> None:
         if report.text:
             print(report.text)
         return
-    for line in report.lines:
-        print(plain_json.dumps(line))
     figures = report.figures
     if figures.get("seconds") and "computed" in figures:
         figures["rows_per_second"] = figures["computed"] / figures["seconds"]
     print(plain_json.dumps({"command": name, **figures}))
 
 
-def _print_answer(name: str, answer: "Answer", report: Report, as_json: bool) -> None:
+def _print_answer(name: str, answer: "Answer", report: Report[Any], as_json: bool) -> None:
     from dptr.cache.sql.query import json_pieces, text_pieces
 
     if not as_json:

@@ -14,7 +14,7 @@ import typer
 from dptr.cache.choices import AnswerForm
 from dptr.cache.command_line import Report, command, command_group
 from dptr.cache.errors import UserError
-from dptr.cache.options import OrpFolder, PromptsFolder
+from dptr.cache.options import WORKSPACE, OrpFolder, PromptsFolder, WorkspaceFolder
 from dptr.cache.stores.files import require_replaceable
 from dptr.cache.workspace import Workspace
 
@@ -23,8 +23,9 @@ commands = command_group()
 
 @command(commands, "sql", "Inspect")
 def sql(
-    workspace: Workspace,
     query: Annotated[str | None, typer.Argument(help="SQL query; without it, an interactive shell.")] = None,
+    *,
+    workspace: WorkspaceFolder = WORKSPACE,
     form: Annotated[
         AnswerForm | None, typer.Option("--format", help="Output format; default: by the suffix of -o, else table.")
     ] = None,
@@ -34,7 +35,7 @@ def sql(
     ] = None,
     prompts: PromptsFolder = None,
     orp: OrpFolder = None,
-) -> Report:
+) -> Report[None]:
     """Query stores, runs and predictions with DuckDB.
 
     Views: prompts, crops, neighbours, rejected_…, runs, metrics, predictions.
@@ -46,24 +47,24 @@ def sql(
     from dptr.cache.sql.query import ask
 
     started = time.monotonic()
-    workspace = workspace.with_stores(prompts, orp)
+    place = Workspace.at(workspace, prompts, orp)
     for written in (out, view_file):
         if written is not None:
             require_replaceable(written)
     if view_file is not None:
         if query is not None or out is not None:
             raise UserError("--open writes views and runs no query", "Give a query, or --open, each by itself")
-        names = views.write_views(workspace, view_file)
+        names = views.write_views(place, view_file)
         figures = {"out": str(view_file), "views": names, "rows": len(names)}
         return Report({**figures, "seconds": time.monotonic() - started}, f"{view_file}: {', '.join(names)}")
     form = form or (queries.form_of(out) if out else "table")
     if out is not None and query is None:
         raise UserError("no query whose answer could be written", 'Give one: dptr sql "from prompts" -o FILE')
-    figures = {"out": str(out or workspace.root)}
+    figures = {"out": str(out or place.root)}
     if query is None:
-        _prompt(workspace)
+        _prompt(place)
         return Report({**figures, "rows": 0, "seconds": time.monotonic() - started})
-    connection = views.connect(workspace)
+    connection = views.connect(place)
     if out is None:
         answer = ask(connection, query)
         return Report({**figures, "seconds": time.monotonic() - started}, answer=answer, form=form)
@@ -94,7 +95,7 @@ def _prompt(workspace: Workspace) -> None:
 def pack_crops(
     folder: Annotated[Path, typer.Argument(help="Labelled crops in any accepted format.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="A .lmdb or .parquet file.")],
-) -> Report:
+) -> Report[None]:
     """Pack labelled crops into one LMDB or Parquet file.
 
     Example: dptr pack-crops crops/ -o crops.lmdb

@@ -35,6 +35,11 @@ def download(
     patterns: Sequence[str],
     require: Callable[[list[str]], None] = lambda files: None,
     instead: str = "check the network",
+    *,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
 ) -> Path:
     """Return a directory with those files of a model that match ``patterns``.
 
@@ -42,6 +47,7 @@ def download(
         name_and_revision: a hub id, which may end in ``@REVISION``. patterns: of files, such as ``*.json``.
         require: raises unless the model's files, which it is given by name, are those that are wanted.
         instead: what else can be done where the hub cannot be reached.
+        token, cache_dir, force_download, local_files_only: as of ``huggingface_hub.snapshot_download``.
 
     Raises:
         UserError: the hub has no such model, or cannot give it and did not give it earlier.
@@ -52,9 +58,11 @@ def download(
 
     if is_quiet():
         disable_progress_bars()
-    hub = HfApi(library_name="dptr")
+    hub = HfApi(token=token, library_name="dptr")
     name, _, asked = name_and_revision.partition("@")
     revision = asked or None
+    if local_files_only:
+        return _downloaded_before(name, revision, patterns, None, instead, cache_dir)
     try:
         answer = hub.model_info(name, revision=revision, timeout=_SECONDS_TO_ANSWER, files_metadata=True)
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
@@ -63,14 +71,21 @@ def download(
         ) from error
     # What a proxy, an endpoint or a setting can raise here belongs to the client's own libraries.
     except Exception as error:
-        return _downloaded_before(name, revision, patterns, error, instead)
+        return _downloaded_before(name, revision, patterns, error, instead, cache_dir)
     sizes = {file.rfilename: file.size for file in answer.siblings or []}
     require(list(sizes))
     try:
-        folder = Path(hub.snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+        snapshot = hub.snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=list(patterns),
+            cache_dir=cache_dir,
+            force_download=force_download,
+        )
+        folder = Path(snapshot)
         for file in _incomplete(folder, sizes):
             note(f"{file} of {name} is incomplete on this machine and is downloaded again")
-            hub.hf_hub_download(name, file, revision=revision, force_download=True)
+            hub.hf_hub_download(name, file, revision=revision, force_download=True, cache_dir=cache_dir)
     # The client lets the errors of its own libraries through, which differ between its versions.
     except Exception as error:
         raise UserError(
@@ -88,19 +103,27 @@ def _incomplete(folder: Path, sizes: dict[str, int | None]) -> list[str]:
 
 
 def _downloaded_before(
-    name: str, revision: str | None, patterns: Sequence[str], reason: Exception, instead: str
+    name: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    reason: Exception | None,
+    instead: str,
+    cache_dir: str | Path | None,
 ) -> Path:
     from huggingface_hub import snapshot_download
 
+    why = f" and the hub cannot be reached ({first_line(reason)})" if reason else ""
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), local_files_only=True))
+        snapshot = snapshot_download(
+            name, revision=revision, allow_patterns=list(patterns), cache_dir=cache_dir, local_files_only=True
+        )
     except Exception as error:
         raise UserError(
-            f"{name} is not on this machine and the hub cannot be reached ({first_line(reason)})",
-            f"Give a directory with the model's files, or {instead}",
+            f"{name} is not on this machine{why}", f"Give a directory with the model's files, or {instead}"
         ) from error
-    note(f"the hub cannot be reached; using {name} as it was downloaded before")
-    return folder
+    if reason:
+        note(f"the hub cannot be reached; using {name} as it was downloaded before")
+    return Path(snapshot)
 
 
 def first_line(error: Exception) -> str:

@@ -7,9 +7,9 @@ import functools
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar, get_type_hints
+from typing import Annotated, Any, ParamSpec, TypeVar, get_args
 
 from dptr.cache.errors import DptrError, UserError
 
@@ -46,41 +46,31 @@ def errors_in_python() -> Iterator[None]:
     try:
         yield
     except DptrError as error:
-        raise type(error)(_in_python(error.problem), _in_python(error.advice)) from error
+        raise type(error)(in_python(error.problem), in_python(error.advice)) from error
 
 
-def _in_python(text: str) -> str:
+def in_python(text: str) -> str:
+    """Return a text with arguments and functions of the Python API in place of options and commands."""
     text = _COMMAND.sub(lambda found: f"dptr.{found[1].replace('-', '_')}(…)", text)
     return _OPTION.sub(lambda found: _KEYWORDS.get(found[1], found[1].replace("-", "_")), text)
 
 
-def require_in_range(command: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    """Check numbers against the least and largest values of a command's options.
-
-    Raises:
-        UserError: one is beyond them.
-    """
-    for name, hint in get_type_hints(command, include_extras=True).items():
-        value = arguments.get(name)
-        for option in getattr(hint, "__metadata__", ()):
-            low, high = getattr(option, "min", None), getattr(option, "max", None)
-            if isinstance(value, int | float) and not (
-                (low is None or value >= low) and (high is None or value <= high)
-            ):
-                ends = f"at least {low}" if high is None else f"from {low} to {high}"
-                raise UserError(f"{name}={value} is out of range", f"Give a number {ends}")
-
-
 @functools.cache
 def _validated(function: Callable[..., Any]) -> Callable[..., Any]:
-    from pydantic import ConfigDict, validate_call
+    from pydantic import ConfigDict, Field, validate_call
 
     # A copy without the annotation of what it returns, whose type may load heavy libraries.
-    bare = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
+    parts = (function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+    bare = types.FunctionType(*parts)
+    bare.__dict__.update(function.__dict__)
     bare.__kwdefaults__ = function.__kwdefaults__
-    bare.__qualname__ = function.__qualname__
-    bare.__module__ = function.__module__
+    bare.__qualname__, bare.__module__ = function.__qualname__, function.__module__
     bare.__annotations__ = {name: kind for name, kind in function.__annotations__.items() if name != "return"}
+    for name, kind in bare.__annotations__.items():
+        for option in getattr(kind, "__metadata__", ()):
+            limits = Field(ge=getattr(option, "min", None), le=getattr(option, "max", None))
+            bare.__annotations__[name] = Annotated[get_args(kind)[0], limits]
+            break
     return validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True))(bare)
 
 

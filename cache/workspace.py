@@ -18,17 +18,17 @@ class Workspace:
     other_prompts: Path | None = None
     other_orp: Path | None = None
 
-    def with_stores(self, prompts: Path | None, orp: Path | None = None) -> Workspace:
+    def with_stores(self, prompts: str | Path | None, orp: str | Path | None = None) -> Workspace:
         """Return the same workspace, with stores in other folders or on object storage; None keeps its own.
 
         Raises:
             UserError: a folder that is named holds no store. DamagedStore: an object of a store is damaged.
         """
-        prompts, orp = (folder and at_hand(folder) for folder in (prompts, orp))
-        for folder in (prompts, orp):
+        folders = [None if folder is None else at_hand(Path(folder)) for folder in (prompts, orp)]
+        for folder in folders:
             if folder is not None and not (folder / MANIFEST_FILE).is_file():
                 raise UserError(f"no store in {folder}", "Name a folder that embed-text or build-orp-bank made")
-        return replace(self, other_prompts=prompts, other_orp=orp)
+        return replace(self, other_prompts=folders[0], other_orp=folders[1])
 
     @property
     def prompts(self) -> Path:
@@ -54,6 +54,11 @@ class Workspace:
     def models(self) -> Path:
         """The folder that holds, per model file, what it read: a file has no folder of its own as runs have."""
         return self.root / "models"
+
+    @classmethod
+    def at(cls, root: str | Path, prompts: str | Path | None = None, orp: str | Path | None = None) -> Workspace:
+        """Return the workspace in a folder; stores as of :meth:`with_stores`."""
+        return cls(Path(root)).with_stores(prompts, orp)
 
     def run_folders(self) -> list[Path]:
         """All runs, oldest first."""

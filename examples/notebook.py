@@ -28,11 +28,11 @@ def main(words: str, photos: str, crops: str, picture: str, steps: int = 2000) -
     print(store.catalogue(["label", "n_tokens"]).num_rows, "rows as an Arrow table")
     print(store.duckdb().sql("select label_length, count(*) as prompts from prompts group by 1 order by 1"))
 
-    decoder: dptr.Training = dptr.pretrain("tiny", steps=steps)
-    recogniser = dptr.finetune(crops, from_=decoder.folder, steps=steps)
+    decoder: dptr.TrainingSummary = dptr.pretrain("tiny", steps=steps)
+    recogniser = dptr.finetune(crops, from_=decoder.out, steps=steps)
     print({name: round(value, 3) for name, value in recogniser.metrics.items()})
 
-    reader: dptr.Reader = dptr.load(recogniser.folder)
+    reader: dptr.Reader = dptr.load(recogniser.out)
     pixels = np.full((32, 128, 3), 255, np.uint8)
     print(reader(picture).text)
     return list(reader.read_each([picture, pixels], batch_size=2))

@@ -1,17 +1,32 @@
 """Commands of stage 1: text and photos to stores, words to labelled crops, and checks of what was written."""
 
+import hashlib
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dptr.cache.choices import UnicodeForm
 from dptr.cache.command_line import Report, command, command_group, figures_of
 from dptr.cache.errors import DamagedStore, DptrError, UserError
-from dptr.cache.options import LARGEST_SEED, LONGEST_LABEL, MOST_WORKERS, Device, OrpFolder, Out, PromptsFolder
-from dptr.cache.stores.files import require_replaceable
+from dptr.cache.options import (
+    COMMAND_LINE_ONLY,
+    LARGEST_SEED,
+    LONGEST_LABEL,
+    MOST_WORKERS,
+    WORKSPACE,
+    Device,
+    OrpFolder,
+    Out,
+    Paths,
+    PromptsFolder,
+    Texts,
+    WorkspaceFolder,
+    paths_of,
+)
+from dptr.cache.stores.files import require_replaceable, write_text
 from dptr.cache.workspace import Workspace
 from dptr.pipeline.choices import Case, Context, CropKind, EmbeddingsKind, Unit
 from dptr.pipeline.device import resolve_device
@@ -33,6 +48,10 @@ from dptr.pipeline.options import (
 )
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE
 
+if TYPE_CHECKING:
+    from dptr.cache.stores.orp import OrpBank
+    from dptr.cache.stores.prompts import PromptStore
+
 commands = command_group()
 
 #: More would only be nearly the same rectangles again, and a bank that never ends.
@@ -41,11 +60,12 @@ _MOST_CROPS_PER_IMAGE = _MOST_COPIES = 10_000
 
 @command(commands, "embed-text", "Stage 1: embeddings")
 def embed_text(
-    workspace: Workspace,
-    files: Annotated[
-        list[str],
+    corpus: Annotated[
+        Paths,
         typer.Argument(help="Text, CSV, TSV or JSONL (also .gz, .bz2, .xz, .zst), Parquet, LMDB, - for stdin."),
     ],
+    *,
+    workspace: WorkspaceFolder = WORKSPACE,
     out: Out = None,
     clip: ClipName = "tiny",
     unit: Annotated[Unit, typer.Option(help="Whether a label is a word or a line.")] = "word",
@@ -64,7 +84,7 @@ def embed_text(
     max_label_length: Annotated[
         int, typer.Option(min=1, max=LONGEST_LABEL, help="Maximum label length in characters.")
     ] = 25,
-    template: Annotated[list[str] | None, typer.Option(help="Prompt with {label}; repeatable.")] = None,
+    template: Annotated[Texts | None, typer.Option(help="Prompt with {label}.")] = None,
     embeddings: Annotated[
         EmbeddingsKind | None,
         typer.Option(help="Before or after the text projection; default: the width of the image embeddings."),
@@ -84,12 +104,17 @@ def embed_text(
     engine: EngineName = "local",
     address: Address = None,
     engine_workers: EngineWorkers = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print counts and cost without embedding.")] = False,
-) -> Report:
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print counts and cost without embedding."), COMMAND_LINE_ONLY
+    ] = False,
+) -> "Report[PromptStore]":
     """Embed a corpus with CLIP: the prompt store.
+
+    In Python the corpus may be a list of words; a `Path` is a file.
 
     Example: dptr embed-text words.txt
     """
+    from dptr.cache.stores.prompts import PromptStore
     from dptr.cache.text.normalization import Normalization
     from dptr.pipeline.text import embed_text as stage
     from dptr.pipeline.text.corpus import CorpusSettings
@@ -110,20 +135,39 @@ def embed_text(
         device=resolve_device(device),
         tokens_per_batch=batch_size,
     )
-    folder = out or workspace.prompts
+    files = _corpus_files(corpus, Path(workspace), unit)
+    folder = Path(out or Workspace(Path(workspace)).prompts)
     if dry_run:
         cost = stage.estimate(files, folder, settings)
         text = f"{cost.rows:,} rows to compute, about {cost.bytes / 1e6:,.0f} MB, about {cost.seconds:,.0f} s"
         return Report({"out": str(folder), **vars(cost)}, text)
     with _engine(engine, address, engine_workers, device) as executor:
         summary = stage.embed_text(files, folder, settings, Part.named(part), executor)
-    return Report(figures_of(summary), f"{summary.table}\n{summary.rows:,} rows in {summary.out}")
+    text = f"{summary.table}\n{summary.rows:,} rows in {summary.out}"
+    return Report(figures_of(summary), text, lambda: PromptStore(summary.out))
+
+
+def _corpus_files(corpus: Paths, workspace: Path, unit: Unit) -> list[str]:
+    """Return the files of a corpus; a list of texts is of words, which are written to one in the workspace first."""
+    if isinstance(corpus, str | Path) or not any(isinstance(item, str) for item in corpus):
+        return [str(path) for path in paths_of(corpus)]
+    words = [str(item) for item in corpus]
+    for word in words:
+        if Path(word).is_file():
+            raise UserError(f"{word!r} in a list is a word, and there is a file of that name", "Give files as Path")
+        if not word.strip() or "\n" in word or (unit == "word" and len(word.split()) > 1):
+            raise UserError(f"{word!r} is not one word", 'Leave it out, or give unit="line" for words with spaces')
+    text = "".join(f"{word}\n" for word in words)
+    path = workspace / "words" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.txt"
+    write_text(path, text)
+    return [str(path)]
 
 
 @command(commands, "build-orp-bank", "Stage 1: embeddings")
 def build_orp_bank(
-    workspace: Workspace,
-    paths: Annotated[list[Path], typer.Argument(help="Folders, image files, .tar, .zip, Parquet or LMDB.")],
+    photos: Annotated[Paths, typer.Argument(help="Folders, image files, .tar, .zip, Parquet or LMDB.")],
+    *,
+    workspace: WorkspaceFolder = WORKSPACE,
     out: Out = None,
     clip: ClipName = "tiny",
     crops: Annotated[
@@ -138,9 +182,7 @@ def build_orp_bank(
     seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of crops and tokens.")] = 0,
     precision: Arithmetic = "fp32",
     dtype: Dtype = "float16",
-    exclude_near: Annotated[
-        list[Path] | None, typer.Option(help="Reject near-duplicates of these photos; repeatable.")
-    ] = None,
+    exclude_near: Annotated[Paths | None, typer.Option(help="Reject near-duplicates of these photos.")] = None,
     exclude_threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Cosine similarity of near-duplicates.")
     ] = 0.95,
@@ -151,11 +193,12 @@ def build_orp_bank(
     engine: EngineName = "local",
     address: Address = None,
     engine_workers: EngineWorkers = None,
-) -> Report:
+) -> "Report[OrpBank]":
     """Embed photo crops with CLIP: the ORP bank.
 
     Example: dptr build-orp-bank photos/
     """
+    from dptr.cache.stores.orp import OrpBank
     from dptr.pipeline.photos import build_orp_bank as stage
 
     settings = stage.OrpBankSettings(
@@ -168,22 +211,23 @@ def build_orp_bank(
         dtype=dtype,
         workers=workers,
         max_bad=max_bad,
-        exclude_near=tuple(exclude_near or ()),
+        exclude_near=tuple(paths_of(exclude_near)),
         exclude_threshold=exclude_threshold,
         device=resolve_device(device),
         batch=batch_size,
     )
+    folder = Path(out or Workspace(Path(workspace)).orp)
     with _engine(engine, address, engine_workers, device) as executor:
-        summary = stage.build_orp_bank(paths, out or workspace.orp, settings, Part.named(part), executor)
-    return Report(
-        figures_of(summary), f"{summary.rows:,} crops in {summary.out}, {summary.quarantined} photos rejected"
-    )
+        summary = stage.build_orp_bank(paths_of(photos), folder, settings, Part.named(part), executor)
+    text = f"{summary.rows:,} crops in {summary.out}, {summary.quarantined} photos rejected"
+    return Report(figures_of(summary), text, lambda: OrpBank(summary.out))
 
 
 @command(commands, "embed-crops", "Stage 1: embeddings")
 def embed_crops(
-    workspace: Workspace,
-    paths: Annotated[list[Path], typer.Argument(help="Labelled crops in any accepted format.")],
+    paths: Annotated[Paths, typer.Argument(help="Labelled crops in any accepted format.")],
+    *,
+    workspace: WorkspaceFolder = WORKSPACE,
     out: Out = None,
     clip: ClipName = "tiny",
     charset: CharsetName = "94",
@@ -200,7 +244,7 @@ def embed_crops(
     device: Device = "auto",
     batch_size: BatchSize = None,
     part: PartOf = None,
-) -> Report:
+) -> Report[None]:
     """Embed labelled crops with CLIP: the image-feature store.
 
     `finetune` trains from it without running CLIP's image encoder.
@@ -224,18 +268,20 @@ def embed_crops(
         device=resolve_device(device),
         batch=batch_size,
     )
-    summary = stage.embed_crops(paths, out or workspace.image_features, settings, Part.named(part))
+    folder = Path(out or Workspace(Path(workspace)).image_features)
+    summary = stage.embed_crops(paths_of(paths), folder, settings, Part.named(part))
     text = f"{summary.crops:,} crops in {copies} copies each in {summary.out}, {summary.quarantined} crops rejected"
     return Report(figures_of(summary), text)
 
 
 @command(commands, "mine-neighbours", "Stage 1: embeddings")
 def mine_neighbours(
-    workspace: Workspace,
+    *,
+    workspace: WorkspaceFolder = WORKSPACE,
     k: Annotated[int, typer.Option("-k", min=1, help="Neighbours per prompt.")] = 32,
     prompts: PromptsFolder = None,
     orp: OrpFolder = None,
-) -> Report:
+) -> Report[None]:
     """Find each prompt's nearest photo crops.
 
     `pretrain` runs this when its recipe needs it (noise.draw = nearest or mixed).
@@ -244,14 +290,16 @@ def mine_neighbours(
     """
     from dptr.pipeline.photos import mine_neighbours as stage
 
-    summary = stage.mine_neighbours(prompts or workspace.prompts, orp or workspace.orp, k)
+    place = Workspace.at(workspace, prompts, orp)
+    summary = stage.mine_neighbours(place.prompts, place.orp, k)
     figures = {**figures_of(summary), "quarantined": 0}
     return Report(figures, f"{summary.k} nearest crops of {summary.rows:,} prompts, recall {summary.recall:.3f}")
 
 
 @command(commands, "render-words", "Stage 1: embeddings")
 def render_words(
-    files: Annotated[list[str], typer.Argument(help="Word lists, as for embed-text.")],
+    corpus: Annotated[Paths, typer.Argument(help="Word lists, as for embed-text.")],
+    *,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder, or a .lmdb or .parquet file.")],
     unit: Annotated[Unit, typer.Option(help="Whether a label is a word or a line with its spaces.")] = "word",
     max_label_length: Annotated[
@@ -276,7 +324,7 @@ def render_words(
     engine: EngineName = "local",
     address: Address = None,
     engine_workers: EngineWorkers = None,
-) -> Report:
+) -> Report[None]:
     """Render labelled crops from a word list.
 
     Example: dptr render-words words.txt -o crops/ --count 1000
@@ -289,7 +337,7 @@ def render_words(
     require_replaceable(out)
     with _engine(engine, address, engine_workers, "cpu") as executor:
         summary = stage.render_words(
-            read_words(files, unit, max_label_length),
+            read_words(list(map(str, paths_of(corpus))), unit, max_label_length),
             out,
             count=count,
             seed=seed,
@@ -307,12 +355,12 @@ def render_words(
 @command(commands, "merge", "Stage 1: embeddings")
 def merge(
     outs: Annotated[list[Path], typer.Argument(help="Stores or labelled crops that were made with --part.")],
-) -> Report:
+) -> Report[None]:
     """Join the parts that --part made.
 
     The files equal those of a single run.
 
-        Example: dptr merge dptr_data/prompts
+    Example: dptr merge dptr_data/prompts
     """
     from dptr.pipeline.executors.merge import merge as merge_parts
 
@@ -324,25 +372,26 @@ def merge(
 
 @command(commands, "verify", "Inspect")
 def verify(
-    workspace: Workspace,
     paths: Annotated[
         list[Path] | None,
         typer.Argument(help="Stores, runs or model files; default: the whole workspace."),
     ] = None,
+    *,
+    workspace: WorkspaceFolder = WORKSPACE,
     repair: Annotated[bool, typer.Option("--repair", help="Recompute damaged shards from their inputs.")] = False,
-) -> Report:
+) -> Report[None]:
     """Check the hashes of stores, runs and models.
 
     Exits with 3 if a file is damaged.
 
-        Example: dptr verify --repair
+    Example: dptr verify --repair
     """
     from dptr.cache.stores import verify as check
     from dptr.pipeline.repair import repair as repair_store
 
-    chosen = paths or check.all_in(workspace)
+    chosen = paths or check.all_in(Workspace(Path(workspace)))
     if not chosen:
-        raise UserError(f"no store and no run in {workspace.root}", "Name the folder of one")
+        raise UserError(f"no store and no run in {workspace}", "Name the folder of one")
     damages = [damage for path in chosen for damage in check.verify(path)]
     left: list[str] = []
     repaired = 0

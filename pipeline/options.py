@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from dptr.cache.choices import EmbeddingsDtype, Units
+from dptr.cache.options import COMMAND_LINE_ONLY
 from dptr.pipeline.choices import Engine, Precision
 
 ClipName = Annotated[
@@ -15,7 +16,9 @@ Dtype = Annotated[EmbeddingsDtype, typer.Option("--dtype", help="Storage type of
 Arithmetic = Annotated[Precision, typer.Option("--precision", help="Arithmetic of the CLIP encoder.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Tokens or images per batch; default: by device.")]
 PartOf = Annotated[
-    str | None, typer.Option("--part", help="Make one of N parts, for example 3/16; `dptr merge` joins them.")
+    str | None,
+    typer.Option("--part", help="Make one of N parts, for example 3/16; `dptr merge` joins them."),
+    COMMAND_LINE_ONLY,
 ]
 EngineName = Annotated[Engine, typer.Option("--engine", help="Run in this process or on a Ray cluster.")]
 Address = Annotated[

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,19 +20,21 @@ from torch import Tensor
 from dptr.cache import hub
 from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import UserError
+from dptr.cache.options import WORKSPACE
 from dptr.cache.pictures import IMAGE_SUFFIXES, UnusablePicture, read_picture, upright_rgb
 from dptr.cache.python_calls import checked, errors_in_python
 from dptr.cache.remote import at_hand
-from dptr.cache.text.lexicon import checked as checked_counts
-from dptr.cache.text.lexicon import read_word_counts
+from dptr.cache.text.lexicon import Words, word_counts
+from dptr.cache.workspace import Workspace
 from dptr.pipeline.clip.clip_files import find_clip
 from dptr.pipeline.device import resolve_device
 from dptr.trainer.choices import Protocol, ReadingPrecision
 from dptr.trainer.evaluate import PROTOCOLS, Evaluation, evaluate
 from dptr.trainer.model.folding import cpu_has_bfloat16
-from dptr.trainer.model.model_file import BUNDLED, RECOGNISERS, from_hub, load_model
+from dptr.trainer.model.model_file import from_hub, load_model
 from dptr.trainer.model.reading import read_pictures
-from dptr.trainer.model.recognizer import Prediction, Recognizer, load_recognizer
+from dptr.trainer.model.recognizer import Prediction, Recognizer, Trained, load_recognizer
+from dptr.trainer.named_models import kept_in, model_at, model_path
 from dptr.trainer.training.runs import Run
 from dptr.trainer.zero_shot import zero_label_recognizer
 
@@ -47,8 +49,6 @@ Pictures = (
     | list[str]
     | tuple[str, ...]
 )
-#: Words that are likely: a file of them, one a line, how often each occurs, or ``none``.
-Words = Path | str | Mapping[str, float]
 #: A picture, or why there is none.
 Opened = Image.Image | UserError
 
@@ -89,17 +89,108 @@ class Reader:
     Args:
         recognizer: what reads. device: where, as torch names it.
         batch_size: pictures that are read at once, unless a call says otherwise.
+        path: the run or model file that it was loaded from, for :meth:`push_to_hub`.
     """
 
-    def __init__(self, recognizer: Recognizer, device: str = "cpu", batch_size: int = _BATCH) -> None:
+    def __init__(
+        self, recognizer: Recognizer, device: str = "cpu", batch_size: int = _BATCH, path: Path | None = None
+    ) -> None:
         self.recognizer = recognizer
         self._device = device
         self.batch_size = batch_size
+        self._path = path
 
     def __repr__(self) -> str:
         parts = (self.recognizer.encoder, self.recognizer.decoder)
         encoder, decoder = (type(part).__name__ for part in parts)
         return f"Reader({encoder}, {decoder}, charset of {len(self.recognizer.charset.characters)}, on {self._device})"
+
+    @staticmethod
+    @checked
+    def from_pretrained(
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        device: str = "auto",
+        lexicon: Words | None = None,
+        precision: ReadingPrecision = "auto",
+    ) -> Reader:
+        """Load a recogniser of the Hugging Face hub, or of a folder that :meth:`save_pretrained` wrote.
+
+        Args:
+            name: ``user/model``, or a folder; whatever :func:`load` takes.
+            revision: branch, tag or commit. token, cache_dir, force_download, local_files_only: as in huggingface_hub.
+            device, lexicon, precision: as of :func:`load`.
+
+        Raises:
+            UserError: there is no such model, or it is not of dptr.
+        """
+        if Path(name).exists() or not hub.is_id(str(name)):
+            return load_reader(model_path(Workspace.at(WORKSPACE), str(name)), device, lexicon, precision)
+        found = from_hub(
+            f"{name}@{revision}" if revision else str(name),
+            token=token,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+        )
+        return load_reader(found, device, lexicon, precision)
+
+    @checked
+    def save_pretrained(
+        self, folder: str | Path, *, repo_id: str = "user/model", license: str | None = None, half: bool = False
+    ) -> Path:
+        """Write weights, card and recipe into a folder, as a repository of the hub holds them; return the folder.
+
+        Args:
+            folder: made where it is missing; its files of the same names are replaced.
+            repo_id: as the card names the model. license: its identifier on the hub. half: floats in 16 bits.
+
+        Raises:
+            UserError: this reader was not loaded from a run or a model file.
+        """
+        from dptr.trainer.export import push
+
+        model, kept = self._saved()
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        push.write_files(model, repo_id, kept, Path(folder), license, half)
+        return Path(folder)
+
+    @checked
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        license: str | None = None,
+        half: bool = False,
+    ) -> str:
+        """Upload weights, card and recipe to the Hugging Face hub; return the commit's URL.
+
+        Args:
+            repo_id: ``user/model``; made where it is missing. private: a new repository is seen by nobody else.
+            token, commit_message: as in huggingface_hub. license: its identifier. half: floats in 16 bits.
+
+        Raises:
+            UserError: this reader was not loaded from a run or a model file, or the hub does not take it.
+        """
+        from dptr.trainer.export import push
+
+        model, kept = self._saved()
+        pushed = push.push(model, repo_id, kept, private, license, half, token, commit_message)
+        return str(pushed.commit_url)
+
+    def _saved(self) -> tuple[Trained, Path]:
+        """Return what this reader was loaded from, and the folder that keeps its predictions."""
+        if self._path is None:
+            raise UserError("this reader was made from a recogniser, not from a run or a model file", "Use dptr.load")
+        return model_at(self._path), kept_in(Workspace.at(WORKSPACE), self._path)
 
     @checked
     def to(self, device: str) -> Self:
@@ -191,48 +282,41 @@ class Reader:
 
 @checked
 def load(
-    name: str | Path = BUNDLED,
+    name: str | Path = "bundled",
     device: str = "auto",
     lexicon: Words | None = None,
     precision: ReadingPrecision = "auto",
+    workspace: str | Path = WORKSPACE,
 ) -> Reader:
     """Load the recogniser of a fine-tuning run, of a file that ``--to safetensors`` wrote, or a bundled one.
 
     Args:
-        name: a run's folder or a model file; where there is none, ``bundled`` or ``scripts`` for those that ship, or
-            ``user/model`` or ``user/model@REVISION`` for one of the Hugging Face hub. A pre-training run reads through
-            its CLIP's image encoder.
+        name: a run (its folder, its name, or ``newest``) or a model file; where there is none, ``bundled`` or
+            ``scripts`` for those that ship, or ``user/model`` or ``user/model@REVISION`` for one of the Hugging Face
+            hub. A pre-training run reads through its CLIP's image encoder.
         device: ``cpu``, ``cuda``, or ``auto``: cuda where there is one.
         lexicon: words preferred where a picture leaves doubt, in place of those that the file keeps; CTC decoders only.
         precision: with ``auto``, confidences of a device that has bfloat16 and of one that has not differ in the third
             digit; ``fp32`` gives the same on all.
+        workspace: folder that holds the runs.
 
     Raises:
         UserError: no such run, it has no checkpoint yet, the hub has none of that name; words that cannot be used.
     """
-    return load_reader(name, device, lexicon, precision)
+    return load_reader(model_path(Workspace.at(workspace), str(name)), device, lexicon, precision)
 
 
 def load_reader(
-    name: str | Path, device: str = "auto", lexicon: Words | None = None, precision: ReadingPrecision = "auto"
+    path: Path, device: str = "auto", lexicon: Words | None = None, precision: ReadingPrecision = "auto"
 ) -> Reader:
-    """Load as :func:`load` does, for commands: errors name options."""
+    """Load the recogniser of a run's folder or a model file; arguments and errors as of :func:`load`."""
     device = resolve_device(device)
-    recognizer = _recognizer(_found(str(name)), device)
+    recognizer = _recognizer(path, device)
     if lexicon is not None:
         recognizer.prefer_words(word_counts(lexicon))
     if precision == "bf16" or (precision == "auto" and _has_bfloat16(torch.device(device))):
         recognizer.read_in_bfloat16()
-    return Reader(recognizer, device)
-
-
-def _found(run: str) -> Path:
-    """Return the folder or file that a name means."""
-    if Path(run).exists():
-        return Path(run)
-    if run in RECOGNISERS:
-        return RECOGNISERS[run]
-    return from_hub(run) if hub.is_id(run) else Path(run)
+    return Reader(recognizer, device, path=path)
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -240,17 +324,6 @@ def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cpu":
         return cpu_has_bfloat16()
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def word_counts(words: Words) -> Mapping[str, float] | None:
-    """Return how often each word occurs; None for ``none``.
-
-    Raises:
-        UserError: the file, or what a program gives, is no list of words.
-    """
-    if isinstance(words, Mapping):
-        return checked_counts(words)
-    return None if str(words) == "none" else read_word_counts(Path(words))
 
 
 def _recognizer(run: Path, device: str) -> Recognizer:

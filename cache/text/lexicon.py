@@ -20,6 +20,8 @@ from dptr.cache.errors import DamagedStore, UserError
 #: What a character's log-probability among words counts beside the picture's. Chosen on training crops that the
 #: bundled recogniser's training left out.
 DEFAULT_WEIGHT = 0.6
+#: Words that are likely: a file of them, one a line, how often each occurs, or ``none``.
+Words = Path | str | Mapping[str, float]
 _LEVEL = 19
 #: More than lists of words need, so that a foreign file cannot fill the memory.
 _MOST_BYTES = 1 << 26
@@ -54,16 +56,19 @@ def read_word_counts(path: Path) -> Counter[str]:
     return counts
 
 
-def checked(counts: Mapping[str, float]) -> Mapping[str, float]:
-    """Return counts that a program gives, as they are.
+def word_counts(words: Words) -> Mapping[str, float] | None:
+    """Return how often each word occurs; None for ``none``.
 
     Raises:
-        UserError: a word is empty or has a tab or a line break, or a count is no number above zero.
+        UserError: the file is no list of words; a word that a program gives is empty or has a tab or a line break, or
+            its count is no number above zero.
     """
-    for word, count in counts.items():
+    if not isinstance(words, Mapping):
+        return None if str(words) == "none" else read_word_counts(Path(words))
+    for word, count in words.items():
         if word.splitlines() != [word] or "\t" in word or not 0 < count < float("inf"):
             raise UserError(f"{word!r} with the count {count!r}", "Give words of one line, and counts above zero")
-    return counts
+    return words
 
 
 def pack(counts: Mapping[str, float]) -> NDArray[np.uint8]:

@@ -12,7 +12,6 @@ import pytest
 from dptr.cache.stores.image_features import WordCropStore
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.text.charset import Charset
-from dptr.cache.text.normalization import Normalization
 from dptr.cli import run_command
 from dptr.trainer.training.runs import Run
 
@@ -53,14 +52,6 @@ def dptr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Dptr:
     return run
 
 
-@pytest.fixture
-def as_before(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Let commands take charsets as earlier versions did, as they are named, until the returned function is called."""
-    added_to = Normalization.added_to
-    monkeypatch.setattr(Normalization, "added_to", lambda self, named: [])
-    return lambda: monkeypatch.setattr(Normalization, "added_to", added_to)
-
-
 def test_embed_text_rejects_no_label_for_how_its_charset_is_written(dptr: Dptr, charset: Path, tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("\n".join(WORDS), encoding="utf-8")
     made = dptr("embed-text", tmp_path / "words.txt", "--charset", charset)
@@ -78,33 +69,9 @@ def test_finetune_trains_on_every_crop_whose_label_its_charset_spells(dptr: Dptr
     assert dptr(*asked)["computed"] == 0
 
 
-@pytest.mark.parametrize("named", [True, False])
-def test_a_recogniser_begun_with_the_file_alone_goes_on_with_its_own_ids(
-    dptr: Dptr, charset: Path, crops: Path, tmp_path: Path, as_before: Callable[[], None], named: bool
-) -> None:
-    asked = ["finetune", "--data", crops, "--charset", charset, "--from", "none", *SMALL]
-    asked += ["-o", tmp_path / "run"] if named else []
-    begun = dptr(*asked, "--steps", 1)
-    assert begun["quarantined"] == 6
-    as_before()
-    again = dptr(*asked, "--steps", 1)
-    assert (again["computed"], again["out"], again["quarantined"]) == (0, begun["out"], 6)
-    assert Run.load(Path(begun["out"])).charset == Charset(FILE)
-
-
 def test_embed_crops_and_what_is_trained_from_its_store(dptr: Dptr, charset: Path, crops: Path, tmp_path: Path) -> None:
     made = dptr("embed-crops", crops, "--charset", charset, "--copies", 1)
     assert (made["rows"], made["quarantined"]) == (len(WORDS), 0)
     store = tmp_path / "ws" / "image_features"
     assert WordCropStore(store).charset == Charset(AS_LABELS)
     assert dptr("embed-crops", crops, "--charset", charset, "--copies", 1)["computed"] == 0
-
-
-def test_a_store_of_crops_begun_with_the_file_alone_goes_on(
-    dptr: Dptr, charset: Path, crops: Path, tmp_path: Path, as_before: Callable[[], None]
-) -> None:
-    asked = ("embed-crops", crops, "--charset", charset, "--copies", 1)
-    assert dptr(*asked)["rows"] == 4
-    as_before()
-    assert dptr(*asked)["computed"] == 0
-    assert WordCropStore(tmp_path / "ws" / "image_features").charset == Charset(FILE)

@@ -23,7 +23,8 @@ from dptr.cli import run_command
 
 
 def test_json_has_null_where_a_figure_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
-    print_report("x", Report({"metrics": {"loss": math.nan, "best": [math.inf, 1.5]}}, "", [{"c": -math.inf}]), True)
+    row = ({"c": -math.inf}, "")
+    print_report("x", Report({"metrics": {"loss": math.nan, "best": [math.inf, 1.5]}}, rows=[row]), True)
 
     def reject(constant: str) -> None:
         pytest.fail(f"{constant} is no JSON")

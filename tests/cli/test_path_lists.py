@@ -33,12 +33,12 @@ def test_data_is_positional_and_options_are_repeated(
     arguments: str, data: list[Path], more: list[Path], validation: list[Path]
 ) -> None:
     params = parsed("finetune", *arguments.split())
-    assert [list(params[name] or ()) for name in ("data", "more_data", "validation")] == [data, more, validation]
+    assert [list(params[name] or ()) for name in ("data", "data_option", "validation")] == [data, more, validation]
 
 
 def test_photos_to_be_rejected_are_repeated() -> None:
     params = parsed("build-orp-bank", "A", "B", "--exclude-near", "C", "--exclude-near", "D", "--seed", "1")
-    assert (params["paths"], params["exclude_near"]) == ([A, B], [C, D])
+    assert (params["photos"], params["exclude_near"]) == ([A, B], [C, D])
 
 
 def test_a_run_stands_before_the_data() -> None:

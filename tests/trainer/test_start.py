@@ -15,9 +15,9 @@ from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
-from dptr.trainer.commands.options import recogniser_first
 from dptr.trainer.finetune import encoder_of, finetune, parts_of
 from dptr.trainer.model.model_file import BUNDLED, ModelFile, save_model
+from dptr.trainer.named_models import recogniser_first
 from dptr.trainer.recipe import Recipe, load_recipe
 from dptr.trainer.training.runs import Run
 

@@ -10,7 +10,7 @@ import typer
 from dptr.cache.command_line import Report, command, command_group
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import LABELS_FILE, REPORT_FILE
-from dptr.cache.options import Device, OrpFolder, PromptsFolder
+from dptr.cache.options import WORKSPACE, Device, OrpFolder, PromptsFolder, WorkspaceFolder
 from dptr.cache.progress import note
 from dptr.cache.stores.files import require_replaceable
 from dptr.cache.workspace import Workspace
@@ -18,19 +18,14 @@ from dptr.pipeline.device import resolve_device
 from dptr.trainer.choices import Protocol
 from dptr.trainer.commands.options import (
     Arithmetic,
-    Data,
-    DataOption,
     LexiconFile,
+    OptionalData,
     OutFile,
-    RecogniserFirst,
-    RunName,
     crops_for,
-    kept_in,
     labels_left_out,
     named_data,
-    recogniser_first,
 )
-from dptr.trainer.commands.starts import NEWEST, name_of, newest_run
+from dptr.trainer.named_models import NEWEST, kept_in, name_of, newest_run, recogniser_first
 
 if TYPE_CHECKING:
     from dptr.trainer.evaluate import Evaluation
@@ -42,9 +37,13 @@ commands = command_group()
 
 @command(commands, "evaluate", "Read")
 def evaluate(
-    workspace: Workspace,
-    names: RecogniserFirst = None,
-    data: DataOption = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN] DATA", help="A model (default: bundled), then labelled crops."),
+    ] = None,
+    *,
+    data: Annotated[list[Path] | None, typer.Option(help="Same as DATA.")] = None,
+    workspace: WorkspaceFolder = WORKSPACE,
     protocol: Annotated[
         Protocol, typer.Option(help="field: 36, 62 and 94 characters; chinese: NFKC, case-insensitive, simplified.")
     ] = "field",
@@ -58,7 +57,7 @@ def evaluate(
     ] = None,
     precision: Arithmetic = "auto",
     device: Device = "auto",
-) -> Report:
+) -> "Report[Evaluation]":
     """Measure word accuracy and 1-NED on labelled crops.
 
     Example: dptr evaluate newest crops/
@@ -69,16 +68,17 @@ def evaluate(
     from dptr.trainer.read import load_reader
 
     if clip is not None:
-        return _nearest_words(clip, named_data(list(map(Path, names or [])), data), lexicon, resolve_device(device))
-    run, more = recogniser_first(workspace, names or [])
-    paths = named_data(list(map(Path, more)), data)
+        return _nearest_words(clip, named_data([*(names or ()), *(data or ())]), lexicon, resolve_device(device))
+    place = Workspace.at(workspace)
+    run, more = recogniser_first(place, names or [])
+    paths = named_data([*more, *(data or ())])
     chosen = resolve_device(device)
     reader = load_reader(run, chosen, lexicon, precision)
     sets = {str(path): WordImages.open_as_written([path]) for path in paths}
     result = stage.evaluate(reader.recognizer, sets, chosen, protocol, single_view)
     left_out = [line for images in sets.values() for line in labels_left_out(images)]
     if lexicon is None and not single_view:
-        _keep(workspace, run, result)
+        _keep(place, run, result)
     else:
         note(
             "options differ from the defaults of `dptr read`: predictions are not saved for `dptr sql` and `dptr push`"
@@ -86,10 +86,10 @@ def evaluate(
     looks = "single view" if single_view else "several views of tall and low-confidence crops"
     model = name_of(run)
     found = {"out": str(run), "model": model, "single_view": single_view, **figures(result)}
-    return Report(found, "\n".join([f"model: {model}", table(result), looks, *left_out]))
+    return Report(found, "\n".join([f"model: {model}", table(result), looks, *left_out]), lambda: result)
 
 
-def _nearest_words(clip: str, data: list[Path], lexicon: str | None, device: str) -> Report:
+def _nearest_words(clip: str, data: list[Path], lexicon: str | None, device: str) -> Report[Any]:
     """Compare a CLIP's image embeddings of crops with its text embeddings of their labels and of ``lexicon``."""
     from dptr.cache.crops.dataset import WordImages
     from dptr.cache.text.lexicon import read_word_counts
@@ -116,7 +116,6 @@ def _keep(workspace: Workspace, run: Path, result: "Evaluation") -> None:
 
 @command(commands, "read", "Read")
 def read(
-    workspace: Workspace,
     names: Annotated[
         list[str],
         typer.Argument(
@@ -124,6 +123,8 @@ def read(
             help="A model (default: bundled), then images of one word, folders, or - for names on stdin.",
         ),
     ],
+    *,
+    workspace: WorkspaceFolder = WORKSPACE,
     boxes: Annotated[Path | None, typer.Option(help="Word boxes of IMAGE, a whole page: JSON or ICDAR lines.")] = None,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write predictions to a .csv, .jsonl or .parquet file.")
@@ -132,7 +133,7 @@ def read(
     batch_size: Annotated[int | None, typer.Option(min=1, max=4096, help="Images per batch.")] = None,
     precision: Arithmetic = "auto",
     device: Device = "auto",
-) -> Report:
+) -> Report[None]:
     """Read word images.
 
     An image that cannot be read gets a line on stderr, and the command exits with 4.
@@ -148,7 +149,7 @@ def read(
         stage.require_form(out)
         require_replaceable(out)
     started = time.monotonic()
-    run, images = recogniser_first(workspace, names)
+    run, images = recogniser_first(Workspace.at(workspace), names)
     if boxes is not None and (len(images) != 1 or not Path(images[0]).is_file()):
         raise UserError("--boxes is for the words of one page", "Name one image")
     reader = load_reader(run, device, lexicon, precision)
@@ -158,7 +159,7 @@ def read(
     if "-" in images:
         batch_size = batch_size or 1  # each reading is printed before the next name comes
     tally = stage.Tally()
-    report = Report({"out": str(out or run)}, problems=tally.problems)
+    report: Report[None] = Report({"out": str(out or run)}, problems=tally.problems)
 
     def rows() -> Iterator[tuple[dict[str, Any], str]]:
         used = time.process_time()
@@ -197,14 +198,14 @@ def _names(images: list[str]) -> Iterator[str]:
 
 @command(commands, "report", "Inspect")
 def report(
-    workspace: Workspace,
-    run: RunName,
-    data: Data = None,
-    more_data: DataOption = None,
+    run: Annotated[str, typer.Argument(help="A run (folder or name) or `newest`.")],
+    data: OptionalData = None,
+    *,
+    workspace: WorkspaceFolder = WORKSPACE,
     out: OutFile = None,
     prompts: PromptsFolder = None,
     orp: OrpFolder = None,
-) -> Report:
+) -> Report[None]:
     """Write an HTML page: result, curves, predictions, attention.
 
     Example: dptr report newest crops/
@@ -212,12 +213,13 @@ def report(
     from dptr.trainer.report import report as stage
     from dptr.trainer.training.runs import Run
 
-    described = newest_run(workspace) if run == NEWEST else Run.load(workspace.find_run(run))
+    place = Workspace.at(workspace)
+    described = newest_run(place) if run == NEWEST else Run.load(place.find_run(run))
     out = out or described.folder / REPORT_FILE
     require_replaceable(out)
-    crops = crops_for([*(data or ()), *(more_data or ())], described)
-    workspace = workspace.with_stores(prompts, orp)
-    candidates = [workspace.prompts, workspace.orp]
+    crops = crops_for(data, described)
+    place = place.with_stores(prompts, orp)
+    candidates = [place.prompts, place.orp]
     stores = stage.matching_stores(described, candidates) if described.kind == "pretrain" else None
     summary = stage.report(described, out, crops, stores)
     lines = [str(summary.out)]

@@ -8,11 +8,12 @@ import typer
 
 from dptr.cache.command_line import Report, command, command_group
 from dptr.cache.errors import UserError
+from dptr.cache.options import WORKSPACE, WorkspaceFolder
 from dptr.cache.stores.files import require_replaceable
 from dptr.cache.workspace import Workspace
 from dptr.trainer.choices import ExportTarget
-from dptr.trainer.commands.options import LexiconFile, OutFile, crops_for, kept_in
-from dptr.trainer.commands.starts import model_named, model_path
+from dptr.trainer.commands.options import LexiconFile, OutFile, crops_for
+from dptr.trainer.named_models import kept_in, model_at, model_path
 
 commands = command_group()
 _Half = Annotated[bool, typer.Option("--half", help="Store float16 weights (safetensors only).")]
@@ -20,24 +21,23 @@ _Half = Annotated[bool, typer.Option("--half", help="Store float16 weights (safe
 
 @command(commands, "export", "Share")
 def export(
-    workspace: Workspace,
     run: Annotated[str, typer.Argument(help="A run or `newest`, a model file, `bundled` or `scripts`.")],
+    *,
+    workspace: WorkspaceFolder = WORKSPACE,
     to: Annotated[ExportTarget, typer.Option(help="Output format; parseq and openocr: decoder weights only.")],
     out: OutFile = None,
-    data: Annotated[
-        list[Path] | None, typer.Option("--data", help="Labelled crops for the ONNX check; repeatable.")
-    ] = None,
+    data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops for the ONNX check.")] = None,
     half: _Half = False,
     lexicon: LexiconFile = None,
-) -> Report:
+) -> Report[None]:
     """Write a model for other programs (ONNX is checked).
 
     Example: dptr export bundled --to onnx
     """
     from dptr.trainer.export import export as stage
 
-    described = model_named(workspace, run)
-    crops = crops_for(data or (), described)
+    described = model_at(model_path(Workspace.at(workspace), run))
+    crops = crops_for(data, described)
     out = out or stage.default_path(described, to)
     require_replaceable(out, as_model=True)
     summary = stage.export(described, to, out, crops, half, lexicon)
@@ -49,18 +49,19 @@ def export(
 
 @command(commands, "push", "Share")
 def push(
-    workspace: Workspace,
     run: Annotated[str, typer.Argument(help="A run or `newest`, or a model file.")],
     repo: Annotated[str, typer.Argument(help="USER/MODEL on the Hugging Face Hub.")],
+    *,
+    workspace: WorkspaceFolder = WORKSPACE,
     private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
-    licence: Annotated[
+    license: Annotated[
         str | None, typer.Option("--license", help="License identifier, for example apache-2.0.")
     ] = None,
     half: _Half = False,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write the files to this folder instead of uploading them.")
     ] = None,
-) -> Report:
+) -> Report[None]:
     """Upload a model with its card to the Hugging Face hub.
 
     The card shows what `evaluate` measured; `user/model` then names the model.
@@ -70,18 +71,19 @@ def push(
     from dptr.trainer.export import push as stage
 
     started = time.monotonic()
-    described = model_named(workspace, run)
-    read = kept_in(workspace, model_path(workspace, run))
+    place = Workspace.at(workspace)
+    path = model_path(place, run)
+    described, read = model_at(path), kept_in(place, path)
     if out is not None:
         require_replaceable(out)
         out.mkdir(parents=True, exist_ok=True)
         if any(out.iterdir()):
             raise UserError(f"{out} holds files already", "Name a new folder with -o")
-        stage.write_files(described, repo, read, out, licence, half)
+        stage.write_files(described, repo, read, out, license, half)
         figures: dict[str, Any] = {"out": str(out)}
         text = f"in {out}: {', '.join(stage.FILES)}; nothing was pushed"
     else:
-        pushed = stage.push(described, repo, read, private, licence, half)
+        pushed = stage.push(described, repo, read, private, license, half)
         figures = {"out": repo, "commit": pushed.oid, "url": pushed.commit_url}
         text = f"{pushed.commit_url}\nread with it: dptr read {repo} word.png"
     counts = {

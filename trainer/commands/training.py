@@ -1,49 +1,56 @@
 """Commands that train: a decoder on text embeddings, a recogniser on labelled crops."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from dptr.cache.choices import BUNDLED_CLIPS, Units
 from dptr.cache.command_line import Report, command, command_group, figures_of
 from dptr.cache.errors import UserError
-from dptr.cache.options import Device, OrpFolder, PromptsFolder
+from dptr.cache.options import WORKSPACE, AnyPath, Device, OrpFolder, Paths, PromptsFolder, WorkspaceFolder, paths_of
+from dptr.cache.progress import note
 from dptr.cache.workspace import Workspace
 from dptr.pipeline.device import resolve_device
 from dptr.trainer.choices import FmuKind, NoiseDraw, Sampling
 from dptr.trainer.commands.options import (
     Changes,
-    CharsetName,
     Data,
-    DataOption,
-    RecipeName,
     RunFolder,
     Seed,
     Steps,
     Track,
-    UnitsKind,
     Yes,
     labels_left_out,
     named_data,
     recipe_changes,
-    require_gpu,
     training_normalization,
 )
-from dptr.trainer.commands.starts import encoder_model, recogniser_named, start_run
+from dptr.trainer.named_models import recogniser_named, start_named
 
 if TYPE_CHECKING:
     from dptr.cache.stores.neighbours import Neighbours
     from dptr.cache.stores.orp import OrpBank
-    from dptr.trainer.recipe import Recipe
+    from dptr.cache.text.charset import Charset
+    from dptr.cache.text.normalization import Normalization
+    from dptr.trainer.finetune import FinetuneSummary
+    from dptr.trainer.recipe import Recipe, TrainingSettings
+    from dptr.trainer.training.runs import TrainingSummary
 
 commands = command_group()
+
+#: Rows in all steps from which a CPU takes days, and the width from which a decoder is too wide for a bundled CLIP.
+_ROWS_FOR_A_GPU = 5_000_000
+_WIDE_DECODER = 384
 
 
 @command(commands, "pretrain", "Train", in_several_processes=True)
 def pretrain(
-    workspace: Workspace,
-    recipe: RecipeName = "tiny",
+    recipe: Annotated[AnyPath, typer.Option("--recipe", help="tiny, small, paper, or a TOML file.")] = "tiny",
+    *,
+    workspace: WorkspaceFolder = WORKSPACE,
     prompts: PromptsFolder = None,
     orp: OrpFolder = None,
     out: RunFolder = None,
@@ -53,10 +60,10 @@ def pretrain(
     noise: Annotated[NoiseDraw | None, typer.Option(help="Source of the noise.")] = None,
     sampling: Annotated[Sampling | None, typer.Option(help="Sample labels uniformly or by corpus count.")] = None,
     track: Track = None,
-    changes: Changes = None,
+    set: Changes = None,
     yes: Yes = False,
     device: Device = "auto",
-) -> Report:
+) -> "Report[TrainingSummary]":
     """Pre-train a decoder on text embeddings.
 
     Rerun an interrupted command to resume it.
@@ -68,20 +75,23 @@ def pretrain(
     from dptr.trainer.recipe import load_recipe
     from dptr.trainer.training import processes, runs
 
-    flags: dict[str, str | None] = {"decoder.kind": decoder, "noise.draw": noise, "pretrain.sampling": sampling}
-    settings = load_recipe(recipe, recipe_changes("pretrain", changes, steps, seed, flags))
+    options: dict[str, object] = {"pretrain.steps": steps, "pretrain.seed": seed, "pretrain.sampling": sampling}
+    options |= {"decoder.kind": decoder, "noise.draw": noise}
+    settings = load_recipe(str(recipe), recipe_changes(set, options))
     chosen = resolve_device(device)
-    require_gpu(settings.pretrain, chosen, yes)
+    _require_gpu(settings.pretrain, chosen, yes)
     processes.join(settings.pretrain, "pretrain")
-    workspace = workspace.with_stores(prompts, orp)
-    store = PromptStore(workspace.prompts)
-    bank = _open_bank(workspace, settings)
+    place = Workspace.at(workspace, prompts, orp)
+    store = PromptStore(place.prompts)
+    _warn_of_bundled_clip(settings, store.manifest.identity["encoder"])
+    bank = _open_bank(place, settings)
     digest = runs.identity_digest("pretrain", settings, stage.data_identity(store, bank))
-    folder = out or processes.by_first(
-        lambda: runs.named_folder(workspace.runs, "pretrain", workspace.prompts.resolve().name, digest)
+    folder = Path(
+        out
+        or processes.by_first(lambda: runs.named_folder(place.runs, "pretrain", place.prompts.resolve().name, digest))
     )
     with processes.first_before_others():
-        neighbours = _open_neighbours(workspace, bank, settings)
+        neighbours = _open_neighbours(place, bank, settings)
     if out is None and processes.is_first():
         runs.keep_identity(folder, digest)
     summary = stage.pretrain(store, bank, neighbours, settings, folder, chosen, track)
@@ -89,27 +99,33 @@ def pretrain(
     text = f"{summary.steps:,} steps; validation accuracy, case-insensitive: {metrics['accuracy']:.1%}"
     if "accuracy_with_noise" in metrics:
         text += f", with noise {metrics['accuracy_with_noise']:.1%}"
-    return Report(figures_of(summary), f"{text}\nrun: {summary.out}")
+    return Report(figures_of(summary), f"{text}\nrun: {summary.out}", lambda: summary)
 
 
 @command(commands, "finetune", "Train", in_several_processes=True)
 def finetune(
-    workspace: Workspace,
-    data: Data = None,
-    more_data: DataOption = None,
-    start: Annotated[
-        str,
+    data: Data,
+    *,
+    workspace: WorkspaceFolder = WORKSPACE,
+    from_: Annotated[
+        AnyPath,
         typer.Option(
             "--from",
-            help="Pre-trained run, recogniser to adapt (run, model file, `bundled`, "
+            help="Pre-trained run (`newest`: the last one), recogniser to adapt (run, model file, `bundled`, "
             "`scripts`), or none (from scratch).",
         ),
     ] = "newest",
-    charset: CharsetName = None,
-    units: UnitsKind = None,
-    recipe: Annotated[
+    charset: Annotated[
         str | None,
-        typer.Option("--recipe", help="A recipe name or TOML file; default: adapt with --from RECOGNISER, else tiny."),
+        typer.Option(help="36, 62, 94, a language (ja, ar, …), a file of characters, or several (94+ru)."),
+    ] = None,
+    units: Annotated[
+        Units | None,
+        typer.Option(help="Unit of a label; grapheme: clusters are collected from the labels."),
+    ] = None,
+    recipe: Annotated[
+        AnyPath | None,
+        typer.Option(help="A recipe name or TOML file; default: adapt with --from RECOGNISER, else tiny."),
     ] = None,
     out: RunFolder = None,
     steps: Steps = None,
@@ -125,25 +141,20 @@ def finetune(
         FmuKind | None, typer.Option(help="Feature Merge Unit; none: the decoder attends to all image tokens.")
     ] = None,
     mix: Annotated[str | None, typer.Option(help="Relative sampling rate of each data set, for example 3,1.")] = None,
-    validation: Annotated[
-        list[Path] | None,
-        typer.Option(help="Validation crops, repeatable; default: a share of DATA."),
-    ] = None,
+    validation: Annotated[Paths | None, typer.Option(help="Validation crops; default: a share of DATA.")] = None,
     text: Annotated[
-        list[Path] | None, typer.Option(help="Words or lines of your domain for rendering and the lexicon; repeatable.")
+        Paths | None, typer.Option(help="Words or lines of your domain for rendering and the lexicon.")
     ] = None,
-    photos: Annotated[Path | None, typer.Option(help="Background photos of rendered crops.")] = None,
-    unlabelled: Annotated[
-        list[Path] | None, typer.Option(help="Folders of unlabelled crops for pseudo-labelling; repeatable.")
-    ] = None,
+    photos: Annotated[AnyPath | None, typer.Option(help="Background photos of rendered crops.")] = None,
+    unlabelled: Annotated[Paths | None, typer.Option(help="Folders of unlabelled crops for pseudo-labelling.")] = None,
     simplified: Annotated[
         bool, typer.Option("--simplified", help="Convert traditional Chinese in labels to simplified.")
     ] = False,
     track: Track = None,
-    changes: Changes = None,
+    set: Changes = None,
     yes: Yes = False,
     device: Device = "auto",
-) -> Report:
+) -> "Report[FinetuneSummary]":
     """Train a recogniser from labelled crops.
 
     Start from a pre-trained decoder, or adapt another recogniser. Rerun an interrupted command to resume it.
@@ -151,82 +162,125 @@ def finetune(
     Example: dptr finetune crops/ --from bundled --text words.txt
     """
     from dptr.cache.text.charset import Charset
+    from dptr.pipeline.clip.clip_files import find_clip
     from dptr.trainer import adapt as adaptation
     from dptr.trainer import finetune as stage
-    from dptr.trainer.commands.labelled import Labelled, in_units, labelled
     from dptr.trainer.data.image_features import fixed_by, open_crops, stores_among
+    from dptr.trainer.model.encoders import describe, model_of
     from dptr.trainer.recipe import load_recipe
     from dptr.trainer.training import processes, runs
 
-    paths = named_data(data, more_data)
-    name = [*(data or ()), *(more_data or ())][0].resolve().stem
-    validated = named_data(validation) if validation else []
-    run, encoder_run = start_run(workspace, start), recogniser_named(workspace, encoder)
+    place = Workspace.at(workspace)
+    paths, validated = named_data(data), named_data(validation) if validation else []
+    start, encoder_start = start_named(place, str(from_)), recogniser_named(place, encoder)
     stores = stores_among(paths)
-    is_adapted = run is not None and run.kind == "finetune" and not stores
+    is_adapted = start is not None and start.kind == "finetune" and not stores
     if (text or photos or unlabelled) and not is_adapted:
         raise UserError(
             "--text, --photos and --unlabelled adapt a recogniser", "Name one: --from bundled, or leave them out"
         )
-    flags: dict[str, str | None] = {
-        "encoder.kind": None if encoder_run else encoder,
-        "fmu.kind": fmu,
-        "finetune.mix": mix,
-    }
-    asked = recipe_changes("finetune", changes, steps, seed, flags)
-    asked += fixed_by(stores, encoder, changes or [])
-    encoder_is_named = encoder_run is not None or any(key.startswith("encoder.kind") for key in asked)
-    parts = stage.parts_of(run, encoder_is_named)
-    if encoder_run:
-        parts["encoder"] = stage.encoder_of(encoder_run)
-    settings = load_recipe(recipe or ("adapt" if is_adapted else "tiny"), asked, parts)
+    options = {"finetune.steps": steps, "finetune.seed": seed, "finetune.mix": mix, "fmu.kind": fmu}
+    changes = recipe_changes(set, options | {"encoder.kind": None if encoder_start else encoder})
+    changes += fixed_by(stores, encoder, recipe_changes(set, {}))
+    encoder_is_named = encoder_start is not None or any(key.startswith("encoder.kind") for key in changes)
+    parts = stage.parts_of(start, encoder_is_named)
+    if encoder_start:
+        parts["encoder"] = stage.encoder_of(encoder_start)
+    settings = load_recipe(str(recipe or ("adapt" if is_adapted else "tiny")), changes, parts)
     chosen = resolve_device(device)
-    require_gpu(settings.finetune, chosen, yes)
+    _require_gpu(settings.finetune, chosen, yes)
     processes.join(settings.finetune, "finetune")
-    described, settings = encoder_model(settings)
-    stage.require_clip_of(run, settings, described)
-    model = encoder_run or described
-    known = run.charset if run else stores[0].charset if stores else Charset.named("94")
+    kind = settings.encoder.kind
+    encoder_folder = find_clip(name) if (name := model_of(kind)) else None
+    if encoder_folder:
+        settings = settings.replace("encoder", config=describe(kind, encoder_folder))
+    stage.require_clip_of(start, settings, encoder_folder)
+    known = start.charset if start else stores[0].charset if stores else Charset.named("94")
     # The run to start from, or the store, says how labels are normalised, whatever charset is named.
-    characters = replace(Charset.named(charset), unicode=known.unicode) if charset else known
-    named = in_units(characters, units, paths, training_normalization(settings, characters, simplified))
+    named = replace(Charset.named(charset), unicode=known.unicode) if charset else known
+    named = _in_units(named, units, paths, training_normalization(settings, named, simplified))
     material = None
-    if run is not None and is_adapted:
-        material = adaptation.Material.read(paths, text or [], photos, unlabelled or [])
-        named, settings = adaptation.fitted(paths, material, run, settings, named if charset or units else None)
-    normalization = training_normalization(settings, named, simplified)
-
-    def opened(fitting: Charset) -> Labelled:
-        images = open_crops(paths, fitting, normalization)
-        to_validate = open_crops(validated, fitting, normalization) if validated else None
-        identity = stage.data_identity(images, run, to_validate, model)
-        if material is not None:
-            identity["material"] = material.identity()
-        digest = runs.identity_digest("finetune", settings, identity)
-        run_folder = out or processes.by_first(lambda: runs.named_folder(workspace.runs, "finetune", name, digest))
-        return Labelled(images, to_validate, fitting, run_folder, digest)
-
-    crops = labelled(opened, named, normalization)
-    if out is None and processes.is_first():
-        runs.keep_identity(crops.run, crops.digest)
-    if run is not None and material is not None:
-        adapted = adaptation.adapt(
-            crops.images, crops.charset, run, settings, crops.run, chosen, track, crops.validation, material
+    if start is not None and is_adapted:
+        material = adaptation.Material.read(
+            paths, paths_of(text), Path(photos) if photos else None, paths_of(unlabelled)
         )
-        lines = [*labels_left_out(crops.images), *adapted.lines(), f"run: {adapted.out}"]
-        return Report(figures_of(adapted), "\n".join(lines))
-    summary = stage.finetune(
-        crops.images, crops.charset, run, settings, crops.run, chosen, track, model, crops.validation
-    )
-    metrics = summary.metrics
-    portrait = summary.portrait
+        named, settings = adaptation.fitted(paths, material, start, settings, named if charset or units else None)
+    normalization = training_normalization(settings, named, simplified)
+    named = normalization.charset(named)
+    images = open_crops(paths, named, normalization)
+    to_validate = open_crops(validated, named, normalization) if validated else None
+    model = encoder_start or encoder_folder
+    identity = stage.data_identity(images, start, to_validate, model)
+    if material is not None:
+        identity["material"] = material.identity()
+    digest = runs.identity_digest("finetune", settings, identity)
+    data_name = paths_of(data)[0].resolve().stem
+    folder = Path(out or processes.by_first(lambda: runs.named_folder(place.runs, "finetune", data_name, digest)))
+    if out is None and processes.is_first():
+        runs.keep_identity(folder, digest)
+    left_out = labels_left_out(images)
+    if start is not None and material is not None:
+        adapted = adaptation.adapt(images, named, start, settings, folder, chosen, track, to_validate, material)
+        lines = [*left_out, *adapted.lines(), f"run: {adapted.out}"]
+        return Report(figures_of(adapted), "\n".join(lines), lambda: adapted)
+    summary = stage.finetune(images, named, start, settings, folder, chosen, track, model, to_validate)
+    portrait, metrics = summary.portrait, summary.metrics
     lines = [
-        *labels_left_out(crops.images),
+        *left_out,
         *([f"{len(portrait):,} images taller than wide, such as {portrait[0]}"] if portrait else []),
         f"{summary.steps:,} steps; validation crops read: {metrics['accuracy']:.1%}{_with_36(metrics)}",
         f"run: {summary.out}",
     ]
-    return Report(figures_of(summary), "\n".join(lines))
+    return Report(figures_of(summary), "\n".join(lines), lambda: summary)
+
+
+def _in_units(named: "Charset", units: Units | None, paths: Sequence[Path], rules: "Normalization") -> "Charset":
+    """Return the charset ``named`` with labels made of ``units``; None: of its own.
+
+    Of grapheme clusters it has those that its characters can write and the labels at ``paths`` have.
+
+    Raises:
+        UserError: its clusters would have to be taken apart, or labels are in a store, which has counted their units.
+    """
+    from dptr.cache.crops.dataset import WordImages
+    from dptr.cache.text.charset import Charset
+    from dptr.cache.text.named_charsets import clusters_within
+    from dptr.cache.text.units import clusters
+    from dptr.trainer.data.image_features import stores_among
+
+    if units is None or units == named.units:
+        return named
+    if units == "codepoint":
+        raise UserError("the charset holds grapheme clusters, not code points", "Leave --units out")
+    if stores_among(paths):
+        raise UserError("a store of crops keeps the units of its charset", "Leave --units out, or train on the crops")
+    labels = (sample.label for sample in WordImages.open_as_written(paths).samples)
+    found = {cluster for label in labels for cluster in clusters(named.fold_case(rules.apply(label)))}
+    return Charset(clusters_within("".join(rules.charset(named).characters), found), "grapheme")
+
+
+def _require_gpu(settings: "TrainingSettings", device: str, yes: bool) -> None:
+    """Reject to train on a CPU what a recipe sizes for a GPU, unless ``yes``; warn of other long trainings.
+
+    Raises:
+        UserError: the device is a CPU.
+    """
+    size = f"{settings.steps:,} steps of {settings.batch_size:,} rows are sized for a GPU, and this is a CPU"
+    if device != "cpu":
+        return
+    if settings.needs_gpu and not yes:
+        raise UserError(size, "Train on a GPU, or add --yes to train on this CPU")
+    if settings.steps * settings.batch_size > _ROWS_FOR_A_GPU:
+        note(f"{size}: this takes days; fewer steps or the recipe tiny make it shorter")
+
+
+def _warn_of_bundled_clip(recipe: "Recipe", clip: str) -> None:
+    """Warn of a wide decoder on the embeddings of a small CLIP: it learns no more than a narrow one."""
+    if clip in BUNDLED_CLIPS and recipe.decoder.dim >= _WIDE_DECODER:
+        note(
+            f"the prompt store is of the small CLIP `{clip}`, and the recipe's decoder ({recipe.decoder.dim} wide) is "
+            "for one of 512 dimensions: embed with the CLIP openai/clip-vit-base-patch16, or use the recipe tiny"
+        )
 
 
 def _with_36(metrics: dict[str, float]) -> str:

@@ -17,7 +17,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.file_names import SAFETENSORS, WEIGHTS_FILE
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path
-from dptr.cache.text.lexicon import Lexicon
+from dptr.cache.text.lexicon import Lexicon, Words, word_counts
 from dptr.trainer.choices import ExportTarget
 from dptr.trainer.export import onnx_graph as export_onnx
 from dptr.trainer.model.decoders import build_decoder
@@ -25,7 +25,6 @@ from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.model.model_file import ModelFile, finite_weights, load_model, save_model, save_tensors
 from dptr.trainer.model.reading import width_for
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer, require_ctc
-from dptr.trainer.read import Words, word_counts
 from dptr.trainer.training.runs import Run, Trained
 
 _MADE_UP_IMAGES = 16

@@ -66,7 +66,14 @@ def write_files(model: Trained, repo: str, predictions: Path, out: Path, licence
 
 
 def push(
-    model: Trained, repo: str, predictions: Path, private: bool = False, licence: str | None = None, half: bool = False
+    model: Trained,
+    repo: str,
+    predictions: Path,
+    private: bool = False,
+    licence: str | None = None,
+    half: bool = False,
+    token: str | bool | None = None,
+    message: str | None = None,
 ) -> CommitInfo:
     """Make the repository where it is not there, and put the model into it; arguments as of :func:`write_files`.
 
@@ -78,10 +85,11 @@ def push(
     with tempfile.TemporaryDirectory(prefix="dptr-push-") as folder:
         write_files(model, repo, predictions, Path(folder), licence, half)
         note(f"pushing {sum(path.stat().st_size for path in Path(folder).iterdir()) / 1e6:.1f} MB to {repo}")
-        api = HfApi(library_name="dptr")
+        api = HfApi(token=token, library_name="dptr")
         try:
             api.create_repo(repo, private=private, exist_ok=True)
-            return api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"{model.name}, pushed by dptr")
+            message = message or f"{model.name}, pushed by dptr"
+            return api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
         # What a proxy, an endpoint or a setting can raise here belongs to the client's own libraries.
         except Exception as error:
             raise UserError(

@@ -143,8 +143,10 @@ def finite_weights(run: Trained) -> dict[str, Tensor]:
     return weights
 
 
-def from_hub(name: str) -> Path:
+def from_hub(name: str, **how: Any) -> Path:
     """Return a model's file from the hub, downloaded where it was not before; ``name`` as ``user/model[@REVISION]``.
+
+    ``how`` as of :func:`dptr.cache.hub.download`.
 
     Raises:
         UserError: the hub has no such model, cannot be reached, or the model is none of dptr's.
@@ -154,7 +156,7 @@ def from_hub(name: str) -> Path:
         if WEIGHTS_FILE not in files:
             raise UserError(f"{name} on the hub holds no {WEIGHTS_FILE}", "Name a model that `dptr push` put there")
 
-    path = hub.download(name, [WEIGHTS_FILE], require) / WEIGHTS_FILE
+    path = hub.download(name, [WEIGHTS_FILE], require, **how) / WEIGHTS_FILE
     require([WEIGHTS_FILE] if path.is_file() else [])
     return path
 

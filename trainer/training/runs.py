@@ -340,15 +340,6 @@ def _write_recipe(folder: Path, recipe: Recipe) -> None:
     checksummed.write_text(folder / RECIPE_FILE, f"{recipe_to_toml(recipe)}# {checksummed.WITHOUT_CHECKSUM}\n")
 
 
-def charset_in(folder: Path) -> Charset | None:
-    """Return the charset of the run in ``folder``; None where there is none.
-
-    Raises:
-        DamagedStore: the run's description cannot be read.
-    """
-    return Run.load(folder).charset if (folder / RUN_FILE).is_file() else None
-
-
 def charset_of_run(wanted: Charset, decoder: DecoderSettings, start: Trained | None = None) -> Charset:
     """Return the charset ``wanted`` in the order in which a run's decoder emits labels.
 

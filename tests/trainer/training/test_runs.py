@@ -13,9 +13,9 @@ import torch
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.text.charset import Charset
 from dptr.cache.workspace import Workspace
-from dptr.trainer.commands.starts import model_path, newest_run, start_run
 from dptr.trainer.finetune import parameter_groups
 from dptr.trainer.model.recognizer import Recognizer
+from dptr.trainer.named_models import model_path, newest_run, start_named
 from dptr.trainer.recipe import Recipe
 from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import load_state, save_checkpoint
@@ -142,6 +142,6 @@ def test_newest_names_the_newest_fine_tuned_run(tmp_path: Path) -> None:
         os.utime(folder / "run.json", (number, number))
     assert model_path(workspace, "newest") == workspace.runs / "new"
     assert newest_run(workspace).folder == workspace.runs / "decoder"
-    start = start_run(workspace, "newest")
+    start = start_named(workspace, "newest")
     assert start is not None
     assert start.kind == "pretrain"
