@@ -26,7 +26,7 @@ from dptr.cache.options import (
     WorkspaceFolder,
     paths_of,
 )
-from dptr.cache.stores.files import require_replaceable, write_text
+from dptr.cache.stores.files import atomic_path, require_replaceable
 from dptr.cache.workspace import Workspace
 from dptr.pipeline.choices import Case, Context, CropKind, EmbeddingsKind, Unit
 from dptr.pipeline.device import resolve_device
@@ -159,7 +159,8 @@ def _corpus_files(corpus: Paths, workspace: Path, unit: Unit) -> list[str]:
             raise UserError(f"{word!r} is not one word", 'Leave it out, or give unit="line" for words with spaces')
     text = "".join(f"{word}\n" for word in words)
     path = workspace / "words" / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.txt"
-    write_text(path, text)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return [str(path)]
 
 
