@@ -6,8 +6,8 @@ Tesseract
     go through one process by a list file, one page each; the time of a list of one crop is taken off, so that its
     start is not counted.
 RapidOCR
-    The recogniser of PP-OCRv4 alone, in its own preprocessing. Detector and classifier of direction look for text in a
-    page and are neither run nor counted. It runs in whatever Python it is installed for.
+    The recogniser of PP-OCRv4 or PP-OCRv6 alone, in its own preprocessing. Detector and classifier of direction look
+    for text in a page and are neither run nor counted. It runs in whatever Python it is installed for.
 dptr
     A fine-tuning run, or what `dptr export` wrote: .safetensors or .onnx.
 
@@ -136,7 +136,9 @@ def read_with_rapidocr(images: Sequence[Image.Image], python: str) -> Prediction
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or [f"exit {done.returncode}"]
         if "ModuleNotFoundError" in last[0]:
-            raise NotInstalled(f"not installed: pip install rapidocr-onnxruntime ({last[0]})")
+            raise NotInstalled(
+                f"not installed: pip install rapidocr-onnxruntime, or rapidocr and onnxruntime ({last[0]})"
+            )
         raise UserError(f"RapidOCR failed: {last[0]}", "Try it by itself in the Python that --rapidocr-python names")
     return Predictions(**json.loads(done.stdout.splitlines()[-1]))
 

@@ -1,9 +1,10 @@
-"""Read labelled crops with Tesseract, RapidOCR (PP-OCRv4) and dptr's recognisers: one table of accuracy, time and size.
+"""Compare Tesseract, RapidOCR (PP-OCRv4, PP-OCRv6) and dptr's recognisers on labelled crops: accuracy, time, size.
 
     python benchmarks/peers.py --data crops/ more_crops/ --model RUN model.onnx
 
 dptr needs neither peer. One that is missing is a line of the table that says how to install it. RapidOCR may live in an
-environment of its own: `--rapidocr-python other/bin/python`. How each is run and timed: `peer_readers.py`.
+environment of its own: `--rapidocr-python other/bin/python`; several are compared. How each is run and timed:
+`peer_readers.py`.
 
 Protocol, the field's for 36 characters: white space is removed, the label decomposed to ASCII (NFKD), labels longer
 than 25 characters are left out, then everything but letters and digits goes and case is folded; labels that are empty
@@ -106,7 +107,9 @@ def main() -> None:
     parser.add_argument("--lexicon", help="words for dptr in place of the model's own, or none")
     parser.add_argument("--limit", type=at_least(1), help="only the first so many crops of each data set")
     parser.add_argument("--tesseract", default="tesseract", help="its program")
-    parser.add_argument("--rapidocr-python", default=sys.executable, help="the Python that RapidOCR is installed for")
+    parser.add_argument(
+        "--rapidocr-python", nargs="*", default=[sys.executable], help="the Python that RapidOCR is installed for"
+    )
     parser.add_argument(
         "--predictions", type=Path, help="also write data, reader, image, ground truth and reading here (TSV)"
     )
@@ -115,7 +118,7 @@ def main() -> None:
     os.environ.update(ONE_THREAD)
     readers: dict[str, Reader] = {
         "Tesseract": partial(read_with_tesseract, program=arguments.tesseract),
-        "RapidOCR (PP-OCRv4)": partial(read_with_rapidocr, python=arguments.rapidocr_python),
+        **{f"RapidOCR {python}": partial(read_with_rapidocr, python=python) for python in arguments.rapidocr_python},
         **{
             f"dptr {path}": partial(
                 read_with_dptr, path=path, words=arguments.lexicon, single_view=arguments.single_view
