@@ -83,7 +83,7 @@ def step_seconds(
         targets = Targets.of(labels, CHARSET).to(images.device)
         with torch.autocast(images.device.type, torch.bfloat16, enabled=way == "bf16"):
             loss = model.loss(images, targets)
-    update(model, optimizer, loss)
+    update(model, optimizer, [loss])
     return now(images.device) - started
 
 

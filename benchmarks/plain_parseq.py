@@ -7,6 +7,7 @@ reading that runs over all it has read at every step. Same weights, same results
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import numpy as np
@@ -22,9 +23,11 @@ from dptr.trainer.model.layers import Attention
 LABEL_LENGTH = 25
 
 
-def update(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, losses: Iterable[Tensor]) -> None:
+    """One step on the sum of ``losses``, each of which is freed before the next is made."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    for loss in losses:
+        loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 20.0)
     optimizer.step()
 
@@ -39,11 +42,19 @@ def padded_targets(labels: list[str], charset: Charset) -> Targets:
 
 def loss_order_by_order(decoder: ParseqDecoder, memory: Tensor, targets: Targets) -> Tensor:
     """PARSeq's training step: each order runs the whole decoder again."""
+    return torch.stack(list(losses_of_orders(decoder, memory, targets))).sum()
+
+
+def losses_of_orders(decoder: ParseqDecoder, memory: Tensor, targets: Targets) -> Iterator[Tensor]:
+    """Each order's part of the loss; taken and differentiated one by one, the graph of one order is in memory."""
     targets = targets.to(memory.device)
     outputs = targets.outputs
+    without_end = outputs.masked_fill(outputs == targets.end, targets.padding)
     visible = (targets.inputs != targets.padding)[:, None, None, :]
-    losses, counts = [], []
-    for number, order in enumerate(draw_permutations(LABEL_LENGTH, decoder.shape.permutations).to(memory.device)):
+    orders = draw_permutations(LABEL_LENGTH, decoder.shape.permutations).to(memory.device)
+    of_order = [outputs if number < 2 else without_end for number in range(len(orders))]
+    counted = sum((part != targets.padding).sum() for part in of_order)
+    for order, expected in zip(orders, of_order, strict=True):
         content_mask, query_mask = (mask[:, None] & visible for mask in attention_masks(order[None]))
         content = decoder.dropout(decoder.embed(targets.inputs))
         query = decoder.dropout(decoder.positions[: targets.inputs.shape[1]].expand(len(memory), -1, -1))
@@ -53,12 +64,8 @@ def loss_order_by_order(decoder: ParseqDecoder, memory: Tensor, targets: Targets
             if depth + 1 < len(decoder.layers):
                 content = stream(layer, content, normed, normed, memory, content_mask)
         logits = decoder.logits(query).flatten(0, 1).float()
-        losses.append(F.cross_entropy(logits, outputs.flatten(), ignore_index=targets.padding))
-        counts.append((outputs != targets.padding).sum())
-        if number == 1:
-            outputs = outputs.masked_fill(outputs == targets.end, targets.padding)
-    weights = torch.stack(counts)
-    return (torch.stack(losses) * weights).sum() / weights.sum()
+        summed = F.cross_entropy(logits, expected.flatten(), ignore_index=targets.padding, reduction="sum")
+        yield summed / counted
 
 
 def layers_of(decoder: ParseqDecoder) -> list[TwoStreamLayer]:

@@ -170,7 +170,7 @@ class Bench:
                     memory(labels, rows),
                     padded_targets(labels, self.store.charset),
                 )
-            update(decoder, optimizer, loss)
+            update(decoder, optimizer, [loss])
         return sum(len(rows) for rows in batches) / (now(self.device) - started)
 
     def memory_from_clip(self, labels: list[str], rows: NDArray[np.int64]) -> Tensor:
@@ -207,7 +207,7 @@ class Bench:
         decoder, optimizer = self.trained[WAYS[2]]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             loss = decoder.loss(batch.memory.to(self.device), batch.targets.to(self.device))
-        update(decoder, optimizer, loss)
+        update(decoder, optimizer, [loss])
         return len(batch.targets.inputs)
 
     def step_flops(self) -> float:

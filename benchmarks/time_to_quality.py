@@ -1,8 +1,11 @@
-"""Seconds until a decoder reads nine of ten held-out words from their text embeddings, the authors' way and dptr's.
+"""Processor seconds until a decoder reads nine of ten held-out words from their text embeddings, the authors' way and dptr's.
 
 authors  their decoder (recipe `paper`: six layers of 512, six orders), one order after another, labels padded to 27,
          CLIP's text encoder at every step over prompts padded to 77
 dptr     the recipe named, on embeddings from a prompt store; the seconds of embedding count
+
+The authors' losses are differentiated order by order: that bounds the memory at one order's graph and leaves the
+gradient as it is. With --way each way can have a process of its own.
 
 Both learn the same words from the same CLIP, with as many rows a step and a rate that stays after its warm-up; neither
 gets noise. The clock stands still while held-out words are read. --out keeps each point of the curves as soon as it is
@@ -16,9 +19,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,7 @@ import numpy as np
 import torch
 from common import at_least, save_clip, usable_device
 from numpy.typing import NDArray
-from plain_parseq import loss_order_by_order, made_up_words, padded_targets, update
+from plain_parseq import losses_of_orders, made_up_words, padded_targets, update
 from pretrain import authors_memory
 from torch import Tensor
 
@@ -61,8 +65,9 @@ def main() -> None:
     parser.add_argument("--rows", type=at_least(1), default=20_000, help="how many words")
     parser.add_argument("--held-out", type=at_least(1), default=200, help="of them never trained on")
     parser.add_argument("--batch", type=at_least(1), default=64)
+    parser.add_argument("--way", choices=("dptr", "authors"), help="this one alone; by default both, one after another")
     parser.add_argument("--goal", type=float, default=0.9, help="share of held-out words to be read")
-    parser.add_argument("--limit", type=float, default=3600, help="seconds of training for each way")
+    parser.add_argument("--limit", type=float, default=3600, help="processor seconds of training for each way")
     parser.add_argument("--every", type=float, default=60, help="least seconds between points of the curve")
     parser.add_argument("--out", type=Path, help="a JSON Lines file for the points of the curves")
     parser.add_argument("--quick", action="store_true", help="a small CLIP and decoder: only shows that it runs")
@@ -91,13 +96,14 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         f"{len(training):,} words to learn, {len(held_out)} held out; batches of {arguments.batch}, "
         f"{arguments.device}, {torch.get_num_threads()} threads; embedding took {embedding:.1f} s"
     )
-    ways = {
-        "dptr": (Dptr(store, training, arguments), embedding),
-        "authors": (Authors(store, clip, training, arguments), 0.0),
-    }
     reached: dict[str, float | None] = {}
     points: list[Point] = []
-    for name_of_way, (way, before) in ways.items():
+    for name_of_way in (arguments.way,) if arguments.way else ("dptr", "authors"):
+        way: Way
+        if name_of_way == "dptr":
+            way, before = Dptr(store, training, arguments), embedding
+        else:
+            way, before = Authors(store, clip, training, arguments), 0.0
         print(f"\n{name_of_way:9}{'seconds':>9}{'rows':>10}{'read':>8}", flush=True)
 
         def keep(point: Point, way: str = name_of_way) -> None:
@@ -106,6 +112,9 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
                 arguments.out.write_text("".join(f"{json.dumps(row)}\n" for row in points), encoding="utf-8")
 
         reached[name_of_way] = time_to_goal(way, held_out, before, arguments, keep)
+        print(f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6:.2f} GB of memory so far")
+    if arguments.way:
+        return
     ours, theirs = reached["dptr"], reached["authors"]
     if ours is None:
         print(f"\ndptr did not read {arguments.goal:.0%} within {arguments.limit:g} s")
@@ -124,8 +133,8 @@ class Way:
         self.device = torch.device(device)
         self.taken = 0
 
-    def loss(self, number: int) -> tuple[Tensor, int]:
-        """The loss on batch ``number``, and how many rows it has."""
+    def losses(self, number: int) -> tuple[Iterable[Tensor], int]:
+        """Parts of the loss on batch ``number``, and how many rows it has."""
         raise NotImplementedError
 
     def read(self, rows: NDArray[np.int64]) -> list[str]:
@@ -142,8 +151,8 @@ class Way:
         self.decoder.train()
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * min(1.0, (self.taken + 1) / WARMUP)
-        loss, rows = self.loss(self.taken)
-        update(self.decoder, self.optimizer, loss)
+        losses, rows = self.losses(self.taken)
+        update(self.decoder, self.optimizer, losses)
         self.taken += 1
         return rows
 
@@ -162,12 +171,12 @@ class Dptr(Way):
         self.low_precision = settings.precision == "bf16"
         self.average = MovingAverage(self.decoder, settings.ema_decay)
 
-    def loss(self, number: int) -> tuple[Tensor, int]:
+    def losses(self, number: int) -> tuple[Iterable[Tensor], int]:
         """All orders in one pass, over embeddings of the store."""
         batch = self.batches(number)
         targets = batch.targets.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
-            return self.decoder.loss(batch.memory.to(self.device), targets), len(targets.inputs)
+            return [self.decoder.loss(batch.memory.to(self.device), targets)], len(targets.inputs)
 
     def step(self) -> int:
         """One step, and the average of weights that a recipe asks for; without one it is the weights themselves."""
@@ -196,11 +205,11 @@ class Authors(Way):
         self.parseq = decoder
         self.begin(decoder, AUTHORS_RATE * arguments.batch / AUTHORS_BATCH)
 
-    def loss(self, number: int) -> tuple[Tensor, int]:
+    def losses(self, number: int) -> tuple[Iterable[Tensor], int]:
         """Order by order."""
         labels = self.store.labels_of(self.order.choice(self.rows, min(self.batch, len(self.rows)), replace=False))
         targets = padded_targets(labels, self.store.charset)
-        return loss_order_by_order(self.parseq, authors_memory(self.clip, labels, self.device), targets), len(labels)
+        return losses_of_orders(self.parseq, authors_memory(self.clip, labels, self.device), targets), len(labels)
 
     @torch.inference_mode()
     def read(self, rows: NDArray[np.int64]) -> list[str]:
