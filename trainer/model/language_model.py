@@ -6,6 +6,9 @@ before it, and so on. Sorted, all places that share a character and any number o
 (a suffix array of the reversed text), so that two binary searches count them. Counts behind a long context are
 smoothed with those behind the next shorter one by a Dirichlet prior. Source: MacKay and Peto, Natural Language
 Engineering, 1995.
+
+Number plates and codes have a format instead of a spelling: behind two letters may stand any digit. For these the
+characters before are counted as what they are, a letter or a digit, so that few codes show the format of all.
 """
 
 from __future__ import annotations
@@ -32,6 +35,19 @@ _END = 1
 _DIGIT = re.compile(r"\d")
 
 
+class _Counts:
+    """N-grams (count,), sorted, and how often those before each of them occur together."""
+
+    def __init__(self, grams: NDArray[np.int64], weights: NDArray[np.float64]) -> None:
+        order = grams.argsort()
+        self.grams, self.sums = grams[order], np.concatenate([[0.0], weights[order].cumsum()])
+
+    def between(self, first: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return how often n-grams from ``first`` to before ``last`` occur, of the same shape."""
+        counts: NDArray[np.float64] = self.sums[self.grams.searchsorted(last)]
+        return counts - self.sums[self.grams.searchsorted(first)]
+
+
 class CharacterModel:
     """Scores characters behind contexts; upper and lower case are the same to it.
 
@@ -42,18 +58,31 @@ class CharacterModel:
         counts: word -> how often it occurs. Characters that the charset lacks are passed over.
         charset: gives the classes that are scored, 0 for the end.
         weight: of a score beside the log-probability that a picture gives.
+        of_formats: whether contexts are of letters and digits instead of the characters themselves.
     """
 
     #: The context of a word's first character.
     begin = 0
 
-    def __init__(self, counts: Mapping[str, float], charset: Charset, weight: float = DEFAULT_WEIGHT) -> None:
+    def __init__(
+        self,
+        counts: Mapping[str, float],
+        charset: Charset,
+        weight: float = DEFAULT_WEIGHT,
+        of_formats: bool = False,
+    ) -> None:
         self.weight = weight
         folded = [_folded(character) for character in charset.characters]
         symbols = {character: index for index, character in enumerate(dict.fromkeys(folded), start=_END + 1)}
         of_classes = (_END if character == " " else symbols[character] for character in folded)
         self._symbol_of = np.array([_END, *of_classes], np.int64)
         self._symbols = len(symbols) + 1
+        #: What a symbol is in a context, (symbols,).
+        self._in_context = np.arange(self._symbols + 1)
+        if of_formats:
+            first: dict[str, int] = {}
+            for character, symbol in symbols.items():
+                self._in_context[symbol] = first.setdefault(_kind(character), symbol)
         self._bits = (len(symbols) + 1).bit_length()
         self._length = min(_LONGEST, _BITS // self._bits)
         if " " in charset.characters:
@@ -62,14 +91,19 @@ class CharacterModel:
         self.has_digits = any(map(_DIGIT.search, counts))
         text, weights = _as_symbols(counts, symbols, charset)
         grams = self._grams_of(text)
-        order = grams.argsort()
-        self._grams, self._sums = grams[order], np.concatenate([[0.0], weights[order].cumsum()])
+        self._scored = _Counts(grams, weights)
+        self._met = self._scored
+        if of_formats:
+            head = self._bits * (self._length - 1)
+            nearest = self._in_context[grams >> head] << head
+            self._met = _Counts(nearest | (grams & ((1 << head) - 1)), weights)
+        self._of_formats = of_formats
         self._words = weights[text == _END].sum()
 
     def after(self, contexts: NDArray[np.int64] | int, classes: NDArray[np.int64] | int) -> NDArray[np.int64]:
         """Return the contexts behind one more character; all three of shape (count,), or one of each."""
         symbols = self._symbol_of[classes]
-        behind = symbols << self._bits * (self._length - 2)
+        behind = self._in_context[symbols] << self._bits * (self._length - 2)
         return np.where(symbols == _END, self.begin, behind | (contexts >> self._bits))
 
     def scores(self, contexts: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -84,9 +118,9 @@ class CharacterModel:
         """
         # How often a context was met is how often its nearest character was, with the others before it.
         met = np.empty((len(contexts), self._length))
-        met[:, 1:] = self._counts(contexts[:, None] << self._bits, np.arange(1, self._length))
+        met[:, 1:] = self._counts(self._met, contexts[:, None] << self._bits, np.arange(1, self._length))
         met[contexts == self.begin] = self._words
-        met[:, 0] = self._sums[-1]
+        met[:, 0] = self._met.sums[-1]
         return met
 
     def scores_of_met(
@@ -101,7 +135,7 @@ class CharacterModel:
         """
         symbols = self._symbol_of[classes]
         grams = (symbols << self._bits * (self._length - 1)) | contexts
-        counts = self._counts(grams[:, None], np.arange(1, self._length + 1))
+        counts = self._counts(self._scored, grams[:, None], np.arange(1, self._length + 1))
         # Behind each length: the chance by counts, and how much of the shorter length's goes in.
         smoothed = met + _PRIOR
         probabilities, shares = (counts / smoothed).T, (_PRIOR / smoothed).T
@@ -109,18 +143,20 @@ class CharacterModel:
         for own, share in zip(probabilities, shares, strict=True):
             chance = own + share * chance
         logarithms: NDArray[np.float64] = np.log((1 - _UNKNOWN) * chance + _UNKNOWN / self._symbols)
+        if self._of_formats:
+            return logarithms, self.met(self.after(contexts, classes))
         behind = np.concatenate([met[:, :1], counts[:, :-1]], axis=1)
         if (symbols == _END).any():
             behind[symbols == _END] = self.met(np.array([self.begin]))[0]
         return logarithms, behind
 
-    def _counts(self, grams: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _counts(
+        self, counted: _Counts, grams: NDArray[np.int64], lengths: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
         """Return how often n-grams occur, of each the first ``lengths`` characters alone; shapes are broadcast."""
         unread = self._bits * (self._length - lengths)
         first = grams >> unread << unread
-        begins, ends = self._grams.searchsorted(first), self._grams.searchsorted(first + (1 << unread))
-        counts: NDArray[np.float64] = self._sums[ends] - self._sums[begins]
-        return counts
+        return counted.between(first, first + (1 << unread))
 
     def _grams_of(self, text: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return each symbol of ``text`` (length,) packed with those before it in the same word."""
@@ -128,7 +164,8 @@ class CharacterModel:
         place = np.arange(len(text)) - np.repeat(starts[:-1], np.diff(starts))
         grams = np.zeros_like(text)
         for back in range(self._length):
-            before = np.where(place >= back, np.roll(text, back), 0)
+            symbols = np.roll(self._in_context[text], back) if back else text
+            before = np.where(place >= back, symbols, 0)
             grams |= before << self._bits * (self._length - 1 - back)
         return grams
 
@@ -177,6 +214,15 @@ def _as_symbols_of_units(
         lengths.append(len(text) - before)
     weights = np.fromiter(counts.values(), np.float64, len(counts))
     return np.array(text, np.int64), np.repeat(weights, lengths)
+
+
+def _kind(character: str) -> str:
+    """Return what a character is in a format: a digit, a Latin letter, another letter, or itself."""
+    if _DIGIT.match(character):
+        return "0"
+    if character.isalpha():
+        return "a" if character.isascii() else "\u00e0"
+    return character
 
 
 def _folded(character: str) -> str:

@@ -72,6 +72,8 @@ class Trained(Protocol):
 
 #: Confidence from which a text is taken as it is, whatever words there are.
 _SURE = 0.9
+#: Words with digits that show a format; fewer are words like others.
+_FEWEST_CODES = 30
 #: Encoders that give an image's pooled vector themselves.
 _POOLING = (ClipEncoder, GivenTokens)
 
@@ -108,6 +110,7 @@ class Recognizer(nn.Module):
         self._adds_places = not (self.encoder.positioned or self.decoder.positions_memory)
         self._in_bfloat16 = False
         self._words: CharacterModel | None = None
+        self._codes: CharacterModel | None = None
         self.ctc_weight = recipe.finetune.ctc_weight
         has_head = self.ctc_weight > 0 and not isinstance(self.decoder, CtcDecoder)
         self.ctc_head = nn.Linear(self.encoder.dim, self.decoder.classes) if has_head else None
@@ -171,6 +174,8 @@ class Recognizer(nn.Module):
     def prefer_words(self, counts: Mapping[str, float] | None, weight: float = DEFAULT_WEIGHT) -> None:
         """Prefer, where a picture leaves doubt, what is likely among words from now on; None: nothing.
 
+        Words with digits, such as number plates, count by their format where a prediction has a digit and no space.
+
         Args:
             counts: word -> how often it occurs. weight: of what they say, beside what the picture says.
 
@@ -180,6 +185,9 @@ class Recognizer(nn.Module):
         if counts is not None:
             require_ctc(isinstance(self.decoder, CtcDecoder))
         self._words = None if counts is None else CharacterModel(counts, self.charset, weight)
+        codes = {word: count for word, count in (counts or {}).items() if is_code(word)}
+        has_formats = len(codes) >= _FEWEST_CODES
+        self._codes = CharacterModel(codes, self.charset, weight, of_formats=True) if has_formats else None
 
     @torch.inference_mode()
     def read(self, images: Tensor) -> list[Prediction]:
@@ -200,17 +208,26 @@ class Recognizer(nn.Module):
         predictions = [_reading(*decoder.joined(columns), self.charset) for columns in log_probabilities]
         if self._words is None:
             return predictions
-        unsure = [index for index, prediction in enumerate(predictions) if self._leaves_doubt(prediction, self._words)]
-        for index, candidates in zip(
-            unsure, search([log_probabilities[index] for index in unsure], self._words), strict=True
-        ):
-            predictions[index] = _among(candidates, self.charset)
+        unsure: dict[CharacterModel, list[int]] = {}
+        for index, prediction in enumerate(predictions):
+            model = self._codes if self._codes is not None and is_code(prediction.text) else self._words
+            if self._leaves_doubt(prediction, model):
+                unsure.setdefault(model, []).append(index)
+        for model, indices in unsure.items():
+            found = search([log_probabilities[index] for index in indices], model)
+            for index, candidates in zip(indices, found, strict=True):
+                predictions[index] = _among(candidates, self.charset)
         return predictions
 
     @staticmethod
     def _leaves_doubt(prediction: Prediction, words: CharacterModel) -> bool:
         """Return whether words may say better: numbers, codes and plates are no words, unless the list has some."""
         return prediction.confidence < _SURE and (words.has_digits or not any(map(str.isdigit, prediction.text)))
+
+
+def is_code(word: str) -> bool:
+    """Return whether a word has a digit, and no space."""
+    return " " not in word and any(map(str.isdigit, word))
 
 
 def require_ctc(has_ctc: bool, name: str = "this recogniser") -> None:
