@@ -187,7 +187,7 @@ def _explained(error: BaseException) -> tuple[int, str]:
         case TyperException():
             return 2, usage_problem(error)
         case KeyboardInterrupt() | Abort():
-            return _INTERRUPTED, "interrupted; what was finished is kept, and the same command goes on"
+            return _INTERRUPTED, "interrupted; rerun the command to resume"
         case Exception() if is_out_of_memory(error):
             return 1, f"out of memory ({error or 'allocation failed'}). Use a smaller batch or shard, or fewer workers"
         case UnicodeEncodeError(reason="surrogates not allowed"):

@@ -392,8 +392,8 @@ class Adaptation:
         least, right = _threshold(latest, allowed)
         if least is None:
             self.remarks.append(
-                f"unlabelled crops are not used: at no confidence are {_RIGHT:.0%} of {_LEAST_ACCEPTED} or more "
-                "predictions for held-out crops right"
+                f"unlabelled crops are not used: no confidence threshold selects {_LEAST_ACCEPTED} held-out crops with "
+                f"{_RIGHT:.0%} correct predictions"
             )
             return [[] for _ in trained]
         self.rules.append(Rule(latest.lexicon, least, allowed))

@@ -260,8 +260,8 @@ _TITLES = {
     AS_WRITTEN: "exact",
 }
 _RULES = {
-    "36": f"36, 62, 94: as PARSeq's loader has it: folded to ASCII, without words longer than {LONGEST} or emptied",
-    CHINESE: "Chinese benchmark: NFKC; white space, case and traditional forms aside",
+    "36": f"36, 62, 94: labels folded to ASCII as in PARSeq; empty ones and those over {LONGEST} characters excluded",
+    CHINESE: "Chinese benchmark: NFKC, case-insensitive, simplified, without white space",
 }
 
 
@@ -274,10 +274,7 @@ def table(result: Evaluation) -> str:
     lines += ["", *_left_out(result)]
     if len(result.accuracy_by_script) > 1:
         lines += ["", *_accuracy_by_script(result)]
-    lengths = ", ".join(
-        f"{length}: {part:.0%} of {words}" for length, (words, part) in result.accuracy_by_length.items()
-    )
-    lines += ["", f"accuracy by length, exact: {lengths}"]
+    lines += ["", f"accuracy by length, exact: {_accuracy_by_length(result)}"]
     lines += [f"expected calibration error of confidences, exact: {result.calibration_error:.3f}"]
     if result.mistakes:
         mistakes = [(m.key, m.ground_truth, m.prediction, f"{m.confidence:.3f}") for m in result.mistakes[:10]]
@@ -344,7 +341,20 @@ def _totals(result: Evaluation, protocol: str) -> Iterator[tuple[str, ...]]:
 def _accuracy_by_script(result: Evaluation) -> list[str]:
     """Return accuracy by the script of the label, for data of several scripts."""
     rows = [(script, f"{words:,}", _share(part)) for script, (words, part) in result.accuracy_by_script.items()]
-    return ["by the label's script, exact:", laid_out(["script", "words", "accuracy"], rows, numbers=(1, 2))]
+    return ["accuracy by script, exact:", laid_out(["script", "words", "accuracy"], rows, numbers=(1, 2))]
+
+
+def _accuracy_by_length(result: Evaluation) -> str:
+    """Return accuracy by ranges of five characters."""
+    ranges: dict[int, list[tuple[int, float]]] = {}
+    for length, words_and_share in result.accuracy_by_length.items():
+        ranges.setdefault((length - 1) // 5, []).append(words_and_share)
+    shown = []
+    for number, found in sorted(ranges.items()):
+        words = sum(words for words, _ in found)
+        right = sum(words * part for words, part in found)
+        shown.append(f"{5 * number + 1}-{5 * number + 5}: {right / words:.0%} of {words:,}")
+    return ", ".join(shown)
 
 
 def _share(value: float | None) -> str:
@@ -366,7 +376,7 @@ def _left_out(result: Evaluation) -> list[str]:
         empty = sum(scores[protocol].empty for scores in result.sets.values())
         too_long = sum(scores[protocol].too_long for scores in result.sets.values())
         if empty or too_long:
-            lines.append(f"  {_TITLES[protocol]}: left out: {empty:,} emptied, {too_long:,} too long")
+            lines.append(f"  {_TITLES[protocol]}: excluded: {empty:,} empty, {too_long:,} too long")
     return lines
 
 

@@ -60,10 +60,10 @@ _MOST_PIXELS = 1 << 26
 
 
 class Predictions(list[Prediction]):
-    """Predictions in the order of their pictures."""
+    """Predictions in the order of their images."""
 
     def to_arrow(self) -> pa.Table:
-        """Return a table with ``text``, ``confidence`` and ``character_confidences``, a row for each picture."""
+        """Return a table with ``text``, ``confidence`` and ``character_confidences``, one row per image."""
         schema = [
             ("text", pa.string()),
             ("confidence", pa.float64()),
@@ -84,12 +84,12 @@ class Predictions(list[Prediction]):
 
 
 class Reader:
-    """A recogniser with its preprocessing: pictures in, predictions out; picture: see :data:`Picture`.
+    """A recogniser with its preprocessing, from images to predictions; accepted images: :data:`Picture`.
 
     Args:
-        recognizer: what reads. device: where, as torch names it.
-        batch_size: pictures that are read at once, unless a call says otherwise.
-        path: the run or model file that it was loaded from, for :meth:`push_to_hub`.
+        recognizer: the model. device: a torch device.
+        batch_size: images per batch, unless a call sets another.
+        path: the run or model file that the model was loaded from, for :meth:`push_to_hub`.
     """
 
     def __init__(
@@ -212,7 +212,7 @@ class Reader:
     @overload
     def read(self, images: Iterable[Picture], batch_size: int | None = None) -> Prediction | Predictions: ...
     def read(self, images: Picture | Iterable[Picture], batch_size: int | None = None) -> Prediction | Predictions:
-        """Read one picture, or several of any size in the order given.
+        """Read one image, or several of any size, in order.
 
         Args:
             images: a picture, or pictures; arrays also as one, (pictures, height, width, 3), and tensors,
@@ -232,7 +232,7 @@ class Reader:
     __call__ = read
 
     def read_each(self, images: Iterable[Picture], batch_size: int | None = None) -> Iterator[Prediction]:
-        """Yield predictions as :meth:`read` lists them, as they are read: memory does not grow with their number."""
+        """Yield the predictions of :meth:`read` batch by batch, in constant memory."""
         if not isinstance(images, Iterable):
             raise UserError(f"{images!r:.60} is not an image", _PICTURES)
         if batch_size is not None and (type(batch_size) is not int or batch_size < 1):

@@ -34,19 +34,25 @@ class Settings(BaseModel):
 
 
 class DecoderSettings(Settings):
-    """The decoder that stages 2 and 3 share. ``memory_dim`` 0 takes the store's width, or ``dim`` without a store."""
+    """The decoder that stages 2 and 3 share."""
 
-    kind: str = "parseq"
-    memory_dim: int = Field(default=0, ge=0, le=WIDEST)
-    dim: int = Field(default=192, ge=1, le=WIDEST)
-    heads: int = Field(default=6, ge=1, le=_DEEPEST)
-    layers: int = Field(default=1, ge=1, le=_DEEPEST)
-    feed_forward: int = Field(default=768, ge=1, le=4 * WIDEST)
+    kind: str = Field(default="parseq", description="parseq, nrtr, parallel, ctc or a registered decoder")
+    memory_dim: int = Field(
+        default=0, ge=0, le=WIDEST, description="width of the memory; 0: the store's width, or dim without a store"
+    )
+    dim: int = Field(default=192, ge=1, le=WIDEST, description="width")
+    heads: int = Field(default=6, ge=1, le=_DEEPEST, description="attention heads")
+    layers: int = Field(default=1, ge=1, le=_DEEPEST, description="layers")
+    feed_forward: int = Field(default=768, ge=1, le=4 * WIDEST, description="width of the feed-forward layers")
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    permutations: int = Field(default=6, ge=1, le=1000)
-    refinements: int = Field(default=1, ge=0, le=100)
-    refinement: Refinement = "cloze"
-    max_label_length: int = Field(default=25, ge=1, le=1000)
+    permutations: int = Field(
+        default=6, ge=1, le=1000, description="parseq: reading orders per label, mirrored ones included"
+    )
+    refinements: int = Field(default=1, ge=0, le=100, description="parseq: refinement passes at reading")
+    refinement: Refinement = Field(
+        default="cloze", description="parseq: attention mask of refinement; shared: as in the authors' code"
+    )
+    max_label_length: int = Field(default=25, ge=1, le=1000, description="maximum label length")
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
@@ -55,26 +61,28 @@ class DecoderSettings(Settings):
 
 
 class EncoderSettings(Settings):
-    """The image encoder: ``vit`` (patches), ``convolution`` (columns; ``channels`` of its first stage) or a model's.
+    """The image encoder: ViT, convolutions, or a model's."""
 
-    ``clip:`` and a directory or hub id takes the image encoder of that CLIP, ``hf:`` any vision model that transformers
-    knows, sizes and all; ``config`` is its description and filled in when the recipe is resolved.
-    ``image_widths`` are further widths, between commas, that ``convolution`` takes: training draws one of all for each
-    batch, reading chooses by the shape of each picture.
-    """
-
-    kind: str = "vit"
-    config: str = ""
-    stem: Literal["linear", "convolution"] = "linear"
-    dim: int = Field(default=192, ge=1, le=WIDEST)
-    heads: int = Field(default=3, ge=1, le=_DEEPEST)
-    layers: int = Field(default=6, ge=1, le=_DEEPEST)
-    channels: int = Field(default=32, ge=1, le=WIDEST)
-    image_height: int = Field(default=32, ge=2, le=_LARGEST_IMAGE)
-    image_width: int = Field(default=128, ge=2, le=_LARGEST_IMAGE)
-    image_widths: str = ""
-    patch_height: int = Field(default=4, ge=1, le=_LARGEST_IMAGE)
-    patch_width: int = Field(default=8, ge=1, le=_LARGEST_IMAGE)
+    kind: str = Field(
+        default="vit",
+        description="vit, convolution, clip:ID (image encoder of a CLIP) or hf:ID (vision model of transformers)",
+    )
+    config: str = Field(
+        default="", description="configuration of a clip: or hf: encoder, filled in when the recipe is resolved"
+    )
+    stem: Literal["linear", "convolution"] = Field(default="linear", description="vit: patch embedding")
+    dim: int = Field(default=192, ge=1, le=WIDEST, description="width")
+    heads: int = Field(default=3, ge=1, le=_DEEPEST, description="vit: attention heads")
+    layers: int = Field(default=6, ge=1, le=_DEEPEST, description="vit: layers")
+    channels: int = Field(default=32, ge=1, le=WIDEST, description="convolution: channels of the first stage")
+    image_height: int = Field(default=32, ge=2, le=_LARGEST_IMAGE, description="pixels")
+    image_width: int = Field(default=128, ge=2, le=_LARGEST_IMAGE, description="pixels")
+    image_widths: str = Field(
+        default="",
+        description="convolution: further widths, comma-separated; drawn per batch, chosen by aspect at reading",
+    )
+    patch_height: int = Field(default=4, ge=1, le=_LARGEST_IMAGE, description="vit: pixels")
+    patch_width: int = Field(default=8, ge=1, le=_LARGEST_IMAGE, description="vit: pixels")
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> Self:
@@ -84,139 +92,147 @@ class EncoderSettings(Settings):
 
 
 class FmuSettings(Settings):
-    """The Feature Merge Unit; ``none`` hands the decoder all image tokens (the control).
+    """The Feature Merge Unit."""
 
-    ``residual_dropout`` drops what attention and feed-forward add to the queries, ``final_norm`` ends in a LayerNorm.
-    """
-
-    kind: FmuKind = "queries"
-    queries: int = Field(default=26, ge=1, le=1000)
-    heads: int = Field(default=8, ge=1, le=_DEEPEST)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    residual_dropout: float = Field(default=0.0, ge=0, lt=1)
-    final_norm: bool = True
-    start: FmuStart = "positions"
+    kind: FmuKind = Field(default="queries", description="none: the decoder attends to all image tokens (the control)")
+    queries: int = Field(default=26, ge=1, le=1000, description="learned queries, the length of the memory")
+    heads: int = Field(default=8, ge=1, le=_DEEPEST, description="attention heads")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="within attention and feed-forward")
+    residual_dropout: float = Field(default=0.0, ge=0, lt=1, description="on both residuals")
+    final_norm: bool = Field(default=True, description="LayerNorm on the output")
+    start: FmuStart = Field(default="positions", description="initialisation of the queries")
 
 
 class MemorySettings(Settings):
-    """What the decoder is given.
+    """The decoder's memory in pre-training."""
 
-    Attributes:
-        kind: ``tokens`` (a prompt's pooled vector and embeddings, as in the paper), ``pooled`` (its pooled vector
-            alone,
-            which an image's may replace) or ``columns`` (its embeddings laid out as an image's columns).
-        tokens: memory tokens that a pooled vector is unfolded into.
-        centred: whether pooled vectors are centred by their side's mean, text by the store's and images by the bank's.
-        columns: columns of a text memory.
-    """
-
-    kind: Literal["tokens", "pooled", "columns"] = "tokens"
-    tokens: int = Field(default=8, ge=1, le=1000)
-    centred: bool = False
-    columns: int = Field(default=32, ge=1, le=1000)
+    kind: Literal["tokens", "pooled", "columns"] = Field(
+        default="tokens",
+        description="pooled and token embeddings (as in the paper), the pooled one, or tokens laid out as columns",
+    )
+    tokens: int = Field(
+        default=8, ge=1, le=1000, description="pooled: memory tokens that the pooled embedding is expanded to"
+    )
+    centred: bool = Field(
+        default=False, description="pooled: subtract the mean of the store (text) or the bank (images)"
+    )
+    columns: int = Field(default=32, ge=1, le=1000, description="columns: feature columns")
 
 
 class NoiseSettings(Settings):
-    """Offline randomised perturbation: how ORP embeddings are added to text embeddings in pre-training.
+    """Offline Randomised Perturbation: image embeddings added to text embeddings in pre-training."""
 
-    ``ratio`` is what token embeddings are multiplied by; for pooled vectors, the most that noise is as long as the
-    vector. ``draw`` says whose embeddings: of any crop, of the prompt's nearest, of either, or (``gaussian``) of none.
-    ``whole_batch`` draws token positions once a batch, and no crop twice in it while the bank has enough.
-    """
-
-    ratio: float = Field(default=0.1, ge=0, le=1000)
-    draw: NoiseDraw = "random"
-    neighbours: int = Field(default=32, ge=1, le=10_000)
-    nearest_share: float = Field(default=0.5, ge=0, le=1)
-    whole_batch: bool = False
+    ratio: float = Field(
+        default=0.1,
+        ge=0,
+        le=1000,
+        description="scale of the noise (lambda); for pooled embeddings, its maximum norm relative to the embedding",
+    )
+    draw: NoiseDraw = Field(
+        default="random", description="random crops, the prompt's nearest ones, a mix, or Gaussian noise"
+    )
+    neighbours: int = Field(default=32, ge=1, le=10_000, description="nearest crops per prompt")
+    nearest_share: float = Field(default=0.5, ge=0, le=1, description="mixed: share of nearest crops")
+    whole_batch: bool = Field(
+        default=False, description="same token positions in all rows of a batch, crops without replacement"
+    )
 
     @property
     def needs_neighbours(self) -> bool:
-        """Whether each prompt's nearest crops have to be known."""
+        """Whether the noise needs each prompt's nearest crops."""
         return self.draw in ("nearest", "mixed")
 
 
 class TrainingSettings(Settings):
-    """One run of the training loop.
+    """The training loop.
 
-    ``compile`` joins the loss's operations into few kernels, once for each shape of a batch; batches are then padded to
-    few shapes. Losses are the same to rounding, dropout draws other numbers.
+    ``compile`` pads batches to few shapes; losses are equal up to rounding, and dropout draws other numbers.
 
     Attributes:
-        HOW: keys that say how a run is carried out. They change neither its batches nor its weights, so that a run may
-            go on with others.
+        HOW: keys that change neither batches nor weights, so a run may be resumed with other values.
     """
 
     HOW: ClassVar[frozenset[str]] = frozenset({"workers", "log_every", "checkpoint_every", "needs_gpu"})
 
-    steps: int = Field(default=1000, ge=1, le=_LARGEST_COUNT)
-    batch_size: int = Field(default=128, ge=1, le=1_000_000)
-    learning_rate: float = Field(default=1e-3, gt=0, le=100)
+    steps: int = Field(default=1000, ge=1, le=_LARGEST_COUNT, description="optimiser steps")
+    batch_size: int = Field(default=128, ge=1, le=1_000_000, description="rows per micro-batch")
+    learning_rate: float = Field(default=1e-3, gt=0, le=100, description="maximum of the schedule")
     weight_decay: float = Field(default=0.0, ge=0, le=100)
-    schedule: Literal["one-cycle", "cosine", "constant", "trapezoid"] = "one-cycle"
-    warmup_share: float = Field(default=0.075, ge=0, le=1)
-    decay_share: float = Field(default=0.2, ge=0, le=1, description="of a trapezoid's steps")
-    clip_norm: float = Field(default=20.0, ge=0, le=1e9, description="0: not clipped")
-    accumulate: int = Field(default=1, ge=1, le=10_000)
-    ema_decay: float = Field(default=0.0, ge=0, lt=1, description="0: no average is kept")
-    precision: Literal["fp32", "bf16", "auto"] = Field(default="fp32", description="auto: bf16 where it is quick")
-    compile: Literal["no", "yes", "auto"] = Field(default="no", description="auto: on a GPU")
-    log_every: int = Field(default=50, ge=1, le=_LARGEST_COUNT)
-    validate_every: int = Field(default=500, ge=1, le=_LARGEST_COUNT)
-    checkpoint_every: int = Field(default=500, ge=1, le=_LARGEST_COUNT)
-    patience: int = Field(default=0, ge=0, le=_LARGEST_COUNT, description="0: to the last step")
-    workers: int = Field(default=0, ge=0, le=1000, description="0: batches are made in the training process")
+    schedule: Literal["one-cycle", "cosine", "constant", "trapezoid"] = Field(
+        default="one-cycle", description="learning-rate schedule"
+    )
+    warmup_share: float = Field(default=0.075, ge=0, le=1, description="share of the steps with rising rate")
+    decay_share: float = Field(default=0.2, ge=0, le=1, description="trapezoid: share of the steps with falling rate")
+    clip_norm: float = Field(default=20.0, ge=0, le=1e9, description="maximum gradient norm; 0: no clipping")
+    accumulate: int = Field(default=1, ge=1, le=10_000, description="micro-batches per step")
+    ema_decay: float = Field(default=0.0, ge=0, lt=1, description="moving average of the weights; 0: none")
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        default="fp32", description="auto: bf16 where the CPU or GPU computes with it"
+    )
+    compile: Literal["no", "yes", "auto"] = Field(default="no", description="torch.compile of the loss; auto: on a GPU")
+    log_every: int = Field(default=50, ge=1, le=_LARGEST_COUNT, description="steps")
+    validate_every: int = Field(default=500, ge=1, le=_LARGEST_COUNT, description="steps")
+    checkpoint_every: int = Field(default=500, ge=1, le=_LARGEST_COUNT, description="steps")
+    patience: int = Field(
+        default=0,
+        ge=0,
+        le=_LARGEST_COUNT,
+        description="steps without a better validation result before training stops; 0: none",
+    )
+    workers: int = Field(default=0, ge=0, le=1000, description="data-loading processes; 0: the training process")
     seed: int = Field(default=0, ge=0, lt=2**63)
-    needs_gpu: bool = Field(default=False, description="a CPU only with --yes")
+    needs_gpu: bool = Field(default=False, description="reject a CPU unless --yes is given")
 
 
 class PretrainSettings(TrainingSettings):
-    """Stage 2. ``sampling`` draws labels uniformly or by their corpus counts raised to ``count_power``.
+    """Stage 2: decoder pre-training on text embeddings."""
 
-    ``validation_share`` of the labels is never trained on; at most ``validation_rows`` of them are read at a time.
-    ``clip``, ``context`` and ``charset`` reject a prompt store made with another one; empty: any store.
-    """
-
-    validation_share: float = Field(default=0.05, gt=0, lt=1)
-    validation_rows: int = Field(default=1000, ge=1, le=_LARGEST_COUNT)
-    sampling: Sampling = "uniform"
-    count_power: float = Field(default=0.5, ge=0, le=10)
-    clip: str = ""
-    context: Literal["", "content", "full"] = ""
-    charset: str = ""
+    validation_share: float = Field(default=0.05, gt=0, lt=1, description="share of held-out labels")
+    validation_rows: int = Field(default=1000, ge=1, le=_LARGEST_COUNT, description="maximum labels per validation")
+    sampling: Sampling = Field(default="uniform", description="labels uniformly or by corpus count")
+    count_power: float = Field(default=0.5, ge=0, le=10, description="count: exponent of the counts")
+    clip: str = Field(default="", description="required CLIP of the prompt store; empty: any")
+    context: Literal["", "content", "full"] = Field(
+        default="", description="required --context of the prompt store; empty: any"
+    )
+    charset: str = Field(default="", description="required --charset of the prompt store; empty: any")
 
 
 class FinetuneSettings(TrainingSettings):
-    """Stage 3. Learning-rate factors apply to the parts: encoder, FMU and decoder; 0 freezes a part.
+    """Stage 3: training a recogniser on labelled crops."""
 
-    ``mix`` says how often each of the data sets is drawn, relative to the others, in the order they are named: "3,1".
-    Left empty, every word image is drawn once an epoch.
-    ``ctc_weight`` adds a CTC loss on the encoder's columns, in training only: with few crops, attention alone is slow
-    to find where the characters are (as in hybrid CTC/attention speech recognition, Watanabe et al. 2017).
-    ``batch_norm`` ``fixed`` keeps the running statistics of the start: small batches of one domain would move them.
-
-    When training starts from a recogniser, crops are rendered besides: of general words, so that they are not
-    forgotten, and of the text that is given. A batch has ``general`` and ``text`` of them for each labelled crop, and
-    ``unlabelled`` crops with predicted labels, in ``rounds`` rounds of prediction. Fewer than ``few`` labelled crops
-    are cross-validated in ``folds`` parts, with ``few_steps`` steps at most.
-    """
-
-    encoder_lr_scale: float = Field(default=1.0, ge=0, le=1000)
-    fmu_lr_scale: float = Field(default=1.0, ge=0, le=1000)
-    decoder_lr_scale: float = Field(default=1.0, ge=0, le=1000)
-    mix: str = ""
-    augmentation: float = Field(default=1.0, ge=0, le=10)
-    distortions: Distortions = "dptr"
-    validation_share: float = Field(default=0.1, gt=0, lt=1)
-    ctc_weight: float = Field(default=0.0, ge=0, le=1000)
-    batch_norm: Literal["trained", "fixed"] = "trained"
-    general: float = Field(default=0.0, ge=0, le=1000)
-    text: float = Field(default=0.0, ge=0, le=1000)
-    unlabelled: float = Field(default=0.0, ge=0, le=1000)
-    rounds: int = Field(default=1, ge=1, le=10)
-    few: int = Field(default=0, ge=0, le=_LARGEST_COUNT)
-    few_steps: int = Field(default=300, ge=1, le=_LARGEST_COUNT)
-    folds: int = Field(default=3, ge=2, le=100)
+    encoder_lr_scale: float = Field(
+        default=1.0, ge=0, le=1000, description="learning-rate factor; 0 freezes the encoder"
+    )
+    fmu_lr_scale: float = Field(default=1.0, ge=0, le=1000, description="learning-rate factor; 0 freezes the FMU")
+    decoder_lr_scale: float = Field(
+        default=1.0, ge=0, le=1000, description="learning-rate factor; 0 freezes the decoder"
+    )
+    mix: str = Field(
+        default="", description="relative sampling rates of the data sets, such as 3,1; empty: each crop once an epoch"
+    )
+    augmentation: float = Field(default=1.0, ge=0, le=10, description="strength of the distortions")
+    distortions: Distortions = Field(default="dptr", description="parseq: the set of PARSeq")
+    validation_share: float = Field(default=0.1, gt=0, lt=1, description="share of held-out crops")
+    ctc_weight: float = Field(
+        default=0.0, ge=0, le=1000, description="weight of an auxiliary CTC loss on the encoder's columns"
+    )
+    batch_norm: Literal["trained", "fixed"] = Field(
+        default="trained", description="fixed: keep the running statistics of the start"
+    )
+    general: float = Field(
+        default=0.0, ge=0, le=1000, description="adapting: rendered crops of general words per labelled crop"
+    )
+    text: float = Field(default=0.0, ge=0, le=1000, description="adapting: rendered crops of --text per labelled crop")
+    unlabelled: float = Field(
+        default=0.0, ge=0, le=1000, description="adapting: pseudo-labelled crops per labelled crop"
+    )
+    rounds: int = Field(default=1, ge=1, le=10, description="adapting: rounds of pseudo-labelling")
+    few: int = Field(
+        default=0, ge=0, le=_LARGEST_COUNT, description="adapting: cross-validate with fewer labelled crops than this"
+    )
+    few_steps: int = Field(default=300, ge=1, le=_LARGEST_COUNT, description="adapting: steps when cross-validating")
+    folds: int = Field(default=3, ge=2, le=100, description="adapting: folds of the cross-validation")
 
 
 def _require_multiple(section: str, dim: int, heads: int) -> None:
@@ -245,7 +261,7 @@ class Recipe(Settings):
         return parse_recipe({**all_values, section: {**all_values[section], **values}}, "the recipe")
 
     def defining(self, kind: Literal["pretrain", "finetune"], without_defaults: bool = False) -> dict[str, Any]:
-        """Return the keys that decide what a run of this kind comes to: not how it is run, nor other stages' keys."""
+        """Return the keys that determine the result of a run of this kind."""
         unread = {"pretrain": {"encoder", "fmu", "finetune"}, "finetune": {"noise", "pretrain"}}
         all_values = self.model_dump(exclude=unread[kind], exclude_defaults=without_defaults)
         all_values[kind] = {
@@ -270,7 +286,7 @@ def load_recipe(name: str, changes: Sequence[str] = (), parts: Mapping[str, Sett
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({error})", "Mend the file") from error
+        raise UserError(f"{path} is not UTF-8 ({error})", "Fix the file") from error
     except (OSError, ValueError) as error:
         raise UserError(f"no recipe {name!r}", f"Use {', '.join(bundled)}, or a TOML file") from error
     values = _read_toml(text, str(path))
@@ -280,7 +296,7 @@ def load_recipe(name: str, changes: Sequence[str] = (), parts: Mapping[str, Sett
 
 
 def load_saved_recipe(text: str, origin: str) -> Recipe:
-    """Read a recipe that was saved with a run or a model; sections of stages that are not dptr's are left out.
+    """Read a recipe that was saved with a run or a model; sections of unknown stages are ignored.
 
     Raises:
         UserError: it is not one.
@@ -329,7 +345,7 @@ def _read_toml(text: str, origin: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{origin} is not valid TOML: {error}", "Mend the file") from error
+        raise UserError(f"{origin} is not valid TOML: {error}", "Fix the file") from error
 
 
 def _keys_of(section: str) -> dict[str, FieldInfo]:
@@ -346,15 +362,15 @@ def _rejection(error: ValidationError, origin: str, given: Mapping[str, str]) ->
         where = ", ".join([*options, origin])
         return UserError(f"{first['msg'].removeprefix('Value error, ')} ({where})", "Change one of them")
     section, name = map(str, first["loc"][:2])
-    key, wanted = f"{section}.{name}", _wanted(_keys_of(section)[name])
+    key, wanted = f"{section}.{name}", allowed(_keys_of(section)[name])
     return UserError(
         f"{key} = {first['input']!r} in {given.get(key, origin)} cannot be used",
         f"Give {wanted}",
     )
 
 
-def _wanted(field: FieldInfo) -> str:
-    """Say in words what values a key takes."""
+def allowed(field: FieldInfo) -> str:
+    """Describe the values that a key takes."""
     if typing.get_origin(field.annotation) is Literal:
         return f"one of: {', '.join(typing.get_args(field.annotation))}"
     if field.annotation is str:

@@ -102,7 +102,7 @@ class EmbeddingsStore:
                 )
 
     def duckdb(self) -> duckdb.DuckDBPyConnection:
-        """Return a DuckDB that answers questions about this store alone and touches no file; see ``dptr sql``."""
+        """Return a read-only DuckDB connection with this store's view; see ``dptr sql``."""
         from dptr.cache.sql.views import connect_to
 
         return connect_to(self.VIEW, self._dataset())
@@ -130,7 +130,7 @@ class EmbeddingsStore:
         return self._reader.mean_direction()
 
     def check_embeddings(self) -> None:
-        """Begin to compare all embeddings with their hashes, in the background: :mod:`dptr.cache.stores.checks`."""
+        """Start comparing all embeddings with their hashes in the background: :mod:`dptr.cache.stores.checks`."""
         self._reader.check_all()
 
     def release(self) -> None:

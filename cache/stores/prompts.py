@@ -71,7 +71,7 @@ class PromptStore(EmbeddingsStore):
         super().require_finite(rows)
 
     def templates_of(self, rows: NDArray[np.int64]) -> NDArray[np.int16]:
-        """Return the number of the template of each of ``rows``, of the same shape."""
+        """Return the template index of each of ``rows``, of the same shape."""
         rows = self._rows(rows)
         if len(self.prefixes) == 1:
             return np.zeros(rows.shape, np.int16)
@@ -79,7 +79,7 @@ class PromptStore(EmbeddingsStore):
         return templates
 
     def prefix_lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many tokens stand before those that ``rows`` have embeddings of, of the same shape."""
+        """Return the length of the shared prefix of each of ``rows``, in tokens, of the same shape."""
         lengths: NDArray[np.int64] = np.array([len(prefix) for prefix in self.prefixes])[self.templates_of(rows)]
         return lengths
 
@@ -113,12 +113,12 @@ class PromptStore(EmbeddingsStore):
         return max(int(lengths.max()) for lengths in self.rows.column("label_length"))
 
     def label_lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int16]:
-        """Return how many units the labels of ``rows`` have, of the same shape."""
+        """Return the number of units of the labels of ``rows``, of the same shape."""
         lengths: NDArray[np.int16] = self.rows.numbers_of("label_length", self._rows(rows))
         return lengths
 
     def counts_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how often the labels of ``rows`` stood in the corpus, of the same shape."""
+        """Return the corpus counts of the labels of ``rows``, of the same shape."""
         counts: NDArray[np.int64] = self.rows.numbers_of("count", self._rows(rows))
         return counts
 

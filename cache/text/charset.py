@@ -28,8 +28,8 @@ class Charset:
     n+1 classes only, so that beginning and padding can never be predicted (as in PARSeq).
 
     Attributes:
-        characters: the units: a string of code points, or a tuple of grapheme clusters.
-        units: what each of them is.
+        characters: a string of code points, or a tuple of grapheme clusters.
+        units: the kind of unit.
         order: in which a decoder emits the units of a label: as they are written, or as they are seen from left to
             right. By default as they are seen, where there are letters that run from right to left; a run settles
             which it is by what its decoder reads.
@@ -131,7 +131,7 @@ class Charset:
         return split(label, self.units)
 
     def length(self, label: str) -> int:
-        """Return how many units ``label`` has."""
+        """Return the number of units of ``label``."""
         return len(self.split(label))
 
     def emitted(self, label: str) -> Sequence[str]:

@@ -184,7 +184,7 @@ def test_an_interrupt_and_the_unexpected_have_their_exit_codes(
 
     monkeypatch.setattr("dptr.cache.sql.views.connect", fails)
     code, said = fail(capsys, "sql", "select 1")
-    assert (code, "goes on" in said) == ((130, True) if error is KeyboardInterrupt else (1, False))
+    assert (code, "rerun the command" in said) == ((130, True) if error is KeyboardInterrupt else (1, False))
 
 
 def test_unknown_command_and_option(capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ def test_each_protocol_counts_its_own_words_and_says_what_it_left_out(tmp_path: 
         "as_written": (5, 3 / 5, 0, 0),
     }
     text = table(result)
-    assert "36 characters: left out: 2 emptied, 1 too long" in text
+    assert "36 characters: excluded: 2 empty, 1 too long" in text
     assert "exact: left out" not in text, "nothing is"
     assert [line.split()[0] for line in text.splitlines()[2:6]] == ["a", "62", "94", "exact"]
     assert "60.00%      23.1-88.2" in text, "Wilson's interval of three in five"

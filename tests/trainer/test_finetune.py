@@ -147,7 +147,7 @@ def test_training_goes_on_beside_broken_images_and_names_them(
     assert summary.quarantined == 5 + 2
     assert images.rejected.counts == {"label or image is missing": 4, "not in the charset": 1}
     said = capsys.readouterr().err
-    assert [said.count(f"left out: image image-00000000{number} of") for number in (3, 8)] == [1, 1]
+    assert [said.count(f"skipped: image image-00000000{number} of") for number in (3, 8)] == [1, 1]
 
 
 @pytest.mark.parametrize("cut", [1, 6])

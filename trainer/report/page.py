@@ -159,6 +159,7 @@ def line_chart(
             )
         axes.set_xlabel("step")
         axes.set_ylabel(unit)
+        axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
         if logarithmic:
@@ -215,7 +216,7 @@ def _powers_of_ten(axes: Axes) -> None:
 
 
 def _legend_above(axes: Axes) -> None:
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2, handlelength=2, markerscale=2)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2, handlelength=2)
 
 
 def _plain(value: float, _: object) -> str:

@@ -31,6 +31,8 @@ _BATCH = 128
 _EXAMPLES = 12
 _LABELS_SHOWN = 24
 _QUERY_LINE, _CHARACTER_LINE = 2, 7
+#: Columns of a table of predictions without attention maps.
+_WITHOUT_ATTENTION = 4
 Read = tuple[int, Prediction]
 
 
@@ -48,18 +50,23 @@ def crop_sections(run: Run, crops: WordImages) -> list[Section]:
     by_confidence = sorted(read, key=lambda one: -one[1].confidence)
     right = [one for one in by_confidence if one[1].text == crops.samples[one[0]].label]
     wrong = [one for one in by_confidence if one[1].text != crops.samples[one[0]].label]
+    # Labels in capitals would otherwise fill the table with predictions that differ in case alone.
+    wrong.sort(key=lambda one: _equal(crops.samples[one[0]].label, one[1].text))
+    folded = sum(_equal(crops.samples[index].label, prediction.text) for index, prediction in read)
     tables = [
         _examples(title, recognizer, crops, ranked[:_EXAMPLES])
-        for title, ranked in (("Wrong, most confident first", wrong), ("Right, least confident first", right[::-1]))
+        for title, ranked in (("Errors, most confident first", wrong), ("Correct, least confident first", right[::-1]))
         if ranked
     ]
-    note = f"Word accuracy {accuracy(len(right), len(read))} on {len(read):,} of {len(crops):,} crops."
+    note = f"{len(read):,} of {len(crops):,} crops: word accuracy {accuracy(len(right), len(read))} exact, "
+    note += f"{accuracy(folded, len(read))} case-insensitive."
     if len(read) < len(chosen):
         note += f" {len(chosen) - len(read):,} more could not be decoded."
-    note += (
-        " Attention of the FMU's queries: a line each. Attention of the decoder's last layer: a line for each"
-        " character, read from left to right. Darker is more; columns are those of the image."
-    )
+    if any(len(table.columns) > _WITHOUT_ATTENTION for table in tables):
+        note += (
+            " Attention maps: one line per query of the FMU, or per character of the decoder's last layer. Darker is"
+            " more; columns are those of the image."
+        )
     return [Section("Predictions", note, tables=tables)]
 
 

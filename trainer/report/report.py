@@ -19,6 +19,7 @@ from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
+from dptr.trainer.adapt import SUMMARY_FILE
 from dptr.trainer.report.page import Chart, Section, Table, line_chart, render, text_row
 from dptr.trainer.report.predictions import accuracy, crop_sections, prompt_sections
 from dptr.trainer.training.runs import Run
@@ -61,7 +62,9 @@ def report(
     # An adaptation that did not help keeps the weights of its start, which have no step and no metrics.
     if not metrics and run.step():
         raise UserError(f"{run.folder} has no metrics yet", "Train longer")
-    sections = [_curves(run, metrics)] if metrics else []
+    compared = _compared(run)
+    sections = [_result(compared)] if compared else []
+    sections += [_curves(run, metrics)] if metrics else []
     if run.kind == "pretrain" and stores is not None:
         sections += prompt_sections(run, *stores)
     if run.kind == "finetune" and crops is not None:
@@ -72,13 +75,40 @@ def report(
         summary += f" {damaged} lines of {METRICS_FILE} are damaged and not drawn."
     with atomic_path(out) as temporary:
         # Names of files need not be UTF-8; what cannot be written is written as its code.
-        page = render(f"dptr: {run.folder.name}", _headline(run, metrics), summary, sections)
+        page = render(f"dptr: {run.folder.name}", _headline(run, metrics, compared), summary, sections)
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
     return ReportSummary(out, len(sections), time.monotonic() - started)
 
 
-def _headline(run: Run, metrics: Sequence[dict[str, Any]]) -> str:
-    """Say the validation accuracy before training and at the best step."""
+def _compared(run: Run) -> dict[str, Any]:
+    """Return what an adaptation measured before and after training, by crops; nothing for other runs."""
+    path = run.folder / SUMMARY_FILE
+    summary = checksummed.read_json(path)["summary"] if path.is_file() else {}
+    named = {"own": "your crops, held out", "general": "general words, rendered"}
+    return {title: summary[key] for key, title in named.items() if summary.get(key)}
+
+
+def _result(compared: dict[str, Any]) -> Section:
+    rows = [
+        text_row(
+            title,
+            f"{one['crops']:,}",
+            f"{one['before']:.1%}",
+            f"{one['after']:.1%}",
+            "{:.1%} to {:.1%}".format(*one["interval"]),
+        )
+        for title, one in compared.items()
+    ]
+    columns = ["crops", "number", "before", "after", "95 % interval"]
+    return Section("Result", tables=[Table("Word accuracy, with the interval after training", columns, rows)])
+
+
+def _headline(run: Run, metrics: Sequence[dict[str, Any]], compared: dict[str, Any]) -> str:
+    """Return the validation accuracy before training and at the best step."""
+    if compared:
+        own = next(iter(compared.values()))
+        low, high = own["interval"]
+        return f"Word accuracy {own['before']:.1%} → {own['after']:.1%} (95 % interval {low:.1%} to {high:.1%})"
     measured = [point for point in points(metrics, "validation_accuracy") if math.isfinite(point[1])]
     if not measured:
         return "Not validated yet"

@@ -86,7 +86,7 @@ def deaths_of_workers_told() -> Iterator[None]:
             raise
         raise UserError(
             "a worker process was killed, as systems do when memory is short",
-            "The same command goes on from the last checkpoint; with fewer workers it needs less memory",
+            "Rerun the command to resume from the last checkpoint; fewer workers need less memory",
         ) from error
 
 
