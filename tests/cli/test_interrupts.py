@@ -108,7 +108,7 @@ def test_two_signals_close_to_each_other_leave_a_training_its_last_step(
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
-    assert said.splitlines()[-1].startswith("error: interrupted; what was finished is kept")
+    assert said.splitlines()[-1].startswith("error: interrupted; rerun the command to resume")
     logged = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     kept = load_state(run / "checkpoints" / "last")["step"]
     assert 0 < logged <= kept <= logged + 1, "nothing is lost"

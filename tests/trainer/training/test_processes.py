@@ -111,7 +111,7 @@ def test_a_run_goes_on_in_another_number_of_processes(
         running.send_signal(signal.SIGINT)
         _, said = running.communicate(timeout=120)
     assert running.returncode != 0
-    assert "interrupted; what was finished is kept" in said
+    assert "interrupted; rerun the command to resume" in said
     stopped = load_state(out / "checkpoints" / "last")["step"]
     assert 20 <= stopped < STEPS
     train(after, command)
