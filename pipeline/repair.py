@@ -22,10 +22,10 @@ from dptr.cache.stores.prompt_rows import write_rows_file
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.executors.part import Part
-from dptr.pipeline.executors.store_builder import INPUTS, Repair
+from dptr.pipeline.executors.store_builder import INPUTS, Repair, place_of
 
 if TYPE_CHECKING:
-    from dptr.pipeline.text.prompt_store import EmbedTextSettings
+    from dptr.pipeline.text.embed_text import EmbedTextSettings
 
 
 def repair(folder: Path, files: Collection[str]) -> list[str]:
@@ -65,10 +65,9 @@ def _run_again(folder: Path, manifest: Manifest, files: frozenset[str], scratch:
     lost = [number for number, shard in enumerate(manifest.shards) if shard.files.keys() & files]
     if manifest.kind == "prompts":
         lost = _embed_catalogues(folder, manifest, files, scratch, lost)
-    again, column = _AGAIN[manifest.kind]
-    part = Repair(store=folder, manifest=manifest, lost=tuple(lost), lost_files=files, column=column)
+    part = Repair(store=folder, manifest=manifest, lost=tuple(lost))
     for entry in _inputs_of(folder, manifest) if lost else ():
-        again(manifest.identity, entry, scratch, part)
+        _AGAIN[manifest.kind](manifest.identity, entry, scratch, part)
 
 
 def _inputs_of(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:
@@ -106,7 +105,7 @@ def _put_back(made: Path, folder: Path, manifest: Manifest, known: Any) -> list[
 
 def _text_settings(identity: dict[str, Any], entry: dict[str, Any]) -> EmbedTextSettings:
     from dptr.pipeline.text.corpus import CorpusSettings
-    from dptr.pipeline.text.prompt_store import EmbedTextSettings
+    from dptr.pipeline.text.embed_text import EmbedTextSettings
     from dptr.pipeline.text.templates import from_store
 
     rules = {**entry["corpus"], "normalization": Normalization(**entry["corpus"]["normalization"])}
@@ -129,7 +128,7 @@ def _embed_catalogues(
     folder: Path, manifest: Manifest, files: Collection[str], scratch: Path, lost: Sequence[int]
 ) -> list[int]:
     """Embed the prompts of whole catalogues, and what all prompts share; return the shards whose catalogue is lost."""
-    from dptr.pipeline.text.prompt_store import (
+    from dptr.pipeline.text.embed_text import (
         encode,
         load_encoders,
         prompts_in,
@@ -145,11 +144,10 @@ def _embed_catalogues(
         if PREFIX_FILE in files:
             write_prefix_embeddings(scratch / PREFIX_FILE, encoders)
         for number in kept:
-            shard = manifest.shards[number]
-            prompts = prompts_in(folder / shard.catalogue)
-            first = sum(shard.rows for shard in manifest.shards[:number])
-            embeddings = encode(encoders, prompts, settings)
-            write_prompt_shard(scratch, number, first, prompts, embeddings, settings.dtype, len(settings.templates))
+            prompts = prompts_in(folder / manifest.shards[number].catalogue)
+            write_prompt_shard(
+                scratch, place_of(manifest, number), prompts, encode(encoders, prompts, settings), settings
+            )
     return [number for number in lost if number not in kept]
 
 
@@ -179,9 +177,8 @@ def _embed_crops(identity: dict[str, Any], entry: dict[str, Any], out: Path, par
     embed_crops([Path(path) for path in entry["paths"]], out, settings, part)
 
 
-#: By kind: the command, and the catalogues' column of what its groups are known by.
-_AGAIN: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any], Path, Part], None], str | None]] = {
-    "prompts": (_embed_text, None),
-    "orp": (_build_orp_bank, "image_sha256"),
-    "image_features": (_embed_crops, "image_sha256"),
+_AGAIN: dict[str, Callable[[dict[str, Any], dict[str, Any], Path, Part], None]] = {
+    "prompts": _embed_text,
+    "orp": _build_orp_bank,
+    "image_features": _embed_crops,
 }

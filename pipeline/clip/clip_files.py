@@ -15,7 +15,6 @@ from dptr.cache.file_names import MODEL_CONFIG_FILE, SAFETENSORS, WEIGHTS_FILE
 from dptr.pipeline.clip import bundled as bundled_clip
 
 _DESCRIPTIONS = ["*.json", "*.txt", "*.model"]
-_READ = (".json", ".txt", ".model", SAFETENSORS)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _CONVERT = (
     "Convert them to safetensors where you trust them, or name a revision of the hub that has it "
@@ -61,22 +60,6 @@ def find_clip(name: str) -> Path:
             )
         return Path(name)
     return _from_hub(name)
-
-
-def files_hash(name: str) -> str:
-    """Return the SHA-256 of all that loading a CLIP reads: configuration, tokenizer and weights.
-
-    Raises:
-        UserError: as :func:`find_clip`.
-    """
-    from dptr.cache.stores.files import sha256_of
-
-    digest = hashlib.sha256()
-    for folder in dict.fromkeys(find_both(name)):
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in _READ and path.is_file():
-                digest.update(f"{path.relative_to(folder)} {sha256_of(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def require_safetensors(folder: Path) -> None:

@@ -3,8 +3,7 @@
 In a causal encoder nothing after a token can change its state. Hence the template's tokens before the label have the
 same embeddings, keys and values in every prompt: :class:`AfterPrefix` runs them once, and every prompt runs only its
 own tokens against these. An encoder with bidirectional attention shares nothing between prompts: :class:`Whole` runs
-them at their own length where its mask hides padding, :class:`Filled` at the one length of its training where it has
-none.
+them at their own length where its mask hides padding, and at the one length of its training where it has none.
 
 Prompts of equal length form a batch, so that nothing is padded. :meth:`TextEncoder.check` compares the result with the
 plain forward on real prompts.
@@ -13,7 +12,7 @@ plain forward on real prompts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -147,7 +146,7 @@ class TextEncoder:
             pooled[rows] = self._pool(hidden, lengths[rows])
 
         with batch_per_core(self._clip.device) as pool:
-            run = np.full_like(stored, self.max_tokens) if isinstance(self._forward, Filled) else stored
+            run = np.full_like(stored, self.max_tokens) if self._family.way == "fixed length" else stored
             batches = _batches_of_equal_length(stored, run, tokens_per_batch or self.tokens_per_batch)
             for _ in pool.map(lambda rows: self._halving.run(encode_batch, rows, int(run[rows[0]])), batches):
                 pass  # raises what a batch raised
@@ -203,11 +202,11 @@ class TextEncoder:
                 "Use a CLIP with intact weights, or --precision fp32",
             )
 
-    def _choose_forward(self, template: Template) -> Forward:
+    def _choose_forward(self, template: Template) -> Whole | AfterPrefix:
         if self._family.way == "after prefix":
             return AfterPrefix(self._family.text_model(self._model), template.shared_tokens(self.tokenize_with_places))
         if self._family.way == "fixed length":
-            return Filled(self._family, self._model, self._clip.padding)
+            return Whole(self._family, self._model, self._clip.padding)
         if self.context == "full":
             raise UserError(
                 f"{self._clip.name} is bidirectional: its padding has no embeddings", "Use --context content"
@@ -231,46 +230,29 @@ class TextEncoder:
         return finished
 
 
-class Forward(Protocol):
-    """Runs own tokens after a prefix that all prompts share.
+class Whole:
+    """Every prompt from its first token, through transformers' own forward.
+
+    Args:
+        filling: the token id that fills prompts up to the encoder's length, with nothing masked; None: each prompt runs
+            at its own length.
 
     Attributes:
-        prefix_ids: the shared tokens. prefix: their embeddings, shape (len(prefix_ids), dim).
+        prefix_ids: tokens that all prompts share: none. prefix: their embeddings, shape (0, dim).
     """
 
-    prefix_ids: list[int]
-    prefix: torch.Tensor
-
-    def run(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return final embeddings (batch, at least own, dim) of own tokens (batch, own), then those of filling."""
-
-
-class Whole:
-    """Every prompt from its first token, through transformers' own forward."""
-
-    def __init__(self, family: Family, model: Any) -> None:
-        self._family, self._model = family, model
+    def __init__(self, family: Family, model: Any, filling: int | None = None) -> None:
+        self._family, self._model, self._filling = family, model, filling
         self.prefix_ids: list[int] = []
         self.prefix = torch.zeros(0, family.text_dim(model), dtype=model.dtype, device=model.device)
 
     @torch.inference_mode()
     def run(self, ids: torch.Tensor) -> torch.Tensor:
-        """(batch, length) -> (batch, length, width), as :class:`Forward` says."""
-        return self._family.text_embeddings(self._model, ids, torch.ones_like(ids))
-
-
-class Filled(Whole):
-    """Every prompt filled up to the encoder's length, with nothing masked."""
-
-    def __init__(self, family: Family, model: Any, padding: int) -> None:
-        super().__init__(family, model)
-        self._padding = padding
-
-    @torch.inference_mode()
-    def run(self, ids: torch.Tensor) -> torch.Tensor:
-        """(batch, own) -> (batch, all, width), as :class:`Forward` says."""
+        """Return final embeddings (batch, at least own, dim) of own tokens (batch, own), then those of filling."""
+        if self._filling is None:
+            return self._family.text_embeddings(self._model, ids, torch.ones_like(ids))
         missing = self._family.most_tokens(self._model) - ids.shape[1]
-        return self._family.text_embeddings(self._model, F.pad(ids, (0, missing), value=self._padding))
+        return self._family.text_embeddings(self._model, F.pad(ids, (0, missing), value=self._filling))
 
 
 class AfterPrefix:
@@ -287,7 +269,7 @@ class AfterPrefix:
 
     @torch.inference_mode()
     def run(self, ids: torch.Tensor) -> torch.Tensor:
-        """(batch, length) -> (batch, length, width), as :class:`Forward` says."""
+        """Return final embeddings (batch, own, dim) of own tokens (batch, own)."""
         return self._run(ids, len(self.prefix_ids))[0]
 
     def _run(

@@ -1,7 +1,7 @@
-"""`dptr merge`: the parts of a store, or of rendered crops, become one, to the same bytes as without parts.
+"""`dptr merge`: the parts of a store become one store, with the same bytes as without parts.
 
-Parts are joined where all say the same of their inputs and of what all parts come to, and each shard is there once.
-They are removed last, behind a file that says that they are merged: a merge that was killed can be run again.
+Parts are joined where all say the same of their inputs and of what all parts come to, and each is there once. They are
+removed last.
 """
 
 from __future__ import annotations
@@ -9,27 +9,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dptr.cache.crops.parquet_form import ParquetSource
-from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import MANIFEST_FILE, ROWS_FILE
 from dptr.cache.progress import progress
-from dptr.cache.stores import checks
-from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import link_or_copy, temporary_beside
-from dptr.cache.stores.lock import locked, locked_file
-from dptr.cache.stores.manifest import FileRecord, Manifest
+from dptr.cache.stores.lock import locked
+from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompt_rows import write_rows
-from dptr.cache.stores.shards import shard_name
 from dptr.pipeline.executors.part import Part, parts_folder
 from dptr.pipeline.executors.store_builder import MADE_OF, SHARE, file_hashes
-
-_CROPS = ".parquet"
-_MERGED = "merged.json"
 
 
 @dataclass(frozen=True)
@@ -43,147 +35,46 @@ class MergeSummary:
 
 
 def merge(out: Path) -> MergeSummary:
-    """Commit the parts of ``out``, which lie beside it, and remove them.
+    """Commit the parts of ``out``, which lie beside it, and remove them; a store without parts is left as it is.
 
     Raises:
-        UserError: there are none; one is missing, not finished, written just now, or does not belong to the others.
+        UserError: there is neither part nor store; a part is missing, not finished, being written, or does not belong
+            to the others.
         DamagedStore: one is damaged.
     """
     folder = parts_folder(out)
-    if not (folder / _MERGED).is_file():
-        found = sorted(path for path in folder.glob("*-of-*") if path.suffix in ("", _CROPS) and path.name[0] != ".")
-        if not found:
-            raise UserError(f"no parts in {folder}", f"Run the command that makes {out} with --part 1/2, then 2/2")
-        crops = all(path.suffix == _CROPS for path in found)
-        with ExitStack() as locks:
-            for path in found:
-                locks.enter_context((locked_file if crops else locked)(path))
-            if not crops:
-                locks.enter_context(locked(out))
-            summary = (_merge_crops if crops else _merge_store)(out, found)
-            checksummed.write_json(folder / _MERGED, {**asdict(summary), "out": str(out)})
-    summary = _merged_before(out, folder)
-    for path in folder.iterdir():
-        if path.name != _MERGED:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    # At once: what says that they are merged, and the folder.
+    found = sorted(path for path in folder.glob("*-of-*") if path.is_dir() and path.name[0] != ".")
+    if not found and (out / MANIFEST_FILE).is_file():
+        return MergeSummary(out, Manifest.read(out).rows, 0, 0)  # also after a merge that was killed while it removed
+    if not found:
+        raise UserError(f"no parts in {folder}", f"Run the command that makes {out} with --part 1/2, then 2/2")
+    with ExitStack() as locks:
+        for path in (*found, out):
+            locks.enter_context(locked(path))
+        summary = _merge(out, found)
+    # All at once: what remained of them could not be told from parts that are not finished.
     gone = temporary_beside(folder)
     folder.rename(gone)
     shutil.rmtree(gone)
     return summary
 
 
-def _merged_before(out: Path, folder: Path) -> MergeSummary:
-    told = checksummed.read_json(folder / _MERGED)
-    return MergeSummary(out, told["rows"], told["computed"], told["parts"])
-
-
-def describe_crops(crops: Path, part: Part, inputs: str, total: int) -> None:
-    """Say, beside a part's rendered crops, that they are finished, which part of what they are, and their hash.
-
-    Args:
-        crops: the Parquet file. part: which part it is. inputs: digest of all that the crops of all parts depend on.
-        total: crops of all parts.
-    """
-    share = {"part": part.number, "of": part.of, "inputs": inputs, "rows": total}
-    checksummed.write_json(crops.with_suffix(".json"), {SHARE: share, "file": vars(FileRecord.of(crops))})
-
-
-def described_crops(crops: Path) -> dict[str, Any] | None:
-    """Return what :func:`describe_crops` said of a file; None where it did not, so that the part is not finished.
-
-    Raises:
-        DamagedStore: the file has changed since.
-    """
-    description = crops.with_suffix(".json")
-    if not description.is_file():
-        return None
-    told = checksummed.read_json(description)
-    checks.now(crops, FileRecord(**told["file"]))
-    return dict(told[SHARE])
-
-
-def _part_of(path: Path) -> Part:
-    number, _, of = path.name.removesuffix(_CROPS).partition("-of-")
-    return Part.named(f"{int(number)}/{of}")
-
-
-def _unfinished(part: Part, how: str) -> UserError:
-    name = f"{part.number}/{part.of}"
-    return UserError(f"part {name} {how}", f"Rerun its command with --part {name}; it resumes")
-
-
-def _require_one_work(found: Sequence[Path], shares: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
-    """Check that parts are all of one work, each once and finished; return what all of them say."""
-    parts = [_part_of(path) for path in found]
-    counts = sorted({part.of for part in parts})
-    if len(counts) > 1:
-        raise UserError(
-            f"{found[0].parent} holds parts of {' and of '.join(map(str, counts))}", "Remove those of one of them"
-        )
-    for number in range(1, counts[0] + 1):
-        if number not in {part.number for part in parts}:
-            raise _unfinished(Part(number, counts[0]), "is missing")
-    for path, part, share in zip(found, parts, shares, strict=True):
-        if share is None or "inputs" not in share:
-            raise _unfinished(part, "is not finished")
-        if (share["part"], share["of"]) != (part.number, part.of):
-            told = f"{path} is part {share['part']}/{share['of']} under another name"
-            raise UserError(told, f"Remove it, then make it: --part {part.number}/{part.of}")
-    alike = [{**share, "part": 0} for share in shares if share is not None]
-    for path, one in zip(found, alike, strict=True):
-        if one.get("of_store") != alike[0].get("of_store"):
-            raise UserError(f"{path} and {found[0]} belong to different stores", "Make all parts again")
-        if one != alike[0]:
-            raise UserError(
-                f"{path} and {found[0]} were made from other inputs, or with other settings",
-                "Remove the one that is wrong and make it again; nothing was merged",
-            )
-    return alike[0]
-
-
-def _merge_crops(out: Path, found: Sequence[Path]) -> MergeSummary:
-    total = _require_one_work(found, [described_crops(path) for path in found])["rows"]
-    rows = 0
-    with write_word_images(out) as writer, progress("merging", total, "crops") as shown:
-        for path in found:
-            source = ParquetSource(path)
-            for key, label in source.labels():
-                if not isinstance(label, str):
-                    raise DamagedStore(f"{path} has no label in row {key}", "Remove it and make this part again")
-                writer.write(source.read(key), label)
-                shown.advance()
-                rows += 1
-        if rows != total:
-            raise DamagedStore(f"{found[0].parent} holds {rows} crops, not {total}", "Remove it, make all parts again")
-    return MergeSummary(out, rows, rows, len(found))
-
-
-def _merge_store(out: Path, found: Sequence[Path]) -> MergeSummary:
-    shares = [Manifest.read(path) if (path / MANIFEST_FILE).is_file() else None for path in found]
-    told = _require_one_work(found, [None if share is None else share.details.get(SHARE) for share in shares])
-    parts = [(path, share) for path, share in zip(found, shares, strict=True) if share is not None]
-    _, first = parts[0]
-    before = len(told["of_store"]) // 2  # each shard has two files
-    for path, share in parts:
-        share.require_equal(found[0], first.identity)
-        wanted = [shard_name(n) for n in range(before, told["shards"]) if _part_of(path).has(n)]
-        if [shard.name for shard in share.shards] != wanted:
-            raise UserError(f"{path} holds other shards than its part should", "Remove it and make it again")
-    whole = Manifest.begin_or_go_on(out, first.kind, first.identity)
-    computed = sorted(
-        (shard for _, share in parts for shard in share.shards), key=lambda one: (len(one.name), one.name)
-    )
+def _merge(out: Path, found: Sequence[Path]) -> MergeSummary:
+    parts, told = _of_one_work(found)
+    first = parts[0]
+    shards = [shard for part in parts for shard in part.shards]
     computed = [
         replace(shard, details={key: value for key, value in shard.details.items() if key != MADE_OF})
-        for shard in computed
+        for shard in sorted(shards, key=lambda shard: (len(shard.name), shard.name))
     ]
+    whole = Manifest.begin_or_go_on(out, first.kind, first.identity)
+    before = len(told["of_store"]) // 2  # each shard has two files
     if whole.shards[before:] != computed or not computed:
         if file_hashes(whole) != told["of_store"]:
             raise UserError(
                 f"{out} has changed since its parts were started", f"Remove {found[0].parent}, make them again"
             )
-        _take_files(out, parts)
+        _take_files(out, found, parts)
         whole.shards += computed
         if whole.rows != told["rows"]:
             raise DamagedStore(
@@ -202,18 +93,50 @@ def _merge_store(out: Path, found: Sequence[Path]) -> MergeSummary:
     return MergeSummary(out, whole.rows, sum(shard.rows for shard in computed), len(found))
 
 
-def _take_files(out: Path, parts: Sequence[tuple[Path, Manifest]]) -> None:
+def _of_one_work(found: Sequence[Path]) -> tuple[list[Manifest], dict[str, Any]]:
+    """Return the manifests of parts that are all of one work, each once and finished, and what all say of it."""
+    names = {path.name for path in found}
+    total = int(found[0].name.partition("-of-")[2])
+    parts = [Part(number, total) for number in range(1, total + 1)]
+    for part in parts:
+        if str(part) not in names:
+            raise _unfinished(part, "is missing")
+    if len(names) > total:
+        raise UserError(f"{found[0].parent} holds parts of {total} and of others", "Remove those that are wrong")
+    manifests: list[Manifest] = []
+    work: dict[str, Any] = {}
+    for path, part in zip(found, parts, strict=True):
+        share = Manifest.read(path).details.get(SHARE, {}) if (path / MANIFEST_FILE).is_file() else {}
+        if "inputs" not in share:
+            raise _unfinished(part, "is not finished")
+        if (share["part"], share["of"]) != (part.number, total):
+            raise UserError(
+                f"{path} is part {share['part']}/{share['of']} under another name",
+                f"Remove it, then make it: --part {part.number}/{total}",
+            )
+        manifests.append(Manifest.read(path))
+        manifests[-1].require_equal(found[0], manifests[0].identity)
+        work = work or {**share, "part": 0}
+        if {**share, "part": 0} != work:
+            raise UserError(
+                f"{path} and {found[0]} were made from other inputs, with other settings, or for other stores",
+                "Remove the one that is wrong and make it again; nothing was merged",
+            )
+    return manifests, work
+
+
+def _unfinished(part: Part, how: str) -> UserError:
+    name = f"{part.number}/{part.of}"
+    return UserError(f"part {name} {how}", f"Rerun its command with --part {name}; it resumes")
+
+
+def _take_files(out: Path, found: Sequence[Path], parts: Sequence[Manifest]) -> None:
     """Let the store have what its parts hold, each file checked on the way; the first part's hold for all."""
-    with progress("merging", sum(len(share.shards) for _, share in parts), "shards") as shown:
-        for path, share in parts:
-            for shard in share.shards:
+    with progress("merging", sum(len(part.shards) for part in parts), "shards") as shown:
+        for path, part in zip(found, parts, strict=True):
+            for shard in part.shards:
                 for name in shard.files:
-                    _take(share, path, out, name)
+                    link_or_copy(part.checked(path, name), out / name)
                 shown.advance()
-        path, share = parts[0]
-        for name in share.files:
-            _take(share, path, out, name)
-
-
-def _take(share: Manifest, path: Path, out: Path, name: str) -> None:
-    link_or_copy(share.checked(path, name), out / name)
+        for name in parts[0].files:
+            link_or_copy(parts[0].checked(found[0], name), out / name)

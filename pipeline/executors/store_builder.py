@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow.parquet as pq
-
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE, QUARANTINE_FILE, ROWS_FILE
 from dptr.cache.stores.files import require_replaceable
@@ -77,16 +75,12 @@ class Repair(Part):
     """The damaged shards of a store, to be made in another folder, ``out``, from what no whole catalogue has.
 
     Attributes:
-        store: the store's folder. manifest: of it.
-        lost: numbers of the damaged shards, in order. lost_files: names of all files that are damaged.
-        column: of the catalogues, which names a group's first input; None where groups are not told by it.
+        store: the store's folder. manifest: of it. lost: numbers of the damaged shards, in order.
     """
 
     store: Path = Path()
     manifest: Manifest = field(default_factory=lambda: Manifest("prompts", {}))
     lost: tuple[int, ...] = ()
-    lost_files: frozenset[str] = frozenset()
-    column: str | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -102,17 +96,10 @@ class Repair(Part):
         """Shards that are not damaged."""
         return [shard for number, shard in enumerate(self.manifest.shards) if number not in self.lost]
 
-    def place(self, number: int) -> Place:
-        """Return where shard ``number`` comes in the store."""
-        return Place(number, sum(shard.rows for shard in self.manifest.shards[:number]))
 
-    def first_inputs(self) -> set[str] | None:
-        """Return the first inputs of the groups of all damaged shards; None where a catalogue does not tell."""
-        catalogues = [self.manifest.shards[number].catalogue for number in self.lost]
-        if self.column is None or self.lost_files & set(catalogues):
-            return None
-        paths = [self.store / name for name in catalogues]
-        return {key for path in paths for key in pq.read_table(path, columns=[self.column]).column(0).to_pylist()}
+def place_of(manifest: Manifest, number: int) -> Place:
+    """Return where shard ``number`` comes in a store."""
+    return Place(number, sum(shard.rows for shard in manifest.shards[:number]))
 
 
 def remember_inputs(manifest: Manifest, paths: list[str], settings: dict[str, Any]) -> None:
@@ -202,13 +189,12 @@ class StoreInMaking:
             self._number, self._rows = self._number + 1, self._rows + sum(group.rows for group in taken)
 
     def _shards_to_repair(self, part: Repair, groups: Iterable[Group], rows: int | None) -> Iterator[ShardToMake]:
-        wanted = part.first_inputs()
-        groups = (group for group in groups if wanted is None or group.inputs[0] in wanted)
+        groups = iter(groups)
         for number in part.lost:
             if shard_name(number) not in self._committed and (first := next(groups, None)) is not None:
                 taken: list[Group] = []
                 its_rows = None if rows is None else part.manifest.shards[number].rows
-                yield ShardToMake(part.place(number), _of_one_shard(first, groups, its_rows, taken))
+                yield ShardToMake(place_of(part.manifest, number), _of_one_shard(first, groups, its_rows, taken))
                 self._rows += sum(group.rows for group in taken)
 
     def _require_same_inputs(self, name: str, digest: str) -> None:

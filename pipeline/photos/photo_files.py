@@ -1,13 +1,12 @@
 """Photos as given: folders, single files and archives (tar, zip, Parquet, LMDB), found in one fixed order.
 
 Finding never opens a picture, so that photos can be counted, skipped and read by several workers. Whatever is in the
-way (a dangling link, a loop of links, a folder that may not be listed, a broken archive, a picture of a format that
+way (a dangling link, a folder that may not be listed, a broken archive, a picture of a format that
 cannot be read here) is yielded as a rejection in its place.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import zipfile
@@ -73,7 +72,7 @@ def find_photos(paths: Sequence[Path]) -> Iterator[Photo | Rejection]:
     for path in paths:
         if not os.path.lexists(path):
             raise UserError(f"{path} does not exist", "Name a folder, a picture or an archive of pictures")
-        yield from _entry(path, visited, frozenset(), named=True)
+        yield from _entry(path, visited, named=True)
 
 
 def count_photos(paths: Sequence[Path]) -> int:
@@ -96,34 +95,28 @@ def count_photos(paths: Sequence[Path]) -> int:
     return photos
 
 
-def _entry(
-    path: Path, visited: set[_Folder], above: frozenset[_Folder], named: bool = False
-) -> Iterator[Photo | Rejection]:
+def _entry(path: Path, visited: set[_Folder], named: bool = False) -> Iterator[Photo | Rejection]:
     try:
         status = path.stat()
         if archive_kind(path):
             yield from photos_in_archive(path, status)
         elif stat.S_ISDIR(status.st_mode):
-            yield from _folder(path, (status.st_dev, status.st_ino), visited, above)
+            yield from _folder(path, (status.st_dev, status.st_ino), visited)
         elif named or path.suffix.lower() in IMAGE_SUFFIXES:
             yield _file(path, status)
         elif why := unreadable_format(path.name):
             yield _rejected(path, why)
     except OSError as error:
-        yield _rejected(path, _why(path, error))
+        yield _rejected(path, f"cannot be read: {error.strerror or error}")
 
 
-def _folder(
-    folder: Path, identity: _Folder, visited: set[_Folder], above: frozenset[_Folder]
-) -> Iterator[Photo | Rejection]:
-    if identity in above:
-        yield _rejected(folder, "link loop")
-    elif identity not in visited:
+def _folder(folder: Path, identity: _Folder, visited: set[_Folder]) -> Iterator[Photo | Rejection]:
+    if identity not in visited:
         visited.add(identity)
         if (folder / MANIFEST_FILE).is_file() and (folder / FIRST_SHARD).is_file():
             return  # one of our own stores: a bank's thumbnails are no photos, and it may be beside them
         for name in sorted(os.listdir(folder), key=os.fsencode):
-            yield from _entry(folder / name, visited, above | {identity})
+            yield from _entry(folder / name, visited)
 
 
 def _file(path: Path, status: os.stat_result) -> Photo | Rejection:
@@ -136,14 +129,6 @@ def _file(path: Path, status: os.stat_result) -> Photo | Rejection:
 
 def _rejected(path: Path, reason: str) -> Rejection:
     return Rejection(printable(path), "", "", reason)
-
-
-def _why(path: Path, error: OSError) -> str:
-    if error.errno == errno.ELOOP:
-        return "link loop"
-    if error.errno == errno.ENOENT and path.is_symlink():
-        return f"dangling link: to {printable(os.readlink(path))}"
-    return f"cannot be read: {error.strerror or error}"
 
 
 #: Names of members, each with what reads it or why it cannot be read.

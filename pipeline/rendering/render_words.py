@@ -5,13 +5,11 @@ Crop number i depends on the seed and i alone. Words come in turn from a shuffle
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import time
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,6 @@ from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import UserError, require_at_least
 from dptr.cache.progress import note, progress
 from dptr.pipeline.executors.executor import IN_PROCESS, Executor, Processes, Work, Worker
-from dptr.pipeline.executors.merge import describe_crops, described_crops
 from dptr.pipeline.executors.part import WHOLE, Part
 from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.fonts import FontCollection, find_fonts
@@ -56,12 +53,6 @@ class _Job:
     photos: list[Path]
     style: RenderStyle
     seed: int
-
-    def fingerprint(self) -> str:
-        """Return a digest of what the crops of all parts depend on; fonts and photos count by name."""
-        fonts = [[font.path.name, font.index] for font in self.fonts.fonts]
-        told = [self.words, fonts, [photo.name for photo in self.photos], asdict(self.style), self.seed]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def crop(self, index: int) -> tuple[bytes, str]:
         """Render crop ``index`` of the job as JPEG bytes, with its label."""
@@ -99,7 +90,7 @@ def render_words(
         photos: image files that backgrounds may be cut from.
         style: how strong each effect may be.
         workers: processes that render.
-        part: which share of the crops to render, into a Parquet file that ``dptr merge`` takes.
+        part: which share of the crops to render, into a Parquet file in a folder beside ``out``.
         executor: where crops are rendered; with several ``workers``, processes of this machine by default.
 
     Raises:
@@ -117,31 +108,12 @@ def render_words(
     wanted = part.stretch(count)
     total, target = len(wanted), part.beside(out, ".parquet")
     started = time.monotonic()
-    if part.is_whole or not _is_finished(target, part, job):
-        with write_word_images(target) as writer, progress("rendering words", total, "crops") as bar:
-            for crops in _render(job, wanted, workers, executor):
-                for image, label in crops:
-                    writer.write(image, label)
-                bar.advance(len(crops))
-        if not part.is_whole:
-            describe_crops(target, part, job.fingerprint(), count)
+    with write_word_images(target) as writer, progress("rendering words", total, "crops") as bar:
+        for crops in _render(job, wanted, workers, executor):
+            for image, label in crops:
+                writer.write(image, label)
+            bar.advance(len(crops))
     return RenderSummary(target, total, len(collection.fonts), len(rejected), rejected[:5], time.monotonic() - started)
-
-
-def _is_finished(crops: Path, part: Part, job: _Job) -> bool:
-    """Return whether a part is there as a whole; what a killed run left of it without its description is removed.
-
-    Raises:
-        UserError: it was rendered from other words or with other settings. DamagedStore: it has changed since.
-    """
-    told = described_crops(crops)
-    if told is None:
-        crops.unlink(missing_ok=True)
-        return False
-    if told["inputs"] != job.fingerprint():
-        raise UserError(f"{crops} was rendered from other words or settings", "Remove it, then run the same command")
-    note(f"{crops} already holds part {part.number}/{part.of}")
-    return True
 
 
 def _require_raqm(words: Sequence[str], language: str | None, style: RenderStyle) -> None:

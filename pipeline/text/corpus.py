@@ -7,10 +7,8 @@ again and embeds the labels that its store lacks. The order is that of :mod:`dpt
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -141,26 +139,6 @@ class LabelBatch:
     sources: list[str]
 
 
-def corpus_fingerprint(paths: Sequence[str], settings: CorpusSettings) -> str | None:
-    """Return a hash of the files' names, sizes and times and of the settings, to know an unchanged corpus at once.
-
-    None for standard input, whose content cannot be compared before it is read.
-    """
-    if "-" in paths:
-        return None
-    require_readable(paths)
-    files = [path / "data.mdb" if path.is_dir() else path for path in (Path(path).resolve() for path in paths)]
-    known = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    given = settings.wanted.given
-    rules = {
-        **asdict(settings),
-        "normalization": settings.normalization.identity(),
-        "charset": AUTO if given is None else given.text,
-    }
-    value = json.dumps([known, rules], sort_keys=True)
-    return hashlib.sha256(value.encode()).hexdigest()
-
-
 class Corpus:
     """A corpus that has been read; owns temporary files until it is closed.
 
@@ -247,7 +225,9 @@ def read_corpus(paths: Sequence[str], settings: CorpusSettings, quarantine: Quar
         if distinct:
             longest = settings.normalization.max_label_length
             charset = charset or wanted.learn(labels, longest, settings.min_count, settings.case)
-            _reject_labels(labels, paths, settings.normalization, charset, quarantine)
+            judge = partial(settings.normalization.reject, charset=charset)
+            for label, source, line, reason in labels.reject(judge):
+                quarantine.reject(paths[source], line, label, reason)
         if charset is None or len(labels) == 0:
             raise nothing_usable(paths, quarantine)
     except BaseException:
@@ -280,13 +260,6 @@ def _count_file(
     if rows_read == 0 and quarantine.total == rejected_before:
         reject(None, "", "empty file")
     return folded
-
-
-def _reject_labels(
-    labels: DistinctLabels, paths: Sequence[str], normalization: Normalization, charset: Charset, quarantine: Quarantine
-) -> None:
-    for label, source, line in labels.reject(charset, normalization):
-        quarantine.reject(paths[source], line, label, normalization.reject(label, charset) or "not usable")
 
 
 def nothing_usable(paths: Sequence[str], quarantine: Quarantine) -> UserError:

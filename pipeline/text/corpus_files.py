@@ -12,7 +12,6 @@ from __future__ import annotations
 import bz2
 import csv
 import gzip
-import io
 import json
 import lzma
 import os
@@ -53,8 +52,6 @@ BLOCK_BYTES = 8 << 20
 MOST_ITEM_BYTES = 1_000_000
 TOO_LONG = f"longer than {MOST_ITEM_BYTES:,} bytes"
 _PIECE_BYTES = 64 << 10
-#: Of an .xz file: ``xz -9`` needs 65 MiB, and a header may claim 4 GiB.
-_MOST_XZ_MEMORY = 256 << 20
 #: Rows of a table at a time; few, because a row may be a whole document.
 _TABLE_ROWS = 4096
 #: A column that is larger and compressed further than text can be is no text.
@@ -194,45 +191,10 @@ def _pieces(source: str) -> Iterator[bytes]:
             yield piece
 
 
-class _XzFile:
-    """An .xz file that needs no more memory than allowed, which :mod:`lzma` bounds for decompressors only."""
-
-    def __init__(self, path: str) -> None:
-        self._stream = io.FileIO(path)
-        self._decompressor = self._new()
-
-    def read1(self, size: int) -> bytes:
-        """Return at most ``size`` bytes; none at the end.
-
-        Raises:
-            EOFError: the file is cut short. LZMAError: it is damaged, or needs too much memory.
-        """
-        while True:
-            compressed = b""
-            if self._decompressor.eof:  # `cat a.xz b.xz` makes two streams of one file
-                compressed = self._decompressor.unused_data or self._stream.read(size)
-                if not compressed.strip(b"\0"):
-                    return b""
-                self._decompressor = self._new()
-            elif self._decompressor.needs_input and not (compressed := self._stream.read(size)):
-                raise EOFError("Compressed file ended before the end-of-stream marker was reached")
-            if piece := self._decompressor.decompress(compressed, size):
-                return piece
-
-    def _new(self) -> lzma.LZMADecompressor:
-        return lzma.LZMADecompressor(memlimit=_MOST_XZ_MEMORY)
-
-    def __enter__(self) -> _XzFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stream.close()
-
-
 _COMPRESSED: dict[str, Callable[[str], Any]] = {
     ".gz": gzip.open,
     ".bz2": bz2.open,
-    ".xz": _XzFile,
+    ".xz": lzma.open,
     # Arrow reads all frames of a file and reports a cut; zstandard's reader takes a cut for the end.
     ".zst": lambda path: pa.CompressedInputStream(path, "zstd"),
 }

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from dptr.cache.choices import Units
 from dptr.cache.errors import UserError
 from dptr.cache.processors import usable_processors
-from dptr.cache.text.charset import Charset, LetterCase, fold_case
+from dptr.cache.text.charset import LetterCase, fold_case
 from dptr.cache.text.normalization import Normalization
-from dptr.cache.text.units import clusters
+from dptr.cache.text.units import split
 from dptr.pipeline.choices import Unit
 from dptr.pipeline.text.corpus_files import MOST_ITEM_BYTES, TOO_LONG, Reject, Rows
 
@@ -44,8 +44,7 @@ _MEMORY = "256MB"
 #: Each thread needs its share of the memory; more threads than this and an aggregation no longer fits.
 _MOST_THREADS = 4
 _ROWS_BUFFERED = 200_000
-_ROWS_REJECTED_AT_ONCE = 10_000
-_ROWS_SPLIT_AT_ONCE = 100_000
+_ROWS_AT_ONCE = 100_000
 
 #: A place is a file's number and a line in it as one integer, so that the first place is the smallest.
 _LINE_BITS = 40
@@ -187,65 +186,40 @@ class DistinctLabels:
             self._insert()
 
     def count_up(self) -> int:
-        """Aggregate what was added; return the number of distinct labels."""
+        """Aggregate what was added, in order; return the number of distinct labels."""
         self._insert()
         self._execute(
             "create table labels as select label, sum(count)::bigint as count, min(place) as place "
-            "from seen group by label"
+            "from seen group by label order by place, label"
         )
         self._execute("drop table seen")
         return len(self)
 
     def __len__(self) -> int:
-        return self._rows_in("labels")
+        return self._number("select count(*) from labels")
 
     def unit_counts(self, max_label_length: int, units: Units) -> Mapping[str, int]:
         """Return how often each unit occurs in the labels that are not too long."""
-        if units == "grapheme":
-            return self._cluster_counts(max_label_length)
-        query = (
-            "select character, sum(count)::bigint from ("
-            "select unnest(string_split(label, '')) as character, count from labels where length(label) <= ?"
-            ") group by character"
-        )
-        return dict(self._execute(query, [max_label_length]).fetchall())
-
-    def _cluster_counts(self, max_label_length: int) -> Counter[str]:
         counts: Counter[str] = Counter()
-        for table in self._windows("labels", _ROWS_SPLIT_AT_ONCE):
+        for table in self._windows(_ROWS_AT_ONCE):
             for label, count in zip(table["label"].to_pylist(), table["count"].to_pylist(), strict=True):
-                found = clusters(label)
+                found = split(label, units)
                 if len(found) <= max_label_length:
-                    for cluster in found:
-                        counts[cluster] += count
+                    for unit in found:
+                        counts[unit] += count
         return counts
 
-    def reject(self, charset: Charset, normalization: Normalization) -> Iterator[tuple[str, int, int]]:
-        """Take out the labels that are empty, too long, or have other units; yield (label, file number, line)."""
-        unusable, values = "label in (select label from unusable)", list[object]()
-        if charset.units == "codepoint":
-            allowed = "[" + "".join(f"\\x{{{ord(character):x}}}" for character in charset.characters) + "]+"
-            unusable = "length(label) > ? or not regexp_full_match(label, ?)"
-            values = [normalization.max_label_length, allowed]
-        else:
-            self._list_unusable(charset, normalization)
-        self._execute(
-            f"create table rejected as select label, place from labels where {unusable} order by place, label", values
-        )
-        self._execute(f"delete from labels where {unusable}", values)
-        for table in self._windows("rejected", _ROWS_REJECTED_AT_ONCE):
-            for label, place in zip(table["label"].to_pylist(), table["place"].to_pylist(), strict=True):
-                yield label, *_split_place(place)
-        self._execute("drop table rejected")
-
-    def _list_unusable(self, charset: Charset, normalization: Normalization) -> None:
-        """Judge labels one by one: what a cluster is, a pattern cannot say."""
+    def reject(self, why_unusable: Callable[[str], str | None]) -> Iterator[tuple[str, int, int, str]]:
+        """Take out the labels that there is a reason against; yield (label, file number, line, reason)."""
         self._execute("create table unusable (label varchar)")
-        for table in self._windows("labels", _ROWS_SPLIT_AT_ONCE):
-            labels = [label for label in table["label"].to_pylist() if normalization.reject(label, charset) is not None]
-            self._connection.register("found", pa.table({"label": pa.array(labels, pa.string())}))
-            self._execute("insert into unusable select label from found")
-            self._connection.unregister("found")
+        for table in self._windows(_ROWS_AT_ONCE):
+            unusable: list[str] = []
+            for label, place in zip(table["label"].to_pylist(), table["place"].to_pylist(), strict=True):
+                if reason := why_unusable(label):
+                    unusable.append(label)
+                    yield label, place >> _LINE_BITS, place & ((1 << _LINE_BITS) - 1), reason
+            self._append("unusable", pa.table({"label": pa.array(unusable, pa.string())}))
+        self._execute("delete from labels where label in (select label from unusable)")
 
     def remove(self, catalogues: Sequence[Path], lower: bool) -> None:
         """Take out the labels in the column ``label`` of Parquet files, with ``lower`` also their lower-case forms."""
@@ -254,14 +228,10 @@ class DistinctLabels:
             known += " union select lower(label) from read_parquet($files)"
         files = {"files": [str(path) for path in catalogues]}
         self._execute(f"delete from labels where label in ({known})", files)
-        self._execute("drop table if exists ordered")
 
     def batches(self, rows: int) -> Iterator[tuple[list[str], NDArray[np.int64], NDArray[np.int64]]]:
-        """Yield labels, counts and file numbers, int64 of shape (rows,), in order; the last are fewer."""
-        self._execute(
-            "create table if not exists ordered as select label, count, place from labels order by place, label"
-        )
-        for table in self._windows("ordered", rows):
+        """Yield labels, counts and file numbers, int64 of shape (at most rows,), in order."""
+        for table in self._windows(rows):
             yield table["label"].to_pylist(), table["count"].to_numpy(), table["place"].to_numpy() >> _LINE_BITS
 
     def close(self) -> None:
@@ -269,28 +239,31 @@ class DistinctLabels:
         self._connection.close()
         self._folder.cleanup()
 
-    def _windows(self, table: str, rows: int) -> Iterator[pa.Table]:
-        """Yield a table in the order of its creation; each window is a query, so nothing is held between them."""
-        for first in range(0, self._rows_in(table), rows):
-            query = f"select * from {table} where rowid between {first} and {first + rows - 1} order by rowid"
+    def _windows(self, rows: int) -> Iterator[pa.Table]:
+        """Yield the labels in order; each window is a query, so nothing is held between them."""
+        for first in range(0, self._number("select coalesce(max(rowid) + 1, 0) from labels"), rows):
+            query = f"select * from labels where rowid between {first} and {first + rows - 1} order by rowid"
             with _full_disk_as_user_error():
                 window = self._connection.sql(query).to_arrow_table()
-            yield window
+            if len(window):
+                yield window
 
     def _execute(self, query: str, parameters: object = None) -> duckdb.DuckDBPyConnection:
         with _full_disk_as_user_error():
             return self._connection.execute(query, parameters)
 
     def _insert(self) -> None:
-        if not self._waiting:
-            return
-        self._connection.register("waiting", pa.concat_tables(self._waiting))
-        self._execute("insert into seen select label, count, place from waiting")
-        self._connection.unregister("waiting")
-        self._waiting.clear()
+        if self._waiting:
+            self._append("seen", pa.concat_tables(self._waiting))
+            self._waiting.clear()
 
-    def _rows_in(self, table: str) -> int:
-        return int(self._execute(f"select count(*) from {table}").fetchall()[0][0])
+    def _append(self, name: str, rows: pa.Table) -> None:
+        self._connection.register("rows", rows)
+        self._execute(f"insert into {name} select * from rows")
+        self._connection.unregister("rows")
+
+    def _number(self, query: str) -> int:
+        return int(self._execute(query).fetchall()[0][0])
 
 
 @contextmanager
@@ -304,7 +277,3 @@ def _full_disk_as_user_error() -> Iterator[None]:
             f"counting the corpus needs space in {tempfile.gettempdir()}: {reason}",
             "Free some space, or use a folder on another disk: TMPDIR=FOLDER dptr embed-text …",
         ) from error
-
-
-def _split_place(place: int) -> tuple[int, int]:
-    return place >> _LINE_BITS, place & ((1 << _LINE_BITS) - 1)

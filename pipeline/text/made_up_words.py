@@ -29,19 +29,6 @@ _MOST_NEIGHBOURS = 2
 
 
 @dataclass(frozen=True)
-class CoverageGoal:
-    """What is to be reached.
-
-    Attributes:
-        least: in how many prompts each piece is to stand, those of the corpus included.
-        seed: fixes the words, together with the corpus.
-    """
-
-    least: int
-    seed: int = 0
-
-
-@dataclass(frozen=True)
 class MadeUpWords:
     """Words that complete a corpus.
 
@@ -77,25 +64,27 @@ def make_up_words(
     encoders: PromptEncoders,
     charset: Charset,
     normalization: Normalization,
-    goal: CoverageGoal,
+    least: int,
+    seed: int,
 ) -> MadeUpWords:
     """Make up the words that a corpus lacks to hold each piece often enough.
 
-    They depend on the corpus, the goal and the tokenizer alone: made-up words that are stored already do not count, so
+    They depend on the arguments and on the tokenizer alone: made-up words that are stored already do not count, so
     that a killed run makes up the same ones again.
 
     Args:
         catalogues: those of the prompt store that holds the whole corpus (Parquet).
         charset, normalization: what a label must fit.
+        least: in how many prompts each piece is to stand, those of the corpus included. seed: of the draws.
     """
     pieces = _spellable_pieces(encoders.first, charset, normalization)
     failures: Counter[int] = Counter()
-    rng = np.random.default_rng(goal.seed)
+    rng = np.random.default_rng(seed)
     texts = list(pieces.values())
     made: dict[str, None] = {}  # unlike a set, it keeps its order
     with duckdb.connect() as connection:
         met = _prompts_with_piece(connection, catalogues, [len(encoder.prefix_ids) for encoder in encoders.of_template])
-        lacking = {piece: goal.least - met[piece] for piece in pieces if met[piece] < goal.least}
+        lacking = {piece: least - met[piece] for piece in pieces if met[piece] < least}
         while targets := [piece for piece, count in lacking.items() if count > 0 and failures[piece] < _MOST_FAILURES]:
             failures.update(targets)
             words = {piece: _word_with(pieces[piece], texts, rng) for piece in targets}

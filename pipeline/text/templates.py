@@ -12,27 +12,9 @@ DEFAULT_TEMPLATE = "a photo of a '{label}'"
 
 #: Labels of unlike beginnings: of every kind of character that a tokenizer may put together with what stands before.
 _PROBES = [
-    *(
-        "street",
-        "Q",
-        "7",
-        "é",
-        "ß",
-        "中",
-        "あ",
-        "한",
-        "ж",
-        "α",
-        "ع",
-        "ש",
-        "क",
-        "ก",
-        "\u0301x",
-        "\u094d",
-        "😀",
-        "€",
-        "½",
-    ),
+    "street",
+    "\u0301x",
+    *"Q7éß中あ한жαعשकก\u094d😀€½",
     *(f"{mark}x" for mark in "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~“”‘’«»、。・「」（）…–—"),
     *("s", "t", "re", "ve", "m", "ll", "d"),  # behind a quote, CLIP takes these for contractions
 ]

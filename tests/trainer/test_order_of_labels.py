@@ -17,8 +17,7 @@ from dptr.cache.crops.dataset import WordImages
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.text.corpus import CorpusSettings
-from dptr.pipeline.text.embed_text import embed_text
-from dptr.pipeline.text.prompt_store import EmbedTextSettings
+from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.trainer.data.buckets import padded_targets
 from dptr.trainer.data.image_batches import ImageBatches
 from dptr.trainer.export.onnx_graph import export_onnx

@@ -19,8 +19,7 @@ from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import Embeddings
 from dptr.cli import run_command
 from dptr.pipeline.text.corpus import CorpusSettings
-from dptr.pipeline.text.embed_text import embed_text
-from dptr.pipeline.text.prompt_store import EmbedTextSettings
+from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.trainer.data.noise import NoiseSource
 from dptr.trainer.pretrain import PromptBatches, pretrain
 from dptr.trainer.recipe import Recipe, load_recipe

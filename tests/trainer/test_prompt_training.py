@@ -24,8 +24,7 @@ from dptr.cache.stores.shards import Embeddings, write_shard
 from dptr.cache.text.charset import Charset
 from dptr.cache.validation import positions_of
 from dptr.pipeline.text.corpus import CorpusSettings
-from dptr.pipeline.text.embed_text import embed_text
-from dptr.pipeline.text.prompt_store import EmbedTextSettings
+from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.trainer import pretrain as stage
 from dptr.trainer.data.batch_order import BatchOrder
 from dptr.trainer.data.noise import NoiseSource

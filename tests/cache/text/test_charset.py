@@ -16,7 +16,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.named_charsets import NAMED_CHARACTERS, names
 from dptr.cache.text.normalization import Normalization
-from dptr.pipeline.text.prompt_store import settle_charset
+from dptr.pipeline.text.embed_text import settle_charset
 from dptr.trainer.commands.options import measuring_normalization, training_normalization
 from dptr.trainer.evaluate import ReadImages
 from dptr.trainer.metrics import score_as_written

@@ -18,7 +18,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dptr.cache.errors import UserError
-from dptr.pipeline.clip import bundled as bundled_clip
 from dptr.pipeline.clip.bundled import BUNDLED, FOLDERS, is_held_out
 from dptr.pipeline.clip.loading import ImageEncoder, load_clip
 from dptr.pipeline.clip.text_encoder import TextEncoder
@@ -26,25 +25,9 @@ from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.demo_data import standard_library_words
 from dptr.pipeline.rendering.fonts import packaged_fonts
 from dptr.pipeline.text.templates import Template
-from dptr.trainer.model.encoders import build_encoder, describe
+from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.transformers_model import TransformersEncoder
 from dptr.trainer.recipe import EncoderSettings
-
-
-def test_weights_that_lack_something_are_rejected(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    source = bundled_clip.BUNDLED
-    for file in source.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    weights = load_file(source / "model.safetensors")
-    weights.pop("text_projection.weight")
-    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"weights lack text_projection\.weight"):
-        load_clip(str(tmp_path))
-    (tmp_path / "model.safetensors").write_bytes(b"cut short")
-    with pytest.raises(UserError, match="cannot load CLIP"):
-        load_clip(str(tmp_path))
 
 
 def test_other_kinds_of_model_are_rejected(tmp_path: Path) -> None:
@@ -83,28 +66,21 @@ def _with_endpoint(endpoint: str) -> Any:
 MEGABYTE = 1e6
 
 
-@pytest.mark.parametrize(("name", "made_by"), [("tiny", "clip_retrieval"), ("scripts", "clip_retrieval")])
-def test_all_its_files_together_are_small_and_described(name: str, made_by: str) -> None:
+@pytest.mark.parametrize("name", ["tiny", "scripts"])
+def test_all_its_files_together_are_small_and_described(name: str) -> None:
     folder = FOLDERS[name]
     names = {path.name for path in folder.iterdir()}
     assert {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json"} <= names
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 12 * MEGABYTE
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "license: apache-2.0" in card
-    assert f"benchmarks/{made_by}.py" in card
+    assert "benchmarks/clip_retrieval.py" in card
 
 
 def test_nothing_is_shown_while_it_is_loaded(capfd: pytest.CaptureFixture[str]) -> None:
     load_clip("tiny")
     said = capfd.readouterr()
     assert (said.out, said.err) == ("", "")
-
-
-def test_its_tokenizer_makes_pieces_of_words() -> None:
-    tokens = load_clip("tiny").tokenizer.tokenize("unbelievably")
-    assert 2 <= len(tokens) < len("unbelievably")
-    assert tokens[-1].endswith("</w>")
-    assert not any(token.endswith("</w>") for token in tokens[:-1])
 
 
 def test_one_word_in_ten_was_kept_from_it_whatever_its_case() -> None:
@@ -129,13 +105,6 @@ def test_the_one_of_seven_scripts_knows_more_than_latin_letters() -> None:
     assert (
         share_found("scripts", RUSSIAN_AND_GREEK.split()) > 0.8 > 0.3 > share_found("tiny", RUSSIAN_AND_GREEK.split())
     )
-
-
-def test_the_one_of_seven_scripts_has_a_piece_for_each_letter() -> None:
-    tokenizer = load_clip("scripts").tokenizer
-    for word in ("Дорога", "đường", "हिन्दी", "ถนน", "طريق"):
-        assert len(tokenizer.tokenize(word)) == len(word)
-    assert len(tokenizer.tokenize("街")) == 3
 
 
 def share_found(name: str, words: list[str]) -> float:
@@ -169,29 +138,28 @@ def content(name: str, value: bytes) -> Damage:
     return lambda folder: (folder / name).write_bytes(value)
 
 
-def another_shape(folder: Path) -> None:
-    weights = load_file(folder / "model.safetensors")
-    weights["text_projection.weight"] = torch.zeros(3, 3)
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+def projection(weight: torch.Tensor | None) -> Damage:
+    def apply(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        del weights["text_projection.weight"]
+        more = {} if weight is None else {"text_projection.weight": weight}
+        save_file(weights | more, folder / "model.safetensors", {"format": "pt"})
+
+    return apply
 
 
 DAMAGES: dict[str, tuple[Damage, str]] = {
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), "has no tokenizer"),
-    "no words": (content("tokenizer.json", b"{}"), "its tokenizer cannot be read"),
     "tokenizer": (content("tokenizer.json", b"{oops"), "its tokenizer cannot be read"),
-    "list": (content("tokenizer.json", b"[]"), "its tokenizer cannot be read"),
-    "bytes": (content("tokenizer.json", b"\xff\xfe\0"), "its tokenizer cannot be read"),
     "tokenizer's settings": (content("tokenizer_config.json", b"[]"), "its tokenizer cannot be read"),
     "pictures": (content("preprocessor_config.json", b"{oops"), "its image processor cannot be read"),
     "config": (content("config.json", b"{oops"), "its configuration cannot be read"),
     "heads": (text_config(num_attention_heads=3), "its configuration cannot be read .*heads"),
-    "no number": (text_config(hidden_size="wide"), "its configuration cannot be read .*hidden_size"),
-    "nothing": (text_config(hidden_size=0), "its weights cannot be read"),
     "activation": (text_config(hidden_act="nope"), "its weights cannot be read .*nope"),
     "width": (text_config(hidden_size=64), r"position_embedding\.weight of shape \(77, 128\), .* says \(77, 64\)"),
-    "vocabulary": (text_config(vocab_size=100), r"token_embedding\.weight of shape"),
     "layers": (text_config(num_hidden_layers=1), r"layers\.1\..* a layer that its config.json does not have"),
-    "shape": (another_shape, r"text_projection\.weight of shape \(3, 3\)"),
+    "no projection": (projection(None), r"weights lack text_projection\.weight"),
+    "shape": (projection(torch.zeros(3, 3)), r"text_projection\.weight of shape \(3, 3\)"),
     "cut short": (content("model.safetensors", b"cut short"), "its weights cannot be read"),
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights"),
 }
@@ -231,24 +199,6 @@ def test_a_pickle_is_never_opened(tmp_path: Path, safe_ones_too: bool) -> None:
     assert not exploded.exists()
 
 
-def test_weights_are_not_read_from_a_pickle_of_plain_tensors(tmp_path: Path) -> None:
-    shutil.copytree(BUNDLED, tmp_path / "clip")
-    weights = tmp_path / "clip" / "model.safetensors"
-    torch.save(load_file(weights), tmp_path / "clip" / "pytorch_model.bin")
-    weights.unlink()
-    with pytest.raises(UserError, match="pickled weights only"):
-        load_clip(str(tmp_path / "clip"))
-
-
-def test_code_that_comes_with_a_model_is_neither_run_nor_asked_about(tmp_path: Path) -> None:
-    shutil.copytree(BUNDLED, tmp_path / "clip")
-    config(lambda value: value.update(model_type="evil", auto_map={"AutoConfig": "evil.Evil"}))(tmp_path / "clip")
-    (tmp_path / "clip" / "evil.py").write_text(f"open({str(tmp_path / 'exploded')!r}, 'w')")
-    with pytest.raises(UserError, match=r"a model of type 'evil'\. Supported are clip,"):
-        load_clip(str(tmp_path / "clip"))
-    assert not (tmp_path / "exploded").exists()
-
-
 ROOT = Path(__file__).resolve().parents[3]
 AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoBackbone", "AutoTokenizer", "AutoImageProcessor")
 
@@ -276,14 +226,6 @@ def add_code(folder: Path, trace: Path, changes: dict[str, Any]) -> None:
         described = json.loads(path.read_text()) if path.is_file() else {}
         described |= {"auto_map": {**named, "AutoTokenizer": [None, "custom.T"]}}
         path.write_text(json.dumps(described | (changes if name == "config.json" else {})))
-
-
-def test_of_an_encoder_of_transformers(tmp_path: Path, trace: Path) -> None:
-    (tmp_path / "model").mkdir()
-    add_code(tmp_path / "model", trace, {"model_type": "custom", "image_size": 32})
-    with pytest.raises(UserError):
-        describe(f"hf:{tmp_path / 'model'}", tmp_path / "model")
-    assert not trace.exists()
 
 
 @pytest.mark.parametrize("model_type", ["vit", "custom"])

@@ -16,7 +16,7 @@ from dptr.cache.choices import EmbeddingsDtype
 from dptr.cache.errors import DptrError, UserError
 from dptr.cache.stores.shards import Embeddings, EmbeddingsReader, write_shard
 from dptr.pipeline.clip import bundled as bundled_clip
-from dptr.pipeline.clip.loading import Clip, ImageEncoder, load_clip
+from dptr.pipeline.clip.loading import Clip, load_clip
 from dptr.pipeline.clip.text_encoder import Context, EmbeddingsKind, TextEncoder, _embeddings_kind
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE, Template
 
@@ -171,15 +171,8 @@ def require_that_check_stops_one_percent(
         encoder.check(ids)
 
 
-def test_check_stops_what_differs(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoder = TextEncoder(clip, Template())
-    ids = encoder.tokenize([Template().prompt(label) for label in LABELS])
-    assert encoder.check(ids) <= 1e-4
-    require_that_check_stops_one_percent(encoder, ids, monkeypatch)
-
-
-@pytest.mark.parametrize("scale", [1e-4, 1e4])
-def test_the_check_is_relative_to_the_size_of_the_embeddings(
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
+def test_the_check_stops_what_differs_relative_to_the_size_of_the_embeddings(
     clip: Clip, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of embeddings a ten thousandth as large an absolute tolerance lets everything pass, of large ones nothing."""
@@ -218,53 +211,6 @@ def test_check_stops_what_differs_in_bf16(monkeypatch: pytest.MonkeyPatch) -> No
     )
     with pytest.raises(DptrError, match="differ from transformers"):
         encoder.check(ids)
-
-
-def save_chinese_clip(folder: Path) -> None:
-    from transformers import BertTokenizer, ChineseCLIPConfig, ChineseCLIPImageProcessorPil, ChineseCLIPModel
-
-    text = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
-    config = ChineseCLIPConfig(
-        text_config={**text, "intermediate_size": 64, "max_position_embeddings": 40},
-        vision_config={**vision, "intermediate_size": 64},
-        projection_dim=32,
-    )
-    torch.manual_seed(3)
-    model = ChineseCLIPModel(config)
-    model.save_pretrained(folder)
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"'abcdefghijklmnopqrstuvwxyz", "中", "文"]
-    tokens += ["##" + token for token in tokens[6:]]
-    vocabulary = {token: number for number, token in enumerate(tokens)}
-    BertTokenizer(vocab=vocabulary, model_max_length=40).save_pretrained(folder)
-    ChineseCLIPImageProcessorPil(size={"height": 16, "width": 16}, do_center_crop=False).save_pretrained(folder)
-
-
-def test_a_encoder_that_looks_both_ways_goes_the_exact_way(tmp_path: Path) -> None:
-    save_chinese_clip(tmp_path)
-    clip = load_clip(str(tmp_path))
-    labels = ["street", "the", "中文", "a"]
-    encoder, embeddings = encode(clip, labels)
-    assert encoder.prefix_ids == []
-    assert encoder.prefix.shape == (0, 32)
-    prompts = [Template().prompt(label) for label in labels]
-    encoded = clip.tokenizer(prompts, padding=True, return_tensors="pt")
-    with torch.inference_mode():
-        theirs = clip.model.get_text_features(**encoded)
-    for ours, row in zip(rows(encoder, embeddings), theirs.last_hidden_state.numpy(), strict=True):
-        assert np.abs(ours - row[: len(ours)]).max() <= 1e-4
-    assert np.abs(embeddings.pooled - theirs.pooler_output.numpy()).max() <= 1e-4
-    assert encoder.check(encoder.tokenize(prompts)) <= 1e-4
-    with pytest.raises(UserError, match="both ways"):
-        TextEncoder(clip, Template(), context="full")
-    pixels = np.stack([ImageEncoder(clip).preprocess(pattern()) for _ in range(2)])
-    assert ImageEncoder(clip).encode(pixels)[0].shape == (2, 5, 32)
-
-
-def pattern() -> Any:
-    from PIL import Image
-
-    return Image.fromarray(np.arange(48 * 64 * 3, dtype=np.uint8).reshape(48, 64, 3))
 
 
 def test_metaclip_2_shares_its_prefix(tmp_path: Path) -> None:

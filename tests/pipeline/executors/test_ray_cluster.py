@@ -19,8 +19,7 @@ from PIL import Image
 from dptr.cache.errors import UserError
 from dptr.pipeline.executors.executor import Work, Worker
 from dptr.pipeline.executors.store_builder import StoreInMaking
-from dptr.pipeline.text.embed_text import embed_text
-from dptr.pipeline.text.prompt_store import EmbedTextSettings
+from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'dptr[ray]'")
 from dptr.pipeline.executors.ray_cluster import Cluster, joined

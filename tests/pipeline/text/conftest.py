@@ -17,7 +17,7 @@ from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.progress import set_quiet
 from dptr.cache.rejections import Quarantine
 from dptr.pipeline.clip.loading import load_clip
-from dptr.pipeline.text import prompt_store
+from dptr.pipeline.text import embed_text as module
 from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
 from dptr.pipeline.text.embed_text import EmbedTextSettings, EmbedTextSummary, embed_text
 
@@ -70,7 +70,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
             loaded[arguments] = load_clip(*arguments)
         return loaded[arguments]
 
-    monkeypatch.setattr(prompt_store, "load_clip", load)
+    monkeypatch.setattr(module, "load_clip", load)
     return Run(tmp_path)
 
 

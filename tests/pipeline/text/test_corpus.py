@@ -19,7 +19,7 @@ from dptr.cache.rejections import Quarantine
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.text import corpus_files, label_counts
-from dptr.pipeline.text.corpus import CorpusSettings, case_variants, corpus_fingerprint, read_corpus
+from dptr.pipeline.text.corpus import CorpusSettings, case_variants, read_corpus
 
 Read = Callable[..., Any]
 
@@ -55,9 +55,8 @@ def test_a_missing_file_is_told_before_any_work(tmp_path: Path, read: Read) -> N
 
 def test_a_pipe_is_rejected_and_not_waited_for(tmp_path: Path, read: Read) -> None:
     os.mkfifo(tmp_path / "words.txt")
-    for reject in (read, lambda name: corpus_fingerprint([name], CorpusSettings())):
-        with pytest.raises(UserError, match=r"words\.txt is a pipe or a device, not a file\. Name - and give it on"):
-            reject(str(tmp_path / "words.txt"))
+    with pytest.raises(UserError, match=r"words\.txt is a pipe or a device, not a file\. Name - and give it on"):
+        read(str(tmp_path / "words.txt"))
 
 
 def test_a_corpus_without_a_usable_label_says_why(tmp_path: Path, read: Read) -> None:
@@ -202,17 +201,6 @@ def test_two_corpora_read_at_once_do_not_meet(tmp_path: Path) -> None:
         for corpus in corpora:
             corpus.close()
     assert labels == [["red"], ["door"]]
-
-
-def test_fingerprint_tells_whether_a_corpus_changed(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.txt", "red")
-    settings_now = CorpusSettings()
-    before = corpus_fingerprint([str(path)], settings_now)
-    assert before == corpus_fingerprint([str(path)], settings_now)
-    assert before != corpus_fingerprint([str(path)], CorpusSettings(unit="line"))
-    assert corpus_fingerprint(["-"], settings_now) is None
-    write(path, "red door")
-    assert before != corpus_fingerprint([str(path)], settings_now)
 
 
 @pytest.mark.parametrize(("charset", "kept"), [("36", ["open", "exit"]), (Charset("EINOPTX"), ["OPEN", "EXIT"])])

@@ -15,8 +15,7 @@ from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.repair import repair
 from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
-from dptr.pipeline.text.embed_text import embed_text
-from dptr.pipeline.text.prompt_store import EmbedTextSettings
+from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 
 HINDI = "क्षत्रिय\nनमस्ते\nकी\nकाम\nनमस्ते\nx9"
 
