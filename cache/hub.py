@@ -64,7 +64,7 @@ def download(
     if local_files_only:
         return _downloaded_before(name, revision, patterns, None, instead, cache_dir)
     try:
-        answer = hub.model_info(name, revision=revision, timeout=_SECONDS_TO_ANSWER, files_metadata=True)
+        answer = hub.model_info(name, revision=revision, timeout=_SECONDS_TO_ANSWER)
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise UserError(
             f"the hub has no model {name_and_revision!r}", "Check the name, or log in if it is private"
@@ -72,34 +72,22 @@ def download(
     # What a proxy, an endpoint or a setting can raise here belongs to the client's own libraries.
     except Exception as error:
         return _downloaded_before(name, revision, patterns, error, instead, cache_dir)
-    sizes = {file.rfilename: file.size for file in answer.siblings or []}
-    require(list(sizes))
+    require([file.rfilename for file in answer.siblings or []])
     try:
-        snapshot = hub.snapshot_download(
-            name,
-            revision=revision,
-            allow_patterns=list(patterns),
-            cache_dir=cache_dir,
-            force_download=force_download,
+        return Path(
+            hub.snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=list(patterns),
+                cache_dir=cache_dir,
+                force_download=force_download,
+            )
         )
-        folder = Path(snapshot)
-        for file in _incomplete(folder, sizes):
-            note(f"{file} of {name} is incomplete on this machine and is downloaded again")
-            hub.hf_hub_download(name, file, revision=revision, force_download=True, cache_dir=cache_dir)
     # The client lets the errors of its own libraries through, which differ between its versions.
     except Exception as error:
         raise UserError(
             f"downloading {name} broke off: {first_line(error)}", "Run the same command again to resume it"
         ) from error
-    if incomplete := _incomplete(folder, sizes):
-        raise UserError(f"the hub gave a part of {', '.join(incomplete)} of {name}", "Run the same command again")
-    return folder
-
-
-def _incomplete(folder: Path, sizes: dict[str, int | None]) -> list[str]:
-    """Return the files in ``folder`` of another size in bytes than the hub says; it does not say each."""
-    present = {file: folder / file for file, size in sizes.items() if size is not None and (folder / file).is_file()}
-    return [file for file, path in present.items() if path.stat().st_size != sizes[file]]
 
 
 def _downloaded_before(

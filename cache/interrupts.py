@@ -8,11 +8,9 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
-_Result = TypeVar("_Result")
 _Handler = Callable[[int, Any], Any]
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -42,21 +40,20 @@ def ignore_from_now_on() -> None:
 
 
 @contextmanager
-def deferred() -> Iterator[None]:
-    """Let a block finish, such as one that saves; a signal that came meanwhile takes effect behind it."""
-    came: list[int] = []
-    with _handled_by(lambda number, _: came.append(number)):
-        yield
-    for number in came[:1]:
-        signal.raise_signal(number)
-
-
-@contextmanager
 def collected() -> Iterator[list[int]]:
     """Yield a list that signals are added to while a block runs, for it to act on when it can."""
     came: list[int] = []
     with _handled_by(lambda number, _: came.append(number)):
         yield came
+
+
+@contextmanager
+def deferred() -> Iterator[None]:
+    """Let a block finish, such as one that saves; a signal that came meanwhile takes effect behind it."""
+    with collected() as came:
+        yield
+    for number in came[:1]:
+        signal.raise_signal(number)
 
 
 @contextmanager
@@ -70,17 +67,6 @@ def unheard_by_children() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def interruptible(work: Callable[[], _Result], stop: Callable[[], None]) -> _Result:
-    """Run what stays outside Python for long, where Python handles no signal; at one call ``stop``, then pass it on."""
-    with ThreadPoolExecutor(1) as thread:
-        running = thread.submit(work)
-        try:
-            return running.result()
-        except KeyboardInterrupt:
-            stop()
-            raise
 
 
 @contextmanager

@@ -27,11 +27,7 @@ def hush_torch() -> None:
 
 
 def require_alone(command: str) -> None:
-    """Check that a command that works in one process was started in one.
-
-    Raises:
-        UserError: a launcher started several.
-    """
+    """Raise :class:`UserError` where a launcher started several processes for a command that works in one."""
     if size() > 1:
         raise UserError(
             f"{size()} processes were started, and dptr {command} works in one",

@@ -97,11 +97,7 @@ def decode(encoded: bytes, side: int | None = None) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Turn an opened picture as its EXIF data say, and make it 8-bit RGB as :func:`decode` describes.
-
-    Raises:
-        UnusablePicture: none of its pixels is a finite number.
-    """
+    """Turn an opened picture as its EXIF data say, and make it 8-bit RGB as :func:`decode` describes."""
     # Pillow keeps the upper byte of 16-bit colours; of values of fewer bits that leaves next to nothing.
     is_deep = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
     image = ImageOps.exif_transpose(image)
@@ -142,11 +138,7 @@ def read_encoded(path: Path) -> bytes:
 
 
 def read_picture(path: Path, side: int | None = None) -> Image.Image:
-    """Read and decode a picture's file; see :func:`decode`.
-
-    Raises:
-        UnusablePicture: it cannot be read or decoded.
-    """
+    """Read and decode a picture's file; see :func:`decode`."""
     try:
         encoded = read_encoded(path)
     except OSError as error:
@@ -156,13 +148,7 @@ def read_picture(path: Path, side: int | None = None) -> Image.Image:
 
 @lru_cache(maxsize=_THUMBNAILS_KEPT)
 def photo_thumbnail(path: Path, side: int) -> Image.Image:
-    """Return a photo, RGB, shrunk to at most ``side`` pixels each way. It is shared between callers: do not change it.
-
-    Small enough that a folder of photos can stay in memory, as backgrounds and wrong answers need them.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """Return a photo, RGB, at most ``side`` pixels each way. Callers share it: do not change it."""
     try:
         photo = read_picture(path, side)
     except UnusablePicture as error:

@@ -34,31 +34,16 @@ def _cores() -> int:
 
 
 def _granted(root: Path) -> Iterator[float]:
-    """Yield how many cores' time each control group round this process grants, where it limits it."""
-    groups = root / "proc/self/cgroup"
+    """Yield how many cores' time each control group (version 2) round this process grants, where it limits it."""
+    top, groups = root / "sys/fs/cgroup", root / "proc/self/cgroup"
     if not groups.exists():
         return
-    for line in groups.read_text(encoding="utf-8").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        top = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        # In a container the path may be the host's, and its own group lies at the top.
-        inner = top / path.lstrip("/")
-        for group in (inner, *inner.parents):
-            if group.is_relative_to(top):
-                yield from _quota(group)
-
-
-def _quota(group: Path) -> Iterator[float]:
-    """Yield the limit of one group: microseconds of processor time in each period, by the period."""
-    try:
-        if (group / "cpu.max").exists():
+    path = groups.read_text(encoding="utf-8").rpartition("0::")[2].strip()
+    # In a container the path may be the host's, and its own group lies at the top.
+    inner = top / path.lstrip("/")
+    for group in (inner, *inner.parents):
+        if group.is_relative_to(top) and (group / "cpu.max").exists():
+            # Microseconds of processor time in each period, and the period.
             quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
-        else:
-            quota, period = ((group / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period"))
-    except OSError:
-        # The group sets no limit, or it may not be read, and no command should fail for that.
-        return
-    if quota != "max" and int(quota) > 0:
-        yield int(quota) / int(period)
+            if quota != "max":
+                yield int(quota) / int(period)

@@ -18,8 +18,7 @@ from dptr.cache.progress import note, progress
 from dptr.cache.table import table as laid_out
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
-from dptr.cache.text.scripts import script_of_label
-from dptr.cache.text.units import number_of_units
+from dptr.cache.text.units import number_of_units, script_of_label
 from dptr.trainer.choices import Protocol
 from dptr.trainer.data.image_features import StoredCrops
 from dptr.trainer.data.stored_memory import StoredTensor

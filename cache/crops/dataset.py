@@ -7,7 +7,7 @@ them. ``split`` and ``without_overlap`` keep training and validation crops apart
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from dptr.cache.crops.form import NotLabelled, PlacedSource, Source
+from dptr.cache.crops.form import NotLabelled, Source
 from dptr.cache.crops.samples import CropTable, Rows, Rules, Sample, Samples, list_crops
 from dptr.cache.crops.sources import find_sources
 from dptr.cache.errors import DptrError, UserError
@@ -29,6 +29,7 @@ from dptr.cache.text.normalization import Normalization
 from dptr.cache.validation import validation_position
 
 _LEAST_SIDE = 2
+_Read = TypeVar("_Read")
 #: What reading a word image raises where it is missing or damaged.
 UNREADABLE = (OSError, KeyError, ValueError, UnusablePicture)
 
@@ -54,11 +55,7 @@ class WordImages:
 
     @classmethod
     def open(cls, paths: Sequence[Path], charset: Charset, normalization: Normalization) -> WordImages:
-        """List the labelled images at ``paths``, which may be of different forms.
-
-        Raises:
-            UserError: a path holds no labelled images in an accepted form, or no label can be used.
-        """
+        """List the labelled images at ``paths``, of any forms; :class:`UserError` where there are none to use."""
         images = cls._listed(paths, Rules(charset, normalization))
         if not images.samples:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in images.rejected.counts.most_common(3))
@@ -70,11 +67,7 @@ class WordImages:
 
     @classmethod
     def open_as_written(cls, paths: Sequence[Path]) -> WordImages:
-        """List the labelled images at ``paths`` with their labels as stored, whatever they hold: for evaluation.
-
-        Raises:
-            UserError: a path holds no labelled images in an accepted form, or not one label.
-        """
+        """List the labelled images at ``paths`` with their labels as stored, whatever they hold: for evaluation."""
         images = cls._listed(paths, None)
         if not images.samples:
             raise NotLabelled(f"no label in {', '.join(map(str, paths))}", "Name data with labels and images")
@@ -101,39 +94,23 @@ class WordImages:
         return {"rows": len(self), "sha256": self.samples.digest()}
 
     def image(self, index: int) -> Image.Image:
-        """Return the image of sample ``index``, RGB, as large as it is stored.
-
-        Raises:
-            UnreadableImage: it is missing, damaged, or too small to hold a character.
-        """
-        sample = self.samples[index]
-        try:
-            return decode_crop(self.read(sample))
-        except UNREADABLE as error:
-            raise UnreadableImage(f"image {sample.key} of {sample.source} cannot be read ({error})") from error
+        """Return the image of sample ``index``, RGB, as large as it is stored, or raise :class:`UnreadableImage`."""
+        return self._usable(index, lambda sample: decode_crop(self.read(sample)))
 
     def encoded(self, index: int) -> bytes:
-        """Return the encoded picture of sample ``index``.
+        """Return the encoded picture of sample ``index``, or raise :class:`UnreadableImage`."""
+        return self._usable(index, self.read)
 
-        Raises:
-            UnreadableImage: it is missing or cannot be read.
-        """
+    def _usable(self, index: int, read: Callable[[Sample], _Read]) -> _Read:
         sample = self.samples[index]
         try:
-            return self.read(sample)
+            return read(sample)
         except UNREADABLE as error:
             raise UnreadableImage(f"image {sample.key} of {sample.source} cannot be read ({error})") from error
 
     def read(self, sample: Sample) -> bytes:
-        """Return a sample's encoded picture.
-
-        Raises:
-            OSError, KeyError, ValueError, UnusablePicture: it is missing or cannot be read.
-        """
-        source = self.sources[sample.source]
-        if sample.place is not None and isinstance(source, PlacedSource):
-            return source.read_at(sample.place)
-        return source.read(sample.key)
+        """Return a sample's encoded picture, or raise one of :data:`UNREADABLE`."""
+        return self.sources[sample.source].read(sample.key)
 
     def content_hashes(self) -> Iterator[bytes | None]:
         """Yield the SHA-256 of each sample's encoded picture, 32 bytes; None where it cannot be read."""
@@ -144,11 +121,7 @@ class WordImages:
                 yield None
 
     def require_readable(self) -> None:
-        """Check that at least one picture can be decoded.
-
-        Raises:
-            UserError: none can; the message names one.
-        """
+        """Raise :class:`UserError` unless at least one picture can be decoded."""
         problem = "there are none"
         for index in range(len(self)):
             try:
@@ -177,11 +150,7 @@ def decode_crop(encoded: bytes) -> Image.Image:
 
 
 def preprocess(image: Image.Image, height: int = 32, width: int = 128) -> NDArray[np.uint8]:
-    """Resize to the model's input as PARSeq does, bicubic and without keeping the shape.
-
-    Returns:
-        Pixels, shape (3, height, width), uint8. The batch is scaled to [-1, 1] where it is used.
-    """
+    """Resize to the model's input as PARSeq does, bicubic and without keeping the shape: (3, height, width), uint8."""
     resized = image.resize((width, height), Image.Resampling.BICUBIC)
     return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1))
 

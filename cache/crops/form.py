@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol
 
 from dptr.cache.errors import UserError
 
@@ -21,13 +21,6 @@ class Rejected(NamedTuple):
 
 
 MISSING = Rejected("label or image is missing")
-
-
-class Place(NamedTuple):
-    """Where in a file an image is, in bytes."""
-
-    offset: int
-    size: int
 
 
 #: Path, size in bytes, time of the last change (ns) and inode: what tells a file from one that replaced it.
@@ -64,17 +57,6 @@ class Source(Protocol):
         Raises:
             OSError, KeyError, ValueError, UnusablePicture: it is not there or cannot be read.
         """
-
-
-@runtime_checkable
-class PlacedSource(Source, Protocol):
-    """A source that finds an image by its place in a file: the places are kept with the labels, not in memory."""
-
-    def placed_labels(self) -> Iterator[tuple[str, str | Rejected, Place | None]]:
-        """Yield key, raw label and place of each sample in order; see :meth:`Source.labels`."""
-
-    def read_at(self, place: Place) -> bytes:
-        """Return the encoded image at a place; see :meth:`Source.read`."""
 
 
 class Form(NamedTuple):

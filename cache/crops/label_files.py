@@ -47,7 +47,7 @@ class LabelFile:
 
     @property
     def name(self) -> str:
-        """The label file's path."""
+        """See :meth:`dptr.cache.crops.form.Source.name`."""
         return str(self.path)
 
     @classmethod
@@ -76,11 +76,7 @@ class LabelFile:
             yield name, label if isinstance(label, Rejected) or _inside(self.folder, name) else OUTSIDE
 
     def read(self, key: str) -> bytes:
-        """Return the bytes of one image file.
-
-        Raises:
-            OSError, ValueError, UnusablePicture: it is not there, or no regular file.
-        """
+        """See :meth:`dptr.cache.crops.form.Source.read`."""
         return read_encoded(self.folder / key)
 
 
@@ -161,11 +157,7 @@ class FolderWriter:
         self._count = 0
 
     def write(self, image: bytes, label: str) -> None:
-        """Add one image, encoded, and its label.
-
-        Raises:
-            UserError: the label has a tab or a line break.
-        """
+        """Add one image, encoded, and its label; :class:`UserError` where that has a tab or a line break."""
         if set(label) & {"\t", "\n", "\r"}:
             raise UserError(f"label {label!r} has a tab or a line break, which labels.tsv cannot hold", "Write LMDB")
         self._count += 1

@@ -32,7 +32,6 @@ _IMAGES, _LABELS = b"image-", b"label-"
 _ADVICE = "Write it with the keys num-samples, image-%09d and label-%09d, or with `dptr pack-crops`"
 _FIRST_MAP_BYTES = 64 << 20
 _ROWS_A_TRANSACTION = 512
-_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,7 @@ class LmdbSource:
 
     @classmethod
     def open(cls, path: Path) -> LmdbSource:
-        """Return the environment whose data are in the file ``path``.
-
-        Raises:
-            NotLabelled: it has no key of a label. UserError: it is damaged.
-        """
+        """Return the environment in the file ``path``; :class:`NotLabelled` where it has no key of a label."""
         found = cls(path.parent if path.name == DATA_FILE else path)
         try:
             with _environment(found.path).begin() as transaction:
@@ -61,7 +56,7 @@ class LmdbSource:
 
     @property
     def name(self) -> str:
-        """The environment's path."""
+        """See :meth:`dptr.cache.crops.form.Source.name`."""
         return str(self.path)
 
     def labels(self) -> Iterator[tuple[str, str | Rejected]]:
@@ -70,11 +65,7 @@ class LmdbSource:
             yield f"image-{number:09d}", MISSING if label is None else label.decode("utf-8", "replace")
 
     def read(self, key: str) -> bytes:
-        """Return one encoded image.
-
-        Raises:
-            KeyError, OSError: it is missing or cannot be read.
-        """
+        """See :meth:`dptr.cache.crops.form.Source.read`."""
         return read_value(self.path, key.encode())
 
 
@@ -85,10 +76,7 @@ def stored_labels(path: Path, with_image: bool = False) -> Iterator[tuple[int, b
     """Yield number and label of each sample that is there, counted from 0 or 1; `num-samples` may be too small.
 
     None where the label, or ``with_image`` its image, is missing, also of samples that only ``num-samples`` counts.
-
-    Raises:
-        UserError: the environment is damaged, or ``num-samples`` cannot be true.
-    """
+    :class:`UserError` where the environment is damaged, or ``num-samples`` cannot be true."""
     prefixes = (_IMAGES, _LABELS) if with_image else (_LABELS,)
     environment = _environment(path)
     try:
@@ -120,11 +108,7 @@ def _numbers(transaction: Any, prefix: bytes) -> Iterator[int]:
 
 
 def picture_keys(path: Path) -> Iterator[bytes]:
-    """Yield all keys but those of labels and of the number of samples.
-
-    Raises:
-        UserError: the environment is damaged.
-    """
+    """Yield all keys but those of labels and of the number of samples; :class:`UserError` where it is damaged."""
     try:
         with _environment(path).begin() as transaction:
             for key in transaction.cursor().iternext(values=False):
@@ -135,11 +119,7 @@ def picture_keys(path: Path) -> Iterator[bytes]:
 
 
 def read_value(path: Path, key: bytes) -> bytes:
-    """Return the value of ``key``.
-
-    Raises:
-        KeyError, OSError: it is missing or cannot be read.
-    """
+    """Return the value of ``key``; :class:`KeyError` or :class:`OSError` where it is missing or damaged."""
     try:
         with _environment(path).begin() as transaction:
             value = transaction.get(key)
@@ -185,11 +165,7 @@ class LmdbWriter:
 
 @contextmanager
 def write(out: Path) -> Iterator[LmdbWriter]:
-    """Open a new environment for labelled images; it appears at ``out`` when it is whole.
-
-    Raises:
-        OSError: the disk is full, or rejects.
-    """
+    """Open a new environment for labelled images; it appears at ``out`` when it is whole."""
     temporary = temporary_beside(out)
     try:
         with lmdb.open(str(temporary), map_size=_FIRST_MAP_BYTES) as environment:
@@ -199,20 +175,10 @@ def write(out: Path) -> Iterator[LmdbWriter]:
             environment.sync(True)
         os.replace(temporary, out)
         flush(out.parent)
-    except lmdb.Error:
-        _ask_the_disk(temporary / DATA_FILE, out)
-        raise
+    except lmdb.Error as error:
+        raise UserError(f"{out} cannot be written: {error}", "Make room, or name another place") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _ask_the_disk(written: Path, out: Path) -> None:
-    """Raise what the disk says of one more piece: LMDB calls a write that broke off half-way an input/output error."""
-    try:
-        with written.open("ab") as stream:
-            stream.write(bytes(_PIECE))
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(out)) from error
 
 
 def _sample_count(path: Path, value: bytes | None, entries: int) -> int:

@@ -41,11 +41,7 @@ class ParquetSource:
 
     @classmethod
     def open(cls, path: Path) -> ParquetSource:
-        """Return the file at ``path``.
-
-        Raises:
-            NotLabelled: it lacks a column of images or one of labels. UserError: it is damaged.
-        """
+        """Return the file at ``path``; :class:`NotLabelled` where it lacks a column of images or one of labels."""
         schema = _open(state_of(path)).file.schema_arrow
         try:
             image_column(schema), _label_column(schema)
@@ -55,15 +51,11 @@ class ParquetSource:
 
     @property
     def name(self) -> str:
-        """The file's path."""
+        """See :meth:`dptr.cache.crops.form.Source.name`."""
         return str(self.path)
 
     def labels(self) -> Iterator[tuple[str, str | Rejected]]:
-        """Yield row number and label of each row.
-
-        Raises:
-            UserError: it is damaged.
-        """
+        """See :meth:`dptr.cache.crops.form.Source.labels`; the key is the row's number."""
         file = _open(state_of(self.path)).file
         row = 0
         try:
@@ -75,11 +67,7 @@ class ParquetSource:
             raise _damaged(self.path, error) from error
 
     def read(self, key: str) -> bytes:
-        """Return one encoded image.
-
-        Raises:
-            KeyError, OSError: it is missing or cannot be read.
-        """
+        """See :meth:`dptr.cache.crops.form.Source.read`."""
         row = int(key)
         state = state_of(self.path)
         first_rows = _open(state).first_rows
@@ -129,11 +117,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def image_column(schema: pa.Schema) -> str:
-    """Return the column with encoded images: one of :data:`IMAGE_COLUMNS`, or the only one that holds bytes.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Return the column with encoded images: one of :data:`IMAGE_COLUMNS`, or the only one that holds bytes."""
     columns = [field.name for field in schema if _holds_bytes(field.type)]
     for name in IMAGE_COLUMNS:
         if name in columns:

@@ -25,7 +25,7 @@ import pyarrow.ipc as ipc
 import xxhash
 from numpy.typing import NDArray
 
-from dptr.cache.crops.form import Place, PlacedSource, Rejected, Source, state_of
+from dptr.cache.crops.form import Rejected, Source, state_of
 from dptr.cache.progress import note
 from dptr.cache.rejections import Rejection, Tally
 from dptr.cache.remote import cache_folder
@@ -34,30 +34,26 @@ from dptr.cache.stores.files import atomic_path, xxh3_of
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 
-#: Text is binary: names of files and labels may hold single surrogates, which are no UTF-8. Size -1: no place.
+#: Text is binary: names of files and labels may hold single surrogates, which are no UTF-8.
 SCHEMA = pa.schema(
     [
         ("source", pa.int32()),  # number of the source
         ("key", pa.binary()),
         ("label", pa.binary()),
-        ("offset", pa.int64()),  # of the picture in the source's file, in bytes
-        ("size", pa.int64()),
     ]
 )
 _BATCH = 1 << 16
-_NO_PLACE = Place(0, -1)
 _HASH_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled crop: source, key and label, the number of its data set, and where in its file the picture is."""
+    """One labelled crop: source, key and label, and the number of its data set."""
 
     source: str
     key: str
     label: str
     data_set: int = 0
-    place: Place | None = None
 
 
 class Rows(Protocol):
@@ -87,14 +83,13 @@ class CropTable:
     file: Path | None = None
 
     @classmethod
-    def of(cls, crops: Iterable[tuple[int, str, str, Place | None]], sources: list[str]) -> CropTable:
-        """Make a table of each crop's number of its source, key, label and place."""
+    def of(cls, crops: Iterable[tuple[int, str, str]], sources: list[str]) -> CropTable:
+        """Make a table of each crop's number of its source, key and label."""
         batches: list[pa.RecordBatch] = []
         crops = iter(crops)
         while some := list(islice(crops, _BATCH)):
-            numbers, keys, labels, places = zip(*some, strict=True)
-            offsets, sizes = zip(*(place or _NO_PLACE for place in places), strict=True)
-            columns = [numbers, [*map(bytes_of, keys)], [*map(bytes_of, labels)], offsets, sizes]
+            numbers, keys, labels = zip(*some, strict=True)
+            columns = [numbers, [*map(bytes_of, keys)], [*map(bytes_of, labels)]]
             batches.append(pa.RecordBatch.from_arrays([*map(pa.array, columns, SCHEMA.types)], schema=SCHEMA))
         return cls(pa.Table.from_batches(batches, SCHEMA), sources)
 
@@ -168,10 +163,9 @@ class Samples(Sequence[Sample]):
             for row, *values in zip(rows.tolist(), *(column.to_pylist() for column in crops.columns), strict=True):
                 yield self._sample(row, *values)
 
-    def _sample(self, row: int, source: int, key: bytes, label: bytes, offset: int, size: int) -> Sample:
+    def _sample(self, row: int, source: int, key: bytes, label: bytes) -> Sample:
         data_set = bisect_right(self._first, row) - 1
-        place = Place(offset, size) if size >= 0 else None
-        return Sample(self.data_sets[data_set].sources[source], text_of(key), text_of(label), data_set, place)
+        return Sample(self.data_sets[data_set].sources[source], text_of(key), text_of(label), data_set)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):
@@ -304,22 +298,16 @@ def list_crops(path: Path, sources: Sequence[Source], rules: Rules | None) -> tu
 
 def _usable(
     sources: Sequence[Source], rules: Rules | None, rejected: Tally, changed: Tally
-) -> Iterator[tuple[int, str, str, Place | None]]:
+) -> Iterator[tuple[int, str, str]]:
     for number, source in enumerate(sources):
         name = source.name
-        for key, raw, place in _labels(source):
+        for key, raw in source.labels():
             if isinstance(raw, Rejected):
                 rejected.add(name, key, "", raw.reason)
             elif rules is None:
-                yield number, key, raw, place
+                yield number, key, raw
             elif (label := rules.usable(name, key, raw, rejected, changed)) is not None:
-                yield number, key, label, place
-
-
-def _labels(source: Source) -> Iterator[tuple[str, str | Rejected, Place | None]]:
-    if isinstance(source, PlacedSource):
-        return source.placed_labels()
-    return ((key, raw, None) for key, raw in source.labels())
+                yield number, key, label
 
 
 def _made_from(sources: Sequence[Source], judged_by: str) -> str:

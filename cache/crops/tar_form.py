@@ -1,6 +1,6 @@
 """WebDataset tar: the members of one stem are one sample, its image ``.jpg`` or alike, its label ``.txt`` or ``.json``.
 
-Listing the members once gives each image's place in the file, from which it is read directly, in any order.
+A key holds the image's place in the file, from which it is read directly, in any order.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from dptr.cache.crops.form import MISSING, Form, Place, Rejected
+from dptr.cache.crops.form import MISSING, Form, Rejected
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import IMAGE_SUFFIXES, LARGEST_FILE
 
@@ -34,11 +34,7 @@ def members(path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def read_piece(path: Path, offset: int, size: int) -> bytes:
-    """Return ``size`` bytes from ``offset`` on, fewer where the file ends.
-
-    Raises:
-        OSError: it cannot be read, or would be too large for a picture.
-    """
+    """Return ``size`` bytes from ``offset`` on, fewer where the file ends; more than a picture has are an error."""
     if size > LARGEST_FILE:
         raise OSError(f"{size} bytes are too many for a picture")
     with path.open("rb") as stream:
@@ -46,33 +42,21 @@ def read_piece(path: Path, offset: int, size: int) -> bytes:
         return stream.read(size)
 
 
-@dataclass
+@dataclass(frozen=True)
 class TarSource:
-    """One uncompressed shard."""
+    """One uncompressed shard; a sample's key is its stem and where its image is in the file, ``stem@offset+size``."""
 
     path: Path
-    _place: dict[str, Place] = field(default_factory=dict, repr=False)
 
     @property
     def name(self) -> str:
-        """The file's path."""
+        """See :meth:`dptr.cache.crops.form.Source.name`."""
         return str(self.path)
 
     def labels(self) -> Iterator[tuple[str, str | Rejected]]:
-        """Yield stem and label of each sample; links and whatever else is no plain file count as missing.
-
-        Raises:
-            UserError: it is no plain tar file, or a damaged one.
-        """
-        for stem, label, place in self.placed_labels():
-            if place is not None:
-                self._place[stem] = place
-            yield stem, label
-
-    def placed_labels(self) -> Iterator[tuple[str, str | Rejected, Place | None]]:
-        """Yield stem, label and place of each sample: see :meth:`labels`."""
+        """See :meth:`dptr.cache.crops.form.Source.labels`; links count as missing."""
         labels: dict[str, tuple[int, str | Rejected]] = {}
-        places: dict[str, Place] = {}
+        keys: dict[str, str] = {}
         try:
             for member in members(self.path):
                 stem, suffix = _split(member.name)
@@ -83,7 +67,7 @@ class TarSource:
                 if not member.isreg() or member.issparse():
                     continue
                 if is_image:
-                    places[stem] = Place(member.offset_data, member.size)
+                    keys[stem] = f"{stem}@{member.offset_data}+{member.size}"
                 elif member.size <= _LARGEST_LABEL and suffix in _LABEL_SUFFIXES[: labels[stem][0]]:
                     label = _label(read_piece(self.path, member.offset_data, member.size), suffix)
                     labels[stem] = _LABEL_SUFFIXES.index(suffix), label
@@ -92,19 +76,12 @@ class TarSource:
                 f"{self.path} cannot be read as tar: {error}", "Copy or write it again, as an uncompressed WebDataset"
             ) from error
         for stem, (_, label) in labels.items():
-            yield stem, label if stem in places else MISSING, places.get(stem)
+            yield (keys[stem], label) if stem in keys else (stem, MISSING)
 
     def read(self, key: str) -> bytes:
-        """Return one encoded image; :meth:`labels` has to have listed the shard before.
-
-        Raises:
-            KeyError, OSError: it is missing or cannot be read.
-        """
-        return self.read_at(self._place[key])
-
-    def read_at(self, place: Place) -> bytes:
-        """Return the encoded image at a place."""
-        return read_piece(self.path, *place)
+        """See :meth:`dptr.cache.crops.form.Source.read`."""
+        offset, size = key.rpartition("@")[2].split("+")
+        return read_piece(self.path, int(offset), int(size))
 
 
 FORM = Form("WebDataset .tar", ("*.tar",), TarSource)

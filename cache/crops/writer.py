@@ -38,11 +38,7 @@ _FILES: dict[str, Callable[[Path], AbstractContextManager[WordImageWriter]]] = {
 
 @contextmanager
 def write_word_images(out: Path) -> Iterator[WordImageWriter]:
-    """Open ``out`` for labelled images; the form by its name: ``.lmdb``, ``.parquet``, anything else is a folder.
-
-    Raises:
-        UserError: ``out`` holds labelled images already, or another process writes it.
-    """
+    """Open ``out`` for labelled images; the form by its name: ``.lmdb``, ``.parquet``, anything else is a folder."""
     is_file = out.suffix in _FILES
     finished = out if is_file else out / LABELS_FILE
     with (locked_file if is_file else locked)(out):
@@ -64,11 +60,7 @@ class PackSummary:
 def pack_crops(folder: Path, out: Path) -> PackSummary:
     """Pack the labelled word images in ``folder``, of any form, into ``out``, which ends in ``.lmdb`` or ``.parquet``.
 
-    Bytes and labels are stored as they are; labels are normalised when they are used. Damaged images are rejected.
-
-    Raises:
-        UserError: ``out`` ends otherwise or is there already, ``folder`` holds no labelled images or none is readable.
-    """
+    Bytes and labels are stored as they are; labels are normalised when they are used. Damaged images are rejected."""
     if out.suffix not in _FILES:
         raise UserError(f"{out} is neither .lmdb nor .parquet", "Name the output so, for the form that you want")
     sources = find_sources(folder)

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,13 +24,11 @@ import pyarrow.parquet as pq
 from dptr.cache import plain_json
 from dptr.cache.choices import AnswerForm
 from dptr.cache.errors import UserError
-from dptr.cache.interrupts import interruptible
 from dptr.cache.sql.views import tables
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.table import table_lines
 from dptr.cache.visible import visible
 
-_Piece = TypeVar("_Piece")
 _Result = TypeVar("_Result")
 
 _ROWS_A_BLOCK = 1000
@@ -62,21 +61,13 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> Answer:
         UserError: DuckDB rejects it, or it is none, several, or a statement that changes something.
     """
     cursor = _run(connection, query, connection.execute)
-    return Answer([str(column[0]) for column in cursor.description or []], _blocks(connection, cursor))
 
+    def blocks() -> Iterator[list[tuple[Any, ...]]]:
+        with _explained(connection):
+            while block := cursor.fetchmany(_ROWS_A_BLOCK):
+                yield block
 
-def ask_typed(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-    """Run one query as :func:`ask` does; the answer comes as Arrow's types and batches.
-
-    Raises:
-        UserError: as :func:`ask`, or two columns have one name.
-    """
-    # A relation hands over batches as they are made; what was executed is first copied as a whole.
-    relation = _run(connection, query, connection.sql)
-    require_distinct(relation.columns)
-    with _explained(connection):
-        reader = interruptible(lambda: relation.to_arrow_reader(_ROWS_A_BATCH), connection.interrupt)
-    return reader.schema, _pieces(connection, lambda: next(reader, None))
+    return Answer([str(column[0]) for column in cursor.description or []], blocks())
 
 
 def require_distinct(columns: Sequence[str]) -> None:
@@ -115,7 +106,7 @@ def _run(connection: duckdb.DuckDBPyConnection, query: str, how: Callable[[str],
         _end_transaction(connection)
         # A select can hold an insert, update or delete: ``with x as (delete from runs returning *) from x``.
         connection.execute("begin transaction read only")
-        return interruptible(lambda: how(query), connection.interrupt)
+        return how(query)
 
 
 def _end_transaction(connection: duckdb.DuckDBPyConnection) -> None:
@@ -123,27 +114,19 @@ def _end_transaction(connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute("rollback")
 
 
-def _blocks(
-    connection: duckdb.DuckDBPyConnection, cursor: duckdb.DuckDBPyConnection
-) -> Iterator[list[tuple[Any, ...]]]:
-    return _pieces(connection, lambda: cursor.fetchmany(_ROWS_A_BLOCK) or None)
-
-
-def _pieces(connection: duckdb.DuckDBPyConnection, fetch: Callable[[], _Piece | None]) -> Iterator[_Piece]:
-    with _explained(connection):
-        while (piece := interruptible(fetch, connection.interrupt)) is not None:
-            yield piece
-
-
 @contextmanager
 def _explained(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     try:
         yield
-    except duckdb.InterruptException as error:
+    except (duckdb.InterruptException, RuntimeError) as error:
+        # What the handler of a signal raised within a query, DuckDB replaces by its own.
+        if "interrupt" not in str(error).lower():
+            raise
         raise KeyboardInterrupt from error
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         _end_transaction(connection)
-        raise _rejection(connection, error) from error
+        problem = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"DuckDB: {problem}", f"Tables here: {', '.join(tables(connection))}") from error
 
 
 def _require_question(connection: duckdb.DuckDBPyConnection, query: str) -> None:
@@ -157,40 +140,23 @@ def _require_question(connection: duckdb.DuckDBPyConnection, query: str) -> None
         raise UserError(f"only queries are allowed, not a {kind} statement", "Use select")
 
 
-def _rejection(connection: duckdb.DuckDBPyConnection, error: Exception) -> UserError:
-    problem = (str(error).splitlines() or [type(error).__name__])[0]
-    return UserError(f"DuckDB: {problem}", f"Tables here: {', '.join(tables(connection))}")
-
-
 _FORMS: dict[str, AnswerForm] = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".txt": "table"}
 
 
 def form_of(path: Path) -> AnswerForm:
-    """Return the form that a file's ending stands for.
-
-    Raises:
-        UserError: it stands for none.
-    """
+    """Return the form that a file's ending stands for, or raise :class:`UserError`."""
     if path.suffix.lower() not in _FORMS:
         raise UserError(f"{path} has no known suffix", f"Use one of {', '.join(_FORMS)}, or give --format")
     return _FORMS[path.suffix.lower()]
 
 
 def write_answer(connection: duckdb.DuckDBPyConnection, query: str, form: AnswerForm, out: Path) -> int:
-    """Write the answer to ``query`` into ``out``, atomically and block by block; return how many rows it has.
-
-    Raises:
-        UserError: DuckDB rejects the query, or two columns of an object or a Parquet file have one name.
-    """
+    """Write the answer to ``query`` into ``out``, atomically and block by block; return how many rows it has."""
     return _write_parquet(connection, query, out) if form == "parquet" else _write_text(connection, query, form, out)
 
 
 def text_pieces(answer: Answer, form: AnswerForm, fit: bool = True) -> Iterator[str]:
-    """Yield an answer as text; ``fit`` lets a table be as wide as the terminal.
-
-    Raises:
-        UserError: an object of JSON would have two columns of one name, or the form is no text.
-    """
+    """Yield an answer as text; ``fit`` lets a table be as wide as the terminal."""
     match form:
         case "table":
             return (line + "\n" for line in table_lines(answer.columns, answer.blocks, fit=fit))
@@ -216,20 +182,12 @@ def json_pieces(answer: Answer, figures: dict[str, Any]) -> Iterator[str]:
 
 
 def _csv(answer: Answer) -> Iterator[str]:
-    yield _csv_lines([answer.columns])
-    for block in answer.blocks:
-        yield _csv_lines([[_csv_cell(value) for value in row] for row in block])
-
-
-def _csv_lines(rows: Sequence[Sequence[Any]]) -> str:
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(rows)
-    return stream.getvalue()
-
-
-def _csv_cell(value: Any) -> Any:
-    # Lists and structures as JSON, which programs read back; what is missing as nothing.
-    return plain_json.dumps(value) if isinstance(value, list | tuple | dict) else value
+    for block in chain([[answer.columns]], answer.blocks):
+        stream = io.StringIO()
+        # Lists and structures as JSON, which programs read back; what is missing as nothing.
+        rows = ([plain_json.dumps(v) if isinstance(v, list | tuple | dict) else v for v in row] for row in block)
+        csv.writer(stream, lineterminator="\n").writerows(rows)
+        yield stream.getvalue()
 
 
 def _json(answer: Answer) -> Iterator[str]:
@@ -258,10 +216,19 @@ def _write_text(connection: duckdb.DuckDBPyConnection, query: str, form: AnswerF
 
 
 def _write_parquet(connection: duckdb.DuckDBPyConnection, query: str, out: Path) -> int:
-    schema, batches = ask_typed(connection, query)
+    # A relation hands over batches as they are made; what was executed is first copied as a whole.
+    relation = _run(connection, query, connection.sql)
+    require_distinct(relation.columns)
+    with _explained(connection):
+        reader = relation.to_arrow_reader(_ROWS_A_BATCH)
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        with _explained(connection):
+            yield from reader
+
     rows = 0
-    with atomic_path(out) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        for batch in batches:
+    with atomic_path(out) as temporary, pq.ParquetWriter(temporary, reader.schema, compression="zstd") as writer:
+        for batch in batches():
             writer.write_batch(batch)
             rows += batch.num_rows
     return rows

@@ -16,14 +16,13 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 import pyarrow.dataset as ds
-from duckdb.func import SPECIAL
 
 from dptr.cache import plain_json
 from dptr.cache.errors import DptrError, UserError
@@ -42,6 +41,7 @@ from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.manifest import Manifest, StoreKind
 from dptr.cache.workspace import Workspace
 
+_DAMAGED = object()
 _NOTHING = "Run `dptr embed-text FILE` first, or give --workspace"
 
 
@@ -58,11 +58,12 @@ def connect(workspace: Workspace) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     _load_logs(connection, workspace)
     _close(connection)
-    views = {name: _add_view(connection, name, files) for name, files in _parquet_tables(workspace).items()}
+    for name, files in _parquet_tables(workspace).items():
+        _add_view(connection, name, files)
     there = tables(connection)
     if not there:
         raise UserError(f"nothing to query in {workspace.root}", _NOTHING)
-    add_macros(connection, there, views.get("prompts"))
+    add_macros(connection, there)
     add_subword_tokens(connection)
     return connection
 
@@ -157,28 +158,25 @@ def _store_tables(folder: Path, kind: StoreKind, rows: str, rejected: str) -> di
 
 def _in_runs(workspace: Workspace, pattern: str) -> list[Path]:
     there = [path for folder in (workspace.runs, workspace.models) for path in sorted(folder.glob(f"*/{pattern}"))]
-    return [path for path in there if _is_whole(path)]
+    return [path for path in there if _unless_damaged(path, checksummed.require_whole) is not _DAMAGED]
 
 
-def _is_whole(path: Path) -> bool:
+def _unless_damaged(path: Path, read: Callable[[Path], Any]) -> Any:
+    """Return what ``read`` does; where the file is damaged, say so and return :data:`_DAMAGED`."""
     try:
-        checksummed.require_whole(path)
-        return True
+        return read(path)
     except OSError as error:
         note(f"skipped: {path} cannot be read ({error.strerror})")
     except DptrError as error:
         note(f"skipped: {error.problem}")
-    return False
+    return _DAMAGED
 
 
-def _add_view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path]) -> ds.Dataset | None:
+def _add_view(connection: duckdb.DuckDBPyConnection, name: str, files: list[Path]) -> None:
     try:
-        rows = _predictions(files) if name == "predictions" else _dataset(files)
+        connection.register(name, _predictions(files) if name == "predictions" else _dataset(files))
     except (pa.ArrowException, OSError) as error:
         note(f"skipped: {name}, because {files[0]} cannot be read ({str(error).splitlines()[0]})")
-        return None
-    connection.register(name, rows)
-    return rows
 
 
 def _dataset(files: list[Path]) -> ds.Dataset:
@@ -230,13 +228,8 @@ def _load_rows(connection: duckdb.DuckDBPyConnection, name: str, rows: Iterator[
 
 
 def _description(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        described = checksummed.read_json(path)
-    except OSError as error:
-        note(f"skipped in runs: {path} cannot be read ({error.strerror})")
-    except DptrError as error:
-        note(f"skipped in runs: {error.problem}")
-    else:
+    described = _unless_damaged(path, checksummed.read_json)
+    if described is not _DAMAGED:
         yield {"run": _unicode(path.parent.name), **described}
 
 
@@ -268,12 +261,10 @@ def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-#: A label's vector as DuckDB finds it: it decodes the vectors of all labels for it.
-_FOUND_BY_DUCKDB = "(select any_value(pooled) from prompts where label = word)"
-_FOUND_HERE = "vector_of(word)"
-_GIVEN = f"""given as (
+_GIVEN = """given as (
     select coalesce(
-        {_FOUND_BY_DUCKDB}, error('no prompt has the label ' || word || '; dptr embed-text adds labels')
+        (select any_value(pooled) from prompts where label = word),
+        error('no prompt has the label ' || word || '; dptr embed-text adds labels')
     ) as vector
 )"""
 _NEAREST = f"""create macro nearest(word, k := 10) as table
@@ -284,8 +275,8 @@ _NEAREST_CROPS = f"""create macro nearest_crops(word, k := 10) as table
 with {_GIVEN}
 select id, image, x, y, width, height, similarity(pooled, vector) as similarity from crops, given
 order by similarity desc, id limit k"""
-#: Name -> views that it reads, and how it is made.
-_TABLES = {"nearest": ({"prompts"}, _NEAREST), "nearest_crops": ({"prompts", "crops"}, _NEAREST_CROPS)}
+#: Views that a macro reads, and how it is made.
+_TABLES = (({"prompts"}, _NEAREST), ({"prompts", "crops"}, _NEAREST_CROPS))
 
 # Case variants of a label share their embeddings and tokens, so each prompt counts once.
 _MET = """
@@ -313,38 +304,12 @@ select token, token_id, rows, run, coalesce(words, 0) as words, accuracy
 from counted left join judged using (token_id)"""
 
 
-def add_macros(
-    connection: duckdb.DuckDBPyConnection, views: Collection[str], prompts: ds.Dataset | None = None
-) -> None:
-    """Make the macros whose views are there.
-
-    Args:
-        views: their names. prompts: the files behind the view ``prompts`` where this process reads them for DuckDB; a
-            word's vector is then found without all others.
-    """
+def add_macros(connection: duckdb.DuckDBPyConnection, views: Collection[str]) -> None:
+    """Make the macros whose ``views`` are there."""
     connection.execute(_similarity(connection))
-    found = _FOUND_BY_DUCKDB
-    if prompts is not None and {"id", "label", "pooled"} <= set(prompts.schema.names):
-        _add_vector_of(connection, prompts)
-        found = _FOUND_HERE
-    for needed, definition in _TABLES.values():
+    for needed, definition in _TABLES:
         if needed <= set(views):
-            connection.execute(definition.replace(_FOUND_BY_DUCKDB, found))
-
-
-def _add_vector_of(connection: duckdb.DuckDBPyConnection, prompts: ds.Dataset) -> None:
-    """Make ``vector_of(label)``: the labels alone tell the row, and its number which piece of which file to decode."""
-
-    def vector_of(label: str) -> Any:
-        ids = prompts.scanner(["id"], ds.field("label") == label).head(1)["id"]
-        if not len(ids):
-            return None
-        return prompts.to_table(["pooled"], ds.field("id") == ids[0])["pooled"][0].as_py()
-
-    kinds = "select data_type from information_schema.columns where table_name = 'prompts' and column_name = 'pooled'"
-    ((kind,),) = connection.execute(kinds).fetchall()
-    text, vector = duckdb.sqltype("VARCHAR"), duckdb.sqltype(str(kind))
-    connection.create_function("vector_of", vector_of, [text], vector, null_handling=SPECIAL)
+            connection.execute(definition)
 
 
 def _similarity(connection: duckdb.DuckDBPyConnection) -> str:

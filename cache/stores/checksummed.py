@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.stores.files import atomic_path
 
 #: Of manifests, runs and model files alike; no other one is read.
@@ -40,11 +39,7 @@ def checksum(path: Path) -> None:
 
 
 def has_checksum(path: Path) -> bool | None:
-    """Return whether a file's checksum is right; None where it has none.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """Return whether a file's checksum is right; None where it has none."""
     with path.open("rb") as stream:
         if os.fstat(stream.fileno()).st_size == 0:
             return None
@@ -54,22 +49,14 @@ def has_checksum(path: Path) -> bool | None:
 
 
 def require_checksum(path: Path, needed: bool = True) -> None:
-    """Check a file's checksum; one without passes only where it is not ``needed``.
-
-    Raises:
-        DamagedStore: the file's bytes are not those that were checksummed.
-    """
+    """Raise :class:`DamagedStore` where a file's checksum is wrong, or missing though it is ``needed``."""
     whole = has_checksum(path)
     if whole is False or (needed and whole is None):
         raise DamagedStore(f"{path} is damaged: its contents have changed", RESTORE)
 
 
 def require_whole(path: Path) -> None:
-    """Check the checksum of a model or a table; one without :data:`METADATA` has none and passes.
-
-    Raises:
-        DamagedStore: the file's bytes are not those that were checksummed. OSError: it cannot be read.
-    """
+    """Check the checksum of a model or a table; one without :data:`METADATA` has none and passes."""
     # Two marks: one flip cannot make a file look as if it never had a checksum.
     require_checksum(path, needed=_VERSION_KEY.encode() in _ends_of(path))
 
@@ -97,25 +84,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read an object that :func:`write_json` wrote, without its checksum.
 
     Raises:
-        DamagedStore: it is no JSON object, or its bytes have changed.
-        UserError: it is of another format version.
-        OSError: it cannot be read.
+        DamagedStore: its bytes have changed. UserError: it is of another format version. OSError: it cannot be read.
     """
-    checksummed = has_checksum(path)
-    try:
-        if checksummed is False:
-            raise ValueError
-        value = json.loads(path.read_text(encoding="utf-8"))
-        version = value["format_version"]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        problem = "its contents have changed" if checksummed is False else what_is_wrong(error)
-        raise DamagedStore(f"{path} is damaged: {problem}", RESTORE) from error
-    if version != FORMAT_VERSION:
-        advice = "Update dptr" if isinstance(version, int) and version > FORMAT_VERSION else "Make it again"
-        raise UserError(f"{path} has format version {version}, this dptr reads {FORMAT_VERSION}", advice)
     require_checksum(path)
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    version = value.get("format_version")
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path} has format version {version}, this dptr reads {FORMAT_VERSION}", "Update dptr")
     del value[_CHECKSUM]
-    return dict(value)
+    return value
 
 
 def _ends_of(path: Path, size: int = 1 << 16) -> bytes:

@@ -56,11 +56,7 @@ class EmbeddingsStore:
         return f"{type(self).__name__}({str(self.folder)!r}, rows={len(self):,}, dim={self.dim}, encoder={encoder!r})"
 
     def catalogue(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the catalogue as an Arrow table, rows in order of the embeddings; all columns by default.
-
-        Raises:
-            UserError: there is no such column.
-        """
+        """Return the catalogue as an Arrow table, rows in order of the embeddings; all columns by default."""
         rows = self._dataset()
         unknown = [name for name in columns or () if name not in rows.schema.names]
         if unknown:
@@ -86,11 +82,7 @@ class EmbeddingsStore:
         return checked
 
     def require_finite(self, rows: NDArray[np.int64]) -> None:
-        """Check the embeddings and pooled vectors of ``rows``, shape (rows,).
-
-        Raises:
-            DamagedStore: one holds NaN or infinity; the error names its shard and row.
-        """
+        """Raise :class:`DamagedStore` where embeddings or pooled vectors of ``rows``, (rows,), hold NaN or infinity."""
         for row in rows.tolist():
             embeddings = self._reader.gather(np.array([row]))
             if not (np.isfinite(embeddings.tokens).all() and np.isfinite(embeddings.pooled).all()):

@@ -23,7 +23,6 @@ from dptr.cache.file_names import (
     QUARANTINE_FILE,
     ROWS_FILE,
 )
-from dptr.cache.plain_json import what_is_wrong
 from dptr.cache.progress import note
 from dptr.cache.stores import checks
 from dptr.cache.stores import checksummed as checksummed
@@ -100,22 +99,14 @@ class Manifest:
         return record is not None and record.problem(path) is None
 
     def checked(self, folder: Path, name: str) -> Path:
-        """Return the path of a committed file whose hash was compared in this process.
-
-        Raises:
-            DamagedStore: the file is not listed, or not what was committed.
-        """
+        """Return the path of a committed file whose hash was compared, or raise :class:`DamagedStore`."""
         record = self.every_file().get(name)
         if record is None:
             raise DamagedStore(f"{folder / MANIFEST_FILE} does not list {name}", _REPAIR)
         return checks.now(folder / name, record)
 
     def catalogues(self, folder: Path) -> list[Path]:
-        """Return the paths of all shards' catalogues, whose hashes were compared.
-
-        Raises:
-            DamagedStore: one is not what was committed.
-        """
+        """Return the paths of all shards' catalogues, whose hashes were compared; see :meth:`checked`."""
         return [checks.now(folder / shard.catalogue, shard.files[shard.catalogue]) for shard in self.shards]
 
     def commit_files(self, folder: Path, *names: str) -> None:
@@ -199,7 +190,7 @@ class Manifest:
             shards = [Shard(**{**stored, "files": _records(stored["files"])}) for stored in value["shards"]]
             return cls(value["kind"], value["identity"], shards, _records(value["files"]), value["details"])
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise DamagedStore(f"{path} is damaged: {what_is_wrong(error)}", checksummed.RESTORE) from error
+            raise DamagedStore(f"{path} is damaged: {error!r}", checksummed.RESTORE) from error
 
     @classmethod
     def begin_or_go_on(cls, folder: Path, kind: StoreKind, identity: dict[str, Any]) -> Manifest:
@@ -215,11 +206,7 @@ class Manifest:
         return manifest
 
     def require_equal(self, folder: Path, identity: dict[str, Any]) -> None:
-        """Check parts of the identity.
-
-        Raises:
-            DamagedStore: they differ.
-        """
+        """Raise :class:`DamagedStore` where parts of the identity differ."""
         differing = [
             f"{name}: {_shown(self.identity.get(name))} there, {_shown(value)} now"
             for name, value in identity.items()
@@ -259,21 +246,13 @@ def _records(stored: dict[str, dict[str, Any]]) -> dict[str, FileRecord]:
 
 
 def kind_of(folder: Path) -> str | None:
-    """Return which kind of store is in ``folder``; None where there is none.
-
-    Raises:
-        DamagedStore: its manifest cannot be read. UserError: it is of another format.
-    """
+    """Return which kind of store is in ``folder``; None where there is none."""
     path = folder / MANIFEST_FILE
     return checksummed.read_json(path).get("kind") if path.is_file() else None
 
 
 def require_same_encoder(one: Manifest, other: Manifest) -> None:
-    """Check that two stores' embeddings come from one CLIP model.
-
-    Raises:
-        DamagedStore: they do not belong together.
-    """
+    """Raise :class:`DamagedStore` where two stores' embeddings come from different CLIP models."""
     if one.identity["weights"] != other.identity["weights"]:
         raise DamagedStore(
             f"the {one.kind} store was made with encoder {one.identity['encoder']} "

@@ -82,13 +82,7 @@ class StoredTokens:
 
 @dataclass(frozen=True)
 class StoredEmbeddings:
-    """Ragged token embeddings of some rows, as they are stored.
-
-    Attributes:
-        tokens: all rows' tokens behind each other, shape (sum(lengths), dim).
-        lengths: tokens of each row, shape (rows,), int64.
-        pooled: pooled vector of each row, shape (rows, pooled_dim), float16.
-    """
+    """What :class:`Embeddings` are, as they are stored: tokens as :class:`StoredTokens`, pooled as float16."""
 
     tokens: StoredTokens
     lengths: NDArray[np.int64]
@@ -131,8 +125,7 @@ def write_shard(
 ) -> Shard:
     """Write ``part-<number>.parquet`` and ``.arrow``; the caller commits the returned shard in the manifest.
 
-    ``catalogue`` lacks ``pooled``, ``shard`` and ``row``, which are added here.
-    """
+    ``catalogue`` lacks ``pooled``, ``shard`` and ``row``, which are added here."""
     name = shard_name(number)
     rows = len(embeddings.lengths)
     catalogue = catalogue.append_column("pooled", _fixed_lists(embeddings.pooled.astype(np.float32)))
@@ -230,9 +223,7 @@ class EmbeddingsFile:
 class EmbeddingsReader:
     """All shards' embeddings as one table of rows; files are mapped on first use, of very many only those used last.
 
-    Mapped pages that random reads of tokens gather count as this process's memory, though the kernel could take them
-    back. They are dropped now and then, so that memory stays flat however long a training runs.
-    """
+    Mapped pages count as this process's memory: they are dropped now and then, so that it stays flat."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
         self._folder = folder
@@ -306,13 +297,7 @@ class EmbeddingsReader:
     def gather_tokens(self, rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> StoredTokens:
         """Copy chosen tokens of chosen rows: ``out[b, t] = embeddings of row rows[b] at token tokens[b, t]``.
 
-        Args:
-            rows: shape (batch,).
-            tokens: shape (batch, count), each below that row's length.
-
-        Returns:
-            shape (batch, count, dim), as they are stored.
-        """
+        ``rows`` has shape (batch,), ``tokens`` (batch, count); the result is (batch, count, dim), as stored."""
         self._release_now_and_then(tokens.size)
         shards, local = self.locate(rows)
         files = [self.file(shard) for shard in shards.tolist()]
@@ -338,10 +323,7 @@ class EmbeddingsReader:
         return pooled
 
     def mean_direction(self) -> NDArray[np.float32]:
-        """Return the mean of the pooled vectors, each scaled to length one: (pooled_dim,).
-
-        Of very many rows, an even sample is enough.
-        """
+        """Return the mean of the pooled vectors, each scaled to length one, or of an even sample: (pooled_dim,)."""
         step = -(-int(self._first_row[-1]) // _ENOUGH_FOR_A_MEAN)
         sample = [self.file(shard).pooled[::step].astype(np.float32) for shard in range(len(self._shards))]
         vectors = np.concatenate(sample)

@@ -56,11 +56,7 @@ class Charset:
 
     @classmethod
     def named(cls, name: str) -> Charset:
-        """Return the charset of a name, of a file, or of several joined by ``+``.
-
-        Raises:
-            UserError: neither a known name nor a readable file of printable units, each once.
-        """
+        """Return the charset of a name, of a file, or of several joined by ``+``, or raise :class:`UserError`."""
         found = named_charsets.named(name)
         try:
             return cls(*found)
@@ -69,11 +65,7 @@ class Charset:
 
     @classmethod
     def from_text(cls, text: str) -> Charset:
-        """Return the charset that a store, a run or a model file keeps; without an order it is the logical one.
-
-        Raises:
-            UserError: it is none.
-        """
+        """Return the charset that a store, a run or a model file keeps; without an order it is the logical one."""
         characters, units, order, form = parse(text)
         return cls(characters, units, order or "logical", form)
 
@@ -146,11 +138,7 @@ class Charset:
         return "".join(dict.fromkeys(unit for unit in self.split(label) if unit not in self._id_of))
 
     def encode(self, label: str) -> NDArray[np.int64]:
-        """Return the ids of ``label``'s units, without beginning and end, shape (units,), in the charset's order.
-
-        Raises:
-            UserError: a unit is not in the charset.
-        """
+        """Return the ids of ``label``'s units, without beginning and end, shape (units,), in the charset's order."""
         units = self.emitted(label)
         try:
             return np.fromiter((self._id_of[unit] for unit in units), np.int64, len(units))

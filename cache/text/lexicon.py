@@ -72,11 +72,7 @@ def word_counts(words: Words) -> Mapping[str, float] | None:
 
 
 def pack(counts: Mapping[str, float]) -> NDArray[np.uint8]:
-    """Return counts as compressed text, (bytes,), sorted: the same counts give the same bytes.
-
-    Raises:
-        UserError: they are more than a model's file may keep.
-    """
+    """Return counts as compressed text, (bytes,), sorted: the same counts give the same bytes."""
     text = "\n".join(f"{word}\t{counts[word]:.17g}" for word in sorted(counts)).encode()
     if len(text) > _MOST_BYTES:
         raise UserError(
@@ -87,11 +83,7 @@ def pack(counts: Mapping[str, float]) -> NDArray[np.uint8]:
 
 
 def unpack(packed: NDArray[np.uint8]) -> Counter[str]:
-    """Return what :func:`pack` packed.
-
-    Raises:
-        DamagedStore: it was something else.
-    """
+    """Return what :func:`pack` packed, or raise :class:`DamagedStore`."""
     try:
         compressed = packed.tobytes()
         # The limit below counts for nothing where the file itself names a size.

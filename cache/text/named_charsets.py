@@ -81,11 +81,7 @@ def names() -> list[str]:
 
 
 def named(name: str) -> Described:
-    """Return the charset of a name, of a UTF-8 file, or of several joined by ``+``, as in ``94+ru`` or ``36+space``.
-
-    Raises:
-        UserError: neither a known name nor a readable file of printable units.
-    """
+    """Return the charset of a name, of a UTF-8 file, or of several joined by ``+``, as in ``94+ru`` or ``36+space``."""
     parts = name.split("+")
     if Path(name).is_file() or "" in parts or len(parts) == 1:
         return _one(name)

@@ -102,11 +102,7 @@ class Normalization:
 
 
 def simplify(text: str) -> str:
-    """Return ``text`` with traditional Chinese as it is written in simplified Chinese.
-
-    Raises:
-        UserError: the package for it is missing.
-    """
+    """Return ``text`` with traditional Chinese as it is written in simplified Chinese."""
     simplified: str = _to_simplified().convert(text)
     return simplified
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 
 import regex
 
@@ -36,3 +37,34 @@ def is_mark(character: str) -> bool:
 def number_of_units(text: str, units: Units) -> int:
     """Return how many units ``text`` has."""
     return len(split(text, units))
+
+
+#: What letters of several scripts have in common, digits and punctuation among it.
+NONE = "no letters"
+_SHARED = {"Zyyy", "Zinh", "Zzzz"}
+#: Languages that are written in several scripts at once.
+_TOGETHER = {
+    frozenset({"Hani", "Hira"}): "Japanese",
+    frozenset({"Hani", "Kana"}): "Japanese",
+    frozenset({"Hira", "Kana"}): "Japanese",
+    frozenset({"Hani", "Hira", "Kana"}): "Japanese",
+    frozenset({"Hani", "Hang"}): "Korean",
+}
+
+
+def script_of_label(label: str) -> str:
+    """Return the script of a label's letters: ``Arabic``, ``Han + Latin``, ``Japanese`` (Han and kana), …"""
+    codes = frozenset(map(_script, label)) - _SHARED
+    if not codes:
+        return NONE
+    from fontTools.unicodedata import script_name
+
+    return _TOGETHER.get(codes) or " + ".join(sorted(map(script_name, codes)))
+
+
+@lru_cache(maxsize=65536)
+def _script(character: str) -> str:
+    from fontTools import unicodedata
+
+    code: str = unicodedata.script(character)
+    return code

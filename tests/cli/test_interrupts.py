@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dptr.cache.interrupts import deferred, interruptible, stop_once
+from dptr.cache.interrupts import deferred, stop_once
 from dptr.cache.stores import checksummed
 from dptr.trainer.training.checkpoint import load_state
 
@@ -53,18 +53,6 @@ def test_handlers_are_put_back() -> None:
     with stop_once(), deferred():
         pass
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
-
-
-def test_long_work_is_told_to_stop() -> None:
-    told: list[str] = []
-
-    def work() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        while not told:
-            time.sleep(0.01)
-
-    with pytest.raises(KeyboardInterrupt), stop_once():
-        interruptible(work, lambda: told.append("stop"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dptr.cache.crops.dataset import UnreadableImage, WordImages
-from dptr.cache.crops.form import Place
 from dptr.cache.crops.samples import CropTable, Rows, Rules, Samples, positions_of
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.rejections import Tally
@@ -150,12 +149,12 @@ def _usable(store: WordCropStore, rules: Rules, rejected: Tally, changed: Tally)
     rows: list[int] = []
     numbers: dict[str, int] = {}
 
-    def usable() -> Iterator[tuple[int, str, str, Place | None]]:
+    def usable() -> Iterator[tuple[int, str, str]]:
         for row, (label, source, key) in enumerate(store.crops()):
             used = rules.usable(source, key, label, rejected, changed)
             if used is not None:
                 rows.append(row)
-                yield numbers.setdefault(source, len(numbers)), key, used, None
+                yield numbers.setdefault(source, len(numbers)), key, used
 
     crops = CropTable.of(usable(), [])
     return replace(crops, sources=list(numbers)), np.array(rows, np.int64)

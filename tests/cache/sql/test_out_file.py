@@ -138,11 +138,6 @@ def test_a_file_that_is_there_is_not_taken_for_views(
         assert mine.execute("from precious").fetchall() == [(42,)]
 
 
-def test_of_the_vectors_only_one_pass_is_made_for_what_is_nearest(workspace: Workspace) -> None:
-    ((_, plan),) = ask(connect(workspace), "explain from nearest('street', 10)").rows()
-    assert plan.count("ARROW_SCAN") == 1
-
-
 def test_a_question_for_what_is_nearest_says_nothing_else(workspace: Workspace) -> None:
     asked = [sys.executable, "-m", "dptr", "sql", "from nearest('street', 2)", "--workspace", str(workspace.root)]
     done = subprocess.run(asked, capture_output=True, text=True, check=True)
