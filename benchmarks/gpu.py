@@ -193,9 +193,9 @@ def stage_two(folder: Path, device: torch.device, recipe: Any, seconds: float) -
     from dptr.cache.row_set import RowSet
     from dptr.cache.stores.orp import OrpBank
     from dptr.cache.stores.prompts import PromptStore
-    from dptr.trainer.data.noise import NoiseSource
+    from dptr.trainer.data.noisy_memory import NoiseSource
+    from dptr.trainer.data.prompt_batches import PromptBatches
     from dptr.trainer.model.decoders import build_decoder
-    from dptr.trainer.pretrain import PromptBatches
 
     store = PromptStore(folder / "prompts")
     noise = NoiseSource(OrpBank(folder / "orp"), recipe.noise, None)

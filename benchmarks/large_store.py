@@ -33,7 +33,7 @@ from dptr.cache.stores.manifest import FileRecord, Manifest, Shard
 from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
-from dptr.trainer.pretrain import PromptBatches, split_rows
+from dptr.trainer.data.prompt_batches import PromptBatches, split_rows
 from dptr.trainer.recipe import load_recipe
 from dptr.trainer.training.loader import load_batches
 

@@ -40,9 +40,9 @@ from dptr.cache.stores.prompts import PromptStore
 from dptr.pipeline.clip.loading import Clip, load_clip
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.pipeline.text.templates import Template
+from dptr.trainer.data.prompt_batches import PromptBatch, PromptBatches
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
-from dptr.trainer.pretrain import PromptBatch, PromptBatches
 from dptr.trainer.recipe import Recipe, load_recipe
 from dptr.trainer.training.loader import load_batches
 

@@ -1,4 +1,4 @@
-"""Processor seconds until a decoder reads nine of ten held-out words from their text embeddings, the authors' way and dptr's.
+"""Processor seconds until a decoder reads 90 % of held-out words from their text embeddings: the authors' way, dptr's.
 
 authors  their decoder (recipe `paper`: six layers of 512, six orders), one order after another, labels padded to 27,
          CLIP's text encoder at every step over prompts padded to 77
@@ -41,11 +41,12 @@ from dptr.cache.stores.prompts import PromptStore
 from dptr.pipeline.clip.loading import Clip, load_clip
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
+from dptr.trainer.data.prompt_batches import PromptBatches
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
-from dptr.trainer.pretrain import PromptBatches, decode_texts, read_prompts
+from dptr.trainer.pretrain import decode_texts, read_prompts
 from dptr.trainer.recipe import Recipe, load_recipe
 from dptr.trainer.training.state import MovingAverage
 

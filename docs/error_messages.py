@@ -33,8 +33,10 @@ _PLACES = {
     "pipeline/rendering": "Rendering: `render-words`, `demo`",
     "pipeline/clip": "CLIP models",
     "pipeline": "Stage 1",
-    "trainer/export": "Export: `export`, `push`",
-    "trainer/report": "Reports: `report`",
+    "trainer/export.py": "Export: `export`, `push`",
+    "trainer/onnx_graph.py": "Export: `export`, `push`",
+    "trainer/push.py": "Export: `export`, `push`",
+    "trainer/report.py": "Reports: `report`",
     "trainer/model": "Recognisers, decoders and encoders",
     "trainer": "Training and reading: `pretrain`, `finetune`, `evaluate`, `read`",
 }

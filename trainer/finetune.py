@@ -18,7 +18,7 @@ from dptr.cache.file_names import SAFETENSORS
 from dptr.cache.progress import note
 from dptr.cache.stores.files import sha256_of
 from dptr.cache.text.charset import Charset
-from dptr.trainer.data.buckets import few_shapes
+from dptr.trainer.choices import Tracker
 from dptr.trainer.data.image_batches import CropBatches, ImageBatches, Oddities
 from dptr.trainer.data.image_features import StoredBatches, StoredCrops, require_one_kind
 from dptr.trainer.evaluate import read_stored_crops, read_word_images
@@ -30,11 +30,8 @@ from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.model.weight_loading import Coverage, load_weights
 from dptr.trainer.predictions import keep_rejections
 from dptr.trainer.recipe import EncoderSettings, FmuSettings, Recipe, Settings
-from dptr.trainer.training import loop, processes, runs
+from dptr.trainer.training import loop, processes, runs, step_log
 from dptr.trainer.training.checkpoint import checkpoint_folder, find_checkpoint, load_state
-from dptr.trainer.training.loop import is_compiled
-from dptr.trainer.training.runs import TrainingSummary, charset_of_run
-from dptr.trainer.training.step_log import Tracker, observer
 from dptr.trainer.zero_shot import require_its_clip
 
 #: What the names of a recogniser's encoder's weights begin with.
@@ -42,7 +39,7 @@ _ENCODER = "encoder."
 
 
 @dataclass(frozen=True)
-class FinetuneSummary(TrainingSummary):
+class FinetuneSummary(runs.TrainingSummary):
     """What a fine-tuning run came to; ``coverage`` is None for a decoder trained from scratch.
 
     ``portrait`` names the images taller than wide; they are read like any other.
@@ -87,7 +84,7 @@ def finetune(
         training, validation = split(images, recipe.finetune.validation_share, recipe.finetune.seed)
     device = torch.device(device)
     torch.manual_seed(recipe.finetune.seed)
-    charset = charset_of_run(charset, recipe.decoder, start)
+    charset = runs.charset_of_run(charset, recipe.decoder, start)
     memory_dim = start.memory_dim if start else recipe.decoder.memory_dim or recipe.decoder.dim
     encoder, untrained = _encoder(images, recipe, encoder_model)
     recognizer = Recognizer(recipe, charset, memory_dim, encoder)
@@ -112,13 +109,13 @@ def finetune(
 
     task = loop.Task(
         model=recognizer,
-        batch=few_shapes(batches, recipe.decoder.max_label_length) if is_compiled(recipe.finetune, device) else batches,
+        batch=batches,
         loss=lambda batch: recognizer.loss(batch.images, batch.targets),
         notice=oddities.take,
         validate=validate or partial(validated, images=validation or training, device=device),
-        rows=lambda batch: len(batch.images),
         groups=parameter_groups(recognizer, recipe),
-        observers=[observer(track, out)] if track and processes.is_first() else [],
+        longest_label=recipe.decoder.max_label_length,
+        observers=step_log.observers(track, out),
         fixed_statistics=recipe.finetune.batch_norm == "fixed",
         starts_trained=start is not None and start.kind == "finetune" and validate is None,
         require_finite=batches.require_finite,

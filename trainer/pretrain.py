@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,119 +13,29 @@ from torch import Tensor, nn
 
 from dptr.cache.errors import UserError
 from dptr.cache.progress import note
-from dptr.cache.row_set import RowSet
-from dptr.cache.stores.manifest import Manifest, require_same_encoder
+from dptr.cache.stores.manifest import require_same_encoder
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.text.charset import Charset
-from dptr.cache.validation import positions_of
-from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
-from dptr.trainer.data.buckets import few_shapes, padded_memory, padded_targets
-from dptr.trainer.data.noise import NoiseSource
-from dptr.trainer.data.noisy_memory import noisy_memory
-from dptr.trainer.data.stored_memory import StoredMemory
+from dptr.trainer.choices import Tracker
+from dptr.trainer.data.noisy_memory import NoiseSource, noisy_memory
+from dptr.trainer.data.prompt_batches import PromptBatches, split_rows
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
-from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
+from dptr.trainer.model.decoders.base import Decoder
 from dptr.trainer.model.decoders.pooled import PooledDecoder
 from dptr.trainer.predictions import keep_validation_predictions
 from dptr.trainer.recipe import MemorySettings, PretrainSettings, Recipe
 from dptr.trainer.seeds import generator_of
-from dptr.trainer.training import loop, processes, runs
-from dptr.trainer.training.loop import is_compiled
-from dptr.trainer.training.runs import TrainingSummary, charset_of_run
-from dptr.trainer.training.step_log import Tracker, observer
+from dptr.trainer.training import loop, processes, runs, step_log
 
 if TYPE_CHECKING:
     from dptr.cache.stores.neighbours import Neighbours
 
 
-@dataclass(frozen=True)
-class PromptBatch:
-    """A batch of noisy memories with their labels."""
-
-    memory: Memory | StoredMemory
-    targets: Targets
-
-    def to(self, device: torch.device) -> PromptBatch:
-        """Return the batch on a device, its memory put together."""
-        return PromptBatch(self.memory.to(device), self.targets.to(device))
-
-    def padded(self, positions: int) -> PromptBatch:
-        """Return the batch in one of few shapes, its labels with at most ``positions``, the end's included."""
-        return PromptBatch(padded_memory(self.memory), padded_targets(self.targets, positions))
-
-    def pin_memory(self) -> PromptBatch:
-        """Return a copy from which a GPU takes it while it computes."""
-        return PromptBatch(self.memory.pin_memory(), self.targets.pin_memory())
-
-
-@dataclass(frozen=True)
-class CountWeights:
-    """Weights of a store's rows: their labels' counts to a power, 0 for those not among ``rows``."""
-
-    store: PromptStore
-    rows: RowSet
-    power: float
-
-    def __call__(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the weights of ``rows``, of the same shape."""
-        return np.where(self.rows.holds(rows), self.store.counts_of(rows).astype(np.float64) ** self.power, 0.0)
-
-
-class PromptBatches:
-    """Batch number -> :class:`PromptBatch`; a pure function of the recipe's seed and the number."""
-
-    def __init__(
-        self,
-        store: PromptStore,
-        noise: NoiseSource | None,
-        rows: RowSet,
-        recipe: Recipe,
-        charset: Charset | None = None,
-    ) -> None:
-        """Labels are encoded with the run's ``charset``; None: the store's."""
-        settings = recipe.pretrain
-        weighted = None
-        if settings.sampling == "count":
-            weighted = WeightedRows(len(store), CountWeights(store, rows, settings.count_power))
-        # The decoder's work grows with the label, the memory's with the tokens; labels cost more.
-        self._order = BatchOrder(rows, store.label_lengths_of, settings.batch_size, settings.seed, weighted)
-        self._store = store
-        self._noise = noise
-        self._ratio = recipe.noise.ratio
-        self._memory = recipe.memory
-        self._seed = settings.seed
-        self._charset = charset or store.charset
-
-    def __call__(self, number: int) -> PromptBatch:
-        """Return batch ``number``, counted from 0 through all epochs."""
-        rows = self._order.rows_of(number)
-        generator = generator_of(self._seed, "noise", number)
-        memory = noisy_memory(self._store, rows, self._noise, self._ratio, generator, self._memory)
-        return PromptBatch(memory, Targets.of(self._store.labels_of(rows), self._charset))
-
-    def require_finite(self, number: int) -> None:
-        """Check what batch ``number`` was made of.
-
-        Raises:
-            DamagedStore: a row of the store or the bank holds NaN or infinity; the error names it.
-        """
-        self._store.require_finite(self._order.rows_of(number))
-        if self(number).memory.to("cpu").tokens.isfinite().all():
-            return
-        # Noise, or the mean by which pooled vectors are centred.
-        for store in [self._store] if self._noise is None else [self._store, self._noise.bank]:
-            store.require_finite(np.arange(len(store)))
-
-
 def data_identity(store: PromptStore, bank: OrpBank | None) -> dict[str, Any]:
     """What a run saves about its stores, so that it notices when they change."""
-    return {name: manifest.fingerprint() for name, manifest in _manifests(store, bank).items()}
-
-
-def _manifests(store: PromptStore, bank: OrpBank | None) -> dict[str, Manifest]:
-    return {"prompts": store.manifest} | ({"orp": bank.manifest} if bank is not None else {})
+    return {"prompts": store.manifest.fingerprint()} | ({"orp": bank.manifest.fingerprint()} if bank else {})
 
 
 def pretrain(
@@ -138,7 +46,7 @@ def pretrain(
     out: Path,
     device: str | torch.device = "cpu",
     track: Tracker | None = None,
-) -> TrainingSummary:
+) -> runs.TrainingSummary:
     """Train a decoder on a prompt store, with noise from a bank when there is one; a rerun resumes it.
 
     Raises:
@@ -156,7 +64,7 @@ def pretrain(
         embeddings.check_embeddings()
     data = data_identity(store, bank)
     clip = store.manifest.identity
-    charset = charset_of_run(store.charset, recipe.decoder)
+    charset = runs.charset_of_run(store.charset, recipe.decoder)
     with processes.first_before_others():
         run = runs.start_or_continue(
             out, "pretrain", recipe, charset, store.dim, data, clip["encoder"], clip["weights"]
@@ -170,17 +78,17 @@ def pretrain(
     batches = PromptBatches(store, noise, training, recipe, charset)
     task = loop.Task(
         model=decoder,
-        batch=few_shapes(batches, recipe.decoder.max_label_length) if is_compiled(recipe.pretrain, device) else batches,
+        batch=batches,
         loss=lambda batch: decoder.loss(batch.memory, batch.targets),
         validate=lambda model: validate(model, store, noise, validation, recipe, charset, device, out),
-        rows=lambda batch: len(batch.targets.inputs),
         groups=[loop.ParameterGroup(list(decoder.parameters()))],
-        observers=[observer(track, out)] if track and processes.is_first() else [],
+        longest_label=recipe.decoder.max_label_length,
+        observers=step_log.observers(track, out),
         require_finite=batches.require_finite,
     )
     steps_before = run.step()
     state = loop.run(out, task, recipe.pretrain, device)
-    return TrainingSummary(
+    return runs.TrainingSummary(
         out=out,
         rows=len(training),
         computed=(state.step - steps_before) * recipe.pretrain.batch_size * recipe.pretrain.accumulate,
@@ -324,54 +232,3 @@ def _require_room(store: PromptStore, recipe: Recipe) -> None:
             f"the store has labels of {longest} characters, the memory {recipe.memory.columns} columns",
             f"Use --set memory.columns={2 * longest}",
         )
-
-
-_PLACES = 1 << 32
-
-
-def split_rows(store: PromptStore, recipe: Recipe) -> tuple[NDArray[np.int64], RowSet]:
-    """Return the rows to validate on, at most ``validation_rows`` of those that are for it, and the rows to train on.
-
-    A label's side depends on the label and the seed alone, case-insensitive: variants of case are never on both sides,
-    and growth of the store moves none. Made-up words are all for training: their accuracy does not describe the
-    store's language. Those to validate on are row numbers, int64 of shape (rows,), rising.
-
-    Raises:
-        UserError: the store has too few labels.
-    """
-    settings = recipe.pretrain
-    lowest = _Lowest(settings.validation_rows)
-
-    limit = np.uint32(settings.validation_share * _PLACES)
-
-    def trained_on() -> Iterator[NDArray[np.bool_]]:
-        first = 0
-        columns = store.rows.column("label_hash"), store.rows.column("made_up")
-        for hashes, made_up in zip(*columns, strict=True):
-            positions = positions_of(hashes, settings.seed)
-            chosen = (positions < limit) & (made_up == 0)
-            lowest.add(first + np.flatnonzero(chosen), positions[chosen])
-            first += len(positions)
-            yield ~chosen
-
-    training = RowSet(trained_on())
-    if not len(lowest.rows) or not len(training):
-        raise UserError(
-            f"{store.folder} has {len(store)} rows, too few to keep {settings.validation_share:g} for validation",
-            "Embed at least 100 labels, or change pretrain.validation_share",
-        )
-    return np.sort(lowest.rows), training
-
-
-class _Lowest:
-    """The ``count`` rows of the lowest positions, of two equal ones the first."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self.rows = np.zeros(0, np.int64)
-        self._positions: NDArray[Any] = np.zeros(0)
-
-    def add(self, rows: NDArray[np.int64], positions: NDArray[Any]) -> None:
-        positions = np.concatenate([self._positions, positions])
-        kept = np.argsort(positions, kind="stable")[: self._count]
-        self.rows, self._positions = np.concatenate([self.rows, rows])[kept], positions[kept]

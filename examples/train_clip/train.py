@@ -227,7 +227,6 @@ def train(arguments: argparse.Namespace) -> dict[str, float]:
         loss=lambda batch: learner.loss(batch, settings.letters_weight, settings.embeddings_weight),
         notice=lambda batch: reject(batch.unreadable),
         validate=validate,
-        rows=lambda batch: len(batch.images),
         groups=[loop.ParameterGroup(list(learner.parameters()))],
     )
     loop.run(out, task, settings, device)

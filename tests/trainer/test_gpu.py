@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from dptr.cache.stores.shards import StoredTokens
 from dptr.cache.text.charset import Charset
 from dptr.trainer.data.image_batches import ImageBatch
+from dptr.trainer.data.prompt_batches import PromptBatch
 from dptr.trainer.data.stored_memory import StoredMemory, StoredTensor
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
 from dptr.trainer.model.layers import grid_positions
 from dptr.trainer.model.recognizer import Recognizer
-from dptr.trainer.pretrain import PromptBatch
 from dptr.trainer.recipe import Recipe, TrainingSettings
 from dptr.trainer.training import loop
 from dptr.trainer.training.loop import compiled
@@ -179,7 +179,6 @@ def test_no_step_of_pre_training_waits_for_the_gpu(batch: PromptBatch, kind: str
         batch=lambda number: batch,
         loss=lambda given: model.loss(given.memory, given.targets),  # type: ignore[arg-type]
         validate=lambda _: {"score": 0.0},
-        rows=lambda given: len(given.targets.inputs),
         groups=[loop.ParameterGroup(list(model.parameters()))],
     )
     assert train_watched(task, tmp_path, SETTINGS) == SETTINGS.steps
@@ -193,7 +192,6 @@ def test_no_step_of_fine_tuning_waits_for_the_gpu(tmp_path: Path) -> None:
         batch=lambda number: ImageBatch(images, Targets.of(LABELS, CHARSET)),
         loss=lambda given: model.loss(given.images, given.targets),  # type: ignore[arg-type]
         validate=lambda _: {"score": 0.0},
-        rows=lambda given: len(given.images),
         groups=[loop.ParameterGroup(list(model.parameters()))],
     )
     assert train_watched(task, tmp_path, SETTINGS) == SETTINGS.steps

@@ -18,14 +18,13 @@ from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
-from dptr.trainer.data.buckets import padded_targets
 from dptr.trainer.data.image_batches import ImageBatches
-from dptr.trainer.export.onnx_graph import export_onnx
 from dptr.trainer.finetune import finetune
 from dptr.trainer.model.decoders import build_decoder, emitted_by
 from dptr.trainer.model.decoders.base import Memory, Targets
 from dptr.trainer.model.decoders.ctc import ctc_loss
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
+from dptr.trainer.onnx_graph import export_onnx
 from dptr.trainer.pretrain import PromptStore, pretrain
 from dptr.trainer.recipe import Recipe, load_recipe
 from dptr.trainer.training.runs import Run, charset_of_run, start_or_continue
@@ -105,7 +104,7 @@ def test_a_ctc_loss_beside_a_decoder_is_of_the_letters_as_columns_show_them(crop
     for ids, seen in zip(targets.outputs.tolist(), targets.seen.tolist(), strict=True):
         assert HEBREW.decode(torch.tensor(seen).numpy()) == written.decode(torch.tensor(ids).numpy())
         assert ids[:2] != seen[:2]
-    padded = padded_targets(targets, 25)
+    padded = targets.padded(25)
     assert padded.of_columns.outputs.shape == padded.outputs.shape == padded.inputs.shape
     torch.manual_seed(0)
     recognizer = Recognizer(recipe(ctc_weight=1.0), written, 32)

@@ -24,8 +24,7 @@ from dptr.cache.stores.shards import Embeddings
 from dptr.cli import run_command
 from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.clip.loading import load_clip
-from dptr.trainer.data.noise import NoiseSource
-from dptr.trainer.data.noisy_memory import column_memory, place_letters, pooled_memory
+from dptr.trainer.data.noisy_memory import NoiseSource, column_memory, place_letters, pooled_memory
 from dptr.trainer.model.encoders.clip import whole_hash
 from dptr.trainer.recipe import NoiseSettings
 from dptr.trainer.training.runs import Run

@@ -210,7 +210,7 @@ def report(
 
     Example: dptr report newest crops/
     """
-    from dptr.trainer.report import report as stage
+    from dptr.trainer import report as stage
     from dptr.trainer.training.runs import Run
 
     place = Workspace.at(workspace)

@@ -34,7 +34,7 @@ def export(
 
     Example: dptr export bundled --to onnx
     """
-    from dptr.trainer.export import export as stage
+    from dptr.trainer import export as stage
 
     described = model_at(model_path(Workspace.at(workspace), run))
     crops = crops_for(data, described)
@@ -68,7 +68,7 @@ def push(
 
     Example: dptr push newest me/greek-signs --license apache-2.0
     """
-    from dptr.trainer.export import push as stage
+    from dptr.trainer import push as stage
 
     started = time.monotonic()
     place = Workspace.at(workspace)

@@ -21,9 +21,8 @@ from dptr.cache.row_set import EveryRow
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.reading_order import PORTRAIT, may_stand_in_a_column
 from dptr.trainer.data.batch_order import BatchOrder, KeyedPermutation, WeightedRows
-from dptr.trainer.data.buckets import padded_targets
 from dptr.trainer.data.stored_memory import StoredTensor
-from dptr.trainer.model.decoders.base import Targets, sent
+from dptr.trainer.model.decoders.base import Targets, Tensors, sent
 from dptr.trainer.recipe import Recipe
 from dptr.trainer.seeds import generator_of
 
@@ -33,7 +32,7 @@ _WIDTHS_OF_LENGTHS = ((13, 0, 8), (25, 6, 12), (math.inf, 12, math.inf))
 
 
 @dataclass(frozen=True)
-class ImageBatch:
+class ImageBatch(Tensors):
     """Preprocessed word images (batch, 3, height, width) uint8, or stored tokens of some, with their labels.
 
     ``unreadable`` says what had to be left out and why, ``portrait`` names images taller than wide.
@@ -44,18 +43,17 @@ class ImageBatch:
     unreadable: tuple[str, ...] = ()
     portrait: tuple[str, ...] = ()
 
-    def to(self, device: torch.device) -> ImageBatch:
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> ImageBatch:
         """Return the batch on a device, stored tokens as float32."""
         images = self.images.to(device) if isinstance(self.images, StoredTensor) else sent(self.images, device)
         return replace(self, images=images, targets=self.targets.to(device))
 
     def padded(self, positions: int) -> ImageBatch:
         """Return the batch in one of few shapes, its labels with at most ``positions``, the end's included."""
-        return replace(self, targets=padded_targets(self.targets, positions))
-
-    def pin_memory(self) -> ImageBatch:
-        """Return a copy from which a GPU takes it while it computes."""
-        return replace(self, images=self.images.pin_memory(), targets=self.targets.pin_memory())
+        return replace(self, targets=self.targets.padded(positions))
 
 
 @dataclass

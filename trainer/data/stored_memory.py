@@ -9,14 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dptr.cache.stores.shards import StoredTokens
-from dptr.trainer.model.decoders.base import Memory, sent
+from dptr.trainer.model.decoders.base import Memory, Tensors, sent
+
+#: Memory tokens are padded to multiples of this where shapes are to be few.
+TOKENS = 8
 
 
 @dataclass(frozen=True)
-class StoredTensor:
+class StoredTensor(Tensors):
     """Token embeddings as they are stored.
 
     Attributes:
@@ -47,13 +51,9 @@ class StoredTensor:
         if self.scale is not None:
             out.mul_(sent(self.scale, out.device)[at][..., None])
 
-    def pin_memory(self) -> StoredTensor:
-        """Return a copy from which a GPU takes it while it computes."""
-        return StoredTensor(self.values.pin_memory(), None if self.scale is None else self.scale.pin_memory())
-
 
 @dataclass(frozen=True)
-class StoredMemory:
+class StoredMemory(Tensors):
     """The parts of a memory: :meth:`to` puts them together where the decoder is.
 
     Attributes:
@@ -109,14 +109,8 @@ class StoredMemory:
             return Memory(tokens)
         return Memory(tokens, torch.cat([missing.new_zeros(len(places), first), missing], dim=1))
 
-    def pin_memory(self) -> StoredMemory:
-        """Return a copy from which a GPU takes it while it computes."""
-        return replace(
-            self,
-            embeddings=self.embeddings.pin_memory(),
-            places=self.places.pin_memory(),
-            pooled=None if self.pooled is None else self.pooled.pin_memory(),
-            prefix=None if self.prefix is None else self.prefix.pin_memory(),
-            noise=None if self.noise is None else self.noise.pin_memory(),
-            shared=None if self.shared is None else self.shared.pin_memory(),
-        )
+    def padded_to_few(self) -> StoredMemory:
+        """Pad tokens to a multiple of :data:`TOKENS`; those of a fixed number stay as they are."""
+        if not self.padded:
+            return self
+        return replace(self, places=F.pad(self.places, (0, -self.tokens % TOKENS), value=-1))

@@ -32,7 +32,7 @@ from dptr.trainer.recipe import TrainingSettings
 from dptr.trainer.seeds import torch_seed
 from dptr.trainer.training import processes, step_log
 from dptr.trainer.training.checkpoint import checkpoint_folder, save_checkpoint
-from dptr.trainer.training.loader import deaths_of_workers_told, load_batches
+from dptr.trainer.training.loader import few_shapes, load_batches, worker_death_as_user_error
 from dptr.trainer.training.state import CHECKPOINT_SECONDS, MovingAverage, TrainState, resume
 from dptr.trainer.training.step_log import Observer
 
@@ -41,7 +41,9 @@ _MOST_SHAPES = 128
 
 
 class Sendable(Protocol):
-    """What a batch has to be: able to go to a device."""
+    """What a batch has to be: so many rows, able to go to a device."""
+
+    def __len__(self) -> int: ...
 
     def to(self, device: torch.device) -> Any:
         """Return the batch on a device."""
@@ -67,8 +69,8 @@ class Task(Generic[Batch]):
         batch: micro-batch number -> batch; a pure function, called in workers when there are any.
         loss: batch on the device -> scalar loss.
         validate: model -> metrics; ``score`` among them decides which checkpoint is best (higher is better).
-        rows: batch -> how many rows it has, for the rate shown.
         groups: parameters by learning rate.
+        longest_label: characters of it, by which batches are padded to few shapes where the loss is compiled.
         observers: shown every log line, besides the files.
         notice: shown every batch before it is computed.
         require_finite: micro-batch number -> :class:`DamagedStore` where its inputs hold NaN or infinity; called where
@@ -81,8 +83,8 @@ class Task(Generic[Batch]):
     batch: Callable[[int], Batch]
     loss: Callable[[Batch], Tensor]
     validate: Callable[[nn.Module], dict[str, float]]
-    rows: Callable[[Batch], int]
     groups: Sequence[ParameterGroup]
+    longest_label: int = 0
     observers: Sequence[Observer] = ()
     notice: Callable[[Batch], None] = lambda batch: None
     require_finite: Callable[[int], None] = lambda number: None
@@ -109,8 +111,8 @@ def compiled(
 ) -> Callable[[Batch], Tensor]:
     """Return a loss whose operations torch joins into few kernels, the first time it meets a shape.
 
-    Compiling a shape takes seconds to minutes, so batches are padded to few (:mod:`dptr.trainer.data.buckets`). On a
-    GPU a small model's step is otherwise mostly the time to launch its kernels; on a CPU it only takes longer.
+    Compiling a shape takes seconds to minutes, so batches are padded to few. On a GPU a small model's step is otherwise
+    mostly the time to launch its kernels; on a CPU it only takes longer.
 
     Raises:
         UserError: there is no compiler.
@@ -132,7 +134,7 @@ def run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: tor
         DamagedStore: the run has taken steps, and no checkpoint of it can be used; inputs hold NaN or infinity.
         KeyboardInterrupt: passed on once the state is saved.
     """
-    with locked(folder), deaths_of_workers_told(), processes.deaths_of_others_told():
+    with locked(folder), worker_death_as_user_error(), processes.process_death_as_user_error():
         return _run(folder, task, settings, device)
 
 
@@ -180,9 +182,10 @@ def _run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: to
 
 def _batches(step: int, task: Task[Batch], settings: TrainingSettings, device: torch.device) -> Iterator[Batch]:
     """Return this process's batches from optimiser step ``step`` on."""
+    batch = few_shapes(task.batch, task.longest_label) if is_compiled(settings, device) else task.batch
     each, mine = settings.accumulate, processes.share(settings.accumulate)
     numbers = (each * number + micro for number in range(step, settings.steps) for micro in mine)
-    return load_batches(task.batch, numbers, settings.workers, for_gpu=device.type == "cuda")
+    return load_batches(batch, numbers, settings.workers, for_gpu=device.type == "cuda")
 
 
 def _is_done(state: TrainState, settings: TrainingSettings) -> bool:
@@ -219,7 +222,6 @@ def _gradients(
     state.model.train()
     state.buffers = [buffer.clone() for buffer in state.model.buffers()]
     _keep_statistics(state.model, of_all=task.fixed_statistics)
-    shared.begin_step()
     total = torch.zeros((), device=device)
     mine = processes.share(settings.accumulate)
     for micro in mine:
@@ -227,7 +229,7 @@ def _gradients(
         waiting = time.perf_counter()
         batch = next(batches)
         interval.waited += time.perf_counter() - waiting
-        interval.rows += task.rows(batch) * settings.accumulate / len(mine)
+        interval.rows += len(batch) * settings.accumulate / len(mine)
         task.notice(batch)
         placed = batch.to(device)
         with shared.exchanging(last=micro == mine[-1]):

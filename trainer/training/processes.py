@@ -89,7 +89,7 @@ def wait() -> None:
     Raises:
         UserError: one has ended.
     """
-    with deaths_of_others_told():
+    with process_death_as_user_error():
         total(torch.zeros(1))  # NCCL's barrier would need the device
 
 
@@ -140,7 +140,7 @@ def stopping_together() -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def deaths_of_others_told() -> Iterator[None]:
+def process_death_as_user_error() -> Iterator[None]:
     """Turn the network's error into a :class:`UserError` that says that another process has ended."""
     try:
         yield
@@ -161,28 +161,22 @@ class SharedLoss(Generic[Batch]):
     """
 
     def __init__(self, model: nn.Module, loss: Callable[[Batch], Tensor]) -> None:
-        self._module = _LossModule(model, loss)
         self.weight = dist.get_world_size() if dist.is_initialized() else 1
-        self._wrapped: DistributedDataParallel | None = None
-        self._trained: list[bool] = []
+        self._module: nn.Module = _LossModule(model, loss)
+        if dist.is_initialized():
+            # Which parts of a model a batch goes through may depend on the batch.
+            self._module = DistributedDataParallel(self._module, find_unused_parameters=True)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return the loss of a micro-batch, of shape ()."""
-        loss: Tensor = (self._wrapped or self._module)(batch)
+        loss: Tensor = self._module(batch)
         return loss
-
-    def begin_step(self) -> None:
-        """Prepare for the parameters that are trained from now on."""
-        trained = [parameter.requires_grad for parameter in self._module.parameters()]
-        if dist.is_initialized() and trained != self._trained:
-            # Which parts of a model a batch goes through may depend on the batch.
-            self._wrapped = None
-            self._wrapped = DistributedDataParallel(self._module, find_unused_parameters=True)
-            self._trained = trained
 
     def exchanging(self, last: bool) -> AbstractContextManager[None]:
         """Exchange gradients in the block that goes back through the ``last`` micro-batch of this process only."""
-        return nullcontext() if last or self._wrapped is None else self._wrapped.no_sync()
+        if last or not isinstance(self._module, DistributedDataParallel):
+            return nullcontext()
+        return self._module.no_sync()
 
 
 class _LossModule(nn.Module):

@@ -14,6 +14,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.progress import note
 from dptr.cache.stores.files import atomic_path
 from dptr.trainer.choices import Tracker as Tracker
+from dptr.trainer.training import processes
 
 #: Takes a log line, which holds its ``step``.
 Observer = Callable[[dict[str, Any]], None]
@@ -39,42 +40,46 @@ def keep_up_to(path: Path, step: int) -> None:
     """Drop the lines of later steps than ``step``; a missing file stays missing."""
     if not path.is_file():
         return
-    lines = _lines(path)
-    damaged = sum(logged is None for _, logged in lines[:-1])
+    lines, damaged = read(path)
     if damaged:
         note(f"{damaged} damaged lines skipped in {path}")
     with atomic_path(path) as temporary:
-        kept = [f"{line}\n" for line, logged in lines if logged is not None and logged <= step]
+        kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
         temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def last_step(path: Path, having: str = "step") -> int:
     """Return the latest step of the log's lines that have a key ``having``, 0 without one."""
-    if not path.is_file():
-        return 0
-    return max((step for line, step in _lines(path) if step is not None and having in json.loads(line)), default=0)
+    return max((line["step"] for line in read(path)[0] if having in line), default=0)
 
 
-def _lines(path: Path) -> list[tuple[str, int | None]]:
-    """Return each line with its step; None where it cannot be read (a killed process may leave half a line)."""
-    return [(line, _step_of(line)) for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+def read(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return a log's lines, each with its ``step``, and how many before the last cannot be read.
+
+    A killed process may leave half of the last line.
+    """
+    lines: list[dict[str, Any]] = []
+    written = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    damaged = 0
+    for number, text in enumerate(written, 1):
+        try:
+            line = json.loads(text)
+            lines.append({**line, "step": int(line["step"])})
+        except (ValueError, KeyError, TypeError):
+            damaged += number < len(written)
+    return lines, damaged
 
 
-def _step_of(line: str) -> int | None:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return None
-
-
-def observer(tracker: Tracker, folder: Path) -> Observer:
-    """Return what sends log lines of the run in ``folder`` to a tracker.
+def observers(tracker: Tracker | None, folder: Path) -> list[Observer]:
+    """Return what sends log lines of the run in ``folder`` to a tracker: of several processes, the first sends them.
 
     Raises:
         UserError: the tracker's package is not installed.
     """
+    if tracker is None or not processes.is_first():
+        return []
     try:
-        return _tensorboard(folder) if tracker == "tensorboard" else _wandb(folder)
+        return [_tensorboard(folder) if tracker == "tensorboard" else _wandb(folder)]
     except ModuleNotFoundError as error:
         raise UserError(f"--track {tracker} needs the package {tracker}", f"pip install {tracker}") from error
 

@@ -26,8 +26,8 @@ from dptr.cache.stores.shards import Embeddings
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.trainer.data.image_batches import ImageBatches
-from dptr.trainer.data.noise import NoiseSource
-from dptr.trainer.pretrain import PromptBatches
+from dptr.trainer.data.noisy_memory import NoiseSource
+from dptr.trainer.data.prompt_batches import PromptBatches
 from dptr.trainer.recipe import Recipe
 from dptr.trainer.training.loader import load_batches
 

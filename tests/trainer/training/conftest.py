@@ -34,7 +34,6 @@ class SmallTraining:
             batch=batch or self.batch,
             loss=lambda rows: model(rows).square().mean(),
             validate=lambda network: {"score": -float(network(self.batch(999)).square().mean().detach())},
-            rows=len,
             groups=[loop.ParameterGroup(list(model.parameters()))],
         )
 

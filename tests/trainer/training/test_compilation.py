@@ -14,12 +14,12 @@ from torch import Tensor
 from dptr.cache.errors import UserError
 from dptr.cache.stores.shards import StoredTokens
 from dptr.cache.text.charset import Charset
-from dptr.trainer.data.buckets import few_shapes
+from dptr.trainer.data.prompt_batches import PromptBatch
 from dptr.trainer.data.stored_memory import StoredMemory, StoredTensor
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Targets
-from dptr.trainer.pretrain import PromptBatch
 from dptr.trainer.recipe import DecoderSettings, MemorySettings, TrainingSettings
+from dptr.trainer.training.loader import few_shapes
 from dptr.trainer.training.loop import compiled, is_compiled
 
 CHARSET, DIM, ROWS, LONGEST = Charset("abcdefgh"), 16, 6, 13

@@ -7,15 +7,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dptr.cache.text.charset import Charset
 from dptr.trainer.choices import Refinement
+
+#: Labels are padded to multiples of this where shapes are to be few. Positions cost more than memory tokens, each being
+#: read in every order.
+POSITIONS = 4
 
 
 def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -29,7 +35,31 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Memory:
+class Tensors:
+    """Tensors that go to a device together: what a batch is made of."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Return a copy with each tensor changed, those of its parts as well."""
+        changed: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changed[field.name] = change(value)
+            elif isinstance(value, Tensors):
+                changed[field.name] = value.each(change)
+        return replace(self, **changed)
+
+    def to(self, device: torch.device | str) -> Any:
+        """Return a copy on a device."""
+        return self.each(lambda tensor: sent(tensor, device))
+
+    def pin_memory(self) -> Self:
+        """Return a copy from which a GPU takes it while it computes."""
+        return self.each(Tensor.pin_memory)
+
+
+@dataclass(frozen=True)
+class Memory(Tensors):
     """What a decoder cross-attends to.
 
     Attributes:
@@ -50,17 +80,9 @@ class Memory:
         """Which tokens may be attended to, shape (batch, 1, 1, tokens), broadcast over heads and queries; None: all."""
         return None if self.padding is None else ~self.padding[:, None, None, :]
 
-    def to(self, device: torch.device | str) -> Memory:
-        """Move to a device."""
-        return Memory(sent(self.tokens, device), None if self.padding is None else sent(self.padding, device))
-
-    def pin_memory(self) -> Memory:
-        """Return a copy from which a GPU takes it while it computes."""
-        return Memory(self.tokens.pin_memory(), None if self.padding is None else self.padding.pin_memory())
-
 
 @dataclass(frozen=True)
-class Targets:
+class Targets(Tensors):
     """Labels as ids, padded to the longest label of the batch, or further where shapes are to be few.
 
     Attributes:
@@ -99,18 +121,11 @@ class Targets:
             seen = torch.from_numpy(_outputs(labels, charset.as_seen))
         return cls(torch.from_numpy(inputs), torch.from_numpy(outputs), charset.end, charset.padding, seen=seen)
 
-    def each(self, change: Callable[[Tensor], Tensor]) -> Targets:
-        """Return a copy with each tensor changed."""
-        seen = None if self.seen is None else change(self.seen)
-        return replace(self, inputs=change(self.inputs), outputs=change(self.outputs), seen=seen)
-
-    def to(self, device: torch.device | str) -> Targets:
-        """Move to a device."""
-        return self.each(lambda ids: sent(ids, device))
-
-    def pin_memory(self) -> Targets:
-        """Return a copy from which a GPU takes it while it computes."""
-        return self.each(lambda ids: ids.pin_memory())
+    def padded(self, most: int) -> Targets:
+        """Pad to a multiple of :data:`POSITIONS`, and to ``most`` positions at most, the end's included."""
+        length = self.inputs.shape[1]
+        added = (0, min(-length % POSITIONS, max(most - length, 0)))
+        return replace(self.each(lambda ids: F.pad(ids, added, value=self.padding)), longest=self.characters)
 
 
 def _outputs(labels: Sequence[str], charset: Charset) -> NDArray[np.int64]:

@@ -21,9 +21,7 @@ from dptr.cache.text.normalization import Normalization
 from dptr.cli import run_command
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.recipe import Recipe
-from dptr.trainer.report.page import Cell, Section, Table, render
-from dptr.trainer.report.predictions import attention_maps
-from dptr.trainer.report.report import report
+from dptr.trainer.report import Cell, Section, Table, attention_maps, render, report
 from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import save_checkpoint
 
@@ -132,7 +130,7 @@ def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
 
 
 def test_damaged_and_infinite_lines_are_said_and_left_out(tmp_path: Path) -> None:
-    log = ['{"step": 5, "loss": NaN}', '{"step": 10, "lo', '{"step": 15, "loss": 2.0}', "[]"]
+    log = ['{"step": 5, "loss": NaN}', '{"step": 10, "lo', "[]", '{"step": 15, "loss": 2.0}', '{"st']
     report(make_run(tmp_path / "run", log), tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "2 lines of metrics.jsonl are damaged" in page

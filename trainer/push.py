@@ -24,10 +24,11 @@ from dptr.cache.file_names import (
 from dptr.cache.progress import note
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.visible import visible
-from dptr.trainer.export.export import export
+from dptr.trainer.export import export
 from dptr.trainer.metrics import wilson
 from dptr.trainer.recipe import recipe_to_toml
-from dptr.trainer.report.report import flat, logged
+from dptr.trainer.report import flat
+from dptr.trainer.training import step_log
 from dptr.trainer.training.runs import Run, Trained
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def model_card(model: Trained, repo: str, folder: Path, licence: str | None = No
     figures = list(_measured(folder))
     versions = checksummed.read_json(model.folder / RUN_FILE).get("versions", {}) if isinstance(model, Run) else {}
     environment = Environment(
-        loader=PackageLoader("dptr.trainer.export", "."),
+        loader=PackageLoader("dptr.trainer", "."),
         autoescape=False,  # Markdown; what comes from data passes the filter `cell`
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -169,5 +170,5 @@ def _best_validation(model: Trained) -> dict[str, Any] | None:
     """Return the logged step of highest validation accuracy; None where there is none."""
     if not isinstance(model, Run):
         return None
-    lines = [line for line in logged(model.folder / METRICS_FILE)[0] if "validation_accuracy" in line]
+    lines = [line for line in step_log.read(model.folder / METRICS_FILE)[0] if "validation_accuracy" in line]
     return max(lines, key=lambda line: float(line["validation_accuracy"]), default=None)

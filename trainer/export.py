@@ -18,8 +18,8 @@ from dptr.cache.file_names import SAFETENSORS, WEIGHTS_FILE
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.text.lexicon import Lexicon, Words, word_counts
+from dptr.trainer import onnx_graph
 from dptr.trainer.choices import ExportTarget
-from dptr.trainer.export import onnx_graph as export_onnx
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.model.model_file import ModelFile, finite_weights, load_model, save_model, save_tensors
@@ -119,9 +119,9 @@ def _onnx(run: Trained, out: Path, crops: WordImages | None) -> tuple[int, float
         picture = crops.image(row)  # type: ignore[union-attr]
         width = width_for(picture, height, widths)
         images[width].append(preprocess(picture, height, width))
-    export_onnx.export_onnx(recognizer, out)
+    onnx_graph.export_onnx(recognizer, out)
     try:
-        apart = [export_onnx.largest_difference(recognizer, out, np.stack(found)) for found in images.values()]
+        apart = [onnx_graph.largest_difference(recognizer, out, np.stack(found)) for found in images.values()]
         return sum(map(len, images.values())), max(apart)
     except Exception:
         out.unlink(missing_ok=True)
