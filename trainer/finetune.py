@@ -110,7 +110,7 @@ def finetune(
     task = loop.Task(
         model=recognizer,
         batch=batches,
-        loss=lambda batch: recognizer.loss(batch.images, batch.targets),
+        loss=lambda batch: recognizer.loss(batch.images.to(device), batch.targets),
         notice=oddities.take,
         validate=validate or partial(validated, images=validation or training, device=device),
         groups=parameter_groups(recognizer, recipe),

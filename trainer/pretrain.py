@@ -79,7 +79,7 @@ def pretrain(
     task = loop.Task(
         model=decoder,
         batch=batches,
-        loss=lambda batch: decoder.loss(batch.memory, batch.targets),
+        loss=lambda batch: decoder.loss(batch.memory.to(device), batch.targets),
         validate=lambda model: validate(model, store, noise, validation, recipe, charset, device, out),
         groups=[loop.ParameterGroup(list(decoder.parameters()))],
         longest_label=recipe.decoder.max_label_length,

@@ -153,7 +153,7 @@ class Reader:
         Raises:
             UserError: this reader was not loaded from a run or a model file.
         """
-        from dptr.trainer.export import push
+        from dptr.trainer import push
 
         model, kept = self._saved()
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ class Reader:
         Raises:
             UserError: this reader was not loaded from a run or a model file, or the hub does not take it.
         """
-        from dptr.trainer.export import push
+        from dptr.trainer import push
 
         model, kept = self._saved()
         pushed = push.push(model, repo_id, kept, private, license, half, token, commit_message)

@@ -182,7 +182,8 @@ def json_pieces(answer: Answer, figures: dict[str, Any]) -> Iterator[str]:
 
 
 def _csv(answer: Answer) -> Iterator[str]:
-    for block in chain([[answer.columns]], answer.blocks):
+    header: list[tuple[Any, ...]] = [tuple(answer.columns)]
+    for block in chain([header], answer.blocks):
         stream = io.StringIO()
         # Lists and structures as JSON, which programs read back; what is missing as nothing.
         rows = ([plain_json.dumps(v) if isinstance(v, list | tuple | dict) else v for v in row] for row in block)

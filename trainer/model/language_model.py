@@ -45,7 +45,8 @@ class _Counts:
     def between(self, first: NDArray[np.int64], last: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return how often n-grams from ``first`` to before ``last`` occur, of the same shape."""
         counts: NDArray[np.float64] = self.sums[self.grams.searchsorted(last)]
-        return counts - self.sums[self.grams.searchsorted(first)]
+        counts -= self.sums[self.grams.searchsorted(first)]
+        return counts
 
 
 class CharacterModel:
@@ -150,9 +151,7 @@ class CharacterModel:
             behind[symbols == _END] = self.met(np.array([self.begin]))[0]
         return logarithms, behind
 
-    def _counts(
-        self, counted: _Counts, grams: NDArray[np.int64], lengths: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
+    def _counts(self, counted: _Counts, grams: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return how often n-grams occur, of each the first ``lengths`` characters alone; shapes are broadcast."""
         unread = self._bits * (self._length - lengths)
         first = grams >> unread << unread

@@ -66,7 +66,8 @@ def worker_death_as_user_error() -> Iterator[None]:
             raise
         raise UserError(
             "a worker process was killed, as systems do when memory is short",
-            "Rerun the command to resume from the last checkpoint; fewer workers need less memory",
+            "Rerun the command with fewer workers to resume from the last checkpoint; in a container, batches need "
+            "shared memory (--shm-size=1g)",
         ) from error
 
 
