@@ -8,7 +8,7 @@ pooled vector. Two more classify which token, at which place, each text embeddin
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.nn import functional
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import IMAGE_PROCESSOR_FILE, MODEL_CONFIG_FILE, TOKENIZER_FILES, WEIGHTS_FILE
 from dptr.cache.progress import note
+from dptr.trainer.model.decoders.base import Tensors
 
 #: What a CLIP's folder holds besides its weights.
 DESCRIPTIONS = (MODEL_CONFIG_FILE, IMAGE_PROCESSOR_FILE, *TOKENIZER_FILES)
@@ -30,7 +31,7 @@ _MOST_LOG_SCALE = 4.6052
 
 
 @dataclass(frozen=True)
-class ClipBatch:
+class ClipBatch(Tensors):
     """Crops with their prompts, and photos without text.
 
     Attributes:
@@ -44,10 +45,8 @@ class ClipBatch:
     letters: Tensor
     unreadable: tuple[str, ...] = ()
 
-    def to(self, device: torch.device) -> ClipBatch:
-        """Copy the tensors to a device."""
-        tensors = {name: getattr(self, name).to(device) for name in ("images", "token_ids", "letters")}
-        return replace(self, **tensors)
+    def __len__(self) -> int:
+        return len(self.token_ids)
 
 
 class ClipLearner(nn.Module):
