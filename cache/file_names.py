@@ -26,6 +26,8 @@ PREDICTIONS_FOLDER = "predictions"
 #: What pre-training's own predictions have in place of a data set's name.
 VALIDATION_WORDS = "(validation words)"
 REPORT_FILE = "report.html"
+#: What an adaptation measured before and after training.
+ADAPTATION_FILE = "adaptation.json"
 CHECKPOINTS_FOLDER = "checkpoints"
 STATE_FILE = "state.json"
 

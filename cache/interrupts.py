@@ -8,9 +8,11 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
+_Result = TypeVar("_Result")
 _Handler = Callable[[int, Any], Any]
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -67,6 +69,17 @@ def unheard_by_children() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def interruptible(work: Callable[[], _Result], stop: Callable[[], None]) -> _Result:
+    """Run what stays outside Python for long, where Python handles no signal; on one call ``stop``, re-raise."""
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(work)
+        try:
+            return running.result()
+        except KeyboardInterrupt:
+            stop()
+            raise
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from dptr.cache.crops.dataset import UnreadableImage, WordImages, without_overla
 from dptr.cache.crops.samples import Samples
 from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import DamagedStore, UserError
-from dptr.cache.file_names import CHECKPOINTS_FOLDER, RUN_FILE
+from dptr.cache.file_names import ADAPTATION_FILE, CHECKPOINTS_FOLDER, RUN_FILE
 from dptr.cache.progress import progress
 from dptr.cache.stores import checksummed
 from dptr.cache.stores.lock import locked
@@ -55,7 +55,6 @@ from dptr.trainer.training import runs
 from dptr.trainer.training.checkpoint import MODEL, OPTIMIZER, save_checkpoint
 from dptr.trainer.training.step_log import Tracker
 
-SUMMARY_FILE = "adaptation.json"
 _WORK = "adaptation"
 #: Rendered crops of a kind, general words that are read before and after, and fonts that they are in.
 _RENDERED, _GENERAL_READ = 2500, 300
@@ -239,7 +238,7 @@ def adapt(
     data = [images.identity(), validation.identity() if validation else None, material.identity()]
     identity = json.loads(json.dumps([recipe.defining("finetune"), charset.text, start.weights_hash(), *data]))
     with locked(out):
-        if (out / SUMMARY_FILE).is_file():
+        if (out / ADAPTATION_FILE).is_file():
             return _kept(out, identity)
         if (out / RUN_FILE).is_file() and not (out / _WORK).is_dir():
             raise DamagedStore(f"{out} holds another run", "Choose another folder with -o")
@@ -247,7 +246,7 @@ def adapt(
         adaptation = Adaptation(images, charset, start, recipe, work, torch.device(device), track, material)
         summary = replace(adaptation.run(validation, out), seconds=time.monotonic() - started)
         plain = {**asdict(replace(summary, coverage=None)), "out": str(out)}
-        checksummed.write_json(out / SUMMARY_FILE, {"identity": identity, "summary": plain})
+        checksummed.write_json(out / ADAPTATION_FILE, {"identity": identity, "summary": plain})
         shutil.rmtree(work)
     return summary
 
@@ -737,7 +736,7 @@ def _kept(out: Path, identity: Any) -> AdaptSummary:
     Raises:
         DamagedStore: it was another.
     """
-    kept = checksummed.read_json(out / SUMMARY_FILE)
+    kept = checksummed.read_json(out / ADAPTATION_FILE)
     if kept["identity"] != identity:
         raise DamagedStore(
             f"{out} holds an adaptation of other crops or with other settings", "Choose another folder with -o"

@@ -21,7 +21,6 @@ import matplotlib
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from cycler import cycler
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
@@ -31,12 +30,18 @@ from torch import Tensor
 
 from dptr.cache.crops.dataset import UnreadableImage, WordImages, preprocess
 from dptr.cache.errors import UserError
-from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, PREDICTIONS_FOLDER, RUN_FILE, TIMINGS_FILE
+from dptr.cache.file_names import (
+    ADAPTATION_FILE,
+    MANIFEST_FILE,
+    METRICS_FILE,
+    PREDICTIONS_FOLDER,
+    RUN_FILE,
+    TIMINGS_FILE,
+)
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.trainer.adapt import SUMMARY_FILE
 from dptr.trainer.data.noisy_memory import NoiseSource
 from dptr.trainer.data.prompt_batches import split_rows
 from dptr.trainer.metrics import wilson
@@ -61,7 +66,7 @@ _STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 10.5,
     # Dashes distinguish lines that cover each other, and all of them without colours.
-    "axes.prop_cycle": cycler(color=_SERIES, linestyle=["-", "--", ":", "-."]),
+    "axes.prop_cycle": matplotlib.cycler(color=_SERIES, linestyle=["-", "--", ":", "-."]),
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
     **dict.fromkeys(("axes.edgecolor", "grid.color"), _LINE),
     "axes.grid": True,
@@ -172,7 +177,7 @@ def render(title: str, headline: str, summary: str, sections: Sequence[Section])
 
 def _compared(run: Run) -> dict[str, Any]:
     """Return what an adaptation measured before and after training, by crops; nothing for other runs."""
-    path = run.folder / SUMMARY_FILE
+    path = run.folder / ADAPTATION_FILE
     summary = checksummed.read_json(path)["summary"] if path.is_file() else {}
     named = {"own": "your crops, held out", "general": "general words, rendered"}
     return {title: summary[key] for key, title in named.items() if summary.get(key)}

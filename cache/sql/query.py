@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from dptr.cache import plain_json
 from dptr.cache.choices import AnswerForm
 from dptr.cache.errors import UserError
+from dptr.cache.interrupts import interruptible
 from dptr.cache.sql.views import tables
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.table import table_lines
@@ -64,7 +65,7 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> Answer:
 
     def blocks() -> Iterator[list[tuple[Any, ...]]]:
         with _explained(connection):
-            while block := cursor.fetchmany(_ROWS_A_BLOCK):
+            while block := interruptible(lambda: cursor.fetchmany(_ROWS_A_BLOCK), connection.interrupt):
                 yield block
 
     return Answer([str(column[0]) for column in cursor.description or []], blocks())
@@ -106,7 +107,7 @@ def _run(connection: duckdb.DuckDBPyConnection, query: str, how: Callable[[str],
         _end_transaction(connection)
         # A select can hold an insert, update or delete: ``with x as (delete from runs returning *) from x``.
         connection.execute("begin transaction read only")
-        return how(query)
+        return interruptible(lambda: how(query), connection.interrupt)
 
 
 def _end_transaction(connection: duckdb.DuckDBPyConnection) -> None:
@@ -118,10 +119,7 @@ def _end_transaction(connection: duckdb.DuckDBPyConnection) -> None:
 def _explained(connection: duckdb.DuckDBPyConnection) -> Iterator[None]:
     try:
         yield
-    except (duckdb.InterruptException, RuntimeError) as error:
-        # What the handler of a signal raised within a query, DuckDB replaces by its own.
-        if "interrupt" not in str(error).lower():
-            raise
+    except duckdb.InterruptException as error:
         raise KeyboardInterrupt from error
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         _end_transaction(connection)
@@ -221,11 +219,12 @@ def _write_parquet(connection: duckdb.DuckDBPyConnection, query: str, out: Path)
     relation = _run(connection, query, connection.sql)
     require_distinct(relation.columns)
     with _explained(connection):
-        reader = relation.to_arrow_reader(_ROWS_A_BATCH)
+        reader = interruptible(lambda: relation.to_arrow_reader(_ROWS_A_BATCH), connection.interrupt)
 
     def batches() -> Iterator[pa.RecordBatch]:
         with _explained(connection):
-            yield from reader
+            while (batch := interruptible(lambda: next(reader, None), connection.interrupt)) is not None:
+                yield batch
 
     rows = 0
     with atomic_path(out) as temporary, pq.ParquetWriter(temporary, reader.schema, compression="zstd") as writer:

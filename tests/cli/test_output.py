@@ -114,7 +114,7 @@ def test_an_lmdb_that_the_disk_does_not_hold_is_one_line_and_leaves_nothing(
         resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
     (said,) = capsys.readouterr().err.splitlines()
     assert code == 2
-    assert said.startswith(f"error: {tmp_path / 'out' / 'crops.lmdb'}: File too large. ")
+    assert said.startswith(f"error: {tmp_path / 'out' / 'crops.lmdb'} cannot be written: ")
     assert not [*(tmp_path / "out").iterdir()]
     assert run_command(command) == 0
 

@@ -28,7 +28,7 @@ def require_predictions(found: list[Any]) -> None:
     assert "PromptStore('dptr_data/prompts', rows=16" in said
     assert "OrpBank('dptr_data/orp'" in said
     assert "('street'," in said
-    assert "Name a folder that pretrain or finetune made" in "".join(output.get("text", "") for output in found)
+    assert "no run at my_run. Runs in dptr_data/runs: pretrain-" in "".join(output.get("text", "") for output in found)
     progress = "".join(output.text for output in found if output.get("name") == "stderr")
     assert "embedding: 16/16 labels" in progress
     assert progress.count("embedding: ") == 1  # one line, redrawn

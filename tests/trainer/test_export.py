@@ -272,7 +272,7 @@ def test_an_export_replaces_no_file_of_a_run(tmp_path: Path, capsys: pytest.Capt
     for target in ("safetensors", "onnx", "parseq"):
         given = ["export", str(tmp_path / "run"), "--to", target, "-o", str(tmp_path / "run" / "run.json")]
         assert run_command(given) == 2
-        assert "Name another file" in capsys.readouterr().err
+        assert "Name another place" in capsys.readouterr().err
     assert (tmp_path / "run" / "run.json").read_bytes() == before
 
 
@@ -312,5 +312,5 @@ def test_words_are_given_as_counts_too(words: Path, blurred) -> None:
 
 
 def test_a_form_that_keeps_no_words_rejects_them(tmp_path: Path, words: Path) -> None:
-    with pytest.raises(UserError, match="onnx keeps no lexicon"):
+    with pytest.raises(UserError, match="onnx cannot store a lexicon"):
         export(ModelFile.open(BUNDLED), "onnx", tmp_path / "x.onnx", lexicon=words)

@@ -147,7 +147,9 @@ def test_crops_that_cannot_be_decoded_are_counted(tmp_path: Path) -> None:
     (tmp_path / "crops" / "1.png").write_bytes(b"no picture")
     run = make_run(tmp_path / "run", ['{"step": 5, "loss": 2.0}'])
     report(run, tmp_path / "page.html", crops)
-    assert "5 of 6 crops. 1 more could not be decoded." in (tmp_path / "page.html").read_text(encoding="utf-8")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "5 of 6 crops: word accuracy" in page
+    assert "1 more could not be decoded." in page
     for number in range(len(LABELS)):
         (tmp_path / "crops" / f"{number}.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match="can be decoded"):
@@ -228,5 +230,5 @@ def test_a_report_replaces_no_file_of_a_run(tmp_path: Path, capsys: pytest.Captu
     run = make_run(tmp_path / "run", ['{"step": 5, "loss": 2.0}'])
     before = (run.folder / "run.json").read_bytes()
     assert run_command(["report", str(run.folder), "-o", str(run.folder / "run.json")]) == 2
-    assert "Name another file" in capsys.readouterr().err
+    assert "Name another place" in capsys.readouterr().err
     assert (run.folder / "run.json").read_bytes() == before

@@ -88,7 +88,6 @@ def test_nothing_of_a_store_or_a_run_is_replaced(
         workspace.prompts / MANIFEST_FILE,
         workspace.prompts / "part-00000.parquet",
         workspace.runs / "one" / RUN_FILE,
-        workspace.runs / "one" / "checkpoints" / "new.csv",
         tmp_path / "linked.csv",
     ):
         query = ["select 1", "--format", "csv"] if option == "-o" else []

@@ -57,27 +57,15 @@ def test_another_kind_is_a_user_error(tmp_path: Path) -> None:
         Manifest.load(tmp_path, "orp")
 
 
-@pytest.mark.parametrize(
-    ("content", "what"),
-    [
-        (b"", "it is empty"),
-        (b"{\n", "it is not JSON from line 2 on"),
-        (b"\xff\xfe", "it is not UTF-8 text"),
-        (b"[]", "what it says is of another form"),
-        (b"{}", "it lacks 'format_version'"),
-        (b"[" * 100_000, "it is nested too deep"),
-    ],
-)
-def test_a_damaged_manifest_is_named_with_what_is_wrong_and_what_to_do(
-    content: bytes, what: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("content", [b"", b"{\n", b"\xff\xfe", b"[]", b"{}", b"[" * 100_000])
+def test_a_damaged_manifest_is_named_with_what_to_do(content: bytes, tmp_path: Path) -> None:
     saved(tmp_path)
-    path = tmp_path / "manifest.json"
+    path, problem = tmp_path / "manifest.json", "is damaged: its contents have changed"
     path.write_bytes(content)
     with pytest.raises(DamagedStore) as error:
         Manifest.load(tmp_path, "prompts")
-    assert str(error.value).startswith(f"{path} is damaged: {what}. Restore it from a copy, or")
-    assert [(found.file, found.problem) for found in verify(tmp_path)] == [("manifest.json", f"is damaged: {what}")]
+    assert str(error.value).startswith(f"{path} {problem}. Restore it from a copy, or")
+    assert [(found.file, found.problem) for found in verify(tmp_path)] == [("manifest.json", problem)]
 
 
 def test_a_newer_format_is_not_guessed_at(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_short_memory_halves_batches_from_then_on(error: Exception, capsys: pyte
     assert np.concatenate(halving.run(work, np.arange(9))).tolist() == list(range(0, 18, 2))
     assert max(memory.asked[6:]) <= 4, "what did not fit is not tried again"
     said = capsys.readouterr().err
-    assert "too little memory for 16 pictures at once: 8 from now on" in said
+    assert "too little memory for 16 pictures per batch: reduced to 8" in said
     assert "8 pictures at once: 4 from now on" in said
 
 
@@ -78,7 +78,7 @@ def test_embeddings_of_text_are_the_same_with_little_memory(
     monkeypatch.setattr(encoder._forward, "run", memory.guard(encoder._forward.run, torch.numel))
     found = encoder.encode(ids)
     assert max(memory.asked) > 20
-    assert "tokens at once" in capsys.readouterr().err
+    assert "tokens per batch" in capsys.readouterr().err
     for embeddings in (found, by_two):
         np.testing.assert_allclose(embeddings.tokens, expected.tokens, atol=2e-5)
         np.testing.assert_allclose(embeddings.pooled, expected.pooled, atol=2e-5)

@@ -85,7 +85,7 @@ def test_text_embeddings_and_vectors_are_transformers_own_of_the_padded_prompt(
     assert np.abs(embeddings.pooled - pooled).max() <= NEAR * max(1, np.abs(pooled).max())
     assert encoder.check(ids) <= 1e-5
     if clip.family.way == "exact length":
-        with pytest.raises(UserError, match="both ways"):
+        with pytest.raises(UserError, match="is bidirectional"):
             TextEncoder(clip, TEMPLATE, context="full")
     distinct = {tuple(np.round(vector, 4)) for vector in embeddings.pooled}
     assert len(distinct) == len(LABELS)

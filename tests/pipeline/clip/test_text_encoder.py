@@ -193,12 +193,12 @@ def test_a_template_longer_than_the_context_is_told_at_once(clip: Clip) -> None:
 def test_a_clip_whose_embeddings_are_no_numbers_is_told_at_once(clip: Clip) -> None:
     broken = dataclasses.replace(clip, model=copy.deepcopy(clip.model))
     broken.model.text_model.final_layer_norm.weight.fill_(torch.nan)
-    with pytest.raises(UserError, match="no numbers"):
+    with pytest.raises(UserError, match="NaN or infinity"):
         TextEncoder(broken, Template())
     late = dataclasses.replace(clip, model=copy.deepcopy(clip.model))
     late.model.text_model.embeddings.token_embedding.weight[clip.tokenizer("q")["input_ids"][1]] = torch.inf
     encoder = TextEncoder(late, Template("{label}"))
-    with pytest.raises(UserError, match="no numbers"):
+    with pytest.raises(UserError, match="NaN or infinity"):
         encoder.encode(encoder.tokenize(["q"]))
 
 

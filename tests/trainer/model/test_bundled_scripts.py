@@ -8,7 +8,6 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 import dptr
-from dptr.cache.errors import UserError
 from dptr.cli import run_command
 from dptr.trainer.model.model_file import RECOGNISERS, ModelFile
 
@@ -32,13 +31,6 @@ def test_a_command_knows_it_by_its_name(tmp_path: Path, capsys: pytest.CaptureFi
     crop("москва").save(tmp_path / "sign.png")
     assert run_command(["read", "scripts", str(tmp_path / "sign.png"), "--workspace", str(tmp_path)]) == 0
     assert "москва" in capsys.readouterr().out
-
-
-def test_a_folder_of_its_name_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "scripts").mkdir()
-    with pytest.raises(UserError, match="scripts"):
-        dptr.load("scripts")
 
 
 def test_its_charset_holds_each_script_that_it_is_said_to_read() -> None:

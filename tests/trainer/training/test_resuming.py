@@ -150,7 +150,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_anew_however_often_it_s
         )
     assert step_log.last_step(tmp_path / "cut" / "metrics.jsonl") == 8
     training.run(tmp_path / "cut")
-    assert "reached step 8 and was cut off before its first checkpoint" in capsys.readouterr().err
+    assert "interrupted at step 8, before its first checkpoint: training starts over" in capsys.readouterr().err
     assert training.saved(tmp_path / "cut")[1] == training.saved(tmp_path / "whole")[1]
 
 
