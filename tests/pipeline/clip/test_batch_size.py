@@ -57,7 +57,7 @@ def test_short_memory_halves_batches_from_then_on(error: Exception, capsys: pyte
     assert max(memory.asked[6:]) <= 4, "what did not fit is not tried again"
     said = capsys.readouterr().err
     assert "too little memory for 16 pictures per batch: reduced to 8" in said
-    assert "8 pictures at once: 4 from now on" in said
+    assert "8 pictures per batch: reduced to 4" in said
 
 
 def test_what_is_no_lack_of_memory_and_what_does_not_fit_alone_is_raised() -> None:
