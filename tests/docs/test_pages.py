@@ -1,4 +1,4 @@
-"""The documentation: no link leads nowhere, every command in it can be typed, every option and key is described."""
+"""The documentation: links resolve, commands parse, options and keys are described, pages are short."""
 
 from __future__ import annotations
 
@@ -72,19 +72,19 @@ def test_every_command_can_be_typed(page: Path) -> None:
 
 
 def test_every_option_and_recipe_key_is_in_the_reference() -> None:
-    told = hooks().reference()
+    listed = hooks().reference()
     options = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
-    missing = [option for option in options if option.startswith("-") and f"`{option}`" not in told]
+    missing = [option for option in options if option.startswith("-") and f"`{option}`" not in listed]
     sections = {name: field.annotation for name, field in Recipe.model_fields.items()}
     keys = {f"`{key}`" for section in sections.values() for key in section.model_fields}  # type: ignore[union-attr]
     assert missing == []
-    assert all(f"### [{name}]" in told for name in sections)
-    assert [key for key in keys if key not in told] == []
+    assert all(f"### [{name}]" in listed for name in sections)
+    assert [key for key in keys if key not in listed] == []
 
 
-def test_every_message_of_an_error_is_told_with_what_to_do() -> None:
-    """Each raised text, up to where it differs from case to case, stands in the page; few have nothing to be done."""
-    told = html.unescape(re.sub(r"</?var>|[\\`]", "", hooks().messages_page()))
+def test_every_error_message_is_listed_with_advice() -> None:
+    """Each raised text, up to its first variable part, is on the page; few have no advice."""
+    listed = html.unescape(re.sub(r"</?var>|[\\`]", "", hooks().messages_page()))
     raised = re.compile(r'raise (?:UserError|NotLabelled|DamagedStore|TooManyRejected)\(\s*f?"((?:[^"{\\])*)')
     sources = [
         ROOT / "cli.py",
@@ -93,7 +93,7 @@ def test_every_message_of_an_error_is_told_with_what_to_do() -> None:
     found = [text for path in sources for text in raised.findall(path.read_text(encoding="utf-8"))]
     starts = [text.strip().replace("`", "") for text in found if len(text.split()) > 1]
     assert len(starts) > 80
-    assert [start for start in starts if start not in told] == []
+    assert [start for start in starts if start not in listed] == []
     rows = [line.split(" | ") for line in hooks().messages_page().splitlines() if line.startswith("| ")]
     assert len(rows) > 200
     assert sum(not row[1].strip() for row in rows) < 0.1 * len(rows)
@@ -103,17 +103,54 @@ GUIDES = [page for page in sorted((ROOT / "docs").glob("*.md")) if page.name != 
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
-def test_every_page_starts_with_what_its_reader_can_do_after_it(page: Path) -> None:
-    title, _, first, *_ = page.read_text(encoding="utf-8").splitlines()
+def test_every_page_starts_with_what_the_reader_can_do(page: Path) -> None:
+    """One short paragraph in the imperative, before any heading or table."""
+    title, _, text = page.read_text(encoding="utf-8").split("\n", 2)
+    first = text.partition("\n\n")[0]
     assert title.startswith("# ")
-    assert re.match("After this page|Every (command|message)", first), first
+    assert re.match(r"[A-Z][a-z-]+ ", first), first
+    assert not re.match(r"(After|This|The|What|How|In|With|Here) ", first), first
+    assert len(first.split()) <= 40
+
+
+#: Pages of research have more words than guides.
+WORDS = {"reproduce.md": 1200, "evidence.md": 800, "method.md": 800}
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.name)
 def test_a_guide_is_one_task_of_few_words(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    most = {"reproduce.md": 1500, "evidence.md": 1500, "method.md": 900}.get(page.name, 750)
-    assert len(text.split()) <= most
+    assert len(text.split()) <= WORDS.get(page.name, 600)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_and_files_in_prose_exist(page: Path) -> None:
+    """Of dptr's options, of files with a folder, and on the page of the code layout of every file."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    known = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
+    missing = []
+    if page.name != "CHANGELOG.md":
+        for span in re.findall(r"`([^`\n]+)`", text):
+            if not re.match(
+                r"(torchrun|mypy|pytest|python|docker|bsub) |--(help|version|images|install-completion)|dptr --install",
+                span,
+            ):
+                missing += [span for option in re.findall(r"(?<![\w-])--[a-z-]+", span) if option not in known]
+            if page.name not in {"method.md", "new_crop_form.md"} and re.fullmatch(r"[\w./-]+/[\w.-]+\.\w+", span):
+                missing += [] if (ROOT / span).exists() or not (ROOT / span.split("/")[0]).is_dir() else [span]
+    assert missing == []
+
+
+def test_the_code_layout_names_files_that_exist() -> None:
+    """A name without its folder is in the folder of the file before it."""
+    missing = []
+    for line in (ROOT / "docs" / "layout.md").read_text(encoding="utf-8").splitlines():
+        folder = ROOT
+        for name in re.findall(r"`([\w/]+(?:\.py|/))`", line) if line.startswith("| `") else []:
+            path = ROOT / name if (ROOT / name.split("/")[0]).is_dir() and "/" in name.rstrip("/") else folder / name
+            missing += [] if path.exists() else [name]
+            folder = path.parent
+    assert missing == []
 
 
 def test_no_page_is_out_of_reach(tmp_path: Path) -> None:
@@ -159,8 +196,8 @@ def test_the_tutorials_commands_run_as_they_stand_but_for_their_counts(tmp_path:
     assert (tmp_path / "greek" / "model.safetensors").is_file()
 
 
-def test_whoever_quotes_what_is_read_from_the_bundled_clips_text_says_why_it_is_so_much() -> None:
-    """It was trained on rendered words with letter heads on both encoders: no stand-in for a CLIP of photos."""
+def test_accuracies_on_the_bundled_clips_text_embeddings_state_that_they_are_by_construction() -> None:
+    """It was trained on rendered words with letter heads on both encoders and does not replace a CLIP of photos."""
     quoting = re.compile(r"\d % of (\S+ )?(validation|held-out)\s+words[^|]{0,60}text\s+embeddings", re.IGNORECASE)
     files = [*PAGES, *(ROOT / "recipes").glob("*.toml"), *(ROOT / "pipeline" / "clip").glob("*/README.md")]
     # Line ends within a sentence, and the comment signs of recipes, are white space here.
