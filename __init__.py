@@ -10,9 +10,8 @@ In a notebook::
     recogniser = dptr.finetune("crops/", from_=decoder.out)
     dptr.load(recogniser.out).read("sign.png")
 
-Each of these resumes what an earlier call with the same settings left, and raises :class:`DptrError`, whose text says
-what was wrong and what to do. Importing this package loads neither torch, transformers nor faiss: what is named
-here is fetched on first use.
+Each call resumes an earlier one with the same settings, and raises :class:`DptrError` with the problem and its fix.
+Importing this package loads neither torch, transformers nor faiss; the names below are imported on first use.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-#: Public name -> the module that it is fetched from.
+#: Public name -> the module that it is imported from.
 _PUBLIC = {
     "Charset": "cache.text.charset",
     "CropDataset": "trainer.data.datasets",

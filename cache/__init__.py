@@ -1,7 +1,7 @@
-"""What is on disk, and what all commands share; imports no model library.
+"""Files on disk, and code that all commands share; imports no model library.
 
 stores/ has prompt stores, ORP banks and image-feature stores; crops/ labelled crops of any form; text/ charsets,
 normalisation and reading order; sql/ queries over all of it. workspace and file_names name folders and files, errors
-has the exceptions and their exit codes, rejections what becomes of unusable inputs, remote and hub fetch files.
+has the exceptions and their exit codes, rejections the records of rejected inputs; remote and hub fetch files.
 command_line, options, path_lists and choices declare options; progress, table and visible print.
 """

@@ -10,17 +10,17 @@ EmbeddingsDtype = Literal["float16", "float32", "int8"]
 #: Unicode normal form of labels.
 UnicodeForm = Literal["nfc", "nfkc", "none"]
 
-#: What a label is a sequence of: code points, or what a person sees as one character.
+#: Unit of a label: code points or grapheme clusters.
 Units = Literal["codepoint", "grapheme"]
 
-#: The order in which a decoder emits a label: as it is written, or as it is seen from left to right.
+#: The order in which a decoder emits a label: logical (as typed) or visual (left to right).
 ReadingOrder = Literal["logical", "visual"]
 
-#: Forms of an answer of ``dptr sql``.
+#: Output formats of ``dptr sql``.
 AnswerForm = Literal["table", "csv", "json", "parquet"]
 
-#: The CLIPs that ship: English alone, and seven scripts (see their model cards in pipeline/clip/).
+#: The bundled CLIPs: English, and seven scripts (see their model cards in pipeline/clip/).
 BUNDLED_CLIPS = ("tiny", "scripts")
 
-#: The recognisers that ship, by the names under which commands know them: English alone, and seven scripts.
+#: The bundled recognisers by their names on the command line: English, and seven scripts.
 BUNDLED_RECOGNISERS = ("bundled", "scripts")

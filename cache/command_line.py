@@ -1,4 +1,4 @@
-"""What all commands share: their common options, how they print, and their twins in Python.
+"""What all commands share: common options, printing, and the Python function of each command.
 
 A command is one function beside its stage. Its signature declares options, help and documentation: :func:`command`
 registers it for the command line and returns it as a function of the Python API. ``cli.py`` puts the stages together
@@ -49,10 +49,10 @@ if TYPE_CHECKING:
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
-#: Under which heading `dptr --help` lists a command, in this order.
+#: Panels of `dptr --help`, in this order.
 CommandPanel = Literal["Get started", "Read", "Train", "Stage 1: embeddings", "Inspect", "Share"]
 
-#: Heading of an option in a command's help -> the parameters that stand under it; those not listed are of the data.
+#: Panel of a command's help -> its parameters; parameters that are not listed are in the panel of the data.
 _OPTION_PANELS = {
     "Data": "",
     "Model": "from_ encoder decoder fmu clip lexicon precision embeddings context half protocol single_view",
@@ -85,14 +85,14 @@ _RAISES = "Raises:\n    DptrError: an argument, an input or a setting is wrong, 
 
 @dataclass
 class Report(Generic[_Result]):
-    """What a command came to.
+    """Result of a command.
 
     Attributes:
-        figures: for programs: the object that ``--json`` prints. text: for people.
+        figures: the object that ``--json`` prints. text: the output for people.
         result: makes what the function returns in Python; None: nothing.
-        problems: inputs that could not be used, one line each; with any, the command ends with exit code 4.
-        rows: the same and their text for people, printed as they come; figures and problems are whole behind them.
-        answer: a query's result, printed as it comes, so that it need not fit into memory.
+        problems: unusable inputs, one line each; if there are any, the exit code is 4.
+        rows: figures and text, printed one by one; figures and problems are complete after the last one.
+        answer: a query's result, printed block by block, so that it need not fit into memory.
         form: of the answer where it is no ``--json``.
     """
 
@@ -106,7 +106,7 @@ class Report(Generic[_Result]):
 
 
 def _without_type(parameter: Any) -> None:
-    """Have help texts show a word for an option's value, and nothing behind an argument's name."""
+    """Make help texts show a word for an option's value and nothing after an argument's name."""
     if isinstance(parameter, TyperArgument):
         parameter.metavar = parameter.metavar or str(parameter.name).upper()
         parameter.display_type_rich = lambda ctx: ""  # type: ignore[method-assign]
@@ -146,7 +146,7 @@ class _Group(TyperGroup):
 
 
 def command_group(help: str | None = None) -> typer.Typer:
-    """Return an empty set of commands; the one with a text of its own, the whole, completes itself in a shell."""
+    """Return an empty command group; the one with ``text``, the root, supports shell completion."""
     return typer.Typer(
         help=help,
         add_completion=help is not None,
@@ -160,9 +160,9 @@ def command_group(help: str | None = None) -> typer.Typer:
 def command(
     group: typer.Typer, name: str, panel: CommandPanel, in_several_processes: bool = False
 ) -> Callable[[Callable[_Parameters, Report[_Result]]], Callable[_Parameters, _Result]]:
-    """Add a function as a command with the common options, and return it as one that programs call.
+    """Register a function as a command with the common options, and return the function for programs.
 
-    Programs get what :attr:`Report.result` makes, and errors that name arguments.
+    The returned function gives what :attr:`Report.result` makes, and its errors name arguments.
 
     Args:
         group: the commands of its stage. panel: its heading in the list of commands.
@@ -232,7 +232,7 @@ def _option(parameter: inspect.Parameter) -> inspect.Parameter:
 
 
 def _data_option(parameter: inspect.Parameter) -> inspect.Parameter:
-    """Return the option that says the same as an argument."""
+    """Return the option that is equivalent to an argument."""
     info = typer.Option(f"--{parameter.name}", help=f"Same as {parameter.name.upper()}; repeatable.")
     name, kind = f"{parameter.name}_option", inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, default=None, annotation=Annotated[list[Path] | None, info])
@@ -244,7 +244,7 @@ def _python_function(function: Callable[_Parameters, Report[_Result]]) -> Callab
     parameters = [parameter for parameter in given if COMMAND_LINE_ONLY not in _marks(parameter)]
 
     def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
-        # Without effect where torch is loaded already: its threads are then the caller's choice.
+        # No effect if torch is already loaded: its threads are then the caller's choice.
         start_no_more_threads_than_usable()
         report = function(*args, **kwargs)
         return cast(_Result, report.result and report.result())
@@ -267,9 +267,9 @@ def figures_of(summary: Any) -> dict[str, Any]:
 
 
 def print_report(name: str, report: Report[Any], as_json: bool) -> None:
-    """Print what a command came to on stdout, and what it could not use on stderr."""
+    """Print a command's result on stdout and its unusable inputs on stderr."""
     for row, text in report.rows:
-        # Whoever reads a pipe gets each as it comes.
+        # Flushed for readers of a pipe.
         print(plain_json.dumps(row) if as_json else text, flush=True)
     for problem in report.problems:
         print(f"error: {visible(problem)}", file=sys.stderr)
@@ -299,7 +299,7 @@ def _print_answer(name: str, answer: "Answer", report: Report[Any], as_json: boo
 
 
 def require_no_empty_argument(arguments: Sequence[str]) -> None:
-    """Check that no argument is empty: as a path it would be the current folder.
+    """Check that no argument is empty: an empty path would be the current folder.
 
     Raises:
         UserError: one is.
@@ -323,7 +323,7 @@ def open_missing_streams() -> None:
 
 
 def speak_utf8() -> None:
-    """Write and read UTF-8, whatever the locale says: texts are in any script."""
+    """Read and write UTF-8 regardless of the locale: texts are in any script."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

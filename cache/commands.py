@@ -1,4 +1,4 @@
-"""Commands on what is on disk: questions, and labelled crops in another form."""
+"""Commands on stored data: SQL queries, and packing labelled crops."""
 
 import shutil
 import signal
@@ -59,7 +59,7 @@ def sql(
         return Report({**figures, "seconds": time.monotonic() - started}, f"{view_file}: {', '.join(names)}")
     form = form or (queries.form_of(out) if out else "table")
     if out is not None and query is None:
-        raise UserError("no query whose answer could be written", 'Give one: dptr sql "from prompts" -o FILE')
+        raise UserError("no query to write the result of", 'Give one: dptr sql "from prompts" -o FILE')
     figures = {"out": str(out or place.root)}
     if query is None:
         _prompt(place)
@@ -83,7 +83,7 @@ def _prompt(workspace: Workspace) -> None:
     with tempfile.TemporaryDirectory(prefix="dptr-sql-") as folder:
         file = Path(folder) / "dptr.duckdb"
         views.write_views(workspace, file)
-        # Ctrl-C is the shell's; a handler, unlike SIG_IGN, is not inherited by it.
+        # Ctrl-C belongs to the shell, which would inherit SIG_IGN but not a handler.
         before = signal.signal(signal.SIGINT, lambda *_: None)
         try:
             subprocess.run([shell, "-readonly", str(file)], check=False)

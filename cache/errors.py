@@ -1,6 +1,6 @@
-"""The errors a user may meet: each says what was wrong, where, and what to do, and fixes the exit code.
+"""Errors for users: problem, place, fix, and exit code.
 
-Anything else that escapes a command is a bug and leaves with exit code 1.
+Any other exception of a command is a bug and exits with 1.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from typer.exceptions import TyperException
 
 _NOT_THERE = "Name a place where a file or folder can be written"
-#: What libraries say where memory is short: torch's allocator, the system, CUDA, oneDNN, Python's threads.
+#: Out-of-memory messages of torch's allocator, the system, CUDA, oneDNN and Python's threads.
 _OUT_OF_MEMORY = (
     "allocate memory",
     "ALLOC_FAILED",
     "could not create a primitive",
     "can't start new thread",
 )
-#: What a disk can reject, by its number, and what to do about it; the user's to fix, so exit code 2.
+#: Errors of a disk by errno, with advice; the user can fix them, so the exit code is 2.
 OF_THE_DISK = {
     errno.ENOSPC: "Free some space, then rerun the command",
     errno.EDQUOT: "Free some space, then rerun the command",
@@ -46,12 +46,12 @@ OF_THE_DISK = {
 
 
 class DptrError(Exception):
-    """An expected failure. ``str(error)`` is one line: what and where, then what to do."""
+    """An expected failure. ``str(error)`` is one line: the problem, its place, and the fix."""
 
     exit_code = 1
 
     def __init__(self, problem: str, advice: str = "") -> None:
-        # What other libraries say, and what files hold, may have several.
+        # Messages of libraries and contents of files may have several lines.
         problem = without_credentials(" ".join(problem.splitlines()))
         self.problem = problem
         self.advice = advice
@@ -71,13 +71,13 @@ class DamagedStore(DptrError):
 
 
 class TooManyRejected(DptrError):
-    """More inputs were quarantined than the caller allowed."""
+    """More inputs were rejected than the caller allowed."""
 
     exit_code = 4
 
 
 def disk_error(error: Exception) -> OSError | None:
-    """Return the error of a disk, also where a library written in Rust gives only its text; None for other errors."""
+    """Return the error of a disk, also from libraries in Rust, which give only its text; None for other errors."""
     if isinstance(error, OSError):
         return error if error.errno in OF_THE_DISK else None
     told = re.search(r"\(os error (\d+)\)", str(error))
@@ -88,10 +88,10 @@ def disk_error(error: Exception) -> OSError | None:
 
 
 def disk_problem(error: OSError) -> str:
-    """Say what the disk rejected and for which path, in one line."""
+    """Describe a disk error and its path in one line."""
     if error.filename is None:  # a file that was open already
         return f"writing: {error.strerror}" if error.strerror else str(error)
-    # Of two names the second is the one that was to be.
+    # Of two names the second is the destination.
     name = error.filename2 if error.filename2 is not None else error.filename
     return f"{name}: {error.strerror}"
 
@@ -105,7 +105,7 @@ _OTHER_NAMES = {
 
 
 def usage_problem(error: TyperException) -> str:
-    """Say what of a command line was wrong, and whose help tells more."""
+    """Describe a usage error, and name the command whose help to read."""
     context = getattr(error, "ctx", None)
     command = f"dptr {context.info_name}" if context is not None and context.parent else "dptr"
     said = error.format_message().rstrip(".")
@@ -116,21 +116,21 @@ def usage_problem(error: TyperException) -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that memory is too short, the processor's or a GPU's."""
-    # On the CPU torch has no error of its own for it; a GPU's is told by its name, as torch is not loaded here.
+    """Return whether an error means that memory of the CPU or a GPU is exhausted."""
+    # On the CPU torch has no error class for it; a GPU's is recognised by name, as torch is not imported here.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return any(told in str(error) for told in _OUT_OF_MEMORY)
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Run the ``main`` of a script: what is wrong with its inputs ends it with one line, a bug keeps its traceback."""
+    """Run the ``main`` of a script: input errors exit with one line, bugs keep their traceback."""
     try:
         main()
     except DptrError as error:
         code, problem = error.exit_code, str(error)
     except CalledProcessError as error:
-        # That process has said it.
+        # That process has printed it.
         sys.exit(error.returncode)
     except OSError as error:
         if error.filename is None:
@@ -146,7 +146,7 @@ def require_at_least(least: int, **settings: int | None) -> None:
     """Check that every setting is ``least`` or more; None means that it is not set.
 
     Raises:
-        UserError: one is smaller; it is named as its option on the command line.
+        UserError: one is smaller; the message names its command-line option.
     """
     for name, value in settings.items():
         if value is not None and value < least:

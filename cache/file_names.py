@@ -1,4 +1,4 @@
-"""The names of files in stores, runs and models, each written here and nowhere else."""
+"""The names of files in stores, runs and models; the only place that spells them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LEXICON_FILE = "lexicon.json"
 METRICS_FILE = "metrics.jsonl"
 TIMINGS_FILE = "timings.jsonl"
 PREDICTIONS_FOLDER = "predictions"
-#: What pre-training's own predictions have in place of a data set's name.
+#: Replaces the data set's name in predictions of pre-training.
 VALIDATION_WORDS = "(validation words)"
 REPORT_FILE = "report.html"
 #: What an adaptation measured before and after training.
@@ -38,5 +38,5 @@ WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 SAFETENSORS = ".safetensors"
 
-# In a folder of labelled crops, as written; more names are read.
+# In a folder of labelled crops, as written; other names are read, too.
 LABELS_FILE = "labels.tsv"

@@ -1,7 +1,7 @@
-"""The Hugging Face hub: a model's files by its id, as the hub has them now, or as they were downloaded before.
+"""The Hugging Face Hub: a model's files by its id, downloaded now or earlier.
 
-Each ends as a directory. One request with a short limit decides whether the hub can be reached: the clients retry for
-half a minute, and a machine without network is an ordinary one.
+One request with a short timeout checks whether the hub can be reached: its client would retry for half a minute on
+machines without network.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from dptr.cache.errors import UserError
 from dptr.cache.progress import is_quiet, note
 
 _SECONDS_TO_ANSWER = 5.0
-#: A user or organisation, a model of theirs, and maybe a revision.
+#: ``user/model``, optionally with ``@REVISION``.
 _ID = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\S+)?")
 _CACHED = re.compile(r"models--(\w[\w.-]*)")
 
 
 def is_id(name: str) -> bool:
-    """Return whether a name can be that of a user's model on the hub, as ``user/model`` or ``user/model@REVISION``."""
+    """Return whether a name has the form of a hub id, ``user/model`` or ``user/model@REVISION``."""
     return _ID.fullmatch(name) is not None
 
 
 def name_of(path: Path) -> str:
-    """Return what a model is called: by its hub id where it was downloaded, or by the file's name."""
+    """Return a model's name: its hub id if it was downloaded, else the file's name."""
     parts = [found[1] for part in path.parts if (found := _CACHED.fullmatch(part))]
     return parts[-1] if parts else path.stem
 
@@ -45,12 +45,12 @@ def download(
 
     Args:
         name_and_revision: a hub id, which may end in ``@REVISION``. patterns: of files, such as ``*.json``.
-        require: raises unless the model's files, which it is given by name, are those that are wanted.
-        instead: what else can be done where the hub cannot be reached.
+        require: called with the names of the model's files; raises if they are not the expected ones.
+        instead: advice if the hub cannot be reached.
         token, cache_dir, force_download, local_files_only: as of ``huggingface_hub.snapshot_download``.
 
     Raises:
-        UserError: the hub has no such model, or cannot give it and did not give it earlier.
+        UserError: the hub has no such model, or cannot be reached and the model was not downloaded earlier.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
@@ -69,7 +69,7 @@ def download(
         raise UserError(
             f"the hub has no model {name_and_revision!r}", "Check the name, or log in if it is private"
         ) from error
-    # What a proxy, an endpoint or a setting can raise here belongs to the client's own libraries.
+    # Proxies, endpoints and settings raise errors of the client's libraries here.
     except Exception as error:
         return _downloaded_before(name, revision, patterns, error, instead, cache_dir)
     require([file.rfilename for file in answer.siblings or []])
@@ -83,7 +83,7 @@ def download(
                 force_download=force_download,
             )
         )
-    # The client lets the errors of its own libraries through, which differ between its versions.
+    # The client passes on errors of its libraries, which differ between versions.
     except Exception as error:
         raise UserError(
             f"downloading {name} broke off: {first_line(error)}", "Run the same command again to resume it"
@@ -115,6 +115,6 @@ def _downloaded_before(
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line that an error says, or its kind."""
+    """Return the first line of an error's text, or its class name."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -1,6 +1,6 @@
-"""Signals that end a command, and what they must not tear: Ctrl-C, SIGTERM and a lost terminal (SIGHUP) are one.
+"""Signals that end a command without corrupting its output: Ctrl-C, SIGTERM and a lost terminal (SIGHUP).
 
-Python would raise :class:`KeyboardInterrupt` at every Ctrl-C, also inside the saving that the first one started.
+Python raises :class:`KeyboardInterrupt` at every Ctrl-C, also while the first one is being handled by saving.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 
 @contextmanager
 def stop_once(ending: bool = False) -> Iterator[None]:
-    """Raise :class:`KeyboardInterrupt` at the first signal; later ones change nothing, so that its saving is done.
+    """Raise :class:`KeyboardInterrupt` at the first signal and ignore later ones, so that saving completes.
 
-    ``ending`` says that the process ends behind the block: later signals then change nothing there, either.
+    With ``ending`` the process ends after the block: later signals are ignored there, too.
     """
     stopping = False
 
@@ -36,14 +36,14 @@ def stop_once(ending: bool = False) -> Iterator[None]:
 
 
 def ignore_from_now_on() -> None:
-    """Ignore signals while the process ends: Python would hand them to the system, whose exit code is another."""
+    """Ignore signals while the process ends: Python would restore the system's handlers, which change the exit code."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def collected() -> Iterator[list[int]]:
-    """Yield a list that signals are added to while a block runs, for it to act on when it can."""
+    """Yield a list to which signals are added while a block runs, for polling."""
     came: list[int] = []
     with _handled_by(lambda number, _: came.append(number)):
         yield came
@@ -51,7 +51,7 @@ def collected() -> Iterator[list[int]]:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Let a block finish, such as one that saves; a signal that came meanwhile takes effect behind it."""
+    """Let a block finish, such as one that saves; a signal that arrives meanwhile takes effect after it."""
     with collected() as came:
         yield
     for number in came[:1]:
@@ -60,7 +60,7 @@ def deferred() -> Iterator[None]:
 
 @contextmanager
 def unheard_by_children() -> Iterator[None]:
-    """Let processes that a block starts ignore Ctrl-C, which a terminal sends to them, too: their parent ends them."""
+    """Make a block's child processes ignore Ctrl-C, which a terminal also sends to them: the parent ends them."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -84,7 +84,7 @@ def interruptible(work: Callable[[], _Result], stop: Callable[[], None]) -> _Res
 
 @contextmanager
 def _handled_by(handler: _Handler, keep: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Give the signals to ``handler``, but for those that this process was started to ignore (``nohup``)."""
+    """Set ``handler`` for the signals, except those that this process was started to ignore (``nohup``)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,6 +1,6 @@
-"""Which of the processes that a launcher such as ``torchrun`` started this one is; a process started plainly is alone.
+"""Rank and world size of this process under a launcher such as ``torchrun``; without a launcher, 0 of 1.
 
-Launchers say it in the environment (``RANK`` and ``WORLD_SIZE``), so that it is known before any library is imported.
+Launchers set ``RANK`` and ``WORLD_SIZE`` in the environment, so no library needs to be imported.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from dptr.cache.errors import UserError
 
 
 def rank() -> int:
-    """Return this process's number, counted from 0: the first one writes and speaks for all."""
+    """Return this process's number, counted from 0: rank 0 writes and prints."""
     return int(os.environ.get("RANK", "0")) if size() > 1 else 0
 
 
 def size() -> int:
-    """Return how many processes were started to work as one."""
+    """Return the number of processes of this training."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def hush_torch() -> None:
-    """Keep warnings of torch's C++, which every process would print, off the terminal; before torch is imported."""
+    """Silence warnings of torch's C++ code, which every process would print; call it before torch is imported."""
     if size() > 1:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def require_alone(command: str) -> None:
-    """Raise :class:`UserError` where a launcher started several processes for a command that works in one."""
+    """Raise :class:`UserError` if a launcher started several processes for a single-process command."""
     if size() > 1:
         raise UserError(
             f"{size()} processes were started, and dptr {command} works in one",

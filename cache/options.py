@@ -6,19 +6,19 @@ from typing import Annotated
 
 import typer
 
-#: A path as programs give it; one or several; one or several texts.
+#: Argument types of the Python API: a path; one or several paths; one or several texts.
 AnyPath = str | Path
 Paths = str | Path | Sequence[str | Path]
 Texts = str | Sequence[str]
 
-#: Marks a parameter that the function in Python lacks, and an argument that may be given as an option, too.
+#: Marks a parameter that the Python function lacks, and an argument that is also an option.
 COMMAND_LINE_ONLY = "on the command line only"
 ALSO_AN_OPTION = "also an option"
 
 #: Seeds fit a signed 64-bit integer, which is what every file and library here can hold.
 LARGEST_SEED = 2**63 - 1
 MOST_WORKERS = 256
-#: In characters; no CLIP reads as many, and no decoder of ours writes more.
+#: In characters; more than any CLIP or decoder supports.
 LONGEST_LABEL = 1000
 
 WORKSPACE = "dptr_data"

@@ -1,7 +1,7 @@
-"""Pictures of any kind to upright RGB: the one place where a picture is decoded, for photos and for word images alike.
+"""Decoding of pictures to upright RGB, for photos and word images alike.
 
-A header may claim more pixels than memory holds, and a name may be a pipe that never ends: both are rejected. A reason
-is the same text each time, so that rejected pictures can be counted.
+Headers that state more pixels than memory holds and files without an end (pipes) are rejected. Reasons are constant
+texts, so that rejected pictures can be counted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FORMATS = tuple(name for name in _SUFFIXES if name not in _BUILT_IN or features
 
 #: Endings of picture files that can be read here, in lower case.
 IMAGE_SUFFIXES = tuple(suffix for name in _FORMATS for suffix in _SUFFIXES[name])
-#: Endings of picture files that cannot be read here: such files are rejected by name, not ignored.
+#: Suffixes of picture formats that cannot be read: such files are rejected, not ignored.
 UNREADABLE_SUFFIXES = tuple(
     suffix
     for suffix in (
@@ -46,16 +46,16 @@ UNREADABLE_SUFFIXES = tuple(
     if suffix not in IMAGE_SUFFIXES
 )
 
-#: No picture's file is larger, in bytes; what claims to be is not read.
+#: Maximum size of a picture's file, in bytes.
 LARGEST_FILE = 1 << 29
 
-#: A header can claim more pixels than memory holds; nothing above this is decoded.
+#: Maximum number of pixels: a header can state more than memory holds.
 MOST_PIXELS = 100_000_000
 
 _THUMBNAILS_KEPT = 512
-#: Grey of 16 bits whose brightest pixel is below this holds values of fewer bits.
+#: 16-bit grey whose brightest pixel is below this has fewer significant bits.
 _LEAST_16_BIT = 1 << 14
-#: Ink on transparency whose darkest part is above this grey is light.
+#: Ink on transparency is light if its darkest part is above this grey.
 _LIGHT_INK = 170
 
 
@@ -91,14 +91,14 @@ def decode(encoded: bytes, side: int | None = None) -> Image.Image:
         raise UnusablePicture(f"too many pixels: {error}") from None
     except UnidentifiedImageError:
         raise UnusablePicture("not a picture") from None
-    # On damaged bytes Pillow's readers raise nearly anything, and one bad picture must not end a long run.
+    # Pillow raises many exception types on damaged bytes, and one bad picture must not end a long run.
     except Exception as error:
         raise UnusablePicture(f"cannot be decoded: {type(error).__name__}: {error}") from error
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Turn an opened picture as its EXIF data say, and make it 8-bit RGB as :func:`decode` describes."""
-    # Pillow keeps the upper byte of 16-bit colours; of values of fewer bits that leaves next to nothing.
+    """Rotate an opened picture by its EXIF orientation and convert it to 8-bit RGB; see :func:`decode`."""
+    # Pillow keeps the upper byte of 16-bit colours, which is almost empty for values of fewer bits.
     is_deep = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
@@ -117,7 +117,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def unreadable_format(name: str) -> str | None:
-    """Return why a file of this name is a picture that cannot be read here; None for all other files."""
+    """Return the reason if a file of this name is in an unsupported picture format, else None."""
     suffix = Path(name).suffix.lower()
     return f"picture format cannot be read: {suffix}" if suffix in UNREADABLE_SUFFIXES else None
 
@@ -126,8 +126,8 @@ def read_encoded(path: Path) -> bytes:
     """Return the bytes of a picture's file, still encoded.
 
     Raises:
-        UnusablePicture: no file with an end (a pipe, a device, a folder), or one too large for a picture.
-        OSError: it is not there or may not be read.
+        UnusablePicture: not a regular file (a pipe, a device, a folder), or too large for a picture.
+        OSError: it is missing or not readable.
     """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
@@ -148,7 +148,7 @@ def read_picture(path: Path, side: int | None = None) -> Image.Image:
 
 @lru_cache(maxsize=_THUMBNAILS_KEPT)
 def photo_thumbnail(path: Path, side: int) -> Image.Image:
-    """Return a photo, RGB, at most ``side`` pixels each way. Callers share it: do not change it."""
+    """Return a photo, RGB, at most ``side`` pixels each way. The result is cached: do not change it."""
     try:
         photo = read_picture(path, side)
     except UnusablePicture as error:
@@ -169,7 +169,7 @@ def _brightened(image: Image.Image, is_deep: bool) -> Image.Image:
 
 
 def _is_light_ink(image: Image.Image) -> bool:
-    """Return whether an RGBA picture has a transparent background and nothing dark on it, which white would hide."""
+    """Return whether an RGBA picture has only light ink on a transparent background, invisible on white."""
     alpha, grey = np.asarray(image.getchannel("A")), np.asarray(image.convert("L"))
     ink = grey[alpha >= 128]
     return bool(ink.size and alpha.min() < 128 and np.quantile(ink, 0.05) > _LIGHT_INK)

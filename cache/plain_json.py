@@ -1,4 +1,4 @@
-"""JSON for other programs, where NaN and infinity become null; and what is wrong with JSON that was read."""
+"""JSON for other programs, with null for NaN and infinity; descriptions of JSON that cannot be read."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def dumps(value: Any) -> str:
-    """Return ``value`` as JSON in one line; other types, such as paths, as their text."""
+    """Return ``value`` as one line of JSON; other types, such as paths, as text."""
     return json.dumps(_plain(value), ensure_ascii=False, default=str, allow_nan=False)
 
 
 def what_is_wrong(error: Exception) -> str:
-    """Say in words why a JSON file of ours could not be read, or not be understood."""
+    """Describe why a JSON file could not be read or parsed."""
     match error:
         case json.JSONDecodeError():
             return f"it is not JSON from line {error.lineno} on" if error.doc.strip() else "it is empty"
@@ -26,7 +26,7 @@ def what_is_wrong(error: Exception) -> str:
         case OSError():
             return error.strerror or "it cannot be read"
         case _:
-            return "what it says is of another form"
+            return "its structure is unknown"
 
 
 def _plain(value: Any) -> Any:

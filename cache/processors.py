@@ -1,7 +1,7 @@
-"""How many processors this process may keep busy, so that no more threads are started than those.
+"""Number of processors that this process may use, as a limit for threads.
 
-A container with a CPU quota still shows all cores of its host. torch would start a thread for each, and threads that
-wait for each other would spin the quota away.
+A container with a CPU quota still sees all cores of its host. torch would start a thread for each, and their spinning
+would use up the quota.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ _OPENMP_THREADS = "OMP_NUM_THREADS"
 
 
 def usable_processors(root: Path = Path("/")) -> int:
-    """Return the cores that this process may run on, or fewer where its control groups grant less time: at least 1.
+    """Return the number of usable cores, fewer if control groups limit CPU time: at least 1.
 
-    ``root`` is where Linux's ``proc`` and ``sys`` lie.
+    ``root`` is the folder of Linux's ``proc`` and ``sys``.
     """
-    # A thread without time of its own would hold up all others, so what is left of a core does not count.
+    # A thread with part of a core would delay all others, so fractions do not count.
     return max(1, min([_cores(), *(int(granted) for granted in _granted(root))]))
 
 
 def start_no_more_threads_than_usable() -> None:
-    """Tell OpenMP of a quota, which it does not look at; it reads this when torch is loaded. What is set stays."""
+    """Limit OpenMP's threads, set before torch is loaded, to the CPU quota; keep a value that is set."""
     usable = usable_processors()
     if usable < _cores():
         os.environ.setdefault(_OPENMP_THREADS, str(usable))
@@ -34,12 +34,12 @@ def _cores() -> int:
 
 
 def _granted(root: Path) -> Iterator[float]:
-    """Yield how many cores' time each control group (version 2) round this process grants, where it limits it."""
+    """Yield the CPU limits, in cores, of this process's control groups (version 2)."""
     top, groups = root / "sys/fs/cgroup", root / "proc/self/cgroup"
     if not groups.exists():
         return
     path = groups.read_text(encoding="utf-8").rpartition("0::")[2].strip()
-    # In a container the path may be the host's, and its own group lies at the top.
+    # In a container the path may be the host's, with the container's own group as root.
     inner = top / path.lstrip("/")
     for group in (inner, *inner.parents):
         if group.is_relative_to(top) and (group / "cpu.max").exists():

@@ -1,4 +1,4 @@
-"""Progress of long work on stderr: rate, time left and memory; a bar on a terminal, lines elsewhere."""
+"""Progress of long work on stderr: rate, time left, memory; a bar on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def is_quiet() -> bool:
 
 
 def note(message: str) -> None:
-    """Print one line for the user on stderr; it stands above the bars where there are some."""
+    """Print one line for the user on stderr, above the progress bars if there are any."""
     if not _quiet:
         print(without_credentials(message), file=sys.stderr, flush=True)
 
@@ -44,7 +44,7 @@ def resident_megabytes() -> float:
 
 
 class Progress:
-    """Counts finished units of work and shows how fast they come; see :func:`progress`."""
+    """Counts finished units of work and shows their rate; see :func:`progress`."""
 
     def __init__(self, description: str, total: int | None, unit: str, done: int = 0) -> None:
         self.description = without_credentials(description)
@@ -69,7 +69,7 @@ class Progress:
         return (self.done - self._done_before) / max(self.seconds, 1e-9)
 
     def advance(self, units: int = 1, detail: str = "") -> None:
-        """Count ``units`` more; ``detail`` replaces the text behind the figures."""
+        """Count ``units`` more; ``detail`` replaces the text after the figures."""
         self.done += units
         self.detail = detail or self.detail
         now = time.monotonic()
@@ -100,7 +100,7 @@ class Progress:
         return f"{self.rate:,.0f}/s"
 
     def start(self) -> None:
-        """Show a bar where there is a terminal that can redraw its lines."""
+        """Show a bar on a terminal that can redraw lines."""
         if not _quiet and _isatty(sys.stderr) and os.environ.get("TERM") not in (None, "", "dumb"):
             display = _bars()
             display.start()
@@ -118,7 +118,7 @@ class Progress:
             self._print(f"{self.line()}, {self.seconds:.1f} s", end="\n")
 
     def _print(self, line: str, end: str | None = None) -> None:
-        # A notebook redraws the line behind a carriage return.
+        # A notebook redraws the line after a carriage return.
         before, after = ("\r", "") if self._in_notebook else ("", "\n")
         print(f"{before}{line}", file=sys.stderr, end=end or after, flush=True)
 
@@ -128,10 +128,10 @@ def progress(description: str, total: int | None, unit: str, done: int = 0) -> I
     """Show the progress of a block of work.
 
     Args:
-        description: what is being done, in plain words.
+        description: of the work, for people.
         total: units in all, or None when unknown.
         unit: what is counted, in the plural ("rows", "photos", "steps").
-        done: units finished by an earlier run; they count for the share but not for the rate.
+        done: units finished by an earlier run; they count for the fraction but not for the rate.
     """
     state = Progress(description, total, unit, done)
     try:
@@ -143,7 +143,7 @@ def progress(description: str, total: int | None, unit: str, done: int = 0) -> I
 
 @cache
 def _bars() -> Any:
-    """Return rich's display of all work under way; redrawn as work advances, since threads do not survive a fork."""
+    """Return rich's display of all current work; redrawn on updates, because threads do not survive a fork."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
@@ -171,7 +171,7 @@ def _in_notebook() -> bool:
 
 
 if _in_notebook():
-    # Libraries that bring tqdm warn that widgets are missing, with a path of this machine; nothing here draws them.
+    # tqdm warns with a path of this machine that widgets are missing; they are not used here.
     warnings.filterwarnings("ignore", "IProgress not found")
 
 

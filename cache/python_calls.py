@@ -1,4 +1,4 @@
-"""Calls from Python: arguments are checked by their annotations, and errors speak of arguments, not of options."""
+"""Calls from Python: arguments are checked by their annotations, and errors name arguments instead of options."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _KEYWORDS = {"from": "from_"}
 
 
 def checked(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
-    """Have a function raise :class:`UserError` for arguments that its signature or annotations exclude.
+    """Make a function raise :class:`UserError` for arguments that do not match its signature or annotations.
 
-    Values are not converted: "5" is no int, and True is none. Errors from inside name arguments in place of options.
+    Values are not converted: neither "5" nor True is an int. Errors of the function name arguments instead of options.
     """
 
     @functools.wraps(function)
@@ -42,7 +42,7 @@ def checked(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _
 
 @contextmanager
 def errors_in_python() -> Iterator[None]:
-    """Have errors name arguments and functions of the Python API in place of options and commands."""
+    """Make errors name arguments and functions of the Python API instead of options and commands."""
     try:
         yield
     except DptrError as error:
@@ -50,7 +50,7 @@ def errors_in_python() -> Iterator[None]:
 
 
 def in_python(text: str) -> str:
-    """Return a text with arguments and functions of the Python API in place of options and commands."""
+    """Return a text with arguments and functions of the Python API instead of options and commands."""
     text = _COMMAND.sub(lambda found: f"dptr.{found[1].replace('-', '_')}(…)", text)
     return _OPTION.sub(lambda found: _KEYWORDS.get(found[1], found[1].replace("-", "_")), text)
 
@@ -59,7 +59,7 @@ def in_python(text: str) -> str:
 def _validated(function: Callable[..., Any]) -> Callable[..., Any]:
     from pydantic import ConfigDict, Field, validate_call
 
-    # A copy without the annotation of what it returns, whose type may load heavy libraries.
+    # A copy without the return annotation, whose type may import heavy libraries.
     parts = (function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
     bare = types.FunctionType(*parts)
     bare.__dict__.update(function.__dict__)

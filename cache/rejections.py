@@ -1,4 +1,4 @@
-"""Rejected inputs: counted by their reason in memory, or written to a Parquet file that ``dptr sql`` shows."""
+"""Rejected inputs: counted by reason in memory, or written to a Parquet file for ``dptr sql``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_LISTED = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """One input: the file or data set it is in, which one of it (empty: the file itself), its label, and the reason."""
+    """One input: its file or data set, its key (empty: the file itself), its label, and the reason."""
 
     source: str
     key: str
@@ -35,7 +35,7 @@ class Rejection:
 
 @dataclass
 class Tally:
-    """Inputs counted by the part of their reason before a colon.
+    """Inputs counted by the part of the reason before a colon.
 
     Attributes:
         counts: how many, by reason. listed: each of the first 100,000, and at least three of each reason.
@@ -88,7 +88,7 @@ _ITEM_CHARACTERS = 200
 
 
 def example(path: Path) -> str:
-    """Return source and reason of a file's first rejected input; nothing where there is none."""
+    """Return source and reason of a file's first rejected input; None if there is none."""
     with pq.ParquetFile(path) as rejected:
         first = next(rejected.iter_batches(1, columns=["source", "reason"]), None)
     return "" if first is None else ": {source}, {reason}".format(**first.to_pylist()[0])
@@ -97,9 +97,8 @@ def example(path: Path) -> str:
 class Quarantine:
     """Collects rejections and writes them to ``path`` when closed; memory does not grow with their number.
 
-    What an earlier run rejected stays, but for the sources that this run reads (:meth:`reads`): they are judged anew.
-    Whether the file is still what that run wrote is told by its checksum, in a store by the manifest, too
-    (``Manifest.rewriting``).
+    Rejections of an earlier run stay, except those of sources that this run reads again (:meth:`reads`). The file's
+    checksum, and in a store the manifest, show whether the file is unchanged (``Manifest.rewriting``).
     """
 
     def __init__(self, path: Path) -> None:
@@ -118,11 +117,11 @@ class Quarantine:
         return self.counts.total()
 
     def reads(self, source: str) -> None:
-        """Say that ``source`` is read by this run, which replaces what an earlier one rejected of it."""
+        """Declare that this run reads ``source``, which drops an earlier run's rejections of it."""
         self._sources.add(source)
 
     def reject(self, source: str, line: int | None, item: str, reason: str) -> None:
-        """Record one rejected input. The part of ``reason`` before a colon is what rejections are counted by."""
+        """Record one rejected input. Rejections are counted by the part of ``reason`` before a colon."""
         self._sources.add(source)
         kind = _kind(reason)
         self.counts[kind] += 1
@@ -173,5 +172,5 @@ class Quarantine:
         self._keep_earlier()
         self._writer.close()
         checksummed.checksum(self._written)
-        # What was rejected is worth keeping even when the work was cut short.
+        # Kept even if the work was interrupted.
         self._context.__exit__(None, None, None)

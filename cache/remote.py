@@ -1,7 +1,7 @@
-"""Stores and labelled crops on object storage (``s3://``, ``gs://``, ``hf://``): fetched once, then read as any other.
+"""Stores and labelled crops on object storage (``s3://``, ``gs://``, ``hf://``): fetched once, then read locally.
 
-They are fetched into dptr's cache folder and stay there until the user removes them. Files of a store are compared with
-its manifest when all are there.
+They are fetched into dptr's cache folder and stay there until the user removes them. A complete store is compared with
+its manifest.
 """
 
 from __future__ import annotations
@@ -27,18 +27,17 @@ if TYPE_CHECKING:
 #: The environment variable with the folder of the cache.
 FOLDER = "DPTR_CACHE"
 _SCHEMES = ("s3:", "gs:", "hf:")
-#: Stands beside a folder whose files are all there and whole; holds the path that the address stands for.
+#: Marks a complete folder; holds the local path of the address.
 _FETCHED = ".fetched"
 _AT_ONCE = 8
 _PIECE = 1 << 22
 
 
 def at_hand(path: Path) -> Path:
-    """Return where a path's files are on this machine: the path itself, or where an address was fetched to.
+    """Return the local path: the path itself, or the folder into which an address was fetched.
 
     Raises:
-        UserError: an address cannot be read. DamagedStore: a file of a store there is not what its manifest lists; the
-            object is named.
+        UserError: an address cannot be read. DamagedStore: an object of a store differs from its manifest.
     """
     if not path.parts or path.parts[0] not in _SCHEMES:
         return path
@@ -65,7 +64,7 @@ def at_hand(path: Path) -> Path:
 
 
 def _fetch(address: str, shown: str, place: Path) -> str:
-    """Fetch what an interrupted command left out; return the file's name in ``place``, empty for a folder."""
+    """Fetch what is missing in ``place``; return the file's name there, empty for a folder."""
     from pyarrow import fs
 
     files, top = _file_system(address)
@@ -105,7 +104,7 @@ def _fetch_one(files: fs.FileSystem, one: fs.FileInfo, file: Path, stopped: Even
 
 
 def _require_whole(shown: str, place: Path) -> None:
-    """Compare a store with its manifest; what is damaged is not kept.
+    """Compare a store with its manifest; remove damaged files.
 
     Raises:
         DamagedStore: an object is missing or damaged.
@@ -119,7 +118,7 @@ def _require_whole(shown: str, place: Path) -> None:
 
 
 def _file_system(address: str) -> tuple[fs.FileSystem, str]:
-    """Return what reads an address, and the path in it."""
+    """Return the file system of an address, and the path in it."""
     from pyarrow import fs
 
     if not address.startswith("hf:"):
@@ -140,7 +139,7 @@ def cache_folder() -> Path:
 
 
 def home_folder() -> Path | None:
-    """Return the user's home; None where there is none: a container may run as a user that it does not list."""
+    """Return the user's home; None if there is none, as for a container's user without an entry."""
     try:
         return Path.home()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Some of all rows as a bit each: which are trained on costs 12 MB where there are a hundred million."""
+"""A set of rows as one bit each: 12 MB for a hundred million rows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-#: Rows whose bits are counted together; to find one is to count within its block.
+#: Rows of a block, whose bits are counted together.
 BLOCK = 256
 
 
-#: Where the first, second, … set bit of a byte stands, counted from its highest: shape (256, 8).
+#: Position of the first, second, … set bit of a byte, counted from its highest: shape (256, 8).
 _PLACES = np.argsort(-np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.int8), kind="stable")
 
 
@@ -19,8 +19,8 @@ class RowSet:
     """A set of row numbers, indexed by position: ``rows[3]`` is the fourth of them, counted from the lowest.
 
     Args:
-        masks: whether each row belongs, from row 0 on, in pieces of shape (rows,); all but the last hold a multiple of
-            :data:`BLOCK` rows.
+        masks: whether each row is in the set, from row 0 on, in chunks of shape (rows,); all but the last have a
+            multiple of :data:`BLOCK` rows.
     """
 
     def __init__(self, masks: Iterable[NDArray[np.bool_]]) -> None:
@@ -53,7 +53,7 @@ class RowSet:
         return rows
 
     def holds(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return whether each of ``rows`` belongs, of the same shape."""
+        """Return whether each of ``rows`` is in the set, of the same shape."""
         found: NDArray[np.bool_] = (self._bits.reshape(-1)[rows >> 3] >> (7 - (rows & 7)).astype(np.uint8) & 1) == 1
         return found
 
@@ -68,5 +68,5 @@ class EveryRow:
         return self._count
 
     def __getitem__(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the row numbers at ``positions``, which are these."""
+        """Return ``positions``."""
         return positions

@@ -1,6 +1,6 @@
-"""Labelled crops of any of the field's forms, read and written.
+"""Labelled crops in the field's file formats: reading and writing.
 
-form is the interface of a form; label_files, lmdb_form, parquet_form and tar_form are the forms, reader beside writer.
-sources finds which form a path has; samples reads and judges labels into a table, dataset adds the pictures and parts
-training from validation; augmentation distorts crops, writer writes and packs them.
+form is the interface of a form; label_files, lmdb_form, parquet_form and tar_form implement it, with reader and writer.
+sources detects the form of a path; samples reads and checks labels into a table; dataset adds the pictures and splits
+training and validation; augmentation distorts crops; writer writes and packs them.
 """

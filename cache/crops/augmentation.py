@@ -31,7 +31,7 @@ def augment(
 
     Args:
         image: RGB.
-        rng: the only source of chance.
+        rng: the only source of randomness.
         strength: 0 leaves the image as it is; sizes of distortions are proportional to it.
         distortions: a key of :data:`DISTORTIONS`.
     """
@@ -51,7 +51,7 @@ def rotate(image: Image.Image, rng: np.random.Generator, strength: float) -> Ima
 
 
 def shear_across(image: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
-    """Slant as italics do."""
+    """Slant like italics."""
     return _affine(image, np.array([[1, 0.45 * strength * rng.uniform(-1, 1)], [0, 1]]))
 
 
@@ -62,7 +62,7 @@ def shear_down(image: Image.Image, rng: np.random.Generator, strength: float) ->
 
 
 def shift(image: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
-    """Move the text: a little across, where letters would be lost, more up or down."""
+    """Shift the text: slightly across, where letters would be lost, more up or down."""
     x, y = strength * rng.uniform(-1, 1, 2) * (0.05 * image.width, 0.15 * image.height)
     return _affine(image, np.eye(2), (x, y))
 
@@ -103,7 +103,7 @@ def invert(image: Image.Image, rng: np.random.Generator, strength: float) -> Ima
 
 
 def posterize(image: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
-    """Leave few tones to each channel."""
+    """Reduce each channel to few tones."""
     return ImageOps.posterize(image, 8 - int(rng.integers(1, 2 + round(3 * min(1.0, strength)))))
 
 
@@ -115,7 +115,7 @@ def blur(image: Image.Image, rng: np.random.Generator, strength: float) -> Image
 def poisson_noise(image: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
     """Add the grain of few photons: variance in proportion to brightness."""
     pixels = np.asarray(image, np.float32)
-    # At these counts a Poisson variable is a normal one with its variance, and much quicker to draw.
+    # At these counts a normal variable with the same variance approximates a Poisson one, and is faster to draw.
     grain = rng.standard_normal(pixels.shape, np.float32) * np.sqrt(pixels * (4 * strength * rng.uniform(0, 1)))
     return Image.fromarray(np.clip(pixels + grain, 0, 255).astype(np.uint8))
 
@@ -202,7 +202,7 @@ def _sign(rng: np.random.Generator) -> int:
 
 
 def _mapped(image: Image.Image, coefficients: tuple[float, ...]) -> Image.Image:
-    """Map output to input about the upper left corner; what comes from outside is grey."""
+    """Map output to input about the upper left corner; pixels from outside are grey."""
     return image.transform(image.size, Image.Transform.AFFINE, coefficients, Image.Resampling.BILINEAR, fillcolor=_GREY)
 
 
@@ -211,7 +211,7 @@ def _factor(rng: np.random.Generator, strength: float) -> float:
 
 
 def _affine(image: Image.Image, matrix: np.ndarray, offset: tuple[float, float] = (0.0, 0.0)) -> Image.Image:
-    """Map about the centre, output to input; what comes from outside is filled with the image's mean colour."""
+    """Map output to input about the centre; pixels from outside get the image's mean colour."""
     centre = np.array([image.width / 2, image.height / 2])
     x, y = centre - matrix @ centre + offset
     (a, b), (c, d) = matrix.tolist()

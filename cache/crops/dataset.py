@@ -1,7 +1,7 @@
-"""Labelled word images for training and evaluation: which there are, which are rejected and why, and their pixels.
+"""Labelled word images for training and evaluation: samples, rejected samples with reasons, and pixels.
 
-Labels are normalised and checked once, when the data is listed. Images are read on demand, in whichever process needs
-them. ``split`` and ``without_overlap`` keep training and validation crops apart.
+Labels are normalised and checked once, when the data is listed. Images are read on demand, in the process that needs
+them. ``split`` and ``without_overlap`` keep training and validation crops disjoint.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ UNREADABLE = (OSError, KeyError, ValueError, UnusablePicture)
 
 
 class UnreadableImage(DptrError):
-    """A word image that cannot be decoded; the caller counts it and goes on."""
+    """A word image that cannot be decoded; the caller counts it and continues."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class WordImages:
     """A map from position to labelled word image; picklable, also to spawned workers.
 
     Attributes:
-        samples: what can be used, in the order of the data.
+        samples: usable samples, in the order of the data.
         rejected: labels that cannot be used. changed: labels that are used, but altered.
         sources: the data sets by name.
     """
@@ -67,7 +67,7 @@ class WordImages:
 
     @classmethod
     def open_as_written(cls, paths: Sequence[Path]) -> WordImages:
-        """List the labelled images at ``paths`` with their labels as stored, whatever they hold: for evaluation."""
+        """List the labelled images at ``paths`` with their labels unchanged: for evaluation."""
         images = cls._listed(paths, None)
         if not images.samples:
             raise NotLabelled(f"no label in {', '.join(map(str, paths))}", "Name data with labels and images")
@@ -90,7 +90,7 @@ class WordImages:
         return len(self.samples)
 
     def identity(self) -> dict[str, Any]:
-        """What a run saves about its images, so that it notices when they change."""
+        """Identity of the images, by which a run detects that they have changed."""
         return {"rows": len(self), "sha256": self.samples.digest()}
 
     def image(self, index: int) -> Image.Image:
@@ -133,7 +133,7 @@ class WordImages:
         raise UserError(f"none of {len(self)} validation crops can be read: {problem}", "Copy or write them again")
 
     def only(self, indices: Rows | Sequence[int]) -> Self:
-        """Return the samples at ``indices``; what was rejected stays with the whole."""
+        """Return the samples at ``indices``; rejected samples stay with the complete data set."""
         return replace(self, samples=self.samples.only(indices), rejected=Tally(), changed=Tally())
 
 
@@ -159,7 +159,7 @@ Images = TypeVar("Images", bound=WordImages)
 
 
 def split(images: Images, share: float, seed: int) -> tuple[Images, Images]:
-    """Choose about ``share`` of the images for validation, each by its own key and label: more data moves none.
+    """Choose about ``share`` of the images for validation by a hash of key and label: adding data moves none.
 
     Returns:
         The images to train on and those for validation, each in the order of the data.
@@ -179,10 +179,10 @@ def split(images: Images, share: float, seed: int) -> tuple[Images, Images]:
 
 
 def without_overlap(training: Images, validation: WordImages) -> Images:
-    """Return the training images that are no picture of the validation set: the bytes of pictures are compared.
+    """Return the training images without those of the validation set, compared by their bytes.
 
     Raises:
-        UserError: none would be left, or the validation set has no readable image.
+        UserError: no training image is left, or the validation set has no readable image.
     """
     validation.require_readable()
     total = len(validation) + len(training)
@@ -211,5 +211,5 @@ def _chosen(samples: Samples, share: float, seed: int) -> NDArray[np.bool_]:
     """Return whether each sample is for validation, shape (samples,)."""
     positions = np.fromiter((validation_position(name, seed) for name in samples.names()), np.float64, len(samples))
     chosen = positions < share
-    # Of few images none may fall below the share: the nearest to it is better than nothing.
+    # With few images, none may be below the share: then choose the nearest.
     return chosen if chosen.any() or share <= 0 or not len(samples) else positions <= positions.min()

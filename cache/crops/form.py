@@ -1,4 +1,4 @@
-"""What every form of labelled word images offers: samples with their labels, and an image on demand."""
+"""Interface of a form of labelled word images: samples with labels, and images on demand."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dptr.cache.errors import UserError
 
 
 class NotLabelled(UserError):
-    """What lies there is something else than labelled word images; damaged ones are a plain :class:`UserError`."""
+    """The path holds no labelled word images; damaged ones raise a plain :class:`UserError`."""
 
 
 class Rejected(NamedTuple):
-    """In place of a label: why a sample cannot be used; rejected samples are counted by the reason."""
+    """Replaces the label of an unusable sample; rejected samples are counted by reason."""
 
     reason: str
 
@@ -23,7 +23,7 @@ class Rejected(NamedTuple):
 MISSING = Rejected("label or image is missing")
 
 
-#: Path, size in bytes, time of the last change (ns) and inode: what tells a file from one that replaced it.
+#: Path, size in bytes, modification time (ns) and inode: they change when a file is replaced.
 FileState = tuple[str, int, int, int]
 
 
@@ -42,7 +42,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """Where it is, for people: the path of the file that its labels are in, or of its folder."""
+        """Path of the file with the labels, or of its folder, for messages."""
 
     def labels(self) -> Iterator[tuple[str, str | Rejected]]:
         """Yield key and raw label of each sample in order.
@@ -60,7 +60,7 @@ class Source(Protocol):
 
 
 class Form(NamedTuple):
-    """A form of labelled word images: how it is called, the names of its files, and how one is opened."""
+    """A form of labelled word images: its description, file-name patterns, and function that opens a source."""
 
     description: str
     patterns: tuple[str, ...]

@@ -18,7 +18,7 @@ from dptr.cache.file_names import LABELS_FILE
 from dptr.cache.pictures import read_encoded
 from dptr.cache.stores.files import atomic_path
 
-#: Names of label files in a folder, the most telling first; several PaddleOCR files in one folder are all read.
+#: Names of label files in a folder, the most specific first; several PaddleOCR files in one folder are all read.
 PATTERNS = (LABELS_FILE, "gt.txt", "labels.jsonl", "rec_gt_*.txt", "rec_gt.txt", "label.txt", "labels.txt")
 _FORMS = 'Known lines: IMAGE, a tab and LABEL; ICDAR\'s IMAGE, "LABEL"; in .jsonl {"image": …, "label": …}'
 #: PPOCRLabel's list of the pages that are done: a page's path, a tab and 1.
@@ -31,7 +31,7 @@ _SHOWN = 60
 _ICDAR = re.compile(r'\s*([^,]+?)\s*,\s*(?:"(.*)"|(.*?))\s*')
 
 
-#: Stands for the boxes of a page, as PPOCRLabel and PaddleOCR's detection write them.
+#: Marks boxes on a page, as in files of PPOCRLabel and PaddleOCR's detection.
 _BOXES = re.compile(r'\s*\[\s*(\{.*"transcription"|\]\s*$)')
 OUTSIDE = Rejected("image lies outside the folder of the label file")
 _PAGE = Rejected("label is a list of boxes on a page")
@@ -52,10 +52,10 @@ class LabelFile:
 
     @classmethod
     def open(cls, path: Path) -> LabelFile:
-        """Find the folder that the file's image names start from: its own, or the one above as in PaddleOCR's data.
+        """Find the folder that image names are relative to: the file's own, or its parent as in PaddleOCR's data.
 
         Raises:
-            NotLabelled: no image that it names is there, or what it labels is pages.
+            NotLabelled: none of its images exists, or it labels whole pages.
         """
         if path.name == _PAGES_DONE:
             raise NotLabelled(f"{path} is PPOCRLabel's list of finished pages", _EXPORT)
@@ -65,7 +65,7 @@ class LabelFile:
         for folder in (path.parent, path.parent.parent):
             if any(_is_file(folder / name) for name, _ in rows if _inside(folder, name)):
                 return cls(path, folder)
-        problem = "names no image that is there"
+        problem = "names no existing image"
         for name, label in rows[:1]:
             problem += f", for one {name!r}" if isinstance(label, str) else f": {name}: {label.reason}"
         raise NotLabelled(f"{path} {problem}", f"{_FORMS}; paths start in the file's folder or the one above")
@@ -99,7 +99,7 @@ def candidates(folder: Path) -> list[list[Path]]:
 
 
 def _inside(folder: Path, name: str) -> bool:
-    """Return whether ``name`` stays in ``folder``: a label file that came with data may not point at other files."""
+    """Return whether ``name`` is within ``folder``: label files of others must not reach outside."""
     return Path(os.path.abspath(folder / name)).is_relative_to(os.path.abspath(folder))
 
 

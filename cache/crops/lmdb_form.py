@@ -1,7 +1,7 @@
 """LMDB with the field's keys: ``num-samples``, ``image-%09d`` and ``label-%09d``, counted from 1; read and written.
 
-Sources hold no open environment, so that they can be pickled to a worker. Environments are kept by the process: none
-may be opened twice in it, none may cross a fork.
+Sources hold no open environment, so that they can be pickled. Open environments are global to the process, because a
+process may not open one twice nor use its parent's after a fork.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from dptr.cache.stores.files import flush, temporary_beside
 
 #: The file that makes a folder an LMDB.
 DATA_FILE = "data.mdb"
-#: The file beside it that programs which write lock each other out with.
+#: LMDB's lock file.
 LOCK_FILE = "lock.mdb"
 
 _COUNT = b"num-samples"
@@ -73,7 +73,7 @@ FORM = Form("LMDB (num-samples, image-%09d, label-%09d)", ("*.lmdb", "*.mdb"), L
 
 
 def stored_labels(path: Path, with_image: bool = False) -> Iterator[tuple[int, bytes | None]]:
-    """Yield number and label of each sample that is there, counted from 0 or 1; `num-samples` may be too small.
+    """Yield number and label of each existing sample, counted from 0 or 1; `num-samples` may be too small.
 
     None where the label, or ``with_image`` its image, is missing, also of samples that only ``num-samples`` counts.
     :class:`UserError` where the environment is damaged, or ``num-samples`` cannot be true."""
@@ -131,7 +131,7 @@ def read_value(path: Path, key: bytes) -> bytes:
 
 
 class LmdbWriter:
-    """Writes labelled images into an open environment; :meth:`finish` makes it whole."""
+    """Writes labelled images into an open environment; :meth:`finish` completes it."""
 
     def __init__(self, environment: lmdb.Environment) -> None:
         self._environment = environment
@@ -184,7 +184,7 @@ def write(out: Path) -> Iterator[LmdbWriter]:
 def _sample_count(path: Path, value: bytes | None, entries: int) -> int:
     if value is None:
         return 0
-    # A number that was never true would be counted up to for hours; each sample has at least its label.
+    # An absurd number would cost hours of counting; each sample has at least a label.
     if len(value) > 20 or not value.strip().isdigit() or int(value) > entries:
         counted = value[:20].decode("utf-8", "backslashreplace")
         raise _damaged(path, f"num-samples promises {counted} samples, but it has {entries} entries")
@@ -213,7 +213,7 @@ def _open(path: Path, state: FileState) -> Any:
     except lmdb.Error as error:
         raise _damaged(path, str(error)) from error
     needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
-    if state[1] < needed:  # reading a page behind the file's end would kill the process, not raise
+    if state[1] < needed:  # reading beyond the file's end would kill the process with SIGBUS
         environment.close()
         raise _damaged(path, f"it has {state[1]} bytes of {needed}")
     return environment
@@ -225,7 +225,7 @@ def _close_inherited() -> None:
     _environments.clear()
 
 
-# A forked worker may not use its parent's environments, nor open them again before it has closed its copies.
+# A forked worker must close its parent's environments before it opens them again.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_close_inherited)
 

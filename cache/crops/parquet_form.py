@@ -20,13 +20,13 @@ from dptr.cache.crops.form import MISSING, FileState, Form, NotLabelled, Rejecte
 from dptr.cache.errors import UserError
 from dptr.cache.stores.files import atomic_path
 
-#: Columns that may hold encoded images, the most telling first.
+#: Columns that may hold encoded images, the most specific first.
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "img", "bytes", "image_bytes")
 _LABEL_COLUMNS = ("label", "text", "txt")
 _ADVICE = "Give a Parquet file with the columns image (bytes) and label"
 _FILES_KEPT = 64
 _ROW_GROUPS_KEPT = 8
-# A row group is the least that a reader can decode: small ones make reading in random order bearable.
+# A reader decodes whole row groups: small ones make random access affordable.
 _ROWS_A_GROUP = 64
 
 #: The columns of a Parquet file of word images: an encoded image and its label.
@@ -75,7 +75,7 @@ class ParquetSource:
         try:
             value = _images(state, group)[row - int(first_rows[group])].as_py()
         except (ValueError, IndexError, pa.ArrowException) as error:
-            # IndexError: the file says of a row group that it has more rows than there are.
+            # IndexError: a row group states more rows than it has.
             raise OSError(str(error)) from error
         value = value.get("bytes") if isinstance(value, dict) else value
         if not isinstance(value, bytes):
@@ -165,7 +165,7 @@ class ParquetWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write the rows that wait."""
+        """Write the pending rows."""
         if self._rows:
             self._file.write_table(pa.Table.from_pylist(self._rows, SCHEMA))
             self._rows.clear()

@@ -1,8 +1,8 @@
-"""Labelled crops as an Arrow table, and how the table of a data set is made, kept and opened again.
+"""Labelled crops as an Arrow table, which is made once for a data set and cached.
 
-A crop is some bytes of the table, and an object only while it is used. The table of many crops is kept in dptr's cache
-folder, and made again when the data, the charset or the normalisation has changed; opening it costs the same whatever
-the number of crops. Rejected and altered labels are counted by their reason.
+A crop is an object only while it is used. The table of a large data set is cached in dptr's cache folder and made again
+when the data, the charset or the normalisation changes; the time to open it does not depend on the number of crops.
+Rejected and altered labels are counted by their reason.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dptr.cache.stores.files import atomic_path, xxh3_of
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 
-#: Text is binary: names of files and labels may hold single surrogates, which are no UTF-8.
+#: Text is binary: file names and labels may hold single surrogates, which UTF-8 cannot encode.
 SCHEMA = pa.schema(
     [
         ("source", pa.int32()),  # number of the source
@@ -75,7 +75,7 @@ class CropTable:
 
     Attributes:
         table: of :data:`SCHEMA`. sources: their names, by number.
-        file: where the table is mapped from, and goes to other processes by; None for one in memory.
+        file: the mapped file, by which the table is pickled; None for a table in memory.
     """
 
     table: pa.Table
@@ -130,9 +130,9 @@ def _mapped(file: Path, sources: list[str]) -> CropTable:
 
 
 class Samples(Sequence[Sample]):
-    """The samples at ``rows`` (None: all) of data sets that follow each other; reads as a list of them would.
+    """The samples at ``rows`` (None: all) of concatenated data sets; a sequence.
 
-    It goes to other processes as the paths of mapped files, and what ``rows`` takes.
+    It is pickled as the paths of mapped files and ``rows``.
     """
 
     def __init__(self, data_sets: Sequence[CropTable] = (), rows: Rows | None = None) -> None:
@@ -141,7 +141,7 @@ class Samples(Sequence[Sample]):
         self._columns = self._table.columns
         self._first = np.cumsum([0, *(one.table.num_rows for one in self.data_sets)])
         self._rows: Rows = EveryRow(self._table.num_rows) if rows is None else rows
-        # A sample is used for its picture, its label and its key in turn.
+        # A sample's picture, label and key are used in turn.
         self._last: tuple[int, Sample] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -182,7 +182,7 @@ class Samples(Sequence[Sample]):
         return Samples(self.data_sets, self._rows[positions_of(rows)])
 
     def joined_with(self, others: Sequence[Samples]) -> Samples:
-        """Return these samples and those of ``others`` behind them, each with its own data sets."""
+        """Return these samples followed by those of ``others``, each with its own data sets."""
         every = [self, *others]
         first = np.cumsum([0, *(int(samples._first[-1]) for samples in every)])
         rows = [at + positions_of(samples._rows) for at, samples in zip(first.tolist(), every, strict=False)]
@@ -229,9 +229,9 @@ def text_of(stored: bytes) -> str:
     return stored.decode("utf-8", "surrogatepass")
 
 
-#: Of kept lists: raise it when labels are read or judged otherwise, and all lists are made again.
+#: Version of cached lists: increase it when labels are read or checked differently.
 FORMAT_VERSION = 1
-#: Shorter lists are made in less time than it takes to say so.
+#: Shorter lists are not worth caching.
 _FEWEST_KEPT = 1 << 16
 _MADE_FROM, _COUNTED = b"made_from", b"counted"
 
@@ -244,13 +244,13 @@ class Rules:
     normalization: Normalization
 
     def label_of(self, raw: str) -> str | Rejected:
-        """Return the label that a recogniser is to predict where ``raw`` stands, or why it cannot be used."""
+        """Return the label that a recogniser is to predict for ``raw``, or why it is rejected."""
         label = self.charset.fold_case(self.normalization.apply(raw))
         reason = self.normalization.reject(label, self.charset)
         return label if reason is None else Rejected(reason)
 
     def usable(self, source: str, key: str, raw: str, rejected: Tally, changed: Tally) -> str | None:
-        """Return the label of ``raw``, counting what was changed, or None after counting why it cannot be used."""
+        """Return the label of ``raw``, counting changes, or None after counting the rejection."""
         label = self.label_of(raw)
         if isinstance(label, Rejected):
             rejected.add(source, key, raw, label.reason)
@@ -311,7 +311,7 @@ def _usable(
 
 
 def _made_from(sources: Sequence[Source], judged_by: str) -> str:
-    """Return a digest of what a list depends on; none where a source does not say which file its labels are in."""
+    """Return a digest of what a list depends on; None if a source does not name the file of its labels."""
     states = []
     for source in sources:
         name = Path(source.name)
@@ -324,7 +324,7 @@ def _made_from(sources: Sequence[Source], judged_by: str) -> str:
 
 
 def _kept(file: Path, made_from: str, names: list[str]) -> tuple[CropTable, Tally, Tally] | None:
-    """Return a list that was kept; None where there is none, or one of something else or damaged."""
+    """Return a cached list; None if it is missing, damaged or of other data."""
     table = map_table(file)
     if table is None or (table.schema.metadata or {}).get(_MADE_FROM) != made_from.encode():
         return None
@@ -333,7 +333,7 @@ def _kept(file: Path, made_from: str, names: list[str]) -> tuple[CropTable, Tall
 
 
 def _stored(tally: Tally, names: list[str]) -> list[Any]:
-    """Return a tally as JSON holds it; sources by number, as the next command may spell their path otherwise."""
+    """Return a tally for JSON; sources by number, because the next command may spell their path differently."""
     numbers = {name: number for number, name in enumerate(names)}
     return [tally.counts, [[numbers[one.source], one.key, one.label, one.reason] for one in tally.listed]]
 

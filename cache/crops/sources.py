@@ -1,4 +1,4 @@
-"""Labelled word images of several forms behind one interface; which form a path has is found from the files."""
+"""Detection of the form of labelled word images at a path, from its files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def find_sources(path: Path) -> list[Source]:
     In a folder, files of other programs are rejected with a note.
 
     Raises:
-        NotLabelled: there is none; the message lists the accepted forms. UserError: it is damaged, or not there.
+        NotLabelled: there is none; the message lists the accepted forms. UserError: it is damaged or missing.
     """
     if not path.exists():
         raise UserError(f"there is no {path}", "Name a folder or file with labelled word images")

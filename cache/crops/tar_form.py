@@ -1,6 +1,6 @@
-"""WebDataset tar: the members of one stem are one sample, its image ``.jpg`` or alike, its label ``.txt`` or ``.json``.
+"""WebDataset tar: members with one stem form a sample: an image and a label (``.txt`` or ``.json``).
 
-A key holds the image's place in the file, from which it is read directly, in any order.
+A key holds the image's offset in the file, for random access.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from dptr.cache.crops.form import MISSING, Form, Rejected
 from dptr.cache.errors import UserError
 from dptr.cache.pictures import IMAGE_SUFFIXES, LARGEST_FILE
 
-#: The most telling first: JSON may be the label, or only metadata beside it.
+#: The most specific first: JSON may be the label, or only metadata.
 _LABEL_SUFFIXES = ("txt", "label", "json")
 _LARGEST_LABEL = 1 << 20
 
 
 def members(path: Path) -> Iterator[tarfile.TarInfo]:
-    """Yield the members of an uncompressed tar file, up to its end or to where it is torn.
+    """Yield the members of an uncompressed tar file, up to its end or to the first damage.
 
     Raises:
-        tarfile.TarError: it is none, or damaged; :mod:`tarfile` alone takes damage between members for the end.
+        tarfile.TarError: no tar file, or damaged; :mod:`tarfile` would take damage between members for the end.
     """
     with tarfile.open(path, "r:") as archive:
         yield from archive
@@ -34,7 +34,7 @@ def members(path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def read_piece(path: Path, offset: int, size: int) -> bytes:
-    """Return ``size`` bytes from ``offset`` on, fewer where the file ends; more than a picture has are an error."""
+    """Return ``size`` bytes from ``offset`` on, fewer at the file's end; an error for more than a picture may have."""
     if size > LARGEST_FILE:
         raise OSError(f"{size} bytes are too many for a picture")
     with path.open("rb") as stream:

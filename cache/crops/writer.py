@@ -1,6 +1,6 @@
-"""Labelled word images as dptr writes them; each form's writer stands beside its reader.
+"""Writing labelled word images; each form's writer is in the file of its reader.
 
-Rendering and packing both end here. Whatever the form, it is whole or absent: the labels, or the name, come last.
+Rendering and packing use it. Output of every form is complete or absent: labels, or the name, are written last.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _FILES: dict[str, Callable[[Path], AbstractContextManager[WordImageWriter]]] = {
 
 @contextmanager
 def write_word_images(out: Path) -> Iterator[WordImageWriter]:
-    """Open ``out`` for labelled images; the form by its name: ``.lmdb``, ``.parquet``, anything else is a folder."""
+    """Open ``out`` for labelled images; its suffix chooses the form: ``.lmdb``, ``.parquet``, else a folder."""
     is_file = out.suffix in _FILES
     finished = out if is_file else out / LABELS_FILE
     with (locked_file if is_file else locked)(out):
@@ -50,7 +50,7 @@ def write_word_images(out: Path) -> Iterator[WordImageWriter]:
 
 @dataclass
 class PackSummary:
-    """What was packed: where, how many crops, and which were rejected."""
+    """Result of packing: output, number of crops, rejected crops."""
 
     out: Path
     rows: int = 0
@@ -60,9 +60,9 @@ class PackSummary:
 def pack_crops(folder: Path, out: Path) -> PackSummary:
     """Pack the labelled word images in ``folder``, of any form, into ``out``, which ends in ``.lmdb`` or ``.parquet``.
 
-    Bytes and labels are stored as they are; labels are normalised when they are used. Damaged images are rejected."""
+    Bytes and labels are stored unchanged; labels are normalised when they are used. Damaged images are rejected."""
     if out.suffix not in _FILES:
-        raise UserError(f"{out} is neither .lmdb nor .parquet", "Name the output so, for the form that you want")
+        raise UserError(f"{out} is neither .lmdb nor .parquet", "Give the output one of these suffixes")
     sources = find_sources(folder)
     summary = PackSummary(out)
     with write_word_images(out) as writer, progress("packing", None, "images") as bar:

@@ -1,1 +1,1 @@
-"""Queries over a workspace: views opens it in DuckDB, with macros; query runs one query and writes its result."""
+"""Queries over a workspace: views opens it in DuckDB with macros; query runs one query and writes its result."""

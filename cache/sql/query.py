@@ -1,7 +1,7 @@
-"""One query to DuckDB: its result in blocks, so that it need not fit into memory, printed or written to a file.
+"""One DuckDB query; its result is printed or written in blocks, so it need not fit into memory.
 
-A result is a table, CSV, JSON or a Parquet file. No query can name a file, and DuckDB writes none: this module writes
-what DuckDB returns. The interactive prompt is here, too.
+A result is a table, CSV, JSON or a Parquet file. Queries cannot name files, and DuckDB writes none: this module writes
+the result. It also has the interactive prompt.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> Answer:
     """Run one query.
 
     Raises:
-        UserError: DuckDB rejects it, or it is none, several, or a statement that changes something.
+        UserError: DuckDB rejects it, or it is empty, several statements, or a statement that writes.
     """
     cursor = _run(connection, query, connection.execute)
 
@@ -72,18 +72,18 @@ def ask(connection: duckdb.DuckDBPyConnection, query: str) -> Answer:
 
 
 def require_distinct(columns: Sequence[str]) -> None:
-    """Raise :class:`UserError` where two columns have one name: an object, or a Parquet file, has one of a kind."""
+    """Raise :class:`UserError` if two columns have one name, which JSON objects and Parquet files do not allow."""
     twice = [name for name in dict.fromkeys(columns) if columns.count(name) > 1]
     if twice:
-        raise UserError(f"two columns are called {twice[0]}", "Give each a name of its own: select a.id as first, …")
+        raise UserError(f"two columns are called {twice[0]}", "Give each a distinct name: select a.id as first, …")
 
 
 def prompt(connection: duckdb.DuckDBPyConnection) -> None:
-    """Run queries typed on standard input until it ends; a bad query does not end it."""
+    """Run queries from standard input until its end; an error does not stop it."""
     print(f"tables: {', '.join(tables(connection))}; end with Ctrl-D", file=sys.stderr)
     interactive = sys.stdin.isatty()
     if interactive:
-        with suppress(ImportError):  # Python on Windows has none
+        with suppress(ImportError):  # Python on Windows has no readline
             import readline  # noqa: F401  # lets input() edit and recall lines
     while True:
         try:
@@ -100,7 +100,7 @@ def prompt(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _run(connection: duckdb.DuckDBPyConnection, query: str, how: Callable[[str], _Result]) -> _Result:
-    # Outside UTF-8 locales Python hands over bytes that it could not decode as half surrogate pairs.
+    # Outside UTF-8 locales Python represents undecodable bytes as surrogates.
     query = query.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     with _explained(connection):
         _require_question(connection, query)
@@ -142,19 +142,19 @@ _FORMS: dict[str, AnswerForm] = {".csv": "csv", ".json": "json", ".parquet": "pa
 
 
 def form_of(path: Path) -> AnswerForm:
-    """Return the form that a file's ending stands for, or raise :class:`UserError`."""
+    """Return the format of a file's suffix, or raise :class:`UserError`."""
     if path.suffix.lower() not in _FORMS:
         raise UserError(f"{path} has no known suffix", f"Use one of {', '.join(_FORMS)}, or give --format")
     return _FORMS[path.suffix.lower()]
 
 
 def write_answer(connection: duckdb.DuckDBPyConnection, query: str, form: AnswerForm, out: Path) -> int:
-    """Write the answer to ``query`` into ``out``, atomically and block by block; return how many rows it has."""
+    """Write the result of ``query`` to ``out``, atomically and block by block; return its number of rows."""
     return _write_parquet(connection, query, out) if form == "parquet" else _write_text(connection, query, form, out)
 
 
 def text_pieces(answer: Answer, form: AnswerForm, fit: bool = True) -> Iterator[str]:
-    """Yield an answer as text; ``fit`` lets a table be as wide as the terminal."""
+    """Yield a result as text; ``fit`` limits a table to the terminal's width."""
     match form:
         case "table":
             return (line + "\n" for line in table_lines(answer.columns, answer.blocks, fit=fit))
@@ -168,7 +168,7 @@ def text_pieces(answer: Answer, form: AnswerForm, fit: bool = True) -> Iterator[
 
 
 def json_pieces(answer: Answer, figures: dict[str, Any]) -> Iterator[str]:
-    """Yield the pieces of one JSON object: ``figures``, the columns, all rows as ``result``, and how many they are."""
+    """Yield the parts of one JSON object: ``figures``, columns, all rows as ``result``, and their number."""
     started, rows = time.monotonic(), 0
     yield plain_json.dumps({**figures, "columns": answer.columns})[:-1] + ', "result": ['
     for block in answer.blocks:
@@ -183,7 +183,7 @@ def _csv(answer: Answer) -> Iterator[str]:
     header: list[tuple[Any, ...]] = [tuple(answer.columns)]
     for block in chain([header], answer.blocks):
         stream = io.StringIO()
-        # Lists and structures as JSON, which programs read back; what is missing as nothing.
+        # Lists and structures as JSON, which programs can parse; nulls as empty text.
         rows = ([plain_json.dumps(v) if isinstance(v, list | tuple | dict) else v for v in row] for row in block)
         csv.writer(stream, lineterminator="\n").writerows(rows)
         yield stream.getvalue()
@@ -215,7 +215,7 @@ def _write_text(connection: duckdb.DuckDBPyConnection, query: str, form: AnswerF
 
 
 def _write_parquet(connection: duckdb.DuckDBPyConnection, query: str, out: Path) -> int:
-    # A relation hands over batches as they are made; what was executed is first copied as a whole.
+    # A relation streams its batches; an executed result would first be copied as a whole.
     relation = _run(connection, query, connection.sql)
     require_distinct(relation.columns)
     with _explained(connection):

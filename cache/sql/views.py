@@ -1,8 +1,8 @@
 """DuckDB over a workspace: views of stores, rejected inputs, neighbours, runs, metrics and predictions, and macros.
 
-A statement that writes can hide in one that reads (``with x as (copy …) select``), and DuckDB's ``allowed_directories``
-permits reading and writing alike. So catalogues come in as Arrow datasets, which only read; the logs of runs are loaded
-first, and then DuckDB's access to files is closed for good.
+A statement that reads can contain one that writes (``with x as (copy …) select``), and DuckDB's
+``allowed_directories`` permits both. So catalogues are Arrow datasets, which only read; logs of runs are loaded first,
+and then DuckDB's access to files is disabled irrevocably.
 
 Macros: ``similarity(a, b)`` of two vectors, such as two rows' ``pooled``, and the tables ``nearest('street', 10)`` and
 ``nearest_crops('street', 10)``. ``subword_tokens`` has for each subword token how many prompts hold it, and the
@@ -46,11 +46,11 @@ _NOTHING = "Run `dptr embed-text FILE` first, or give --workspace"
 
 
 def connect(workspace: Workspace) -> duckdb.DuckDBPyConnection:
-    """Open an in-memory DuckDB with one view per table that exists; it can neither write nor read anything else.
+    """Open an in-memory DuckDB with one view per existing table; it cannot access any other file.
 
     Views: ``prompts``, ``crops``, ``image_features``, ``neighbours``, ``rejected_text``, ``rejected_photos``,
     ``rejected_crops``, ``rejected_words``, ``runs``, ``metrics``, ``predictions`` and ``subword_tokens``;
-    macros: see :mod:`dptr.cache.sql.views`. Damaged files are named and left out.
+    macros: see :mod:`dptr.cache.sql.views`. Damaged files are skipped with a note.
 
     Raises:
         UserError: the workspace holds nothing yet.
@@ -69,7 +69,7 @@ def connect(workspace: Workspace) -> duckdb.DuckDBPyConnection:
 
 
 def connect_to(name: str, rows: ds.Dataset) -> duckdb.DuckDBPyConnection:
-    """Open a DuckDB as :func:`connect` does, with one view alone and the macros that need no other."""
+    """Open a DuckDB as :func:`connect` does, with one view and the macros that need only it."""
     connection = duckdb.connect()
     _close(connection)
     connection.register(name, rows)
@@ -85,7 +85,7 @@ def tables(connection: duckdb.DuckDBPyConnection) -> list[str]:
 def write_views(workspace: Workspace, out: Path) -> list[str]:
     """Write a DuckDB file for other programs; return the names of its tables and views.
 
-    It has the macros, views over the workspace's Parquet files, and ``runs`` and ``metrics`` as they are now.
+    It has the macros, views over the workspace's Parquet files, and the current ``runs`` and ``metrics`` as tables.
 
     Raises:
         UserError: the file exists, or there is nothing to query.
@@ -109,9 +109,9 @@ def write_views(workspace: Workspace, out: Path) -> list[str]:
 
 
 def _close(connection: duckdb.DuckDBPyConnection) -> None:
-    """Shut DuckDB off from files, extensions, the network and Python's variables, so that no query can open it again.
+    """Disable DuckDB's access to files, extensions, the network and Python's variables irrevocably.
 
-    It may still spill what does not fit into memory, into a folder of its own that goes with the connection.
+    It may still spill to a temporary folder, which is removed with the connection.
     """
     spilled = os.path.join(tempfile.gettempdir(), f"dptr-sql-{os.getpid()}")
     connection.execute(f"set temp_directory = {_quoted(spilled)}")
@@ -123,7 +123,7 @@ def _close(connection: duckdb.DuckDBPyConnection) -> None:
 
 
 def _parquet_tables(workspace: Workspace) -> dict[str, list[Path]]:
-    """Return the Parquet files of each table there is; a damaged store is named and left out."""
+    """Return the Parquet files of each existing table; damaged stores are skipped with a note."""
     stores: tuple[tuple[Path, StoreKind, str, str], ...] = (
         (workspace.prompts, "prompts", "prompts", "rejected_text"),
         (workspace.orp, "orp", "crops", "rejected_photos"),
@@ -162,7 +162,7 @@ def _in_runs(workspace: Workspace, pattern: str) -> list[Path]:
 
 
 def _unless_damaged(path: Path, read: Callable[[Path], Any]) -> Any:
-    """Return what ``read`` does; where the file is damaged, say so and return :data:`_DAMAGED`."""
+    """Return the result of ``read``; if the file is damaged, note it and return :data:`_DAMAGED`."""
     try:
         return read(path)
     except OSError as error:
@@ -184,7 +184,7 @@ def _dataset(files: list[Path]) -> ds.Dataset:
 
 
 def _predictions(files: list[Path]) -> ds.Dataset:
-    """Return the files as one table with a column ``run``, which is the folder's name and stands in no file."""
+    """Return the files as one table with a column ``run``, the folder's name."""
     whole = _dataset(files)
     runs = {str(path.absolute()): _unicode(path.parent.parent.name) for path in files}
     fragments = [
@@ -207,14 +207,14 @@ def _parquet_query(name: str, files: list[Path]) -> str:
 
 
 def _load_logs(connection: duckdb.DuckDBPyConnection, workspace: Workspace) -> None:
-    """Make the tables ``runs`` and ``metrics``; what cannot be read is named and left out."""
+    """Make the tables ``runs`` and ``metrics``; unreadable files are skipped with a note."""
     folders = workspace.run_folders()
     _load_rows(connection, "runs", (row for folder in folders for row in _description(folder / RUN_FILE)))
     _load_rows(connection, "metrics", (row for folder in folders for row in _metrics(folder / METRICS_FILE)))
 
 
 def _load_rows(connection: duckdb.DuckDBPyConnection, name: str, rows: Iterator[dict[str, Any]]) -> None:
-    # DuckDB finds the types of JSON. It reads a file of ours: names of users' files may be patterns to it.
+    # DuckDB infers the types of JSON. It reads a temporary file, as it may take names of users' files for patterns.
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", errors="replace", suffix=".json") as stream:
         stream.writelines(plain_json.dumps(row) + "\n" for row in rows)
         stream.flush()
@@ -237,7 +237,7 @@ def _metrics(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         return
     unreadable = 0
-    # What stands behind the last line break is a line that a training is about to finish.
+    # The rest after the last line break is a line that a training is writing.
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
             value = json.loads(line) if line.strip() else None
@@ -252,7 +252,7 @@ def _metrics(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _unicode(name: str) -> str:
-    """Return a file's name as Unicode: it need not be."""
+    """Return a file's name as valid Unicode."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -305,7 +305,7 @@ from counted left join judged using (token_id)"""
 
 
 def add_macros(connection: duckdb.DuckDBPyConnection, views: Collection[str]) -> None:
-    """Make the macros whose ``views`` are there."""
+    """Make the macros whose ``views`` exist."""
     connection.execute(_similarity(connection))
     for needed, definition in _TABLES:
         if needed <= set(views):
@@ -315,18 +315,18 @@ def add_macros(connection: duckdb.DuckDBPyConnection, views: Collection[str]) ->
 def _similarity(connection: duckdb.DuckDBPyConnection) -> str:
     widths = "select distinct data_type from information_schema.columns where column_name = 'pooled'"
     types = [str(row[0]) for row in connection.execute(widths).fetchall()]
-    # Arrays of one known width are compared some ten times as fast as lists of any.
-    # Parquet files that DuckDB reads by itself, as in a file of views, give lists.
+    # Arrays of fixed width are compared about ten times as fast as lists.
+    # Parquet files that DuckDB reads itself, as in a file of views, give lists.
     if len(types) == 1 and re.fullmatch(r"FLOAT\[\d+\]", types[0]):
         return f"create macro similarity(a, b) as array_cosine_similarity(a::{types[0]}, b::{types[0]})"
     return "create macro similarity(a, b) as list_cosine_similarity(a::float[], b::float[])"
 
 
 def add_subword_tokens(connection: duckdb.DuckDBPyConnection) -> None:
-    """Add the view ``subword_tokens``, where there are prompts with the letters that each token stands for.
+    """Add the view ``subword_tokens`` if there are prompts with the number of letters of each token.
 
-    It has a row for each token and run that read validation words with it, case-insensitive: ``token``, ``token_id``,
-    ``rows`` (prompts that hold it), ``run``, ``words`` (validation words that hold it) and ``accuracy``; for a token
+    It has a row for each token and each run with predictions for validation words with it, case-insensitive:
+    ``token``, ``token_id``, ``rows`` (prompts that hold it), ``run``, ``words`` (validation words that hold it) and ``accuracy``; for a token
     without such a run one row, with ``run`` and ``accuracy`` null.
     """
     # Other programs' files may have other columns.
