@@ -1,7 +1,7 @@
 """The command line: the commands of all stages as one, and the exit codes.
 
-Each command lives beside its stage, in its ``commands``; errors become one line and an exit code here.
-``dptr --help`` is quick: commands import heavy libraries when they run.
+Commands are defined in their stage's ``commands``; this module turns errors into one line and an exit code.
+``dptr --help`` is fast because commands import heavy libraries when they run.
 """
 
 import os
@@ -44,7 +44,7 @@ from dptr.pipeline.init import commands as starting
 from dptr.trainer.commands import recognition, sharing, training
 
 _INTERRUPTED = 130
-#: Exit code when whoever reads the output ends before it does, as `| head -1`: that of the signal SIGPIPE.
+#: Exit code when the reader of a pipe ends first, as in `| head -1`: that of the signal SIGPIPE.
 _READER_ENDED = 141
 
 app = command_group("Read word images; fine-tune and pre-train scene-text recognisers.")
@@ -100,18 +100,18 @@ def demo(
     lines = [
         recognition.examples_table(run, data.test_crops),
         "",
-        f"word accuracy on {evaluated.words} rendered crops, none seen in training (their words were): "
+        f"word accuracy on {evaluated.words} rendered crops of words in training, the crops themselves unseen: "
         f"{evaluated.weighted['36']:.1%}",
-        f"validation words read from their text embeddings after pre-training: {decoder.metrics['accuracy']:.1%}",
-        "The bundled CLIP is small and the crops are rendered: this shows that every stage works, not how far it goes.",
+        f"accuracy on text embeddings of validation words after pre-training: {decoder.metrics['accuracy']:.1%}",
+        "The bundled CLIP is small and the crops are rendered: this shows that every stage works, not how well.",
         f"The bundled recogniser, trained for hours, on {page.words} words of a photographed page: "
         f"{page.weighted['36']:.1%}",
         "",
         f"prompt store  {store.folder}",
         f"ORP bank      {bank.folder}",
         f"recogniser    {run}",
-        f'Ask the store:  dptr sql --workspace {root} "select label, n_tokens from prompts limit 5"',
-        f"Read a crop:    dptr read {run} {data.test_crops}",
+        f'Query the store:  dptr sql --workspace {root} "select label, n_tokens from prompts limit 5"',
+        f"Read a crop:      dptr read {run} {data.test_crops}",
         f"{seconds:.0f} seconds in all",
     ]
     counts = {"rows": evaluated.words, "computed": evaluated.words, "quarantined": evaluated.quarantined}
@@ -119,10 +119,10 @@ def demo(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and leave with the exit code that the error class fixes."""
+    """Run the command line and exit with the error class's exit code."""
     # Before a command imports torch, which reads this once.
     start_no_more_threads_than_usable()
-    # Pillow warns of single pictures without naming them; what matters of it is the reason why one is rejected.
+    # Pillow warns about pictures without naming them; the reasons of rejected pictures are reported instead.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     open_missing_streams()
     code = run_command(arguments, ending=True)
@@ -131,13 +131,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         code = code or _READER_ENDED
-        # Python flushes once more when it ends, and would print that this failed.
+        # Python flushes again at exit, and would print that this failed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
 
 
 def run_command(arguments: Sequence[str] | None = None, ending: bool = False) -> int:
-    """Run one command and return its exit code; what went wrong is printed on stderr as one line."""
+    """Run one command and return its exit code; errors are printed on stderr as one line."""
     speak_utf8()
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     # An error may come before the option is parsed.
@@ -159,7 +159,7 @@ def run_command(arguments: Sequence[str] | None = None, ending: bool = False) ->
 
 
 def _reader_has_ended() -> bool:
-    """Return whether stdout or stderr is a pipe that nobody reads any more."""
+    """Return whether stdout or stderr is a pipe without a reader."""
     pipes = select.poll()
     for number in (1, 2):
         pipes.register(number, 0)
@@ -167,7 +167,7 @@ def _reader_has_ended() -> bool:
 
 
 def _raised_by_rich(error: SystemExit) -> bool:
-    """Return whether rich, which prints help texts, found that nobody reads them: it has closed stdout then."""
+    """Return whether rich, which prints help texts, found the pipe without a reader: it has closed stdout then."""
     return any(frame.f_code.co_name == "on_broken_pipe" for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
@@ -180,7 +180,7 @@ def _fail(error: BaseException, debug: bool) -> int:
 
 
 def _explained(error: BaseException) -> tuple[int, str]:
-    """Return the exit code of what went wrong, and the line that says so."""
+    """Return the exit code and the message of an exception."""
     match error:
         case DptrError():
             return error.exit_code, str(error)

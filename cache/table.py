@@ -1,4 +1,4 @@
-"""Tables as text: columns as wide as their cells, numbers to the right, and on a terminal no wider than it."""
+"""Tables as text: columns as wide as their cells, numbers right-aligned, at most as wide as the terminal."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def table(
 def table_lines(
     columns: Sequence[str], blocks: Iterable[Sequence[Sequence[Any]]], numbers: Collection[int] = (), fit: bool = True
 ) -> Iterator[str]:
-    """Yield a table as lines of text; the first block of rows settles how wide columns are.
+    """Yield a table as lines of text; the first block of rows determines the widths of columns.
 
-    On a terminal long cells are cut so that the table fits; elsewhere, in a file or a pipe, nothing is.
+    On a terminal long cells are truncated to fit; in a file or a pipe they are not.
 
     Args:
-        columns: their headings; none for a table without.
+        columns: headings; empty for a table without.
         blocks: rows, of values of any type, in blocks.
-        numbers: columns to align to the right whatever their cells' type; numbers are in any case.
-        fit: whether to fit a terminal; text that is kept is not.
+        numbers: columns to right-align in addition to those that hold numbers.
+        fit: whether to fit the terminal; False for text that is stored.
     """
     room = shutil.get_terminal_size().columns if fit and sys.stdout.isatty() else None
     waiting = iter(blocks)
@@ -53,7 +53,7 @@ def table_lines(
 
 
 def _numeric_columns(rows: Sequence[Sequence[Any]]) -> list[int]:
-    """Return the columns that hold numbers and nothing else, but for missing values."""
+    """Return the columns that hold only numbers and missing values."""
     found = []
     for index, column in enumerate(zip(*rows, strict=True)):
         present = [value for value in column if value is not None]
@@ -63,7 +63,7 @@ def _numeric_columns(rows: Sequence[Sequence[Any]]) -> list[int]:
 
 
 def _fitted(widths: Sequence[int], room: int, whole: Collection[int]) -> list[int]:
-    """Narrow the widest columns until a line fits, but none of ``whole``: half a number is another number."""
+    """Narrow the widest columns until a line fits, except those of ``whole``: a truncated number is wrong."""
     widest = max(widths, default=0)
     fitted = list(widths)
     while sum(fitted) + len(_BETWEEN) * (len(fitted) - 1) > room and widest > _NARROWEST:
@@ -82,12 +82,12 @@ def _line(cells: Sequence[str], widths: Sequence[int], to_the_right: Collection[
 
 
 def _cell(value: Any, room: int | None) -> str:
-    # Six digits are enough to read; a file or a pipe gets the number as it is.
+    # Six digits for people; a file or a pipe gets the exact number.
     return f"{value:.6g}" if isinstance(value, float) and room is not None else visible(str(value))
 
 
 def _width(text: str) -> int:
-    """Columns of a terminal that ``text`` takes: two for each wide character, none for a combining one."""
+    """Width of ``text`` on a terminal: two for each wide character, none for a combining one."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len

@@ -1,7 +1,7 @@
-"""Which data is for validation, by hashes of it and a seed, so that growth of the data moves nothing.
+"""Choice of validation data by hashes and a seed, so that adding data moves nothing.
 
-A word image's side is :func:`validation_position` of its key and label. A prompt's is :func:`positions_of` its label's
-hash, which is stored with the label: a hundred million of them are placed in less than a second.
+A word image has the :func:`validation_position` of its key and label, a prompt the :func:`positions_of` its label's
+hash, which is stored with the label: computed for a hundred million prompts in less than a second.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 
 def validation_position(name: str | bytes, seed: int) -> float:
-    """Return where ``name`` stands in [0, 1), by a hash of it and the seed; what is below a share is for validation.
+    """Return a position in [0, 1) by a hash of ``name`` and the seed; positions below the share are for validation.
 
-    It depends on nothing else, so that whatever joins or leaves the data, the side of ``name`` stays. A larger share
-    keeps all that a smaller one chose.
+    It depends on nothing else, so adding or removing data does not move ``name``. A larger share is a superset of a
+    smaller one.
     """
     encoded = name.encode("utf-8", "surrogatepass") if isinstance(name, str) else name
     digest = hashlib.blake2b(b"%d\t%s" % (seed, encoded), digest_size=6).digest()
@@ -33,9 +33,9 @@ def hashes_of(labels: pa.Array) -> NDArray[np.uint32]:
 
 
 def positions_of(hashes: NDArray[np.uint32], seed: int) -> NDArray[np.uint32]:
-    """Return where hashes stand among 2 ** 32 places, of the same shape; what is below a share is for validation.
+    """Return positions of hashes among 2 ** 32, of the same shape; positions below the share are for validation.
 
-    Each seed has a multiplier and an offset of its own, so that two labels fall to one side as often as chance has it.
+    Each seed has its own multiplier and offset, so that the choices of two labels are independent over seeds.
     """
     factor, offset = np.random.SeedSequence((seed, 7)).generate_state(2, np.uint32)
     positions: NDArray[np.uint32] = hashes * (factor | np.uint32(1)) + offset

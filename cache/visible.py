@@ -1,15 +1,15 @@
-"""Text for people: control characters escaped, so that a terminal runs none of them, and credentials left out."""
+"""Text for people: control characters escaped, so that a terminal does not execute them, and credentials removed."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 
-#: Control characters, halves of surrogate pairs, and what breaks lines.
+#: Control characters, surrogates and line breaks.
 _INVISIBLE = ("Cc", "Cs", "Zl", "Zp")
 
 
-#: Embeddings, overrides and isolates of text direction: they reorder what stands around them.
+#: Embeddings, overrides and isolates of text direction, which reorder the text around them.
 _REORDERING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*:/{1,2})[^\s@/:]+:[^\s@]*@", re.IGNORECASE)
 _SECRET_VALUES = re.compile(r"([?&][\w-]*(?:secret|token|signature|password|sig)[\w-]*=)[^&\s]+", re.IGNORECASE)

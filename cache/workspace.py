@@ -1,4 +1,4 @@
-"""Where stores and runs are, so that each command finds what the one before it made."""
+"""Locations of stores and runs, by which commands find each other's outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dptr.cache.remote import at_hand
 
 @dataclass(frozen=True)
 class Workspace:
-    """One folder with stores and ``runs/``; the ``other`` ones are stores in other folders."""
+    """One folder with stores and ``runs/``; ``other`` has stores in other folders."""
 
     root: Path
     other_prompts: Path | None = None
@@ -22,7 +22,7 @@ class Workspace:
         """Return the same workspace, with stores in other folders or on object storage; None keeps its own.
 
         Raises:
-            UserError: a folder that is named holds no store. DamagedStore: an object of a store is damaged.
+            UserError: a named folder holds no store. DamagedStore: an object of a store is damaged.
         """
         folders = [None if folder is None else at_hand(Path(folder)) for folder in (prompts, orp)]
         for folder in folders:
@@ -52,7 +52,7 @@ class Workspace:
 
     @property
     def models(self) -> Path:
-        """The folder that holds, per model file, what it read: a file has no folder of its own as runs have."""
+        """The folder of predictions of model files, which have no folder like runs."""
         return self.root / "models"
 
     @classmethod

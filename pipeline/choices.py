@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-#: What a label is: each word of a line, or the line.
+#: Whether labels are words or lines.
 Unit = Literal["word", "line"]
 
-#: What becomes of upper and lower case; the last makes three labels of each.
+#: Letter case of labels; the last makes three labels of each.
 Case = Literal["keep", "lower", "upper-lower-title"]
 
 #: Embeddings of the last layer norm, or those projected into the joint space.
@@ -19,8 +19,8 @@ Context = Literal["content", "full"]
 #: Arithmetic of CLIP.
 Precision = Literal["fp32", "bf16"]
 
-#: Where shards are made: on this machine, or by the workers of a Ray cluster.
+#: Executor: this machine, or a Ray cluster.
 Engine = Literal["local", "ray"]
 
-#: What an ORP bank cuts out of a photo: random rectangles, or its central square, as CLIP's own preparation does.
+#: Crops of a photo in an ORP bank: random rectangles, or the central square, as in CLIP's preprocessing.
 CropKind = Literal["random", "whole"]

@@ -1,4 +1,4 @@
-"""Commands of stage 1: text and photos to stores, words to labelled crops, and checks of what was written."""
+"""Commands of stage 1: text and photos to stores, words to labelled crops, checks of stores."""
 
 import hashlib
 from contextlib import AbstractContextManager, nullcontext
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 commands = command_group()
 
-#: More would only be nearly the same rectangles again, and a bank that never ends.
+#: More rectangles would be nearly equal.
 _MOST_CROPS_PER_IMAGE = _MOST_COPIES = 10_000
 
 
@@ -148,7 +148,7 @@ def embed_text(
 
 
 def _corpus_files(corpus: Paths, workspace: Path, unit: Unit) -> list[str]:
-    """Return the files of a corpus; a list of texts is of words, which are written to one in the workspace first."""
+    """Return the files of a corpus; a list of words is written to a file in the workspace first."""
     if isinstance(corpus, str | Path) or not any(isinstance(item, str) for item in corpus):
         return [str(path) for path in paths_of(corpus)]
     words = [str(item) for item in corpus]
@@ -401,7 +401,7 @@ def verify(
             try:
                 left += repair_store(store, files)
             except (DptrError, OSError) as error:
-                # The damage is what matters: it is listed below, with this as the reason why it is still there.
+                # The damage is listed below, with this as the reason why it remains.
                 left.append(f"{store} could not be repaired: {error}")
         before = len(damages)
         damages = [damage for path in chosen for damage in check.verify(path)]
@@ -416,7 +416,7 @@ def verify(
 def _engine(
     engine: EngineName, address: str | None, workers: int | None, device: str
 ) -> AbstractContextManager[Executor]:
-    """Return what carries out the work while a block runs: a cluster, or this process."""
+    """Yield the executor: a cluster, or this process."""
     if engine == "ray":
         from dptr.pipeline.executors.ray_cluster import joined
 

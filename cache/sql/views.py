@@ -326,8 +326,8 @@ def add_subword_tokens(connection: duckdb.DuckDBPyConnection) -> None:
     """Add the view ``subword_tokens`` if there are prompts with the number of letters of each token.
 
     It has a row for each token and each run with predictions for validation words with it, case-insensitive:
-    ``token``, ``token_id``, ``rows`` (prompts that hold it), ``run``, ``words`` (validation words that hold it) and ``accuracy``; for a token
-    without such a run one row, with ``run`` and ``accuracy`` null.
+    ``token``, ``token_id``, ``rows`` (prompts that hold it), ``run``, ``words`` (validation words that hold it) and
+    ``accuracy``; for a token without such a run one row, with ``run`` and ``accuracy`` null.
     """
     # Other programs' files may have other columns.
     if {"token_letters", "embeddings_of", "token_ids"} <= _columns(connection, "prompts"):

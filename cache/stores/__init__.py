@@ -1,7 +1,7 @@
-"""Stores: what stage 1 writes and training reads by memory map.
+"""Stores, which stage 1 writes and training reads by memory map.
 
-files (written whole or not at all), checksummed (text that holds its own hash) and lock (one writer at a time) come
-first; manifest is the commit point, with identity and a hash a file, and checks compares hashes at first use. shards
-are embeddings as Arrow IPC, on mapped_file; embeddings_store is what prompts (with prompt_rows), orp and image_features
-share; neighbours lie beside a prompt store. verify compares every hash.
+files writes atomically, checksummed has text with its own hash, lock allows one writer. manifest is the commit point,
+with identity and a hash a file; checks compares hashes at first use, verify compares all. shards has embeddings as
+Arrow IPC; embeddings_store is the base of prompts (with prompt_rows), orp and image_features; neighbours belong to a
+prompt store.
 """

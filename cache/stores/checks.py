@@ -1,9 +1,9 @@
-"""Stored files are compared with their hashes when first used: readers of Arrow and Parquet see no flipped bit.
+"""Stored files are compared with their hashes when first used: readers of Arrow and Parquet detect no flipped bit.
 
-What is read as a whole is checked before it is read. Embeddings, which are mapped and may be larger than memory, are
-checked in the background by one thread, in the process that was started as the command; a training saves nothing, and
-no command ends well, before all that was used is known to be whole. A file is checked once in a process, and again when
-its size, its time or its inode is another. ``--no-check``, or ``DPTR_NO_CHECK=1``, turns this off.
+Files that are read completely are checked first. Embeddings, which are mapped and may be larger than memory, are
+checked by a background thread of the command's main process; training saves nothing, and no command succeeds, before
+all used files are checked. A file is checked once per process, and again when its size, modification time or inode
+changes. ``--no-check``, or ``DPTR_NO_CHECK=1``, turns this off.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _OFF = "DPTR_NO_CHECK"
 
 @dataclass(frozen=True)
 class FileRecord:
-    """Size and hash of a committed file, by which damage to it is found, not forgery."""
+    """Size and hash of a committed file, to detect damage, not forgery."""
 
     bytes: int
     xxh3: str
@@ -38,7 +38,7 @@ class FileRecord:
         return cls(path.stat().st_size, xxh3_of(path))
 
     def problem(self, path: Path) -> str | None:
-        """Return what is wrong with the file at ``path``, None when it is as it was committed."""
+        """Return the problem of the file at ``path``, None if it is as it was committed."""
 
         def compare() -> str | None:
             size = path.stat().st_size
@@ -51,14 +51,14 @@ class FileRecord:
 
 _State = tuple[str, int, int, int]  # path, size, time of change, inode
 
-#: Files that were checked or are to be.
+#: Files that are checked or queued.
 _checked: set[_State] = set()
 _waiting: queue.Queue[tuple[Path, FileRecord, _State]] = queue.Queue()
 _damage: list[str] = []
 
 
 def turn_off(off: bool) -> None:
-    """Check nothing from now on, in this process and in those it starts; False: check again."""
+    """Disable checks in this process and in those it starts; False: enable them again."""
     os.environ[_OFF] = "1" if off else ""
 
 
@@ -66,7 +66,7 @@ def now(path: Path, record: FileRecord) -> Path:
     """Check a file that is about to be read as a whole; return its path.
 
     Raises:
-        DamagedStore: it is not what was committed.
+        DamagedStore: it differs from what was committed.
     """
     if _is_new(path):
         if problem := record.problem(path):
@@ -100,7 +100,7 @@ def _check_what_waits() -> None:
 
 
 def raise_found() -> None:
-    """Raise :class:`DamagedStore` when a check in the background has found damage; costs nothing."""
+    """Raise :class:`DamagedStore` if a background check has found damage; does not wait."""
     if _damage:
         found = "; ".join(_damage)
         _damage.clear()
@@ -119,10 +119,10 @@ def finish() -> None:
 
 @contextmanager
 def before_ending() -> Iterator[None]:
-    """Let a block end well only when what it used is whole; when it fails, say so where damage may be the reason.
+    """Raise after a block if a file that it used is damaged, also if the block failed for that reason.
 
     Raises:
-        DamagedStore: a file that the block used is damaged, whatever else went wrong.
+        DamagedStore: a file that the block used is damaged; takes precedence over other errors.
     """
     try:
         yield
@@ -133,7 +133,7 @@ def before_ending() -> Iterator[None]:
 
 
 def _is_new(path: Path) -> bool:
-    # Workers leave it to the process that started them: it has the same files to check.
+    # Workers do not check: the process that started them checks the same files.
     if os.environ.get(_OFF) or multiprocessing.parent_process() is not None:
         return False
     return not path.is_file() or _state_of(path) not in _checked

@@ -1,7 +1,7 @@
-"""Checksummed files: each holds the SHA-256 of its own bytes, its own digits taken as zeros.
+"""Checksummed files: each holds the SHA-256 of its own bytes, computed with zeros for its digits.
 
-What describes a store, a run or a model is checksummed. The checksum stands where the format has room: a last key in
-JSON, a comment in TOML, the header of safetensors, the metadata of ONNX and of Parquet files that belong to a run.
+Descriptions of stores, runs and models are checksummed: in the last key of JSON, a comment of TOML, the header of
+safetensors, the metadata of ONNX and of a run's Parquet files.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Any
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.stores.files import atomic_path
 
-#: Of manifests, runs and model files alike; no other one is read.
+#: Of manifests, runs and model files; other versions are rejected.
 FORMAT_VERSION = 2
 
 _MARK = b"dptr-sha256:"
 _DIGITS = 64
-#: Stands in a file for its checksum until :func:`checksum` puts the digits in.
+#: Placeholder in a file until :func:`checksum` replaces its digits.
 WITHOUT_CHECKSUM = _MARK.decode() + "0" * _DIGITS
 _CHECKSUM = "checksum"
 _VERSION_KEY = "dptr_format_version"
-#: What the header or the metadata of a model or a table holds.
+#: Content of the header or the metadata of a model or a table.
 METADATA = {_VERSION_KEY: str(FORMAT_VERSION), "dptr_checksum": WITHOUT_CHECKSUM}
 RESTORE = "Restore it from a copy, or make its store or run again"
 
 
 def checksum(path: Path) -> None:
-    """Put the digits into a finished file that holds :data:`WITHOUT_CHECKSUM`; only the last one counts."""
+    """Write the checksum into a finished file that holds :data:`WITHOUT_CHECKSUM`; only the last occurrence counts."""
     with path.open("r+b") as stream, mmap.mmap(stream.fileno(), 0) as data:
         place = _place(data)
         data[place : place + _DIGITS] = _digest(data, place)
@@ -49,22 +49,22 @@ def has_checksum(path: Path) -> bool | None:
 
 
 def require_checksum(path: Path, needed: bool = True) -> None:
-    """Raise :class:`DamagedStore` where a file's checksum is wrong, or missing though it is ``needed``."""
+    """Raise :class:`DamagedStore` if a file's checksum is wrong, or missing although ``needed``."""
     whole = has_checksum(path)
     if whole is False or (needed and whole is None):
         raise DamagedStore(f"{path} is damaged: its contents have changed", RESTORE)
 
 
 def require_whole(path: Path) -> None:
-    """Check the checksum of a model or a table; one without :data:`METADATA` has none and passes."""
-    # Two marks: one flip cannot make a file look as if it never had a checksum.
+    """Check the checksum of a model or a table; files without :data:`METADATA` have none and pass."""
+    # Two markers: one flipped bit cannot make a file look like one without a checksum.
     require_checksum(path, needed=_VERSION_KEY.encode() in _ends_of(path))
 
 
 def write_json(path: Path, value: dict[str, Any], lists: dict[str, list[Any]] | None = None) -> None:
     """Write an object as indented, checksummed JSON of this format version, atomically.
 
-    ``lists`` come last, a line for each entry: of long ones that takes a tenth of the time.
+    ``lists`` come last, one entry a line, which takes a tenth of the time for long ones.
     """
     text = json.dumps({"format_version": FORMAT_VERSION, **value}, indent=2, ensure_ascii=False).removesuffix("\n}")
     for name, entries in (lists or {}).items():
@@ -84,7 +84,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read an object that :func:`write_json` wrote, without its checksum.
 
     Raises:
-        DamagedStore: its bytes have changed. UserError: it is of another format version. OSError: it cannot be read.
+        DamagedStore: its bytes have changed. UserError: another format version. OSError: it cannot be read.
     """
     require_checksum(path)
     value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

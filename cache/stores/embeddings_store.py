@@ -1,4 +1,4 @@
-"""What prompt stores, ORP banks and image-feature stores have in common: a manifest, and shards of token embeddings."""
+"""Base of prompt stores, ORP banks and image-feature stores: a manifest, and shards of token embeddings."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Part = TypeVar("Part", int, str)
 
 
 class EmbeddingsStore:
-    """A committed store, opened read-only; it goes to other processes by its path.
+    """A committed store, opened read-only; it is pickled as its path.
 
-    Opening reads the manifest alone; everything else is read when it is first used, embeddings by memory map.
+    Opening reads only the manifest; other files are read on first use, embeddings by memory map.
 
     Attributes:
         KIND: which kind of store. MADE_BY: the command that writes such a store. VIEW: its name in ``dptr sql``.
@@ -45,7 +45,7 @@ class EmbeddingsStore:
         self._reader = EmbeddingsReader(folder, self.manifest.shards)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process reads again what is kept here for quick use.
+        # Caches are not pickled.
         return {name: self.__dict__[name] for name in ("folder", "manifest", "_reader")}
 
     def __len__(self) -> int:
@@ -66,16 +66,16 @@ class EmbeddingsStore:
     def pooled_of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the pooled vectors of chosen rows, shape (batch,), as float32 of shape (batch, pooled_dim).
 
-        ``torch.from_numpy`` takes them, and what other methods return, without a copy.
+        ``torch.from_numpy`` takes the arrays of all methods without a copy.
         """
         return self._reader.gather_pooled(self._batch(rows))
 
     def _rows(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return row numbers that a caller gave, checked."""
+        """Return a caller's row numbers after checking them."""
         return checked_rows(rows, self.manifest.rows)
 
     def _batch(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return what :meth:`_rows` does, which must be of shape (batch,)."""
+        """Return row numbers as :meth:`_rows` does; their shape must be (batch,)."""
         checked = self._rows(rows)
         if checked.ndim != 1:
             raise UserError(f"rows of shape {checked.shape}", "Give them in one dimension")
@@ -100,7 +100,7 @@ class EmbeddingsStore:
         return connect_to(self.VIEW, self._dataset())
 
     def _told(self, name: str, kind: type[Part]) -> Part:
-        """Return a part of the store's identity without which it cannot be used."""
+        """Return a required part of the store's identity."""
         part = self.manifest.identity.get(name)
         if not isinstance(part, kind):
             problem = f"has no {name}" if part is None else f"has a {name} of another type"
@@ -113,7 +113,7 @@ class EmbeddingsStore:
 
     @property
     def dim(self) -> int:
-        """Width of one token state."""
+        """Width of a token embedding."""
         return int(self._reader.file(0).tokens.shape[1])
 
     @cached_property
@@ -122,7 +122,7 @@ class EmbeddingsStore:
         return self._reader.mean_direction()
 
     def check_embeddings(self) -> None:
-        """Start comparing all embeddings with their hashes in the background: :mod:`dptr.cache.stores.checks`."""
+        """Start to compare all embeddings with their hashes in the background: :mod:`dptr.cache.stores.checks`."""
         self._reader.check_all()
 
     def release(self) -> None:

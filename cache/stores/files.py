@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: written under another name, flushed to disk, then renamed."""
+"""Atomic files: written under a temporary name, flushed to disk, then renamed."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from dptr.cache.file_names import (
     WEIGHTS_FILE,
 )
 
-#: What is wrong with a file whose hash is another.
+#: Problem of a file whose hash differs.
 CHANGED = "is damaged: its contents have changed"
-#: Ends the names of what is not finished yet.
+#: Suffix of unfinished files.
 TEMPORARY_SUFFIX = ".writing"
 _MODEL_SUFFIXES = (SAFETENSORS, ".onnx")
 
 
 def temporary_beside(path: Path) -> Path:
-    """Return a hidden name beside ``path`` that nothing has."""
+    """Return an unused hidden name beside ``path``."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}")
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what killed processes left half written; the caller must be the folder's only writer."""
+    """Remove unfinished files of killed processes; the caller must be the folder's only writer."""
     for left in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
@@ -62,7 +62,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def link_or_copy(source: Path, path: Path) -> None:
-    """Let ``path`` be the same file as ``source``, or a copy where the disk is another, or takes no links."""
+    """Hard-link ``path`` to ``source``, or copy it if the file system does not allow links."""
     with atomic_path(path) as temporary:
         try:
             os.link(source, temporary)
@@ -92,13 +92,13 @@ def sha256_of(path: Path) -> str:
 
 
 def xxh3_of(path: Path) -> str:
-    """Return the 128-bit XXH3 of a file's bytes, as hexadecimal: it finds damage as fast as memory is read."""
+    """Return the 128-bit XXH3 of a file's bytes, as hexadecimal: as fast as memory is read."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
 
 
 def problem_of(path: Path, check: Callable[[], object]) -> str | None:
-    """Return the text that a check of the file at ``path`` returns or raises, in words that follow the path."""
+    """Return the problem that a check of the file at ``path`` returns or raises, phrased to follow the path."""
     try:
         found = check()
         return found if isinstance(found, str) else None
@@ -111,20 +111,17 @@ def problem_of(path: Path, check: Callable[[], object]) -> str | None:
 
 
 def begun_anew(path: Path) -> str:
-    """Say what the loss of a file that records earlier runs means."""
-    return (
-        f"{path} is damaged or missing, and starts empty: what this run reads is judged again, "
-        "what only earlier runs read is no longer known"
-    )
+    """Describe the loss of a file that records earlier runs."""
+    return f"{path} is damaged or missing and starts empty: rejections of inputs that only earlier runs read are lost"
 
 
 def require_replaceable(path: Path, as_model: bool = False) -> None:
-    """Check that the output ``path`` is no folder of a store, a run or a model, and replaces no file in one.
+    """Check that the output ``path`` is neither a store, a run or a model nor a file in one.
 
     A run's ``report.html`` may be replaced.
 
     Args:
-        path: what is to be written; symlinks are followed. as_model: it is an exported model, and may replace another.
+        path: the output; symlinks are followed. as_model: it is an exported model and may replace another.
 
     Raises:
         UserError: it is.

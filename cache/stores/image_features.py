@@ -1,7 +1,7 @@
-"""The image-feature store: labelled crops, and augmented copies of them, as the tokens of a CLIP's image encoder.
+"""The image-feature store: CLIP image tokens of labelled crops and their augmented copies.
 
 A crop's copies are consecutive, equally many of each crop: copy ``v`` of crop ``c`` is row ``c * copies + v``.
-Copy 0 is the crop as it is.
+Copy 0 is undistorted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CATALOGUE_SCHEMA = pa.schema(
         ("label", pa.string()),
         ("view", pa.int16()),
         ("source", pa.string()),  # the data set
-        ("key", pa.string()),  # which crop of the data set
+        ("key", pa.string()),  # the crop's key in the data set
         ("image_sha256", pa.string()),
     ]
 )
@@ -49,12 +49,12 @@ class WordCropStore(EmbeddingsStore):
 
     @property
     def tokens_per_crop(self) -> int:
-        """Tokens of each view."""
+        """Tokens of each copy."""
         return self._told("tokens_per_crop", int)
 
     @cached_property
     def charset(self) -> Charset:
-        """The charset that every label was checked against."""
+        """The charset of all labels."""
         return Charset.from_text(self._told("charset", str))
 
     def crops(self) -> Iterator[tuple[str, str, str]]:
@@ -67,34 +67,34 @@ class WordCropStore(EmbeddingsStore):
 
     def _of_crops(self, *columns: str) -> Iterator[tuple[str, ...]]:
         for path in self.manifest.catalogues(self.folder):
-            # A shard holds all views of its crops.
+            # A shard holds all copies of its crops.
             whole = pq.read_table(path, columns=list(columns))
             chosen = whole.take(pa.array(np.arange(0, len(whole), self.copies)))
             yield from zip(*(column.to_pylist() for column in chosen.columns), strict=True)
 
     def tokens(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.floating]:
-        """Return what :meth:`stored_tokens` does, shape (batch, tokens, dim), to compute with: int8 as float32."""
+        """Return tokens as :meth:`stored_tokens` does, shape (batch, tokens, dim), with int8 converted to float32."""
         return self.stored_tokens(crops, views).floating()
 
     def stored_tokens(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> StoredTokens:
-        """Return crops in chosen views, each of shape (batch,), as tokens in the precision that is stored.
+        """Return the tokens of crops and copies, both of shape (batch,), in the stored precision.
 
         Returns:
             shape (batch, tokens, dim).
 
         Raises:
-            UserError: there is no such crop or view, or their numbers differ.
+            UserError: there is no such crop or copy, or the shapes differ.
         """
         rows = self._rows_of(crops, views)
         positions = np.broadcast_to(np.arange(self.tokens_per_crop), (len(rows), self.tokens_per_crop))
         return self._reader.gather_tokens(rows, positions)
 
     def pooled(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return the pooled vectors of crops in chosen views, each of shape (batch,): (batch, pooled_dim)."""
+        """Return the pooled vectors of crops and copies, both of shape (batch,): (batch, pooled_dim)."""
         return self.pooled_of(self._rows_of(crops, views))
 
     def _rows_of(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.int64]:
         crops, views = checked_rows(crops, len(self), "crop"), checked_rows(views, self.copies, "view")
         if crops.shape != views.shape:
-            raise UserError(f"{crops.shape} crops in {views.shape} views", "Give one view for each crop")
+            raise UserError(f"{crops.shape} crops in {views.shape} views", "Give one copy for each crop")
         return crops * self.copies + views

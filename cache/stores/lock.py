@@ -1,7 +1,7 @@
 """One writer at a time: a store, a run or an output is locked while a command writes it.
 
-The lock is the kernel's (``flock``), so it ends with the process that holds it, however that ended. A small file beside
-it says who holds the lock; where the lock is free and that file is still there, its owner was killed.
+The lock is the kernel's (``flock``), which releases it when the owner ends for any reason. A small file names the
+owner; if the lock is free and the file exists, its owner was killed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from dptr.cache.visible import without_credentials
 LOCK_FILE = ".lock"
 _OWNER_SUFFIX = ".owner"
 _COMMAND_CHARACTERS = 160
-#: Long enough for another process that has just finished to be out of the way.
+#: Long enough for a process that is about to end to release the lock.
 _SECONDS_TO_WAIT = 0.2
 
 
 def this_process() -> str:
-    """Describe this process: its number, its host, since when, and its command line."""
+    """Describe this process: id, host, start time and command line."""
     program = Path(sys.argv[0]).name
     words = ["dptr" if program == "__main__.py" else program, *sys.argv[1:]]
     command = without_credentials(shlex.join(words))[:_COMMAND_CHARACTERS]
@@ -41,10 +41,9 @@ def this_process() -> str:
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which is made where it is missing, while a block writes into it.
+    """Hold the lock of a folder, which is created if missing, while a block writes into it.
 
-    Whatever a killed writer left half written there is removed. Of several processes that work as one, the first holds
-    it for all.
+    Unfinished files of a killed writer are removed. Of several processes of one training, rank 0 holds the lock.
 
     Raises:
         UserError: another process holds it, or the folder cannot be written.
@@ -59,13 +58,13 @@ def locked(target: Path) -> Iterator[None]:
             yield
     finally:
         if made:
-            with suppress(OSError):  # it holds something now
+            with suppress(OSError):  # the folder is not empty any more
                 target.rmdir()
 
 
 @contextmanager
 def locked_file(target: Path) -> Iterator[None]:
-    """Hold the lock of one file while a block writes it; the lock lies beside it.
+    """Hold the lock of one file, in a file beside it, while a block writes it.
 
     Raises:
         UserError: another process holds it, or the folder cannot be written.
@@ -95,12 +94,12 @@ def _hold(path: Path, target: Path) -> Iterator[None]:
         yield
     finally:
         owner.unlink(missing_ok=True)
-        # Removed while it is still held: a process that has opened it meanwhile finds it gone, and makes a new one.
+        # Removed while the lock is held: a process that has opened it meanwhile detects this and makes a new one.
         with suppress(OSError):
             path.unlink(missing_ok=True)
         lock.release()
 
 
 def _told(owner: Path) -> str:
-    """Return what an owner's file says; nothing where there is none."""
+    """Return the content of an owner's file; empty if there is none."""
     return owner.read_text(encoding="utf-8", errors="replace") if owner.is_file() else ""

@@ -1,7 +1,7 @@
 """The manifest is the commit point of a store: a shard exists once the manifest lists it.
 
 It also holds the store's identity, so that embeddings of different encoders are never mixed, and the hash of every
-file, so that damage is found rather than trained on.
+file, so that damaged data is not used for training.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dptr.cache.stores.files import begun_anew
 
 _LONGEST_SHOWN = 40
 
-#: Files that can be derived again, or only record past runs: damage to them does not keep a store from being used.
+#: Files that can be derived again or only record past runs: a store is usable although they are damaged.
 DISPENSABLE = frozenset({INDEX_FILE, NEIGHBOURS_ARRAY, NEIGHBOURS_TABLE, QUARANTINE_FILE, ROWS_FILE})
 
 StoreKind = Literal["prompts", "orp", "image_features"]
@@ -63,12 +63,11 @@ class Manifest:
     """Identity, shards and store-wide files of one store.
 
     Attributes:
-        kind: which store this is.
-        identity: everything that makes two stores' embeddings comparable or not (encoder, weights, template, dtype,
-            ...).
+        kind: of the store.
+        identity: everything that embeddings depend on (encoder, weights, template, dtype, ...).
         shards: committed shards in order; a global row number counts through them.
         files: store-wide files (``prefix.arrow``, ``index.faiss``, ...) by name.
-        details: whatever describes the contents without being identity (counts, index parameters, measured recall).
+        details: description of the contents outside the identity (counts, index parameters, measured recall).
     """
 
     kind: StoreKind
@@ -83,18 +82,18 @@ class Manifest:
         return sum(shard.rows for shard in self.shards)
 
     def every_file(self) -> dict[str, FileRecord]:
-        """Return the records of all files that are listed, by name: store-wide ones first."""
+        """Return the records of all listed files by name, store-wide ones first."""
         return {**self.files, **{name: record for shard in self.shards for name, record in shard.files.items()}}
 
     def fingerprint(self) -> dict[str, Any]:
-        """Return a short description that changes whenever identity or contents do, whatever the encoder is called."""
+        """Return a short digest of identity and contents that does not depend on the encoder's name."""
         identity = {key: value for key, value in self.identity.items() if key != "encoder"}
         contents = [record.xxh3 for shard in self.shards for record in shard.files.values()]
         digest = hashlib.sha256(json.dumps([identity, contents], sort_keys=True).encode()).hexdigest()
         return {"rows": self.rows, "sha256": digest}
 
     def is_intact(self, folder: Path, name: str) -> bool:
-        """Return whether a store-wide file is listed and is, to the last bit, what was committed."""
+        """Return whether a store-wide file is listed and its hash is right."""
         path, record = folder / name, self.files.get(name)
         return record is not None and record.problem(path) is None
 
@@ -110,21 +109,21 @@ class Manifest:
         return [checks.now(folder / shard.catalogue, shard.files[shard.catalogue]) for shard in self.shards]
 
     def commit_files(self, folder: Path, *names: str) -> None:
-        """List finished store-wide files, those of them that exist, and save."""
+        """List the existing ones of these store-wide files, and save."""
         self.files |= {name: FileRecord.of(folder / name) for name in names if (folder / name).is_file()}
         self.save(folder)
 
     def withdraw_files(self, folder: Path, *names: str) -> None:
-        """List files no longer and save: before they are replaced, so that a kill meanwhile leaves no contradiction."""
+        """Remove files from the list and save, before they are replaced: so a kill leaves a consistent manifest."""
         if any(self.files.pop(name, None) for name in names):
             self.save(folder)
 
     @contextmanager
     def rewriting(self, folder: Path, *names: str) -> Iterator[None]:
-        """Let a run rewrite files that record earlier runs; they are listed again after it, even if it fails.
+        """Unlist files that record earlier runs while a block rewrites them; they are listed again even if it fails.
 
-        What is not what was committed is removed first and said so: it may well be readable, and wrong. Removed rather
-        than passed over, since a kill leaves files unlisted, and without a hash damage could not be found any more.
+        Damaged files are removed first, with a note: they may be readable and wrong, and while they are unlisted no
+        hash would show it.
         """
         for name in names:
             if name in self.files and not self.is_intact(folder, name):
@@ -135,7 +134,7 @@ class Manifest:
             yield
         except BaseException:
             if (folder / MANIFEST_FILE).is_file():
-                # What was committed, and no more: the rest of this manifest may be half changed.
+                # Only what was committed: the rest of this manifest may be in the middle of a change.
                 Manifest.load(folder, self.kind).commit_files(folder, *names)
             raise
         if self.shards or (folder / MANIFEST_FILE).is_file():
@@ -149,7 +148,7 @@ class Manifest:
     def save(self, folder: Path) -> None:
         """Write ``manifest.json`` atomically; what it lists is committed from then on.
 
-        Files and details stand in the order of names: those that a kill made a run list again leave no trace.
+        Files and details are sorted by name, so that the order does not depend on interruptions.
         """
         value = {
             "kind": self.kind,
@@ -166,7 +165,7 @@ class Manifest:
         """Read a store's manifest and compare the sizes of its files with it.
 
         Raises:
-            UserError: there is no such store, or it is of another kind or format.
+            UserError: there is no such store, or its kind or format differs.
             DamagedStore: the manifest cannot be read, or a file is missing or cut short.
         """
         if not (folder / MANIFEST_FILE).is_file():
@@ -182,7 +181,7 @@ class Manifest:
         """Read the manifest of a store of any kind, and no other file.
 
         Raises:
-            UserError: it is of another format. DamagedStore: it cannot be read.
+            UserError: another format. DamagedStore: it cannot be read.
         """
         path = folder / MANIFEST_FILE
         value = checksummed.read_json(path)
@@ -194,10 +193,10 @@ class Manifest:
 
     @classmethod
     def begin_or_go_on(cls, folder: Path, kind: StoreKind, identity: dict[str, Any]) -> Manifest:
-        """Return the manifest of the store in ``folder``, which must have been made in the same way, or a new one.
+        """Return the manifest of the store in ``folder``, whose identity must be equal, or a new one.
 
         Raises:
-            DamagedStore: there is a store of another identity; the message names what differs.
+            DamagedStore: a store of another identity exists; the message names the differences.
         """
         if not (folder / MANIFEST_FILE).is_file():
             return cls(kind, dict(identity))
@@ -210,7 +209,7 @@ class Manifest:
         differing = [
             f"{name}: {_shown(self.identity.get(name))} there, {_shown(value)} now"
             for name, value in identity.items()
-            # The same weights may go by several names (two paths, a hub id): their hashes are compared.
+            # The same weights may have several names (two paths, a hub id): their hashes are compared.
             if name != "encoder" and self.identity.get(name) != value
         ]
         if differing:
@@ -220,7 +219,7 @@ class Manifest:
             )
 
     def _check_files(self, folder: Path) -> None:
-        """Compare presence and size of every file that is needed: cheap, and catches what is cut short or missing."""
+        """Compare presence and size of every required file: a cheap check for missing and truncated files."""
         for name, record in self.every_file().items():
             path = folder / name
             if name in DISPENSABLE:
@@ -231,7 +230,7 @@ class Manifest:
                 raise DamagedStore(f"{path} {found}", _REPAIR)
 
 
-_REPAIR = "`dptr verify --repair` computes it again where the inputs are still there"
+_REPAIR = "`dptr verify --repair` computes it again from the original inputs"
 
 
 def _stored(files: dict[str, FileRecord]) -> dict[str, Any]:

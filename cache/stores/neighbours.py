@@ -1,8 +1,7 @@
 """Each prompt's nearest crops, found once, so that no search happens in a training loop.
 
-``neighbours.parquet`` is for questions, ``neighbours.npy`` for training: one row a prompt, its crops nearest first.
-Both are committed in the prompt store's manifest together with what they were made from, so that neighbours of an
-older bank, or of fewer prompts, are not taken for today's.
+``neighbours.parquet`` is for SQL, ``neighbours.npy`` for training: one row a prompt, its crops nearest first. Both are
+committed in the prompt store's manifest with the identity of their inputs, so that outdated neighbours are rejected.
 """
 
 from __future__ import annotations
@@ -45,8 +44,8 @@ class Neighbours:
         """Open the neighbours of a prompt store's rows in ``bank``.
 
         Raises:
-            UserError: none have been mined.
-            DamagedStore: they were mined from another bank or from fewer prompts, or the file is damaged.
+            UserError: there are none.
+            DamagedStore: they are of another bank or of fewer prompts, or the file is damaged.
         """
         manifest = Manifest.load(prompts, "prompts")
         if DETAIL not in manifest.details:
@@ -73,7 +72,7 @@ class Neighbours:
 
 
 def made_from(prompts: Manifest, bank: Manifest) -> dict[str, Any]:
-    """Return what identifies the two sides of a mining."""
+    """Return the identity of the inputs of mining."""
     index = bank.files.get(INDEX_FILE)
     return {
         "weights": bank.identity["weights"],

@@ -38,11 +38,11 @@ class OrpBank(EmbeddingsStore):
         return self._told("tokens_per_crop", int)
 
     def tokens(self, crops: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.floating]:
-        """Return what :meth:`stored_tokens` does, shape (batch, count, dim), to compute with: int8 as float32."""
+        """Return tokens as :meth:`stored_tokens` does, shape (batch, count, dim), with int8 converted to float32."""
         return self.stored_tokens(crops, positions).floating()
 
     def stored_tokens(self, crops: NDArray[np.int64], positions: NDArray[np.int64]) -> StoredTokens:
-        """Return chosen tokens of chosen crops, in the precision that is stored.
+        """Return chosen tokens of chosen crops, in the stored precision.
 
         Args:
             crops: crop row numbers, shape (batch,).

@@ -1,8 +1,8 @@
-"""What training asks of every row of a prompt store, in one mapped file: labels, their lengths, counts and hashes.
+"""Labels of a prompt store's rows with their lengths, counts and hashes, in one mapped file for training.
 
-The catalogues hold the same, in as many files as there are shards, to be read and unpacked as a whole. This file is
-derived from them when a store is finished, and again where it is missing or of fewer rows; to open it costs the same
-whatever the number of rows, but for its hash.
+The catalogues hold the same in one compressed file a shard. This file is derived from them when a store is finished,
+and again if it is missing or has fewer rows. Except for the hash check, the time to open it does not depend on the
+number of rows.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from dptr.cache.validation import hashes_of
 
 #: Rows of a block of the file, as a power of two: a row's block is found by a shift.
 _BLOCK_BITS = 20
-#: Each touches a page, and the kernel maps its neighbours with it, which count as this process's memory.
+#: Each row touches a page, and the kernel maps neighbouring pages, which count as this process's memory.
 _ROWS_BETWEEN_RELEASES = 1 << 13
-#: Columns of catalogues that are taken over where every catalogue has them, and those that others are made of.
+#: Columns copied from catalogues if all have them, and columns from which others are derived.
 _TAKEN_OVER = ("count", "token_letters", "template")
 _COLUMNS = ("label", "label_length", "source", *_TAKEN_OVER)
 
-#: Stands in the catalogue's column ``source`` where words of a corpus have their file.
+#: Value of the catalogue's column ``source`` for made-up words.
 MADE_UP = "(made up)"
 
 
 class PromptRows:
-    """The mapped file: all rows, in blocks; it goes to other processes by its path."""
+    """The mapped file: all rows, in blocks; pickled as its path."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,7 +57,7 @@ class PromptRows:
     def column(self, name: str) -> Iterator[NDArray[Any]]:
         """Yield a column of numbers block by block, from row 0 on, each of shape (rows,), without a copy.
 
-        Pages that were read are dropped behind it: a pass over all rows leaves nothing in memory.
+        Pages are released after use: a pass over all rows leaves nothing in memory.
         """
         for block in self._blocks:
             yield block.column(name).to_numpy(zero_copy_only=True)
@@ -85,11 +85,11 @@ class PromptRows:
         return [self._at("label", row).as_py() for row in rows.tolist()]
 
     def token_letters_of(self, rows: NDArray[np.int64]) -> list[NDArray[np.int16]]:
-        """Return for each of ``rows`` how many of its label's characters each of its tokens stands for."""
+        """Return for each of ``rows`` the number of label characters that each token covers."""
         return [self._at("token_letters", row).values.to_numpy() for row in rows.tolist()]
 
     def release(self) -> None:
-        """Drop mapped pages from the process; they are read again when touched."""
+        """Release mapped pages; they are read again when touched."""
         self._map.release()
         self._read_since_release = 0
 
@@ -103,10 +103,10 @@ class PromptRows:
 
 
 def open_rows(folder: Path, manifest: Manifest) -> PromptRows:
-    """Open a store's rows; where the file is missing, or of fewer rows, it is written and listed in the manifest.
+    """Open a store's rows; a file that is missing or has fewer rows is written and listed in the manifest.
 
     Raises:
-        UserError: it has to be written, and another process writes the store, or it cannot be written.
+        UserError: it is missing, and another process writes the store, or it cannot be written.
         DamagedStore: it is not what was committed.
     """
     rows = _fitting(folder, manifest)
@@ -121,7 +121,7 @@ def open_rows(folder: Path, manifest: Manifest) -> PromptRows:
 
 
 def write_rows(folder: Path, manifest: Manifest) -> None:
-    """Write the file of a store's rows and commit it, unless it is there; the caller holds the store's lock."""
+    """Write the file of a store's rows and commit it if it is missing; the caller holds the store's lock."""
     if _fitting(folder, manifest) is None:
         manifest.withdraw_files(folder, ROWS_FILE)
         with atomic_path(folder / ROWS_FILE) as path:
@@ -133,7 +133,7 @@ def write_rows_file(path: Path, folder: Path, manifest: Manifest) -> None:
     """Write the rows of the store in ``folder`` to ``path``; the same catalogues give the same bytes.
 
     Raises:
-        DamagedStore: a catalogue is not what was committed.
+        DamagedStore: a catalogue is damaged.
     """
     catalogues = manifest.catalogues(folder)
     named = [set(pq.read_schema(catalogue).names) for catalogue in catalogues]

@@ -1,4 +1,4 @@
-"""The prompt store: labels, prompts and their text embeddings, for questions and for training."""
+"""The prompt store: labels, prompts and their text embeddings, for SQL and training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CATALOGUE_SCHEMA = pa.schema(
         ("label_length", pa.int16()),
         ("n_tokens", pa.int16()),
         ("token_ids", pa.list_(pa.int32())),
-        ("token_letters", pa.list_(pa.int16())),  # how many of the label's characters each token stands for
+        ("token_letters", pa.list_(pa.int16())),  # number of label characters that each token covers
         ("embeddings_of", pa.int64()),  # the first row with the same embeddings; case variants of one label share them
         ("count", pa.int64()),
         ("source", pa.string()),
@@ -48,7 +48,7 @@ class PromptStore(EmbeddingsStore):
 
     @cached_property
     def charset(self) -> Charset:
-        """The charset that every label was checked against."""
+        """The charset of all labels."""
         return Charset.from_text(self._told("charset", str))
 
     @property
@@ -84,12 +84,12 @@ class PromptStore(EmbeddingsStore):
         return lengths
 
     def __getstate__(self) -> dict[str, Any]:
-        # Where the rows are, and that they fit, was found out here.
+        # The rows were located and checked above.
         return super().__getstate__() | ({"rows": self.rows} if "rows" in self.__dict__ else {})
 
     @cached_property
     def rows(self) -> PromptRows:
-        """What training asks of every row: labels, lengths, counts and hashes, mapped."""
+        """Labels, lengths, counts and hashes of all rows, mapped."""
         return open_rows(self.folder, self.manifest)
 
     @cached_property
@@ -104,7 +104,7 @@ class PromptStore(EmbeddingsStore):
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
-        """How often each label stood in the corpus, shape (rows,)."""
+        """Corpus count of each label, shape (rows,)."""
         return np.concatenate([*self.rows.column("count")])
 
     @cached_property
@@ -123,9 +123,9 @@ class PromptStore(EmbeddingsStore):
         return counts
 
     def token_letters(self, rows: NDArray[np.int64]) -> list[NDArray[np.int16]]:
-        """Return how many of its label's characters each own token (after the prefix) of ``rows`` stands for.
+        """Return the number of label characters that each own token (after the prefix) of ``rows`` covers.
 
-        Tokens of the template and the end stand for none.
+        0 for tokens of the template and the end.
         """
         rows = self._batch(rows)
         shared = self.prefix_lengths_of(rows).tolist()
@@ -140,7 +140,7 @@ class PromptStore(EmbeddingsStore):
         return self._reader.gather(self._batch(rows))
 
     def stored_embeddings(self, rows: NDArray[np.int64]) -> StoredEmbeddings:
-        """Return what :meth:`embeddings` does for ``rows``, shape (batch,), in the precision that is stored."""
+        """Return embeddings as :meth:`embeddings` does for ``rows``, shape (batch,), in the stored precision."""
         return self._reader.gather_stored(self._batch(rows))
 
     def pooled(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """Embeddings on disk: uncompressed Arrow IPC files, written once and read by memory map.
 
-A shard is a Parquet catalogue for questions and an IPC file for the hot path. The IPC file holds one record batch:
+A shard is a Parquet catalogue for SQL and an IPC file for training. The IPC file holds one record batch:
 ``embeddings`` is list<fixed_size_list<dim>>, a list per row; ``pooled`` repeats the row's pooled vector in half
 precision, so that a training step touches this one file only. Rows are read as NumPy views: Arrow's own ``take``
 copies columns.
@@ -27,11 +27,11 @@ from dptr.cache.stores import checks
 from dptr.cache.stores.files import TEMPORARY_SUFFIX, atomic_path
 from dptr.cache.stores.manifest import FileRecord, Shard
 
-#: A token touches a page at least, and the kernel maps its neighbours with it.
+#: Each token touches at least one page, and the kernel maps neighbouring pages.
 _TOKENS_BETWEEN_RELEASES = 1 << 14
 _ENOUGH_FOR_A_MEAN = 100_000
 _SHARD = "part-"
-#: Linux lets a process have 65,530 mappings, and each costs it some kilobytes.
+#: Linux limits a process to 65,530 mappings, and each costs some kilobytes.
 _MOST_MAPPED = 8192
 _STORED: dict[EmbeddingsDtype, type[np.generic]] = {"float16": np.float16, "float32": np.float32, "int8": np.int8}
 
@@ -41,7 +41,7 @@ class Embeddings:
     """Ragged token embeddings of some rows.
 
     Attributes:
-        tokens: all rows' tokens behind each other, shape (sum(lengths), dim), float32.
+        tokens: concatenated tokens of all rows, shape (sum(lengths), dim), float32.
         lengths: tokens of each row, shape (rows,), int64.
         pooled: pooled vector of each row, shape (rows, pooled_dim), float32.
     """
@@ -51,7 +51,7 @@ class Embeddings:
     pooled: NDArray[np.float32]
 
     def at(self, rows: NDArray[np.int64]) -> Embeddings:
-        """Return the embeddings of ``rows``, shape (any number,), which may name one more than once."""
+        """Return the embeddings of ``rows``, shape (any number,), which may repeat."""
         starts = np.cumsum(self.lengths) - self.lengths
         lengths = self.lengths[rows]
         within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -60,11 +60,11 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class StoredTokens:
-    """Token embeddings in the precision that is stored.
+    """Token embeddings in the stored precision.
 
     Attributes:
         values: shape (.., dim), float16, float32 or int8.
-        scale: what int8 values are multiplied by, shape (..), float32; None for the others.
+        scale: factor of int8 values, shape (..), float32; None for other dtypes.
     """
 
     values: NDArray[np.generic]
@@ -76,13 +76,13 @@ class StoredTokens:
         return values if self.scale is None else values * self.scale[..., None]
 
     def floating(self) -> NDArray[np.floating]:
-        """Return the embeddings to compute with, shape (.., dim): in the precision that is stored, int8 as float32."""
+        """Return the embeddings, shape (.., dim): in the stored precision, int8 as float32."""
         return self.widened() if self.scale is not None else cast("NDArray[np.floating]", self.values)
 
 
 @dataclass(frozen=True)
 class StoredEmbeddings:
-    """What :class:`Embeddings` are, as they are stored: tokens as :class:`StoredTokens`, pooled as float16."""
+    """:class:`Embeddings` in the stored precision: tokens as :class:`StoredTokens`, pooled as float16."""
 
     tokens: StoredTokens
     lengths: NDArray[np.int64]
@@ -90,10 +90,10 @@ class StoredEmbeddings:
 
 
 def checked_rows(rows: Any, count: int, what: str = "row") -> NDArray[np.int64]:
-    """Return what a caller gives as numbers of ``what``, of the same shape.
+    """Return a caller's indices of ``what`` as an array of the same shape.
 
     Raises:
-        UserError: they are no whole numbers from 0 to below ``count``.
+        UserError: not whole numbers from 0 to below ``count``.
     """
     numbers = np.asarray(rows)
     advice = f"Give whole numbers from 0 to {count - 1}"
@@ -110,7 +110,7 @@ def shard_name(number: int) -> str:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what lost workers left of shards; the folder may hold other unfinished files, of its writer."""
+    """Remove unfinished shards of lost workers, but not the writer's other unfinished files."""
     for left in folder.glob(f".{_SHARD}*{TEMPORARY_SUFFIX}"):
         left.unlink(missing_ok=True)
 
@@ -167,7 +167,7 @@ class MappedFile:
     Python's own ``mmap`` keeps a descriptor for as long as the map lives (until 3.13), Arrow's does not.
 
     Attributes:
-        buffer: the file's bytes, uint8; the map lives as long as anything refers to it.
+        buffer: the file's bytes, uint8; the map lives as long as a reference to it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -175,7 +175,7 @@ class MappedFile:
             self.buffer: pa.Buffer = file.read_buffer()
 
     def release(self) -> None:
-        """Let the kernel drop the pages from this process, where it has ``madvise``; they are read again if touched."""
+        """Release the pages if the system has ``madvise``; they are read again when touched."""
         advice = getattr(mmap, "MADV_DONTNEED", None)
         if advice is not None and self.buffer.size:
             address, size = ctypes.c_void_p(self.buffer.address), ctypes.c_size_t(self.buffer.size)
@@ -206,14 +206,14 @@ class EmbeddingsFile:
             self.scale: NDArray[np.float32] | None = (
                 batch.column("scale").values.to_numpy(zero_copy_only=True) if has_scale else None
             )
-            # The file's hash is compared in the background: these would lead out of the map before.
+            # The hash is compared in the background; wrong offsets would lead out of the map before.
             if self.offsets[0] < 0 or self.offsets[-1] > len(self.tokens) or (np.diff(self.offsets) < 0).any():
                 raise ValueError("its offsets lead out of it")
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
             raise DamagedStore(f"{path} cannot be read ({error})", "See `dptr verify`") from error
 
     def release(self) -> None:
-        """Let the kernel drop this file's pages from the process; they are read again when touched."""
+        """Release this file's pages; they are read again when touched."""
         self._map.release()
 
     def __reduce__(self) -> tuple[type[EmbeddingsFile], tuple[Path]]:
@@ -221,9 +221,9 @@ class EmbeddingsFile:
 
 
 class EmbeddingsReader:
-    """All shards' embeddings as one table of rows; files are mapped on first use, of very many only those used last.
+    """All shards' embeddings as one table of rows; files are mapped on first use, with a limit on open maps.
 
-    Mapped pages count as this process's memory: they are dropped now and then, so that it stays flat."""
+    Mapped pages count as this process's memory: they are released regularly, so that it stays constant."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
         self._folder = folder
@@ -233,7 +233,7 @@ class EmbeddingsReader:
         self._tokens_since_release = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process maps files itself, those that it reads.
+        # Maps are not pickled: another process maps the files that it reads.
         return {**self.__dict__, "_files": {}}
 
     def file(self, shard: int) -> EmbeddingsFile:
@@ -245,11 +245,11 @@ class EmbeddingsReader:
             file = EmbeddingsFile(self._folder / found.embeddings)
             while len(self._files) >= _MOST_MAPPED:
                 del self._files[next(iter(self._files))]
-        self._files[shard] = file  # the last of them now
+        self._files[shard] = file  # most recently used
         return file
 
     def check_all(self) -> None:
-        """Begin to compare every shard with its hash: for callers that hand it to workers, which check nothing."""
+        """Start to compare every shard with its hash, for callers that pass it to workers, which check nothing."""
         for shard in self._shards:
             checks.soon(self._folder / shard.embeddings, shard.files[shard.embeddings])
 
@@ -274,8 +274,8 @@ class EmbeddingsReader:
         return Embeddings(stored.tokens.widened(), stored.lengths, stored.pooled.astype(np.float32))
 
     def gather_stored(self, rows: NDArray[np.int64]) -> StoredEmbeddings:
-        """Copy the embeddings of ``rows``, shape (batch,), out of the maps, in the order given, as they are stored."""
-        # A row's tokens lie together: they count as one, its offset and its pooled vector as two more.
+        """Copy the embeddings of ``rows``, shape (batch,), in the order given, in the stored precision."""
+        # Pages: one for a row's tokens, which are contiguous, one for its offset, one for its pooled vector.
         self._release_now_and_then(3 * len(rows))
         lengths = self.lengths(rows)
         ends = np.cumsum(lengths)
@@ -306,7 +306,7 @@ class EmbeddingsReader:
         first = files[0] if files else self.file(0)
         stored = np.empty((*tokens.shape, first.tokens.shape[1]), first.tokens.dtype)
         for index, file in enumerate(files):
-            # Into a buffer NumPy copies at once only in a mode that never raises.
+            # NumPy copies into ``out`` without a temporary array only in a mode that never raises.
             np.take(file.tokens, positions[index], axis=0, out=stored[index], mode="clip")
         scales = [file.scale[chosen] for file, chosen in zip(files, positions, strict=True) if file.scale is not None]
         scale = np.stack(scales) if scales else None
@@ -323,7 +323,7 @@ class EmbeddingsReader:
         return pooled
 
     def mean_direction(self) -> NDArray[np.float32]:
-        """Return the mean of the pooled vectors, each scaled to length one, or of an even sample: (pooled_dim,)."""
+        """Return the mean of the pooled vectors, each of length one, or of an evenly spaced sample: (pooled_dim,)."""
         step = -(-int(self._first_row[-1]) // _ENOUGH_FOR_A_MEAN)
         sample = [self.file(shard).pooled[::step].astype(np.float32) for shard in range(len(self._shards))]
         vectors = np.concatenate(sample)
@@ -332,7 +332,7 @@ class EmbeddingsReader:
         return mean
 
     def release(self) -> None:
-        """Drop every mapped page from the process (see :meth:`EmbeddingsFile.release`)."""
+        """Release all mapped pages (see :meth:`EmbeddingsFile.release`)."""
         for file in self._files.values():
             file.release()
         self._tokens_since_release = 0

@@ -29,19 +29,18 @@ from dptr.cache.workspace import Workspace
 _MODEL_SUFFIXES = (".safetensors", ".onnx")
 _SHARDS = "part-"
 
-_REPAIR = "`dptr verify --repair` computes it again where the inputs are still there"
+_REPAIR = "`dptr verify --repair` computes it again from the original inputs"
 _MAKE_AGAIN = "Restore it from a copy, or run the command that wrote it again"
 _TRAIN_AGAIN = "Train again into another folder, or restore it from a copy"
-_TRAIN_ON = "The run's other checkpoint is used in its place where there is one; the same command trains on from it"
+_TRAIN_ON = "Rerun the command: training resumes from the run's other checkpoint, if there is one"
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One file that is not what was committed.
+    """One damaged file.
 
     Attributes:
-        folder: the store, the run, or the model's. file: the file's name in it. problem: what is wrong.
-        advice: what to do about it.
+        folder: of the store, the run or the model. file: its name there. problem, advice: for people.
     """
 
     folder: Path
@@ -51,37 +50,37 @@ class Damage:
 
     @property
     def path(self) -> Path:
-        """Where the file is, or ought to be."""
+        """Path of the file, which may be missing."""
         return self.folder / self.file
 
     @property
     def can_be_repaired(self) -> bool:
-        """Whether it is a store's shard, shared embeddings or rows, which are computed again."""
+        """Whether it is a store's shard, shared embeddings or rows, which can be computed again."""
         return self.advice == _REPAIR
 
 
 def all_in(workspace: Workspace) -> list[Path]:
-    """Return the stores and the runs of a workspace, and the folders of what its models read."""
+    """Return the stores and runs of a workspace, and the folders of its models' predictions."""
     stores = [store for store in (workspace.prompts, workspace.orp, workspace.image_features) if is_store(store)]
     runs = [folder for folder in sorted(workspace.runs.glob("*")) if is_run(folder)]
     return stores + runs + [folder.parent for folder in sorted(workspace.models.glob(f"*/{PREDICTIONS_FOLDER}"))]
 
 
 def is_store(folder: Path) -> bool:
-    """Return whether ``folder`` holds something of a store, be it without its manifest."""
+    """Return whether ``folder`` holds a store, possibly without its manifest."""
     return any((folder / name).is_file() for name in (MANIFEST_FILE, PREFIX_FILE, f"{_SHARDS}00000.arrow"))
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether ``folder`` holds something of a run, be it without its description."""
+    """Return whether ``folder`` holds a run, possibly without its description."""
     return (folder / RUN_FILE).is_file() or (folder / RECIPE_FILE).is_file() or (folder / CHECKPOINTS_FOLDER).is_dir()
 
 
 def verify(path: Path) -> list[Damage]:
-    """Check a store, a run, what a model read, or an exported model; an empty list: every file is as it was written.
+    """Check a store, a run, a model's predictions or an exported model; return its damaged files.
 
     Raises:
-        UserError: ``path`` is none of them, or of another format.
+        UserError: ``path`` is none of them, or has another format.
     """
     if path.is_file() and path.suffix in _MODEL_SUFFIXES:
         if checksummed.has_checksum(path) is None:
@@ -121,7 +120,7 @@ def _of_store(folder: Path) -> Iterator[Damage]:
 
 
 def _of_run(folder: Path) -> Iterator[Damage]:
-    """Check a run's description, checkpoints, tables and exported models; logs only ever grow and have no hash."""
+    """Check a run's description, checkpoints, tables and exported models; logs have no hash."""
     described = [folder / RUN_FILE, folder / RECIPE_FILE] if is_run(folder) else []
     for file in (*described, *folder.glob(LEXICON_FILE)):
         check = checksummed.read_json if file.suffix == ".json" else checksummed.require_checksum
@@ -149,6 +148,6 @@ def _compare(path: Path, sha256: str) -> str | None:
 
 
 def _damaged(folder: Path, name: str, check: Callable[[], object], advice: str = _MAKE_AGAIN) -> Iterator[Damage]:
-    """Yield the damage of one file that a check finds, which raises or returns what is wrong."""
+    """Yield the damage of one file, if the check raises or returns a problem."""
     if problem := problem_of(folder / name, check):
         yield Damage(folder, name, problem, advice)

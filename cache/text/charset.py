@@ -1,4 +1,4 @@
-"""Charsets: which units a decoder can emit, in which order, and what evaluation makes of the others."""
+"""Charsets: the units a decoder can emit, their order, and how evaluation maps other units."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ class Charset:
     Attributes:
         characters: a string of code points, or a tuple of grapheme clusters.
         units: the kind of unit.
-        order: in which a decoder emits the units of a label: as they are written, or as they are seen from left to
-            right. By default as they are seen, where there are letters that run from right to left; a run settles
-            which it is by what its decoder reads.
-        unicode: the Unicode normal form that labels are in; a store or run keeps that of its normalisation.
+        order: in which a decoder emits the units of a label: logical (as written), or visual (from left to right). By
+            default visual if the charset has right-to-left letters; a run chooses it by the kind of its decoder.
+        unicode: the Unicode normal form of labels, that of the store's or run's normalisation.
     """
 
     characters: str | tuple[str, ...]
@@ -65,18 +64,18 @@ class Charset:
 
     @classmethod
     def from_text(cls, text: str) -> Charset:
-        """Return the charset that a store, a run or a model file keeps; without an order it is the logical one."""
+        """Return the charset of a store, a run or a model file; without an order it is logical."""
         characters, units, order, form = parse(text)
         return cls(characters, units, order or "logical", form)
 
     @property
     def text(self) -> str:
-        """The charset as stores, runs and model files keep it, and as a file may hold it."""
+        """The charset as text, for stores, runs, model files and charset files."""
         return written(Described(self.characters, self.units, self.order, self.unicode))
 
     @cached_property
     def runs_right_to_left(self) -> bool:
-        """Whether it has letters that are written from right to left."""
+        """Whether it has right-to-left letters."""
         return any(map(reading_order.runs_right_to_left, self.characters))
 
     def emitted_in(self, order: ReadingOrder | None) -> Charset:
@@ -85,7 +84,7 @@ class Charset:
 
     @cached_property
     def as_seen(self) -> Charset:
-        """The same units, with labels emitted as they are seen from left to right."""
+        """The same units, with labels emitted in visual order."""
         return self.emitted_in("visual") if self.runs_right_to_left else self
 
     end = 0
@@ -102,7 +101,7 @@ class Charset:
 
     @property
     def classes(self) -> int:
-        """How many classes a decoder predicts: the end and every unit."""
+        """Number of classes of a decoder: the end and every unit."""
         return len(self.characters) + 1
 
     @cached_property
@@ -115,11 +114,11 @@ class Charset:
         return replace(self, characters=tuple(both) if self.units == "grapheme" else "".join(both))
 
     def same_units_as(self, other: Charset) -> bool:
-        """Return whether both have the same units with the same ids, in whatever order labels are emitted."""
+        """Return whether both have the same units with the same ids; the order of labels may differ."""
         return (self.characters, self.units) == (other.characters, other.units)
 
     def split(self, label: str) -> Sequence[str]:
-        """Return the units of ``label`` as it is written."""
+        """Return the units of ``label`` in logical order."""
         return split(label, self.units)
 
     def length(self, label: str) -> int:
@@ -153,7 +152,7 @@ class Charset:
         return self.decode_with_places(ids)[0]
 
     def decode_with_places(self, ids: NDArray[np.int64]) -> tuple[str, list[int]]:
-        """Return the text of a row of ids, shape (length,), up to the first end, and the place of each unit's id."""
+        """Return the text of a row of ids, shape (length,), up to the first end, and the index of each unit's id."""
         units: list[str] = []
         places: list[int] = []
         for place, index in enumerate(ids.tolist()):
@@ -174,20 +173,20 @@ class Charset:
 
     @cached_property
     def one_case(self) -> LetterCase | None:
-        """The case of the charset's letters; None when it has both cases, or no letter that has one."""
+        """The case of the charset's letters; None if it has both, or no cased letters."""
         lower, upper = any(c.islower() for c in self.characters), any(c.isupper() for c in self.characters)
         if lower == upper:
             return None
         return "lower" if lower else "upper"
 
     def fold_case(self, text: str) -> str:
-        """Return ``text`` in the charset's case where it has one case only, as the field does; else unchanged."""
+        """Return ``text`` in the charset's case if it has only one, as is usual in the field; else unchanged."""
         return fold_case(text, self.one_case)
 
     def project(self, text: str) -> str:
-        """Map ``text`` onto this charset as the field's evaluation does.
+        """Map ``text`` to this charset as the field's evaluation does.
 
-        A charset of one case folds case; then every unit outside the charset is removed.
+        A single-case charset folds case; then every unit outside the charset is removed.
         """
         return "".join(unit for unit in self.split(self.fold_case(text)) if unit in self._id_of)
 

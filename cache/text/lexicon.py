@@ -1,7 +1,7 @@
-"""Words and how often each occurs: read from a text file, kept small within a model's file.
+"""A lexicon: words with counts, read from a text file and stored in model files.
 
-Kept as text, a word and its count a line, so that the counts stay what anyone can look at, change and count again;
-what is made of them is made in a fraction of a second.
+It is stored as text, one word and its count a line, so that it can be read and edited; the n-gram model is built from
+it in a fraction of a second.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from numpy.typing import NDArray
 
 from dptr.cache.errors import DamagedStore, UserError
 
-#: What a character's log-probability among words counts beside the picture's. Chosen on training crops that the
-#: bundled recogniser's training left out.
+#: Weight of the language model's log-probability of a character. Chosen on training crops that were held out from the
+#: bundled recogniser's training.
 DEFAULT_WEIGHT = 0.6
-#: Words that are likely: a file of them, one a line, how often each occurs, or ``none``.
+#: A lexicon: a file with one word a line, counts by word, or ``none``.
 Words = Path | str | Mapping[str, float]
 _LEVEL = 19
-#: More than lists of words need, so that a foreign file cannot fill the memory.
+#: Larger than any word list, so that a foreign file cannot exhaust memory.
 _MOST_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
 class Lexicon:
-    """Words that a recogniser prefers where a picture leaves doubt.
+    """Words for beam search.
 
     Attributes:
-        counts: word -> how often it occurs. weight: of a character's log-probability among them, beside the picture's.
+        counts: word -> count. weight: of the language model's log-probability of a character.
     """
 
     counts: Mapping[str, float]
@@ -40,10 +40,10 @@ class Lexicon:
 
 
 def read_word_counts(path: Path) -> Counter[str]:
-    """Read a UTF-8 file of words, one a line; a word counts as often as it stands there, or as a number behind a tab.
+    """Read a UTF-8 file of one word a line, optionally with a tab and a count; repeated words add up.
 
     Raises:
-        UserError: it is not such a file, or there is no word in it.
+        UserError: not such a file, or it holds no word.
     """
     try:
         counts = _counted(path.read_text(encoding="utf-8-sig"), str(path))
@@ -57,11 +57,11 @@ def read_word_counts(path: Path) -> Counter[str]:
 
 
 def word_counts(words: Words) -> Mapping[str, float] | None:
-    """Return how often each word occurs; None for ``none``.
+    """Return the count of each word; None for ``none``.
 
     Raises:
-        UserError: the file is no list of words; a word that a program gives is empty or has a tab or a line break, or
-            its count is no number above zero.
+        UserError: the file is no word list; or a word is empty or has a tab or a line break, or a count is not
+            positive.
     """
     if not isinstance(words, Mapping):
         return None if str(words) == "none" else read_word_counts(Path(words))
@@ -77,7 +77,7 @@ def pack(counts: Mapping[str, float]) -> NDArray[np.uint8]:
     if len(text) > _MOST_BYTES:
         raise UserError(
             f"words of {len(text) / 1e6:,.0f} MB, and a model's file keeps {_MOST_BYTES / 1e6:,.0f}",
-            "Leave out those that seldom occur",
+            "Remove rare words",
         )
     return np.frombuffer(zstandard.compress(text, _LEVEL), np.uint8)
 
@@ -86,13 +86,13 @@ def unpack(packed: NDArray[np.uint8]) -> Counter[str]:
     """Return what :func:`pack` packed, or raise :class:`DamagedStore`."""
     try:
         compressed = packed.tobytes()
-        # The limit below counts for nothing where the file itself names a size.
+        # The limit below would not apply if the file stated a size.
         if zstandard.frame_content_size(compressed) > _MOST_BYTES:
             raise UserError("its lexicon is larger than the limit")
         text = zstandard.ZstdDecompressor().decompress(compressed, max_output_size=_MOST_BYTES).decode()
         return _counted(text, "the model's words")
     except (zstandard.ZstdError, UnicodeDecodeError, UserError) as error:
-        raise DamagedStore(f"the model's words cannot be read ({error})", "Export it again") from error
+        raise DamagedStore(f"the model's lexicon cannot be read ({error})", "Export it again") from error
 
 
 def _counted(text: str, source: str) -> Counter[str]:

@@ -1,16 +1,15 @@
-"""Charsets by name and as text: the field's three, those of the world's main scripts, and files; ``94+ru`` joins two.
+"""Charsets by name and as text: the field's three, those of languages, and files; ``94+ru`` joins two.
 
-Those of scripts lie in ``charsets/``; ``examples/charsets/make_charsets.py`` makes them from the data of Unicode and
-CLDR, and says by which rule. ``ar``, ``hi`` and ``th`` write marks on letters: as units of theirs, grapheme clusters
-are proposed, and which clusters there are, a corpus has to say.
+Those of languages are in ``charsets/``; ``examples/charsets/make_charsets.py`` makes them from data of Unicode and
+CLDR. ``ar``, ``hi`` and ``th`` have combining marks: their default units are the grapheme clusters of the corpus.
 
-A charset as text is what files hold and what stores, runs and model files keep. Most are simply the characters in a
-row, without line breaks. Where that does not suffice, a first line gives the units, the order in which a decoder emits
-them and the Unicode normal form of labels; then comes one unit a line::
+Charset files, stores, runs and model files hold a charset as text. Most are the characters on one line. Otherwise a
+first line gives the units, the order in which a decoder emits them and the Unicode normal form of labels, and each
+further line is a unit::
 
     # units: grapheme, order: visual, unicode: nfc
 
-No charset of the plain form begins so, as it would name characters twice.
+A charset on one line cannot start like this, as it would contain characters twice.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ _HEAD = re.compile(rf"# units: (codepoint|grapheme)(?:, order: (logical|visual))
 
 
 class Described(NamedTuple):
-    """What a charset is; attributes as of :class:`dptr.cache.text.charset.Charset`."""
+    """A parsed charset; attributes as of :class:`dptr.cache.text.charset.Charset`."""
 
     characters: str | tuple[str, ...]
     units: Units = "codepoint"
@@ -39,8 +38,8 @@ class Described(NamedTuple):
 
 
 def parse(text: str) -> Described:
-    """Return what ``text`` says of a charset; whether it can be one is for the charset to judge."""
-    # Not splitlines, which parts at more than the ends of lines.
+    """Parse a charset's text; :class:`Charset` validates the result."""
+    # Not splitlines, which splits at other characters than line feeds, too.
     first, *lines = re.split(r"\r\n|\n|\r", text)
     head = _HEAD.fullmatch(first)
     if head is None:
@@ -51,7 +50,7 @@ def parse(text: str) -> Described:
 
 
 def written(charset: Described) -> str:
-    """Return a charset as text, from which :func:`parse` makes the same; without an order it is the logical one."""
+    """Return a charset as text, the inverse of :func:`parse`; without an order it is logical."""
     if isinstance(charset.characters, str) and charset.order in (None, "logical") and charset.unicode == "nfkc":
         return charset.characters
     head = f"# units: {charset.units}, order: {charset.order or 'logical'}"
@@ -76,7 +75,7 @@ SCRIPTS = Path(__file__).parent / "charsets"
 
 
 def names() -> list[str]:
-    """Return the names of all charsets of scripts."""
+    """Return the names of all charsets of languages."""
     return sorted(path.stem for path in SCRIPTS.glob("*.txt"))
 
 
@@ -89,19 +88,19 @@ def named(name: str) -> Described:
 
 
 def has_marks(characters: Iterable[str]) -> bool:
-    """Return whether some are marks, so that a person sees several code points as one character."""
+    """Return whether some characters are combining marks."""
     return any(map(is_mark, characters))
 
 
 def clusters_within(characters: str, found: Iterable[str]) -> tuple[str, ...]:
-    """Return the code points that are a cluster by themselves, and what of the clusters ``found`` they can write."""
+    """Return the code points that are clusters on their own, and the clusters of ``found`` that they can spell."""
     allowed = set(characters)
     alone = {character for character in allowed if not is_mark(character) and character not in JOINERS}
     return tuple(sorted(alone | {cluster for cluster in found if set(cluster) <= allowed}))
 
 
 def _joined(charsets: list[Described]) -> Described:
-    """Return the units of all, each once, in order; they are grapheme clusters where those of one are."""
+    """Return the distinct units of all, in order; grapheme clusters if one of them has clusters."""
     characters = tuple(dict.fromkeys(unit for charset in charsets for unit in charset.characters))
     if any(charset.units == "grapheme" for charset in charsets):
         return Described(characters, "grapheme")
@@ -127,7 +126,7 @@ def _script(name: str) -> Described:
 
 def _file(path: Path) -> Described:
     try:
-        # Some editors put a byte-order mark in front, which is no character of the charset.
+        # Some editors write a byte-order mark, which is no character of the charset.
         found = parse(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"the charset {path} is not UTF-8 (byte {error.start + 1})", "Save it as UTF-8") from error

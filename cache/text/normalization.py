@@ -1,4 +1,4 @@
-"""Normalisation: what counts as the same label, and which labels cannot be used."""
+"""Normalisation: raw text to labels, and the reasons for rejecting labels."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dptr.cache.progress import note
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.units import split
 
-#: Longer clusters are no writing: families of emoji have eleven code points.
+#: Maximum code points of a cluster: emoji of families have eleven.
 _MOST_OF_A_CLUSTER = 16
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """How raw text becomes a label. Part of a store's identity.
+    """Rules from raw text to a label. Part of a store's identity.
 
     Attributes:
         unicode: Unicode normal form applied first.
@@ -49,7 +49,7 @@ class Normalization:
         return " ".join(parts) if self.keep_spaces else "".join(parts)
 
     def _in_form(self, text: str) -> str:
-        """Return ``text`` with its white space as it is."""
+        """Return ``text`` in the Unicode form, with its white space unchanged."""
         if self.ascii:
             text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii")
         elif self.unicode != "none":
@@ -57,11 +57,11 @@ class Normalization:
         return simplify(text) if self.simplified else text
 
     def charset(self, named: Charset, begun: Charset | None = None) -> Charset:
-        """Return ``named`` for labels in this normal form and, behind it, what :meth:`added_to` it, which a note says.
+        """Return ``named`` for labels in this normal form, extended by :meth:`added_to`, with a note.
 
         Args:
-            named: the charset that was asked for.
-            begun: that of the store or run which is gone on with; one that was begun with ``named`` alone stays so.
+            named: the requested charset.
+            begun: that of the store or run to be resumed; one that was begun with ``named`` alone stays so.
         """
         if begun is not None and begun.same_units_as(named):
             return begun
@@ -74,21 +74,21 @@ class Normalization:
         return replace(named, characters=both if named.units == "grapheme" else "".join(both))
 
     def added_to(self, named: Charset) -> list[str]:
-        """Return the units as which labels have some of the charset ``named``, where it lacks them.
+        """Return the units that normalisation maps units of ``named`` to, and that it lacks.
 
-        NFKC writes Thai sara am as two characters, full-width letters as others, ligatures as several. What was named
-        stays although no label has it, and so does each id.
+        NFKC decomposes Thai sara am and ligatures, and maps full-width letters. Units of ``named`` keep their ids even
+        if no label can contain them.
         """
         known = set(named.characters)
         written = (form for unit in named.characters for form in split(self._in_form(unit), named.units))
         return [form for form in dict.fromkeys(written) if form not in known and not form.isspace()]
 
     def identity(self) -> dict[str, Any]:
-        """Return what a store's identity says of it."""
+        """Return it as a part of a store's identity."""
         return asdict(self)
 
     def most_code_points(self, units: Units) -> int:
-        """Return how many code points a label may have at most."""
+        """Return the maximum number of code points of a label."""
         return self.max_label_length * (1 if units == "codepoint" else _MOST_OF_A_CLUSTER)
 
     def reject(self, label: str, charset: Charset) -> str | None:
@@ -102,7 +102,7 @@ class Normalization:
 
 
 def simplify(text: str) -> str:
-    """Return ``text`` with traditional Chinese as it is written in simplified Chinese."""
+    """Return ``text`` with traditional Chinese converted to simplified."""
     simplified: str = _to_simplified().convert(text)
     return simplified
 
@@ -117,7 +117,7 @@ def _to_simplified() -> Any:
 
 
 def _visible(characters: str) -> str:
-    """Return characters as a line can show them: those that print nothing go by name or number."""
+    """Return characters for a message: invisible ones by name or number."""
     shown = "".join(character for character in characters if character.isprintable() and character != " ")
     hidden = [f"U+{ord(character):04X}" for character in characters if not character.isprintable()]
     return ", ".join([*([shown] if shown else []), *(["space"] if " " in characters else []), *hidden])

@@ -1,12 +1,11 @@
-"""Writing that runs from right to left, and words that run from top to bottom.
+"""Right-to-left writing, and vertical words.
 
-Labels are stored as they are written and typed. Feature columns of a crop run from left to right, so what is aligned
-with them has to stand as it is seen: Arabic and Hebrew reversed, numbers and Latin words within them not. Grapheme
-clusters move as wholes, and brackets turn round, as they do on signs. Source: Unicode Standard Annex 9, by the package
-python-bidi; as there, the first letter fixes the direction of a label.
+Labels are stored in logical order. Feature columns of a crop run from left to right, so CTC labels are in visual order:
+Arabic and Hebrew reversed, numbers and Latin words within them not. Grapheme clusters stay intact, and brackets are
+mirrored. Source: Unicode Standard Annex 9, by the package python-bidi; the first letter determines the direction.
 
-Chinese, Japanese and Korean are also written from top to bottom: characters stand upright, some signs are turned.
-Rendering draws such crops higher than wide; training and reading turn them to the left.
+Chinese, Japanese and Korean are also written from top to bottom: characters upright, some signs rotated. Rendering
+draws such crops higher than wide; training and reading rotate them to the left.
 """
 
 from __future__ import annotations
@@ -21,32 +20,32 @@ from bidi import get_display
 from bidi.mirror import MIRRORED
 
 _RIGHT_TO_LEFT = regex.compile(r"[\p{Bidi_Class=R}\p{Bidi_Class=AL}]")
-#: What stays as it is within right-to-left text: numbers and words, with or without what stands between their parts.
+#: Not reversed within right-to-left text: numbers and words, including separators inside them.
 _LEFT_TO_RIGHT = r"[\p{Bidi_Class=L}\p{Bidi_Class=EN}\p{Bidi_Class=AN}]+"
 _RUNS = (
     regex.compile(_LEFT_TO_RIGHT),
     regex.compile(rf"{_LEFT_TO_RIGHT}(?:[^\p{{Bidi_Class=R}}\p{{Bidi_Class=AL}}]+{_LEFT_TO_RIGHT})*"),
 )
 
-#: Clusters in another order, some of them turned round, and where each stood before.
+#: Reordered clusters, some of them mirrored, and their original positions.
 Moved = tuple[list[str], list[int]]
 
 
 def runs_right_to_left(text: str) -> bool:
-    """Return whether there is a letter in ``text`` that is written from right to left."""
+    """Return whether ``text`` has a right-to-left letter."""
     return not text.isascii() and _RIGHT_TO_LEFT.search(text) is not None
 
 
 def seen(written: Sequence[str]) -> Moved:
-    """Return the grapheme clusters of a label as they are seen from left to right."""
+    """Return the grapheme clusters of a label in visual order."""
     return _moved(written, None)
 
 
 def written(clusters: Sequence[str]) -> Moved:
-    """Return the grapheme clusters that are seen from left to right in the order in which they are written.
+    """Return grapheme clusters in visual order converted to logical order.
 
-    What is seen does not say everything: a Latin word beside an Arabic one may be written first or last. It is taken
-    to be within right-to-left text. Of several ways to write it, the first that is seen so is returned.
+    The conversion is ambiguous: a Latin word beside an Arabic one may be first or last. It is assumed to be within
+    right-to-left text, and the first logical order with this visual order is returned.
     """
     ways = _ways(clusters)
     first = next(ways)
@@ -57,7 +56,7 @@ def written(clusters: Sequence[str]) -> Moved:
 
 
 def _ways(clusters: Sequence[str]) -> Iterator[Moved]:
-    """Yield how clusters could be written that are seen so, the likeliest first."""
+    """Yield candidate logical orders, the most likely first."""
     yield _moved(clusters, "R")
     bases = "".join(cluster[0] for cluster in clusters)
     for run in _RUNS:
@@ -66,7 +65,7 @@ def _ways(clusters: Sequence[str]) -> Iterator[Moved]:
 
 
 def _reversed_but(clusters: Sequence[str], spans: Sequence[tuple[int, int]]) -> Moved:
-    """Reverse clusters, those of each span among themselves not."""
+    """Reverse clusters, but not within each span."""
     order: list[int] = []
     stop = len(clusters)
     for start, end in reversed(spans):
@@ -78,17 +77,17 @@ def _reversed_but(clusters: Sequence[str], spans: Sequence[tuple[int, int]]) -> 
 
 
 def _turned(cluster: str) -> str:
-    """Return a cluster as it looks within right-to-left text."""
+    """Return a cluster as displayed within right-to-left text."""
     turned: str = MIRRORED.get(cluster[0], cluster[0])
     return turned + cluster[1:]
 
 
 def _moved(clusters: Sequence[str], base: Literal["L", "R"] | None) -> Moved:
-    """Reorder clusters as Annex 9 has it, in text that runs as ``base`` says; None: as its first letter does."""
+    """Reorder clusters by Annex 9 for the base direction ``base``; None: that of the first letter."""
     if not clusters:
         return [], []
-    # The package gives back text alone. A mark of its own goes with each base: it says which one it was, and stands
-    # before it where the text runs from right to left.
+    # The package returns only text. A distinct mark follows each base character to identify it; in right-to-left
+    # text the mark precedes it.
     marks = _marks()
     shown = get_display("".join(c[0] + mark for c, mark in zip(clusters, marks, strict=False)), base_dir=base)
     places = {mark: place for place, mark in enumerate(marks[: len(clusters)])}
@@ -102,22 +101,22 @@ def _moved(clusters: Sequence[str], base: Literal["L", "R"] | None) -> Moved:
 
 @lru_cache(maxsize=1)
 def _marks() -> list[str]:
-    """Return marks without a direction of their own, more than a label has clusters; no text begins with one of them.
+    """Return marks without direction, more than a label has clusters; no text starts with one of them.
 
-    The highest come first, selectors of variants, which stand in no label.
+    The highest come first: variation selectors, which no label contains.
     """
     return [chr(code) for code in range(0xE01EF, 0x2FF, -1) if unicodedata.bidirectional(chr(code)) == "NSM"]
 
 
-#: Height over width from which a picture is turned; below it are narrow letters and digits.
+#: Height over width from which a picture is rotated; below it are narrow letters and digits.
 PORTRAIT = 1.2
 
 
 def may_stand_in_a_column(word: str) -> bool:
-    """Return whether a word is of characters, two or more, that are also written from top to bottom."""
+    """Return whether a word has two or more characters, all of which are also written vertically."""
     return len(word) > 1 and all(unicodedata.east_asian_width(character) in "WF" for character in word)
 
 
 def turns_in_columns(character: str) -> bool:
-    """Return whether a sign of such a word lies on its side in a column, as brackets and the long vowel do."""
+    """Return whether a sign is rotated in vertical text, like brackets and the long vowel mark."""
     return character in "ー～" or unicodedata.category(character) in ("Ps", "Pe", "Pd")

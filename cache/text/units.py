@@ -1,7 +1,8 @@
-"""What a label is a sequence of: code points, or grapheme clusters, each of which a person sees as one character.
+"""Units of labels: code points or grapheme clusters.
 
-A cluster is a letter with all that is written on, below and about it (Devanagari, Thai, Arabic with marks), or an emoji
-of several parts. Source: Unicode Standard Annex 29, extended grapheme clusters, as the package regex has them.
+A cluster is a letter with its combining signs (Devanagari, Thai, Arabic with marks), or an emoji of several code
+points.
+Source: Unicode Standard Annex 29, extended grapheme clusters, as implemented by the package regex.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ def clusters(text: str) -> list[str]:
 
 
 def is_mark(character: str) -> bool:
-    """Return whether a code point stands on, below or about another one, and seldom by itself."""
+    """Return whether a code point is a combining mark."""
     return unicodedata.category(character).startswith("M")
 
 
 def number_of_units(text: str, units: Units) -> int:
-    """Return how many units ``text`` has."""
+    """Return the number of units of ``text``."""
     return len(split(text, units))
 
 
-#: What letters of several scripts have in common, digits and punctuation among it.
+#: Unicode scripts of shared characters such as digits and punctuation.
 NONE = "no letters"
 _SHARED = {"Zyyy", "Zinh", "Zzzz"}
 #: Languages that are written in several scripts at once.

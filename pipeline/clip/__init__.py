@@ -1,4 +1,4 @@
-"""CLIP, frozen: files to a text encoder and an image encoder that give token and pooled embeddings.
+"""Frozen CLIP: text encoder and image encoder with token and pooled embeddings.
 
 clip_files finds a model's folder (bundled names those in the package), loading builds it once for both encoders.
 families has what differs between kinds of CLIP, multilingual text encoders of other models. text_encoder runs prompts,

@@ -1,4 +1,4 @@
-"""How much an encoder takes at once: what suits the device, and less where memory turns out short."""
+"""Batch sizes of encoders by device, halved when memory is exhausted."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-#: Numbers that a layer holds for each number of a state: queries, keys, values, a feed-forward, and copies of them.
+#: Values that a layer holds for each value of an embedding: queries, keys, values, feed-forward, and copies.
 _HELD = 40
-#: The share of a GPU's free memory that a batch is to take up at most; larger ones are no faster.
+#: Maximum fraction of a GPU's free memory for a batch; larger batches are no faster.
 _SHARE = 0.1
 
 
 def batch_for(model: Any, width: int, tokens: int, on_cpu: int) -> int:
-    """Return how many items of so many ``tokens``, each ``width`` numbers wide, a model takes at once.
+    """Return the batch size for items of ``tokens`` embeddings, each ``width`` values wide.
 
-    ``on_cpu`` there, where few stay in its cache; on a GPU the power of two that fits into a share of its free memory.
+    On a CPU ``on_cpu``, which fits its cache; on a GPU the largest power of two that fits a fraction of free memory.
     """
     if model.device.type != "cuda":
         return on_cpu
@@ -38,10 +38,10 @@ def batch_for(model: Any, width: int, tokens: int, on_cpu: int) -> int:
 
 
 class Halving:
-    """Does work in batches, and in half as large ones from the first that memory is too short for.
+    """Runs work in batches, and halves the batch size when memory is exhausted.
 
     Args:
-        items: what they are called, for people.
+        items: their name, for messages.
     """
 
     def __init__(self, items: str) -> None:
@@ -49,7 +49,7 @@ class Halving:
         self._most: int | None = None
 
     def run(self, work: Callable[[NDArray[Any]], Result], batch: NDArray[Any], size: int = 1) -> list[Result]:
-        """Return what ``work`` makes of a batch, shape (items, ..), or of its parts in order.
+        """Return the result of ``work`` for a batch, shape (items, ..), or for its parts in order.
 
         Args:
             size: of each item, of which a batch may have so many in all.
@@ -64,7 +64,7 @@ class Halving:
         except (MemoryError, RuntimeError) as error:
             if len(batch) == 1 or not is_out_of_memory(error):
                 raise
-        # Only here is what the failed attempt held set free.
+        # The memory of the failed attempt is free only here.
         _give_back()
         half = len(batch) // 2
         self._most = half * size
@@ -84,11 +84,11 @@ def _give_back() -> None:
 
 @contextmanager
 def batch_per_core(device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool with a thread for each core, on which operations are not shared out; one thread for a GPU.
+    """Yield a pool with one single-threaded worker a core; one worker for a GPU.
 
-    A small model's operations are too short to be shared out: cores wait for each other at the end of every one, and
-    longest where something else keeps one of them busy. Batches of their own never wait, and their numbers do not
-    depend on how many cores there are.
+    Operations of a small model are too short for several threads: cores wait for each other after every one, especially
+    if another program uses one of them. Separate batches never wait, and their results do not depend on the number of
+    cores.
     """
     import torch
 

@@ -1,6 +1,6 @@
 """The bundled CLIPs: small enough to ship with the package, trained on rendered words by ``examples/train_clip``.
 
-``tiny`` knows English, ``scripts`` Latin with its accents, Cyrillic, Greek, Hebrew, Arabic, Devanagari and Thai. Their
+``tiny`` is for English, ``scripts`` for accented Latin, Cyrillic, Greek, Hebrew, Arabic, Devanagari and Thai. Their
 model cards, ``README.md`` in their folders, say what they were trained on and how well they do.
 """
 

@@ -1,4 +1,4 @@
-"""Where a CLIP's files come from: the bundled model, a directory, or the hub; each ends as a directory."""
+"""Directories of CLIP files: bundled, local, or downloaded from the hub."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CONVERT = (
 )
 
 
-#: Stands between the text encoder and the image encoder of a pair, in its name and in its weights' hash.
+#: Separates text encoder and image encoder in a pair's name and weights hash.
 PAIRED = "+"
 
 
@@ -46,7 +46,7 @@ def find_clip(name: str) -> Path:
             ``openai/clip-vit-base-patch16``, which may end in ``@REVISION``. A pair is ``TEXT+IMAGE``.
 
     Raises:
-        UserError: there is no such directory, or the hub cannot give it and did not give it earlier.
+        UserError: there is no such directory, or it cannot be downloaded and was not downloaded earlier.
     """
     if PAIRED in name and not Path(name).exists():
         name = name.partition(PAIRED)[2]
@@ -63,7 +63,7 @@ def find_clip(name: str) -> Path:
 
 
 def require_safetensors(folder: Path) -> None:
-    """Check that a directory has weights that are data alone: a pickle can run any code when it is loaded.
+    """Check that a directory has safetensors weights: loading a pickle can run arbitrary code.
 
     Raises:
         UserError: the weights are missing or pickled.

@@ -1,4 +1,4 @@
-"""What differs between kinds of CLIP: how a text encoder runs, which of its results are token and pooled embeddings.
+"""Differences between kinds of CLIP: running the text encoder, and its token and pooled embeddings.
 
 :class:`Family` is CLIP itself; Chinese-CLIP, AltCLIP, SigLIP and SigLIP 2 override what differs. All methods take the
 model, so that one object serves every model of the family. A new family is a class and a line in :data:`FAMILIES`.
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
-#: How a prompt may be run with the result of its authors' way: against the keys and values of what all prompts share
-#: (a causal encoder), at its own length (one whose mask hides padding), or filled up to the length of training.
+#: Ways to run a prompt that equal the authors' result: after cached keys and values of the shared prefix (causal
+#: encoders), at its own length (encoders with a padding mask), or padded to the training length.
 Way = Literal["after prefix", "exact length", "fixed length"]
 
 
@@ -28,10 +28,10 @@ class Family:
 
     Attributes:
         vision: what transformers calls its image encoder, before ``Config`` and ``Model``.
-        way: how prompts are run. padding: the token id that its authors fill prompts up with, where that is not the one
-            of its tokenizer. image_processor: transformers' class that prepares its pictures.
+        way: how prompts are run. padding: the token id that its authors pad prompts with, if it is not its
+            tokenizer's. image_processor: transformers' class that prepares its pictures.
         image_side: what the names of its image encoder's weights begin with.
-        class_tokens: tokens of a picture, before the others, that stand nowhere in it.
+        class_tokens: number of leading image tokens without a position.
     """
 
     vision = "CLIPVision"
@@ -51,7 +51,7 @@ class Family:
         return transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
     def problem(self, model: Any) -> str | None:
-        """Say why a model of the family cannot be used; None where it can."""
+        """Return why a model of the family cannot be used, else None."""
         return None
 
     # The text encoder.
@@ -65,15 +65,15 @@ class Family:
         return int(model.config.text_config.max_position_embeddings)
 
     def vocabulary(self, model: Any) -> int:
-        """Return how many tokens the text encoder knows."""
+        """Return the size of the text encoder's vocabulary."""
         return int(model.config.text_config.vocab_size)
 
     def text_dim(self, model: Any) -> int:
-        """Return how wide the text encoder's embeddings are."""
+        """Return the width of the text encoder's embeddings."""
         return int(model.config.text_config.hidden_size)
 
     def joint_dim(self, model: Any) -> int:
-        """Return how wide the joint space of texts and images is."""
+        """Return the width of the joint space of texts and images."""
         return int(model.config.projection_dim)
 
     def text_embeddings(self, model: Any, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -82,12 +82,12 @@ class Family:
         return embeddings
 
     def project_text(self, model: Any, embeddings: torch.Tensor) -> torch.Tensor:
-        """Take embeddings (..., text_dim) to the joint space (..., joint_dim)."""
+        """Project embeddings (..., text_dim) into the joint space (..., joint_dim)."""
         projected: torch.Tensor = model.text_projection(embeddings)
         return projected
 
     def pool_text(self, model: Any, embeddings: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Make pooled vectors (batch, joint_dim) of what ran (batch, length, text_dim), of ``lengths`` (batch,)."""
+        """Pool embeddings (batch, length, text_dim) of ``lengths`` (batch,): (batch, joint_dim)."""
         last = embeddings.gather(1, (lengths - 1)[:, None, None].expand(-1, 1, embeddings.shape[2]))[:, 0]
         return self.project_text(model, last)
 
@@ -103,7 +103,7 @@ class Family:
     # The image encoder.
 
     def image_side_length(self, model: Any) -> int:
-        """Return height and width of the pictures that it takes, in pixels."""
+        """Return the height and width of input pictures in pixels."""
         return int(model.config.vision_config.image_size)
 
     def image_tokens(self, model: Any) -> int:
@@ -133,7 +133,7 @@ class Family:
 
 
 class ChineseClip(Family):
-    """A BERT's embeddings; the state of ``[CLS]``, projected, is the pooled vector. Its mask hides padding."""
+    """BERT; the projected embedding of ``[CLS]`` is the pooled vector. Padding is masked."""
 
     way: Way = "exact length"
     vision = "ChineseCLIPVision"
@@ -145,7 +145,7 @@ class ChineseClip(Family):
 
 
 class AltClip(ChineseClip):
-    """An XLM-R's embeddings, brought to the width of the CLIP that it learnt from; else as Chinese-CLIP."""
+    """XLM-R with a projection to the width of its teacher CLIP; else as Chinese-CLIP."""
 
     vision = "AltCLIPVision"
     image_processor = "CLIPImageProcessorPil"
@@ -176,8 +176,8 @@ class Siglip(Family):
     def tokenizer(self, folder: Path) -> Any:
         """See :meth:`Family.tokenizer`.
 
-        Read from tokenizer.json, as the class that goes by SigLIP's name cannot say where in a prompt a token stands.
-        It folds case, as all of SigLIP's training did, also where the file leaves that to who calls it.
+        Loaded from tokenizer.json, because SigLIP's tokenizer class gives no token offsets. It folds case like SigLIP's
+        training, even if the file does not.
         """
         import transformers
         from tokenizers import normalizers
@@ -221,7 +221,7 @@ class Siglip(Family):
 
 
 class Siglip2(Siglip):
-    """SigLIP 2 of pictures of any shape (NaFlex), which here are made square, so that all have as many tokens."""
+    """SigLIP 2 for pictures of any shape (NaFlex); here pictures are squares, so that all have equally many tokens."""
 
     vision = "Siglip2Vision"
     image_processor = "Siglip2ImageProcessorPil"

@@ -1,4 +1,4 @@
-"""The shards of a store of pictures, each made of groups of pictures that are never parted."""
+"""Shards of image embeddings, made of groups of pictures that are never split."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class ShardForm:
 def shard_worker(
     folder: Path, encoder: ImageEncoder, clip: str, precision: Precision, form: ShardForm
 ) -> Worker[Shard]:
-    """Return what makes shards of groups of pictures in ``folder``, with ``encoder`` in this process."""
+    """Return the worker that makes shards of groups of pictures in ``folder``, with ``encoder`` in this process."""
     return Worker(_work_of(folder, encoder, form), _make_work, (folder.absolute(), clip, precision, form))
 
 
@@ -76,7 +76,7 @@ def _work_of(folder: Path, encoder: ImageEncoder, form: ShardForm) -> Work[Shard
         pooled = np.empty((form.rows, encoder.dim), np.float32)
         rows: list[dict[str, Any]] = []
         pictures = (picture for group in to_make.payloads for picture in fetched(group))
-        # A batch never reaches across shards, so that a shard's bytes do not depend on what is before it.
+        # A batch never spans shards, so that a shard's bytes do not depend on earlier ones.
         while batch := list(islice(pictures, form.batch)):
             here = slice(len(rows), len(rows) + len(batch))
             kept = np.stack([picture.kept for picture in batch])

@@ -1,7 +1,7 @@
-"""CLIP, loaded once by one path, for both encoders.
+"""Loading of CLIP, once for both encoders.
 
-They come from the same files and carry the same weights hash, which is how a prompt store and an ORP bank know that
-they belong together. What differs between kinds of CLIP is in :mod:`dptr.pipeline.clip.families`.
+Both have the same weights hash, by which a prompt store and an ORP bank are recognised as compatible. What differs
+between kinds of CLIP is in :mod:`dptr.pipeline.clip.families`.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def load_clip(name: str, precision: Precision = "fp32", device: str = "cpu") -> 
     else:
         family, model = _text_encoder(name, text_folder)
         _require_one_space(name, family.joint_dim(model), image_family.joint_dim(image_model))
-        # What the image encoder's own folder is known by stands last.
+        # The image encoder's own folder comes last.
         weights = f"{weights_hash(model)}{PAIRED}{weights_hash(image_model)}"
     tokenizer = _tokenizer(name, text_folder, family, model)
     image_weights = weights_hash(image_model, image_family.image_side)
@@ -205,7 +205,7 @@ def _loading(name: str, part: str) -> Iterator[None]:
             yield
     except UserError:
         raise
-    # What a damaged file makes the library raise is any of a dozen types, most of them not its own.
+    # On damaged files the library raises a dozen exception types, most of them of other libraries.
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
         raise _cannot_load(name, f"its {part} cannot be read ({reason})") from error
@@ -239,9 +239,9 @@ def _weights_problem(loading: dict[str, Any]) -> str | None:
 def _tokenizer_problem(tokenizer: Any, spelt: list[list[int]], family: Family, model: Any) -> str | None:
     """Say why a tokenizer cannot be used; ``spelt`` are its tokens for :data:`_PROBES`."""
     if not tokenizer.is_fast:
-        return "its tokenizer has no tokenizer.json, which says where in a prompt a token stands"
+        return "its tokenizer has no tokenizer.json, which is needed for token offsets"
     if len({token for row in spelt for token in row} - set(tokenizer.all_special_ids)) < len(_PROBES):
-        return "it has no tokenizer, or one that knows no letters"
+        return "it has no tokenizer, or one without letters"
     if family.padding is None and tokenizer.pad_token_id is None:
         return "its tokenizer has no padding token"
     largest, room = max(tokenizer.get_vocab().values()), family.vocabulary(model)

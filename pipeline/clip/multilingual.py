@@ -1,4 +1,4 @@
-"""A text encoder of many languages beside the image encoder of the CLIP whose joint space it learnt: ``TEXT+IMAGE``.
+"""A multilingual text encoder with the image encoder of its teacher CLIP: ``TEXT+IMAGE``.
 
 It is a sentence encoder: a BERT or XLM-R, the mean of its embeddings, and a projection. M-CLIP publishes them as one
 file, sentence-transformers as a folder for each of the three.
@@ -48,7 +48,7 @@ class TextModel(torch.nn.Module):
 
 
 class Multilingual(Family):
-    """The text half of a pair: looks both ways, its mask hides padding, the mean of a prompt's embeddings is pooled."""
+    """The text encoder of a pair: bidirectional, padding masked, mean pooling."""
 
     way: Way = "exact length"
 

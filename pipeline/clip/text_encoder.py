@@ -1,6 +1,6 @@
-"""CLIP's text encoder: prompts to token embeddings, with the least work that gives exactly transformers' embeddings.
+"""CLIP's text encoder: prompts to token embeddings, equal to transformers' but with less computation.
 
-In a causal encoder nothing after a token can change its state. Hence the template's tokens before the label have the
+In a causal encoder an embedding does not depend on later tokens. Hence the template's tokens before the label have the
 same embeddings, keys and values in every prompt: :class:`AfterPrefix` runs them once, and every prompt runs only its
 own tokens against these. An encoder with bidirectional attention shares nothing between prompts: :class:`Whole` runs
 them at their own length where its mask hides padding, and at the one length of its training where it has none.
@@ -29,8 +29,8 @@ from dptr.pipeline.text.templates import Template, Tokenized
 
 #: On a CPU: few enough to stay in its cache.
 TOKENS_PER_BATCH = 1024
-#: Most that a state may be apart from transformers' own in fp32, as a share of its length (2-norm), and the least
-#: cosine in lower precision.
+#: Maximum distance of an embedding from transformers' in fp32, relative to its 2-norm, and minimum cosine in lower
+#: precision.
 MOST_APART = 1e-4
 LEAST_COSINE = 0.99
 
@@ -40,7 +40,7 @@ class TextEncoder:
 
     Args:
         clip: a loaded CLIP.
-        template: the sentence that labels stand in.
+        template: the sentence with the place of the label.
         embeddings: ``hidden`` are those after the final layer norm (the authors' code), ``projected`` those in the
             joint space. None picks hidden where its width equals the joint space's, so that image embeddings can be
             added.
@@ -67,7 +67,7 @@ class TextEncoder:
         if self._family.way != "fixed length":
             self.max_tokens = int(min(self.max_tokens, clip.tokenizer.model_max_length))
         self._special = set(clip.tokenizer.all_special_ids)
-        # CLIP's end stands for what is unknown, too, of which its pieces of bytes leave nothing.
+        # CLIP's end token is also its unknown token, which never occurs with byte-level subwords.
         ends = self.tokenize([""])[0]
         self._ends = len(ends)
         self._unknown = clip.tokenizer.unk_token_id if clip.tokenizer.unk_token_id not in ends else None
@@ -87,7 +87,7 @@ class TextEncoder:
         return [list(row) for row in encoded]
 
     def tokenize_with_places(self, prompts: list[str]) -> list[Tokenized]:
-        """Return for each prompt what :meth:`tokenize` does, and where in it each token stands."""
+        """Return token ids as :meth:`tokenize` does, and each token's offsets in the prompt."""
         if not prompts:
             return []
         encoded = self._clip.tokenizer(
@@ -99,11 +99,11 @@ class TextEncoder:
         ]
 
     def why_unusable(self, token_ids: list[int]) -> str | None:
-        """Say why a prompt with these tokens, as :meth:`tokenize` gives them, is not to be encoded; None if it is."""
+        """Return why a prompt of these tokens (of :meth:`tokenize`) is rejected, else None."""
         if len(token_ids) > self.max_tokens:
             return f"prompt longer than {self.max_tokens} tokens"
         if self._unknown in token_ids:
-            return "a character that the tokenizer does not know"
+            return "a character that the tokenizer lacks"
         if sum(token in self._special for token in token_ids) > self._ends:
             return "label spells a special token of the tokenizer"
         if token_ids[: len(self.prefix_ids)] != self.prefix_ids:
@@ -111,9 +111,9 @@ class TextEncoder:
         return None
 
     def pieces(self) -> dict[int, str]:
-        """Return the characters of every piece of the tokenizer by its id, in order; special tokens are no pieces.
+        """Return the characters of each subword token by its id, without special tokens.
 
-        A piece that begins or ends a word is spelt like one that does not.
+        Markers of word boundaries are removed.
         """
         tokenizer = self._clip.tokenizer
         ids = sorted(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids))
@@ -156,10 +156,10 @@ class TextEncoder:
         """Compare a few prompts with transformers' own forward, padded to the full length.
 
         Returns:
-            The largest distance of a state from transformers' own, as a share of that state's length.
+            The largest distance of an embedding from transformers' own, relative to its norm.
 
         Raises:
-            DptrError: they differ by more than :data:`MOST_APART` (fp32), or point elsewhere (bf16).
+            DptrError: they differ by more than :data:`MOST_APART` (fp32), or their cosine is too small (bf16).
         """
         ours = self.encode(token_ids)
         embeddings, pooled = self._plain_forward(token_ids)

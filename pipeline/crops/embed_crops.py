@@ -1,8 +1,7 @@
 """Labelled crops to an image-feature store: find, distort, encode, commit shard by shard.
 
-What the workers bring is taken in the crops' own order, a crop's views are never parted, and a batch never reaches
-across shards. So the bytes of a shard depend on the crops and the settings alone, not on the number of workers, and not
-on whether an earlier run was killed between two shards.
+Results of workers are used in the order of the crops, a crop's copies are never split, and a batch never spans shards.
+So a shard's bytes depend only on crops and settings, not on the number of workers or on interruptions.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from dptr.pipeline.executors.executor import IN_PROCESS, read_ahead
 from dptr.pipeline.executors.part import WHOLE, Part
 from dptr.pipeline.executors.store_builder import Group, StoreInMaking, StoreSummary, remember_inputs
 
-#: What a recipe takes for ``finetune.augmentation``, too.
+#: Maximum of ``finetune.augmentation``, too.
 STRONGEST = 10
 
 
@@ -50,10 +49,10 @@ class EmbedCropsSettings:
     Attributes:
         clip: ``tiny``, a directory or a hub id.
         charset: a name or a file, as of :meth:`Charset.named`, which labels must fit. normalization: of labels.
-        copies: of each crop, the first of them the crop as it is. augmentation: strength of the others; 1 is PARSeq's.
+        copies: of each crop, the first undistorted. augmentation: strength of the distortions; 1 is PARSeq's.
         seed: of the copies.
         precision: arithmetic of the image encoder. dtype: how embeddings are stored.
-        shard_rows: views of a shard; a killed run loses at most these.
+        shard_rows: copies of a shard; a killed run loses at most one shard.
         batch: views per forward pass; None: what suits the device. Another may change the last bits of the embeddings.
         workers: threads that read and distort crops ahead of the model. Never changes a byte.
         max_bad: rejected crops allowed; None allows any number.
@@ -82,7 +81,7 @@ class EmbedCropsSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedCropsSummary(StoreSummary):
-    """What a run did; rows are copies of crops.
+    """Result of a run; rows are copies of crops.
 
     Attributes:
         crops: in the store. duplicates: crops of this run that are the same bytes with the same label as another one.
@@ -146,7 +145,7 @@ class _Build:
         self.settings = settings
         self.charset = charset
         self.encoder = ImageEncoder(clip)
-        # All but a class token, which stands nowhere in the picture.
+        # All but a class token, which has no position in the picture.
         self.kept = np.arange(self.encoder.class_tokens, self.encoder.tokens)
         self.making = StoreInMaking(out, "image_features", self._identity(clip), part)
         self.manifest = self.making.manifest
@@ -187,12 +186,12 @@ class _Build:
             quarantine.check(settings.max_bad)
             with closing(self._usable(images, quarantine)) as groups:
                 self.making.fill(IN_PROCESS, worker, groups, self.form.rows)
-            # Of very many labels not each is listed.
+            # With very many labels not all are listed.
             self.quarantined = quarantine.total + images.rejected.total - len(images.rejected.listed)
             self.making.finish()
 
     def _usable(self, images: WordImages, quarantine: Quarantine) -> Generator[Group, None, None]:
-        """Yield the augmented copies of each crop that is new and can be read; note what becomes of the others."""
+        """Yield the augmented copies of each new readable crop; record rejected crops and duplicates."""
         earlier = frozenset(self.in_store)
         reader = CropReader(images, self.encoder, self.settings, self.kept, earlier)
         with progress("crops into the store", len(images), "crops") as bar:
@@ -220,7 +219,7 @@ def _in_store(catalogues: Sequence[Path]) -> set[tuple[str, str]]:
 class CropReader:
     """Reads one crop at a time; safe to call from several threads.
 
-    What is drawn for a copy depends on the seed, the crop's SHA-256 and the copy's number and on nothing else.
+    The distortion of a copy depends only on the seed, the crop's SHA-256 and the copy's number.
 
     Attributes:
         images: the crops. encoder: prepares pixels. settings: how they are distorted. kept: positions of tokens.

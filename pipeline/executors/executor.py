@@ -1,8 +1,8 @@
-"""How pieces of work are carried out: in this process, in several, or by Ray (:mod:`.ray_cluster`).
+"""Executors: in this process, in several, or on Ray (:mod:`.ray_cluster`).
 
-A step gives an executor its pieces in order and gets the results in that order; it does not know which one it has.
-A piece is worked on in two steps: the function that a worker has been given computes, and what it returns finishes,
-such as by writing a file; in this process one piece is finished while the next is computed.
+A step passes items to an executor and gets the results in the same order, independent of the executor. An item has two
+phases: a worker's function computes, and the function that it returns finishes, for example by writing a file. In this
+process an item is finished while the next is computed.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from dptr.cache.interrupts import unheard_by_children
 Item = TypeVar("Item")
 Light = TypeVar("Light")
 Result = TypeVar("Result")
-#: Computes a piece; what it returns finishes it.
+#: Computes an item; the returned function finishes it.
 Work = Callable[[Any], Callable[[], Result]]
 
 
 @dataclass(frozen=True)
 class Worker(Generic[Result]):
-    """What works on pieces.
+    """Function that works on items.
 
     Attributes:
-        here: in this process. make: called once in each worker elsewhere, ``given`` -> what does the same there.
+        here: in this process. make: called once in each other worker; ``given`` -> the same function there.
     """
 
     here: Work[Result]
@@ -37,10 +37,10 @@ class Worker(Generic[Result]):
 
 
 class Executor(Protocol):
-    """Carries out work; results come in the order of the items."""
+    """Runs work; results are in the order of the items."""
 
     def in_order(self, worker: Worker[Result], items: Iterable[Any]) -> Iterator[Result]:
-        """Yield what workers make of items.
+        """Yield the workers' results for items.
 
         Raises:
             DptrError: what a worker raised.
@@ -49,11 +49,11 @@ class Executor(Protocol):
     def read_ahead(
         self, items: Iterable[Item], read: Callable[[Item], tuple[Light, Any]], workers: int
     ) -> Iterator[tuple[Item, Light, Any]]:
-        """Yield each item with the two parts of what ``read`` made of it; the second is for workers alone."""
+        """Yield each item with the two results of ``read``; the second is only for workers."""
 
 
 class InProcess:
-    """One piece after the other in this process."""
+    """Sequential work in this process."""
 
     def in_order(self, worker: Worker[Result], items: Iterable[Any]) -> Iterator[Result]:
         """See :class:`Executor`."""
@@ -83,7 +83,7 @@ class Processes(InProcess):
 
     def in_order(self, worker: Worker[Result], items: Iterable[Any]) -> Iterator[Result]:
         """See :class:`Executor`."""
-        # A fork would inherit whatever threads the caller's libraries run; a spawned process starts clean.
+        # Spawned, because a fork would inherit the state of threads of the caller's libraries.
         with unheard_by_children():
             started = multiprocessing.get_context("spawn").Pool(self._workers, _set_work, (worker.make, worker.given))
         with started as pool:

@@ -1,7 +1,6 @@
 """`dptr merge`: the parts of a store become one store, with the same bytes as without parts.
 
-Parts are joined where all say the same of their inputs and of what all parts come to, and each is there once. They are
-removed last.
+Parts are joined if their inputs and totals are equal and each exists once. They are removed last.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from dptr.pipeline.executors.store_builder import MADE_OF, SHARE, file_hashes
 
 @dataclass(frozen=True)
 class MergeSummary:
-    """What was merged: ``rows`` are all of ``out``, ``computed`` those of its parts."""
+    """Result of merging: ``rows`` of ``out``, of which ``computed`` are from its parts."""
 
     out: Path
     rows: int
@@ -35,7 +34,7 @@ class MergeSummary:
 
 
 def merge(out: Path) -> MergeSummary:
-    """Commit the parts of ``out``, which lie beside it, and remove them; a store without parts is left as it is.
+    """Commit the parts in the folder beside ``out`` and remove them; a store without parts stays unchanged.
 
     Raises:
         UserError: there is neither part nor store; a part is missing, not finished, being written, or does not belong
@@ -52,7 +51,7 @@ def merge(out: Path) -> MergeSummary:
         for path in (*found, out):
             locks.enter_context(locked(path))
         summary = _merge(out, found)
-    # All at once: what remained of them could not be told from parts that are not finished.
+    # All at once: remaining parts could not be distinguished from unfinished ones.
     gone = temporary_beside(folder)
     folder.rename(gone)
     shutil.rmtree(gone)
@@ -94,7 +93,7 @@ def _merge(out: Path, found: Sequence[Path]) -> MergeSummary:
 
 
 def _of_one_work(found: Sequence[Path]) -> tuple[list[Manifest], dict[str, Any]]:
-    """Return the manifests of parts that are all of one work, each once and finished, and what all say of it."""
+    """Return the manifests of finished, distinct parts of equal inputs, and these inputs."""
     names = {path.name for path in found}
     total = int(found[0].name.partition("-of-")[2])
     parts = [Part(number, total) for number in range(1, total + 1)]
@@ -131,7 +130,7 @@ def _unfinished(part: Part, how: str) -> UserError:
 
 
 def _take_files(out: Path, found: Sequence[Path], parts: Sequence[Manifest]) -> None:
-    """Let the store have what its parts hold, each file checked on the way; the first part's hold for all."""
+    """Move the parts' files into the store after checking them; shared files come from the first part."""
     with progress("merging", sum(len(part.shards) for part in parts), "shards") as shown:
         for path, part in zip(found, parts, strict=True):
             for shard in part.shards:

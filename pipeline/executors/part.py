@@ -1,7 +1,7 @@
-"""`--part 3/16`: the third of sixteen shares of a command's work, which are made without talking to each other.
+"""`--part 3/16`: the third of sixteen parts of a command's work, which are made independently.
 
-A store's shards have numbers that hang on the inputs alone, so each part knows which are its own: every sixteenth. It
-writes them into a folder beside the store, which `dptr merge` empties.
+The numbers of a store's shards depend only on the inputs, so a part makes every sixteenth shard. It writes them into a
+folder beside the store, from which `dptr merge` moves them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MOST = 100_000
 
 @dataclass(frozen=True)
 class Part:
-    """One of ``of`` shares, counted from 1; by default the only one."""
+    """One of ``of`` parts, counted from 1; by default the only one."""
 
     number: int = 1
     of: int = 1
@@ -39,19 +39,19 @@ class Part:
 
     @property
     def is_whole(self) -> bool:
-        """Whether there is no other part."""
+        """Whether it is the only part."""
         return self.of == 1
 
     def has(self, number: int) -> bool:
-        """Return whether piece ``number`` of the work, counted from 0, is this part's."""
+        """Return whether this part makes item ``number``, counted from 0."""
         return number % self.of == self.number - 1
 
     def stretch(self, count: int) -> range:
-        """Return which of ``count`` things are this part's where neighbours should stay together."""
+        """Return this part's contiguous range of ``count`` items."""
         return range((self.number - 1) * count // self.of, self.number * count // self.of)
 
     def beside(self, out: Path, ending: str = "") -> Path:
-        """Return where the part writes what becomes a share of ``out``; ``out`` itself if it is the whole."""
+        """Return the folder of this part of ``out``; ``out`` itself if it is the only part."""
         return out if self.is_whole else parts_folder(out) / f"{self}{ending}"
 
     def __str__(self) -> str:

@@ -1,11 +1,10 @@
 """Stage 1 on a Ray cluster, `--engine ray`: workers make a store's shards, which are committed here, in order.
 
-Ray starts them, moves what they need, and starts again what is lost: a worker that dies costs the shard that it had in
-hand. Shards are cut here, behind as many usable inputs as on one machine, and handed out as they are cut; the workers
-run the same function on them as one machine does. So hashes are equal, too.
+Ray starts workers, transfers their inputs and restarts lost ones; a lost worker's current shard is computed again.
+Shards have the same inputs as on one machine, and workers run the same function on them, so the hashes are equal.
 
-Ray's tasks and actors do that, rather than its data sets: which inputs make a shard is known only when those of the
-shards before it are.
+This uses Ray's tasks and actors rather than its data sets, because the inputs of a shard depend on how many inputs of
+earlier shards are usable.
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ class Cluster:
         """See :class:`~dptr.pipeline.executors.executor.Executor`; items are taken as workers come free."""
         import ray
 
-        # No CPU is set aside for workers: they would leave none to tasks that read ahead.
+        # Workers reserve no CPU: none would be left for tasks that read ahead.
         kind: Any = ray.remote(
             max_restarts=-1, max_task_retries=-1, num_cpus=0, num_gpus=self._gpus, scheduling_strategy="SPREAD"
         )(_Worker)
         workers: list[Any] = [kind.remote(worker.make, worker.given) for _ in range(self.workers)]
-        # Items are kept with what will come of them: a worker that is started again needs them again.
+        # Items are kept with their results' futures: a restarted worker needs them again.
         waiting: deque[tuple[Any, Any]] = deque()
         try:
             for number, item in enumerate(items):
@@ -65,7 +64,7 @@ class Cluster:
     ) -> Iterator[tuple[Item, Result, Any]]:
         """See :class:`~dptr.pipeline.executors.executor.Executor`; any CPU reads.
 
-        The second part, which may be large, stays in the cluster until a worker takes it (:func:`fetched`).
+        The second result, which may be large, stays in the cluster until a worker fetches it (:func:`fetched`).
         """
         import ray
 
@@ -90,7 +89,7 @@ def device_of_worker() -> str:
 
 
 def fetched(reference: Any) -> Any:
-    """Return what stayed in the cluster, or has not left this process; for workers."""
+    """Return an object from the cluster or from this process; for workers."""
     return reference if isinstance(reference, list) else _result(reference)
 
 
@@ -99,7 +98,7 @@ def _call(read: Callable[[Any], Any], item: Any) -> Any:
 
 
 class _Worker:
-    """Lives in a process of its own, somewhere in the cluster."""
+    """A Ray actor in a separate process."""
 
     def __init__(self, make: Callable[..., Work[Any]], given: Sequence[Any]) -> None:
         self._work = make(*given)

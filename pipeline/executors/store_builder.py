@@ -1,7 +1,7 @@
-"""A store while it is filled, shard by shard, or the share of it that one part makes.
+"""Filling a store, or one part of it, shard by shard.
 
-Whoever fills it goes through all shards in their order, so that each has the same number, first id and rows whoever
-makes it, and leaves out those that are another part's or are committed already.
+Every part goes through all shards in order, so that numbers, first ids and rows are equal in all parts, and skips
+shards of other parts and committed ones.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from dptr.cache.stores.shards import remove_unfinished, shard_name
 from dptr.pipeline.executors.executor import Executor, Worker
 from dptr.pipeline.executors.part import WHOLE, Part
 
-#: In a manifest's details: what each run of the command was given.
+#: Key of a manifest's details: inputs of each run of the command.
 INPUTS = "inputs"
-#: In the manifest of a share: which it is, and of what.
+#: Key of a part's manifest: its number, the total, and the inputs.
 SHARE = "share"
-#: In a share's shards: a digest of what each was made of.
+#: Key of a part's manifest: a digest of each shard's inputs.
 MADE_OF = "made_of"
 _CARRIED_OVER = (PREFIX_FILE, QUARANTINE_FILE)
 
 
 class Place(NamedTuple):
-    """Where a shard comes in its store: its number, and the id of its first row."""
+    """A shard's number in its store, and the id of its first row."""
 
     number: int
     first_id: int
@@ -56,7 +56,7 @@ class StoreSummary:
 
 
 class Group(NamedTuple):
-    """Rows that are never parted: how many, what they are (for a digest), and what a worker makes them of."""
+    """Rows that are never split: their number, their identity (for a digest), and the worker's input."""
 
     rows: int
     inputs: Sequence[str]
@@ -64,7 +64,7 @@ class Group(NamedTuple):
 
 
 class ShardToMake(NamedTuple):
-    """One shard's place, and the payloads of its groups, which may come as they are read."""
+    """A shard's place, and the payloads of its groups, possibly read lazily."""
 
     place: Place
     payloads: Iterable[Any]
@@ -72,7 +72,7 @@ class ShardToMake(NamedTuple):
 
 @dataclass(frozen=True)
 class Repair(Part):
-    """The damaged shards of a store, to be made in another folder, ``out``, from what no whole catalogue has.
+    """The damaged shards of a store, to be made in another folder, ``out``.
 
     Attributes:
         store: the store's folder. manifest: of it. lost: numbers of the damaged shards, in order.
@@ -84,11 +84,11 @@ class Repair(Part):
 
     @property
     def is_whole(self) -> bool:
-        """Whether a store comes out that is finished and indexed."""
+        """Whether the result is a complete store, to be indexed."""
         return False
 
     def beside(self, out: Path, ending: str = "") -> Path:
-        """Return where shards are made."""
+        """Return the folder in which shards are made."""
         return out
 
     @property
@@ -98,16 +98,16 @@ class Repair(Part):
 
 
 def place_of(manifest: Manifest, number: int) -> Place:
-    """Return where shard ``number`` comes in a store."""
+    """Return the place of shard ``number`` in its store."""
     return Place(number, sum(shard.rows for shard in manifest.shards[:number]))
 
 
 def remember_inputs(manifest: Manifest, paths: list[str], settings: dict[str, Any]) -> None:
-    """Let a manifest say what its shards are made of; saved with the next shard.
+    """Record the inputs of shards in a manifest; saved with the next shard.
 
     Args:
         manifest: of the store. paths: as they were given.
-        settings: those that the identity does not hold and without which other bits might come out.
+        settings: those outside the identity on which bits depend.
     """
     entry = {"paths": paths, "folder": str(Path.cwd()), **settings}
     known = manifest.details.get(INPUTS, [])
@@ -116,10 +116,10 @@ def remember_inputs(manifest: Manifest, paths: list[str], settings: dict[str, An
 
 
 class StoreInMaking:
-    """A store, or one part's share of it.
+    """A store, or one part of it, while it is filled.
 
     Args:
-        out: the whole store's folder. kind: of the store. identity: of its embeddings. part: which share to make.
+        out: the whole store's folder. kind: of the store. identity: of its embeddings. part: to make.
 
     Attributes:
         folder: where shards are written. manifest: where they are committed.
@@ -127,7 +127,7 @@ class StoreInMaking:
 
     Raises:
         DamagedStore: there is a store of another identity.
-        UserError: the store has grown since the share was begun, or ``out`` is a run's or a model's folder.
+        UserError: the store has grown since the part was begun, or ``out`` is a run's or a model's folder.
     """
 
     def __init__(self, out: Path, kind: StoreKind, identity: dict[str, Any], part: Part = WHOLE) -> None:
@@ -155,11 +155,11 @@ class StoreInMaking:
 
     @property
     def rows(self) -> int:
-        """Rows of all shards that were gone through, whoever makes them."""
+        """Rows of all shards so far, including those of other parts."""
         return self._rows
 
     def fill(self, executor: Executor, worker: Worker[Shard], groups: Iterable[Group], rows: int | None) -> None:
-        """Make the shards that are this part's and commit each in its turn.
+        """Make this part's shards and commit them in order.
 
         Args:
             executor: carries out the work. worker: makes one shard. groups: all that the store lacks, in order.
@@ -198,7 +198,7 @@ class StoreInMaking:
                 self._rows += sum(group.rows for group in taken)
 
     def _require_same_inputs(self, name: str, digest: str) -> None:
-        """Check that a shard of the share that an earlier run committed is made of what this run would make it of."""
+        """Check that a shard that an earlier run of this part committed has the same inputs."""
         earlier = self._committed.get(name)
         if earlier is not None and self._is_share and earlier.details.get(MADE_OF) != digest:
             raise UserError(
@@ -208,14 +208,14 @@ class StoreInMaking:
 
     def commit(self, shard: Shard) -> None:
         """List a shard that was written."""
-        # It no longer describes the store; leaving it listed would let a kill while it is rewritten damage it.
+        # It is outdated; if it stayed listed, a kill while it is rewritten would look like damage.
         self.manifest.files.pop(ROWS_FILE, None)
         if self._is_share:
             shard = replace(shard, details={**shard.details, MADE_OF: self._made_of[shard.name]})
         self.manifest.commit_shard(self.folder, shard)
 
     def finish(self, **details: Any) -> None:
-        """Note what the store came to; a share then waits to be merged."""
+        """Record the totals of the store; a part is then ready to be merged."""
         self.manifest.details |= details
         if self._is_share:
             self.manifest.details[SHARE] = {
@@ -230,7 +230,7 @@ class StoreInMaking:
 
 
 def _of_one_shard(first: Group, groups: Iterator[Group], rows: int | None, taken: list[Group]) -> Iterator[Any]:
-    """Yield the payloads of a shard's groups as they come, and note the groups, without payloads, in ``taken``."""
+    """Yield the payloads of a shard's groups, and append the groups without payloads to ``taken``."""
     group: Group | None = first
     count = 0
     while group is not None:
@@ -258,11 +258,11 @@ def _share_of(whole: Manifest, out: Path, folder: Path, kind: StoreKind, identit
             f"{out} has changed since part {folder} was started",
             f"Remove {folder.parent} and make all parts again; nothing of {out} is lost",
         )
-    # Not finished, if it was: its inputs may be others now.
+    # Unfinished again, because its inputs may differ now.
     share.details[SHARE] = {"of_store": of_store}
     return share
 
 
 def file_hashes(manifest: Manifest) -> list[str]:
-    """Return what of a store its shares depend on: which shards it has."""
+    """Return the shards of a store, on which its parts depend."""
     return [record.xxh3 for shard in manifest.shards for record in shard.files.values()]

@@ -1,4 +1,4 @@
-"""Commands to begin with: what this machine can do, and what to run on one's own data."""
+"""Commands `doctor` and `init`."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What this machine has, and what is missing for which command; nothing is changed."""
+"""Report of versions, devices, fonts and optional packages; changes nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dptr.pipeline.rendering.fonts import find_fonts
 from dptr.pipeline.rendering.shaping import needs_shaping
 
 _LIBRARIES = ("dptr", "torch", "transformers", "faiss-cpu", "pyarrow", "duckdb", "numpy", "pillow", "safetensors")
-#: Module -> what needs it, and how it is installed.
+#: Module -> the command that needs it, and how to install it.
 _OPTIONAL = {
     "onnxruntime": ("dptr export --to onnx", "pip install 'dptr[export]'"),
     "onnxscript": ("dptr export --to onnx", "pip install 'dptr[export]'"),
@@ -38,7 +38,7 @@ _SCRIPTS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was examined: its group, its name, what was found, and whether something is missing."""
+    """A line of the report: group, name, finding, and whether something is missing."""
 
     group: str
     name: str
@@ -64,7 +64,7 @@ def _devices() -> Iterator[Finding]:
     memory, usable, load = psutil.virtual_memory(), usable_processors(), psutil.getloadavg()[0]
     cores = f"{usable} of {os.cpu_count()} cores may be used, torch uses {torch.get_num_threads()}"
     yield Finding("device", "cpu", f"{cores}; {memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free")
-    busy = "; others keep it busy: OMP_NUM_THREADS=1 before a command is quicker with small models"
+    busy = "; other programs use it: OMP_NUM_THREADS=1 is faster with small models"
     yield Finding("device", "load", f"{load:.1f} at work in the last minute" + (busy if load >= usable else ""))
     for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         device = torch.cuda.get_device_properties(number)

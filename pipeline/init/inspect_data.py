@@ -1,4 +1,4 @@
-"""Look at somebody's data: which is text, labelled crops, photos and unlabelled crops, and what it is good for."""
+"""Inspection of a user's data: text, labelled crops, photos, unlabelled crops, and the command for them."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from dptr.pipeline.photos.photo_files import Photo, find_photos
 from dptr.pipeline.rendering.word_lists import text_counts
 
 _PICTURES_LOOKED_AT, _LONGEST_READ = 200, 1000
-#: Pixels of the middle picture above which pictures are photos or pages, and no crops of a word or line.
+#: Median number of pixels above which pictures are photos or pages, not crops.
 _LARGEST_CROP = 150_000
 _FEWEST, _FEW = 6, 20
-#: Share of characters of labels that a recogniser has to have learnt already.
+#: Minimum fraction of the labels' characters in the recogniser's charset.
 _KNOWN = 0.8
 #: Bytes that no text has.
 _BINARY = frozenset(range(9)) | frozenset(range(14, 27))
-#: Besides Latin, what the bundled recogniser called ``scripts`` knows.
+#: Scripts of the bundled recogniser ``scripts`` besides Latin.
 _READ_BY_SCRIPTS = frozenset({"Cyrillic", "Devanagari", "Greek", "Hebrew", "Thai"})
 
 Size = tuple[int, int]
@@ -58,7 +58,7 @@ class Look:
         return scripts.most_common(1)[0][0] if scripts else None
 
     def lines(self) -> list[str]:
-        """Return what was found, for people."""
+        """Return the findings, for people."""
         lines = []
         if self.words:
             lines.append(f"text: {len(self.words):,} words in {_names(self.text)}")
@@ -74,7 +74,7 @@ class Look:
         return lines
 
     def obstacles(self) -> list[str]:
-        """Return why training cannot help yet; nothing where it can."""
+        """Return reasons why training cannot help yet."""
         found = []
         if not self.crops:
             found.append(
@@ -119,7 +119,7 @@ class Look:
 
 
 def look_at(paths: Sequence[Path]) -> Look:
-    """Tell text, labelled crops, photos and unlabelled crops apart, and measure each.
+    """Classify paths as text, labelled crops, photos or unlabelled crops, and measure each.
 
     Raises:
         UserError: a path does not exist, is none of these, or holds labelled crops that are damaged.

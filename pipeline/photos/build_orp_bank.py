@@ -1,8 +1,7 @@
 """Photos to an ORP bank: find, cut, encode, commit shard by shard, index.
 
-What the workers bring is taken in the photos' own order, and a batch never reaches across shards. So the bytes of a
-shard depend on the photos and the settings alone: not on the number of workers, and not on whether an earlier run was
-killed between two shards.
+Results of workers are used in the order of the photos, and a batch never spans shards. So a shard's bytes depend only
+on photos and settings, not on the number of workers or on interruptions.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from dptr.pipeline.photos.photo_files import Photo, count_photos, find_photos
 
 @dataclass(frozen=True, kw_only=True)
 class OrpBankSettings(CropSettings):
-    """How a bank is made: which rectangles are cut, as :class:`CropSettings` says, and what becomes of them.
+    """Settings of a bank: those of :class:`CropSettings`, and how crops are embedded.
 
     Attributes:
         clip: ``tiny``, a directory in transformers' format, or a hub id.
@@ -71,19 +70,19 @@ class OrpBankSettings(CropSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Drawing would fail photo by photo, and each would be remembered as a bad one.
+        # Otherwise drawing would fail for each photo, and all would be rejected.
         if not 0 <= self.seed < 1 << 64:
             raise UserError(f"seed {self.seed} is impossible", "Use 0 or any whole number below 2**64")
         require_at_least(1, batch=self.batch)
 
     def crops(self) -> CropSettings:
-        """Return the part that says which rectangles are cut."""
+        """Return the settings of the rectangles."""
         return CropSettings(**{part.name: getattr(self, part.name) for part in fields(CropSettings)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class OrpBankSummary(StoreSummary):
-    """What a run did; rows are crops.
+    """Result of a run; rows are crops.
 
     Attributes:
         photos: in the bank. duplicates: photos of this run that are the same bytes as another one.
@@ -102,15 +101,15 @@ def build_orp_bank(
     part: Part = WHOLE,
     executor: Executor = IN_PROCESS,
 ) -> OrpBankSummary:
-    """Make a bank of photo crops, or a part of one, or go on with it.
+    """Make a bank of photo crops, or a part of one, or resume it.
 
-    What the bank already holds is not computed again, so the same call resumes a killed run and adds new photos.
+    Photos in the bank are not computed again, so the same call resumes a killed run and adds new photos.
 
     Args:
         paths: folders, pictures and archives (tar, zip, Parquet, LMDB).
         out: the bank's folder.
         settings: see :class:`~dptr.pipeline.photos.build_orp_bank.OrpBankSettings`.
-        part: which share of it to make; a share has no index yet.
+        part: to make; parts have no index.
         executor: where photos are read and encoded; it changes no byte.
 
     Raises:
@@ -123,7 +122,7 @@ def build_orp_bank(
     with locked(part.beside(out)):
         clip = load_clip(settings.clip, settings.precision, settings.device)
         build = _Build(out, clip, settings, part)
-        # Pillow warns about single photos; what is wrong with them is in the quarantine.
+        # Pillow warns about photos; their problems are recorded with the rejected photos.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             warnings.filterwarnings("ignore", module="PIL")
@@ -149,7 +148,7 @@ def build_orp_bank(
 
 
 def indexed(out: Path) -> OrpBank:
-    """Open a bank whose crops are all committed, and see to it that its index holds them all."""
+    """Open a bank whose crops are all committed, and update its index if needed."""
     bank = OrpBank(out)
     if not faiss_index.is_complete(bank):
         faiss_index.write_index(bank)
@@ -207,7 +206,7 @@ class _Build:
     def _usable(
         self, read: Iterable[tuple[Photo | Rejection, ReadPhoto | str, Any]], total: int, quarantine: Quarantine
     ) -> Generator[Group, None, None]:
-        """Yield the crops of each photo that is new and fits; note what becomes of the others."""
+        """Yield the crops of each new usable photo; record rejected photos and duplicates."""
         earlier = frozenset(self.in_bank)
         with progress("photos into the ORP bank", total, "photos") as bar:
             for found, photo, crops in read:

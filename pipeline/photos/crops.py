@@ -1,8 +1,7 @@
 """Photos to crops: read, hashed, and cut into random rectangles or the central square of upright RGB.
 
-What is drawn for a crop depends on the seed, the photo's SHA-256 and the crop's number and on nothing else, so that
-neither the number of workers nor the order of files changes a crop. Only ``Generator.random`` is used, the part of
-NumPy's generators whose numbers are the simplest to keep.
+A crop depends only on the seed, the photo's SHA-256 and the crop's number, not on the number of workers or the order of
+files. Only ``Generator.random`` is used, whose numbers are the most stable over versions of NumPy.
 """
 
 from __future__ import annotations
@@ -186,7 +185,7 @@ class PhotoReader:
             return ReadPhoto(found, sha256, whole), crops
         except UnusablePicture as error:
             return str(error), []
-        # Five libraries read, also damaged files; one photo must not end a long run.
+        # Five libraries raise many exception types on damaged files; one photo must not end a long run.
         except Exception as error:
             return f"cannot be read: {getattr(error, 'strerror', None) or error or type(error).__name__}", []
 

@@ -42,7 +42,7 @@ def write_index(bank: OrpBank) -> None:
     for block in _blocks(bank):
         index.add(block)
     probes, recall = choose_probes(index, bank, _own_queries(bank))
-    # Listed no longer before it is replaced: a kill meanwhile must not leave a manifest that is wrong.
+    # Unlisted before it is replaced: a kill meanwhile must leave a consistent manifest.
     bank.manifest.withdraw_files(bank.folder, INDEX_FILE)
     with atomic_path(bank.folder / INDEX_FILE) as path:
         faiss.write_index(index, str(path))

@@ -1,7 +1,7 @@
 """Each prompt's nearest crops, searched once and kept beside the prompt store.
 
-Prompts are elsewhere in CLIP's space than photos, so recall is measured on prompts, and the number of lists to visit
-is chosen for them. A killed run leaves what was there before, and searches from the first prompt again.
+Text and image embeddings are in different regions of CLIP's space, so recall and the number of lists to visit are
+measured on prompts. A killed run leaves earlier results unchanged, and starts again from the first prompt.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def mine_neighbours(prompts: Path, bank: Path, k: int = 32) -> NeighboursSummary
     if not _is_mined(store, crops, k):
         with locked(prompts):
             store = PromptStore(prompts)
-            # Another process may have finished between the look above and the lock.
+            # Another process may have finished between the check above and the lock.
             if not _is_mined(store, crops, k):
                 _mine(store, crops, k)
                 computed = len(store)

@@ -1,4 +1,4 @@
-"""Images that a bank must not hold, such as a benchmark's, and how near a photo is to them.
+"""Rejection of photos that are near-duplicates of excluded images, such as a benchmark's.
 
 Nearness is the cosine of the pooled vectors of whole pictures, so that a resized or re-encoded copy is found as well.
 """

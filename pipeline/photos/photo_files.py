@@ -1,8 +1,7 @@
 """Photos as given: folders, single files and archives (tar, zip, Parquet, LMDB), found in one fixed order.
 
-Finding never opens a picture, so that photos can be counted, skipped and read by several workers. Whatever is in the
-way (a dangling link, a folder that may not be listed, a broken archive, a picture of a format that
-cannot be read here) is yielded as a rejection in its place.
+Finding opens no picture, so that photos can be counted, skipped and read by several workers. Problems (a dangling link,
+a folder without permission, a broken archive, an unsupported format) are yielded as rejections in order.
 """
 
 from __future__ import annotations
@@ -153,7 +152,7 @@ def photos_in_archive(path: Path, status: os.stat_result) -> Iterator[Photo | Re
                 yield Rejection(file, name, "", read)
             else:
                 yield Photo(file, name, status.st_size, status.st_mtime_ns, read)
-    # Four libraries and what they raise on torn files; what was listed before the tear stays usable.
+    # Exceptions of four libraries on truncated files; photos listed before the damage stay usable.
     except Exception as error:
         yield Rejection(file, "", "", f"broken archive: {error}")
 

@@ -119,7 +119,7 @@ def test_rows_of_a_label_file_that_point_outside_its_folder_are_rejected(tmp_pat
     assert images.rejected.counts == {"image lies outside the folder of the label file": 3}
     assert "../secret.png" in images.rejected.examples["image lies outside the folder of the label file"][0]
     (folder / "labels.tsv").write_text("../secret.png\tword\n")
-    with pytest.raises(UserError, match="names no image that is there"):
+    with pytest.raises(UserError, match="names no existing image"):
         open_images(folder)
 
 
@@ -131,7 +131,7 @@ def test_a_name_too_long_for_the_file_system_is_one_unreadable_image(tmp_path: P
     with pytest.raises(UnreadableImage, match="too long"):
         images.image(0)
     (tmp_path / "labels.tsv").write_text(f"{'n' * 5000}.png\tlong\n")
-    with pytest.raises(UserError, match="names no image that is there"):
+    with pytest.raises(UserError, match="names no existing image"):
         open_images(tmp_path)
 
 

@@ -195,7 +195,7 @@ def test_folder_without_labels_ends_in_one_line_with_the_accepted_forms(tmp_path
 
 def test_label_file_whose_images_are_elsewhere_is_an_error(tmp_path):
     (tmp_path / "labels.tsv").write_text("a.png\tx\n")
-    with pytest.raises(UserError, match="names no image that is there"):
+    with pytest.raises(UserError, match="names no existing image"):
         open_images(tmp_path)
 
 
