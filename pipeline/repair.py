@@ -1,7 +1,7 @@
-"""Repairs a store: the commands that made it run again in a scratch folder, and compute only what is damaged.
+"""Repair of a store: its commands run again in a scratch folder and compute only damaged shards.
 
-What comes out must have the old hashes: what cannot be made equal is left as it is and named, since under a new hash
-the runs that were trained on the store would not match it. Prompts whose catalogue is whole are taken from there.
+Results must have the old hashes, because runs that were trained on the store are tied to them; other results are
+discarded and reported. Prompts with an undamaged catalogue are read from it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def repair(folder: Path, files: Collection[str]) -> list[str]:
-    """Compute the damaged ``files`` of a store again; return why, for those that are left as they are.
+    """Compute the damaged ``files`` of a store again; return the reasons for those that could not be repaired.
 
     Raises:
         UserError: another process writes the store, or it cannot be written.
@@ -47,7 +47,7 @@ def repair(folder: Path, files: Collection[str]) -> list[str]:
                     _run_again(folder, manifest, computed, scratch)
             except DptrError as error:
                 problems.append(str(error))
-            # Rows come last: they are derived from the catalogues, which are as they were by then.
+            # Rows come last: they are derived from the repaired catalogues.
             for name in sorted(files, key=lambda name: (name == ROWS_FILE, name)):
                 problems += _put_back(scratch / name, folder, manifest, known[name])
             flush(folder)
@@ -57,10 +57,10 @@ def repair(folder: Path, files: Collection[str]) -> list[str]:
 
 
 def _run_again(folder: Path, manifest: Manifest, files: frozenset[str], scratch: Path) -> None:
-    """Run what made the store, in the order in which it was run, into ``scratch``.
+    """Run the store's commands in their original order into ``scratch``.
 
     Raises:
-        UserError: an input is gone. DamagedStore: the CLIP is another.
+        UserError: an input is missing. DamagedStore: the CLIP differs.
     """
     lost = [number for number, shard in enumerate(manifest.shards) if shard.files.keys() & files]
     if manifest.kind == "prompts":
@@ -85,7 +85,7 @@ def _inputs_of(folder: Path, manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _put_back(made: Path, folder: Path, manifest: Manifest, known: Any) -> list[str]:
-    """Move a file that was made again into the store if it is as it was; return what is wrong otherwise."""
+    """Move a recomputed file into the store if its hash is right, else return the problem."""
     lost = folder / made.name
     if made.name == ROWS_FILE:
         try:
@@ -96,7 +96,7 @@ def _put_back(made: Path, folder: Path, manifest: Manifest, known: Any) -> list[
     if not made.is_file():
         return [f"{lost} was not made again"]
     if known.problem(made) is not None:
-        return [f"{lost} comes out otherwise: its inputs, CLIP or this machine are others"]
+        return [f"{lost} has another hash now: its inputs, CLIP or this machine differ"]
     flush(made)
     os.replace(made, lost)
     note(f"{lost} is unchanged")

@@ -1,9 +1,8 @@
-"""Adapt a recogniser to crops of one's own: few labels, and text, photos and unlabelled crops beside them.
+"""Adapting a recogniser to a domain: few labelled crops, plus text, photos and unlabelled crops.
 
-A set of few labelled crops is cross-validated: each part of it is read by a recogniser that trained on the others, and
-then one is trained on all. Larger sets are split once. Either way the figures are of real crops that training did not
-see, and what is no better on them than the start is not used. Rendered crops of general words are mixed in, so that
-these are not forgotten, and rendered crops of the text that is given.
+Small sets of labelled crops are cross-validated, and then one recogniser is trained on all of them. Larger sets are
+split once. In both cases accuracies are of real held-out crops, and a result that is no better than the start is not
+used. Rendered crops of general words are mixed in against forgetting, and rendered crops of the given text.
 """
 
 from __future__ import annotations
@@ -56,28 +55,27 @@ from dptr.trainer.training.checkpoint import MODEL, OPTIMIZER, save_checkpoint
 from dptr.trainer.training.step_log import Tracker
 
 _WORK = "adaptation"
-#: Rendered crops of a kind, general words that are read before and after, and fonts that they are in.
+#: Number of rendered crops of a kind, of general words for the comparison, and of fonts.
 _RENDERED, _GENERAL_READ = 2500, 300
 _FONTS = 100
 _GENERAL_STYLE = RenderStyle.of_difficulty(0.6)
 _READ_STYLE = RenderStyle.of_difficulty(0.3)
 #: Weights tried for the user's text as a lexicon.
 _WEIGHTS = (0.3, 0.6, 1.0)
-#: Without the start's own lexicon seven of a hundred general words more are misread. So it gives way only to what reads
-#: this share more of the crops.
+#: Without the start's lexicon seven points of general words are lost, so another lexicon has to be better by this much.
 _WITHOUT_WORDS = 0.02
 _OWN = "that of the start"
-#: Confidences from which a predicted label may count, and the share of them that has to be right on validation crops.
+#: Candidate confidence thresholds of pseudo-labels, and their minimum precision on validation crops.
 _CONFIDENCES, _RIGHT = (0.5, 0.7, 0.8, 0.9, 0.95, 0.98), 0.95
 _LEAST_ACCEPTED = 10
-#: Labels' own scores among the text, below which a predicted label is not one of its kind.
+#: Quantile of the labels' language-model scores below which a pseudo-label is rejected.
 _ALLOWED = 0.02
 _UNLABELLED_READ = 3000
-#: Crops that are held out of many.
+#: Maximum number of held-out crops.
 _MOST_HELD_OUT = 400
-#: Groups are taken for groups from so many on.
+#: Minimum number of groups.
 _LEAST_GROUPS = 5
-#: Share of labels with a space, from which text is taken as lines.
+#: Fraction of labels with a space from which text is read as lines.
 _LINES = 0.05
 _LONGEST, _WIDEST, _MEASURED, _SQUEEZED = 100, 1024, 500, 1.25
 _ENOUGH = 0.999
@@ -85,10 +83,10 @@ _ENOUGH = 0.999
 
 @dataclass(frozen=True)
 class Material:
-    """What a recogniser is adapted with besides labelled crops.
+    """Inputs of adaptation besides labelled crops.
 
     Attributes:
-        text: words or lines -> how often each occurs. photos: files to cut backgrounds from.
+        text: words or lines -> count. photos: files for backgrounds.
         unlabelled: picture files of one word or line each.
     """
 
@@ -114,7 +112,7 @@ class Material:
         )
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells this material from another: a hash of the text, names and sizes of the files."""
+        """Return the material's identity: a hash of the text, names and sizes of the files."""
         files = [[str(path), path.stat().st_size] for path in (*self.photos, *self.unlabelled)]
         return {"text": _digest(sorted(self.text.items())), "files": _digest(files)}
 
@@ -137,12 +135,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class AdaptSummary(FinetuneSummary):
-    """What an adaptation came to.
+    """Result of an adaptation.
 
     Attributes:
-        own: the labelled crops that were held out. general: rendered words, to show what was forgotten.
-        lexicon: which one the recogniser has now. folds: parts of the cross-validation; 1: one held-out set.
-        remarks: what was left out, and why.
+        own: of held-out labelled crops. general: of rendered general words, to measure forgetting.
+        lexicon: of the result. folds: of the cross-validation; 1: one held-out set.
+        remarks: unused inputs, with reasons.
     """
 
     own: Comparison
@@ -159,7 +157,7 @@ class AdaptSummary(FinetuneSummary):
             rows.append(_row("general words, rendered", self.general))
         shown = table(["word accuracy", "crops", "before", "after", "95 % interval"], rows, numbers=(1, 2, 3, 4))
         if self.own.after <= self.own.before:
-            shown += "\nnothing read more of your crops than the start did"
+            shown += "\nno configuration was better on your crops than the starting model"
         return [shown, f"lexicon: {self.lexicon}", *self.remarks]
 
 
@@ -173,9 +171,9 @@ class _Part:
 
 @dataclass(frozen=True)
 class _Option:
-    """Recognisers, one a part, with a lexicon: ``stage`` -1 is the start, others are rounds of training.
+    """Recognisers, one a fold, with a lexicon: ``stage`` -1 is the start, others are rounds of training.
 
-    ``loses_words`` says that the lexicon has not the words of the start's.
+    ``loses_words``: the lexicon lacks the start's words.
     """
 
     stage: int
@@ -185,7 +183,7 @@ class _Option:
     loses_words: bool = False
 
     def rank(self, parts: Sequence[int] | None = None) -> tuple[float, float]:
-        """Return accuracy, less what going without the start's words costs, and 1-NED, over some of the parts."""
+        """Return accuracy, minus a penalty for losing the start's words, and 1-NED, over some folds."""
         found = pooled([self.read[part] for part in (range(len(self.read)) if parts is None else parts)])
         return found.accuracy - _WITHOUT_WORDS * self.loses_words, found.one_minus_ned
 
@@ -193,11 +191,11 @@ class _Option:
 def fitted(
     paths: Sequence[Path], material: Material, start: runs.Trained, recipe: Recipe, named: Charset | None
 ) -> tuple[Charset, Recipe]:
-    """Return the charset and the recipe that labelled crops need: old and new characters, label lengths and widths.
+    """Return the charset and the recipe for labelled crops: old and new characters, label lengths and widths.
 
     Args:
         paths: labelled crops. material: its text's characters are added, too.
-        start: the recogniser. recipe: with its parts. named: a charset that is asked for, which then counts alone.
+        start: the recogniser. recipe: with its parts. named: a requested charset, which is then used unchanged.
     """
     crops = WordImages.open_as_written(paths)
     form = Normalization(keep_spaces=True, max_label_length=_LONGEST)
@@ -223,7 +221,7 @@ def adapt(
     validation: WordImages | None = None,
     material: Material | None = None,
 ) -> AdaptSummary:
-    """Train a recogniser further on crops of one's own, and compare it with the start; resumes where it stopped.
+    """Adapt a recogniser to labelled crops, and compare it with the start; resumes interrupted runs.
 
     Args:
         images: labelled crops. charset, recipe: see :func:`fitted`. start: the recogniser.
@@ -252,7 +250,7 @@ def adapt(
 
 
 class Adaptation:
-    """The trainings of one adaptation, in folders of their own, and what they came to."""
+    """The trainings of one adaptation, each in a separate folder, and their results."""
 
     def __init__(
         self,
@@ -275,7 +273,7 @@ class Adaptation:
         self.summaries: list[FinetuneSummary] = []
 
     def run(self, validation: WordImages | None, out: Path) -> AdaptSummary:
-        """Train, choose, and put the chosen run into ``out``."""
+        """Train, choose, and move the chosen run to ``out``."""
         parts = _parts(self.images, validation, self.settings)
         self.held_out, self.is_crossed = [part.validation for part in parts], len(parts) > 1
         general = self.render()
@@ -302,7 +300,7 @@ class Adaptation:
         return self._summary(out, options, chosen, general)
 
     def render(self) -> WordImages | None:
-        """Render what is mixed in; return general words to be read before and after, None without fonts."""
+        """Render the crops to mix in; return crops of general words for the comparison, None without fonts."""
         text = list(self.material.text)
         if text and self.settings.text:
             crops = self._crops("text", text, RenderStyle.like(looks_of_crops(self.images)), 3)
@@ -336,9 +334,9 @@ class Adaptation:
         return WordImages.open([path], self.charset, self.normalization)
 
     def _train(self, name: str, part: _Part, start: runs.Trained, more: Sequence[WordImages]) -> runs.Run:
-        """Train on the crops of one part."""
+        """Train on the crops of one fold."""
         if self.is_crossed:
-            # To the last step: the number of steps cannot be chosen on so few crops.
+            # No early stopping: there are too few crops to choose the number of steps.
             validate = partial(validated, images=part.validation, device=self.device)
             return self.finetune(name, part.training, start, more, validate=validate)
         return self.finetune(name, part.training, start, more, validation=part.validation)
@@ -352,7 +350,7 @@ class Adaptation:
         validation: WordImages | None = None,
         validate: Callable[[torch.nn.Module], dict[str, float]] | None = None,
     ) -> runs.Run:
-        """Train on labelled crops, with what was rendered and ``more`` mixed in, in a folder of that name."""
+        """Train on labelled crops mixed with rendered ones and ``more``, in a folder of that name."""
         mixed = [*self.rendered, *((self.settings.unlabelled, images) for images in more)]
         shares = [*_shares(crops, self.settings.mix), *(share for share, _ in mixed)]
         recipe = self.recipe.replace("finetune", mix=",".join(f"{share:.9f}" for share in shares))
@@ -374,7 +372,7 @@ class Adaptation:
         return runs.Run.load(self.work / name)
 
     def _read(self, stage: int, models: Sequence[Recognizer], parts: Sequence[_Part]) -> list[_Option]:
-        """Read what was held out with every lexicon."""
+        """Read the held-out crops with every lexicon."""
         options = []
         has_words = self.lexica[0][1] is not None
         for named, lexicon in self.lexica:
@@ -386,7 +384,7 @@ class Adaptation:
         return options
 
     def _predicted(self, latest: _Option, trained: Sequence[runs.Run]) -> list[list[WordImages]]:
-        """Return the unlabelled crops with the labels that each of the recognisers predicts; none without enough."""
+        """Return the unlabelled crops with each recogniser's pseudo-labels; nothing if too few are accepted."""
         allowed = allowed_by(self.material.text, self.charset, [sample.label for sample in self.images.samples])
         least, right = _threshold(latest, allowed)
         if least is None:
@@ -405,13 +403,13 @@ class Adaptation:
 
     @cached_property
     def unlabelled(self) -> list[Path]:
-        """The unlabelled pictures to be read: none that is a labelled crop."""
+        """The unlabelled pictures, without those that are labelled crops."""
         labelled = {found for images in (self.images, *self.held_out) for found in images.content_hashes()}
         chosen = sorted(self.material.unlabelled, key=lambda path: _digest([path.name]))[:_UNLABELLED_READ]
         return [path for path in chosen if hashlib.sha256(path.read_bytes()).digest() not in labelled]
 
     def labelled(self, run: runs.Run, rule: Rule) -> WordImages:
-        """Write the unlabelled crops whose predicted labels count, as labelled ones."""
+        """Write the unlabelled crops with accepted pseudo-labels as labelled crops."""
         path = self.work / f"{run.name}.parquet"
         if not path.is_file():
             model = load_recognizer(run, str(self.device))
@@ -425,11 +423,11 @@ class Adaptation:
                         writer.write(file.read_bytes(), prediction.text)
         try:
             return WordImages.open([path], self.charset, self.normalization)
-        except UserError:  # not one prediction counts
+        except UserError:  # no prediction is accepted
             return WordImages()
 
     def _final(self, chosen: _Option, rounds: Sequence[Sequence[runs.Run]]) -> runs.Run:
-        """Return the run of the chosen option; where crops were cross-validated, one that trains on all of them."""
+        """Return the run of the chosen option; after cross-validation, a new one that trains on all crops."""
         if chosen.stage < 0:
             return self._start_as_run()
         if not self.is_crossed:
@@ -445,7 +443,7 @@ class Adaptation:
         return run
 
     def _start_as_run(self) -> runs.Run:
-        """Return the start as a run of its own, which another lexicon can be kept with."""
+        """Return the start as a run, which can have another lexicon."""
         start, folder = self.start, self.work / "start"
         run = runs.start_or_continue(folder, "finetune", start.recipe, start.charset, start.memory_dim, start.data)
         state: dict[str, Any] = {"step": 0, "best_score": None, "best_step": 0, "metrics": {}, "unlogged": None}
@@ -465,7 +463,7 @@ class Adaptation:
         forgotten = {"general_before": remembered.before, "general": remembered.after} if remembered else {}
         last = self.summaries[-1]
         if chosen.stage < 0:
-            self.remarks.append("training did not help: the weights are those of the start")
+            self.remarks.append("training did not help: the result has the starting weights")
         return AdaptSummary(
             out=out,
             rows=len(self.images),
@@ -486,14 +484,14 @@ class Adaptation:
 
 @dataclass(frozen=True)
 class Rule:
-    """Which predicted labels count."""
+    """Acceptance of pseudo-labels."""
 
     lexicon: Lexicon | None
     least: float
     allowed: Callable[[str], bool]
 
     def accepts(self, prediction: Prediction) -> bool:
-        """Return whether a prediction counts as a label."""
+        """Return whether a prediction is accepted as a label."""
         return bool(prediction.text) and prediction.confidence >= self.least and self.allowed(prediction.text)
 
 
@@ -512,12 +510,12 @@ def _pictures(folders: Sequence[Path]) -> list[Path]:
 
 
 def normalization_of(recipe: Recipe, charset: Charset) -> Normalization:
-    """Return how labels are normalised: with their spaces, where the charset has one."""
+    """Return the normalisation of labels: with spaces if the charset has one."""
     return Normalization.of(charset, max_label_length=recipe.decoder.max_label_length)
 
 
 def _parts(images: WordImages, validation: WordImages | None, settings: FinetuneSettings) -> list[_Part]:
-    """Return what to train on and what to validate on: one part, or as many as the crops are cross-validated in."""
+    """Return training and validation crops: one split, or the folds of the cross-validation."""
     if validation is not None:
         return [_Part(without_overlap(images, validation), validation)]
     if len(images) < 2 * settings.folds:
@@ -548,10 +546,10 @@ def _parts(images: WordImages, validation: WordImages | None, settings: Finetune
 
 
 def groups_of(keys: Sequence[str]) -> list[str]:
-    """Return the group of each crop: its folder, or what stands before the last number of its name.
+    """Return the group of each crop: its folder, or its name up to the last number.
 
-    Crops of one photo or receipt are alike; held out together, they say more. Where fewer than five groups, or as many
-    as crops, come out, each crop is a group.
+    Crops of one photo or receipt are similar, so they are held out together. With fewer than five groups, or as many
+    as crops, each crop is a group.
     """
     folders = [str(Path(key).parent) for key in keys]
     numbers = [re.sub(r"[-_.]?\d+$", "", str(Path(key).with_suffix(""))) for key in keys]
@@ -577,7 +575,7 @@ def _lexica(start: runs.Trained, text: Mapping[str, float], recipe: Recipe) -> l
 
 
 def prefer(model: Recognizer, lexicon: Lexicon | None) -> None:
-    """Have a recogniser read with a lexicon, or without one."""
+    """Set a recogniser's lexicon, or remove it."""
     if lexicon is None:
         model.prefer_words(None)
     else:
@@ -593,7 +591,7 @@ def pooled(read: Sequence[ReadImages]) -> Score:
 
 
 def _held_out_choice(options: Sequence[_Option]) -> list[ReadImages]:
-    """Return, of each part, what the option reads that is the best on the other parts: no part chooses for itself."""
+    """Return each fold's predictions of the option that is best on the other folds: no fold chooses for itself."""
     count = len(options[0].read)
     if count == 1:
         return max(options, key=_Option.rank).read
@@ -605,7 +603,7 @@ def _held_out_choice(options: Sequence[_Option]) -> list[ReadImages]:
 
 
 def allowed_by(text: Mapping[str, float], charset: Charset, labels: Sequence[str]) -> Callable[[str], bool]:
-    """Return which predictions are as likely among the text as labels are; all without text."""
+    """Return which predictions are as likely under the text's language model as labels are; all without text."""
     if not text:
         return lambda _: True
     model = CharacterModel(text, charset)
@@ -622,7 +620,7 @@ def allowed_by(text: Mapping[str, float], charset: Charset, labels: Sequence[str
 
 
 def _threshold(option: _Option, allowed: Callable[[str], bool]) -> tuple[float | None, float]:
-    """Return the lowest confidence from which enough predictions for held-out crops are right, and how many are."""
+    """Return the lowest confidence with enough precision on held-out crops, and that precision."""
     rows = [
         (prediction.confidence, ground_truth == prediction.text)
         for read in option.read
@@ -637,7 +635,7 @@ def _threshold(option: _Option, allowed: Callable[[str], bool]) -> tuple[float |
 
 
 def _union(charset: Charset, labels: Sequence[str], text: Sequence[str]) -> Charset:
-    """Return a charset with the characters of labels, and all but the rarest of a text, as well."""
+    """Return a charset extended by the characters of labels, and by all but the rarest of a text."""
     needed = {unit for label in labels for unit in charset.split(charset.fold_case(label))}
     counts = Counter(unit for line in text for unit in charset.split(charset.fold_case(line)))
     held, most = 0, _ENOUGH * sum(counts.values())
@@ -651,7 +649,7 @@ def _union(charset: Charset, labels: Sequence[str], text: Sequence[str]) -> Char
 
 
 def _widths(crops: WordImages, recipe: Recipe) -> str:
-    """Return the encoder's further widths, with wider ones where crops are wider than the start has met."""
+    """Return the encoder's additional widths, extended if crops are wider than those of the start."""
     known = [int(width) for width in recipe.encoder.image_widths.split(",") if width.strip()]
     height, widest = recipe.encoder.image_height, max([recipe.encoder.image_width, *known])
     wanted = []
@@ -660,7 +658,7 @@ def _widths(crops: WordImages, recipe: Recipe) -> str:
             wanted.append(width_for(crops.image(index), height, range(32, _WIDEST + 1, 32)))
         except UnreadableImage:
             continue
-    # A quarter narrower than they should be, letters can still be read.
+    # Letters are still legible at three quarters of their width.
     width, most = widest, int(np.quantile(wanted, 0.98)) if wanted else 0
     while width < most and most > _SQUEEZED * widest:
         width += 32 if width < 256 else 64 if width < 512 else 128
@@ -693,7 +691,7 @@ def _plain_fonts() -> FontCollection | None:
 
 
 def _general_words(start: runs.Trained, charset: Charset) -> list[str]:
-    """Return words that the start knew, in a fixed order, as signs write them: small, capitalised, in capitals."""
+    """Return words of the start's lexicon in a fixed order, in lower, title and upper case."""
     lexicon = start.lexicon() or ModelFile.open(BUNDLED).lexicon()
     known = set(start.charset.characters)
     found: list[str] = []
@@ -713,7 +711,7 @@ def _joined(sets: Sequence[WordImages]) -> WordImages:
 
 
 def _shares(crops: WordImages, mix: str) -> list[float]:
-    """Return how often each data set of labelled crops is drawn, 1 together."""
+    """Return the sampling rate of each data set of labelled crops; they add up to 1."""
     sizes = np.bincount(crops.samples.every_data_set(), minlength=len(crops.samples.data_sets))
     weights = mixing_weights(crops, mix)
     shares = sizes if weights is None else weights.of_sets * sizes
@@ -721,7 +719,7 @@ def _shares(crops: WordImages, mix: str) -> list[float]:
 
 
 def _promote(run: runs.Run, out: Path, lexicon: Lexicon | None) -> None:
-    """Copy a run into ``out``, its description last, and keep its lexicon there."""
+    """Copy a run into ``out``, its description last, and save its lexicon there."""
     for path in sorted(run.folder.iterdir(), key=lambda path: path.name == RUN_FILE):
         if path.is_dir():
             shutil.copytree(path, out / path.name, dirs_exist_ok=True)
@@ -731,7 +729,7 @@ def _promote(run: runs.Run, out: Path, lexicon: Lexicon | None) -> None:
 
 
 def _kept(out: Path, identity: Any) -> AdaptSummary:
-    """Return the summary of an adaptation that is finished.
+    """Return the summary of a finished adaptation.
 
     Raises:
         DamagedStore: it was another.

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-#: Which crops a prompt's noise comes from; ``gaussian``: from none, normal numbers of the same size (the control).
+#: Source of a prompt's noise; ``gaussian``: normal numbers of the same size instead of crops (the control).
 NoiseDraw = Literal["random", "nearest", "mixed", "gaussian"]
 
-#: Whether labels are drawn evenly, or more often the more the corpus has them.
+#: Whether labels are sampled uniformly or by corpus count.
 Sampling = Literal["uniform", "count"]
 
 #: The Feature Merge Unit with its queries, or all image tokens as they are (the control).
@@ -25,11 +25,11 @@ Distortions = Literal["dptr", "parseq"]
 #: The arithmetic of reading; ``auto``: bf16 on CPUs that have instructions for it, else fp32.
 ReadingPrecision = Literal["auto", "fp32", "bf16"]
 
-#: By which rules predictions are compared: the field's for Latin, or the Chinese benchmark's.
+#: Evaluation protocol: the field's for Latin, or the Chinese benchmark's.
 Protocol = Literal["field", "chinese"]
 
-#: Where else metrics are shown.
+#: Experiment trackers.
 Tracker = Literal["tensorboard", "wandb"]
 
-#: What a run can be exported to.
+#: Export formats.
 ExportTarget = Literal["onnx", "safetensors", "parseq", "openocr"]

@@ -1,4 +1,4 @@
-"""Judge a recogniser by the field's protocol, or the Chinese benchmark's: word accuracy and 1-NED, per data set."""
+"""Evaluation by the field's protocol or the Chinese benchmark's: word accuracy and 1-NED per data set."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ class ReadImages:
     form: Normalization = field(default_factory=Normalization)
 
     def as_written(self, text: str) -> str:
-        """Return a ground truth or a reading as both are compared."""
+        """Return a ground truth or a prediction in the form for comparison."""
         return self.form.apply(text)
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A word that was read wrongly."""
+    """A wrong prediction."""
 
     key: str
     ground_truth: str

@@ -1,4 +1,4 @@
-"""Stage 3: couple a pre-trained decoder to an image encoder through the Feature Merge Unit, on labelled word images."""
+"""Stage 3: train an image encoder, the Feature Merge Unit and a pre-trained decoder on labelled word images."""
 
 from __future__ import annotations
 
@@ -206,8 +206,8 @@ def encoder_of(recogniser: runs.Trained) -> EncoderSettings:
 def parts_of(start: runs.Trained | None, encoder_is_named: bool = False) -> dict[str, Settings]:
     """Return the recipe's sections that weights to start from fix: the decoder's, and those of a recogniser's parts.
 
-    A decoder of pooled vectors starts behind its CLIP's image encoder unless another encoder is named: what it reads of
-    images then starts where zero labels left it. One of columns reads columns, without an FMU.
+    A decoder of pooled vectors starts with its CLIP's image encoder unless another encoder is named, so it starts from
+    its zero-shot accuracy. A decoder of columns takes columns, without an FMU.
     """
     if start is None:
         return {}
@@ -278,7 +278,7 @@ def validated(model: torch.nn.Module, images: WordImages, device: torch.device) 
         field_score(read.ground_truths, texts, Charset.named("36")),
     )
     return {
-        # Of two checkpoints that read as many words, the one that is nearer to the others is better.
+        # Of two checkpoints of equal accuracy, the one with the higher 1-NED is better.
         "score": exact.accuracy + 1e-3 * exact.one_minus_ned,
         "accuracy": exact.accuracy,
         **({"accuracy_36": folded.score.accuracy, "words_36": folded.words} if folded.score else {}),

@@ -1,4 +1,4 @@
-"""What a name means: a run, ``newest``, a model file, a model of the hub, or a bundled recogniser."""
+"""Resolution of model names: a run, ``newest``, a model file, a model of the hub, or a bundled recogniser."""
 
 from __future__ import annotations
 

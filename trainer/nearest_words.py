@@ -1,7 +1,7 @@
-"""How often a labelled crop's image embedding has its own label's text embedding nearest: CLIP alone, no decoder.
+"""Top-1 retrieval of labels by labelled crops with a CLIP alone, without a decoder.
 
-The paper's premise is that CLIP puts an image of a word near the prompt of that word (its Fig. 1). This measures it for
-any CLIP and any labelled crops, among the labels of all crops or those and a lexicon.
+The paper's premise is that CLIP's embeddings of a word's image and of its prompt are similar (its Fig. 1). This
+measures it for a CLIP and labelled crops, with the labels of all crops, and optionally a lexicon, as candidates.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def keep_validation_predictions(
     correct = [label == prediction for label, prediction in zip(labels, predictions, strict=True)]
     lengths = [number_of_units(label, units) for label in labels]
     columns = [[VALIDATION_WORDS] * len(labels), labels, labels, predictions, correct, lengths, *[nothing] * 3]
-    # What holds the run's lock is its only writer, but for an evaluation at the very moment, which is told and goes on.
+    # The lock's holder is the only writer, except for a concurrent evaluation, which prints a note and continues.
     remove_leftovers(folder / PREDICTIONS_FOLDER)
     _write(folder / PREDICTIONS_FOLDER / "validation_words.parquet", columns)
 

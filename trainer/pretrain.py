@@ -1,4 +1,4 @@
-"""Stage 2: train a decoder to read labels from their text embeddings, without one image."""
+"""Stage 2: train a decoder to predict labels from their text embeddings, without images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def data_identity(store: PromptStore, bank: OrpBank | None) -> dict[str, Any]:
-    """What a run saves about its stores, so that it notices when they change."""
+    """Identity of a run's stores, by which it detects that they have changed."""
     return {"prompts": store.manifest.fingerprint()} | ({"orp": bank.manifest.fingerprint()} if bank else {})
 
 

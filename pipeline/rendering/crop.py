@@ -1,4 +1,4 @@
-"""One word, one picture: letters, colours, light, damage; all randomness comes from the caller's generator."""
+"""Rendering of one word: letters, colours, light, degradation; the caller's generator is the only randomness."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from dptr.pipeline.rendering.style import NATURAL, RenderStyle, amount, chance
 
 Colour = tuple[int, int, int]
 
-# Backgrounds are blurred by distance anyway, and small photos can all stay in memory.
+# Backgrounds are blurred anyway, and small photos fit into memory.
 _PHOTO_SIDE = 320
 _COLOURS_TRIED = 12
-#: Share of crops that have a photo behind them when they take after others.
+#: Share of crops with a photo as background when they imitate given crops.
 _WITH_PHOTO = 0.7
 
 
@@ -37,7 +37,7 @@ def render_one(
     Args:
         word: what is written; ``font`` has to cover it.
         font: from :func:`dptr.pipeline.rendering.fonts.find_fonts`.
-        rng: the only source of chance.
+        rng: the only source of randomness.
         style: how strong each effect may be.
         photos: image files that backgrounds may be cut from.
 
@@ -78,7 +78,7 @@ def _cut_from_photo(path: Path, size: tuple[int, int], rng: np.random.Generator)
     width, height = size[0] * scale, size[1] * scale
     x, y = rng.uniform(0, photo.width - width), rng.uniform(0, photo.height - height)
     cut = photo.resize(size, Image.Resampling.BILINEAR, (x, y, x + width, y + height))
-    # Text is put where it can be read: busy places are calmed.
+    # Busy backgrounds are smoothed, so that text is legible.
     return Image.blend(cut, Image.new("RGB", size, _mean(cut)), float(rng.uniform(0.2, 0.7)))
 
 
@@ -134,7 +134,7 @@ def _faded(fill: Image.Image, strength: float, rng: np.random.Generator) -> Imag
 
 
 def _tinted(level: int, spread: int, rng: np.random.Generator) -> Colour:
-    """Return a grey of that level, at most ``spread`` off it in one colour or another."""
+    """Return a grey of that level, with a tint of at most ``spread``."""
     tint = rng.uniform(-1, 1, 3) * spread * rng.random() ** 3
     red, green, blue = np.clip(level + tint, 0, 255).astype(int).tolist()
     return red, green, blue
@@ -183,7 +183,7 @@ def _light(image: Image.Image, rng: np.random.Generator, style: RenderStyle) -> 
 
 
 def _damage(image: Image.Image, rng: np.random.Generator, style: RenderStyle) -> Image.Image:
-    """Lose what a camera and a file lose, in their order: distance, focus or motion, sensor, compression."""
+    """Degrade as cameras and files do, in this order: distance, focus or motion, sensor, compression."""
     shrink = 1 - 0.6 * amount(rng, style.shrink)
     if shrink < 1:
         image = image.resize(

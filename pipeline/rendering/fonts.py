@@ -1,8 +1,7 @@
-"""Fonts to render words with, and which words each of them can draw.
+"""Fonts for rendering, and detection of the words that a font can draw.
 
-Whether a font has a character is found in its table of characters and then by drawing it: some glyphs that tables list
-are blank, the font's "missing" box, or another letter. A word whose letters combine has to be within the font's rules,
-too.
+A character is looked up in the font's table and then drawn: some listed glyphs are blank, the font's "missing" box, or
+another letter. Words whose letters combine also need the font's shaping rules.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _NO_CHARACTER = "\uffff"
 #: Bits of ulCodePageRange1 in the table OS/2, by language.
 _HAN_LANGUAGES = {"ja": 1 << 17, "zh": 1 << 18, "ko": 1 << 19, "zh-hant": 1 << 20}
 _LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*")
-# These draw pictures, or boxes, in the place of letters.
+# These draw pictures or boxes instead of letters.
 _NOT_FOR_WORDS = (
     "symbol",
     "dingbat",
@@ -53,7 +52,7 @@ _NOT_FOR_WORDS = (
 
 
 class Font:
-    """One face of a font file; picklable, because what is loaded is kept apart from it.
+    """One face of a font file; picklable, because loaded objects are cached outside it.
 
     Attributes:
         index: which of the faces of a collection (.ttc). language: whose forms of the characters are drawn, or None.

@@ -1,8 +1,8 @@
-"""Render words that look like somebody's crops: each rendered crop takes after one of them, drawn by chance.
+"""Rendering in the style of given crops: each rendered crop imitates one of them, chosen at random.
 
 Measured of a crop are its height, its width for each character, the colours of ink and ground (with them polarity and
-contrast), how uneven the ground is, blur, noise, JPEG quality and slope. A rendered crop takes all of them from the
-same crop, since they belong together: small crops are blurred, dark ones noisy.
+contrast), how uneven the ground is, blur, noise, JPEG quality and slope. All are taken from the same crop,
+because they are correlated: small crops are blurred, dark ones noisy.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _MEASURED = 500
 _TABLE_AT_50 = 3685
 #: Blur, in pixels, that a rendered crop has after its letters were scaled.
 _OWN_BLUR = 0.5
-#: A word is squeezed or stretched by so much at most, whatever the width of the crop that it takes after.
+#: Maximum factor by which a word's width changes towards the imitated crop's.
 _MOST_STRETCH = 1.8
 
 
 @dataclass(frozen=True)
 class Look:
-    """What one crop looks like.
+    """Appearance of one crop.
 
     Attributes:
         height: in pixels. character_width: of the crop for each character of its label, in heights; 0: not known.
@@ -181,7 +181,7 @@ def paint_like(
     corners = np.clip(ground + shift + rng.normal(0, look.unevenness, (2, 2, 1)), 0, 255).astype(np.uint8)
     image = Image.fromarray(corners).resize(masks.size, Image.Resampling.BILINEAR)
     if photo is not None:
-        # What is behind the letters shows as unevenly as in the crop, in the crop's own colour.
+        # The background has the crop's unevenness and colour.
         texture = np.asarray(photo.convert("L"), np.float32)[..., None]
         texture = (texture - texture.mean()) * (look.unevenness / max(float(texture.std()), 1.0))
         image = Image.fromarray(np.clip(np.asarray(image, np.float32) + texture, 0, 255).astype(np.uint8))

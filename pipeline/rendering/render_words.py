@@ -33,7 +33,7 @@ class RenderSummary:
     """What was rendered.
 
     Attributes:
-        out: where it is. rows: crops written. fonts: fonts at hand.
+        out: the output. rows: crops written. fonts: usable fonts.
         rejected: words that no font can draw; examples: some of them.
         seconds: from the first crop to the last.
     """
@@ -81,16 +81,16 @@ def render_words(
     """Render ``words`` as labelled crops into ``out`` (``.lmdb``, ``.parquet`` or a folder with ``labels.tsv``).
 
     Args:
-        words: labels as they shall be read.
-        out: must not hold labelled images yet.
+        words: labels.
+        out: must not hold labelled images.
         count: crops in all; by default one a word.
-        seed: with it every crop is the same again, on any number of workers.
+        seed: makes crops reproducible, on any number of workers.
         fonts: folder of fonts, or fonts; by default those of installed packages and of the system.
         language: whose forms of the characters are drawn, as zh-Hans, zh-Hant, ja or ko; fonts for others are left out.
         photos: image files that backgrounds may be cut from.
         style: how strong each effect may be.
         workers: processes that render.
-        part: which share of the crops to render, into a Parquet file in a folder beside ``out``.
+        part: of the crops to render, into a Parquet file in a folder beside ``out``.
         executor: where crops are rendered; with several ``workers``, processes of this machine by default.
 
     Raises:
@@ -125,7 +125,7 @@ def _require_raqm(words: Sequence[str], language: str | None, style: RenderStyle
 
 
 def _leaves_ink(word: str) -> bool:
-    """Return whether something of ``word`` can be seen: joiners and spaces alone cannot."""
+    """Return whether ``word`` has visible characters, not only joiners and spaces."""
     return any(not (c.isspace() or unicodedata.category(c) in ("Cf", "Cc")) for c in word)
 
 

@@ -1,8 +1,8 @@
-"""Which words need their letters joined, ordered and stacked, and which fonts have the rules to do it.
+"""Shaping: words whose letters are joined, reordered or stacked, and fonts with the rules for it.
 
-HarfBuzz, which Pillow's Raqm layout calls too, says what a font makes of a word: glyphs by number. A word is not for a
-font that lacks a glyph, shows a dotted circle, leaves Arabic letters apart, writes a conjunct's virama out, or puts
-marks beside their letters.
+HarfBuzz, which Pillow's Raqm layout uses, too, gives a font's glyphs of a word. A font is rejected for a word if it
+lacks a glyph, draws a dotted circle, leaves Arabic letters unjoined, draws a conjunct's virama, or puts marks beside
+their letters.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dptr.cache.text.reading_order import turns_in_columns
 
 #: Scripts whose letters may be set apart.
 _APART = {"Latn", "Grek", "Cyrl", "Armn", "Geor", "Hani", "Hira", "Kana", "Hang", "Bopo", "Zyyy", "Zinh"}
-#: Scripts whose marks and joins HarfBuzz places by itself where a font has no rules for them.
+#: Scripts whose marks and joins HarfBuzz places if a font has no rules for them.
 _WITHOUT_RULES = _APART | {"Hebr", "Arab"}
 #: Scripts where a virama between two letters is seen only if a font lacks their conjunct.
 _CONJUNCTS = {"Deva", "Beng", "Gujr", "Orya", "Telu", "Knda"}
@@ -63,7 +63,7 @@ def require_raqm(why: str) -> None:
 
 @cache
 def table_of(path: str, index: int) -> uharfbuzz.Font:
-    """Return what a font file says, mapped rather than read."""
+    """Return a font file, mapped rather than read."""
     return uharfbuzz.Font(uharfbuzz.Face(uharfbuzz.Blob.from_file_path(path), index))
 
 

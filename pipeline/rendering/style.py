@@ -1,4 +1,4 @@
-"""How hard a rendered crop may be: one strength per effect, so that a curriculum is a list of styles."""
+"""Rendering styles: one strength per effect."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RenderStyle:
         dots: share printed by a dot matrix or at low resolution. relief: share embossed or carved.
         rules: share with lines or a box around the text, as in forms. motion: blur along the line.
         grey: share without colour.
-        looks: of crops that rendered ones take after; colours, size and damage are theirs then.
+        looks: of crops to imitate, which give colours, size and degradation.
     """
 
     contrast: float
@@ -116,8 +116,8 @@ class RenderStyle:
 CLEAN = RenderStyle.of_difficulty(0.15)
 NATURAL = RenderStyle.of_difficulty(0.6)
 HARD = RenderStyle.of_difficulty(1.0)
-#: Words cut by hand or by a detector from photos that were not taken for their sake: signs mostly, so plain behind the
-#: letters more often than not, but small, dim, blurred, and never alone.
+#: Words cropped from incidental photos: mostly signs, often with a plain background, but small, dark, blurred, and with
+#: other text around them.
 STREET = replace(
     HARD, contrast=50, rotation=32, perspective=0.8, curve=0.5, tracking=0.6, outline=0.5, photos=0.35, shadow=0.7,
     noise=0.35, clutter=0.5, cut=1.0, gradient=0.7, exposure=1.0,

@@ -1,4 +1,4 @@
-"""What rendering is fed with: words, read as ``embed-text`` reads them, and photos for backgrounds."""
+"""Inputs of rendering: words, read as in ``embed-text``, and background photos."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ROWS = 65536
 
 
 def read_words(files: Sequence[str], unit: Unit = "word", max_length: int = 25) -> list[str]:
-    """Return the distinct words or lines of a corpus by first occurrence, in any script; note what is left out.
+    """Return the distinct words or lines of a corpus by first occurrence, in any script; note rejected ones.
 
     A line, or the whole value of a table's row, keeps its spaces.
 

@@ -1,8 +1,8 @@
-"""A corpus: raw text in any number of files -> distinct labels with counts, in an order that can be relied on.
+"""A corpus: raw text in any number of files -> distinct labels with counts, in a deterministic order.
 
 The whole corpus is read and counted before the first label is returned, because counts are final at the end only.
-That takes minutes for a hundred million words, where embedding them takes hours, so a run that was killed simply reads
-again and embeds the labels that its store lacks. The order is that of :mod:`dptr.pipeline.text.label_counts`.
+That takes minutes for a hundred million words, and embedding them hours, so a killed run reads again and embeds the
+labels that its store lacks. The order is that of :mod:`dptr.pipeline.text.label_counts`.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ def case_variants(label: str, case: Case) -> list[str]:
 
 @dataclass(frozen=True)
 class WantedCharset:
-    """What was asked for.
+    """The requested charset.
 
     Attributes:
-        given: the charset that the name is of; None where the corpus alone says.
-        units: of the labels. learnt: whether the corpus is to be asked which units it has.
+        given: the named charset; None if it is learnt from the corpus.
+        units: of the labels. learnt: whether the charset is learnt from the corpus.
     """
 
     given: Charset | None
@@ -58,7 +58,7 @@ class WantedCharset:
 
     @classmethod
     def of(cls, charset: str | Charset, units: Units | None, normalization: Normalization) -> WantedCharset:
-        """Return what a name and ``--units`` ask for; units are None where the charset is to say.
+        """Resolve a name and ``--units``; None for the charset's own units.
 
         A Charset is taken as it is, a name with what its characters become in labels.
 
@@ -121,7 +121,7 @@ class CorpusSettings:
 
     @cached_property
     def wanted(self) -> WantedCharset:
-        """What is asked for as a charset."""
+        """The requested charset."""
         return WantedCharset.of(self.charset, self.units, self.normalization)
 
 
@@ -161,11 +161,11 @@ class Corpus:
 
     @property
     def remaining(self) -> int:
-        """How many labels :meth:`batches` gives: those kept, less those that :meth:`without` took out."""
+        """Number of labels of :meth:`batches`: accepted ones without those that :meth:`without` removed."""
         return len(self._labels)
 
     def without(self, catalogues: Sequence[Path]) -> int:
-        """Take out the labels that stand in a store's catalogues (Parquet files); return how many remain."""
+        """Remove the labels in a store's catalogues (Parquet files); return how many remain."""
         if catalogues:
             self._labels.remove(catalogues, lower=self._settings.case == "upper-lower-title")
         return self.remaining
@@ -209,8 +209,8 @@ def read_corpus(paths: Sequence[str], settings: CorpusSettings, quarantine: Quar
         UserError: an input that does not exist, or a corpus without one usable label.
     """
     require_readable(paths)
-    wanted = settings.wanted  # a wrong name is an error before any work
-    # A charset of one case folds case, as the field's evaluation does; rejecting capitals would lose most names.
+    wanted = settings.wanted  # raises for an unknown name before any work
+    # A single-case charset folds case, as the field's evaluation does; rejecting capitals would lose most names.
     case: LetterCase | None = "lower" if settings.case != "keep" else wanted.given.one_case if wanted.given else None
     if wanted.given and settings.normalization.keep_spaces and wanted.given.missing(" "):
         note("the charset has no space, so lines with one are rejected; add it with +space, as in --charset 94+space")

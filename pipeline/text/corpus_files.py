@@ -1,10 +1,10 @@
 """The files that a corpus may be in, read as rows of text with their line numbers.
 
-Rows are Arrow arrays of bytes, not yet known to be UTF-8: labels are made of each by itself, so one bad byte costs one
-word and not the file. What cannot be read is rejected with its place, and reading continues behind it.
+Rows are Arrow arrays of bytes that need not be UTF-8: each becomes labels on its own, so one bad byte costs one word
+and not the file. Unreadable parts are rejected with their place, and reading continues after them.
 
-A corpus may be larger than memory, one of its lines may be, and a few compressed bytes can stand for gigabytes: every
-read is bounded, and nothing here holds more than a block or two.
+A corpus or one of its lines may be larger than memory, and a few compressed bytes can decompress to gigabytes: every
+read is bounded, and at most two blocks are in memory.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def require_readable(paths: Sequence[str]) -> None:
         if os.path.isdir(path) and not os.path.isfile(os.path.join(path, lmdb_form.DATA_FILE)):
             raise UserError(f"{path} is a folder and not an LMDB", "Name its files, for instance with *.txt")
         if not os.path.isfile(path) and not os.path.isdir(path):
-            # Opening it would block until something is written, and it could be read once only.
+            # Opening it would block until something is written, and it can be read only once.
             raise UserError(f"{path} is a pipe or a device, not a file", "Name - and give it on standard input")
         if not os.access(path, os.R_OK):
             raise UserError(f"{path} cannot be read", "Check its permissions")
@@ -332,7 +332,7 @@ def _parquet_rows(source: str, column: str | None, reject: Reject) -> Iterator[R
             if reason := _why_unbelievable(file.metadata, name):
                 reject(None, "", reason)
                 return
-        # As a dictionary, a long value that comes again and again is held once.
+        # As a dictionary, a repeated long value is held once.
         with pq.ParquetFile(source, read_dictionary=[name]) as file:
             for batch in file.iter_batches(_TABLE_ROWS, columns=[name]):
                 yield from _column_rows(batch.column(0), line, name, reject)

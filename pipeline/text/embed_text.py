@@ -1,7 +1,7 @@
-"""Stage 1 for text: a corpus to a prompt store, computed once, also where it is killed on the way.
+"""Stage 1 for text: a corpus to a prompt store; killed runs resume.
 
-Labels come in an order that the corpus fixes; a shard is written, then committed in the manifest, and everything that a
-killed run left uncommitted is simply computed again. One shard is written while the next is being encoded.
+The order of labels depends only on the corpus. A shard is written, then committed in the manifest; uncommitted work of
+a killed run is computed again. One shard is written while the next is encoded.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ class EmbedTextSettings:
 
     Attributes:
         clip: ``tiny``, a directory or a hub id. embeddings: None picks by width (see TextEncoder).
-        templates: sentences that labels are spread over.
+        templates: sentences; each label gets one of them.
         dtype: how embeddings are stored. shard_rows: prompts of a shard; peak memory grows with it.
         tokens_per_batch: tokens encoded at once; None: what suits the device.
-        cover_subwords: in how many prompts each piece of the tokenizer that the charset can spell is to stand at least;
-            words are made up for those that the corpus lacks.
+        cover_subwords: minimum number of prompts with each subword token that the charset can spell; made-up words
+            complete the corpus.
         seed: of the made-up words, and of which label has which template.
         max_bad: most rejected inputs before the command fails; None for no limit.
     """
@@ -89,7 +89,7 @@ class EmbedTextSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedTextSummary(StoreSummary):
-    """What the command did; ``table`` is for people."""
+    """Result of the command; ``table`` is for people."""
 
     table: str
 
@@ -110,9 +110,9 @@ def embed_text(
     part: Part = WHOLE,
     executor: Executor = IN_PROCESS,
 ) -> EmbedTextSummary:
-    """Embed the distinct labels of a corpus into the prompt store ``out``, adding what it lacks, or a ``part`` of that.
+    """Embed the distinct labels of a corpus that the prompt store ``out`` lacks, or a ``part`` of them.
 
-    The ``executor`` says where; it changes no byte.
+    The ``executor`` changes no byte.
 
     Raises:
         UserError: an input or setting is wrong. DamagedStore: ``out`` holds a store of another kind of embeddings.
@@ -127,7 +127,7 @@ def embed_text(
         raise UserError("each part reads the whole corpus, which standard input is only once", "Name a file")
     with locked(part.beside(out)):
         encoders, identity, load_seconds = load_encoders(settings)
-        # Settled here, so that a cluster's workers and a repair take as many.
+        # Chosen here, so that a cluster's workers and a repair use the same number.
         settings = replace(settings, tokens_per_batch=settings.tokens_per_batch or encoders.first.tokens_per_batch)
         making = StoreInMaking(out, "prompts", identity, part)
         manifest, folder, rows_before = making.manifest, making.folder, making.manifest.rows
@@ -146,7 +146,7 @@ def embed_text(
                 table = corpus.summary(quarantine, filling.embed_made_up() if settings.cover_subwords else [])
             if part.is_whole:
                 write_rows(folder, manifest)
-            # Only now is the quarantine's file in its place, and the store as a whole finished.
+            # Only now is the file of rejected inputs in place and the store complete.
             making.finish()
         quarantine.check(settings.max_bad)
     return EmbedTextSummary(
@@ -161,7 +161,7 @@ def embed_text(
 
 
 def _remembered(settings: EmbedTextSettings) -> dict[str, Any]:
-    """Return what, besides the identity, the bits of a shard depend on."""
+    """Return the settings outside the identity on which a shard's bits depend."""
     rules = settings.corpus
     corpus = {name: getattr(rules, name) for name in ("unit", "column", "min_count", "case")}
     corpus["normalization"] = rules.normalization.identity()
@@ -254,12 +254,12 @@ def _bytes_of_a_row(embeddings: Embeddings, dtype: EmbeddingsDtype) -> float:
 def settle_charset(folder: Path, manifest: Manifest, charset: Charset, learnt: bool) -> None:
     """Give a new store its charset, or check that an old one has the same.
 
-    A learnt charset only ever grows with its corpus: the labels that are there still fit.
+    A learnt charset only grows with its corpus: existing labels still fit.
 
     Raises:
         DamagedStore: the store's charset is another.
     """
-    # What trains on the store normalises labels as it does.
+    # Later stages normalise labels like the store.
     charset = replace(charset, unicode=manifest.identity["normalization"]["unicode"])
     known = Charset.from_text(manifest.identity["charset"]) if manifest.identity.get("charset") else None
     if known is not None:
@@ -349,8 +349,8 @@ def write_prompt_shard(
 ) -> Shard:
     """Write a shard with a row for every label of ``prompts``; the caller commits it.
 
-    Labels of one prompt repeat its embeddings, so that a row can be read by itself; ``embeddings_of`` is the
-    id of the first of them. With several templates, each row says which of them it has.
+    Labels of one prompt repeat its embeddings, so that each row is self-contained; ``embeddings_of`` is the id of
+    the first of them. With several templates, each row has its template's number.
 
     Raises:
         UserError: embeddings are too large for half precision.

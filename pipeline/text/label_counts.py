@@ -1,12 +1,12 @@
 """Rows of raw text -> distinct labels with their counts.
 
-Most items of most corpora are printable ASCII, which normalisation leaves as it is, and most items come again and
-again. So Arrow finds the distinct items of a block first, and only those that are not plain go through Python. DuckDB
-then aggregates and sorts on disk, within a fixed memory.
+Most items of most corpora are repeated and printable ASCII, which normalisation does not change. So Arrow finds the
+distinct items of a block, and only non-ASCII ones go through Python. DuckDB then aggregates and sorts on disk, within a
+fixed amount of memory.
 
 Labels are ordered by first occurrence: file by file, line by line, those new in one line by code point. The order
-depends on the corpus alone, not on blocks or threads; text that is appended to a corpus leaves it as it was; and the
-words that occur first, mostly the frequent ones, are embedded first.
+depends only on the corpus, not on blocks or threads, and appending text does not change it. Words that occur first,
+mostly the frequent ones, are embedded first.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dptr.pipeline.text.corpus_files import MOST_ITEM_BYTES, TOO_LONG, Reject, R
 
 _PLAIN_WORD = "^[!-~]+$"
 _PLAIN_LINE = "^[!-~]+( [!-~]+)*$"
-#: A label that is too long to be used is kept only as far as the quarantine shows it.
+#: Overlong labels are truncated to what the list of rejected inputs shows.
 _SHOWN_CHARACTERS = 200
 
 
@@ -78,7 +78,7 @@ def count_labels(
 
     With ``case`` all labels are folded to it.
 
-    Whether a label fits the charset and the length is for the caller to judge, once for the whole corpus.
+    The caller checks charset and length, once for the whole corpus.
     """
     items, lines = _items(rows, unit)
     read = len(items)
@@ -114,7 +114,7 @@ def _folded(labels: pa.Array, case: LetterCase | None) -> pa.Array:
 
 def _items(rows: Rows, unit: Unit) -> tuple[pa.Array, NDArray[np.int64]]:
     """Split at ASCII white space, or trim it; empty items are none. Returns binary items and their lines."""
-    # The kernels want the string type but work on single bytes, so invalid UTF-8 does them no harm.
+    # The kernels require the string type but work on bytes, so invalid UTF-8 is harmless.
     texts = rows.texts.view(pa.string())
     lines = rows.lines
     if unit == "word":
@@ -143,7 +143,7 @@ def _distinct(items: pa.Array, lines: NDArray[np.int64]) -> tuple[pa.Array, NDAr
     encoded = items.dictionary_encode()
     codes = encoded.indices.to_numpy()
     first = np.empty(len(encoded.dictionary), np.int64)
-    # Assigned from the back, so that the first occurrence is the one that stays.
+    # Assigned in reverse, so that the first occurrence remains.
     first[codes[::-1]] = lines[::-1]
     return encoded.dictionary, np.bincount(codes, minlength=len(first)).astype(np.int64), first
 
@@ -210,7 +210,7 @@ class DistinctLabels:
         return counts
 
     def reject(self, why_unusable: Callable[[str], str | None]) -> Iterator[tuple[str, int, int, str]]:
-        """Take out the labels that there is a reason against; yield (label, file number, line, reason)."""
+        """Remove rejected labels; yield (label, file number, line, reason)."""
         self._execute("create table unusable (label varchar)")
         for table in self._windows(_ROWS_AT_ONCE):
             unusable: list[str] = []
@@ -268,7 +268,7 @@ class DistinctLabels:
 
 @contextmanager
 def _full_disk_as_user_error() -> Iterator[None]:
-    """Say in one line that the disk for temporary files is full or cannot be written, and how to name another."""
+    """Turn errors of the disk for temporary files into one line with the fix."""
     try:
         yield
     except (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException) as error:

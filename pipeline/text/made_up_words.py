@@ -1,8 +1,8 @@
-"""Made-up words, so that every piece of the tokenizer that the charset can spell is in some prompt.
+"""Made-up words, so that every subword token that the charset can spell is in some prompt.
 
-A decoder has to learn how each piece is spelt, and a piece that no word of the corpus holds is never learnt. A made-up
-word is a piece that occurs too seldom between pieces drawn at random. The tokenizer may cut it
-otherwise, so each word is tokenized, and only those that hold the piece they were made for are kept.
+A decoder cannot learn the spelling of a token that is in no word of the corpus. A made-up word is a rare token between
+random tokens. The tokenizer may split it differently, so each word is tokenized, and only words with the intended token
+are used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text.corpus import LabelBatch
 from dptr.pipeline.text.prompts import PromptEncoders
 
-#: A piece that so many words in a row were to hold and did not is given up: the tokenizer always merges it further.
+#: A token is given up after so many words without it: the tokenizer always merges it further.
 _MOST_FAILURES = 50
 _MOST_NEIGHBOURS = 2
 
@@ -33,8 +33,8 @@ class MadeUpWords:
     """Words that complete a corpus.
 
     Attributes:
-        labels: distinct, none of them in the corpus. pieces: how many pieces the charset can spell.
-        not_covered: the pieces for which no word, or too few, could be found.
+        labels: distinct, none of them in the corpus. pieces: number of tokens that the charset can spell.
+        not_covered: tokens for which too few words were found.
     """
 
     labels: list[str]
@@ -49,12 +49,12 @@ class MadeUpWords:
 
     def summary(self, least: int) -> list[tuple[str, str]]:
         """Return counts for the command's table."""
-        made_up = f"words made up, so that each of {self.pieces:,} pieces stands in {least} prompts"
+        made_up = f"made-up words, so that each of {self.pieces:,} subword tokens is in {least} prompts"
         rows = [(f"{len(self.labels):,}", made_up)]
         if self.not_covered:
             examples = ", ".join(map(repr, self.not_covered[:3]))
             rows.append(
-                (f"{len(self.not_covered):,}", f"pieces stand in fewer: no word holds them (such as {examples})")
+                (f"{len(self.not_covered):,}", f"tokens are in fewer: no word contains them (such as {examples})")
             )
         return rows
 
@@ -67,15 +67,15 @@ def make_up_words(
     least: int,
     seed: int,
 ) -> MadeUpWords:
-    """Make up the words that a corpus lacks to hold each piece often enough.
+    """Make up words until each subword token occurs often enough.
 
-    They depend on the arguments and on the tokenizer alone: made-up words that are stored already do not count, so
-    that a killed run makes up the same ones again.
+    They depend only on the arguments and the tokenizer: stored made-up words do not count, so a killed run makes up
+    the same ones again.
 
     Args:
         catalogues: those of the prompt store that holds the whole corpus (Parquet).
         charset, normalization: what a label must fit.
-        least: in how many prompts each piece is to stand, those of the corpus included. seed: of the draws.
+        least: minimum number of prompts with each token, including the corpus. seed: of the draws.
     """
     pieces = _spellable_pieces(encoders.first, charset, normalization)
     failures: Counter[int] = Counter()
@@ -122,10 +122,10 @@ def _not_stored(
 
 
 def _spellable_pieces(encoder: TextEncoder, charset: Charset, normalization: Normalization) -> dict[int, str]:
-    """Return the pieces that labels of this charset can hold, by token id, with their characters.
+    """Return the subword tokens that labels of this charset can contain, by token id, with their characters.
 
-    Tokenizers that fold case fold it down, so a charset of capitals spells lower-case pieces, and not the other way
-    round. Pieces of half a character, which byte-level tokenizers have, are none: they occur with their characters.
+    Tokenizers that fold case lower it, so a charset of capitals spells lower-case tokens, and not vice versa. Tokens of
+    partial characters in byte-level tokenizers are excluded: they occur with their characters.
     """
     pieces = encoder.pieces()
     if charset.one_case == "upper":
@@ -137,7 +137,7 @@ def _spellable_pieces(encoder: TextEncoder, charset: Charset, normalization: Nor
 def _prompts_with_piece(
     connection: duckdb.DuckDBPyConnection, catalogues: Sequence[Path], prefixes: Sequence[int]
 ) -> Counter[int]:
-    """Return in how many prompts of the corpus each token stands behind those that its template's prompts share."""
+    """Return the number of the corpus's prompts with each token after the shared prefix."""
     first = [length + 1 for length in prefixes]
     own = f"unnest(list_distinct(token_ids[{first[0] if len(first) == 1 else f'{first}[template + 1]'}:]))"
     rows = connection.execute(
@@ -149,7 +149,7 @@ def _prompts_with_piece(
 
 
 def _word_with(text: str, neighbours: Sequence[str], rng: np.random.Generator) -> str:
-    """Put up to two random pieces before and behind ``text``."""
+    """Put up to two random tokens before and after ``text``."""
     before, behind = rng.integers(0, _MOST_NEIGHBOURS + 1, 2)
     drawn = [neighbours[index] for index in rng.integers(0, len(neighbours), before + behind)]
     return "".join([*drawn[:before], text, *drawn[before:]])

@@ -1,8 +1,7 @@
-"""Labels to prompts: each with its tokens, and with the labels that share its embeddings.
+"""Labels to prompts: each with its tokens and the labels that share its embeddings.
 
-Labels are spread over templates: each has one of them, by the seed and the label alone. It depends on nothing that a
-run may change: not on the order of the corpus, on what a store has already, or on which part of it is made. So a killed
-run resumes, and parts make the whole.
+A label's template depends only on the seed and the label, not on the order of the corpus, the contents of the store or
+the part. So killed runs resume, and parts equal the whole.
 """
 
 from __future__ import annotations
@@ -25,14 +24,14 @@ from dptr.pipeline.text.templates import Template
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt, which is encoded once.
+    """One prompt, encoded once.
 
     Attributes:
-        labels: what its embeddings are to be read as: the corpus's label, or the case variants of it.
+        labels: targets of its embeddings: the corpus's label, or its case variants.
         text: the prompt. token_ids: its tokens, begin and end included.
-        token_letters: how many of the label's characters each token stands for; 0 for the template's and the end.
-        lengths: how many units each of ``labels`` has.
-        count: how often the label stood in the corpus. source: the file where it stood first.
+        token_letters: number of label characters that each token covers; 0 for the template's and the end.
+        lengths: number of units of each of ``labels``.
+        count: of the label in the corpus. source: the file of its first occurrence.
         template: the number of its template.
     """
 
@@ -73,7 +72,7 @@ class PromptEncoders:
 
     @property
     def first(self) -> TextEncoder:
-        """The encoder of the first template: what does not depend on the template can be asked of it."""
+        """The encoder of the first template, for everything that does not depend on the template."""
         return self.of_template[0]
 
     def which(self, label: str) -> int:
@@ -121,9 +120,9 @@ def prompts_of(
     quarantine: Quarantine,
     size: int,
 ) -> Iterator[list[Prompt]]:
-    """Yield labels as prompts in groups of ``size``; what cannot be encoded goes to quarantine.
+    """Yield labels as prompts in groups of ``size``; record labels that cannot be encoded as rejected.
 
-    Groups are cut by what is accepted, so that a run that goes on cuts them where an undisturbed one does.
+    Groups are cut by accepted labels, so that a resumed run cuts them at the same places.
     """
     group: list[Prompt] = []
     for batch in batches:
@@ -155,7 +154,7 @@ def prompts_of(
 
 def _variants(label: str, settings: CorpusSettings, charset: Charset) -> list[str]:
     if settings.case != "upper-lower-title":
-        return [label]  # the corpus has judged it
+        return [label]  # the corpus has checked it
     variants = case_variants(label, settings.case)
     return [variant for variant in variants if settings.normalization.reject(variant, charset) is None]
 

@@ -113,7 +113,7 @@ def test_what_does_not_help_is_not_used(tmp_path: Path, start: Run, draw_crops: 
     crops = WordImages.open([relabelled(tmp_path / "crops", labels)], CHARSET, Normalization())
     summary = adapt(crops, CHARSET, start, recipe(start, "finetune.learning_rate=1e-12"), tmp_path / "out")
     assert summary.own.after == summary.own.before
-    assert "nothing read more of your crops than the start did" in summary.lines()[0]
+    assert "no configuration was better on your crops than the starting model" in summary.lines()[0]
     assert any("weights are those of the start" in line for line in summary.remarks)
     before, after = start.weights(), Run.load(tmp_path / "out").weights()
     assert all(torch.equal(before[name], after[name]) for name in before)

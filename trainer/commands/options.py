@@ -1,4 +1,4 @@
-"""Options that several training commands share, and what they are turned into."""
+"""Options that several training commands share, and their conversion."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -39,12 +39,12 @@ Arithmetic = Annotated[
 ]
 OutFile = Annotated[Path | None, typer.Option("-o", "--out", help="Output file; default: in the run's folder.")]
 
-#: Longer than any label: what is measured is not left out for its length.
+#: Longer than any label: evaluation excludes no label for its length.
 _ANY_LENGTH = 1000
 
 
 def recipe_changes(changes: Mapping[str, object] | Sequence[str] | None, options: Mapping[str, object]) -> list[str]:
-    """Return what changes a recipe as ``section.key=value``.
+    """Return changes to a recipe as ``section.key=value``.
 
     Args:
         changes: key -> value, or strings as they are returned.
@@ -85,14 +85,14 @@ def training_normalization(recipe: "Recipe", charset: "Charset", simplified: boo
 
 
 def measuring_normalization(charset: "Charset") -> "Normalization":
-    """Labels of any length: what a recogniser cannot emit is a mistake, not an exception."""
+    """Labels of any length: characters that a recogniser cannot emit count as errors."""
     from dptr.cache.text.normalization import Normalization
 
     return Normalization.of(charset, max_label_length=_ANY_LENGTH)
 
 
 def labels_left_out(images: "WordImages") -> list[str]:
-    """Say which labels were rejected or changed, with examples."""
+    """Report rejected and changed labels, with examples."""
     lines = []
     for what, tally in (("rejected", images.rejected), ("used, but changed", images.changed)):
         examples = tally.examples
@@ -111,5 +111,5 @@ def crops_for(data: Paths | None, run: "Trained") -> "WordImages | None":
     try:
         return WordImages.open(paths, run.charset, measuring_normalization(run.charset))
     except UserError:
-        # What the recogniser cannot emit is a mistake.
+        # Characters that the recogniser cannot emit count as errors.
         return WordImages.open_as_written(paths)

@@ -80,9 +80,7 @@ def evaluate(
     if lexicon is None and not single_view:
         _keep(place, run, result)
     else:
-        note(
-            "options differ from the defaults of `dptr read`: predictions are not saved for `dptr sql` and `dptr push`"
-        )
+        note("these options differ from the defaults, so predictions are not saved for `dptr sql` and `dptr push`")
     looks = "single view" if single_view else "several views of tall and low-confidence crops"
     model = name_of(run)
     found = {"out": str(run), "model": model, "single_view": single_view, **figures(result)}
@@ -102,7 +100,7 @@ def _nearest_words(clip: str, data: list[Path], lexicon: str | None, device: str
 
 
 def _keep(workspace: Workspace, run: Path, result: "Evaluation") -> None:
-    """Save predictions with the run, for ``dptr sql``; where nothing can be written, it is said."""
+    """Save predictions with the run, for ``dptr sql``; print a note if they cannot be written."""
     from dptr.trainer.predictions import keep_predictions
     from dptr.trainer.training.runs import Run
 
@@ -157,7 +155,7 @@ def read(
     files = PictureFiles(Path(name) for name in _names(images))
     sources = stage.pictures(files) if boxes is None else stage.words_of_page(Path(images[0]), boxes)
     if "-" in images:
-        batch_size = batch_size or 1  # each reading is printed before the next name comes
+        batch_size = batch_size or 1  # each prediction is printed before the next name is read
     tally = stage.Tally()
     report: Report[None] = Report({"out": str(out or run)}, problems=tally.problems)
 
@@ -188,7 +186,7 @@ def _shown(row: dict[str, Any]) -> str:
 
 
 def _names(images: list[str]) -> Iterator[str]:
-    """Yield names of pictures and folders, those on stdin as they come."""
+    """Yield names of pictures and folders; those on stdin one by one."""
     for image in images:
         if image == "-":
             yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))

@@ -1,4 +1,4 @@
-"""Commands that take a model elsewhere: to another program's form, or to the hub."""
+"""Commands `export` and `push`."""
 
 import time
 from pathlib import Path
@@ -85,7 +85,7 @@ def push(
     else:
         pushed = stage.push(described, repo, read, private, license, half)
         figures = {"out": repo, "commit": pushed.oid, "url": pushed.commit_url}
-        text = f"{pushed.commit_url}\nread with it: dptr read {repo} word.png"
+        text = f"{pushed.commit_url}\nuse it: dptr read {repo} word.png"
     counts = {
         "files": list(stage.FILES),
         "rows": 1,

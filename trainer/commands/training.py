@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 commands = command_group()
 
-#: Rows in all steps from which a CPU takes days, and the width from which a decoder is too wide for a bundled CLIP.
+#: Number of rows that take a CPU days, and the width from which a decoder is too wide for a bundled CLIP.
 _ROWS_FOR_A_GPU = 5_000_000
 _WIDE_DECODER = 384
 
@@ -196,7 +196,7 @@ def finetune(
         settings = settings.replace("encoder", config=describe(kind, encoder_folder))
     stage.require_clip_of(start, settings, encoder_folder)
     known = start.charset if start else stores[0].charset if stores else Charset.named("94")
-    # The run to start from, or the store, says how labels are normalised, whatever charset is named.
+    # Normalisation comes from the run to start from, or from the store, also with a named charset.
     named = replace(Charset.named(charset), unicode=known.unicode) if charset else known
     named = _in_units(named, units, paths, training_normalization(settings, named, simplified))
     material = None
@@ -237,7 +237,7 @@ def finetune(
 def _in_units(named: "Charset", units: Units | None, paths: Sequence[Path], rules: "Normalization") -> "Charset":
     """Return the charset ``named`` with labels made of ``units``; None: of its own.
 
-    Of grapheme clusters it has those that its characters can write and the labels at ``paths`` have.
+    Grapheme clusters are those of the labels at ``paths`` that its characters can spell.
 
     Raises:
         UserError: its clusters would have to be taken apart, or labels are in a store, which has counted their units.
@@ -260,7 +260,7 @@ def _in_units(named: "Charset", units: Units | None, paths: Sequence[Path], rule
 
 
 def _require_gpu(settings: "TrainingSettings", device: str, yes: bool) -> None:
-    """Reject to train on a CPU what a recipe sizes for a GPU, unless ``yes``; warn of other long trainings.
+    """Reject recipes for a GPU on a CPU, unless ``yes``; warn about other long trainings.
 
     Raises:
         UserError: the device is a CPU.
@@ -275,7 +275,7 @@ def _require_gpu(settings: "TrainingSettings", device: str, yes: bool) -> None:
 
 
 def _warn_of_bundled_clip(recipe: "Recipe", clip: str) -> None:
-    """Warn of a wide decoder on the embeddings of a small CLIP: it learns no more than a narrow one."""
+    """Warn about a wide decoder on the embeddings of a small CLIP: it is no more accurate than a narrow one."""
     if clip in BUNDLED_CLIPS and recipe.decoder.dim >= _WIDE_DECODER:
         note(
             f"the prompt store is of the small CLIP `{clip}`, and the recipe's decoder ({recipe.decoder.dim} wide) is "

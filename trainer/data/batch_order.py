@@ -1,10 +1,9 @@
-"""Which rows make which batch: a pure function of seed, epoch and position, so that resuming needs no replay.
+"""Order of batches: a pure function of seed, epoch and position, so that resuming needs no replay.
 
-Every epoch is a true shuffle, computed position by position: no list of rows is kept, however many there are. Where
-lengths are given, rows are sorted by length within a window of the shuffled order before they are cut into batches, so
-that little is padding; then the window's batches are shuffled, so that lengths come in no order. That is for text.
-Batches of images are not sorted: an image stretched to a fixed width shows how long its word is, and batch norm would
-gather statistics of one length at a time, which hold for no batch that it reads later.
+Every epoch is a true shuffle, computed position by position without a list of rows. For text, rows are sorted by length
+within a window of the shuffled order before they are cut into batches, to reduce padding; then the window's batches are
+shuffled. Batches of images are not sorted: the appearance of an image stretched to a fixed width depends on its word's
+length, and batch norm would collect statistics of one length at a time, which fit no later batch.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-#: Far more than a large domain needs: a small one mixes little in each.
+#: More rounds than a large domain needs: with a small one each round mixes little.
 _ROUNDS = 24
 #: Odd constants with well mixed bits, of SplitMix64.
 _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -56,14 +55,14 @@ class KeyedPermutation:
 
 
 def _mixed(numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Return numbers each bit of which depends on all bits of ``numbers``: the last steps of SplitMix64."""
+    """Hash ``numbers`` with the last steps of SplitMix64: each output bit depends on all input bits."""
     numbers = (numbers ^ (numbers >> _SHIFTS[0])) * _MULTIPLIERS[0]
     numbers = (numbers ^ (numbers >> _SHIFTS[1])) * _MULTIPLIERS[1]
     return numbers ^ (numbers >> _SHIFTS[2])
 
 
 _BATCHES_PER_WINDOW = 64
-#: Weights are summed in blocks of as many rows; to draw a row is to draw a block, then to look at its rows alone.
+#: Rows of a block of summed weights; sampling draws a block, then a row in it.
 _WEIGHTED_TOGETHER = 64
 _BLOCKS_AT_ONCE = 1 << 14
 
@@ -81,10 +80,10 @@ OfRows = Callable[[NDArray[np.int64]], NDArray[np.generic]]
 
 
 class WeightedRows:
-    """Draws rows by their weights, which are asked for again where they are needed.
+    """Samples rows by weight; weights are computed on demand.
 
     Args:
-        count: rows ``0 … count - 1`` are drawn. weights: of some of them, at least 0; not all are 0.
+        count: rows ``0 … count - 1`` are sampled. weights: rows -> weights of at least 0, not all 0.
     """
 
     def __init__(self, count: int, weights: OfRows) -> None:

@@ -1,4 +1,4 @@
-"""Labelled crops and prompt stores as torch data sets, for programs with a training loop of their own."""
+"""Labelled crops and prompt stores as torch data sets, for other training loops."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 
-#: Makes what a crop, an RGB picture of any size, is to a program.
+#: Transforms a crop, an RGB picture of any size.
 Transform = Callable[[Image.Image], Any]
 
 

@@ -35,7 +35,7 @@ _WIDTHS_OF_LENGTHS = ((13, 0, 8), (25, 6, 12), (math.inf, 12, math.inf))
 class ImageBatch(Tensors):
     """Preprocessed word images (batch, 3, height, width) uint8, or stored tokens of some, with their labels.
 
-    ``unreadable`` says what had to be left out and why, ``portrait`` names images taller than wide.
+    ``unreadable`` lists excluded samples with reasons, ``portrait`` images taller than wide.
     """
 
     images: Tensor | StoredTensor
@@ -58,7 +58,7 @@ class ImageBatch(Tensors):
 
 @dataclass
 class Oddities:
-    """Images of training that were unreadable or portrait, each named once however often it is drawn."""
+    """Unreadable or portrait training images, each reported once."""
 
     unreadable: set[str] = field(default_factory=set)
     portrait: set[str] = field(default_factory=set)
@@ -88,7 +88,7 @@ class CropBatches(ABC):
         return Targets.of(labels, self._charset, self._for_columns)
 
     def require_finite(self, number: int) -> None:  # noqa: B027
-        """Check what batch ``number`` was made of; pictures hold no NaN."""
+        """Check the inputs of batch ``number``; pictures hold no NaN."""
 
     @abstractmethod
     def __call__(self, number: int) -> ImageBatch:

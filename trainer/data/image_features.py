@@ -30,10 +30,10 @@ _PLAIN_VIEW = 0
 
 @dataclass
 class StoredCrops(WordImages):
-    """Word images whose pictures are not at hand, in several views, from stores of one image encoder.
+    """Image features of word images, with augmented copies, from stores of one image encoder.
 
     A sample's ``data_set`` says which of ``stores`` it is in, ``rows`` which crop of that store it is: (samples,).
-    With ``pooled`` a view's pooled vector stands before its tokens.
+    With ``pooled`` a copy's pooled vector precedes its tokens.
     """
 
     stores: list[WordCropStore] = field(kw_only=True)

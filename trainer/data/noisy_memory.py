@@ -1,4 +1,4 @@
-"""Rows of a prompt store to the memory a decoder is trained on, with noise from an ORP bank, by kind.
+"""Memories for decoder training: rows of a prompt store with noise from an ORP bank, by kind.
 
 ``tokens``: the authors' order, pooled vector, embeddings that all prompts share, embeddings of the prompt's own tokens.
 

@@ -1,4 +1,4 @@
-"""Rows of a prompt store in batches of noisy memories with their labels, and which of them are validated on."""
+"""Batches of noisy memories with labels from a prompt store, and its split into training and validation rows."""
 
 from __future__ import annotations
 
@@ -108,9 +108,9 @@ _PLACES = 1 << 32
 def split_rows(store: PromptStore, recipe: Recipe) -> tuple[NDArray[np.int64], RowSet]:
     """Return the rows to validate on, at most ``validation_rows`` of those that are for it, and the rows to train on.
 
-    A label's side depends on the label and the seed alone, case-insensitive: variants of case are never on both sides,
-    and growth of the store moves none. Made-up words are all for training: their accuracy does not describe the
-    store's language. Those to validate on are row numbers, int64 of shape (rows,), rising.
+    The split depends only on label and seed, case-insensitive: case variants are on the same side, and growth of the
+    store moves none. Made-up words are for training only: their accuracy does not describe the store's language.
+    Validation rows are row numbers, int64 of shape (rows,), ascending.
 
     Raises:
         UserError: the store has too few labels.

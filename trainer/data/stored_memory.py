@@ -1,7 +1,7 @@
-"""Memories and image tokens on their way from a store to the device that computes: as they are stored.
+"""Memories and image tokens in the stored precision, until they are on the device.
 
-What has to be copied, between processes and to a GPU, is half as much in half precision and a quarter in int8, and a
-GPU widens it in no time. So batches carry what the store holds; float32 is made of it where the batch is used.
+Copies between processes and to a GPU are half as large in half precision and a quarter in int8. So batches hold the
+stored precision, and are converted to float32 on the device.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Prefix beam search: the text that picture and words together make likeliest.
+"""CTC prefix beam search with a character language model.
 
-CTC names a class in every column, each for itself. Where letters are blurred, many texts are nearly as likely as the
-likeliest, and which of them are words decides. Candidates grow by a column at a time; all pictures of a batch go side
-by side, so that the words are asked once a column for all of them. Texts are the nodes of a tree.
+CTC predicts the class of each column independently. For blurred letters many texts are almost equally likely, and the
+language model decides between them. Beams advance by one column at a time, for all pictures of a batch together, so
+that the language model scores them in one call. Texts are the nodes of a tree.
 Source: Hannun et al., First-Pass Large Vocabulary Continuous Speech Recognition using Bi-Directional RNNs, 2014.
 """
 
@@ -19,9 +19,9 @@ from dptr.trainer.model.language_model import CharacterModel
 #: A text as classes, and the share that it has of the probability of all texts that were kept.
 Candidate = tuple[tuple[int, ...], float]
 
-#: Texts that are kept at a column, and how far behind the likeliest one a text may fall, as a logarithm.
+#: Beam width, and the maximum difference of log-probability from the best text.
 _KEPT, _BEHIND = 16, 6.0
-#: Classes that are tried at a column, and the log-probability below which a class is not.
+#: Classes tried at a column, and the log-probability below which a class is skipped.
 _TRIED, _LEAST = 5, -7.0
 #: What each character adds to its log-probability among words, since longer texts are less likely. Chosen on the
 #: training crops that the bundled recogniser's training left out.
@@ -30,14 +30,14 @@ _END = 0
 
 
 def search(columns: Sequence[NDArray[np.float32]], words: CharacterModel) -> list[list[Candidate]]:
-    """Find the likeliest texts of pictures.
+    """Find the most likely texts of pictures.
 
     Args:
         columns: of each picture the log-probabilities of classes, (columns, classes); 0 is the blank and the end.
-        words: says which texts are likely.
+        words: the language model.
 
     Returns:
-        of each picture the texts that were kept, the likeliest first.
+        of each picture the texts of its beam, the most likely first.
     """
     beams = [_Beam(picture, words) for picture in columns]
     for column in range(max(map(len, columns), default=0)):

@@ -1,7 +1,7 @@
-"""How likely a character is behind others, counted from a list of words: an n-gram model in one sorted array.
+"""Character n-gram model of a lexicon, in one sorted array.
 
-Text is what there is plenty of, and a reader trained on crops sees too little of it. Each character of the list is
-kept with the six before it, packed into one integer: the character itself in the highest bits, then the nearest
+Each character of the lexicon is
+stored with the six before it, packed into one integer: the character itself in the highest bits, then the nearest
 before it, and so on. Sorted, all places that share a character and any number of those before it lie side by side
 (a suffix array of the reversed text), so that two binary searches count them. Counts behind a long context are
 smoothed with those behind the next shorter one by a Dirichlet prior. Source: MacKay and Peto, Natural Language

@@ -1,4 +1,4 @@
-"""Pictures of words to predictions: the one way from pixels of any shape to what a recogniser takes.
+"""Pictures of words to predictions: preprocessing of pictures of any shape, and test-time views.
 
 A picture much higher than wide shows a word turned by 90 degrees, one from top to bottom, or a narrow letter. So it is
 read as it is, padded to a square, and turned either way, and the most confident reading counts. A turned reading of one

@@ -1,4 +1,4 @@
-"""Loading weights that do not fit exactly, and saying so: what matched, what was missing, what was extra.
+"""Loading weights that fit in part, with a report of matching, missing and extra tensors.
 
 A changed charset keeps every unit that both sides have, a longer label the positions that both have, higher images how
 a column of them is merged. All else must fit or is reported, because a decoder that starts from random weights
@@ -22,7 +22,7 @@ _COLUMN_MERGE = "encoder.merge.0.weight"
 
 @dataclass
 class Coverage:
-    """What became of a set of weights.
+    """Report of loading weights.
 
     Attributes:
         loaded: tensors taken whole. partial: tensor -> what was carried over. missing: expected but not there.

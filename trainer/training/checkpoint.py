@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there: weights as safetensors, everything else as JSON, every file hashed.
+"""Atomic checkpoints: weights as safetensors, everything else as JSON, every file hashed.
 
 A checkpoint folder is written under another name and takes its own by two renames; between the two the previous one
 still stands under a third name, and loading tries all three.

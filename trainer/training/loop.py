@@ -62,7 +62,7 @@ class ParameterGroup:
 
 @dataclass
 class Task(Generic[Batch]):
-    """What is trained, and on what: all that a stage hands to the loop.
+    """A training task, which a stage passes to the loop.
 
     Attributes:
         model: whose weights are saved.

@@ -1,4 +1,4 @@
-"""One training in several processes that torchrun started, by torch's DistributedDataParallel.
+"""Training in several processes started by torchrun, with torch's DistributedDataParallel.
 
 Each process computes some of a step's micro-batches. Rows, noise and dropout of a micro-batch depend on its number
 alone, so that a step's loss does not depend on how many processes compute it, but for rounding. Batch norm normalises

@@ -1,4 +1,4 @@
-"""A run's folder: what it was made from, so that it can go on, be read by other commands, and never be mixed up."""
+"""A run's folder: description and identity, by which commands resume it, load it and reject other data."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ class Run:
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """What a run came to.
+    """Result of a training run.
 
     Attributes:
         out: the run's folder. rows: what it trained on. computed: rows drawn by this call.

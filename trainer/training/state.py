@@ -1,4 +1,4 @@
-"""What a run is between two steps: all that resuming needs, saved and restored as one."""
+"""State of a run between two steps: everything needed to resume, saved and restored together."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class TrainState:
         metrics: the newest validation metrics.
         unlogged: loss and gradient norm of the newest step while it is not yet logged and validated.
         not_finite_at: the first step whose loss or gradient was NaN or infinite, a tensor () on the loss's device; 0:
-            none. Prediction it makes a GPU finish what is queued.
+            none. Reading it synchronises with the GPU.
         buffers: the model's buffers as they were before the step under way.
     """
 

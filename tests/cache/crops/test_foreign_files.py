@@ -219,7 +219,7 @@ def test_metadata_of_img2dataset_beside_its_tars_are_rejected(
 
 def test_where_nothing_else_is_there_the_foreign_file_is_the_error(tmp_path: Path) -> None:
     (tmp_path / "README.txt").write_text("Please cite us.\n")
-    with pytest.raises(NotLabelled, match=r"README\.txt names no image.*Please cite us"):
+    with pytest.raises(NotLabelled, match=r"README\.txt names no existing image.*Please cite us"):
         opened(tmp_path)
 
 

@@ -46,7 +46,7 @@ def test_packed_counts_come_back_and_are_the_same_bytes_in_any_order() -> None:
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-3], lambda b: np.zeros_like(b), lambda b: b[:0]])
 def test_damaged_counts_are_told(damage) -> None:
-    with pytest.raises(DamagedStore, match="words cannot be read"):
+    with pytest.raises(DamagedStore, match="lexicon cannot be read"):
         unpack(damage(pack({"street": 3.0})))
 
 

@@ -225,9 +225,7 @@ def test_every_stage_takes_every_family(family: str, small_clip: Callable[[str],
     assert len(WordCropStore(work / "w/image_features")) == 3
     rejected = pq.read_table(work / "w/prompts/quarantine.parquet").to_pylist()
     if family != "siglip2":  # it spells in bytes
-        assert [(row["item"], row["reason"]) for row in rejected] == [
-            ("Ω", "a character that the tokenizer lacks")
-        ]
+        assert [(row["item"], row["reason"]) for row in rejected] == [("Ω", "a character that the tokenizer lacks")]
     for damaged in ("w/prompts/part-00000.arrow", "w/orp/part-00000.arrow", "w/image_features/part-00000.arrow"):
         data = bytearray((work / damaged).read_bytes())
         data[len(data) // 2] ^= 255

@@ -66,7 +66,7 @@ def test_each_piece_that_the_charset_spells_stands_in_so_many_prompts(covered: P
     told = embed(covered.parent).table
     # CLIP takes every digit for a word: the piece of a digit inside a word is never met.
     assert {encoder.pieces()[piece] for piece in short} == {"2"}
-    assert "1  pieces stand in fewer: no word holds them (such as '2')" in told
+    assert "1  tokens are in fewer: no word contains them (such as '2')" in told
 
 
 def test_made_up_words_are_marked_and_are_labels_like_others(covered: Path) -> None:

@@ -1,7 +1,7 @@
 """CLIP's own image encoder: word images become tokens in the space of the stores' embeddings.
 
 Tokens pass through the final layer norm and the projection, as those of an ORP bank do. The recipe carries the image
-encoder's configuration once it is resolved, so that a run can be read where the CLIP it started from is not at hand.
+encoder's configuration once it is resolved, so that a run can be loaded without the CLIP that it started from.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""A small residual network that turns a word image into columns: what learns fastest from few images on a CPU.
+"""A small residual network from a word image to columns, which learns fastest from few images on a CPU.
 
-A vision transformer has to learn from data that neighbouring pixels belong together; in convolutions that is given. On
-two cores that decides what an hour of training comes to. Each of the four stages halves the height, the first two the
-width as well, so that 32 x 128 pixels end as 32 columns of one row. Plain 3 x 3 convolutions on purpose: depthwise ones
-need fewer products but run slower on a CPU. Context beyond a few letters is the decoder's work. Source of the blocks:
-ResNet (CVPR 2016); of the shape: CRNN (Shi et al. 2015).
+Unlike a vision transformer, convolutions need not learn locality from data, which matters for an hour of training on
+two cores. Each of the four stages halves the height, the first two the width as well, so that 32 x 128 pixels end as 32
+columns of one row. Plain 3 x 3 convolutions on purpose: depthwise ones need fewer products but run slower on a CPU.
+Context beyond a few letters is the decoder's work. Source of the blocks: ResNet (CVPR 2016); of the shape: CRNN (Shi et
+al. 2015).
 """
 
 from __future__ import annotations

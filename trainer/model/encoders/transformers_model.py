@@ -1,8 +1,8 @@
-"""Any vision model that transformers knows as the encoder (``hf:`` and a folder or hub id), without code for each.
+"""Vision models of transformers as encoders (``hf:`` and a folder or hub id).
 
 Tokens are the last feature map where transformers has the model as a backbone, and otherwise its last hidden state
 without class, register and distillation tokens. The recipe carries the model's configuration and
-how its pictures are prepared once it is resolved, so that a run can be read where the model is not at hand.
+how its pictures are prepared once it is resolved, so that a run can be loaded without the model.
 """
 
 from __future__ import annotations
