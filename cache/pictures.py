@@ -60,7 +60,7 @@ _LIGHT_INK = 170
 
 
 class UnusablePicture(UserError):
-    """A picture that cannot be used; the message says why and does not name the picture."""
+    """A picture that cannot be used; the message is the reason, without the picture's name."""
 
 
 def decode(encoded: bytes, side: int | None = None) -> Image.Image:

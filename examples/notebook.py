@@ -17,7 +17,7 @@ import dptr
 
 
 def main(words: str, photos: str, crops: str, picture: str, steps: int = 2000) -> list[dptr.Prediction]:
-    """Make everything in ``./dptr_data`` and return what stands on ``picture``, and on a white one."""
+    """Run all stages in ``./dptr_data`` and return the predictions for ``picture`` and for a white image."""
     store: dptr.PromptStore = dptr.embed_text(Path(words), charset="36")
     bank: dptr.OrpBank = dptr.build_orp_bank(photos, crops_per_image=8)
     print(store, bank, sep="\n")

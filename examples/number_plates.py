@@ -51,7 +51,7 @@ KINDS = {
 }
 #: Pixels a millimetre while a plate is painted, and its height in millimetres.
 SCALE, HEIGHT = 0.5, 140
-#: The bundled recogniser knows letters and digits already; it is short of the 36 Chinese characters.
+#: The bundled recogniser reads letters and digits; it lacks the 36 Chinese characters.
 RECIPE = (
     "finetune --recipe reader --from bundled --set finetune.augmentation=0 --set finetune.batch_size=32 "
     "--set finetune.learning_rate=1e-3 --set finetune.ema_decay=0.98 --set finetune.validate_every=200 "

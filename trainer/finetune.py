@@ -40,7 +40,7 @@ _ENCODER = "encoder."
 
 @dataclass(frozen=True)
 class FinetuneSummary(runs.TrainingSummary):
-    """What a fine-tuning run came to; ``coverage`` is None for a decoder trained from scratch.
+    """Result of a fine-tuning run; ``coverage`` is None for a decoder trained from scratch.
 
     ``portrait`` names the images taller than wide; they are read like any other.
     """

@@ -29,7 +29,7 @@ from dptr.trainer.model.recognizer import Prediction
 from dptr.trainer.read import Reader, open_picture
 
 Row = dict[str, Any]
-#: Says which picture it is, and opens it.
+#: A picture's name, and a function that opens it.
 Source = tuple[Row, Callable[[], Image.Image]]
 
 SCHEMA = pa.schema(
@@ -133,7 +133,7 @@ def _measured(opener: Callable[[], Image.Image], size: list[int]) -> Image.Image
 
 
 def write_rows(out: Path, rows: Iterable[Row]) -> None:
-    """Write rows as they come, to CSV, JSON lines or Parquet as the file's ending says; the file is whole or absent.
+    """Write rows one by one to CSV, JSON lines or Parquet, by the file's suffix, atomically.
 
     CSV has the columns of :data:`SCHEMA`, lists as JSON.
 
@@ -163,7 +163,7 @@ def write_rows(out: Path, rows: Iterable[Row]) -> None:
 
 
 def require_form(out: Path) -> None:
-    """Raise :class:`UserError` unless a file's ending is one that :func:`write_rows` knows."""
+    """Raise :class:`UserError` unless :func:`write_rows` supports a file's suffix."""
     if out.suffix.lower() not in (".csv", ".parquet", ".jsonl"):
         raise UserError(f"{out} has no known suffix", "Use .csv, .jsonl or .parquet")
 

@@ -2,7 +2,7 @@
 
     python examples/reader/parts.py real/iiit5k_train-train.lmdb real/ic15_train-train.lmdb -o parts.lmdb
 
-A few thousand real crops are soon learnt by heart, word by word. A recogniser that already reads tells where in a crop
+A recogniser soon memorises a few thousand real crops. A recogniser that already reads tells where in a crop
 each letter is (the best alignment of the label by CTC); cut between letters, one crop gives as many as it has parts, in
 the same light and type. Joined to a part of another crop they say what no word says, so that only the letters help.
 """

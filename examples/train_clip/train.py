@@ -3,7 +3,7 @@
     python examples/train_clip/train.py --data crops.parquet --validation others.parquet --photos photos/ -o my_clip
 
 `my_clip/clip` is then a CLIP for `--clip`. Rerun an interrupted command to resume it. With the defaults, the bundled
-CLIP's 11,300 steps take an hour on one core; `pipeline/clip/tiny/README.md` says what it reaches.
+CLIP's 11,300 steps take an hour on one core; `pipeline/clip/tiny/README.md` has its accuracy.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ _PLAIN_VIEW = 0
 class StoredCrops(WordImages):
     """Image features of word images, with augmented copies, from stores of one image encoder.
 
-    A sample's ``data_set`` says which of ``stores`` it is in, ``rows`` which crop of that store it is: (samples,).
+    A sample's ``data_set`` is the index of its store in ``stores``, ``rows`` has its crop in that store: (samples,).
     With ``pooled`` a copy's pooled vector precedes its tokens.
     """
 

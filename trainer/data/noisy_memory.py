@@ -210,8 +210,8 @@ def column_memory(
 ) -> StoredMemory:
     """Return the embeddings of ``rows`` as feature columns plus ``ratio`` times ORP noise: (batch, columns, dim).
 
-    Columns beside the word are zero but for the noise. What stands for no letter (the pooled vector, the template and
-    the end) is left out.
+    Columns beside the word are zero except for noise. The pooled vector and the tokens of the template and the end are
+    excluded.
 
     Raises:
         UserError: the store does not hold its tokens' letters, or a label has more letters than there are columns.

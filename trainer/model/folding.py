@@ -43,7 +43,7 @@ class FoldedConvolution(nn.Module):
         """
         stride, padding, dilation, groups = self.geometry
         x = x.to(self.weight.dtype)
-        # Asked first: a graph that asks for the batch's size is made for that size alone.
+        # Checked first: a graph that reads the batch size is specialised to it.
         if not _traced() and self.has_onednn and not isinstance(padding, str) and _is_one_small(x):
             if self.packed is not None:
                 convolved: Tensor = torch.ops.mkldnn._convolution_pointwise(

@@ -56,7 +56,7 @@ class CharacterModel:
     charset has one, ends a word and begins the next.
 
     Args:
-        counts: word -> how often it occurs. Characters that the charset lacks are passed over.
+        counts: word -> how often it occurs. Characters that the charset lacks are skipped.
         charset: gives the classes that are scored, 0 for the end.
         weight: of a score beside the log-probability that a picture gives.
         of_formats: whether contexts are of letters and digits instead of the characters themselves.
@@ -129,7 +129,7 @@ class CharacterModel:
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return what :meth:`scores` and what :meth:`met` returns for the contexts behind the classes.
 
-        Who asks text by text so has each place looked up once.
+        So each position is looked up only once.
 
         Args:
             contexts, classes: (count,). met: of the contexts, (count, characters of an n-gram).

@@ -1,4 +1,4 @@
-"""A trained model as one safetensors file: weights, perhaps words, and a header that says how to build the model."""
+"""A trained model as one safetensors file: weights, an optional lexicon, and a header from which the model is built."""
 
 from __future__ import annotations
 

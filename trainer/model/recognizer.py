@@ -177,7 +177,7 @@ class Recognizer(nn.Module):
         Words with digits, such as number plates, count by their format where a prediction has a digit and no space.
 
         Args:
-            counts: word -> how often it occurs. weight: of what they say, beside what the picture says.
+            counts: word -> how often it occurs. weight: of the language model.
 
         Raises:
             UserError: the decoder is not CTC; the others have learnt from their text what follows what.

@@ -141,7 +141,7 @@ def stopping_together() -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def process_death_as_user_error() -> Iterator[None]:
-    """Turn the network's error into a :class:`UserError` that says that another process has ended."""
+    """Turn network errors into a :class:`UserError`: another process has ended."""
     try:
         yield
     except RuntimeError as error:

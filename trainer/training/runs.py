@@ -215,7 +215,7 @@ class TrainingSummary:
 def newest(folders: Sequence[Path], kind: RunKind | None = None) -> Run | None:
     """Return the last of ``folders`` (oldest first) that holds a run of this kind with weights; None without one.
 
-    Folders that cannot be read, and runs that have no checkpoint, are passed over and named.
+    Unreadable folders and runs without a checkpoint are skipped with a note.
     """
     for folder in reversed(folders):
         try:

@@ -161,11 +161,11 @@ class ParseqDecoder(AutoregressiveDecoder[TwoStreamLayer]):
     def refine(self, memory: Memory, logits: Tensor, beyond: Tensor | None = None) -> Tensor:
         """Read every position again, given all the others: (batch, positions, classes) -> the same.
 
-        What the content may attend to matters with more than one layer: content that has attended to position i
-        shows it to query i. ``shape.refinement`` is one of
+        The content's mask matters with more than one layer: content that has attended to position i leaks it to
+        query i. ``shape.refinement`` is one of
 
         - ``cloze``: each position has an order of its own, in which it is read last, as in training;
-        - ``causal``: content attends to what stands before it, and so shows query i its own position by later content;
+        - ``causal``: content attends to earlier positions, so later content leaks position i to query i;
         - ``shared``: content has the queries' mask, all but the next position. The authors' code does this, as both
           masks are one tensor there that refinement changes in place.
 

@@ -22,7 +22,7 @@ from dptr.trainer.model.encoders.base import PretrainedEncoder
 from dptr.trainer.recipe import EncoderSettings
 
 PREFIX = "hf:"
-_KINDS = "encoder.kind = hf:… takes a vision model that transformers knows"
+_KINDS = "encoder.kind = hf:… takes a vision model of transformers"
 #: Weights that a checkpoint of another head may lack: norms after a backbone start as the identity, the others serve
 #: classification and masked training and are not used here.
 _DISPENSABLE = ("hidden_states_norms", "pooler", "mask_token")
@@ -116,7 +116,7 @@ def describe(folder: Path) -> str:
     """Return the configuration of the model in ``folder`` and how its pictures are prepared, as the recipe keeps it.
 
     Raises:
-        UserError: there is no such model, or transformers does not know it.
+        UserError: there is no such model, or transformers does not support it.
     """
     from transformers import AutoConfig
 
