@@ -1,4 +1,4 @@
-"""Every message that ends a command, and what to do about it, as the source has them: for the page of messages."""
+"""All error messages of commands with their advice, extracted from the source for the page of messages."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 _CLASSES = {"UserError": 2, "NotLabelled": 2, "DamagedStore": 3, "TooManyRejected": 4}
-#: Folder or file of the source -> the title under which its messages stand; the first that fits counts.
+#: Folder or file of the source -> heading of its messages; the first match counts.
 _PLACES = {
     "cli.py": "Any command",
     "cache/command_line.py": "Any command",
-    "cache/path_lists.py": "Any command",
     "cache/workspace.py": "Any command",
     "cache/interrupts.py": "Any command",
     "cache/errors.py": "Any command",
     "cache/sql": "Queries: `sql`",
     "cache/commands.py": "Queries and checks: `sql`, `verify`, `pack-crops`",
     "cache/stores": "Stores, runs and models on disk",
-    "cache/word_images": "Labelled crops",
+    "cache/crops": "Labelled crops",
     "cache/hub.py": "The Hugging Face Hub",
     "cache": "Charsets, labels and pictures",
-    "pipeline/starting": "Beginning: `doctor`, `init`",
+    "pipeline/init": "Get started: `doctor`, `init`",
     "pipeline/text": "Text: `embed-text`",
-    "pipeline/photos": "Photos: `build-orp-bank`",
-    "pipeline/neighbours": "Neighbours: `mine-neighbours`",
-    "pipeline/image_features": "Stored crops: `embed-crops`",
+    "pipeline/photos": "Photos: `build-orp-bank`, `mine-neighbours`",
+    "pipeline/crops": "Image features: `embed-crops`",
     "pipeline/rendering": "Rendering: `render-words`, `demo`",
     "pipeline/clip": "CLIP models",
     "pipeline": "Stage 1",
@@ -43,7 +41,7 @@ _PLACES = {
 
 
 def messages_page() -> str:
-    """Return tables of messages and advice as Markdown, by what one was doing."""
+    """Return tables of messages and advice as Markdown, by topic."""
     found: dict[str, list[str]] = {title: [] for title in _PLACES.values()}
     for path in _sources():
         rows = found[_title(path)]
@@ -68,14 +66,14 @@ def _rows(path: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _CLASSES:
             parts = [" ".join(_text(argument, module).split()) for argument in node.args[:2]]
-            # What only passes another error's text on says nothing here.
+            # Messages that only pass on another error's text are skipped.
             if parts and parts[0].replace("…", "").strip(" :;,."):
                 said, advice = [*parts, ""][:2]
                 yield f"| {_cell(said)} | {_cell(advice)} | {_CLASSES[node.func.id]} |"
 
 
 def _text(node: ast.expr, module: str) -> str:
-    """The text that an expression gives; what differs from case to case stands as a name or three dots."""
+    """Return an expression's text, with a name or three dots for variable parts."""
     match node:
         case ast.Constant(value=constant):
             return html.escape(str(constant), quote=False)
@@ -98,7 +96,7 @@ def _text(node: ast.expr, module: str) -> str:
 
 
 def _cell(text: str) -> str:
-    # Within a span of code nothing is markup: names stand there in capitals.
+    # Within code spans there is no markup, so names are in capitals.
     spans = [re.sub("<var>(.*?)</var>", lambda found: found[1].upper(), span) for span in re.findall("`.*?`", text)]
     rest = [part.replace("*", "\\*").replace("[", "\\[") for part in re.split("`.*?`", text)]
     whole = "".join(part + span for part, span in zip(rest, [*spans, ""], strict=True))

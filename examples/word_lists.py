@@ -4,9 +4,9 @@
     apt-get install edict aspell-ar aspell-el aspell-hi hunspell-ko hunspell-vi wngerman
     python examples/word_lists.py zh ja ko ar hi th ru el vi de -o lists
 
-Words are as they are written: where a dictionary knows capitals and final letters, it gives the words and wordfreq
-their order alone. Other languages of wordfreq (uk, he, bn, ta, fa, fr, ...) come from its frequencies as they are.
-A Vietnamese list is of syllables, which stand apart in writing: there are not many more than 6,600.
+Words have their usual spelling: if a dictionary has capitals and final letters, the words are the dictionary's and only
+their order is wordfreq's. Other languages of wordfreq (uk, he, bn, ta, fa, fr, ...) use its words unchanged. A
+Vietnamese list has about 6,600 syllables, which are separated by spaces in writing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _FREQUENT = 400_000
 
 
 def main() -> None:
-    """Write one list a language and say what was left out of it."""
+    """Write one list a language and print the number of rejected words."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("languages", nargs="+", metavar="LANGUAGE")
     parser.add_argument("-o", "--out", type=Path, required=True)
@@ -47,11 +47,11 @@ def main() -> None:
         words, rejected = word_list(language, options.limit, options.longest)
         (options.out / f"{language}.txt").write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in rejected.most_common())
-        print(f"{language}: {len(words):,} words; left out: {reasons or 'none'}")
+        print(f"{language}: {len(words):,} words; rejected: {reasons or 'none'}")
 
 
 def word_list(language: str, limit: int, longest: int) -> tuple[list[str], Counter[str]]:
-    """Return at most ``limit`` distinct words, frequent ones first, and how many were left out for which reason.
+    """Return at most ``limit`` distinct words, frequent ones first, and the number of rejected words by reason.
 
     Raises:
         UserError: the package that the words come from is not installed, or none is known.

@@ -1,36 +1,36 @@
-"""Compare ways of training: run every arm of a grid with every seed through `dptr … --json`, and compare them in pairs.
+"""Ablations: run every configuration of a grid with every seed through `dptr … --json`, and compare them in pairs.
 
     python examples/ablations/ablate.py examples/ablations/tiny.toml --workspace dptr_data
 
-An interrupted grid resumes with the same command: dptr resumes the training that was cut, and a trial that is in the
-rows file (`WORKSPACE/ablations/NAME.jsonl`, a line for each arm, seed and test set) is not run again. A trial counts as
-the same as long as its commands do; after a change of stores or crops behind the same path, remove the rows file.
+An interrupted grid resumes with the same command: dptr resumes the interrupted training, and trials in the rows file
+(`WORKSPACE/ablations/NAME.jsonl`, a line for each configuration, seed and test set) are not run again. A trial is
+identified by its commands; remove the rows file when stores or crops behind the same path change.
 
 A grid is a TOML file, paths in it relative to the current folder:
 
     recipe = "tiny"                # of every training
     seeds = [1, 2, 3]
-    base = "from scratch"          # the arm that the others are compared with
+    base = "from scratch"          # the configuration that others are compared with
     protocol = "36"                # 36, 62, 94: the characters that count, or "exact"
     set = ["decoder.dim=128"]      # --set of every training; keys of [pretrain] reach pretrain only, and so on
     pretrain = ["--prompts", "P"]  # arguments of every `dptr pretrain`
     finetune = ["CROPS"]           # arguments of every `dptr finetune`
     evaluate = []                  # arguments of every `dptr evaluate`
 
-    [tests]                        # name -> labelled crops that no arm trains on
+    [tests]                        # name -> labelled crops, not used for training
     "IIIT5K" = "real/iiit5k-validation.lmdb"
 
     [arms."from scratch"]
-    start = "none"                 # what `finetune --from` takes; "pretrain": pre-train first, as this arm says;
-                                   # "arm:NAME": what another arm came to with the same seed
+    start = "none"                 # as `finetune --from`; "pretrain": pre-train first with these settings;
+                                   # "arm:NAME": another configuration's result with the same seed
     [arms."pre-trained"]
     start = "pretrain"
     set = ["noise.ratio=0.2"]      # added to the grid's, as are pretrain, finetune and evaluate
-    against = "from scratch"       # compared with this arm instead of the base
-    train = false                  # evaluate the start as it is: what pre-training alone reads (memory.kind=pooled)
+    against = "from scratch"       # compared with this instead of the base
+    train = false                  # evaluate the start without fine-tuning: zero-shot (memory.kind=pooled)
 
-Two arms whose pre-training is the same command share it. Intervals are of 95 %: over seeds by the paired t (would
-training again come out so?), over test images by the paired bootstrap (would other images of the kind?).
+Configurations with the same pre-training command share its run. Intervals are of 95 %: over seeds by the paired t test,
+over test images by the paired bootstrap.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Make the charsets of cache/text/charsets/ anew, from CLDR's exemplar characters and the national character sets.
+"""Make the charsets of cache/text/charsets/ from CLDR's exemplar characters and the national character sets.
 
 npm pack cldr-misc-full@48.2.0 cldr-core@48.2.0
 for file in cldr-*.tgz; do mkdir ${file%.tgz} && tar xzf $file -C ${file%.tgz}; done
-python examples/charsets/make_charsets.py cldr-misc-full-48.2.0/package/main cldr-core-48.2.0/package -o cache/charsets
+python examples/charsets/make_charsets.py cldr-misc-full-48.2.0/package/main cldr-core-48.2.0/package -o
+cache/text/charsets
 
-One rule for all: the field's 94 characters first, so digits, Latin letters and ASCII punctuation, which signs of every
-language have; then, by code point, CLDR's letters of the language in both cases, its digits, its punctuation and
-common currency signs, as NFKC leaves them and letters as NFC does, too. Of Han characters and hangul syllables those
-of the national character set count instead, which Python's codecs know: CLDR lists too few of the one and all 11,172
-of the other.
+Each charset starts with the field's 94 characters: digits, Latin letters and ASCII punctuation. Then follow, by code
+point, CLDR's letters of the language in both cases, its digits, punctuation and common currency signs in NFKC, letters
+also in NFC. Han characters and hangul syllables are those of the national character set, from Python's codecs, because
+CLDR lists too few of the former and all 11,172 of the latter.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def of_codec(codec: str, first: int, last: int) -> set[str]:
 
 
 def usable(characters: set[str]) -> Iterator[str]:
-    """Yield the forms in which characters come to stand in labels: normalised, in both cases, printable."""
+    """Yield the forms of characters in labels: normalised, in both cases, printable."""
     for character in characters:
         is_letter = unicodedata.category(character)[0] in "LM"
         forms = unicodedata.normalize("NFKC", character)

@@ -1,10 +1,10 @@
-"""Sort the fonts of this machine into plain and ornamental ones, and leave out those that cannot be read.
+"""Sort the fonts of this machine into plain and ornamental ones, and reject illegible ones.
 
     python examples/reader/fonts.py fonts/
 
-Letters and digits of every font are compared with the average of all fonts. A font whose glyphs mostly look like some
-other letter's average is no help; one where a fifth does is ornamental. Plain ones whose letters are equally wide, as
-on receipts, are copied to ``mono/``, too, and those that look like the lettering of number plates to ``plates/``.
+Letters and digits of every font are compared with the average of all fonts. A font is illegible if most of its
+glyphs are closer to another letter's average, and ornamental if a fifth are. Plain monospaced fonts, as on receipts,
+are also copied to ``mono/``, and those similar to the lettering of number plates to ``plates/``.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Make more of few real crops: parts of their words, and parts of two words beside each other.
+"""Augment few real crops: parts of their words, and concatenated parts of two words.
 
     python examples/reader/parts.py real/iiit5k_train-train.lmdb real/ic15_train-train.lmdb -o parts.lmdb
 
-A recogniser soon memorises a few thousand real crops. A recogniser that already reads tells where in a crop
-each letter is (the best alignment of the label by CTC); cut between letters, one crop gives as many as it has parts, in
-the same light and type. Joined to a part of another crop they say what no word says, so that only the letters help.
+A recogniser soon memorises a few thousand real crops. CTC alignment of the label with a trained recogniser
+locates each letter; crops are cut between letters. Concatenations of parts are no words, so the recogniser has to read
+the letters.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Write the words that a recogniser prefers where a picture leaves doubt, with how much each counts.
+"""Write the lexicon of the bundled recogniser, with counts.
 
     python examples/reader/preferred_words.py words/common.txt words/dictionary.txt -o preferred.txt
 
 A word counts 1, and more by the square root of its frequency in wordfreq's English (per million words), so that common
-words win over rare ones without drowning them. Labels of crops stay out: a recogniser would read the test of its own
-data better than anything else. Letters in no order are among the words, for abbreviations and names; no string with a
-digit is, so that predictions with digits, such as serial numbers, are left as the picture gives them.
-``dptr export RUN --to safetensors --lexicon preferred.txt`` puts the counts into the model's file.
+words win over rare ones without excluding them. Labels of crops are excluded, as they would bias tests on the same
+data. Random letter strings are included, for abbreviations and names. No string has a digit, so that predictions with
+digits, such as serial numbers, are not changed. ``dptr export RUN --to safetensors --lexicon preferred.txt`` stores the
+counts in the model's file.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python examples/reader/recase.py real/sroie_lines-train.lmdb -o real/receipts.lmdb --model first.safetensors
 
-Some data sets write every label in capitals. Trained on as they are, they teach that small letters are capitals. The
-label's letters are aligned with the reading; where both are the same letter, the reading's case is taken, and a letter
-that was misread takes the case of its word's other letters. Crops whose reading differs too much are left out.
+Some data sets write every label in capitals. Training on them unchanged teaches that lower-case letters are capitals.
+The label is aligned with a prediction; matching letters take the prediction's case, and others the case of the rest of
+the word. Crops whose prediction differs too much are rejected.
 """
 
 from __future__ import annotations

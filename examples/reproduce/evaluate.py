@@ -3,7 +3,7 @@
     python examples/reproduce/evaluate.py runs/finetuned data
 
 Word accuracy by the field's protocol with 36 characters, as in the authors' evaluation (case folded, other characters
-removed); BCTR by its own. Means are over sets. Sets that are not there are left out and named.
+removed); BCTR by its own protocol. Means are over sets. Missing sets are skipped with a note.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
-"""Train the bundled CLIP again: words and fonts apart, two lots of rendered crops, then two runs, easy crops first.
+"""Reproduce the bundled CLIP: split words and fonts, render two sets of crops, train in two runs, easy crops first.
 
     python examples/train_clip/make_tiny.py /usr/share/dict/words clip_tiny/ --photos photos/
 
-About an hour and a half on two cores. Words that ``is_held_out`` names and the fonts of the ``demo`` extra are kept
-from training, so that ``benchmarks/clip_retrieval.py`` measures on unseen words. Which fonts it learns from
-depends on the machine: the model card lists those of the weights that ship. What was rendered and trained already is
-taken as it is, so the script resumes.
+About an hour and a half on two cores. Words of ``is_held_out`` and the fonts of the ``demo`` extra are held
+out, so that ``benchmarks/clip_retrieval.py`` measures on unseen words and fonts. The training fonts depend on the
+machine: the model card lists those of the bundled weights. Finished crops and runs are reused, so the script resumes.
 
 Smallest size: WORDS OUT --photos PHOTOS --scale 0.0002
 """
@@ -112,7 +111,7 @@ def part_fonts(out: Path) -> None:
     unseen = tuple(sorted({font.names[0] for font in packaged_fonts().fonts}))
     fonts = find_fonts().fonts
     if all(font.names[0].startswith(unseen) for font in fonts):
-        # A machine without fonts of its own: one family has to do for what is never seen.
+        # A machine without other fonts: hold out only one family.
         unseen = unseen[:1]
     for number, font in enumerate(fonts):
         if font.index or font.names[0].startswith(_ORNAMENTAL):

@@ -2,10 +2,9 @@
 
     python examples/train_clip/scripts_tokenizer.py lists/*.txt -o my_clip
 
-So a character that the word lists have is one piece, one that they lack falls into bytes and is never lost, and what
-a decoder has to spell are characters, which all stand in many words. (The pieces of whole syllables that BPE learns by
-itself are rare for most scripts, and a rare piece is never learnt.) The folder gets what
-`train.py --clip` needs: the bundled CLIP's shape and preprocessing, with this tokenizer.
+Each character of the word lists is one token, and other characters are bytes. All tokens are frequent, so a decoder can
+learn to spell them; plain BPE would learn tokens of whole syllables, which are rare in most scripts. The folder also
+gets the bundled CLIP's configuration and preprocessing, as `train.py --clip` needs them.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("lists", nargs="+", type=Path, help="word lists, one word a line")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder for the CLIP that is to be trained")
-    parser.add_argument("--min-count", type=int, default=2, help="words that a character needs to become a piece")
+    parser.add_argument("--min-count", type=int, default=2, help="words with a character that becomes a token")
     arguments = parser.parse_args()
     words = (word for file in arguments.lists for word in file.read_text(encoding="utf-8").split())
     tokenizer = train_tokenizer(words, arguments.min_count)
     write_clip_folder(tokenizer, arguments.out)
-    print(f"{len(tokenizer):,} pieces in {arguments.out}")
+    print(f"{len(tokenizer):,} tokens in {arguments.out}")
 
 
 def train_tokenizer(words: Iterable[str], min_count: int = 2) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with one piece for each character that stands in ``min_count`` of the words."""
+    """Return a tokenizer with one token for each character in ``min_count`` of the words."""
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -77,7 +76,7 @@ def train_tokenizer(words: Iterable[str], min_count: int = 2) -> PreTrainedToken
 
 
 def write_clip_folder(tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write tokenizer, configuration and preprocessing: the bundled CLIP's, for as many pieces."""
+    """Write the tokenizer with the bundled CLIP's configuration and preprocessing, for as many tokens."""
     out.mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(out)
     config = json.loads((BUNDLED / MODEL_CONFIG_FILE).read_text(encoding="utf-8"))

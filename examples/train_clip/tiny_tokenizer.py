@@ -1,9 +1,8 @@
-"""Make the bundled CLIP's tokenizer: CLIP's own byte-level BPE, with about 1,000 pieces learnt from a word list.
+"""Make the bundled CLIP's tokenizer: CLIP's own byte-level BPE, with about 1,000 tokens learnt from a word list.
 
     python examples/train_clip/tiny_tokenizer.py /usr/share/dict/words pipeline/clip/tiny
 
-Few pieces on purpose: each then stands in many words, so a decoder that is trained on some thousand words from
-embeddings of these pieces can spell words that it has never seen.
+Each of so few tokens is in many words, so a decoder trained on some thousand words can spell unseen words.
 
 Smallest size: WORDS OUT
 """
@@ -58,7 +57,7 @@ def train(word_list: Path, folder: Path) -> None:
         model_max_length=77,
     )
     tokenizer.save_pretrained(folder)
-    print(f"{len(vocabulary)} pieces, {len(kept)} merges in {folder}")
+    print(f"{len(vocabulary)} tokens, {len(kept)} merges in {folder}")
 
 
 if __name__ == "__main__":

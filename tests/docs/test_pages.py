@@ -205,3 +205,9 @@ def test_accuracies_on_the_bundled_clips_text_embeddings_state_that_they_are_by_
     quoted = [path for path, text in texts.items() if quoting.search(text)]
     assert len(quoted) >= 3
     assert [path.name for path in quoted if "by construction" not in texts[path]] == []
+
+
+def test_headings_of_error_messages_are_of_existing_files() -> None:
+    places = sys.modules["error_messages"]._PLACES if hooks() else {}
+    assert [place for place in places if not (ROOT / place).exists()] == []
+    assert len(places) > 20
