@@ -1,4 +1,4 @@
-"""What all commands share: common options, printing, and the Python function of each command.
+"""Common parts of commands: shared options, printing, and the Python function of each command.
 
 A command is one function beside its stage. Its signature declares options, help and documentation: :func:`command`
 registers it for the command line and returns it as a function of the Python API. ``cli.py`` puts the stages together

@@ -58,7 +58,7 @@ class Tally:
 
     @property
     def total(self) -> int:
-        """How many inputs there were."""
+        """Number of inputs."""
         return self.counts.total()
 
     @property
@@ -113,7 +113,7 @@ class Quarantine:
 
     @property
     def total(self) -> int:
-        """How many inputs were rejected."""
+        """Number of rejected inputs."""
         return self.counts.total()
 
     def reads(self, source: str) -> None:

@@ -151,7 +151,7 @@ class AdaptSummary(FinetuneSummary):
 
     def lines(self) -> list[str]:
         """Return the comparison for people."""
-        held_out = "held out" if self.folds == 1 else f"cross-validated in {self.folds} parts, then all trained on"
+        held_out = "held out" if self.folds == 1 else f"{self.folds}-fold cross-validation"
         rows = [_row(f"your crops, {held_out}", self.own)]
         if self.general:
             rows.append(_row("general words, rendered", self.general))

@@ -32,7 +32,7 @@ _MADE_UP_IMAGES = 16
 
 @dataclass(frozen=True)
 class ExportSummary:
-    """What was written.
+    """Result of an export.
 
     Attributes:
         out: the file. tensors: how many it holds (0 for ONNX). checked: images read by both torch and onnxruntime.
@@ -92,7 +92,7 @@ def _kept_words(run: Trained, words: Words | None) -> Lexicon | None:
 
 
 def default_path(run: Trained, target: ExportTarget) -> Path:
-    """Where an export goes without ``-o``: into the run's folder, or for a model file into the current one."""
+    """Default output of an export: in the run's folder, or for a model file in the current one."""
     if not isinstance(run, Run):
         ending = {"onnx": ".onnx", "safetensors": SAFETENSORS}.get(target, f"-{target}{SAFETENSORS}")
         return Path(Path(run.name).stem + ending)

@@ -56,7 +56,7 @@ class ProtocolScore:
 
     @property
     def words(self) -> int:
-        """How many words count."""
+        """Number of words that count."""
         return self.score.words if self.score else 0
 
 

@@ -29,7 +29,7 @@ TOLERANCE = 1e-3
 
 
 class PredictionGraph(nn.Module):
-    """What is exported: ``images`` (batch, 3, height, width) uint8 RGB -> ``ids`` and ``confidences`` (batch, steps).
+    """The exported graph: ``images`` (batch, 3, height, width) uint8 RGB -> ``ids`` and ``confidences`` (batch, steps).
 
     Ids count from 0, the end; id i is the i-th unit of the charset, in the order that the metadata names. Confidences
     are probabilities.

@@ -40,7 +40,7 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#!~&$@])")
 
 
 class Figure(NamedTuple):
-    """How many words of a data set were read exactly, case-sensitive, as a share with its 95 % interval."""
+    """Case-sensitive word accuracy on a data set with its 95 % interval."""
 
     data: str
     words: int

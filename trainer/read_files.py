@@ -70,7 +70,7 @@ def words_of_page(page: Path, boxes: Path) -> Iterator[Source]:
 
 @dataclass
 class Tally:
-    """What came of the pictures: how many were read, and what kept others from it."""
+    """Numbers of read pictures, and of rejected ones by reason."""
 
     read: int = 0
     problems: list[str] = field(default_factory=list)

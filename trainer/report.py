@@ -113,7 +113,7 @@ class Section:
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """What was written: the page, and how many sections it has."""
+    """Result of a report: the page, and its number of sections."""
 
     out: Path
     sections: int

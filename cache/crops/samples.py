@@ -238,7 +238,7 @@ _MADE_FROM, _COUNTED = b"made_from", b"counted"
 
 @dataclass(frozen=True)
 class Rules:
-    """Which labels can be used, and as what."""
+    """Rules from raw labels to usable labels."""
 
     charset: Charset
     normalization: Normalization

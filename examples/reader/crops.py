@@ -24,7 +24,7 @@ Side = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True)
 class Split:
-    """How one folder is split.
+    """Split of one folder.
 
     Attributes:
         group: finds the group in ``file<TAB>label``; its parentheses are joined to the group's name.

@@ -251,7 +251,7 @@ class Texts:
         ]
 
     def receipts(self) -> Makers:
-        """Return what stands on receipts and invoices."""
+        """Return texts of receipts and invoices."""
         of, rng, digits = self.of, self.rng, self.digits
 
         def field() -> str:
@@ -313,7 +313,7 @@ class Texts:
         ]
 
     def documents(self) -> Makers:
-        """Return what stands in letters, forms and books, on packages, screens and name plates."""
+        """Return texts of letters, forms, books, packages, screens and name plates."""
         return [
             (20, lambda: self.words(2, 6)),
             (10, lambda: self.words(1, 2)),

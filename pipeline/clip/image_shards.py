@@ -40,7 +40,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class ShardForm:
-    """What all shards of a store have in common.
+    """Common settings of a store's shards.
 
     Attributes:
         schema: of the catalogue. rows: pictures of a full shard. tokens: kept of each picture. dtype: of the

@@ -72,7 +72,7 @@ class Clip:
 
     @property
     def device(self) -> Any:
-        """Where the model lives."""
+        """Device of the model."""
         return self.model.device
 
     def identity(self) -> dict[str, str]:

@@ -43,7 +43,7 @@ class TextModel(torch.nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its weights are."""
+        """Device of its weights."""
         return self.projection.weight.device
 
 

@@ -44,7 +44,7 @@ STRONGEST = 10
 
 @dataclass(frozen=True)
 class EmbedCropsSettings:
-    """How crops are embedded.
+    """Settings of embedding crops.
 
     Attributes:
         clip: ``tiny``, a directory or a hub id.

@@ -39,7 +39,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class StoreSummary:
-    """What a run did.
+    """Result of a run.
 
     Attributes:
         out: the folder that it wrote. rows: in it now. computed: those that this run made.

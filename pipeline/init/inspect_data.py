@@ -37,7 +37,7 @@ Size = tuple[int, int]
 
 @dataclass
 class Look:
-    """What was found, by what was named; ``sizes`` are of labelled crops, in pixels."""
+    """Findings by named path; ``sizes`` are of labelled crops, in pixels."""
 
     text: list[Path] = field(default_factory=list)
     crops: list[Path] = field(default_factory=list)

@@ -29,7 +29,7 @@ _THUMBNAIL_SIDE = 64
 
 @dataclass(frozen=True)
 class CropSettings:
-    """Which rectangles are cut; part of a bank's identity.
+    """Settings of rectangles; part of a bank's identity.
 
     Attributes:
         crops_per_image: rectangles per photo.

@@ -34,7 +34,7 @@ _QUERIES_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class NeighboursSummary:
-    """What a run did.
+    """Result of a run.
 
     Attributes:
         out: the prompt store's folder, where the neighbours are written.

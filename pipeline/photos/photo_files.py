@@ -49,7 +49,7 @@ class Photo:
 
     @property
     def place(self) -> str:
-        """Where the photo is, in one string."""
+        """The photo's location in one string."""
         return f"{self.source}::{self.key}" if self.key else self.source
 
 

@@ -38,7 +38,7 @@ _PAGE_LINES = (
 
 @dataclass(frozen=True)
 class DemoData:
-    """What the demo works on: a word list, photos, labelled crops to train on and to read, and words of a page."""
+    """Data of the demo: a word list, photos, labelled crops for training and reading, and words of a page."""
 
     corpus: Path
     photos: list[Path]

@@ -1,7 +1,7 @@
 """The letters of a word as masks: drawn, warped, cut out; no colour yet.
 
-Fill, outline and cast shadow, and the word's own letters without what stands beside them, travel as the four channels
-of one image, so that one warp bends all of them.
+Fill, outline, cast shadow, and the word's letters without neighbouring text are the four channels of one image, so that
+one warp transforms all of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _CELLS = 14
 
 
 class Setting(TypedDict, total=False):
-    """How Pillow is to set text, which only Raqm takes."""
+    """Settings of Pillow's text layout, for Raqm only."""
 
     direction: str
     language: str

@@ -30,7 +30,7 @@ _JPEG_QUALITY = 95
 
 @dataclass(frozen=True)
 class RenderSummary:
-    """What was rendered.
+    """Result of rendering.
 
     Attributes:
         out: the output. rows: crops written. fonts: usable fonts.

@@ -94,7 +94,7 @@ class WantedCharset:
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """How text becomes labels.
+    """Settings from text to labels.
 
     Attributes:
         unit: an item is a word (between white space) or a line (a text line, or the whole value of a row).

@@ -182,7 +182,7 @@ def _item_blocks(source: str, ends: tuple[bytes, ...], reject: Reject) -> Iterat
 def _pieces(source: str) -> Iterator[bytes]:
     """Yield the decompressed bytes of a file, or of standard input for ``-``, at most :data:`_PIECE_BYTES` at a time.
 
-    ``read1`` gives what stands before a cut, where ``read`` would raise before it.
+    ``read1`` returns the data before a truncation, while ``read`` would raise first.
     """
     make = _COMPRESSED.get(Path(source).suffix.lower(), partial(open, mode="rb"))
     opened: Any = nullcontext(sys.stdin.buffer) if source == "-" else make(source)

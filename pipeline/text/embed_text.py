@@ -53,7 +53,7 @@ _PROMPTS_CHECKED = 16
 
 @dataclass(frozen=True)
 class EmbedTextSettings:
-    """How a corpus is embedded.
+    """Settings of embedding a corpus.
 
     Attributes:
         clip: ``tiny``, a directory or a hub id. embeddings: None picks by width (see TextEncoder).
@@ -96,7 +96,7 @@ class EmbedTextSummary(StoreSummary):
 
 @dataclass(frozen=True)
 class Estimate:
-    """What embedding would cost."""
+    """Estimated cost of embedding."""
 
     rows: int
     bytes: int

@@ -33,6 +33,18 @@ TERMS = {
     "what the reader can do": r"what you get",
     "nothing": r"of no use|told apart|is told of|are told of|tells of\b",
 }
+#: The same outside tests and benchmarks: idioms and personification.
+IDIOMS = {
+    "resume, continue": r"\b(goes|went|going) on\b|begun anew|begins? anew",
+    "is, has": r"\bwhat stands\b|\bknows?\b|\bto be had\b",
+    "prints, reports, states": r"\b(is|are|was|be) told\b|\btells? (of|that|how|what|which|where|whose|the)\b",
+    "result": r"\bcomes? to\b|\bcame to\b|\bwhat became of\b",
+    "skipped, rejected": r"\bpassed over\b|\bset aside for\b|\bleft out and named\b",
+    "local": r"\bat hand\b",
+    "users, callers": r"\bwhoever\b|\bsomebody's\b|\bone's own\b",
+    "imitates": r"\btakes? after\b",
+    "a noun": r"\"\"\"(What|Where|Which|How) ",
+}
 TEXTS = [
     *(path for path in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split("\n")
       if path.endswith((".py", ".md", ".toml", ".jinja", ".sh", ".ipynb"))),
@@ -51,5 +63,19 @@ def test_the_fields_terms_are_used(term: str) -> None:
         if name not in WITHOUT
         for number, line in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1)
         if private.search(line)
+    ]
+    assert found == [], f"say {term!r}"
+
+
+@pytest.mark.parametrize("term", IDIOMS, ids=lambda term: term.replace(" ", "_"))
+def test_sentences_are_plain(term: str) -> None:
+    """A docstring names its object: "Result of a run.", not "What a run came to."."""
+    private = re.compile(IDIOMS[term], re.IGNORECASE)
+    found = [
+        f"{name}:{number}: {line.strip()[:100]}"
+        for name in TEXTS
+        if name not in WITHOUT and not name.startswith(("tests/", "benchmarks/"))
+        for number, line in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1)
+        if private.search(re.sub(r"https?:\S+", "", line))
     ]
     assert found == [], f"say {term!r}"

@@ -70,7 +70,7 @@ class StoredCrops(WordImages):
 
     @property
     def view_counts(self) -> NDArray[np.int64]:
-        """How many views there are of each sample, shape (samples,)."""
+        """Number of copies of each sample, shape (samples,)."""
         return np.array([store.copies for store in self.stores])[self.samples.every_data_set()]
 
     def image(self, index: int) -> Image.Image:

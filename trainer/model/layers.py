@@ -1,7 +1,7 @@
-"""What decoders, encoders and the Feature Merge Unit are made of: attention over given keys, feed-forward, layers.
+"""Layers of decoders, encoders and the Feature Merge Unit: attention over given keys, feed-forward.
 
-Keys and values are made apart from the attention itself, so that a caller can make them once and use them many times
-(all permutations, all streams, all decoding steps).
+Keys and values are computed separately from attention, so that they can be reused (for all permutations, streams and
+decoding steps).
 """
 
 from __future__ import annotations

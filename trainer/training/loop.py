@@ -41,7 +41,7 @@ _MOST_SHAPES = 128
 
 
 class Sendable(Protocol):
-    """What a batch has to be: so many rows, able to go to a device."""
+    """Interface of batches: a number of rows, and a method to move to a device."""
 
     def __len__(self) -> int: ...
 
@@ -365,13 +365,13 @@ def _write(path: Path, line: dict[str, Any]) -> None:
 
 
 class Interval:
-    """What happened since the last log line."""
+    """Timings since the last log line."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Start a new interval."""
         self.rows, self.waited, self.started = 0.0, 0.0, time.perf_counter()
 
     def summary(self, step: int) -> dict[str, float]:

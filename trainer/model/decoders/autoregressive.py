@@ -1,4 +1,4 @@
-"""What autoregressive decoders share: embeddings of characters and positions, and the greedy loop."""
+"""Base of autoregressive decoders: embeddings of characters and positions, and the greedy loop."""
 
 from __future__ import annotations
 

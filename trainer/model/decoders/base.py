@@ -1,4 +1,4 @@
-"""What every decoder has in common: a memory in, logits of characters out.
+"""Interface of decoders: a memory in, logits of characters out.
 
 A decoder is trained on text embeddings and later given image tokens; both arrive as the same :class:`Memory`.
 """
@@ -60,7 +60,7 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Memory(Tensors):
-    """What a decoder cross-attends to.
+    """Input of a decoder's cross-attention.
 
     Attributes:
         tokens: shape (batch, tokens, dim).
@@ -72,12 +72,12 @@ class Memory(Tensors):
 
     @property
     def real(self) -> Tensor:
-        """Which tokens are none of the padding, shape (batch, tokens)."""
+        """True for tokens that are not padding, shape (batch, tokens)."""
         return torch.ones_like(self.tokens[..., 0], dtype=torch.bool) if self.padding is None else ~self.padding
 
     @property
     def mask(self) -> Tensor | None:
-        """Which tokens may be attended to, shape (batch, 1, 1, tokens), broadcast over heads and queries; None: all."""
+        """Attention mask, True for real tokens, shape (batch, 1, 1, tokens), broadcast over heads and queries; None: all."""
         return None if self.padding is None else ~self.padding[:, None, None, :]
 
 

@@ -23,7 +23,7 @@ from dptr.trainer.model.encoders.vit import VisionTransformer
 from dptr.trainer.recipe import EncoderSettings
 
 _BUNDLED: dict[str, type[Encoder]] = {"vit": VisionTransformer, "convolution": ConvolutionalEncoder}
-#: Encoders that start from a model: what stands before its folder or hub id.
+#: Prefixes of encoders that start from a model, before its folder or hub id.
 _OF_A_MODEL: dict[str, type[PretrainedEncoder]] = {
     clip.PREFIX: ClipEncoder,
     transformers_model.PREFIX: TransformersEncoder,

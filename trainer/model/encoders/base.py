@@ -1,4 +1,4 @@
-"""What all image encoders have in common; a package may register its own under the entry point ``dptr.encoders``."""
+"""Interface of image encoders; a package may register its own under the entry point ``dptr.encoders``."""
 
 from __future__ import annotations
 
