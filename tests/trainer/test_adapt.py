@@ -95,7 +95,7 @@ def test_an_adaptation_compares_keeps_what_is_chosen_and_is_not_done_twice(
     assert (summary.folds, summary.own.crops, summary.rows) == (3, 12, 12)
     assert summary.general is not None
     assert summary.general.crops == 4
-    assert any("12" in line and "cross-validated in 3 parts" in line for line in summary.lines()[0].splitlines())
+    assert any("12" in line and "3-fold cross-validation" in line for line in summary.lines()[0].splitlines())
     names = {path.name for path in out.iterdir()}
     assert names >= {"adaptation.json", "checkpoints", "recipe.toml", "run.json"}
     assert "adaptation" not in names, "what was trained on the way is removed"
@@ -200,7 +200,7 @@ def test_the_command_adapts_a_recogniser_with_a_recipe_of_its_own(
     command = ["finetune", "--from", str(start.folder), "--data", str(crops), "--steps", "1", "-o", str(out), "--quiet"]
     assert run_command(command) == 0
     said = capsys.readouterr().out
-    assert "your crops, cross-validated in 3 parts" in said
+    assert "your crops, 3-fold cross-validation" in said
     assert "general words, rendered" in said
     assert Run.load(out).charset == start.charset
     assert run_command(["finetune", "--from", "none", "--data", str(crops), "--text", str(crops), "-o", "x"]) == 2

@@ -77,7 +77,7 @@ class Memory(Tensors):
 
     @property
     def mask(self) -> Tensor | None:
-        """Attention mask, True for real tokens, shape (batch, 1, 1, tokens), broadcast over heads and queries; None: all."""
+        """Attention mask, True for real tokens, (batch, 1, 1, tokens), broadcast over heads and queries; None: all."""
         return None if self.padding is None else ~self.padding[:, None, None, :]
 
 
