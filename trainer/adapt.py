@@ -28,7 +28,7 @@ from dptr.cache.crops.samples import Samples
 from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import ADAPTATION_FILE, CHECKPOINTS_FOLDER, RUN_FILE
-from dptr.cache.progress import progress
+from dptr.cache.progress import note, progress
 from dptr.cache.stores import checksummed
 from dptr.cache.stores.lock import locked
 from dptr.cache.table import table
@@ -357,6 +357,9 @@ class Adaptation:
         if validate is not None:
             steps = min(self.settings.steps, self.settings.few_steps)
             recipe = recipe.replace("finetune", steps=steps, validate_every=steps, patience=0)
+        rounds = 1 + (self.settings.rounds if self.material.unlabelled else 0)
+        most = rounds * (len(self.held_out) + self.is_crossed)
+        note(f"training {len(self.summaries) + 1} of at most {most}, {recipe.finetune.steps:,} steps each")
         summary = finetune(
             _joined([crops, *(images for _, images in mixed)]),
             self.charset,

@@ -157,7 +157,7 @@ def read_stored_crops(recognizer: Recognizer, crops: StoredCrops, device: torch.
     recognizer.eval()
     keys, labels = [sample.key for sample in crops.samples], [sample.label for sample in crops.samples]
     result = _empty(recognizer, keys, labels)
-    with progress("prediction", len(crops), "crops") as shown:
+    with progress("reading", len(crops), "crops") as shown:
         for start in range(0, len(crops), _BATCH):
             rows = np.arange(start, min(start + _BATCH, len(crops)))
             result.predictions.extend(recognizer.read(StoredTensor.of(crops.plain(rows)).to(device)))
@@ -171,7 +171,7 @@ def read_word_images(
     """Read labelled word images in order, in batches; ``single_view``: each once."""
     recognizer.eval()
     result = _empty(recognizer, [], [])
-    with progress("prediction", len(images), "images") as shown:
+    with progress("reading", len(images), "images") as shown:
         for start in range(0, len(images), _BATCH):
             pictures = []
             for index in range(start, min(start + _BATCH, len(images))):

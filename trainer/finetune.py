@@ -92,7 +92,7 @@ def finetune(
     if start is not None:
         part = recognizer.decoder if start.kind == "pretrain" else recognizer
         coverage = load_weights(part, _weights_of(start, images), start.charset, charset)
-        note(f"{'decoder' if start.kind == 'pretrain' else 'all'} from {start.name}: " + "; ".join(coverage.lines()))
+        note(f"{'decoder' if start.kind == 'pretrain' else 'weights'} of {start.name}: " + "; ".join(coverage.lines()))
     recognizer.to(device)
     identity = data_identity(images, start, given, encoder_model)
     with processes.first_before_others():

@@ -25,7 +25,7 @@ class Coverage:
     """Report of loading weights.
 
     Attributes:
-        loaded: tensors taken whole. partial: tensor -> what was carried over. missing: expected but not there.
+        loaded: complete tensors. partial: tensor -> loaded part. missing: expected but not there.
         extra: there but not expected. mismatched: tensor -> the two shapes.
     """
 
@@ -37,8 +37,8 @@ class Coverage:
 
     def lines(self) -> list[str]:
         """Return the report, a line for each kind of outcome that occurred."""
-        lines = [f"{len(self.loaded)} tensors loaded whole"]
-        lines += [f"carried over in part: {name} ({what})" for name, what in self.partial.items()]
+        lines = [f"{len(self.loaded)} tensors loaded"]
+        lines += [f"loaded in part: {name} ({what})" for name, what in self.partial.items()]
         lines += [f"left as initialised, shapes differ: {name} ({what})" for name, what in self.mismatched.items()]
         if self.missing:
             lines.append(f"left as initialised, not in the file: {', '.join(self.missing)}")
