@@ -106,7 +106,8 @@ class Report(Generic[_Result]):
 
 
 def _without_type(parameter: Any) -> None:
-    """Make help texts show a word for an option's value and nothing after an argument's name."""
+    """Make help texts show a word for an option's value, without a range, and nothing after an argument's name."""
+    parameter._get_number_range_help_str = lambda: None
     if isinstance(parameter, TyperArgument):
         parameter.metavar = parameter.metavar or str(parameter.name).upper()
         parameter.display_type_rich = lambda ctx: ""  # type: ignore[method-assign]
