@@ -25,6 +25,7 @@ WITHOUT = {
     "train.py",
     "scripts_tokenizer.py",
     "adaptation.py",
+    "adaptation_domains.py",
     "faulty_commands.py",
     "fuzzed_readers.py",
     "common.py",

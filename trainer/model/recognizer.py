@@ -70,8 +70,8 @@ class Trained(Protocol):
         ...
 
 
-#: Confidence from which a text is taken as it is, whatever words there are.
-_SURE = 0.9
+#: Confidence from which a text is taken as it is, whatever words there are: of words, and of codes with formats.
+_SURE, _SURE_OF_CODES = 0.9, 0.99
 #: Words with digits that show a format; fewer are words like others.
 _FEWEST_CODES = 30
 #: Encoders that give an image's pooled vector themselves.
@@ -210,8 +210,11 @@ class Recognizer(nn.Module):
             return predictions
         unsure: dict[CharacterModel, list[int]] = {}
         for index, prediction in enumerate(predictions):
-            model = self._codes if self._codes is not None and is_code(prediction.text) else self._words
-            if self._leaves_doubt(prediction, model):
+            if self._codes is not None and is_code(prediction.text):
+                model, sure = self._codes, _SURE_OF_CODES
+            else:
+                model, sure = self._words, _SURE
+            if prediction.confidence < sure and _has_words_for(prediction, model):
                 unsure.setdefault(model, []).append(index)
         for model, indices in unsure.items():
             found = search([log_probabilities[index] for index in indices], model)
@@ -219,10 +222,10 @@ class Recognizer(nn.Module):
                 predictions[index] = _among(candidates, self.charset)
         return predictions
 
-    @staticmethod
-    def _leaves_doubt(prediction: Prediction, words: CharacterModel) -> bool:
-        """Return whether words may say better: numbers, codes and plates are no words, unless the list has some."""
-        return prediction.confidence < _SURE and (words.has_digits or not any(map(str.isdigit, prediction.text)))
+
+def _has_words_for(prediction: Prediction, words: CharacterModel) -> bool:
+    """Return whether words may correct a prediction: those without digits do not correct one with some."""
+    return words.has_digits or not any(map(str.isdigit, prediction.text))
 
 
 def is_code(word: str) -> bool:

@@ -10,6 +10,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.text.charset import Charset
 from dptr.trainer.model import beam_search as word_search
 from dptr.trainer.model.beam_search import search
+from dptr.trainer.model.decoders.ctc import CtcDecoder
 from dptr.trainer.model.language_model import CharacterModel
 from dptr.trainer.model.recognizer import Recognizer
 from dptr.trainer.recipe import Recipe
@@ -80,7 +81,7 @@ def test_words_decide_where_the_picture_is_blurred_and_only_there() -> None:
     assert best(certain("tat", {1: {"a": 0.6, "b": 0.4}})) == "tat"
 
 
-def recogniser(kind: str = "ctc") -> Recognizer:
+def recogniser(kind: str = "ctc", charset: Charset = CHARSET) -> Recognizer:
     recipe = Recipe.model_validate(
         {
             "decoder": {"kind": kind, "dim": 16, "heads": 2, "layers": 1, "feed_forward": 16, "memory_dim": 16},
@@ -89,7 +90,7 @@ def recogniser(kind: str = "ctc") -> Recognizer:
         }
     )
     torch.manual_seed(0)
-    return Recognizer(recipe, CHARSET, 16).eval()
+    return Recognizer(recipe, charset, 16).eval()
 
 
 def test_a_reading_with_words_says_how_sure_it_is_of_every_character() -> None:
@@ -111,10 +112,31 @@ def test_sure_predictions_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) 
     images = torch.randint(0, 256, (4, 3, 32, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     plain = model.read(images)
     model.prefer_words({"bat": 20.0})
-    monkeypatch.setattr("dptr.trainer.model.recognizer._SURE", 0.0)
+    for sure in ("_SURE", "_SURE_OF_CODES"):
+        monkeypatch.setattr(f"dptr.trainer.model.recognizer.{sure}", 0.0)
     assert model.read(images) == plain
 
 
 def test_words_are_rejected_where_the_decoder_is_not_ctc() -> None:
     with pytest.raises(UserError, match="CTC decoder alone"):
         recogniser("parseq").prefer_words({"bat": 1.0})
+
+
+def test_codes_are_corrected_by_their_format() -> None:
+    charset = Charset("0123456789ABCDEFGHIJO")
+    model = recogniser(charset=charset)
+    assert isinstance(model.decoder, CtcDecoder)
+    columns = np.full((1, 12, 22), 1e-6, np.float32)
+    columns[0, 1::2, 0] = 1
+    for place, character in enumerate("C0789A"):
+        columns[0, 2 * place, charset.encode(character)[0]] = 0.6 if place == 1 else 1
+    columns[0, 2, charset.encode("O")[0]] = 0.4
+    rng = np.random.default_rng(0)
+    plates = {"".join(rng.choice(list("ABCDEO"), 2)) + str(rng.integers(100, 1000)) + "A": 1.0 for _ in range(60)}
+    log_probabilities = np.log(columns)
+    assert model._in_columns(model.decoder, log_probabilities)[0].text == "C0789A"
+    assert "CO789A" not in plates
+    model.prefer_words(plates)
+    assert model._in_columns(model.decoder, log_probabilities)[0].text == "CO789A"
+    model.prefer_words(dict(list(plates.items())[:29]))
+    assert model._codes is None, "too few show no format"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -17,7 +19,13 @@ def probability(model: CharacterModel, before: str, character: str) -> float:
     return float(np.exp(model.scores(np.array([context]), np.array([of_class]))[0]))
 
 
-def counted(words: dict[str, float], before: str, character: str, longest: int) -> float:
+def format_of(text: str) -> str:
+    return "".join("0" if c.isdigit() else "a" if c.isalpha() else c for c in text)
+
+
+def counted(
+    words: dict[str, float], before: str, character: str, longest: int, shown: Callable[[str], str] = str
+) -> float:
     """The same by its definition: counts of each length of context, smoothed with those of the next shorter one."""
     symbols = {c.lower() for c in CHARSET.characters}
     chance = 1 / (len(symbols) + 1)
@@ -28,7 +36,7 @@ def counted(words: dict[str, float], before: str, character: str, longest: int) 
         met = together = 0.0
         for word, count in padded.items():
             for end in range(longest, len(word)):
-                if word[end - length : end] == context:
+                if shown(word[end - length : end]) == shown(context):
                     met += count
                     together += count * (word[end] == (character.lower() or "$"))
         chance = (together + 5.0 * chance) / (met + 5.0)
@@ -61,15 +69,29 @@ def test_log_probabilities_are_those_of_smoothed_counts(before: str, character: 
     assert probability(CharacterModel(WORDS, CHARSET), before, character) == pytest.approx(expected, rel=1e-9)
 
 
-def test_log_probabilities_of_all_characters_add_up_to_one() -> None:
-    model = CharacterModel(WORDS, Charset.named("36"))
+CODES = {"AB123CD": 1.0, "XY987ZA": 2.0, "ABC123": 1.0, "A-1": 0.5, "42": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("before", "character"), [("", "a"), ("ab", "9"), ("QQ77", "7"), ("qq777", "z"), ("x-", "1"), ("QQ777ZZ", "")]
+)
+def test_formats_count_letters_and_digits_before_a_character_alike(before: str, character: str) -> None:
+    model = CharacterModel(CODES, CHARSET, of_formats=True)
+    expected = counted(CODES, before, character, longest=6, shown=format_of)
+    assert probability(model, before, character) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("of_formats", [False, True])
+def test_log_probabilities_of_all_characters_add_up_to_one(of_formats: bool) -> None:
+    model = CharacterModel(WORDS | CODES, Charset.named("36"), of_formats=of_formats)
     for context in (model.begin, int(model.after(model.begin, 11)), int(model.after(model.begin, 36))):
         probabilities = np.exp(model.scores(np.full(37, context), np.arange(37)))
         assert probabilities.sum() == pytest.approx(1)
 
 
-def test_many_questions_are_answered_as_one_by_one() -> None:
-    model, rng = CharacterModel(WORDS, CHARSET), np.random.default_rng(0)
+@pytest.mark.parametrize("of_formats", [False, True])
+def test_many_questions_are_answered_as_one_by_one(of_formats: bool) -> None:
+    model, rng = CharacterModel(WORDS | CODES, CHARSET, of_formats=of_formats), np.random.default_rng(0)
     contexts = [model.begin]
     for of_class in rng.integers(1, 95, 200).tolist():
         contexts.append(int(model.after(contexts[int(rng.integers(len(contexts)))], of_class)))
