@@ -1,12 +1,13 @@
-"""Cut the domains of `adaptation.py` from labelled crops: few labels, much text, unlabelled crops, other crops to test on.
+"""Cut the domains of `adaptation.py` from labelled crops: few labels, much text, unlabelled crops, crops to test on.
 
     python benchmarks/adaptation_domains.py STR FONTS -o OUT [--seed 0]
 
-STR holds the folders ``sroie_lines``, ``plates_ar``, ``ic15_train`` and ``iiit5k_train``; FONTS has font files that drew
-no crop of training, for number plates as `examples/number_plates.py` paints and photographs them. Only crops that `examples/reader/crops.py` holds out of the bundled
-recogniser's training are labelled, validated or tested on, and of ICDAR 2015 only those that version 0.1 held out, too.
-The seed draws the labelled crops; those of one receipt, photo or plate stay on one side. Writes OUT/DOMAIN-SEED with
-``crops``, ``more``, ``text.txt``, ``validation`` and ``test``.
+STR holds the folders ``sroie_lines``, ``plates_ar``, ``ic15_train`` and ``iiit5k_train``. FONTS has font files that
+drew no crop of training, for number plates that `examples/number_plates.py` paints and photographs. Only crops that
+`examples/reader/crops.py` holds out of the bundled recogniser's training are labelled, validated or tested on, and
+ICDAR 2015 is tested on those alone that version 0.1 held out, too. The seed draws the labelled crops; those of one
+receipt, photo or plate stay on one side. Writes OUT/DOMAIN-SEED with ``crops``, ``more``, ``text.txt``, ``validation``
+and ``test``.
 """
 
 from __future__ import annotations
