@@ -163,7 +163,8 @@ def groups(domain: str, keys: list[str], ground_truths: list[str]) -> list[str]:
 def table_of(rows: Path) -> str:
     """Return a Markdown table of accuracies over all seeds of a domain."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for line in map(json.loads, rows.read_text().splitlines()):
+    latest = {(line["domain"], line["configuration"]): line for line in map(json.loads, rows.read_text().splitlines())}
+    for line in latest.values():  # of what was run again, the last
         found.setdefault((line["domain"].rpartition("-")[0], line["configuration"]), []).append(line)
     lines = ["| domain | configuration | seeds | crops | accuracy | difference | general words |", "|" + " --- |" * 7]
     for (domain, configuration), runs in found.items():

@@ -174,7 +174,8 @@ def _photograph(number: str, fonts: Sequence[Font], rng: np.random.Generator, ou
 
 def _numbers(formats: Sequence[str], without: set[str], seed: int = 0) -> list[str]:
     """Return random numbers of some formats, none of those named."""
-    rng, found = random.Random(seed), []
+    rng = random.Random(seed)
+    found: list[str] = []
     while len(found) < _NUMBERS:
         number = "".join(
             rng.choice(string.ascii_uppercase if place == "A" else string.digits) for place in rng.choice(formats)

@@ -610,16 +610,8 @@ def allowed_by(text: Mapping[str, float], charset: Charset, labels: Sequence[str
     if not text:
         return lambda _: True
     model = CharacterModel(text, charset)
-
-    def mean_score(word: str) -> float:
-        context, scores = np.array([model.begin]), []
-        for of in [*charset.encode(word).tolist(), charset.end]:
-            scores.append(float(model.scores(context, np.array([of]))[0]))
-            context = model.after(context, np.array([of]))
-        return float(np.mean(scores))
-
-    least = float(np.quantile([mean_score(label) for label in labels], _ALLOWED))
-    return lambda word: mean_score(word) >= least
+    least = float(np.quantile([model.mean_score(label) for label in labels], _ALLOWED))
+    return lambda word: model.mean_score(word) >= least
 
 
 def _threshold(option: _Option, allowed: Callable[[str], bool]) -> tuple[float | None, float]:

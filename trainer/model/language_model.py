@@ -7,13 +7,14 @@ before it, and so on. Sorted, all places that share a character and any number o
 smoothed with those behind the next shorter one by a Dirichlet prior. Source: MacKay and Peto, Natural Language
 Engineering, 1995.
 
-Number plates and codes have a format instead of a spelling: behind two letters may stand any digit. For these the
-characters before are counted as what they are, a letter or a digit, so that few codes show the format of all.
+Number plates and codes have a format instead of a spelling: any digit may follow two letters. Their contexts are the
+kinds of the characters before, letter or digit, so that few codes show the format of all.
 """
 
 from __future__ import annotations
 
 import re
+import zlib
 from collections import Counter
 from collections.abc import Mapping
 
@@ -32,6 +33,8 @@ _UNKNOWN = 0.1
 #: One less than a signed integer has, so that what lies behind the last n-gram can still be asked for.
 _BITS = 62
 _END = 1
+#: Codes that show a format, and how many of them at most are held out to compare models.
+_FEWEST_CODES, _MOST_HELD_OUT = 30, 200
 _DIGIT = re.compile(r"\d")
 
 
@@ -47,6 +50,35 @@ class _Counts:
         counts: NDArray[np.float64] = self.sums[self.grams.searchsorted(last)]
         counts -= self.sums[self.grams.searchsorted(first)]
         return counts
+
+
+def is_code(word: str) -> bool:
+    """Return whether a word has a digit, and no space."""
+    return " " not in word and _DIGIT.search(word) is not None
+
+
+def format_model(counts: Mapping[str, float], charset: Charset, weight: float) -> CharacterModel | None:
+    """Return a model of the codes' formats where it predicts held-out codes better than their characters do.
+
+    Codes that recur, such as prices, are predicted better by their characters; serial numbers by their format.
+
+    Args:
+        counts: word -> how often it occurs. charset, weight: as of a :class:`CharacterModel`.
+
+    Returns:
+        None where the format predicts worse, or there are too few codes.
+    """
+    codes = {word: count for word, count in counts.items() if is_code(word)}
+    if len(codes) < _FEWEST_CODES:
+        return None
+    held_out = sorted(codes, key=lambda code: zlib.crc32(code.encode()))[: min(len(codes) // 4, _MOST_HELD_OUT)]
+    # One occurrence of each is held out; those that occur more often stay.
+    others = {
+        code: count for code, count in (codes | {code: codes[code] - 1 for code in held_out}).items() if count > 0
+    }
+    by_character, by_format = (CharacterModel(others, charset, of_formats=of_formats) for of_formats in (False, True))
+    gain = sum(codes[code] * (by_format.mean_score(code) - by_character.mean_score(code)) for code in held_out)
+    return CharacterModel(codes, charset, weight, of_formats=True) if gain > 0 else None
 
 
 class CharacterModel:
@@ -73,6 +105,7 @@ class CharacterModel:
         of_formats: bool = False,
     ) -> None:
         self.weight = weight
+        self._charset = charset
         folded = [_folded(character) for character in charset.characters]
         symbols = {character: index for index, character in enumerate(dict.fromkeys(folded), start=_END + 1)}
         of_classes = (_END if character == " " else symbols[character] for character in folded)
@@ -110,6 +143,14 @@ class CharacterModel:
     def scores(self, contexts: NDArray[np.int64], classes: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return log-probabilities of classes behind contexts; all three of shape (count,)."""
         return self.scores_of_met(contexts, classes, self.met(contexts))[0]
+
+    def mean_score(self, word: str) -> float:
+        """Return the mean log-probability of a word's characters and its end."""
+        context, scores = np.array([self.begin]), []
+        for of in [*self._charset.encode(word).tolist(), self._charset.end]:
+            scores.append(float(self.scores(context, np.array([of]))[0]))
+            context = self.after(context, np.array([of]))
+        return float(np.mean(scores))
 
     def met(self, contexts: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return how often contexts (count,) were met, cut to none of their characters, to the nearest, to two and on.

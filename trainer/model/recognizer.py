@@ -25,7 +25,7 @@ from dptr.trainer.model.encoders.base import Encoder, GivenTokens
 from dptr.trainer.model.encoders.clip import ClipEncoder
 from dptr.trainer.model.fmu import FeatureMergeUnit
 from dptr.trainer.model.folding import fold_batch_norms, halve
-from dptr.trainer.model.language_model import CharacterModel
+from dptr.trainer.model.language_model import CharacterModel, format_model, is_code
 from dptr.trainer.model.layers import grid_positions
 from dptr.trainer.recipe import Recipe
 
@@ -72,8 +72,6 @@ class Trained(Protocol):
 
 #: Confidence from which a text is taken as it is, whatever words there are: of words, and of codes with formats.
 _SURE, _SURE_OF_CODES = 0.9, 0.99
-#: Words with digits that show a format; fewer are words like others.
-_FEWEST_CODES = 30
 #: Encoders that give an image's pooled vector themselves.
 _POOLING = (ClipEncoder, GivenTokens)
 
@@ -174,7 +172,8 @@ class Recognizer(nn.Module):
     def prefer_words(self, counts: Mapping[str, float] | None, weight: float = DEFAULT_WEIGHT) -> None:
         """Prefer, where a picture leaves doubt, what is likely among words from now on; None: nothing.
 
-        Words with digits, such as number plates, count by their format where a prediction has a digit and no space.
+        Predictions with a digit and no space are corrected by the format of codes among the words, such as number
+        plates, where that predicts codes better than their characters do.
 
         Args:
             counts: word -> how often it occurs. weight: of the language model.
@@ -185,9 +184,7 @@ class Recognizer(nn.Module):
         if counts is not None:
             require_ctc(isinstance(self.decoder, CtcDecoder))
         self._words = None if counts is None else CharacterModel(counts, self.charset, weight)
-        codes = {word: count for word, count in (counts or {}).items() if is_code(word)}
-        has_formats = len(codes) >= _FEWEST_CODES
-        self._codes = CharacterModel(codes, self.charset, weight, of_formats=True) if has_formats else None
+        self._codes = None if counts is None else format_model(counts, self.charset, weight)
 
     @torch.inference_mode()
     def read(self, images: Tensor) -> list[Prediction]:
@@ -226,11 +223,6 @@ class Recognizer(nn.Module):
 def _has_words_for(prediction: Prediction, words: CharacterModel) -> bool:
     """Return whether words may correct a prediction: those without digits do not correct one with some."""
     return words.has_digits or not any(map(str.isdigit, prediction.text))
-
-
-def is_code(word: str) -> bool:
-    """Return whether a word has a digit, and no space."""
-    return " " not in word and any(map(str.isdigit, word))
 
 
 def require_ctc(has_ctc: bool, name: str = "this recogniser") -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dptr.cache.text.charset import Charset
-from dptr.trainer.model.language_model import CharacterModel
+from dptr.trainer.model.language_model import CharacterModel, format_model
 
 CHARSET = Charset.named("94")
 
@@ -165,3 +165,17 @@ def test_a_space_ends_a_word_and_begins_the_next() -> None:
 def test_whether_words_have_digits_is_known() -> None:
     assert not CharacterModel(WORDS, CHARSET).has_digits
     assert CharacterModel({**WORDS, "AB123CD": 1.0}, CHARSET).has_digits
+
+
+def test_formats_are_counted_where_they_predict_codes_better_than_characters_do() -> None:
+    rng = np.random.default_rng(0)
+    plates = {"".join(rng.choice(list("ABCDEFGH"), 3)) + str(rng.integers(100, 1000)): 1.0 for _ in range(200)}
+    found = format_model(plates | {"street": 500.0}, CHARSET, 0.4)
+    assert found is not None
+    assert found.weight == 0.4
+    assert found.mean_score("HGA738") > CharacterModel(plates, CHARSET).mean_score("HGA738")
+    recurring = dict.fromkeys(list(plates)[:40], 30.0)
+    assert format_model(recurring, CHARSET, 0.4) is None, "their characters predict them"
+    few = dict(list(plates.items())[:29])
+    assert format_model(few, CHARSET, 0.4) is None
+    assert format_model({f"{plate} x": 1.0 for plate in plates}, CHARSET, 0.4) is None, "lines are no codes"
