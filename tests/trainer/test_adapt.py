@@ -114,7 +114,7 @@ def test_what_does_not_help_is_not_used(tmp_path: Path, start: Run, draw_crops: 
     summary = adapt(crops, CHARSET, start, recipe(start, "finetune.learning_rate=1e-12"), tmp_path / "out")
     assert summary.own.after == summary.own.before
     assert "no configuration was better on your crops than the starting model" in summary.lines()[0]
-    assert any("weights are those of the start" in line for line in summary.remarks)
+    assert any("the starting weights" in line for line in summary.remarks)
     before, after = start.weights(), Run.load(tmp_path / "out").weights()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
