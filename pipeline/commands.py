@@ -409,8 +409,8 @@ def verify(
     if damages:
         listed = "; ".join(f"{damage.path} {damage.problem}" for damage in damages)
         raise DamagedStore(listed, "; ".join(left or dict.fromkeys(damage.advice for damage in damages)))
-    told = f"{len(chosen)} whole" + (f", {repaired} files repaired" if repaired else "")
-    return Report({"out": [str(path) for path in chosen], "rows": len(chosen), "repaired": repaired}, told)
+    text = f"{len(chosen)} checked, no damage" + (f"; {repaired} files repaired" if repaired else "")
+    return Report({"out": [str(path) for path in chosen], "rows": len(chosen), "repaired": repaired}, text)
 
 
 def _engine(
