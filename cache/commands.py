@@ -53,7 +53,7 @@ def sql(
             require_replaceable(written)
     if view_file is not None:
         if query is not None or out is not None:
-            raise UserError("--open writes views and runs no query", "Give a query, or --open, each by itself")
+            raise UserError("--open writes views and runs no query", "Give either a query or --open")
         names = views.write_views(place, view_file)
         figures = {"out": str(view_file), "views": names, "rows": len(names)}
         return Report({**figures, "seconds": time.monotonic() - started}, f"{view_file}: {', '.join(names)}")

@@ -86,7 +86,7 @@ def download(
     # The client passes on errors of its libraries, which differ between versions.
     except Exception as error:
         raise UserError(
-            f"downloading {name} broke off: {first_line(error)}", "Run the same command again to resume it"
+            f"downloading {name} failed: {first_line(error)}", "Run the same command again to resume it"
         ) from error
 
 

@@ -64,7 +64,7 @@ def export(
     started = time.monotonic()
     tensors, checked, apart = 0, 0, 0.0
     if crops is not None and target != "onnx":
-        raise UserError("crops are for checking ONNX", f"Leave --data out with --to {target}")
+        raise UserError("--data is only for --to onnx", f"Leave --data out with --to {target}")
     if half and target != "safetensors":
         raise UserError(f"{target} is not stored in half precision", "Leave --half out")
     if lexicon is not None and target != "safetensors":

@@ -94,7 +94,7 @@ def push(
         # What a proxy, an endpoint or a setting can raise here belongs to the client's own libraries.
         except Exception as error:
             raise UserError(
-                f"the hub did not take {repo}: {hub.first_line(error)}",
+                f"uploading {repo} failed: {hub.first_line(error)}",
                 "Log in with a token that may write (`hf auth login`, or HF_TOKEN), and check the network",
             ) from error
 

@@ -54,7 +54,7 @@ def require_its_clip(run: Run, folder: Path) -> None:
     if whole_hash(folder) != run.clip_weights.rpartition("+")[2]:  # of a pair, the image encoder's stands last
         raise DamagedStore(
             f"the CLIP {run.clip} has other weights than the one that embedded the text of {run.folder}",
-            "Put that CLIP back in its place, or embed the text again with this one and pre-train",
+            "Restore that CLIP, or embed the text again with this one and pre-train",
         )
 
 

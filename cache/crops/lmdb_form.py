@@ -176,7 +176,7 @@ def write(out: Path) -> Iterator[LmdbWriter]:
         os.replace(temporary, out)
         flush(out.parent)
     except lmdb.Error as error:
-        raise UserError(f"{out} cannot be written: {error}", "Make room, or name another place") from error
+        raise UserError(f"{out} cannot be written: {error}", "Free some space, or name another place") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

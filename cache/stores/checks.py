@@ -21,7 +21,7 @@ from pathlib import Path
 from dptr.cache.errors import DamagedStore
 from dptr.cache.stores.files import CHANGED, problem_of, xxh3_of
 
-_ADVICE = "`dptr verify` lists all damage, `dptr verify --repair` recomputes what can be"
+_ADVICE = "Run `dptr verify` to list all damage, `dptr verify --repair` to recompute damaged shards"
 _OFF = "DPTR_NO_CHECK"
 
 

@@ -114,7 +114,9 @@ def _of_sentence_transformers(folder: Path) -> TextModel:
     parts = {part["type"].rpartition(".")[2]: folder / part["path"] for part in _json(folder / _MODULES)}
     pooling = _json(parts["Pooling"] / MODEL_CONFIG_FILE) if "Pooling" in parts else {}
     if set(parts) - {"Normalize"} != {"Transformer", "Pooling", "Dense"} or not pooling.get("pooling_mode_mean_tokens"):
-        raise UserError(f"{folder} is not a sentence encoder of a mean and a projection", "Give another text encoder")
+        raise UserError(
+            f"{folder} is not a sentence encoder with mean pooling and a projection", "Give another text encoder"
+        )
     dense = _json(parts["Dense"] / MODEL_CONFIG_FILE)
     if not dense["activation_function"].endswith("Identity"):
         raise UserError(f"the projection of {folder} is not linear", "Give another text encoder")
@@ -134,7 +136,7 @@ def _transformer(folder: Path, weights: dict[str, torch.Tensor]) -> Any:
     wrong = [name for name in missing if not name.startswith("pooler.")]
     wrong += [name for name in unexpected if not name.endswith("position_ids")]
     if wrong:
-        raise UserError(f"the weights of {folder} and its configuration differ in {min(wrong)}", "Give whole files")
+        raise UserError(f"the weights of {folder} and its configuration differ in {min(wrong)}", "Give complete files")
     if any(name.startswith("pooler.") for name in missing):
         model.pooler = None  # drawn at random: it must not enter the hash
     return model

@@ -117,7 +117,7 @@ def embed_crops(
         rejected = folder / QUARANTINE_FILE
         raise UserError(
             f"none of {len(images):,} crops can be used{example(rejected)}",
-            f"Name others; the reasons are in {rejected}",
+            f"Use others; the reasons are in {rejected}",
         )
     return EmbedCropsSummary(
         out=folder,

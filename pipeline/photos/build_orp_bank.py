@@ -131,7 +131,7 @@ def build_orp_bank(
         if not making.rows:
             rejected = making.folder / QUARANTINE_FILE
             raise UserError(
-                f"none of {total} photos can be used{example(rejected)}", f"Name others; the reasons are in {rejected}"
+                f"none of {total} photos can be used{example(rejected)}", f"Use others; the reasons are in {rejected}"
             )
         manifest = indexed(out).manifest if part.is_whole else making.manifest
     return OrpBankSummary(

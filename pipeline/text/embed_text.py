@@ -120,11 +120,9 @@ def embed_text(
     """
     started = time.monotonic()
     if part.of > 1 and settings.cover_subwords:
-        raise UserError(
-            "which words --cover-subwords makes up depends on all parts", "Merge the parts, then run it without --part"
-        )
+        raise UserError("--cover-subwords needs the whole corpus", "Merge the parts, then run it without --part")
     if part.of > 1 and "-" in paths:
-        raise UserError("each part reads the whole corpus, which standard input is only once", "Name a file")
+        raise UserError("--part cannot read standard input, as each part reads the whole corpus", "Name a file")
     with locked(part.beside(out)):
         encoders, identity, load_seconds = load_encoders(settings)
         # Chosen here, so that a cluster's workers and a repair use the same number.

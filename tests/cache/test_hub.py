@@ -21,5 +21,5 @@ def test_a_download_that_breaks_off_is_one_line(monkeypatch: pytest.MonkeyPatch)
 
     client = SimpleNamespace(model_info=lambda *_, **__: SimpleNamespace(siblings=[]), snapshot_download=break_off)
     monkeypatch.setattr("huggingface_hub.HfApi", lambda **_: client)
-    with pytest.raises(UserError, match=r"broke off: peer closed connection\. Run the same command again"):
+    with pytest.raises(UserError, match=r"failed: peer closed connection\. Run the same command again"):
         hub.download("someone/clip", ["*"])

@@ -178,7 +178,7 @@ def test_a_store_beside_other_data_is_rejected_in_one_line(crops: Path, store: P
     assert stores_among([crops]) == []
     pictures, clip = WordImages.open([crops], CHARSET, Normalization()), bundled.BUNDLED
     for images, validation in ((stored(store), pictures), (pictures, stored(store))):
-        with pytest.raises(UserError, match="one is an image-feature store"):
+        with pytest.raises(UserError, match="must both be image-feature stores"):
             finetune(images, CHARSET, None, recipe(), tmp_path / "run", encoder_model=clip, validation=validation)
     with pytest.raises(UserError, match="is a store, not labelled crops"):
         WordImages.open([store], CHARSET, Normalization())

@@ -213,7 +213,7 @@ def test_what_the_hub_does_not_have_or_take_is_one_line(
     assert "no run at me/nothing, and the hub has no model 'me/nothing'" in capsys.readouterr().err
     monkeypatch.setenv("HF_TOKEN", "hf_another")
     assert push(tmp_path) == 2
-    assert "the hub did not take me/reader" in capsys.readouterr().err
+    assert "uploading me/reader" in capsys.readouterr().err
     assert server.repositories == {"me/text": {"config.json": b"{}"}}
 
 

@@ -165,7 +165,7 @@ def _require_encoder(store: WordCropStore, image_weights: str, name: str) -> Non
     if identity["image_weights"] != image_weights:
         raise DamagedStore(
             f"{store.folder} was made with the image encoder of {identity['encoder']}, not that of {name}",
-            "Use that one (`--encoder clip:` and where it is now), or embed the crops again",
+            "Use that encoder (`--encoder clip:FOLDER`), or embed the crops again",
         )
 
 
@@ -192,7 +192,7 @@ def require_one_kind(images: WordImages, validation: WordImages) -> None:
     """
     if isinstance(images, StoredCrops) != isinstance(validation, StoredCrops):
         raise UserError(
-            "of training and validation data one is an image-feature store and the other is not",
+            "training and validation data must both be image-feature stores or both labelled crops",
             "Embed both with the same --clip (`dptr embed-crops`), or name the crops themselves for both",
         )
     if isinstance(images, StoredCrops) and isinstance(validation, StoredCrops):

@@ -233,7 +233,7 @@ def require_ctc(has_ctc: bool, name: str = "this recogniser") -> None:
     """
     if not has_ctc:
         raise UserError(
-            f"words help a CTC decoder alone, {name} has another", 'Leave out --lexicon, or give "none" for them'
+            f"a lexicon needs a CTC decoder, {name} has another", 'Leave out --lexicon, or give "none" for them'
         )
 
 

@@ -65,7 +65,7 @@ def worker_death_as_user_error() -> Iterator[None]:
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            "a worker process was killed, as systems do when memory is short",
+            "a worker process was killed, probably because memory ran out",
             "Rerun the command with fewer workers to resume from the last checkpoint; in a container, batches need "
             "shared memory (--shm-size=1g)",
         ) from error

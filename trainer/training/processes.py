@@ -149,7 +149,7 @@ def process_death_as_user_error() -> Iterator[None]:
             raise
         raise UserError(
             "another process of this training has ended",
-            "See what it printed; rerun the command to resume from the last checkpoint",
+            "Check its output, then rerun the command to resume from the last checkpoint",
         ) from error
 
 

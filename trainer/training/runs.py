@@ -306,7 +306,7 @@ def _require_same(known: Run, wanted: Run) -> None:
     elif differing == [f"recipe ({kind}.steps)"] and kind != "pretrain":
         advice = f"To train it further, start another from it: --from {known.folder} -o OTHER"
     raise DamagedStore(
-        f"{known.folder} holds a run whose {' and '.join(differing)} differ from what is asked for now", advice
+        f"{known.folder} holds a run whose {' and '.join(differing)} differ from the current ones", advice
     )
 
 
