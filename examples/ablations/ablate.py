@@ -29,6 +29,9 @@ A grid is a TOML file, paths in it relative to the current folder:
     against = "from scratch"       # compared with this instead of the base
     train = false                  # evaluate the start without fine-tuning: zero-shot (memory.kind=pooled)
 
+``--processes 2`` trains with torchrun; the grid's ``set`` then has ``pretrain.accumulate=2`` and the like, see
+docs/several_machines.md.
+
 Configurations with the same pre-training command share its run. Intervals are of 95 %: over seeds by the paired t test,
 over test images by the paired bootstrap.
 """
@@ -281,12 +284,16 @@ def main() -> None:
     parser.add_argument("grid", type=Path)
     parser.add_argument("--workspace", type=Path, default=Path("dptr_data"), help="folder of stores and runs")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--processes", type=int, default=1, help="of each training, on this machine")
     arguments = parser.parse_args()
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(arguments.processes), "-m"]
 
     def dptr(command: Sequence[str]) -> dict[str, Any]:
         print("dptr", *command, file=sys.stderr)
         device = [] if command[0] == "sql" else ["--device", arguments.device]
-        line = [sys.executable, "-m", "dptr", *command, *device, "--workspace", str(arguments.workspace), "--json"]
+        launcher = torchrun if arguments.processes > 1 and command[0] in _NOT_OF else []
+        line = [sys.executable, "-m", *launcher, "dptr", *command, *device]
+        line += ["--workspace", str(arguments.workspace), "--json"]
         printed = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True).stdout
         result: dict[str, Any] = json.loads(printed.splitlines()[-1])
         return result
