@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -129,8 +130,48 @@ def test_counts_on_the_page_are_those_that_are_checked(scripts: dict[str, Module
 
 def test_the_costs_on_the_page_are_those_that_are_computed(scripts: dict[str, ModuleType]) -> None:
     page, estimate = PAGE.read_text(encoding="utf-8"), scripts["estimate"]
-    said = [estimate.disk(), estimate.hours(989e12 * 0.35)]
+    said = [estimate.disk(), estimate.memory(), estimate.hours(989e12 * 0.35)]
     for table in said:
         for line in table.splitlines()[2:]:
             cells = re.split(r"  +", line.strip())
             assert "| " + " | ".join(cells) + " |" in page, cells
+
+
+def gigaflops(estimate: ModuleType, stage: str, *arguments: object) -> float:
+    return float(estimate.operations(estimate.stages(*arguments)[stage][2])) / 1e9
+
+
+def test_operations_of_pre_training_are_those_counted_by_hand(scripts: dict[str, ModuleType]) -> None:
+    """Six layers of 512; 6 orders of 8 positions, the end missing from 4 in the last layer; 78 tokens of memory.
+
+    A projection of 512 by 512 is one, the feed-forward of a position eight.
+    """
+    memory, rows, counted, once = 2 * 78, 6 * 8, 6 * 8 - 4, 8
+    query, content = 2 * rows + 2 * rows + 8 * rows, 2 * rows + 2 * rows + 8 * rows
+    # All orders share the first layer's content: its keys, values and queries, and the queries' queries, are made once.
+    first = memory + 2 * once + (query - rows + once) + (content - rows + once)
+    between = memory + 2 * rows + query + content
+    last = memory + 2 * rows + (2 * rows + 2 * counted + 8 * counted)
+    projections = first + 4 * between + last
+    # Backwards twice as many, but none towards the memory, which is data.
+    products = 512**2 * (3 * projections - 6 * memory) + 3 * 512 * 95 * counted
+    # Scores and mixing: two products of 512 for each pair of query and key, content in all layers but the last.
+    attention = 3 * 2 * 512 * (rows * (once + 78) * 10 + rows * once + counted * 78)
+    assert gigaflops(scripts["estimate"], "stage 2") == pytest.approx(2 * (products + attention) / 1e9, rel=1e-3)
+
+
+def test_arms_as_long_as_text_cost_as_much(scripts: dict[str, ModuleType]) -> None:
+    """Steps of the grid's arms are those that take as many operations as pre-training and fine-tuning on text."""
+    estimate = scripts["estimate"]
+    text, images = (gigaflops(estimate, stage) for stage in ("stage 2", "stage 3"))
+    content = gigaflops(estimate, "stage 2", (), estimate.CONTENT)
+    without_fmu = gigaflops(estimate, "stage 3", ["fmu.kind=none"])
+    expected = {
+        "from scratch, as long": 100_000 + 390_000 * text / images,
+        "images of MJ and ST": 390_000 * text / images,
+        "no FMU, as long": 100_000 * images / without_fmu,
+        "content, as long": 390_000 * text / content,
+    }
+    arms = tomllib.loads((ROOT / "examples/ablations/paper.toml").read_text(encoding="utf-8"))["arms"]
+    steps = {name: int(re.findall(r"steps=(\d+)", " ".join(arms[name]["set"]))[0]) for name in expected}
+    assert steps == pytest.approx(expected, rel=1e-3)
