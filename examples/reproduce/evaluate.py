@@ -3,7 +3,7 @@
     python examples/reproduce/evaluate.py runs/finetuned data
 
 Word accuracy by the field's protocol with 36 characters, as in the authors' evaluation (case folded, other characters
-removed); BCTR by its own protocol. Means are over sets. Missing sets are skipped with a note.
+removed), each crop read once; BCTR by its own protocol. Means are over sets. Missing sets are skipped with a note.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
 def measured(run: str, data: Path, sets: list[dict[str, Any]], protocol: str) -> dict[str, dict[str, Any]]:
     """Return the figures of each set, by its path below the data folder."""
     paths = {str(data / one["path"]): one["path"] for one in sets}
-    command = [sys.executable, "-m", "dptr", "evaluate", run, *paths, "--protocol", protocol, "--json"]
+    command = [sys.executable, "-m", "dptr", "evaluate", run, *paths, "--protocol", protocol, "--single-view", "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     figures = json.loads(done.stdout.splitlines()[-1])["sets"]
     return {paths[path]: scores["36" if protocol == "field" else "chinese"] for path, scores in figures.items()}

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -26,7 +26,9 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import importlib
 
-    return {name: importlib.import_module(name) for name in ("check_data", "estimate", "mlt_by_script", "toy")}
+    return {
+        name: importlib.import_module(name) for name in ("check_data", "estimate", "evaluate", "mlt_by_script", "toy")
+    }
 
 
 def run(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -96,6 +98,23 @@ def test_a_missing_set_another_count_and_another_hash_are_told_apart(toy: Path, 
     assert (code, "5 of 8 data sets" in said) == (1, True)
     for line in (r"SVT +12 +- +missing", r"CUTE80 +12 +24 +other", r"SVTP +12 +12 +other hash"):
         assert re.search(line, said), line
+
+
+def test_crops_are_read_once_and_by_the_sets_own_protocol(
+    scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    commands = []
+
+    def evaluated(command: list[str], **_: object) -> SimpleNamespace:
+        commands.append(command)
+        score = {"accuracy": 0.5, "words": 2}
+        return SimpleNamespace(stdout=json.dumps({"sets": {command[5]: {"36": score, "chinese": score}}}))
+
+    monkeypatch.setattr(subprocess, "run", evaluated)
+    for protocol in ("field", "chinese"):
+        found = scripts["evaluate"].measured("run", tmp_path, [{"path": "SVT"}], protocol)
+        assert found == {"SVT": {"accuracy": 0.5, "words": 2}}
+        assert commands[-1][-4:] == ["--protocol", protocol, "--single-view", "--json"]
 
 
 def test_words_of_mlt_are_parted_by_script(toy: Path, tmp_path: Path) -> None:

@@ -146,8 +146,8 @@ def test_the_method_page_lists_each_difference_with_the_key_that_the_recipe_sets
 
 def test_options_on_the_method_page_are_those_of_the_reproduction_page() -> None:
     method, reproduce = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("method.md", "reproduce.md"))
-    options = re.findall(r"`(?:embed-text |build-orp-bank )?(--[a-z]+(?: [^`]+)?)`", method)
-    assert len(options) == 5
+    options = re.findall(r"`(?:embed-text |build-orp-bank |evaluate )?(--[a-z-]+(?: [^`]+)?)`", method)
+    assert len(options) == 6
     variables = dict(re.findall(r"\$?([A-Z]+)=\$\{[A-Z]+:-([^}]+)\}", reproduce))
     spelt_out = reproduce.replace("$CLIP", variables["CLIP"])
     missing = [option for option in options if option not in spelt_out]

@@ -103,6 +103,19 @@ def save_clip(folder: Path) -> None:
     processor(folder, "CLIPImageProcessorPil", size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
 
 
+def save_metaclip_2(folder: Path) -> None:
+    """Of the bundled CLIP's sizes, with its tokenizer."""
+    from transformers import MetaClip2Config, MetaClip2Model
+
+    config = json.loads((BUNDLED / "config.json").read_text())
+    sizes: dict[str, Any] = {
+        name: {**config[name], "model_type": f"metaclip_2_{name[:-7]}_model"} for name in config if "_con" in name
+    }
+    MetaClip2Model(MetaClip2Config(**sizes, projection_dim=128)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        shutil.copy(BUNDLED / name, folder)
+
+
 def save_chinese_clip(folder: Path) -> None:
     from transformers import ChineseCLIPConfig, ChineseCLIPModel
 
@@ -188,6 +201,7 @@ def save_sentence_transformer(folder: Path) -> None:
 
 ALONE: dict[str, Callable[[Path], None]] = {
     "clip": save_clip,
+    "metaclip_2": save_metaclip_2,
     "chinese_clip": save_chinese_clip,
     "altclip": save_altclip,
     "siglip": save_siglip,

@@ -41,7 +41,10 @@ def test_crops_of_words_that_the_bundled_clip_learnt_find_them(tmp_path: Path, d
     assert found.among[CENTRED[0]]["drawn"] >= found.first[CENTRED[0]]["drawn"]
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip2", "sentence"])
+@pytest.mark.parametrize(
+    "family",
+    ["clip", "metaclip_2", "chinese_clip", "altclip", "siglip", "siglip, case left", "siglip2", "m-clip", "sentence"],
+)
 def test_every_family_is_compared(
     family: str, small_clip: Callable[[str], str], tmp_path: Path, draw_crops: Draw
 ) -> None:
