@@ -18,7 +18,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "new_crop_form.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "new_crop_form.md").read_text(encoding="utf-8")
 NEW_FILE, CHANGED = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 CHANGED_LINES = [line for line in CHANGED.splitlines() if line]
 

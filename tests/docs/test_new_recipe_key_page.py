@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "new_recipe_key.md").read_text(encoding="utf-8")
 NEW, CHANGED = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 BESIDE = "    weight_decay: float = Field(default=0.0, ge=0, le=100)\n"
@@ -34,7 +34,7 @@ def test_the_page_counts_its_lines() -> None:
     assert "2 files: 1 new line, and 1\nline that becomes 4" in PAGE
 
 
-def test_with_its_lines_the_key_is_read_checked_and_told_of(tmp_path: Path) -> None:
+def test_with_its_lines_the_key_is_read_and_checked(tmp_path: Path) -> None:
     package = tmp_path / "dptr"
     for folder in ("cache", "pipeline", "trainer", "recipes"):
         shutil.copytree(ROOT / folder, package / folder, ignore=shutil.ignore_patterns("__pycache__", "*.safetensors"))

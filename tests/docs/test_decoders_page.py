@@ -16,7 +16,7 @@ from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory, Targets
 from dptr.trainer.recipe import DecoderSettings
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "decoders.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "decoders.md"
 CHARSET = Charset("abcd")
 LABELS = ["bad", "cab", "add", "d"]
 
@@ -48,9 +48,9 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_it_is_short_and_counts_its_lines() -> None:
     code, metadata = (len(example(language).splitlines()) for language in ("python", "toml"))
     assert code + metadata < 60
-    said = " ".join(PAGE.read_text(encoding="utf-8").split())
-    assert "touches 2 files of a package of yours and none of dptr" in said
-    assert f"a new one of {code} lines, and {metadata} lines" in said
+    text = " ".join(PAGE.read_text(encoding="utf-8").split())
+    assert "touches 2 files of a package of yours and none of dptr" in text
+    assert f"a new one of {code} lines, and {metadata} lines" in text
 
 
 def test_a_registered_decoder_learns_and_reads(installed: str) -> None:
