@@ -67,7 +67,7 @@ def _rows(path: Path) -> Iterator[str]:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _CLASSES:
             parts = [" ".join(_text(argument, module).split()) for argument in node.args[:2]]
             # Messages that only pass on another error's text are skipped.
-            if parts and parts[0].replace("…", "").strip(" :;,."):
+            if parts and re.sub("<var>.*?</var>|…", "", parts[0]).strip(" :;,./"):
                 said, advice = [*parts, ""][:2]
                 yield f"| {_cell(said)} | {_cell(advice)} | {_CLASSES[node.func.id]} |"
 

@@ -96,5 +96,5 @@ class WordCropStore(EmbeddingsStore):
     def _rows_of(self, crops: NDArray[np.int64], views: NDArray[np.int64]) -> NDArray[np.int64]:
         crops, views = checked_rows(crops, len(self), "crop"), checked_rows(views, self.copies, "view")
         if crops.shape != views.shape:
-            raise UserError(f"{crops.shape} crops in {views.shape} views", "Give one copy for each crop")
+            raise UserError(f"{crops.shape} crops in {views.shape} copies", "Give one copy for each crop")
         return crops * self.copies + views
