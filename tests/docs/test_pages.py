@@ -132,7 +132,7 @@ def test_options_and_files_in_prose_exist(page: Path) -> None:
     if page.name != "CHANGELOG.md":
         for span in re.findall(r"`([^`\n]+)`", text):
             if not re.match(
-                r"(torchrun|mypy|pytest|python|docker|bsub) |--(help|version|images|install-completion)|dptr --install",
+                r"(torchrun|mypy|pytest|python|docker|bsub|\w+\.py) |--(help|version|images|install-completion)|dptr --install",
                 span,
             ):
                 missing += [span for option in re.findall(r"(?<![\w-])--[a-z-]+", span) if option not in known]
