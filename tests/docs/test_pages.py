@@ -123,6 +123,12 @@ def test_a_guide_is_one_task_of_few_words(page: Path) -> None:
     assert len(text.split()) <= WORDS.get(page.name, 600)
 
 
+#: Spans of code whose options are not of dptr's commands.
+OTHERS = re.compile(
+    r"(torchrun|mypy|pytest|python|docker|bsub|\w+\.py) |--(help|version|images)|dptr --install-completion"
+)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_options_and_files_in_prose_exist(page: Path) -> None:
     """Of dptr's options, of files with a folder, and on the page of the code layout of every file."""
@@ -131,10 +137,7 @@ def test_options_and_files_in_prose_exist(page: Path) -> None:
     missing = []
     if page.name != "CHANGELOG.md":
         for span in re.findall(r"`([^`\n]+)`", text):
-            if not re.match(
-                r"(torchrun|mypy|pytest|python|docker|bsub|\w+\.py) |--(help|version|images|install-completion)|dptr --install",
-                span,
-            ):
+            if not OTHERS.match(span):
                 missing += [span for option in re.findall(r"(?<![\w-])--[a-z-]+", span) if option not in known]
             if page.name not in {"method.md", "new_crop_form.md"} and re.fullmatch(r"[\w./-]+/[\w.-]+\.\w+", span):
                 missing += [] if (ROOT / span).exists() or not (ROOT / span.split("/")[0]).is_dir() else [span]
