@@ -9,7 +9,7 @@ tear    the same files, each cut short
 
 After every fault no file that a manifest lists is torn, and in the end all files equal an undisturbed run's.
 
-Smallest size: kill --times 1 --commands render-words --fresh
+Smallest size: kill --times 1 --commands render-words
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ gets noise. The clock stands still while held-out words are read. --out keeps ea
 there. By default CLIP has the sizes of ViT-B/16's text side and random weights, which cost the same as
 trained ones; what is learnt is to spell its embeddings.
 
-Smallest size: --quick --rows 60 --held-out 10 --batch 4 --limit 2 --every 1 --out ROWS
+Smallest size: --quick --rows 60 --held-out 10 --batch 4 --limit 0.2 --every 1 --out ROWS
 """
 
 from __future__ import annotations

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import signal
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
@@ -30,6 +36,57 @@ def signals_are_heard() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def forked_python() -> Iterator[str]:
+    """A program that stands in for ``python`` and starts at once: see ``forked_python.py``. Forks find it as theirs."""
+    server = Path(__file__).with_name("forked_python.py")
+    with tempfile.TemporaryDirectory() as folder:
+        program, address = Path(folder, "python"), str(Path(folder, "socket"))
+        command = shlex.join([sys.executable, "-I", "-S", str(server), "start", address])
+        program.write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        program.chmod(0o755)
+        serving = [sys.executable, str(server), "serve", address, str(program)]
+        with subprocess.Popen(serving, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as running:
+            assert running.stdout is not None
+            assert running.stdout.readline() == b"ready\n"
+            yield str(program)
+            running.communicate()
+
+
+@pytest.fixture
+def dptr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """Run a command that must succeed, in the test's ``ws``; return its JSON, with stderr as ``said``."""
+    from dptr.cli import run_command
+
+    def run(*arguments: object) -> dict[str, Any]:
+        command = [*map(str, arguments), *(() if "--workspace" in arguments else ("--workspace", str(tmp_path / "ws")))]
+        capsys.readouterr()
+        code = run_command([*command, "--json"])
+        said = capsys.readouterr()
+        assert code == 0, said.err
+        result: dict[str, Any] = json.loads(said.out.splitlines()[-1])
+        return result | {"said": said.err}
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small() -> Callable[..., list[str]]:
+    """Sections of a recipe (all, where none is named) -> options that make what they describe small."""
+    sizes = {
+        "decoder": ["decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1"],
+        "encoder": ["encoder.dim=32", "encoder.heads=2", "encoder.layers=1", "encoder.patch_height=16"],
+        "fmu": ["fmu.queries=8", "fmu.heads=2"],
+        "pretrain": ["pretrain.batch_size=8"],
+        "finetune": ["finetune.batch_size=4"],
+    }
+
+    def options(*sections: str) -> list[str]:
+        return [f"--set={size}" for section in sections or sizes for size in sizes[section]]
+
+    return options
 
 
 @pytest.fixture(scope="session")

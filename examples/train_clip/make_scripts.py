@@ -7,7 +7,7 @@ Words that ``is_held_out`` names and one family of fonts in five are kept from t
 list, how often a crop of such a word in such a font finds its prompt among those of 1,000 such words. What was made is
 taken as it is, so the same command resumes it.
 
-Smallest size: WORDS -o OUT --photos PHOTOS --scale 0.0002
+Smallest size: WORDS -o OUT --photos PHOTOS --scale 0.0002 --workers 1
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ About an hour and a half on two cores. Words of ``is_held_out`` and the fonts of
 out, so that ``benchmarks/clip_retrieval.py`` measures on unseen words and fonts. The training fonts depend on the
 machine: the model card lists those of the bundled weights. Finished crops and runs are reused, so the script resumes.
 
-Smallest size: WORDS OUT --photos PHOTOS --scale 0.0002
+Smallest size: WORDS OUT --photos PHOTOS --scale 0.0002 --workers 1
 """
 
 from __future__ import annotations

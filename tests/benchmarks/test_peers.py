@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "peers.py"
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 #: Image and label; the protocol keeps the first four, by the last column.
 LABELS = [
@@ -49,11 +50,16 @@ def crops(tmp_path: Path) -> Path:
     return folder
 
 
-def run(crops: Path, *options: str, tesseract: str = "no-such-tesseract") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), "--data", str(crops), "--model", "--tesseract", tesseract]
-    return subprocess.run(
-        [*command, "--rapidocr-python", bare_python(crops.parent), *options], capture_output=True, text=True
-    )
+@pytest.fixture(scope="module")
+def run(forked_python: str) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Compare peers on crops; none is installed."""
+
+    def started(crops: Path, *options: str, tesseract: str = "none") -> subprocess.CompletedProcess[str]:
+        command = [forked_python, str(SCRIPT), "--data", str(crops), "--model", "--tesseract", tesseract]
+        command += ["--rapidocr-python", bare_python(crops.parent), *options]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    return started
 
 
 def bare_python(folder: Path) -> str:
@@ -78,7 +84,7 @@ def figures(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return result
 
 
-def test_a_missing_peer_is_a_line_that_says_how_to_install_it(crops: Path) -> None:
+def test_a_missing_peer_is_a_line_that_says_how_to_install_it(run: Run, crops: Path) -> None:
     done = run(crops)
     assert done.returncode == 0, done.stderr
     tesseract, rapidocr = done.stdout.splitlines()[1:3]
@@ -88,16 +94,13 @@ def test_a_missing_peer_is_a_line_that_says_how_to_install_it(crops: Path) -> No
     assert "not installed: pip install rapidocr-onnxruntime" in rapidocr
 
 
-def test_labels_go_through_the_fields_protocol(crops: Path) -> None:
-    found = figures(run(crops, "--json"))
-    assert found["sets"][0]["crops"] == 4
-    assert found["sets"][0]["left_out"] == {"no letter or digit in the label": 2, "longer than 25 characters": 1}
-
-
-def test_tesseract_reads_all_crops_in_one_process_and_is_judged_on_each(crops: Path, tmp_path: Path) -> None:
+def test_tesseract_reads_all_crops_in_one_process_and_is_judged_on_each(run: Run, crops: Path, tmp_path: Path) -> None:
     program = fake_tesseract(tmp_path, {"40": "CAF\u00c9", "80": "two-words\n", "120": "", "160": "y"})
     predictions = tmp_path / "predictions.tsv"
-    row = figures(run(crops, "--json", "--predictions", str(predictions), tesseract=program))["rows"][0]
+    found = figures(run(crops, "--json", "--predictions", str(predictions), tesseract=program))
+    assert found["sets"][0]["crops"] == 4
+    assert found["sets"][0]["left_out"] == {"no letter or digit in the label": 2, "longer than 25 characters": 1}
+    row = found["rows"][0]
     assert [line.split("\t")[2:] for line in predictions.read_text(encoding="utf-8").splitlines()] == [
         ["a.png", "cafe", "cafe"],
         ["b.png", "twowords", "twowords"],
@@ -113,7 +116,7 @@ def test_tesseract_reads_all_crops_in_one_process_and_is_judged_on_each(crops: P
     assert row["groups"] == {"1-3": [2, 0.0], "4-6": [1, 1.0], "7-9": [1, 1.0]}
 
 
-def test_a_page_that_tesseract_skips_is_an_error_and_shifts_nothing(crops: Path, tmp_path: Path) -> None:
+def test_a_page_that_tesseract_skips_is_an_error_and_shifts_nothing(run: Run, crops: Path, tmp_path: Path) -> None:
     program = fake_tesseract(tmp_path, {"40": "a", "80": "b", "120": "c", "160": "d"})
     Path(program).write_text(Path(program).read_text().replace("in sizes))", "in sizes[1:]))"))
     done = run(crops, "--json", tesseract=program)
@@ -121,7 +124,7 @@ def test_a_page_that_tesseract_skips_is_an_error_and_shifts_nothing(crops: Path,
     assert "3 of 4 crops" in done.stderr
 
 
-def test_an_exported_graph_is_read_beside_the_peers(crops: Path, tmp_path: Path) -> None:
+def test_an_exported_graph_is_read_beside_the_peers(run: Run, crops: Path, tmp_path: Path) -> None:
     helper = pytest.importorskip("onnx").helper
     pytest.importorskip("onnxruntime")
     # It says "x" to every crop: the end is 0, characters count from 1.
@@ -149,39 +152,3 @@ def test_an_exported_graph_is_read_beside_the_peers(crops: Path, tmp_path: Path)
     assert row["megabytes"] == path.stat().st_size / 1e6
     assert row["milliseconds"] > 0
     assert row["milliseconds_batched"] > 0
-
-
-def test_a_graph_gives_the_same_for_crops_of_several_widths_at_once_and_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    helper = pytest.importorskip("onnx").helper
-    pytest.importorskip("onnxruntime")
-    monkeypatch.syspath_prepend(SCRIPT.parent)
-    onnx_reader = importlib.import_module("peer_readers").onnx_reader
-
-    # It says how wide a crop is: the second id is its width in eights.
-    nodes = [
-        helper.make_node("Shape", ["images"], ["shape"]),
-        helper.make_node("Split", ["shape"], ["batch", "channels", "height", "width"], axis=0, num_outputs=4),
-        helper.make_node("Constant", [], ["eight"], value=helper.make_tensor("e", 7, [1], [8])),
-        helper.make_node("Div", ["width", "eight"], ["id"]),
-        helper.make_node("Constant", [], ["one"], value=helper.make_tensor("o", 7, [1], [1])),
-        helper.make_node("Concat", ["batch", "one"], ["sizes"], axis=0),
-        helper.make_node("Expand", ["id", "sizes"], ["ids"]),
-        helper.make_node("Identity", ["ids"], ["confidences"]),
-    ]
-    images = helper.make_tensor_value_info("images", 2, ["batch", 3, 8, "width"])
-    outputs = [helper.make_tensor_value_info(name, 7, ["batch", 1]) for name in ("ids", "confidences")]
-    opset = [helper.make_opsetid("", 18)]
-    model = helper.make_model(
-        helper.make_graph(nodes, "says_width", [images], outputs), opset_imports=opset, ir_version=9
-    )
-    properties = {"charset": json.dumps("abc"), "image_height": "8", "image_width": "16", "image_widths": "8,16,24"}
-    helper.set_model_props(model, properties)
-    path = tmp_path / "model.onnx"
-    path.write_bytes(model.SerializeToString())
-    read, _ = onnx_reader(path)
-    crops = [Image.new("RGB", (width, 8)) for width in (30, 1, 4, 31, 2)]
-    together = read(crops)
-    assert together == [text for crop in crops for text in read([crop])]
-    assert len(set(together)) > 1

@@ -7,12 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
-from dptr.cache.errors import disk_error
 from dptr.cli import run_command
 
 
@@ -24,12 +24,11 @@ def words(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(stores: Path, small: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with stores and a run of one step."""
     workspace = shutil.copytree(stores, tmp_path_factory.mktemp("trained") / "dptr_data")
-    sizes = ["decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1"]
-    changes = [f"--set={size}" for size in (*sizes, "pretrain.batch_size=4")]
-    command = ["pretrain", "--steps", "1", *changes, "-o", str(workspace / "runs" / "pretrained"), "--device", "cpu"]
+    out = str(workspace / "runs" / "pretrained")
+    command = ["pretrain", "--steps", "1", *small("decoder", "pretrain"), "-o", out, "--device", "cpu"]
     assert run_command([*command, "--workspace", str(workspace), "--quiet"]) == 0
     return workspace
 
@@ -71,24 +70,21 @@ def test_an_empty_argument_is_not_the_current_folder(
     assert list(here.iterdir()) == []
 
 
-def test_a_label_length_past_all_bounds_is_bad_usage(words: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--max-label-length" in rejected(capsys, "embed-text", str(words), "--max-label-length", "9" * 20)
-
-
-def test_a_folder_whose_name_is_not_utf8_is_named(
-    words: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["embed-text", "{words}", "--max-label-length", "9" * 20], "--max-label-length"),
+        (["embed-text", "{words}", "--workspace", "{here}/\udcff"], r"\udcff"),
+        (["pretrain", "--workspace", "{trained}", "--set", "decoder.kind=\udcff"], r"\udcff"),
+        (["read", "bundled"], "no image named"),
+        (["read", "{here}/sign.png"], "sign.png does not exist. Name picture files or folders"),
+    ],
+)
+def test_bad_usage_is_named(
+    arguments: list[str], told: str, words: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = rejected(capsys, "embed-text", str(words), "--workspace", str(tmp_path / "\udcff"))
-    assert r"\udcff" in said
-
-
-def test_a_setting_that_is_not_utf8_is_named(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = rejected(capsys, "pretrain", "--workspace", str(trained), "--set", "decoder.kind=\udcff")
-    assert r"\udcff" in said
-
-
-def test_a_recogniser_without_an_image_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no image named" in rejected(capsys, "read", "bundled")
+    places = {"words": words, "here": tmp_path, "trained": trained}
+    assert told in rejected(capsys, *(argument.format(**places) for argument in arguments))
 
 
 @pytest.mark.parametrize("option", ["--prompts", "--orp"])
@@ -98,14 +94,6 @@ def test_a_store_that_is_named_must_be_one(
 ) -> None:
     said = rejected(capsys, *command, option, str(tmp_path), "--workspace", str(trained))
     assert f"no store in {tmp_path}" in said
-
-
-def test_what_a_rust_library_could_not_write_is_a_rejection_of_the_disk() -> None:
-    told = 'Error while serializing: I/O error: Permission denied (os error 13) at path "/x/.tmp1"'
-    error = disk_error(SafetensorError(told))
-    assert error is not None
-    assert (error.errno, error.filename) == (13, "/x/.tmp1")
-    assert disk_error(SafetensorError("header too small")) is None
 
 
 def test_an_export_to_where_nothing_can_be_written_is_one_line(
@@ -147,11 +135,6 @@ def test_ctrl_c_in_a_terminal_is_one_line_from_all_processes(tmp_path: Path) -> 
     _, said = started.communicate(timeout=60)
     assert started.returncode == 130
     assert len(said.splitlines()) == 1, said
-
-
-def test_a_picture_that_is_not_there_is_not_taken_for_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(["read", str(tmp_path / "sign.png")]) == 2
-    assert "sign.png does not exist. Name picture files or folders" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

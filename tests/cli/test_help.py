@@ -43,6 +43,7 @@ def test_help_takes_the_width_of_the_terminal(
 @pytest.mark.parametrize("name", COMMANDS)
 def test_options_stand_by_subject_and_no_type_of_python_is_shown(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = shown(capsys, name, "--help")
+    assert "Example: dptr" in said
     assert not re.search(r"<(bool|str|int|float|Path)>|list\[", said)
     order = ["Arguments", "Data", "Model", "Training", "Output", "Machine", "Common"]
     panels = re.findall(r"─ ([A-Z]\w+) ─", said)

@@ -55,7 +55,7 @@ def test_handlers_are_put_back() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_query_that_takes_for_ever_ends_at_a_signal(tmp_path: Path, number: signal.Signals) -> None:
     run = tmp_path / "runs" / "x"
     run.mkdir(parents=True)
@@ -63,7 +63,7 @@ def test_a_query_that_takes_for_ever_ends_at_a_signal(tmp_path: Path, number: si
     command = [sys.executable, "-m", "dptr", "sql", LONG_QUERY, "--workspace", str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         # Starting takes less than that; the rest is the query's.
-        while process.poll() is None and psutil.Process(process.pid).cpu_times().user < 3:
+        while process.poll() is None and psutil.Process(process.pid).cpu_times().user < 1.5:
             time.sleep(0.1)
         process.send_signal(number)
         try:
@@ -81,11 +81,11 @@ SELDOM = ["pretrain.log_every=1", "pretrain.validate_every=100000", "pretrain.ch
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_two_signals_close_to_each_other_leave_a_training_its_last_step(
-    stores: Path, tmp_path: Path, first: signal.Signals
+    stores: Path, tmp_path: Path, first: signal.Signals, forked_python: str
 ) -> None:
     run = tmp_path / "run"
     changes = [f"--set={change}" for change in SMALL + SELDOM]
-    command = [sys.executable, "-m", "dptr", "pretrain", "--steps", "100000", *changes, "-o", str(run)]
+    command = [forked_python, "-m", "dptr", "pretrain", "--steps", "100000", *changes, "-o", str(run)]
     command += ["--workspace", str(stores), "--device", "cpu", "--quiet"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         waited_until = time.monotonic() + 120

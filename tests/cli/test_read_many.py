@@ -8,7 +8,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,7 +19,8 @@ from PIL import Image, ImageDraw
 
 from dptr.cache.errors import UserError
 from dptr.cli import run_command
-from dptr.trainer.read_files import read_boxes
+from dptr.trainer.model.recognizer import Prediction
+from dptr.trainer.read_files import Tally, looks_like_page, read_boxes, read_rows
 
 SQUARE = [(10.0, 20.0), (50.0, 20.0), (50.0, 30.0), (10.0, 30.0)]
 FORMS = {
@@ -226,10 +229,10 @@ def test_a_link_to_itself_is_named(tmp_path: Path, capsys: pytest.CaptureFixture
     assert said.err.count("b.png") == 2
 
 
-def test_names_on_stdin_are_read_as_they_come(tmp_path: Path) -> None:
+def test_names_on_stdin_are_read_as_they_come(tmp_path: Path, forked_python: str) -> None:
     for name in ("a", "b"):
         Image.new("RGB", (64, 20), "white").save(tmp_path / f"{name}.png")
-    command = [sys.executable, "-m", "dptr", "read", "-", "--quiet"]
+    command = [forked_python, "-m", "dptr", "read", "-", "--quiet"]
     prediction = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert prediction.stdin is not None
     assert prediction.stdout is not None
@@ -258,22 +261,52 @@ def test_no_file_of_a_run_a_store_or_a_model_is_replaced(
     assert (tmp_path / name).read_text() == "{}"
 
 
+@pytest.mark.parametrize(
+    ("size", "prediction", "expected"),
+    [
+        ((1200, 1600), Prediction("", 0.5, []), True),
+        ((1200, 1600), Prediction("llllt", 0.1, []), True),
+        ((1200, 1600), Prediction("EXIT", 0.97, []), False),
+        ((1600, 220), Prediction("llllt", 0.1, []), False),
+        ((120, 160), Prediction("", 0.5, []), False),
+    ],
+)
+def test_large_doubtful_pictures_look_like_pages(size: tuple[int, int], prediction: Prediction, expected: bool) -> None:
+    assert looks_like_page(size, prediction) is expected
+
+
+class ReadsNothing:
+    """Stands in for a reader to whom every picture is empty."""
+
+    def read_opened(self, openers: Iterable[Callable[[], Image.Image]], batch_size: int | None) -> Iterator[Prediction]:
+        for opener in openers:
+            opener()
+            yield Prediction("", 0.5, [])
+
+
+def test_pages_are_named_and_many_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    sources: Any = [({"image": f"{number}.jpg"}, lambda: Image.new("RGB", (800, 900))) for number in range(5)]
+    rows = list(read_rows(ReadsNothing(), sources, Tally()))  # type: ignore[arg-type]
+    told = capsys.readouterr().err
+    assert [row["image"] for row in rows] == [f"{number}.jpg" for number in range(5)]
+    assert "0.jpg looks like a page" in told
+    assert "4.jpg" not in told
+    assert "2 more look like pages" in told
+
+
 @pytest.mark.slow
 def test_reading_a_large_folder_takes_no_more_memory_than_a_small_one(tmp_path: Path) -> None:
     code = (
-        "import resource, sys; from dptr.cli import run_command; code = run_command(sys.argv[1:]); "
-        "print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+        "import resource, sys; from dptr.cli import run_command\n"
+        "for folder in sys.argv[1:]:\n"
+        "    assert run_command(['read', folder, '-o', folder + '.jsonl', '--batch-size', '32', '--quiet']) == 0\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, file=sys.stderr)"
     )
-    Image.new("RGB", (64, 20), "white").save(tmp_path / "a.png")
-    peaks = []
-    for count in (64, 1500):
-        folder = tmp_path / str(count)
-        folder.mkdir()
+    Image.new("RGB", (400, 100), "white").save(tmp_path / "a.png")
+    for count in (32, 300):
+        (tmp_path / str(count)).mkdir()
         for number in range(count):
-            (folder / f"{number}.png").hardlink_to(tmp_path / "a.png")
-        arguments = ["read", str(folder), "-o", str(tmp_path / "x.jsonl"), "--batch-size", "32", "--quiet"]
-        ended = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
-        exit_code, peak = ended.stderr.split()[-2:]
-        assert exit_code == "0"
-        peaks.append(int(peak) / 1024)
-    assert peaks[1] - peaks[0] < 25
+            (tmp_path / str(count) / f"{number}.png").hardlink_to(tmp_path / "a.png")
+    command = [sys.executable, "-c", code, str(tmp_path / "32"), str(tmp_path / "300")]
+    few, many = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()[-2:]
+    assert float(many) - float(few) < 20, "the pictures alone have 34 MB"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dptr.cache.stores.verify import verify
 from dptr.cli import run_command
 
 WORDS = [a + b + c for a in "bdfgklm" for b in "aei" for c in ("n", "st", "rk")]
@@ -94,3 +97,26 @@ def test_other_inputs_change_nothing(made: Path, capsys: pytest.CaptureFixture[s
     finally:
         (made / "words.txt").write_text("\n".join(WORDS))
         lost.write_bytes(whole)
+
+
+_YEAR = 365 * 86400
+
+
+def test_a_store_grows_to_the_same_files_when_the_clock_was_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, more = tmp_path / "few.txt", tmp_path / "more.txt"
+    few.write_text("street\nroad\nlane\n")
+    more.write_text("street\nroad\nlane\nmarket\nsquare\n")
+
+    def embed(words: Path, store: str) -> int:
+        return run_command(["embed-text", str(words), "-o", str(tmp_path / store), "--shard-rows", "2", "--quiet"])
+
+    assert [embed(few, "undisturbed"), embed(more, "undisturbed"), embed(few, "store")] == [0, 0, 0]
+    now = time.time()
+    for path in (tmp_path / "store").iterdir():
+        os.utime(path, (now + _YEAR, now + _YEAR))
+    monkeypatch.setattr(time, "time", lambda: now - _YEAR)
+    assert embed(more, "store") == 0
+    assert hashes(tmp_path / "store") == hashes(tmp_path / "undisturbed")
+    assert verify(tmp_path / "store") == []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import runpy
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -149,7 +148,9 @@ def test_the_grids_here_load(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_grid_at_toy_size(tmp_path: Path, draw_crops: Callable[[Path, Sequence[str]], Path]) -> None:
+def test_a_grid_at_toy_size(
+    tmp_path: Path, draw_crops: Callable[[Path, Sequence[str]], Path], forked_python: str
+) -> None:
     words = [a + b + c for a in "bcd" for b in "aeiou" for c in "ln"]
     crops, test = draw_crops(tmp_path / "crops", words), draw_crops(tmp_path / "test", words[:4])
     small = ["decoder.dim=16", "decoder.heads=2", "decoder.feed_forward=16", "encoder.dim=16", "encoder.heads=2"]
@@ -164,7 +165,7 @@ tests = {{ drawn = {json.dumps(str(test))} }}
 set = ["fmu.kind=none"]
 """
     (tmp_path / "toy.toml").write_text(grid)
-    command = [sys.executable, str(SCRIPT), "toy.toml", "--workspace", "ws", "--device", "cpu"]
+    command = [forked_python, str(SCRIPT), "toy.toml", "--workspace", "ws", "--device", "cpu"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,5 @@ def test_the_notebook_is_kept_with_what_its_cells_gave() -> None:
 @pytest.mark.slow
 def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
     pytest.importorskip("nbclient")
-    spec = importlib.util.spec_from_file_location("execute_notebook", ROOT / "examples" / "execute_notebook.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.execute(NOTEBOOK, tmp_path / "out.ipynb")
+    runpy.run_path(str(ROOT / "examples" / "execute_notebook.py"))["execute"](NOTEBOOK, tmp_path / "out.ipynb")
     require_predictions(outputs(tmp_path / "out.ipynb"))

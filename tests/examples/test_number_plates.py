@@ -57,15 +57,6 @@ def test_a_plate_has_its_colour_and_characters_over_its_whole_width(kind: str, t
         assert np.ptp(cell) > 60
 
 
-def test_a_photograph_has_the_size_asked_for_and_differs_with_the_seed(roboto: Font) -> None:
-    plates = runpy.run_path(str(PROGRAM))
-    plate = plates["paint"]("皖A12345", "blue", (roboto, roboto), np.random.default_rng(1))
-    first, second = (plates["photograph"](plate, np.random.default_rng(seed), (94, 24)) for seed in (1, 2))
-    assert first.size == second.size == (94, 24)
-    assert np.abs(np.asarray(first, int) - np.asarray(second, int)).mean() > 5
-    assert plates["photograph"](plate, np.random.default_rng(1), None).width < 260
-
-
 def test_crops_that_are_there_are_kept_and_missing_fonts_are_named(
     tmp_path: Path, roboto: Font, monkeypatch: pytest.MonkeyPatch
 ) -> None:

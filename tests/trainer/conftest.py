@@ -52,7 +52,7 @@ def save_bank() -> Callable[..., OrpBank]:
 
 @pytest.fixture(scope="session")
 def save_prompts() -> Callable[..., PromptStore]:
-    """Folder, catalogue, its rows' embeddings, characters -> a prompt store of one shard and a prefix of two."""
+    """Folder, catalogue, its rows' embeddings, characters -> a prompt store of one shard and a prefix of two tokens."""
 
     def save(
         folder: Path,
@@ -60,12 +60,13 @@ def save_prompts() -> Callable[..., PromptStore]:
         embeddings: Embeddings,
         characters: str,
         dtype: EmbeddingsDtype = "float32",
+        prefix: float = -1,
     ) -> PromptStore:
         folder.mkdir(exist_ok=True)
         manifest = Manifest("prompts", {"encoder": "t", "weights": "w", "charset": characters})
         manifest.shards.append(write_shard(folder, 0, catalogue, embeddings, dtype, {}))
-        prefix = np.full((2, embeddings.pooled.shape[1]), -1, np.float32)
-        write_embeddings(folder / PREFIX_FILE, Embeddings(prefix, np.array([2]), prefix[:1]), "float32")
+        first = np.full((2, embeddings.pooled.shape[1]), prefix, np.float32)
+        write_embeddings(folder / PREFIX_FILE, Embeddings(first, np.array([2]), first[:1]), "float32")
         manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
         manifest.save(folder)
         return PromptStore(folder)

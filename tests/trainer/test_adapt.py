@@ -37,10 +37,11 @@ SMALL = [
 QUICK = ["finetune.steps=2", "finetune.batch_size=4", "finetune.validate_every=1"]
 
 
-@pytest.fixture(name="start")
-def _start(tmp_path: Path, draw_crops: Any) -> Run:
-    crops = WordImages.open([draw_crops(tmp_path / "first", WORDS)], CHARSET, Normalization())
-    return Run.load(finetune(crops, CHARSET, None, load_recipe("tiny", SMALL), tmp_path / "start").out)
+@pytest.fixture(name="start", scope="module")
+def _start(tmp_path_factory: pytest.TempPathFactory, draw_crops: Any) -> Run:
+    folder = tmp_path_factory.mktemp("start")
+    crops = opened(draw_crops(folder / "first", WORDS))
+    return Run.load(finetune(crops, CHARSET, None, load_recipe("tiny", SMALL), folder / "start").out)
 
 
 @pytest.fixture(autouse=True)

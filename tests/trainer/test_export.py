@@ -87,7 +87,8 @@ def read_once(recognizer: Recognizer, path: Path) -> Prediction:
 
 @pytest.mark.parametrize("kind", ["parseq", "nrtr", "parallel", "ctc", "several widths"])
 def test_onnx_reads_as_torch_does_with_onnxruntime_alone(tmp_path: Path, kind: str) -> None:
-    run = trained(tmp_path / "run", columns_of_several_widths() if kind == "several widths" else recipe(kind, layers=1))
+    small = recipe(kind, layers=1, max_label_length=3)
+    run = trained(tmp_path / "run", columns_of_several_widths() if kind == "several widths" else small)
     summary = export(run, "onnx", tmp_path / "model.onnx")
     assert summary.checked > 0
     assert summary.largest_difference < 1e-3
@@ -105,11 +106,7 @@ def test_onnx_reads_as_torch_does_with_onnxruntime_alone(tmp_path: Path, kind: s
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=dict(os.environ), check=True)
     expected = [f"{path}\t{prediction.text}" for path, prediction in zip(paths, predictions, strict=True)]
     assert [line.rsplit("\t", 1)[0] for line in done.stdout.splitlines()] == expected
-
-
-def test_a_graph_that_reads_otherwise_is_an_error(tmp_path: Path) -> None:
-    run = trained(tmp_path / "run", recipe("parallel", layers=1))
-    summary = export(run, "onnx", tmp_path / "model.onnx")
+    # A graph that reads otherwise is an error.
     other = load_recognizer(run)
     nn.init.normal_(other.decoder.get_parameter("head.weight"), generator=torch.Generator().manual_seed(5))
     images = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 128), np.uint8)
@@ -223,9 +220,6 @@ def test_a_model_file_is_exported_like_the_run_it_came_from(tmp_path: Path) -> N
     run = trained(tmp_path / "run", recipe())
     export(run, "safetensors", tmp_path / "model.safetensors")
     model = ModelFile.open(tmp_path / "model.safetensors")
-    summary = export(model, "onnx", tmp_path / "model.onnx")
-    assert summary.checked >= 16
-    assert summary.largest_difference < 1e-3
     targets: dict[str, ExportTarget] = {"a": "parseq", "b": "safetensors"}
     for name, target in targets.items():
         export(run, target, tmp_path / f"{name}1.safetensors")

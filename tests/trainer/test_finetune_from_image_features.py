@@ -55,6 +55,14 @@ def store(crops: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def first(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    train(store, folder)
+    return folder
+
+
 def recipe(**changes: Any) -> Recipe:
     made = Recipe().replace("decoder", dim=32, heads=4, layers=1, feed_forward=64, dropout=0.0)
     made = made.replace("encoder", kind="clip:tiny", config=describe(bundled.BUNDLED)).replace(
@@ -127,9 +135,8 @@ def test_every_epoch_shows_another_view_until_all_were_seen(store: Path, monkeyp
 
 
 def test_a_run_that_was_cut_goes_on_to_the_same_bits(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Path, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(store, tmp_path / "whole")
     make = StoredBatches.__call__
 
     def dies(self: StoredBatches, number: int) -> Any:
@@ -141,7 +148,7 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bits(
         patched.setattr(StoredBatches, "__call__", dies)
         train(store, tmp_path / "cut")
     train(store, tmp_path / "cut")
-    whole, resumed = (load_tensors(tmp_path / name / "checkpoints" / "last", "model") for name in ("whole", "cut"))
+    whole, resumed = (load_tensors(run / "checkpoints" / "last", "model") for run in (first, tmp_path / "cut"))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
@@ -157,16 +164,15 @@ def test_another_encoder_is_rejected(store: Path, tmp_path: Path) -> None:
 
 
 def test_a_recogniser_is_trained_further_when_its_encoder_is_the_stores_own(
-    crops: Path, store: Path, tmp_path: Path
+    crops: Path, store: Path, first: Path, tmp_path: Path
 ) -> None:
-    train(store, tmp_path / "first")
-    first = runs.Run.load(tmp_path / "first")
-    again = train(store, tmp_path / "second", first, steps=1, learning_rate=1e-9)
+    start = runs.Run.load(first)
+    again = train(store, tmp_path / "second", start, steps=1, learning_rate=1e-9)
     assert not again.coverage.missing + again.coverage.extra
-    before, after = first.weights(), runs.Run.load(tmp_path / "second").weights()
+    before, after = start.weights(), runs.Run.load(tmp_path / "second").weights()
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
     pictures = WordImages.open([crops], CHARSET, Normalization())
-    finetune(pictures, CHARSET, None, recipe(steps=2), tmp_path / "moved", encoder_model=bundled.BUNDLED)
+    finetune(pictures, CHARSET, None, recipe(steps=1), tmp_path / "moved", encoder_model=bundled.BUNDLED)
     with pytest.raises(DamagedStore, match="not that of moved"):
         train(store, tmp_path / "third", runs.Run.load(tmp_path / "moved"))
 
@@ -187,7 +193,7 @@ def test_a_store_beside_other_data_is_rejected_in_one_line(crops: Path, store: P
 def test_crops_of_a_store_that_are_validation_crops_are_not_trained_on(store: Path, tmp_path: Path) -> None:
     images = stored(store)
     clip, some = bundled.BUNDLED, images.only([0, 1])
-    summary = finetune(images, CHARSET, None, recipe(), tmp_path / "run", encoder_model=clip, validation=some)
+    summary = finetune(images, CHARSET, None, recipe(steps=1), tmp_path / "run", encoder_model=clip, validation=some)
     assert summary.rows == len(images) - 2
     with pytest.raises(UserError, match="training crops are validation crops"):
         finetune(images, CHARSET, None, recipe(), tmp_path / "same", encoder_model=clip, validation=stored(store))
@@ -208,8 +214,8 @@ def test_two_stores_of_one_encoder_are_trained_from_in_the_proportions_asked_for
     batches = StoredBatches(both, CHARSET, recipe(mix="3,1", batch_size=10))
     drawn = [batches._order.rows_of(number) for number in range(200)]
     assert np.mean(np.concatenate(drawn) < 10) == pytest.approx(0.75, abs=0.03)
-    result = finetune(both, CHARSET, None, recipe(), tmp_path / "run", encoder_model=bundled.BUNDLED)
-    assert result.steps == 6
+    result = finetune(both, CHARSET, None, recipe(steps=1), tmp_path / "run", encoder_model=bundled.BUNDLED)
+    assert result.steps == 1
 
 
 def test_stores_of_different_encoders_are_not_mixed(store: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,9 @@ from PIL import Image
 
 from dptr.cache.crops.dataset import WordImages
 from dptr.cache.crops.writer import write_word_images
-from dptr.cache.file_names import PREFIX_FILE
-from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
+from dptr.cache.stores.shards import Embeddings
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.trainer.finetune import finetune
@@ -58,9 +57,8 @@ def words() -> list[str]:
     return ["".join(generator.choice(list(LETTERS), 2 + number % 4)) for number in range(120)]
 
 
-def make_store(folder: Path) -> PromptStore:
-    """Each token of a row is its letter's own vector, moved by where the letter stands."""
-    folder.mkdir()
+def prompts() -> tuple[pa.Table, Embeddings]:
+    """Catalogue and embeddings; a token is its letter's own vector, moved by where the letter stands."""
     labels, generator = words(), np.random.default_rng(1)
     vectors, positions = generator.standard_normal((len(LETTERS), DIM)), generator.standard_normal((6, DIM))
     tokens = [
@@ -72,23 +70,7 @@ def make_store(folder: Path) -> PromptStore:
     pooled = np.array([vectors[[LETTERS.index(letter) for letter in label]].mean(0) for label in labels])
     embeddings = Embeddings(np.array(tokens, np.float32), lengths, pooled.astype(np.float32))
     columns = {"label": labels, "label_length": pa.array(lengths, pa.int16()), "count": np.ones(len(labels), np.int64)}
-    manifest = Manifest("prompts", {"encoder": "made up", "weights": "w", "charset": LETTERS})
-    manifest.shards.append(write_shard(folder, 0, pa.table(columns), embeddings, "float32", {}))
-    prefix = Embeddings(np.ones((2, DIM), np.float32), np.array([2]), np.ones((1, DIM), np.float32))
-    write_embeddings(folder / PREFIX_FILE, prefix, "float32")
-    manifest.files[PREFIX_FILE] = FileRecord.of(folder / PREFIX_FILE)
-    manifest.save(folder)
-    return PromptStore(folder)
-
-
-def make_bank(folder: Path) -> OrpBank:
-    folder.mkdir()
-    values = np.random.default_rng(2).standard_normal((5 * 12, DIM)).astype(np.float32)
-    manifest = Manifest("orp", {"encoder": "made up", "weights": "w", "tokens_per_crop": 12})
-    embeddings = Embeddings(values, np.full(5, 12), values[:5])
-    manifest.shards.append(write_shard(folder, 0, pa.table({"id": np.arange(5)}), embeddings, "float32", {}))
-    manifest.save(folder)
-    return OrpBank(folder)
+    return pa.table(columns), embeddings
 
 
 def make_crops(path: Path) -> WordImages:
@@ -109,10 +91,14 @@ def curve(run: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_pre_training_follows_the_stored_curve(tmp_path: Path) -> None:
+def test_pre_training_follows_the_stored_curve(
+    tmp_path: Path, save_prompts: Callable[..., PromptStore], save_bank: Callable[..., OrpBank]
+) -> None:
     recipe = Recipe().replace("decoder", **SIZES, kind="parseq", permutations=4)
     recipe = recipe.replace("pretrain", **TRAINING).replace("noise", ratio=0.1)
-    store, bank = make_store(tmp_path / "prompts"), make_bank(tmp_path / "orp")
+    values = np.random.default_rng(2).standard_normal((5 * 12, DIM)).astype(np.float32)
+    store = save_prompts(tmp_path / "prompts", *prompts(), LETTERS, prefix=1.0)
+    bank = save_bank(tmp_path / "orp", values.reshape(5, 12, DIM), values[:5])
     pretrain(store, bank, None, recipe, tmp_path / "run")
     assert curve(tmp_path / "run") == pytest.approx(PRETRAINING, rel=TOLERANCE)
 

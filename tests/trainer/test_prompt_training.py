@@ -15,12 +15,11 @@ import torch
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.progress import set_quiet
 from dptr.cache.row_set import EveryRow
-from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompt_rows import MADE_UP
 from dptr.cache.stores.prompts import PromptStore
-from dptr.cache.stores.shards import Embeddings, write_shard
+from dptr.cache.stores.shards import Embeddings
 from dptr.cache.text.charset import Charset
 from dptr.cache.validation import positions_of
 from dptr.pipeline.text.corpus import CorpusSettings
@@ -32,7 +31,7 @@ from dptr.trainer.data.prompt_batches import split_rows
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, DecoderShape, Memory, Targets
 from dptr.trainer.model.weight_loading import load_weights
-from dptr.trainer.pretrain import pretrain, read_prompts
+from dptr.trainer.pretrain import pretrain
 from dptr.trainer.recipe import DecoderSettings, NoiseSettings, Recipe
 
 DIM = 4
@@ -111,9 +110,8 @@ def test_nearest_and_mixed_noise_come_from_the_neighbours(bank: OrpBank) -> None
     rows, generator = np.arange(300), np.random.default_rng(0)
     nearest = NoiseSource(bank, NoiseSettings(draw="nearest"), Nearest()).draw(rows, 1, generator).widened()
     assert (nearest // 1000 == 2).all()
-    mixed = (
-        NoiseSource(bank, NoiseSettings(draw="mixed", nearest_share=0.5), Nearest()).draw(rows, 1, generator).widened()
-    )
+    settings = NoiseSettings(draw="mixed", nearest_share=0.5)
+    mixed = NoiseSource(bank, settings, Nearest()).draw(rows, 1, generator).widened()
     share = float((mixed[:, 0, 0] // 1000 == 2).mean())
     assert 0.55 < share < 0.8  # a half from the neighbours, and a third of the rest by chance
 
@@ -143,36 +141,24 @@ def test_batches_hold_little_padding() -> None:
     assert abs(np.corrcoef(means, np.arange(64))[0, 1]) < 0.5, "lengths come in no order"
 
 
-def store_of(folder: Path, words: list[str]) -> PromptStore:
-    """Labels alone matter; one token each, zero."""
-    folder.mkdir()
-    manifest = Manifest(
-        "prompts", {"encoder": "made up", "weights": "w", "charset": "".join(sorted(set("".join(words))))}
-    )
-    for number, start in enumerate(range(0, len(words), 3000)):
-        part = words[start : start + 3000]
-        embeddings = Embeddings(
-            np.zeros((len(part), 2), np.float32), np.ones(len(part), np.int64), np.zeros((len(part), 2), np.float32)
-        )
-        manifest.shards.append(
-            write_shard(
-                folder,
-                number,
-                pa.table({"label": part, "label_length": pa.array([len(label) for label in part], pa.int16())}),
-                embeddings,
-                "float16",
-                {},
-            )
-        )
-    manifest.save(folder)
-    return PromptStore(folder)
+@pytest.fixture
+def store_of(tmp_path: Path, save_prompts: Callable[..., PromptStore]) -> Callable[[str, list[str]], PromptStore]:
+    """Name, labels -> a store; each label has one token, zero."""
+
+    def made(name: str, words: list[str]) -> PromptStore:
+        zeros = np.zeros((len(words), 2), np.float32)
+        columns = {"label": words, "label_length": pa.array(map(len, words), pa.int16())}
+        embeddings = Embeddings(zeros, np.ones(len(words), np.int64), zeros)
+        return save_prompts(tmp_path / name, pa.table(columns), embeddings, "".join(sorted(set("".join(words)))))
+
+    return made
 
 
-def test_growth_of_a_store_moves_no_validation_row(tmp_path: Path) -> None:
+def test_growth_of_a_store_moves_no_validation_row(store_of: Callable[[str, list[str]], PromptStore]) -> None:
     recipe = Recipe().replace("pretrain", validation_rows=100_000)
     words = [f"word{number}" for number in range(20_000)]
-    small = store_of(tmp_path / "small", words[:2000])
-    large = store_of(tmp_path / "large", [*reversed(words), *(word.upper() for word in words)])
+    small = store_of("small", words[:2000])
+    large = store_of("large", [*reversed(words), *(word.upper() for word in words)])
     chosen = [set(store.labels_of(split_rows(store, recipe)[0])) for store in (small, large)]
     assert len(chosen[0]) == pytest.approx(100, abs=40)
     assert chosen[0] <= chosen[1]
@@ -180,8 +166,8 @@ def test_growth_of_a_store_moves_no_validation_row(tmp_path: Path) -> None:
     assert {word.lower() for word in chosen[1] if word.isupper()} == {word for word in chosen[1] if word.islower()}
 
 
-def test_seeds_hold_out_labels_of_their_own(tmp_path: Path) -> None:
-    store = store_of(tmp_path / "prompts", [f"word{number}" for number in range(20_000)])
+def test_seeds_hold_out_labels_of_their_own(store_of: Callable[[str, list[str]], PromptStore]) -> None:
+    store = store_of("prompts", [f"word{number}" for number in range(20_000)])
     recipes = [Recipe().replace("pretrain", validation_rows=100_000, seed=seed) for seed in range(4)]
     chosen = [set(split_rows(store, recipe)[0].tolist()) for recipe in recipes]
     for one, other in combinations(chosen, 2):
@@ -294,36 +280,23 @@ def test_a_row_that_is_not_finite_is_named(
         pretrain(store, bank, None, tiny(), tmp_path / "run")
 
 
-def test_noise_of_validation_depends_on_the_seed(store: PromptStore, bank: OrpBank) -> None:
-    seen: list[torch.Tensor] = []
-
+def test_noise_of_validation_depends_on_the_recipes_seed(store: PromptStore, bank: OrpBank) -> None:
     class Watched(Decoder):
+        """Keeps what it is asked to decode."""
+
+        seen: tuple[torch.Tensor, ...] = ()
+
         def loss(self, memory: Memory, targets: Targets) -> torch.Tensor:
             raise NotImplementedError
 
         def decode(self, memory: Memory, max_length: int | None = None) -> torch.Tensor:
-            seen.append(memory.tokens)
+            self.seen += (memory.tokens,)
             return torch.zeros(len(memory.tokens), 1, 5)
 
-    noise, rows = NoiseSource(bank, NoiseSettings(), None), np.arange(6)
-    for seed in (0, 0, 1):
-        watched = Watched(DecoderShape(4, DIM, 2, 1, 4, 0.0, 3, 5))
-        read_prompts(watched, store, rows, noise, 1.0, Recipe().memory, torch.device("cpu"), seed=seed)
-    assert torch.equal(seen[0], seen[1])
-    assert not torch.equal(seen[0], seen[2])
+    def decoded(seed: int) -> torch.Tensor:
+        watched, noise = Watched(DecoderShape(4, DIM, 2, 1, 4, 0.0, 3, 5)), NoiseSource(bank, NoiseSettings(), None)
+        stage.validate(watched, store, noise, np.arange(6), tiny(seed=seed), CHARSET, torch.device("cpu"))
+        return torch.cat(watched.seen)
 
-
-def test_validate_draws_its_noise_by_the_recipes_seed(
-    store: PromptStore, bank: OrpBank, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seeds: list[int] = []
-
-    def read(*arguments: Any, seed: int = 0, **others: Any) -> list[str]:
-        if arguments[3] is not None:
-            seeds.append(seed)
-        return [""] * len(arguments[2])
-
-    monkeypatch.setattr(stage, "read_prompts", read)
-    noise = NoiseSource(bank, NoiseSettings(), None)
-    stage.validate(torch.nn.Identity(), store, noise, np.arange(6), tiny(seed=7), CHARSET, torch.device("cpu"))
-    assert seeds == [7]
+    assert torch.equal(decoded(0), decoded(0))
+    assert not torch.equal(decoded(0), decoded(1))

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,12 +48,15 @@ class Elements(HTMLParser):
         self.texts.append(data.strip())
 
 
+def small(fmu: str = "queries", **decoder: Any) -> Recipe:
+    made = Recipe().replace("decoder", **{"dim": 32, "heads": 4, "layers": 1, "feed_forward": 32, **decoder})
+    made = made.replace("encoder", dim=32, heads=4, layers=1, patch_height=16, patch_width=8)
+    return made.replace("fmu", kind=fmu, queries=8, heads=4)
+
+
 def make_run(folder: Path, log: Sequence[str]) -> runs.Run:
     """An untrained recogniser as a run, with a log of its training."""
-    recipe = Recipe().replace("decoder", dim=32, heads=4, layers=1, feed_forward=32)
-    recipe = recipe.replace("encoder", dim=32, heads=4, layers=1, patch_height=16, patch_width=8)
-    recipe = recipe.replace("fmu", queries=8, heads=4)
-    charset = Charset.named("94")
+    recipe, charset = small(), Charset.named("94")
     torch.manual_seed(0)
     model = Recognizer(recipe, charset, 32)
     run = runs.start_or_continue(folder, "finetune", recipe, charset, 32, {"images": {"rows": 200}})
@@ -81,43 +85,32 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_labels_are_shown_as_they_are_and_never_run(page: Path) -> None:
-    elements = Elements(page.read_text(encoding="utf-8"))
-    assert set(LABELS) <= set(elements.texts)
-    assert not {"script", "b"} & set(elements.tags)
+@pytest.fixture(scope="module")
+def elements(page: Path) -> Elements:
+    return Elements(page.read_text(encoding="utf-8"))
+
+
+def test_labels_are_shown_as_they_are_and_nothing_is_run_or_fetched(elements: Elements) -> None:
+    assert {*LABELS, "dptr: run <b>bold"} <= set(elements.texts)
+    assert not {"script", "b", "link", "iframe", "object"} & set(elements.tags)
     assert not [name for name, _ in elements.attributes if name.startswith("on")]
-    assert "dptr: run <b>bold" in elements.texts
-
-
-def test_the_page_asks_for_nothing_beside_itself(page: Path) -> None:
-    elements = Elements(page.read_text(encoding="utf-8"))
     asked = [value or "" for name, value in elements.attributes if name in ("src", "href", "xlink:href", "data")]
     assert asked
     assert [value for value in asked if not value.startswith(("#", "data:"))] == []
     assert ("content", "default-src 'none'; img-src data:; style-src 'unsafe-inline'") in elements.attributes
-    assert not {"link", "iframe", "object"} & set(elements.tags)
 
 
-def test_curves_have_axes_with_ticks_and_names(page: Path) -> None:
-    elements = Elements(page.read_text(encoding="utf-8"))
-    assert elements.tags.count("svg") == 2
-    for said in ("step", "loss", "word accuracy", "100 %", "Training loss"):
-        assert said in elements.texts, said
-
-
-def test_the_result_stands_first_and_tables_have_titles(page: Path) -> None:
-    elements = Elements(page.read_text(encoding="utf-8"))
-    headline = "Validation word accuracy 50.0% (95 % interval"
-    (found,) = [text for text in elements.texts if text.startswith(headline)]
+def test_the_result_stands_first_and_curves_tables_and_attention_are_named(elements: Elements) -> None:
+    (found,) = [text for text in elements.texts if text.startswith("Validation word accuracy 50.0% (95 % interval")]
     assert found.endswith("at step 20, from 12.5% at step 5")
+    assert elements.tags.count("svg") == 2
+    assert {"step", "loss", "word accuracy", "100 %", "Training loss", "images.rows"} <= set(elements.texts)
     assert elements.tags.count("caption") == elements.tags.count("table") >= 3
-    assert "images.rows" in elements.texts
     assert not [text for text in elements.texts if text.startswith("{")]
-
-
-def test_ids_on_a_page_are_unique(page: Path) -> None:
-    ids = [value for name, value in Elements(page.read_text(encoding="utf-8")).attributes if name == "id"]
+    ids = [value for name, value in elements.attributes if name == "id"]
     assert len(ids) == len(set(ids)) > 5
+    described = [value for name, value in elements.attributes if name == "alt"]
+    assert described.count("attention of the decoder") == described.count("attention of the FMU") > 0
 
 
 def test_the_same_run_gives_the_same_page(tmp_path: Path) -> None:
@@ -135,10 +128,8 @@ def test_damaged_and_infinite_lines_are_said_and_left_out(tmp_path: Path) -> Non
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "2 lines of metrics.jsonl are damaged" in page
     assert page.count("<svg") == 1
-
-
-def test_a_run_that_logged_no_loss_yet_has_a_report(tmp_path: Path) -> None:
-    report(make_run(tmp_path / "run", ['{"step": 5}']), tmp_path / "page.html")
+    # A run that has logged no loss yet has a report, too.
+    report(make_run(tmp_path / "begun", ['{"step": 5}']), tmp_path / "page.html")
     assert "<svg" not in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
@@ -162,8 +153,7 @@ def test_what_utf8_cannot_say_is_written_as_its_code() -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-@pytest.mark.parametrize(("scheme", "paper"), [("light", (255, 255, 255)), ("dark", (20, 25, 31))])
-@pytest.mark.parametrize("width", [400, 1280])
+@pytest.mark.parametrize(("scheme", "paper", "width"), [("light", (255, 255, 255), 400), ("dark", (20, 25, 31), 1280)])
 def test_a_browser_shows_it_light_and_dark(
     page: Path, tmp_path: Path, scheme: str, paper: tuple[int, int, int], width: int
 ) -> None:
@@ -183,19 +173,11 @@ def test_a_browser_shows_it_light_and_dark(
     assert len(pixels.getcolors(1 << 24) or []) > 50
 
 
-def test_attention_is_shown_for_each_crop(page: Path) -> None:
-    elements = Elements(page.read_text(encoding="utf-8"))
-    described = [value for name, value in elements.attributes if name == "alt"]
-    assert described.count("attention of the decoder") == described.count("attention of the FMU") > 0
-
-
 @pytest.mark.parametrize("kind", ["parseq", "nrtr", "parallel"])
 @pytest.mark.parametrize("fmu", ["queries", "none"])
 def test_where_a_decoder_looks_is_where_its_memory_comes_from(kind: str, fmu: str) -> None:
-    recipe = Recipe().replace("decoder", kind=kind, dim=32, heads=4, layers=2, feed_forward=32, refinements=1)
-    recipe = recipe.replace("encoder", dim=32, heads=4, layers=1, patch_height=16, patch_width=8)
     torch.manual_seed(0)
-    model = Recognizer(recipe.replace("fmu", kind=fmu, queries=8, heads=4), Charset.named("36"), 32).eval()
+    model = Recognizer(small(fmu, kind=kind, layers=2, refinements=1), Charset.named("36"), 32).eval()
     queries, decoder = attention_maps(model, Image.new("RGB", (64, 20), (40, 90, 120)))
     assert (queries is not None) == (fmu == "queries")
     assert decoder is not None
@@ -205,9 +187,7 @@ def test_where_a_decoder_looks_is_where_its_memory_comes_from(kind: str, fmu: st
 
 
 def test_a_decoder_that_looks_at_one_place_is_drawn_there() -> None:
-    recipe = Recipe().replace("decoder", dim=32, heads=4, layers=1, feed_forward=32, refinements=0)
-    recipe = recipe.replace("encoder", dim=32, heads=4, layers=1, patch_height=16, patch_width=8)
-    model = Recognizer(recipe.replace("fmu", kind="none"), Charset.named("36"), 32).eval()
+    model = Recognizer(small("none", refinements=0), Charset.named("36"), 32).eval()
     cross = model.decoder.layers[0].cross_attention
     image = Image.new("RGB", (128, 32))
     image.paste((255, 255, 255), (40, 0, 48, 32))  # the sixth of sixteen columns

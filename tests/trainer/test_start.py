@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -29,15 +30,20 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.fixture(name="crops")
-def _crops(tmp_path: Path) -> Path:
-    out = tmp_path / "crops.lmdb"
-    with write_word_images(out) as writer:
+@pytest.fixture(name="crops", scope="module")
+def _crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("crops")
+    with write_word_images(folder / "crops.lmdb") as writer:
         for number in range(12):
-            path = tmp_path / f"{number}.png"
+            path = folder / f"{number}.png"
             Image.new("RGB", (40, 16), (20 * number, 9, 99)).save(path)
             writer.write(path.read_bytes(), "ab"[: 1 + number % 2])
-    return out
+    return folder / "crops.lmdb"
+
+
+@pytest.fixture(name="first", scope="module")
+def _first(tmp_path_factory: pytest.TempPathFactory, crops: Path) -> Run:
+    return Run.load(finetune(images(crops), CHARSET, None, recipe(), tmp_path_factory.mktemp("runs") / "first").out)
 
 
 def recipe(*changes: str) -> Recipe:
@@ -48,22 +54,19 @@ def images(crops: Path) -> WordImages:
     return WordImages.open([crops], CHARSET, Normalization())
 
 
-def test_a_recogniser_is_trained_further_with_all_its_parts(tmp_path: Path, crops: Path) -> None:
-    first = finetune(images(crops), CHARSET, None, recipe(), tmp_path / "first")
-    run = Run.load(first.out)
-    assert set(parts_of(run)) == {"decoder", "encoder", "fmu", "memory"}
-    again = finetune(images(crops), CHARSET, run, recipe("finetune.learning_rate=1e-12"), tmp_path / "second")
+def test_a_recogniser_is_trained_further_with_all_its_parts(tmp_path: Path, crops: Path, first: Run) -> None:
+    assert set(parts_of(first)) == {"decoder", "encoder", "fmu", "memory"}
+    again = finetune(images(crops), CHARSET, first, recipe("finetune.learning_rate=1e-12"), tmp_path / "second")
     assert again.coverage is not None
     assert len(again.coverage.lines()) == 1, "all is loaded whole"
-    before, after = run.weights("last"), Run.load(again.out).weights("last")
+    before, after = first.weights("last"), Run.load(again.out).weights("last")
     name = "encoder.stages.0.0.weight"
     assert (before[name] - after[name]).abs().max() < 1e-6
 
 
-def test_a_model_file_in_half_precision_can_be_trained_further(tmp_path: Path, crops: Path) -> None:
-    run = Run.load(finetune(images(crops), CHARSET, None, recipe(), tmp_path / "first").out)
-    save_model(run, tmp_path / "whole.safetensors")
-    save_model(run, tmp_path / "half.safetensors", half=True)
+def test_a_model_file_in_half_precision_can_be_trained_further(tmp_path: Path, crops: Path, first: Run) -> None:
+    save_model(first, tmp_path / "whole.safetensors")
+    save_model(first, tmp_path / "half.safetensors", half=True)
     file = ModelFile.open(tmp_path / "half.safetensors")
     assert file.path.stat().st_size < 0.6 * (tmp_path / "whole.safetensors").stat().st_size
     again = finetune(images(crops), CHARSET, file, recipe(), tmp_path / "second")
@@ -72,10 +75,9 @@ def test_a_model_file_in_half_precision_can_be_trained_further(tmp_path: Path, c
 
 
 def test_one_in_half_precision_passes_on_the_characters_that_another_charset_shares(
-    tmp_path: Path, crops: Path
+    tmp_path: Path, crops: Path, first: Run
 ) -> None:
-    run = Run.load(finetune(images(crops), CHARSET, None, recipe(), tmp_path / "first").out)
-    save_model(run, tmp_path / "half.safetensors", half=True)
+    save_model(first, tmp_path / "half.safetensors", half=True)
     file, slow, other = ModelFile.open(tmp_path / "half.safetensors"), "finetune.learning_rate=1e-12", Charset("xa")
     data = WordImages.open([crops], other, Normalization())
     again = finetune(data, other, file, recipe(slow), tmp_path / "second")
@@ -86,12 +88,11 @@ def test_one_in_half_precision_passes_on_the_characters_that_another_charset_sha
     assert (head[rows[0]] - before[rows[1]].float()).abs().max() < 1e-6
 
 
-def test_a_recogniser_goes_on_with_higher_images(tmp_path: Path, crops: Path) -> None:
-    run = Run.load(finetune(images(crops), CHARSET, None, recipe(), tmp_path / "first").out)
+def test_a_recogniser_goes_on_with_higher_images(tmp_path: Path, crops: Path, first: Run) -> None:
     slow = recipe("finetune.learning_rate=1e-12", "encoder.image_height=48")
-    higher = Run.load(finetune(images(crops), CHARSET, run, slow, tmp_path / "higher").out)
+    higher = Run.load(finetune(images(crops), CHARSET, first, slow, tmp_path / "higher").out)
     assert higher.recipe.encoder.image_height == 48
-    before, after = run.weights(), higher.weights("last")
+    before, after = first.weights(), higher.weights("last")
     merged = "encoder.merge.0.weight"
     assert (before[merged].shape[2], after[merged].shape[2]) == (2, 3)
     torch.testing.assert_close(after[merged].sum(2), before[merged].sum(2), atol=1e-6, rtol=0)
@@ -132,14 +133,9 @@ def test_crops_for_validation_are_never_trained_on(tmp_path: Path, crops: Path) 
     assert Run.load(summary.out).data["validation"]["rows"] == 2
 
 
-def test_the_first_argument_may_name_a_recogniser(tmp_path: Path, crops: Path) -> None:
-    workspace, picture = Workspace(tmp_path / "dptr_data"), str(tmp_path / "0.png")
-    finetune(images(crops), CHARSET, None, recipe(), workspace.runs / "mine")
+def test_the_first_argument_may_name_a_recogniser(tmp_path: Path, crops: Path, first: Run) -> None:
+    workspace, picture = Workspace(tmp_path / "dptr_data"), str(crops.with_name("0.png"))
+    shutil.copytree(first.folder, workspace.runs / "mine")
     assert recogniser_first(workspace, [picture]) == (BUNDLED, [picture])
     assert recogniser_first(workspace, ["-"]) == (BUNDLED, ["-"])
     assert recogniser_first(workspace, ["mine", picture]) == (workspace.runs / "mine", [picture])
-
-
-def test_what_is_neither_run_nor_picture_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_command(["read", "no_such_thing", "--workspace", str(tmp_path)]) == 2
-    assert "no_such_thing" in capsys.readouterr().err

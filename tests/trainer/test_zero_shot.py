@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from PIL import Image, ImageDraw
 from safetensors.torch import load_file, save_file
 
 from dptr.cache.errors import UserError
@@ -26,12 +23,12 @@ from dptr.pipeline.clip.bundled import BUNDLED
 from dptr.pipeline.clip.loading import load_clip
 from dptr.trainer.data.noisy_memory import NoiseSource, column_memory, place_letters, pooled_memory
 from dptr.trainer.model.encoders.clip import whole_hash
+from dptr.trainer.read import load
 from dptr.trainer.recipe import NoiseSettings
 from dptr.trainer.training.runs import Run
 
 DIM = 8
-SMALL = ["--set", "decoder.kind=nrtr", "--set", "decoder.dim=32", "--set", "decoder.heads=2"]
-SMALL += ["--set", "decoder.layers=1", "--set", "decoder.feed_forward=32", "--set", "pretrain.batch_size=16"]
+Dptr = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(autouse=True)
@@ -132,64 +129,51 @@ def test_noise_lies_on_columns_beside_the_word_too(store: PromptStore, bank: Orp
 
 
 @pytest.fixture(scope="module")
-def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Stores of 125 words and two photos, and twenty crops of words."""
+def workspace(stores: Path, tmp_path_factory: pytest.TempPathFactory, draw_crops: Any) -> Path:
+    """A folder with stores in ``ws``, and crops of eight of their words."""
     folder = tmp_path_factory.mktemp("zero")
-    syllables = [("ba", "ce", "di", "fo", "re"), ("gu", "ha", "je", "so", "ti"), ("ki", "lo", "mu", "na", "o")]
-    words = ["".join(word) for word in itertools.product(*syllables)]
-    (folder / "words.txt").write_text("\n".join(words))
-    (folder / "photos").mkdir()
-    (folder / "crops").mkdir()
-    for number in range(2):
-        picture = Image.effect_mandelbrot((160, 120), (-2 + number * 0.3, -1.5, 1, 1.5), 50).convert("RGB")
-        picture.save(folder / "photos" / f"{number}.png")
-    lines = []
-    for word in words[:20]:
-        crop = Image.new("RGB", (80, 24), "white")
-        ImageDraw.Draw(crop).text((10, 6), word, fill="black")
-        crop.save(folder / "crops" / f"{word}.png")
-        lines.append(f"{word}.png\t{word}\n")
-    (folder / "crops" / "labels.tsv").write_text("".join(lines))
-    for arguments in (["embed-text", folder / "words.txt", "--charset", "36"], ["build-orp-bank", folder / "photos"]):
-        assert run_command([*map(str, arguments), "--workspace", str(folder / "ws"), "--quiet"]) == 0
+    shutil.copytree(stores, folder / "ws")
+    draw_crops(folder / "crops", PromptStore(stores / "prompts").labels.to_pylist()[:8])
     return folder
 
 
-def command(capsys: pytest.CaptureFixture[str], workspace: Path, *arguments: str | Path) -> dict[str, Any]:
-    code = run_command([*map(str, arguments), "--workspace", str(workspace / "ws"), "--json", "--quiet"])
-    captured = capsys.readouterr()
-    assert code == 0, captured.err
-    result: dict[str, Any] = json.loads(captured.out.splitlines()[-1])
-    return result
+@pytest.fixture
+def command(dptr: Dptr, workspace: Path) -> Dptr:
+    return lambda *arguments: dptr(*arguments, "--workspace", str(workspace / "ws"), "--quiet")
 
 
-def pretrained(capsys: pytest.CaptureFixture[str], workspace: Path, kind: str, *more: str) -> Path:
-    out = workspace / "_".join(["run", kind, *more]).replace(" ", "").replace("=", "")
-    command(capsys, workspace, "pretrain", "-o", out, "--steps", "3", "--set", f"memory.kind={kind}", *SMALL, *more)
-    return out
+@pytest.fixture
+def pretrained(command: Dptr, small: Callable[..., list[str]], workspace: Path) -> Callable[..., Path]:
+    """Kind of memory, further options -> a run of three steps."""
+
+    def run(kind: str, *more: object) -> Path:
+        out = workspace / "_".join(["run", kind, *map(str, more)]).replace("/", "")
+        sizes = ["--set=decoder.kind=nrtr", *small("decoder", "pretrain")]
+        command("pretrain", "-o", out, "--steps", "3", f"--set=memory.kind={kind}", *sizes, *more)
+        return out
+
+    return run
 
 
 @pytest.mark.parametrize("kind", ["pooled", "tokens"])
 def test_a_pre_trained_run_reads_and_is_measured_without_one_label(
-    workspace: Path, capsys: pytest.CaptureFixture[str], kind: str
+    workspace: Path, command: Dptr, pretrained: Callable[..., Path], kind: str
 ) -> None:
-    run = pretrained(capsys, workspace, kind)
-    evaluated = command(capsys, workspace, "evaluate", run, "--data", workspace / "crops")
-    assert evaluated["rows"] == 20
+    run = pretrained(kind)
+    evaluated = command("evaluate", run, "--data", workspace / "crops")
+    assert evaluated["rows"] == 8
     assert 0 <= evaluated["metrics"]["accuracy_36_weighted"] <= 1
-    read = command(capsys, workspace, "read", run, workspace / "crops")
-    assert (read["rows"], read["quarantined"]) == (20, 0)
+    read = command("read", run, workspace / "crops")
+    assert (read["rows"], read["quarantined"]) == (8, 0)
 
 
 def test_fine_tuning_from_pooled_starts_where_zero_labels_left_it(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Path, command: Dptr, pretrained: Callable[..., Path]
 ) -> None:
-    from dptr.trainer.read import load
-
-    run = pretrained(capsys, workspace, "pooled", "--set", "memory.centred=true")
+    run = pretrained("pooled", "--set=memory.centred=true")
     tuned = workspace / "tuned"
     unmoved = ["--set", "finetune.learning_rate=1e-12", "--set", "finetune.ctc_weight=0"]
-    made = command(capsys, workspace, "finetune", "--data", workspace / "crops", "--from", run, "-o", tuned,
+    made = command("finetune", "--data", workspace / "crops", "--from", run, "-o", tuned,
                    "--steps", "1", *unmoved)  # fmt: skip
     assert not made.get("quarantined")
     assert Run.load(tuned).recipe.memory.kind == "pooled"
@@ -204,18 +188,20 @@ def test_fine_tuning_from_pooled_starts_where_zero_labels_left_it(
 
 
 def test_a_clip_is_known_by_its_weights_and_not_by_its_name(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Path,
+    stores: Path,
+    command: Dptr,
+    pretrained: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert whole_hash(BUNDLED) == load_clip("tiny").weights
     clip = workspace / "clip"
     shutil.copytree(BUNDLED, clip)
-    stores: list[str | Path] = ["--prompts", workspace / "own", "--orp", workspace / "own_orp"]
-    command(capsys, workspace, "embed-text", workspace / "words.txt", "--charset", "36", "--clip", clip,
-            "-o", workspace / "own")  # fmt: skip
-    command(capsys, workspace, "build-orp-bank", workspace / "photos", "--clip", clip, "-o", workspace / "own_orp")
-    run = workspace / "own_run"
-    command(capsys, workspace, "pretrain", "-o", run, "--steps", "1", "--set", "memory.kind=pooled", *SMALL, *stores)
-    command(capsys, workspace, "read", run, workspace / "crops")
+    own: list[object] = ["--prompts", workspace / "own", "--orp", workspace / "own_orp"]
+    command("embed-text", stores.parent / "words.txt", "--clip", clip, "-o", workspace / "own")
+    command("build-orp-bank", stores.parent / "photo.png", "--clip", clip, "-o", workspace / "own_orp")
+    run = pretrained("pooled", *own)
+    command("read", run, workspace / "crops")
 
     weights = load_file(clip / "model.safetensors")
     weights["visual_projection.weight"] += 1
@@ -229,21 +215,21 @@ def test_a_clip_is_known_by_its_weights_and_not_by_its_name(
 
 
 def test_columns_pre_train_ctc_and_are_fine_tuned_without_fmu_but_read_nothing_before(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Path, command: Dptr, pretrained: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = pretrained(capsys, workspace, "columns", "--set", "decoder.kind=ctc")
+    run = pretrained("columns", "--set=decoder.kind=ctc")
     assert run_command(["read", str(run), str(workspace / "crops"), "--quiet"]) == 2
     assert "columns" in capsys.readouterr().err
     tuned = workspace / "tuned_columns"
-    command(capsys, workspace, "finetune", "--data", workspace / "crops", "--from", run, "-o", tuned, "--steps", "1",
+    command("finetune", "--data", workspace / "crops", "--from", run, "-o", tuned, "--steps", "1",
             "--set", "encoder.kind=convolution")  # fmt: skip
     assert Run.load(tuned).recipe.fmu.kind == "none"
 
 
 def test_centring_images_without_a_bank_is_rejected_with_what_to_do(
-    workspace: Path, capsys: pytest.CaptureFixture[str]
+    workspace: Path, small: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["pretrain", "--steps", "1", "--set", "memory.kind=pooled", *SMALL]
-    arguments += ["--set", "memory.centred=true", "--set", "noise.ratio=0"]
+    arguments = ["pretrain", "--steps", "1", "--set=memory.kind=pooled", *small("decoder")]
+    arguments += ["--set=memory.centred=true", "--set=noise.ratio=0"]
     assert run_command([*arguments, "--workspace", str(workspace / "ws"), "-o", str(workspace / "x"), "--quiet"]) == 2
     assert "memory.centred=false" in capsys.readouterr().err

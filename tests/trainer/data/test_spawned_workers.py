@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import pickle
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,11 +35,6 @@ from dptr.trainer.training.loader import load_batches
 DIM, ROWS = 4, 12
 CHARSET = Charset("ab")
 LABELS = [("ab" * 3)[: 1 + number % 4] for number in range(ROWS)]
-
-
-@pytest.fixture(name="crops", params=["crops", "crops.lmdb", "crops.parquet", "crops.tar"])
-def _crops(request: pytest.FixtureRequest, tmp_path: Path) -> WordImages:
-    return open_crops(tmp_path / request.param)
 
 
 def encoded(number: int) -> bytes:
@@ -108,6 +104,12 @@ def test_prompts_with_noise_of_neighbours(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_spawn")
-def test_word_images_of_every_form(crops: WordImages) -> None:
+def test_word_images_of_every_form(tmp_path: Path) -> None:
     recipe = Recipe().replace("finetune", batch_size=4, augmentation=1.0)
-    assert_spawned_workers_make_the_same(ImageBatches(crops, CHARSET, recipe, 32, [128]))
+    for name in ("crops", "crops.parquet", "crops.tar", "crops.lmdb"):
+        batches = ImageBatches(open_crops(tmp_path / name), CHARSET, recipe, 32, [128])
+        expected = [numbers_of(batches(number)) for number in range(3)]
+        # A worker gets it as these bytes; one is started below.
+        sent = pickle.loads(pickle.dumps(batches))
+        assert [numbers_of(sent(number)) for number in range(3)] == expected
+    assert_spawned_workers_make_the_same(batches)

@@ -70,7 +70,7 @@ def test_learns_words_with_doubled_letters_by_heart() -> None:
     model, labels = decoder().train(), ["aab", "bcca", "a", "cab"]
     memory = Memory(torch.randn(4, 9, 8, generator=torch.Generator().manual_seed(3)))
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    for _ in range(150):
+    for _ in range(100):
         optimizer.zero_grad()
         model.loss(memory, Targets.of(labels, CHARSET)).backward()
         optimizer.step()

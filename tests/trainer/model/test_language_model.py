@@ -46,27 +46,15 @@ def counted(
 WORDS = {"street": 3.0, "Streets": 1.0, "STRAIT": 2.0, "a": 1.0, "tree-top": 0.5, "eeeeeeeee": 1.0}
 
 
-AFTER = [
-    " s",
-    " S",
-    "s t",
-    "st r",
-    "STREE T",
-    "street ",
-    "a ",
-    " ",
-    "x q",
-    "eeeeeee e",
-    "eeeeeeeee ",
-    "tree -",
-    "zzzztr e",
-]
+#: What was read, and the next character; none at the end of a word.
+AFTER = "|s  |S  s|t  st|r  STREE|T  street|  a|  |  x|q  eeeeeee|e  eeeeeeeee|  tree|-  zzzztr|e"
 
 
-@pytest.mark.parametrize(("before", "character"), [case.split(" ") for case in AFTER])
-def test_log_probabilities_are_those_of_smoothed_counts(before: str, character: str) -> None:
-    expected = counted(WORDS, before, character, longest=6)
-    assert probability(CharacterModel(WORDS, CHARSET), before, character) == pytest.approx(expected, rel=1e-9)
+def test_log_probabilities_are_those_of_smoothed_counts() -> None:
+    model = CharacterModel(WORDS, CHARSET)
+    for before, character in (case.split("|") for case in AFTER.split("  ")):
+        expected = counted(WORDS, before, character, longest=6)
+        assert probability(model, before, character) == pytest.approx(expected, rel=1e-9), (before, character)
 
 
 CODES = {"AB123CD": 1.0, "XY987ZA": 2.0, "ABC123": 1.0, "A-1": 0.5, "42": 1.0}

@@ -48,6 +48,11 @@ class SmallTraining:
         weights = checkpoint.load_tensors(folder / "checkpoints" / "last", "model")
         return weights, (folder / "metrics.jsonl").read_text().splitlines()
 
+    def is_as(self, folder: Path, whole: tuple[dict[str, Tensor], list[str]]) -> bool:
+        """Whether a run's weights are those of another to the bit, and its log is the same."""
+        weights, lines = self.saved(folder)
+        return lines == whole[1] and all(torch.equal(weights[name], whole[0][name]) for name in whole[0])
+
     def cut_at(self, number: int, error: type[BaseException]) -> Callable[[int], Tensor]:
         """Batches of which one raises an error."""
 
@@ -59,6 +64,14 @@ class SmallTraining:
         return batch
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def training() -> SmallTraining:
     return SmallTraining()
+
+
+@pytest.fixture(scope="session")
+def whole(training: SmallTraining, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights and log of the small training, never cut."""
+    folder = tmp_path_factory.mktemp("whole")
+    training.run(folder)
+    return training.saved(folder)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,26 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.trainer.recipe import TrainingSettings
 from dptr.trainer.training import checkpoint, loop
 from dptr.trainer.training.checkpoint import load_state, load_tensors
+from dptr.trainer.training.loader import load_batches, worker_death_as_user_error
 from dptr.trainer.training.loop import rate_factor
 
 
-def test_workers_change_nothing(tmp_path: Path, training: Any) -> None:
-    training.run(tmp_path / "none")
+def test_workers_change_nothing(tmp_path: Path, training: Any, whole: Any) -> None:
     training.run(tmp_path / "two", training.settings(workers=2))
-    one, other = training.saved(tmp_path / "none"), training.saved(tmp_path / "two")
-    assert all(torch.equal(one[0][name], other[0][name]) for name in one[0])
-    assert one[1] == other[1]
+    assert training.is_as(tmp_path / "two", whole)
+
+
+def killed_at_two(number: int) -> int:
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def test_a_killed_worker_is_one_line_and_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(UserError, match="worker process was killed"), worker_death_as_user_error():
+        list(load_batches(killed_at_two, range(8), workers=1))
+    with pytest.raises(RuntimeError, match="shapes"), worker_death_as_user_error():
+        raise RuntimeError("shapes do not fit")
 
 
 def test_a_log_that_cannot_be_written_is_one_line(tmp_path: Path, training: Any) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 import torch
 
 from dptr.cache.errors import UserError
+from dptr.cli import run_command
 from dptr.trainer.recipe import TrainingSettings
 from dptr.trainer.training import processes
 from dptr.trainer.training.checkpoint import load_state, load_tensors
@@ -23,24 +22,36 @@ from dptr.trainer.training.checkpoint import load_state, load_tensors
 pytestmark = pytest.mark.xdist_group("processes")
 
 DECODER = ["decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1", "decoder.dropout=0.1"]
-STEPS = 50
+STEPS = 40
 WORDS = [a + b + c for a in "bcdfg" for b in "aeiou" for c in "lmnrs"][:60]
+#: Number of processes, arguments of dptr -> the command as it runs, or what it printed.
+Start = Callable[[int, Sequence[str]], "subprocess.Popen[str]"]
+Train = Callable[[int, Sequence[str]], str]
 
 
-def start(count: int, arguments: Sequence[str]) -> subprocess.Popen[str]:
+@pytest.fixture(scope="module")
+def start(forked_python: str) -> Callable[[int, Sequence[str]], subprocess.Popen[str]]:
     """Start a command, with torchrun where it takes several processes."""
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]
-    command = [sys.executable, "-m", *(torchrun if count > 1 else []), "dptr", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+    def started(count: int, arguments: Sequence[str]) -> subprocess.Popen[str]:
+        torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]
+        command = [forked_python, "-m", *(torchrun if count > 1 else []), "dptr", *arguments]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return started
 
 
-def train(count: int, arguments: Sequence[str]) -> str:
+@pytest.fixture(scope="module")
+def train(start: Start) -> Train:
     """Run a command to its end; return what it printed."""
-    with start(count, arguments) as running:
-        printed, said = running.communicate(timeout=300)
-    assert running.returncode == 0, said
-    return printed
+
+    def trained(count: int, arguments: Sequence[str]) -> str:
+        with start(count, arguments) as running:
+            printed, said = running.communicate(timeout=300)
+        assert running.returncode == 0, said
+        return printed
+
+    return trained
 
 
 def losses(run: Path) -> list[float]:
@@ -48,27 +59,22 @@ def losses(run: Path) -> list[float]:
 
 
 def options(section: str, workspace: Path, run: Path, steps: int, *changes: str) -> list[str]:
-    often = [f"{section}.{key}" for key in ("log_every=1", "validate_every=25", "checkpoint_every=20")]
+    often = [f"{section}.{key}" for key in ("log_every=1", "validate_every=20", "checkpoint_every=8")]
     made = [f"--set={change}" for change in (*DECODER, *often, f"{section}.accumulate=4", *changes)]
     where = ["--workspace", str(workspace), "-o", str(run), "--device", "cpu", "--quiet", "--json"]
     return [f"--set={section}.steps={steps}", f"--set={section}.schedule=constant", *made, *where]
 
 
 @pytest.fixture(scope="module")
-def workspace(stores: Path) -> Path:
-    return stores
-
-
-@pytest.fixture(scope="module")
-def pretraining(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """Number of processes -> a run of 50 steps, made once; what it printed is in ``printed``."""
+def pretraining(train: Train, stores: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """Number of processes -> a run of ``STEPS``, made once; what it printed is in ``printed``."""
     folder = tmp_path_factory.mktemp("runs")
 
     def run(count: int) -> Path:
         out = folder / str(count)
         if not out.exists():
             changes = ("pretrain.batch_size=4", "pretrain.ema_decay=0.9", "pretrain.workers=1")
-            printed = train(count, ["pretrain", *options("pretrain", workspace, out, STEPS, *changes)])
+            printed = train(count, ["pretrain", *options("pretrain", stores, out, STEPS, *changes)])
             (out / "printed").write_text(printed)
         return out
 
@@ -80,9 +86,8 @@ def close(one: Path, other: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 4])
-def test_losses_do_not_depend_on_the_number_of_processes(pretraining: Callable[[int], Path], count: int) -> None:
-    alone, together = pretraining(1), pretraining(count)
+def test_losses_do_not_depend_on_the_number_of_processes(pretraining: Callable[[int], Path]) -> None:
+    alone, together = pretraining(1), pretraining(2)
     assert len(losses(together)) == STEPS
     assert close(alone, together)
     printed = (together / "printed").read_text().splitlines()
@@ -100,10 +105,16 @@ def test_losses_do_not_depend_on_the_number_of_processes(pretraining: Callable[[
 @pytest.mark.usefixtures("signals_are_heard")
 @pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 2)])
 def test_a_run_goes_on_in_another_number_of_processes(
-    workspace: Path, pretraining: Callable[[int], Path], tmp_path: Path, before: int, after: int
+    stores: Path,
+    pretraining: Callable[[int], Path],
+    start: Start,
+    train: Train,
+    tmp_path: Path,
+    before: int,
+    after: int,
 ) -> None:
     out, changes = tmp_path / "run", ("pretrain.batch_size=4", "pretrain.ema_decay=0.9", "pretrain.workers=1")
-    command = ["pretrain", *options("pretrain", workspace, out, STEPS, *changes)]
+    command = ["pretrain", *options("pretrain", stores, out, STEPS, *changes)]
     with start(before, command) as running:
         until = time.monotonic() + 120
         while not (out / "checkpoints" / "last").exists() and running.poll() is None and time.monotonic() < until:
@@ -113,14 +124,14 @@ def test_a_run_goes_on_in_another_number_of_processes(
     assert running.returncode != 0
     assert "interrupted; rerun the command to resume" in said
     stopped = load_state(out / "checkpoints" / "last")["step"]
-    assert 20 <= stopped < STEPS
+    assert 8 <= stopped < STEPS
     train(after, command)
     assert close(pretraining(1), out)
 
 
 @pytest.mark.slow
 def test_losses_of_finetuning_with_batch_norm_are_the_same_in_two_processes(
-    draw_crops: Callable[[Path, Sequence[str]], Path], tmp_path: Path
+    draw_crops: Callable[[Path, Sequence[str]], Path], train: Train, tmp_path: Path
 ) -> None:
     crops = draw_crops(tmp_path / "crops", WORDS)
     changes = [
@@ -143,12 +154,13 @@ def test_more_processes_than_micro_batches_are_rejected_with_what_to_set(monkeyp
     assert "--set pretrain.accumulate=4 --set pretrain.batch_size=32" in str(rejected.value)
 
 
-def test_what_works_in_one_process_rejects_several(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "dptr", "embed-text", "words.txt", "-o", str(tmp_path / "store")]
-    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "2"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
-    assert done.returncode == 2
-    assert "2 processes were started, and dptr embed-text works in one" in done.stderr
+def test_what_works_in_one_process_rejects_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert run_command(["embed-text", "words.txt", "-o", str(tmp_path / "store")]) == 2
+    assert "2 processes were started, and dptr embed-text works in one" in capsys.readouterr().err
 
 
 FAILING_FIRST = """
@@ -171,11 +183,10 @@ except UserError as error:
 """
 
 
-def test_where_the_first_process_ends_the_others_do_too(tmp_path: Path) -> None:
+def test_where_the_first_process_ends_the_others_do_too(tmp_path: Path, forked_python: str) -> None:
     script = tmp_path / "failing.py"
     script.write_text(FAILING_FIRST)
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *torchrun, str(script), str(tmp_path)], env=environment, timeout=240)
+    done = subprocess.run([forked_python, *torchrun, str(script), str(tmp_path)], timeout=240)
     assert done.returncode == 0
     assert (tmp_path / "told").exists()
