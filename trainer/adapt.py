@@ -61,7 +61,7 @@ _FONTS = 100
 _GENERAL_STYLE = RenderStyle.of_difficulty(0.6)
 _READ_STYLE = RenderStyle.of_difficulty(0.3)
 #: Weights tried for the user's text as a lexicon.
-_WEIGHTS = (0.3, 0.6, 1.0)
+_WEIGHTS = (0.6, 1.0)
 #: Without the start's lexicon seven points of general words are lost, so another lexicon has to be better by this much.
 _WITHOUT_WORDS = 0.02
 _OWN = "that of the start"
