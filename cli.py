@@ -35,12 +35,10 @@ from dptr.cache.errors import (
     is_out_of_memory,
     usage_problem,
 )
-from dptr.cache.interrupts import ignore_from_now_on, stop_once
 from dptr.cache.options import WORKSPACE
-from dptr.cache.processors import start_no_more_threads_than_usable
-from dptr.cache.visible import visible, without_credentials
+from dptr.cache.printing import visible, without_credentials
+from dptr.cache.processes import ignore_from_now_on, start_no_more_threads_than_usable, stop_once
 from dptr.pipeline import commands as stage_one
-from dptr.pipeline.init import commands as starting
 from dptr.trainer.commands import recognition, sharing, training
 
 _INTERRUPTED = 130
@@ -48,7 +46,7 @@ _INTERRUPTED = 130
 _READER_ENDED = 141
 
 app = command_group("Read word images; fine-tune and pre-train scene-text recognisers.")
-for _stage in (starting, recognition, training, stage_one, stored, sharing):
+for _stage in (recognition, training, stage_one, stored, sharing):
     app.add_typer(_stage.commands)
 
 

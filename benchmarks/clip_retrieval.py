@@ -7,7 +7,7 @@ With ``--photos`` it also prints the cosine similarity of prompts with crops of 
 and with random rectangles of photos (Fig. 1 of the paper).
 
 For the bundled CLIP, render words that it never saw with the ``demo`` extra's fonts, which it never saw either:
-``dptr.pipeline.clip.bundled.is_held_out`` names the words.
+``dptr.pipeline.clip.clip_files.is_held_out`` names the words.
 
 Smallest size: CROPS --prompts 20 --photos PHOTOS
 """

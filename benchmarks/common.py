@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from dptr.pipeline.device import resolve_device
+from dptr.pipeline.options import resolve_device
 
 #: ViT-B/16's, of CLIP's two encoders.
 _SIZES = {
@@ -48,7 +48,7 @@ def save_clip(folder: Path, *large: str) -> None:
     import torch
     from transformers import CLIPConfig, CLIPModel
 
-    from dptr.pipeline.clip.bundled import BUNDLED
+    from dptr.pipeline.clip.clip_files import BUNDLED
 
     folder.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):

@@ -23,9 +23,9 @@ from common import at_least, save_clip, usable_device
 from gpu import peak
 from torch.utils.flop_counter import FlopCounterMode
 
+from dptr.cache.choices import Precision
 from dptr.cache.errors import run_script
 from dptr.cache.progress import set_quiet
-from dptr.pipeline.choices import Precision
 from dptr.pipeline.clip.loading import Clip, load_clip
 from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text

@@ -279,7 +279,7 @@ def _model(place: Path) -> Fuzzed:
 
 def _clip(place: Path) -> Fuzzed:
     """The folder of a CLIP that somebody else trained: its descriptions, its tokenizer and its weights."""
-    from dptr.pipeline.clip.bundled import BUNDLED
+    from dptr.pipeline.clip.clip_files import BUNDLED
     from dptr.pipeline.clip.loading import load_clip
 
     def read(path: Path) -> None:
@@ -291,8 +291,7 @@ def _clip(place: Path) -> Fuzzed:
 
 def _workspace(place: Path) -> Fuzzed:
     """What ``dptr sql`` reads of a workspace that somebody else made: descriptions, logs and predictions of runs."""
-    from dptr.cache.sql.query import ask
-    from dptr.cache.sql.views import connect, tables
+    from dptr.cache.sql import ask, connect, tables
     from dptr.cache.workspace import Workspace
     from dptr.trainer.predictions import keep_validation_predictions
 

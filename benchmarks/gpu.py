@@ -211,8 +211,7 @@ def stage_two(folder: Path, device: torch.device, recipe: Any, seconds: float) -
 
 def stage_three(folder: Path, device: torch.device, recipe: Any, words: list[str], seconds: float) -> Measured:
     """Return figures of fine-tuning."""
-    from dptr.cache.crops.dataset import WordImages
-    from dptr.cache.crops.writer import write_word_images
+    from dptr.cache.crops.dataset import WordImages, write_word_images
     from dptr.cache.text.charset import Charset
     from dptr.cache.text.normalization import Normalization
     from dptr.trainer.data.image_batches import ImageBatches

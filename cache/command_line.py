@@ -3,15 +3,23 @@
 A command is one function beside its stage. Its signature declares options, help and documentation: :func:`command`
 registers it for the command line and returns it as a function of the Python API. ``cli.py`` puts the stages together
 and fixes the exit codes.
+
+That function checks its arguments by their annotations, and its errors name arguments in place of options.
 """
 
+from __future__ import annotations
+
 import copy
+import difflib
+import functools
 import inspect
 import io
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
@@ -33,18 +41,18 @@ import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.models import OptionInfo
 
-from dptr.cache import launched, plain_json
+from dptr.cache import processes
 from dptr.cache.choices import AnswerForm
-from dptr.cache.errors import TooManyRejected, UserError
+from dptr.cache.errors import DptrError, TooManyRejected, UserError
 from dptr.cache.options import ALSO_AN_OPTION, COMMAND_LINE_ONLY, WORKSPACE, AnyPath, Paths, Texts, WorkspaceFolder
-from dptr.cache.processors import start_no_more_threads_than_usable
+from dptr.cache.printing import plain_json, visible
+from dptr.cache.processes import start_no_more_threads_than_usable
 from dptr.cache.progress import set_quiet
-from dptr.cache.python_calls import checked, in_python
 from dptr.cache.stores import checks
-from dptr.cache.visible import visible
 
 if TYPE_CHECKING:
-    from dptr.cache.sql.query import Answer
+    from dptr.cache.sql import Answer
+
 
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -101,7 +109,7 @@ class Report(Generic[_Result]):
     result: Callable[[], _Result] | None = None
     problems: list[str] = field(default_factory=list)
     rows: Iterable[tuple[dict[str, Any], str]] = ()
-    answer: "Answer | None" = None
+    answer: Answer | None = None
     form: AnswerForm = "table"
 
 
@@ -180,16 +188,16 @@ def command(
             set_quiet(quiet)
             checks.turn_off(no_check)
             if in_several_processes:
-                launched.hush_torch()
+                processes.hush_torch()
             else:
-                launched.require_alone(name)
+                processes.require_alone(name)
             for argument, option in twice.items():
                 arguments[argument] = [*(arguments[argument] or ()), *(arguments.pop(option.name) or ())]
             if "workspace" not in parameters:
                 del arguments["workspace"]
             with checks.before_ending():
                 report = function(**arguments)  # type: ignore[call-arg]
-            if not launched.rank():
+            if not processes.rank():
                 print_report(name, report, as_json)
             if report.problems:
                 raise typer.Exit(TooManyRejected.exit_code)
@@ -271,7 +279,7 @@ def print_report(name: str, report: Report[Any], as_json: bool) -> None:
     """Print a command's result on stdout and its unusable inputs on stderr."""
     for row, text in report.rows:
         # Flushed for readers of a pipe.
-        print(plain_json.dumps(row) if as_json else text, flush=True)
+        print(plain_json(row) if as_json else text, flush=True)
     for problem in report.problems:
         print(f"error: {visible(problem)}", file=sys.stderr)
     if report.answer is not None:
@@ -284,11 +292,11 @@ def print_report(name: str, report: Report[Any], as_json: bool) -> None:
     figures = report.figures
     if figures.get("seconds") and "computed" in figures:
         figures["rows_per_second"] = figures["computed"] / figures["seconds"]
-    print(plain_json.dumps({"command": name, **figures}))
+    print(plain_json({"command": name, **figures}))
 
 
-def _print_answer(name: str, answer: "Answer", report: Report[Any], as_json: bool) -> None:
-    from dptr.cache.sql.query import json_pieces, text_pieces
+def _print_answer(name: str, answer: Answer, report: Report[Any], as_json: bool) -> None:
+    from dptr.cache.sql import json_pieces, text_pieces
 
     if not as_json:
         for piece in text_pieces(answer, report.form):
@@ -330,3 +338,84 @@ def speak_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     if isinstance(sys.stdin, io.TextIOWrapper) and sys.stdin.encoding.lower() != "utf-8":
         sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+
+
+_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*)")
+_COMMAND = re.compile(r"`dptr (embed-text|build-orp-bank|pretrain|finetune)[^`]*`")
+_KEYWORDS = {"from": "from_"}
+
+
+def checked(function: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """Make a function raise :class:`UserError` for arguments that do not match its signature or annotations.
+
+    Values are not converted: neither "5" nor True is an int. Errors of the function name arguments instead of options.
+    """
+
+    @functools.wraps(function)
+    def call(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Result:
+        from pydantic import ValidationError
+
+        try:
+            with errors_in_python():
+                result: _Result = _validated(function)(*args, **kwargs)
+                return result
+        except ValidationError as error:
+            raise UserError(_what_is_wrong(function, error), f"See help(dptr.{function.__qualname__})") from None
+
+    return call
+
+
+@contextmanager
+def errors_in_python() -> Iterator[None]:
+    """Make errors name arguments and functions of the Python API instead of options and commands."""
+    try:
+        yield
+    except DptrError as error:
+        raise type(error)(in_python(error.problem), in_python(error.advice)) from error
+
+
+def in_python(text: str) -> str:
+    """Return a text with arguments and functions of the Python API instead of options and commands."""
+    text = _COMMAND.sub(lambda found: f"dptr.{found[1].replace('-', '_')}(…)", text)
+    return _OPTION.sub(lambda found: _KEYWORDS.get(found[1], found[1].replace("-", "_")), text)
+
+
+@functools.cache
+def _validated(function: Callable[..., Any]) -> Callable[..., Any]:
+    from pydantic import ConfigDict, Field, validate_call
+
+    # A copy without the return annotation, whose type may import heavy libraries.
+    parts = (function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
+    bare = types.FunctionType(*parts)
+    bare.__dict__.update(function.__dict__)
+    bare.__kwdefaults__ = function.__kwdefaults__
+    bare.__qualname__, bare.__module__ = function.__qualname__, function.__module__
+    bare.__annotations__ = {name: kind for name, kind in function.__annotations__.items() if name != "return"}
+    for name, kind in bare.__annotations__.items():
+        for option in getattr(kind, "__metadata__", ()):
+            limits = Field(ge=getattr(option, "min", None), le=getattr(option, "max", None))
+            bare.__annotations__[name] = Annotated[get_args(kind)[0], limits]
+            break
+    return validate_call(config=ConfigDict(strict=True, arbitrary_types_allowed=True))(bare)
+
+
+def _what_is_wrong(function: Callable[..., Any], error: Any) -> str:
+    found = error.errors(include_url=False)
+    names = list(inspect.signature(function).parameters)
+    first = found[0]
+    place = first["loc"][0]
+    name = names[place] if isinstance(place, int) and place < len(names) else str(place)
+    if first["type"] == "unexpected_keyword_argument":
+        near = difflib.get_close_matches(name, names, 1)
+        return f"{function.__name__} takes no argument {name!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+    if first["type"].startswith("missing"):
+        return f"{function.__name__} needs the argument {name!r}"
+    if first["type"] == "unexpected_positional_argument":
+        return f"{function.__name__} takes fewer positional arguments: {_short(first['input'])} has no name"
+    reasons = dict.fromkeys(one["msg"].removeprefix("Input should be ") for one in found if one["loc"][0] == place)
+    return f"{function.__name__}: {name}={_short(first['input'])} should be {' or '.join(reasons)}"
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}…"

@@ -42,9 +42,7 @@ def sql(
 
     Example: dptr sql "select label, n_tokens from prompts order by n_tokens desc limit 10"
     """
-    from dptr.cache.sql import query as queries
-    from dptr.cache.sql import views
-    from dptr.cache.sql.query import ask
+    from dptr.cache.sql import ask, connect, form_of, write_answer, write_views
 
     started = time.monotonic()
     place = Workspace.at(workspace, prompts, orp)
@@ -54,35 +52,35 @@ def sql(
     if view_file is not None:
         if query is not None or out is not None:
             raise UserError("--open writes views and runs no query", "Give either a query or --open")
-        names = views.write_views(place, view_file)
+        names = write_views(place, view_file)
         figures = {"out": str(view_file), "views": names, "rows": len(names)}
         return Report({**figures, "seconds": time.monotonic() - started}, f"{view_file}: {', '.join(names)}")
-    form = form or (queries.form_of(out) if out else "table")
+    form = form or (form_of(out) if out else "table")
     if out is not None and query is None:
         raise UserError("no query to write the result of", 'Give one: dptr sql "from prompts" -o FILE')
     figures = {"out": str(out or place.root)}
     if query is None:
         _prompt(place)
         return Report({**figures, "rows": 0, "seconds": time.monotonic() - started})
-    connection = views.connect(place)
+    connection = connect(place)
     if out is None:
         answer = ask(connection, query)
         return Report({**figures, "seconds": time.monotonic() - started}, answer=answer, form=form)
-    rows = queries.write_answer(connection, query, form, out)
+    rows = write_answer(connection, query, form, out)
     return Report({**figures, "rows": rows, "seconds": time.monotonic() - started}, f"{rows:,} rows in {out}")
 
 
 def _prompt(workspace: Workspace) -> None:
     """Open DuckDB's own shell on a terminal where it is installed, else run queries line by line."""
-    from dptr.cache.sql import query, views
+    from dptr.cache.sql import connect, prompt, write_views
 
     shell = shutil.which("duckdb")
     if shell is None or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        query.prompt(views.connect(workspace))
+        prompt(connect(workspace))
         return
     with tempfile.TemporaryDirectory(prefix="dptr-sql-") as folder:
         file = Path(folder) / "dptr.duckdb"
-        views.write_views(workspace, file)
+        write_views(workspace, file)
         # Ctrl-C belongs to the shell, which would inherit SIG_IGN but not a handler.
         before = signal.signal(signal.SIGINT, lambda *_: None)
         try:
@@ -100,10 +98,10 @@ def pack_crops(
 
     Example: dptr pack-crops crops/ -o crops.lmdb
     """
-    from dptr.cache.crops import writer
+    from dptr.cache.crops.dataset import pack_crops as pack
 
     require_replaceable(out)
-    summary = writer.pack_crops(folder, out)
+    summary = pack(folder, out)
     rejected, examples = summary.rejected, summary.rejected.examples
     lines = [
         f"rejected: {count:,} crops, {reason} (such as {examples[reason][0]})"

@@ -12,7 +12,7 @@ import sys
 from subprocess import CalledProcessError
 from typing import TYPE_CHECKING
 
-from dptr.cache.visible import without_credentials
+from dptr.cache.printing import without_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from dptr.cache.visible import without_credentials
+from dptr.cache.printing import without_credentials
 
 _SECONDS_BETWEEN_LINES = 10.0
 _SECONDS_BETWEEN_REDRAWS = 0.2

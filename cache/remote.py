@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, cast
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import MANIFEST_FILE
+from dptr.cache.printing import without_credentials
 from dptr.cache.progress import note, progress
 from dptr.cache.stores.files import atomic_path, remove_leftovers
-from dptr.cache.visible import without_credentials
 
 if TYPE_CHECKING:
     from pyarrow import fs

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from dptr.cache.crops.writer import write_word_images
+from dptr.cache.crops.dataset import write_word_images
 from dptr.cache.errors import UserError, run_script
 from dptr.cache.progress import progress
 from dptr.pipeline.rendering.fonts import Font, find_fonts

@@ -1,6 +1,7 @@
-"""Commands of stage 1: text and photos to stores, words to labelled crops, checks of stores."""
+"""Commands of stage 1: inspection, text and photos to stores, words to labelled crops, checks of stores."""
 
 import hashlib
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dptr.cache.choices import UnicodeForm
+from dptr.cache.choices import Case, Context, CropKind, EmbeddingsKind, UnicodeForm, Unit
 from dptr.cache.command_line import Report, command, command_group, figures_of
 from dptr.cache.errors import DamagedStore, DptrError, UserError
 from dptr.cache.options import (
@@ -28,10 +29,7 @@ from dptr.cache.options import (
 )
 from dptr.cache.stores.files import atomic_path, require_replaceable
 from dptr.cache.workspace import Workspace
-from dptr.pipeline.choices import Case, Context, CropKind, EmbeddingsKind, Unit
-from dptr.pipeline.device import resolve_device
-from dptr.pipeline.executors.executor import IN_PROCESS, Executor
-from dptr.pipeline.executors.part import Part
+from dptr.pipeline.executors.executor import IN_PROCESS, Executor, Part
 from dptr.pipeline.options import (
     Address,
     Arithmetic,
@@ -45,6 +43,7 @@ from dptr.pipeline.options import (
     MaxBad,
     PartOf,
     UnitsKind,
+    resolve_device,
 )
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE
 
@@ -56,6 +55,49 @@ commands = command_group()
 
 #: More rectangles would be nearly equal.
 _MOST_CROPS_PER_IMAGE = _MOST_COPIES = 10_000
+
+
+@command(commands, "doctor", "Get started")
+def doctor(workspace: WorkspaceFolder = WORKSPACE) -> Report[None]:
+    """Check versions, devices, disk and fonts.
+
+    Example: dptr doctor
+    """
+    from dptr.cache.printing import table
+    from dptr.pipeline.first_look import examine
+
+    started = time.monotonic()
+    findings = examine(Path(workspace))
+    missing = [f"{finding.group} {finding.name}: {finding.found}" for finding in findings if finding.missing]
+    rows = [(finding.group, finding.name, finding.found) for finding in findings]
+    text = table(["", "", "found"], rows) + f"\n\n{len(missing)} missing" + "".join(f"\n  {line}" for line in missing)
+    figures = {"out": str(workspace), "rows": len(rows), "missing": missing, "findings": list(map(vars, findings))}
+    return Report({**figures, "seconds": time.monotonic() - started}, text)
+
+
+@command(commands, "init", "Get started")
+def init(
+    data: Annotated[
+        Paths, typer.Argument(help="Word lists, labelled crops, photos and unlabelled crops, in any order.")
+    ],
+    *,
+    workspace: WorkspaceFolder = WORKSPACE,
+) -> Report[None]:
+    """Inspect your data and print the `finetune` command for it.
+
+    Example: dptr init words.txt crops/ photos/ more_crops/
+    """
+    from dptr.pipeline.first_look import look_at
+
+    started = time.monotonic()
+    look = look_at(paths_of(data))
+    obstacles = look.obstacles()
+    remarks = [*obstacles, *look.remarks()]
+    run = look.command(Workspace(Path(workspace)).runs / "adapted")
+    lines = [*look.lines(), *remarks, "", *([] if obstacles else ["run:", run])]
+    figures = {"out": "", "rows": len(look.labels) + len(look.words), "remarks": remarks}
+    figures["command_to_run"] = None if obstacles else run
+    return Report({**figures, "seconds": time.monotonic() - started}, "\n".join(lines).rstrip())
 
 
 @command(commands, "embed-text", "Stage 1: embeddings")
@@ -253,7 +295,7 @@ def embed_crops(
     Example: dptr embed-crops crops/ --clip openai/clip-vit-base-patch16 --copies 8
     """
     from dptr.cache.text.normalization import Normalization
-    from dptr.pipeline.crops import embed_crops as stage
+    from dptr.pipeline import embed_crops as stage
 
     settings = stage.EmbedCropsSettings(
         clip=clip,

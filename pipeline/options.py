@@ -1,12 +1,14 @@
 """Options that several commands of stage 1 share."""
 
+from __future__ import annotations
+
 from typing import Annotated
 
 import typer
 
-from dptr.cache.choices import EmbeddingsDtype, Units
+from dptr.cache.choices import EmbeddingsDtype, Engine, Precision, Units
+from dptr.cache.errors import UserError
 from dptr.cache.options import COMMAND_LINE_ONLY
-from dptr.pipeline.choices import Engine, Precision
 
 ClipName = Annotated[
     str, typer.Option("--clip", help="`tiny` or `scripts` (bundled), a folder, a hub id, or TEXT+IMAGE.")
@@ -41,3 +43,21 @@ UnitsKind = Annotated[
     Units | None,
     typer.Option("--units", help="Unit of a label; grapheme for scripts with combining marks."),
 ]
+
+
+def resolve_device(name: str) -> str:
+    """Return the torch device of a name: ``cuda`` or ``cpu`` for ``auto``, any other as it is.
+
+    Raises:
+        UserError: this machine has no such device.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        # The meta device stores no values, so reading one back proves that the device is usable.
+        torch.zeros(1, device=name).tolist()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device {name} is not usable here", "Use cpu, or auto") from error
+    return name

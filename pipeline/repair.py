@@ -21,7 +21,7 @@ from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompt_rows import write_rows_file
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
-from dptr.pipeline.executors.part import Part
+from dptr.pipeline.executors.executor import Part
 from dptr.pipeline.executors.store_builder import INPUTS, Repair, place_of
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _build_orp_bank(identity: dict[str, Any], entry: dict[str, Any], out: Path, 
 
 
 def _embed_crops(identity: dict[str, Any], entry: dict[str, Any], out: Path, part: Part) -> None:
-    from dptr.pipeline.crops.embed_crops import EmbedCropsSettings, embed_crops
+    from dptr.pipeline.embed_crops import EmbedCropsSettings, embed_crops
 
     settings = EmbedCropsSettings(
         clip=identity["encoder"],

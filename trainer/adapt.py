@@ -22,16 +22,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from dptr.cache import launched
-from dptr.cache.crops.dataset import UnreadableImage, WordImages, without_overlap
+from dptr.cache import processes
+from dptr.cache.crops.dataset import UnreadableImage, WordImages, without_overlap, write_word_images
 from dptr.cache.crops.samples import Samples
-from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import ADAPTATION_FILE, CHECKPOINTS_FOLDER, RUN_FILE
+from dptr.cache.printing import table
 from dptr.cache.progress import note, progress
 from dptr.cache.stores import checksummed
 from dptr.cache.stores.lock import locked
-from dptr.cache.table import table
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.lexicon import Lexicon
 from dptr.cache.text.normalization import Normalization
@@ -230,7 +229,7 @@ def adapt(
     Raises:
         UserError: too few crops, or none can be read. DamagedStore: ``out`` holds something else.
     """
-    launched.require_alone("finetune --from RECOGNISER")
+    processes.require_alone("finetune --from RECOGNISER")
     started = time.monotonic()
     material = material or Material()
     data = [images.identity(), validation.identity() if validation else None, material.identity()]

@@ -14,8 +14,8 @@ import torch
 from dptr.cache.choices import Units
 from dptr.cache.crops.dataset import UnreadableImage, WordImages
 from dptr.cache.errors import UserError
+from dptr.cache.printing import table as laid_out
 from dptr.cache.progress import note, progress
-from dptr.cache.table import table as laid_out
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.cache.text.units import number_of_units, script_of_label

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from dptr.cache.crops.dataset import UnreadableImage, WordImages
 from dptr.cache.errors import UserError
+from dptr.cache.printing import table
 from dptr.cache.progress import progress
-from dptr.cache.table import table
 from dptr.pipeline.clip.loading import ImageEncoder, load_clip
 from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text.templates import Template

@@ -21,9 +21,9 @@ from dptr.cache.file_names import (
     VALIDATION_WORDS,
     WEIGHTS_FILE,
 )
+from dptr.cache.printing import visible
 from dptr.cache.progress import note
 from dptr.cache.stores import checksummed as checksummed
-from dptr.cache.visible import visible
 from dptr.trainer.export import export
 from dptr.trainer.metrics import wilson
 from dptr.trainer.recipe import recipe_to_toml

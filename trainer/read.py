@@ -18,16 +18,16 @@ from PIL import Image
 from torch import Tensor
 
 from dptr.cache import hub
+from dptr.cache.command_line import checked, errors_in_python
 from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import UserError
 from dptr.cache.options import WORKSPACE
 from dptr.cache.pictures import IMAGE_SUFFIXES, UnusablePicture, read_picture, upright_rgb
-from dptr.cache.python_calls import checked, errors_in_python
 from dptr.cache.remote import at_hand
 from dptr.cache.text.lexicon import Words, word_counts
 from dptr.cache.workspace import Workspace
 from dptr.pipeline.clip.clip_files import find_clip
-from dptr.pipeline.device import resolve_device
+from dptr.pipeline.options import resolve_device
 from dptr.trainer.choices import Protocol, ReadingPrecision
 from dptr.trainer.evaluate import PROTOCOLS, Evaluation, evaluate
 from dptr.trainer.model.folding import cpu_has_bfloat16

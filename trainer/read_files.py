@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from dptr.cache import plain_json
 from dptr.cache.errors import UserError
+from dptr.cache.printing import plain_json
 from dptr.cache.progress import note
 from dptr.cache.stores.files import atomic_path
 from dptr.trainer.model.recognizer import Prediction
@@ -155,11 +155,11 @@ def write_rows(out: Path, rows: Iterable[Row]) -> None:
             table = csv.DictWriter(stream, SCHEMA.names, lineterminator="\n")
             table.writeheader()
             table.writerows(
-                {name: plain_json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
+                {name: plain_json(value) if isinstance(value, list) else value for name, value in row.items()}
                 for row in rows
             )
             return
-        stream.writelines(plain_json.dumps(row) + "\n" for row in rows)
+        stream.writelines(plain_json(row) + "\n" for row in rows)
 
 
 def require_form(out: Path) -> None:

@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
-from dptr.cache.stores.embeddings_store import EmbeddingsStore
-from dptr.cache.stores.shards import StoredTokens, checked_rows
+from dptr.cache.stores.shards import EmbeddingsStore, StoredTokens, checked_rows
 from dptr.cache.text.charset import Charset
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.

@@ -17,11 +17,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dptr.cache import launched
+from dptr.cache import processes
 from dptr.cache.errors import UserError
+from dptr.cache.printing import without_credentials
 from dptr.cache.progress import note
 from dptr.cache.stores.files import remove_leftovers
-from dptr.cache.visible import without_credentials
 
 LOCK_FILE = ".lock"
 _OWNER_SUFFIX = ".owner"
@@ -48,7 +48,7 @@ def locked(target: Path) -> Iterator[None]:
     Raises:
         UserError: another process holds it, or the folder cannot be written.
     """
-    if launched.rank():
+    if processes.rank():
         yield
         return
     made = not target.exists()

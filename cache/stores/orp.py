@@ -7,8 +7,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
-from dptr.cache.stores.embeddings_store import EmbeddingsStore
-from dptr.cache.stores.shards import StoredTokens, checked_rows
+from dptr.cache.stores.shards import EmbeddingsStore, StoredTokens, checked_rows
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.
 CATALOGUE_SCHEMA = pa.schema(

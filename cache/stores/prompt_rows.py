@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from dptr.cache.file_names import ROWS_FILE
 from dptr.cache.progress import note
+from dptr.cache.row_set import hashes_of
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.shards import MappedFile
-from dptr.cache.validation import hashes_of
 
 #: Rows of a block of the file, as a power of two: a row's block is found by a shift.
 _BLOCK_BITS = 20

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 
 from dptr.cache.errors import DamagedStore
 from dptr.cache.file_names import PREFIX_FILE
-from dptr.cache.stores.embeddings_store import EmbeddingsStore
 from dptr.cache.stores.prompt_rows import PromptRows, open_rows
-from dptr.cache.stores.shards import Embeddings, EmbeddingsFile, StoredEmbeddings
+from dptr.cache.stores.shards import Embeddings, EmbeddingsFile, EmbeddingsStore, StoredEmbeddings
 from dptr.cache.text.charset import Charset
 
 #: Catalogue columns before ``pooled``, ``shard`` and ``row`` are added.

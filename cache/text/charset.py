@@ -1,23 +1,54 @@
-"""Charsets: the units a decoder can emit, their order, and how evaluation maps other units."""
+"""Charsets: the units a decoder can emit, their order, and how evaluation maps other units.
+
+Names are of the field's three, of languages, and of files; ``94+ru`` joins two. Those of languages are in
+``charsets/``; ``examples/charsets/make_charsets.py`` makes them from data of Unicode and CLDR. ``ar``, ``hi`` and
+``th`` have combining marks: their default units are the grapheme clusters of the corpus.
+
+Charset files, stores, runs and model files hold a charset as text. Most are the characters on one line. Otherwise a
+first line gives the units, the order in which a decoder emits them and the Unicode normal form of labels, and each
+further line is a unit::
+
+    # units: grapheme, order: visual, unicode: nfc
+
+A charset on one line cannot start like this, as it would contain characters twice.
+"""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from pathlib import Path
+from typing import Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dptr.cache.choices import ReadingOrder, UnicodeForm, Units
 from dptr.cache.errors import UserError
-from dptr.cache.text import named_charsets, reading_order
-from dptr.cache.text.named_charsets import Described, parse, written
-from dptr.cache.text.units import clusters, number_of_units, split
+from dptr.cache.text import reading_order
+from dptr.cache.text.units import JOINERS, clusters, is_mark, number_of_units, split
 
 LetterCase = Literal["lower", "upper"]
+
+_FORMS = "|".join(get_args(UnicodeForm))
+_HEAD = re.compile(rf"# units: (codepoint|grapheme)(?:, order: (logical|visual))?(?:, unicode: ({_FORMS}))?")
+
+_DIGITS_AND_LOWER = "0123456789abcdefghijklmnopqrstuvwxyz"
+_UPPER = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
+
+#: The field's three evaluation charsets, by their number of characters.
+NAMED_CHARACTERS = {
+    "36": _DIGITS_AND_LOWER,
+    "62": _DIGITS_AND_LOWER + _UPPER,
+    "94": _DIGITS_AND_LOWER + _UPPER + _PUNCTUATION,
+    "space": " ",
+}
+#: Files of characters, a charset each.
+SCRIPTS = Path(__file__).parent / "charsets"
 
 
 @dataclass(frozen=True)
@@ -55,23 +86,72 @@ class Charset:
 
     @classmethod
     def named(cls, name: str) -> Charset:
-        """Return the charset of a name, of a file, or of several joined by ``+``, or raise :class:`UserError`."""
-        found = named_charsets.named(name)
+        """Return the charset of a name, of a UTF-8 file, or of several joined by ``+``, as in ``94+ru``.
+
+        Of several, the distinct units in order; grapheme clusters if one of them has clusters.
+
+        Raises:
+            UserError: there is no such charset, or a file holds none.
+        """
+        parts = name.split("+")
+        if len(parts) == 1 or "" in parts or Path(name).is_file():
+            return cls._one(name)
+        charsets = [cls._one(part) for part in parts]
+        characters = tuple(dict.fromkeys(unit for charset in charsets for unit in charset.characters))
+        if any(charset.units == "grapheme" for charset in charsets):
+            return cls(characters, "grapheme")
+        return cls("".join(characters))
+
+    @classmethod
+    def _one(cls, name: str) -> Charset:
+        if name in NAMED_CHARACTERS:
+            return cls(NAMED_CHARACTERS[name])
+        path = SCRIPTS / f"{name}.txt" if name in names() else Path(name)
+        if not path.is_file():
+            known = ", ".join([*NAMED_CHARACTERS, *names()])
+            raise UserError(f"no charset called {name!r}", f"Use {known}, or a UTF-8 file with the characters")
         try:
-            return cls(*found)
+            # Some editors write a byte-order mark, which is no character of the charset.
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise UserError(f"the charset {path} is not UTF-8 (byte {error.start + 1})", "Save it as UTF-8") from error
+        except OSError as error:
+            raise UserError(f"the charset {path} cannot be read ({error.strerror})", "Check its permissions") from error
+        try:
+            found = cls._parsed(text)
         except UserError as error:
             raise UserError(f"{name}: {error.problem}", error.advice) from error
+        hidden = next((c for unit in found.characters for c in unit if not (c.isprintable() or c in JOINERS)), None)
+        if hidden is not None:
+            raise UserError(f"the charset {path} has U+{ord(hidden):04X}, which is invisible", "Remove it")
+        return found
 
     @classmethod
     def from_text(cls, text: str) -> Charset:
         """Return the charset of a store, a run or a model file; without an order it is logical."""
-        characters, units, order, form = parse(text)
-        return cls(characters, units, order or "logical", form)
+        return cls._parsed(text, "logical")
+
+    @classmethod
+    def _parsed(cls, text: str, default_order: ReadingOrder | None = None) -> Charset:
+        # Not splitlines, which splits at other characters than line feeds, too.
+        first, *lines = re.split(r"\r\n|\n|\r", text)
+        head = _HEAD.fullmatch(first)
+        if head is None:
+            return cls("".join([first, *lines]), order=default_order)
+        units = tuple(line for line in lines if line)
+        kind, order, form = cast(tuple[Units, ReadingOrder | None, UnicodeForm | None], head.groups())
+        characters = "".join(units) if kind == "codepoint" else units
+        return cls(characters, kind, order or default_order, form or "nfkc")
 
     @property
     def text(self) -> str:
         """The charset as text, for stores, runs, model files and charset files."""
-        return written(Described(self.characters, self.units, self.order, self.unicode))
+        if isinstance(self.characters, str) and self.order == "logical" and self.unicode == "nfkc":
+            return self.characters
+        head = f"# units: {self.units}, order: {self.order}"
+        if self.unicode != "nfkc":
+            head += f", unicode: {self.unicode}"
+        return "\n".join([head, *self.characters]) + "\n"
 
     @cached_property
     def runs_right_to_left(self) -> bool:
@@ -137,7 +217,11 @@ class Charset:
         return "".join(dict.fromkeys(unit for unit in self.split(label) if unit not in self._id_of))
 
     def encode(self, label: str) -> NDArray[np.int64]:
-        """Return the ids of ``label``'s units, without beginning and end, shape (units,), in the charset's order."""
+        """Return the ids of ``label``'s units, without beginning and end, shape (units,), in the charset's order.
+
+        Raises:
+            UserError: a unit is not in the charset.
+        """
         units = self.emitted(label)
         try:
             return np.fromiter((self._id_of[unit] for unit in units), np.int64, len(units))
@@ -194,3 +278,20 @@ class Charset:
 def fold_case(text: str, case: LetterCase | None) -> str:
     """Return ``text`` in lower or upper case; unchanged for None."""
     return text.lower() if case == "lower" else text.upper() if case == "upper" else text
+
+
+def names() -> list[str]:
+    """Return the names of all charsets of languages."""
+    return sorted(path.stem for path in SCRIPTS.glob("*.txt"))
+
+
+def has_marks(characters: Iterable[str]) -> bool:
+    """Return whether some characters are combining marks."""
+    return any(map(is_mark, characters))
+
+
+def clusters_within(characters: str, found: Iterable[str]) -> tuple[str, ...]:
+    """Return the code points that are clusters on their own, and the clusters of ``found`` that they can spell."""
+    allowed = set(characters)
+    alone = {character for character in allowed if not is_mark(character) and character not in JOINERS}
+    return tuple(sorted(alone | {cluster for cluster in found if set(cluster) <= allowed}))

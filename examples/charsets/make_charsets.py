@@ -21,7 +21,7 @@ from pathlib import Path
 import regex
 
 from dptr.cache.errors import run_script
-from dptr.cache.text.named_charsets import NAMED_CHARACTERS
+from dptr.cache.text.charset import NAMED_CHARACTERS
 from dptr.cache.text.units import JOINERS, is_mark
 
 #: Name -> CLDR's locale, and the codec of the national character set with its first bytes.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from dptr.cache.crops.writer import write_word_images
+from dptr.cache.crops.dataset import write_word_images
 from dptr.cache.errors import run_script
 
 Side = Literal["train", "validation", "test"]

@@ -20,8 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from dptr.cache.crops.dataset import WordImages, preprocess
-from dptr.cache.crops.writer import write_word_images
+from dptr.cache.crops.dataset import WordImages, preprocess, write_word_images
 from dptr.cache.errors import run_script
 from dptr.cache.text.normalization import Normalization
 from dptr.trainer.model.model_file import BUNDLED, load_model

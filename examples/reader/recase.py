@@ -14,8 +14,7 @@ from pathlib import Path
 
 from rapidfuzz.distance import Levenshtein
 
-from dptr.cache.crops.dataset import WordImages
-from dptr.cache.crops.writer import write_word_images
+from dptr.cache.crops.dataset import WordImages, write_word_images
 from dptr.cache.errors import run_script
 from dptr.trainer.model.model_file import BUNDLED
 from dptr.trainer.read import load

@@ -20,8 +20,8 @@ from typing import Any
 
 from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import UserError, run_script
+from dptr.cache.printing import table
 from dptr.cache.progress import progress
-from dptr.cache.table import table
 
 DATASETS = Path(__file__).parent / "datasets.toml"
 MLT_LABELS = "gt.txt"

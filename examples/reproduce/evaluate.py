@@ -19,7 +19,7 @@ from typing import Any
 from check_data import DATASETS, data_sets
 
 from dptr.cache.errors import UserError, run_script
-from dptr.cache.table import table
+from dptr.cache.printing import table
 
 TITLES = {
     "six": "six benchmarks",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from check_data import mlt_words
 
-from dptr.cache.crops.writer import WordImageWriter, write_word_images
+from dptr.cache.crops.dataset import WordImageWriter, write_word_images
 from dptr.cache.errors import UserError, run_script
 
 

@@ -21,9 +21,9 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import CLIPConfig, CLIPModel
 
-from dptr.cache.crops.writer import write_word_images
+from dptr.cache.crops.dataset import write_word_images
 from dptr.cache.errors import run_script
-from dptr.pipeline.clip import bundled
+from dptr.pipeline.clip import clip_files
 from dptr.trainer.recipe import load_recipe, recipe_to_toml
 
 DATASETS = Path(__file__).parent / "datasets.toml"
@@ -112,8 +112,8 @@ def write_clip(folder: Path) -> None:
     """Save a CLIP of random weights: ViT-B/16's proportions at a sixteenth of the width, two layers."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
-        shutil.copyfile(bundled.BUNDLED / name, folder / name)
-    config = CLIPConfig.from_pretrained(bundled.BUNDLED)
+        shutil.copyfile(clip_files.BUNDLED / name, folder / name)
+    config = CLIPConfig.from_pretrained(clip_files.BUNDLED)
     sizes = {"num_hidden_layers": 2, "projection_dim": 32}
     for key, value in {**sizes, "hidden_size": 32, "intermediate_size": 128, "num_attention_heads": 2}.items():
         setattr(config.text_config, key, value)

@@ -22,7 +22,7 @@ from pathlib import Path
 from dptr.cache.errors import UserError, run_script
 from dptr.cache.text.normalization import Normalization
 from dptr.cache.text.units import JOINERS
-from dptr.pipeline.clip.bundled import is_held_out
+from dptr.pipeline.clip.clip_files import is_held_out
 from dptr.pipeline.rendering.fonts import FontCollection, find_fonts
 
 _UNSEEN_ONE_IN = 5

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 from dptr.cache.errors import run_script
-from dptr.pipeline.clip.bundled import is_held_out
+from dptr.pipeline.clip.clip_files import is_held_out
 from dptr.pipeline.rendering.fonts import find_fonts, packaged_fonts
 
 _WORD = re.compile(r"[A-Za-z']{2,12}")

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from dptr.cache.errors import run_script
 from dptr.cache.file_names import IMAGE_PROCESSOR_FILE, MODEL_CONFIG_FILE
-from dptr.pipeline.clip.bundled import BUNDLED
+from dptr.pipeline.clip.clip_files import BUNDLED
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 _MOST_TOKENS = 77

@@ -1,8 +1,15 @@
-"""Directories of CLIP files: bundled, local, or downloaded from the hub."""
+"""Files of a CLIP: from a bundled model, a directory, or the hub; always a directory.
+
+The bundled CLIPs: small enough to ship with the package, trained on rendered words by ``examples/train_clip``.
+
+``tiny`` is for English, ``scripts`` for accented Latin, Cyrillic, Greek, Hebrew, Arabic, Devanagari and Thai. Their
+model cards, ``README.md`` in their folders, say what they were trained on and how well they do.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -10,9 +17,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from dptr.cache import hub
+from dptr.cache.choices import BUNDLED_CLIPS
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MODEL_CONFIG_FILE, SAFETENSORS, WEIGHTS_FILE
-from dptr.pipeline.clip import bundled as bundled_clip
+
+FOLDERS = {name: Path(__file__).parent / name for name in BUNDLED_CLIPS}
+BUNDLED = FOLDERS["tiny"]
+_HELD_OUT_ONE_IN = 10
 
 _DESCRIPTIONS = ["*.json", "*.txt", "*.model"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -50,8 +61,8 @@ def find_clip(name: str) -> Path:
     """
     if PAIRED in name and not Path(name).exists():
         name = name.partition(PAIRED)[2]
-    if name in bundled_clip.FOLDERS:
-        return bundled_clip.FOLDERS[name]
+    if name in FOLDERS:
+        return FOLDERS[name]
     if Path(name).exists() or not _looks_like_hub_id(name):
         if not (Path(name) / MODEL_CONFIG_FILE).is_file():
             raise UserError(
@@ -99,3 +110,8 @@ def hash_tensors(named: Iterable[tuple[str, NDArray[Any]]]) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.tobytes())
     return digest.hexdigest()
+
+
+def is_held_out(word: str) -> bool:
+    """Return whether ``word``, in any case, is never trained on: one in ten, by a hash of its letters."""
+    return zlib.crc32(word.lower().encode()) % _HELD_OUT_ONE_IN == 0

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dptr.cache.choices import Precision
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MODEL_CONFIG_FILE
-from dptr.pipeline.choices import Precision
 from dptr.pipeline.clip.batch_size import Halving, batch_for
 from dptr.pipeline.clip.clip_files import PAIRED, find_both, hash_tensors, require_safetensors
 from dptr.pipeline.clip.families import FAMILIES, Family

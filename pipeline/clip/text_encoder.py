@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from dptr.cache.choices import Context, EmbeddingsKind
 from dptr.cache.errors import DptrError, UserError
 from dptr.cache.stores.shards import Embeddings
-from dptr.pipeline.choices import Context, EmbeddingsKind
 from dptr.pipeline.clip.batch_size import Halving, batch_for, batch_per_core
 from dptr.pipeline.clip.families import Family
 from dptr.pipeline.clip.loading import Clip

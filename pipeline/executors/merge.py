@@ -19,7 +19,7 @@ from dptr.cache.stores.files import link_or_copy, temporary_beside
 from dptr.cache.stores.lock import locked
 from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.prompt_rows import write_rows
-from dptr.pipeline.executors.part import Part, parts_folder
+from dptr.pipeline.executors.executor import Part, parts_folder
 from dptr.pipeline.executors.store_builder import MADE_OF, SHARE, file_hashes
 
 

@@ -18,8 +18,7 @@ from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE, QUARANTINE_FILE, R
 from dptr.cache.stores.files import require_replaceable
 from dptr.cache.stores.manifest import Manifest, Shard, StoreKind
 from dptr.cache.stores.shards import remove_unfinished, shard_name
-from dptr.pipeline.executors.executor import Executor, Worker
-from dptr.pipeline.executors.part import WHOLE, Part
+from dptr.pipeline.executors.executor import WHOLE, Executor, Part, Worker
 
 #: Key of a manifest's details: inputs of each run of the command.
 INPUTS = "inputs"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dptr.cache.crops.writer import write_word_images
+from dptr.cache.crops.dataset import write_word_images
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import LABELS_FILE
 from dptr.pipeline.rendering.render_words import render_words

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dptr.cache.crops.writer import write_word_images
+from dptr.cache.crops.dataset import write_word_images
 from dptr.cache.errors import UserError, require_at_least
 from dptr.cache.progress import note, progress
-from dptr.pipeline.executors.executor import IN_PROCESS, Executor, Processes, Work, Worker
-from dptr.pipeline.executors.part import WHOLE, Part
+from dptr.pipeline.executors.executor import IN_PROCESS, WHOLE, Executor, Part, Processes, Work, Worker
 from dptr.pipeline.rendering.crop import render_one
 from dptr.pipeline.rendering.fonts import FontCollection, find_fonts
 from dptr.pipeline.rendering.shaping import needs_shaping, require_raqm

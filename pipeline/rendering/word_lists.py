@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from dptr.cache.choices import Unit
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import QUARANTINE_FILE
 from dptr.cache.progress import note
 from dptr.cache.rejections import Quarantine
 from dptr.cache.text.normalization import Normalization
-from dptr.pipeline.choices import Unit
 from dptr.pipeline.photos.photo_files import Photo, find_photos
 from dptr.pipeline.text.corpus import CorpusSettings, read_corpus
 

@@ -32,9 +32,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dptr.cache.choices import Unit
 from dptr.cache.crops import lmdb_form
 from dptr.cache.errors import UserError
-from dptr.pipeline.choices import Unit
 
 #: Records one rejection in the source that is being read: line (None: the whole file), item, reason.
 Reject = Callable[[int | None, str, str], None]

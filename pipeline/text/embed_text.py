@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dptr.cache.choices import EmbeddingsDtype
+from dptr.cache.choices import Context, EmbeddingsDtype, EmbeddingsKind, Precision
 from dptr.cache.errors import UserError, require_at_least
 from dptr.cache.file_names import MANIFEST_FILE, PREFIX_FILE, QUARANTINE_FILE
 from dptr.cache.progress import note, progress
@@ -29,10 +29,8 @@ from dptr.cache.stores.prompt_rows import write_rows
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA, TEMPLATE_COLUMN
 from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
 from dptr.cache.text.charset import Charset
-from dptr.pipeline.choices import Context, EmbeddingsKind, Precision
 from dptr.pipeline.clip.loading import load_clip
-from dptr.pipeline.executors.executor import IN_PROCESS, Executor, Work, Worker
-from dptr.pipeline.executors.part import WHOLE, Part
+from dptr.pipeline.executors.executor import IN_PROCESS, WHOLE, Executor, Part, Work, Worker
 from dptr.pipeline.executors.ray_cluster import device_of_worker
 from dptr.pipeline.executors.store_builder import (
     Group,

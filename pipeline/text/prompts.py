@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dptr.cache.choices import Context, EmbeddingsKind
 from dptr.cache.rejections import Quarantine
 from dptr.cache.stores.shards import Embeddings
 from dptr.cache.text.charset import Charset
-from dptr.pipeline.choices import Context, EmbeddingsKind
 from dptr.pipeline.clip.loading import Clip
 from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text.corpus import CorpusSettings, LabelBatch, case_variants

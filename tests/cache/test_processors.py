@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from dptr.cache import processors
-from dptr.cache.processors import start_no_more_threads_than_usable, usable_processors
+from dptr.cache import processes
+from dptr.cache.processes import start_no_more_threads_than_usable, usable_processors
 
 #: A Python in which a quota leaves one of two cores: threads of torch after ``import dptr``, or after a command.
 IMPORT_UNDER_QUOTA = """
 import importlib.util, sys
-spec = importlib.util.spec_from_file_location("dptr.cache.processors", sys.argv[1])
+spec = importlib.util.spec_from_file_location("dptr.cache.processes", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 module._cores, module.usable_processors = lambda: 2, lambda: 1
@@ -46,7 +46,7 @@ def linux(root: Path, groups: str, files: dict[str, str]) -> Path:
 
 @pytest.fixture
 def _eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processors, "_cores", lambda: 8)
+    monkeypatch.setattr(processes, "_cores", lambda: 8)
 
 
 GROUP = "1:memory:/\n0::/batch/job"
@@ -89,7 +89,7 @@ def test_openmp_is_told_of_a_quota_alone_and_what_is_set_stays(
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if already:
         monkeypatch.setenv("OMP_NUM_THREADS", already)
-    monkeypatch.setattr(processors, "usable_processors", lambda: usable)
+    monkeypatch.setattr(processes, "usable_processors", lambda: usable)
     start_no_more_threads_than_usable()
     assert os.environ.get("OMP_NUM_THREADS") == expected
 
@@ -99,5 +99,5 @@ def test_commands_set_torchs_threads_and_importing_dptr_does_not(how: str, quota
     free = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
     untouched = subprocess.check_output([sys.executable, "-c", THREADS_OF_TORCH], env=free, text=True).strip()
     for environment, expected in ((free, quota or untouched), ({**free, "OMP_NUM_THREADS": "2"}, already_set)):
-        command = [sys.executable, "-c", IMPORT_UNDER_QUOTA, processors.__file__, how]
+        command = [sys.executable, "-c", IMPORT_UNDER_QUOTA, processes.__file__, how]
         assert subprocess.check_output(command, env=environment, text=True).strip() == expected

@@ -9,7 +9,7 @@ import unicodedata
 
 import pytest
 
-from dptr.cache.table import table, table_lines
+from dptr.cache.printing import table, table_lines
 
 
 @pytest.fixture

@@ -162,7 +162,7 @@ def test_an_interrupt_and_the_unexpected_have_their_exit_codes(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("dptr.cache.sql.views.connect", fails)
+    monkeypatch.setattr("dptr.cache.sql.connect", fails)
     code, said = fail(capsys, "sql", "select 1")
     assert (code, "rerun the command" in said) == ((130, True) if error is KeyboardInterrupt else (1, False))
 

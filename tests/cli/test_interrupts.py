@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dptr.cache.interrupts import deferred, stop_once
+from dptr.cache.processes import deferred, stop_once
 from dptr.cache.stores import checksummed
 from dptr.trainer.training.checkpoint import load_state
 

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from dptr.cache.errors import UserError
+from dptr.cache.printing import visible, without_credentials
 from dptr.cache.progress import note
 from dptr.cache.stores.checksummed import write_json
 from dptr.cache.stores.lock import this_process
-from dptr.cache.visible import visible, without_credentials
 
 DPTR = f"{shlex.quote(sys.executable)} -m dptr"
 NO_HOME = """

@@ -9,8 +9,7 @@ import sys
 import unicodedata
 from pathlib import Path
 
-from dptr.cache.text.charset import Charset
-from dptr.cache.text.named_charsets import names
+from dptr.cache.text.charset import Charset, names
 
 PROGRAM = Path(__file__).resolve().parents[2] / "examples" / "charsets" / "make_charsets.py"
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dptr.cache.errors import UserError
-from dptr.pipeline.clip.bundled import BUNDLED
+from dptr.pipeline.clip.clip_files import BUNDLED
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.rendering.render_words import render_words
 from dptr.pipeline.rendering.style import CLEAN

@@ -22,7 +22,7 @@ from dptr.cache.progress import set_quiet
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.cli import run_command
-from dptr.pipeline.clip import bundled as bundled_clip
+from dptr.pipeline.clip.clip_files import BUNDLED
 from dptr.pipeline.clip.loading import ImageEncoder, load_clip
 from dptr.trainer.data.image_batches import ImageBatch, ImageBatches, mixing_weights
 from dptr.trainer.finetune import data_identity, finetune
@@ -223,7 +223,7 @@ def test_without_merging_the_decoder_reads_all_image_tokens() -> None:
 
 
 def test_clips_own_image_encoder_gives_the_tokens_that_a_bank_holds() -> None:
-    folder = bundled_clip.BUNDLED
+    folder = BUNDLED
     settings = recipe().replace("encoder", kind="clip:tiny", config=describe(folder)).encoder
     encoder = build_encoder(settings)
     assert isinstance(encoder, ClipEncoder)
@@ -239,7 +239,7 @@ def test_clips_own_image_encoder_gives_the_tokens_that_a_bank_holds() -> None:
 
 def test_a_recognizer_on_clips_encoder_trains_and_is_read_without_the_clip(tmp_path: Path, draw_crops: Any) -> None:
     folder = tmp_path / "clip"
-    shutil.copytree(bundled_clip.BUNDLED, folder)
+    shutil.copytree(BUNDLED, folder)
     images = opened(draw_crops(tmp_path / "crops", WORDS))
     settings = recipe(steps=2, batch_size=2).replace("encoder", kind="clip:tiny", config=describe(folder))
     finetune(images, Charset.named("94"), None, settings, tmp_path / "run", encoder_model=folder)
@@ -254,7 +254,7 @@ def test_the_image_encoder_is_taken_from_safetensors_without_a_word_and_never_fr
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "clip"
-    shutil.copytree(bundled_clip.BUNDLED, folder)
+    shutil.copytree(BUNDLED, folder)
     encoder = build_encoder(recipe().replace("encoder", kind="clip:tiny", config=describe(folder)).encoder)
     assert isinstance(encoder, ClipEncoder)
     encoder.load(folder)

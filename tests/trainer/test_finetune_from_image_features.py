@@ -20,8 +20,8 @@ from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.image_features import WordCropStore
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
-from dptr.pipeline.clip import bundled
-from dptr.pipeline.crops.embed_crops import EmbedCropsSettings, embed_crops
+from dptr.pipeline.clip import clip_files
+from dptr.pipeline.embed_crops import EmbedCropsSettings, embed_crops
 from dptr.trainer.data.image_features import StoredBatches, StoredCrops, fixed_by, open_crops, stores_among
 from dptr.trainer.finetune import finetune
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe
@@ -65,7 +65,7 @@ def first(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe(**changes: Any) -> Recipe:
     made = Recipe().replace("decoder", dim=32, heads=4, layers=1, feed_forward=64, dropout=0.0)
-    made = made.replace("encoder", kind="clip:tiny", config=describe(bundled.BUNDLED)).replace(
+    made = made.replace("encoder", kind="clip:tiny", config=describe(clip_files.BUNDLED)).replace(
         "fmu", queries=8, heads=4
     )
     settings = {"steps": 6, "batch_size": 4, "log_every": 1, "validate_every": 6, "checkpoint_every": 2} | changes
@@ -76,7 +76,9 @@ def stored(folder: Path) -> StoredCrops:
     return StoredCrops.of([WordCropStore(folder)], CHARSET, Normalization())
 
 
-def train(folder: Path, out: Path, start: runs.Run | None = None, clip: Path = bundled.BUNDLED, **changes: Any) -> Any:
+def train(
+    folder: Path, out: Path, start: runs.Run | None = None, clip: Path = clip_files.BUNDLED, **changes: Any
+) -> Any:
     return finetune(stored(folder), CHARSET, start, recipe(**changes), out, encoder_model=clip)
 
 
@@ -89,7 +91,7 @@ def test_it_is_the_training_with_the_frozen_encoder_in_the_loop(crops: Path, tmp
     cached = train(tmp_path / "plain", tmp_path / "cached", augmentation=0.0)
     pictures = WordImages.open([crops], CHARSET, Normalization())
     frozen = recipe(augmentation=0.0, encoder_lr_scale=0.0)
-    looped = finetune(pictures, CHARSET, None, frozen, tmp_path / "looped", encoder_model=bundled.BUNDLED)
+    looped = finetune(pictures, CHARSET, None, frozen, tmp_path / "looped", encoder_model=clip_files.BUNDLED)
     assert cached.rows == looped.rows
     np.testing.assert_allclose(losses(tmp_path / "cached"), losses(tmp_path / "looped"), rtol=1e-4)
     assert cached.metrics == pytest.approx(looped.metrics, abs=1e-6)
@@ -100,7 +102,7 @@ def test_it_is_the_training_with_the_frozen_encoder_in_the_loop(crops: Path, tmp
 
 def test_a_run_is_read_where_neither_store_nor_clip_is_at_hand(crops: Path, store: Path, tmp_path: Path) -> None:
     clip, copied = tmp_path / "clip", tmp_path / "store"
-    shutil.copytree(bundled.BUNDLED, clip)
+    shutil.copytree(clip_files.BUNDLED, clip)
     shutil.copytree(store, copied)
     train(copied, tmp_path / "run", clip=clip)
     shutil.rmtree(clip)
@@ -108,7 +110,7 @@ def test_a_run_is_read_where_neither_store_nor_clip_is_at_hand(crops: Path, stor
     assert not any(name.startswith("encoder.") for name in load_tensors(tmp_path / "run/checkpoints/best", "model"))
     reader = load(tmp_path / "run")
     assert isinstance(reader.recognizer.encoder, ClipEncoder)
-    projection = load_file(bundled.BUNDLED / "model.safetensors")["visual_projection.weight"]
+    projection = load_file(clip_files.BUNDLED / "model.safetensors")["visual_projection.weight"]
     encoder = load_recognizer(runs.Run.load(tmp_path / "run")).encoder
     assert torch.equal(encoder.get_parameter("encoder.visual_projection.weight"), projection)
     assert len(reader.read([crops / "0.png", crops / "1.png"])) == 2
@@ -154,7 +156,7 @@ def test_a_run_that_was_cut_goes_on_to_the_same_bits(
 
 def test_another_encoder_is_rejected(store: Path, tmp_path: Path) -> None:
     clip = tmp_path / "clip"
-    shutil.copytree(bundled.BUNDLED, clip)
+    shutil.copytree(clip_files.BUNDLED, clip)
     weights = load_file(clip / "model.safetensors")
     weights["visual_projection.weight"] = weights["visual_projection.weight"] + 1
     save_file(weights, clip / "model.safetensors", {"format": "pt"})
@@ -172,7 +174,7 @@ def test_a_recogniser_is_trained_further_when_its_encoder_is_the_stores_own(
     before, after = start.weights(), runs.Run.load(tmp_path / "second").weights()
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
     pictures = WordImages.open([crops], CHARSET, Normalization())
-    finetune(pictures, CHARSET, None, recipe(steps=1), tmp_path / "moved", encoder_model=bundled.BUNDLED)
+    finetune(pictures, CHARSET, None, recipe(steps=1), tmp_path / "moved", encoder_model=clip_files.BUNDLED)
     with pytest.raises(DamagedStore, match="not that of moved"):
         train(store, tmp_path / "third", runs.Run.load(tmp_path / "moved"))
 
@@ -182,7 +184,7 @@ def test_a_store_beside_other_data_is_rejected_in_one_line(crops: Path, store: P
         with pytest.raises(UserError, match="cannot be mixed"):
             stores_among(paths)
     assert stores_among([crops]) == []
-    pictures, clip = WordImages.open([crops], CHARSET, Normalization()), bundled.BUNDLED
+    pictures, clip = WordImages.open([crops], CHARSET, Normalization()), clip_files.BUNDLED
     for images, validation in ((stored(store), pictures), (pictures, stored(store))):
         with pytest.raises(UserError, match="must both be image-feature stores"):
             finetune(images, CHARSET, None, recipe(), tmp_path / "run", encoder_model=clip, validation=validation)
@@ -192,7 +194,7 @@ def test_a_store_beside_other_data_is_rejected_in_one_line(crops: Path, store: P
 
 def test_crops_of_a_store_that_are_validation_crops_are_not_trained_on(store: Path, tmp_path: Path) -> None:
     images = stored(store)
-    clip, some = bundled.BUNDLED, images.only([0, 1])
+    clip, some = clip_files.BUNDLED, images.only([0, 1])
     summary = finetune(images, CHARSET, None, recipe(steps=1), tmp_path / "run", encoder_model=clip, validation=some)
     assert summary.rows == len(images) - 2
     with pytest.raises(UserError, match="training crops are validation crops"):
@@ -214,7 +216,7 @@ def test_two_stores_of_one_encoder_are_trained_from_in_the_proportions_asked_for
     batches = StoredBatches(both, CHARSET, recipe(mix="3,1", batch_size=10))
     drawn = [batches._order.rows_of(number) for number in range(200)]
     assert np.mean(np.concatenate(drawn) < 10) == pytest.approx(0.75, abs=0.03)
-    result = finetune(both, CHARSET, None, recipe(steps=1), tmp_path / "run", encoder_model=bundled.BUNDLED)
+    result = finetune(both, CHARSET, None, recipe(steps=1), tmp_path / "run", encoder_model=clip_files.BUNDLED)
     assert result.steps == 1
 
 

@@ -16,8 +16,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from dptr.cache.crops.dataset import WordImages
-from dptr.cache.crops.writer import write_word_images
+from dptr.cache.crops.dataset import WordImages, write_word_images
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import Embeddings

@@ -12,8 +12,7 @@ from PIL import Image
 
 from dptr.cache.crops.dataset import WordImages
 from dptr.cache.file_names import QUARANTINE_FILE, RUN_FILE
-from dptr.cache.sql.query import ask
-from dptr.cache.sql.views import connect, tables
+from dptr.cache.sql import ask, connect, tables
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.verify import verify
 from dptr.cache.text.charset import Charset

@@ -14,14 +14,13 @@ import torch
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.progress import set_quiet
-from dptr.cache.row_set import EveryRow
+from dptr.cache.row_set import EveryRow, positions_of
 from dptr.cache.stores.neighbours import Neighbours
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompt_rows import MADE_UP
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import Embeddings
 from dptr.cache.text.charset import Charset
-from dptr.cache.validation import positions_of
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.trainer import pretrain as stage

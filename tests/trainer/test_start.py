@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dptr.cache.crops.dataset import WordImages
-from dptr.cache.crops.writer import write_word_images
+from dptr.cache.crops.dataset import WordImages, write_word_images
 from dptr.cache.errors import UserError
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization

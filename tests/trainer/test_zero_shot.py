@@ -19,7 +19,7 @@ from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import Embeddings
 from dptr.cli import run_command
-from dptr.pipeline.clip.bundled import BUNDLED
+from dptr.pipeline.clip.clip_files import BUNDLED
 from dptr.pipeline.clip.loading import load_clip
 from dptr.trainer.data.noisy_memory import NoiseSource, column_memory, place_letters, pooled_memory
 from dptr.trainer.model.encoders.clip import whole_hash

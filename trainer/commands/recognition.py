@@ -14,7 +14,7 @@ from dptr.cache.options import WORKSPACE, Device, OrpFolder, PromptsFolder, Work
 from dptr.cache.progress import note
 from dptr.cache.stores.files import require_replaceable
 from dptr.cache.workspace import Workspace
-from dptr.pipeline.device import resolve_device
+from dptr.pipeline.options import resolve_device
 from dptr.trainer.choices import Protocol
 from dptr.trainer.commands.options import (
     Arithmetic,
@@ -231,7 +231,7 @@ def report(
 
 def examples_table(run: Path, crops: Path) -> str:
     """Read the first crops of a folder with a list of labels; return image, ground truth and reading as a table."""
-    from dptr.cache.table import table
+    from dptr.cache.printing import table
     from dptr.trainer.read import load_reader
 
     rows = [line.split("\t") for line in (crops / LABELS_FILE).read_text(encoding="utf-8").splitlines()][:_EXAMPLES]

@@ -13,7 +13,7 @@ from dptr.cache.errors import UserError
 from dptr.cache.options import WORKSPACE, AnyPath, Device, OrpFolder, Paths, PromptsFolder, WorkspaceFolder, paths_of
 from dptr.cache.progress import note
 from dptr.cache.workspace import Workspace
-from dptr.pipeline.device import resolve_device
+from dptr.pipeline.options import resolve_device
 from dptr.trainer.choices import FmuKind, NoiseDraw, Sampling
 from dptr.trainer.commands.options import (
     Changes,
@@ -243,8 +243,7 @@ def _in_units(named: "Charset", units: Units | None, paths: Sequence[Path], rule
         UserError: its clusters would have to be taken apart, or labels are in a store, which has counted their units.
     """
     from dptr.cache.crops.dataset import WordImages
-    from dptr.cache.text.charset import Charset
-    from dptr.cache.text.named_charsets import clusters_within
+    from dptr.cache.text.charset import Charset, clusters_within
     from dptr.cache.text.units import clusters
     from dptr.trainer.data.image_features import stores_among
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from dptr.cache.command_line import checked
 from dptr.cache.crops.dataset import WordImages, preprocess
 from dptr.cache.errors import UserError
 from dptr.cache.options import Paths, paths_of
-from dptr.cache.python_calls import checked
 from dptr.cache.remote import at_hand
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.text.charset import Charset

@@ -11,10 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from dptr.cache.errors import UserError
-from dptr.cache.row_set import RowSet
+from dptr.cache.row_set import RowSet, positions_of
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.text.charset import Charset
-from dptr.cache.validation import positions_of
 from dptr.trainer.data.batch_order import BatchOrder, WeightedRows
 from dptr.trainer.data.noisy_memory import NoiseSource, noisy_memory
 from dptr.trainer.data.stored_memory import StoredMemory

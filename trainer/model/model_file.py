@@ -15,7 +15,7 @@ from dptr.cache import hub
 from dptr.cache.choices import BUNDLED_RECOGNISERS
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import WEIGHTS_FILE
-from dptr.cache.plain_json import what_is_wrong
+from dptr.cache.printing import json_problem
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path, sha256_of
 from dptr.cache.text.charset import Charset
@@ -62,7 +62,7 @@ class ModelFile:
         except KeyError as error:
             raise UserError(f"{path} was not written by dptr", "Export a run: --to safetensors") from error
         except ValueError as error:
-            raise DamagedStore(f"{path} is damaged: {what_is_wrong(error)}", "Export it again") from error
+            raise DamagedStore(f"{path} is damaged: {json_problem(error)}", "Export it again") from error
 
     @property
     def name(self) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import CHECKPOINTS_FOLDER, SAFETENSORS, STATE_FILE
-from dptr.cache.plain_json import what_is_wrong
+from dptr.cache.printing import json_problem
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import flush, sha256_of
 from dptr.trainer.model.model_file import save_tensors
@@ -84,7 +84,7 @@ def load_state(folder: Path, only: Collection[str] | None = None) -> dict[str, A
         files = dict(state["files"])
         needed = files if only is None else {name: files[name] for name in map(file_of, only)}
     except (KeyError, TypeError, ValueError) as error:
-        raise DamagedStore(f"{folder / STATE_FILE} is damaged: {what_is_wrong(error)}", _ADVICE) from error
+        raise DamagedStore(f"{folder / STATE_FILE} is damaged: {json_problem(error)}", _ADVICE) from error
     for name, digest in needed.items():
         if not (folder / name).is_file() or sha256_of(folder / name) != digest:
             raise DamagedStore(f"{folder / name} is missing or damaged", _ADVICE)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import METRICS_FILE, TIMINGS_FILE
-from dptr.cache.interrupts import deferred
+from dptr.cache.processes import deferred
 from dptr.cache.progress import progress
 from dptr.cache.stores import checks
 from dptr.cache.stores.lock import locked

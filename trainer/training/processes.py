@@ -21,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dptr.cache import launched
+from dptr.cache import processes
 from dptr.cache.errors import UserError
-from dptr.cache.interrupts import collected
+from dptr.cache.processes import collected
 from dptr.cache.progress import set_quiet
 from dptr.cache.stores import checks
 from dptr.trainer.recipe import TrainingSettings
@@ -43,7 +43,7 @@ def join(settings: TrainingSettings, section: str) -> None:
     Raises:
         UserError: a step has fewer micro-batches than there are processes.
     """
-    size = launched.size()
+    size = processes.size()
     if size == 1 or dist.is_initialized():
         return
     if settings.accumulate < size:
@@ -58,7 +58,7 @@ def join(settings: TrainingSettings, section: str) -> None:
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=_LONGEST_WAIT)
     # A process that ends with its group open is sometimes aborted by the threads of gloo.
     atexit.register(lambda: dist.destroy_process_group() if dist.is_initialized() else None)
-    if launched.rank():
+    if processes.rank():
         set_quiet(True)
         checks.turn_off(True)  # the first process checks the same files
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dptr.cache.errors import DamagedStore, DptrError, UserError
 from dptr.cache.file_names import IDENTITY_FILE, LEXICON_FILE, RECIPE_FILE, RUN_FILE, STATE_FILE
-from dptr.cache.plain_json import what_is_wrong
+from dptr.cache.printing import json_problem
 from dptr.cache.progress import note
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.lock import locked
@@ -97,7 +97,7 @@ class Run:
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             advice = "Restore it from a copy, or train again into another folder"
-            raise DamagedStore(f"{path} is damaged: {what_is_wrong(error)}", advice) from error
+            raise DamagedStore(f"{path} is damaged: {json_problem(error)}", advice) from error
 
     @property
     def name(self) -> str:
@@ -150,7 +150,7 @@ class Run:
             kept = checksummed.read_json(path)
             return Lexicon(kept["counts"], float(kept["weight"]))
         except (ValueError, KeyError, TypeError) as error:
-            raise DamagedStore(f"{path} is damaged: {what_is_wrong(error)}", "Train again") from error
+            raise DamagedStore(f"{path} is damaged: {json_problem(error)}", "Train again") from error
 
     def keep_lexicon(self, lexicon: Lexicon | None) -> None:
         """Save, or remove, the words that the run's recogniser prefers."""
@@ -244,7 +244,7 @@ def named_folder(runs: Path, kind: RunKind, data_name: str, digest: str) -> Path
             if checksummed.read_json(known)["identity"] == digest:
                 return known.parent
         except (DptrError, OSError, ValueError, KeyError, TypeError) as error:
-            note(f"skipped: {known} cannot be read: {what_is_wrong(error)}")
+            note(f"skipped: {known} cannot be read: {json_problem(error)}")
     day = time.strftime("%Y-%m-%d")
     data_name = re.sub(r"[^\w.]+", "-", data_name).strip("-.")[:40] or "data"
     folders = (runs / f"{kind}-{data_name}-{day}-{number}" for number in itertools.count(1))

@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dptr.cache.crops.dataset import WordImages
+from dptr.cache.crops.dataset import WordImages, write_word_images
 from dptr.cache.crops.form import NotLabelled
-from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import UserError
 from dptr.cache.progress import set_quiet
 from dptr.cache.text.charset import Charset

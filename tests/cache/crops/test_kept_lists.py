@@ -15,10 +15,9 @@ import pytest
 from PIL import Image
 
 from dptr.cache.crops import samples
-from dptr.cache.crops.dataset import WordImages, split
+from dptr.cache.crops.dataset import WordImages, split, write_word_images
 from dptr.cache.crops.label_files import LabelFile
 from dptr.cache.crops.samples import Samples
-from dptr.cache.crops.writer import write_word_images
 from dptr.cache.errors import UserError
 from dptr.cache.progress import set_quiet
 from dptr.cache.text.charset import Charset

@@ -15,9 +15,16 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from dptr.cache.crops.dataset import UnreadableImage, WordImages, preprocess, split, without_overlap
+from dptr.cache.crops.dataset import (
+    UnreadableImage,
+    WordImages,
+    pack_crops,
+    preprocess,
+    split,
+    without_overlap,
+    write_word_images,
+)
 from dptr.cache.crops.samples import Sample
-from dptr.cache.crops.writer import pack_crops, write_word_images
 from dptr.cache.errors import UserError
 from dptr.cache.progress import set_quiet
 from dptr.cache.text.charset import Charset

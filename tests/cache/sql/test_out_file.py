@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, RUN_FILE
-from dptr.cache.sql.query import ask
-from dptr.cache.sql.views import connect, write_views
+from dptr.cache.sql import ask, connect, write_views
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command

@@ -11,8 +11,7 @@ import pytest
 from dptr.cache.errors import TooManyRejected, UserError
 from dptr.cache.file_names import QUARANTINE_FILE, RUN_FILE
 from dptr.cache.rejections import Quarantine
-from dptr.cache.sql.query import ask
-from dptr.cache.sql.views import connect, tables
+from dptr.cache.sql import ask, connect, tables
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import write_json
 from dptr.cache.stores.manifest import Manifest

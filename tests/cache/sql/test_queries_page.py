@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dptr.cache.sql.query import ask
-from dptr.cache.sql.views import connect
+from dptr.cache.sql import ask, connect
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
 from dptr.trainer.evaluate import ReadImages

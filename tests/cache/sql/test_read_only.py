@@ -14,10 +14,9 @@ import pytest
 
 from dptr.cache.errors import UserError
 from dptr.cache.file_names import MANIFEST_FILE, METRICS_FILE, QUARANTINE_FILE, RUN_FILE
-from dptr.cache.sql.query import ask, json_pieces
-from dptr.cache.sql.views import connect
+from dptr.cache.printing import table_lines
+from dptr.cache.sql import ask, connect, json_pieces
 from dptr.cache.stores import checksummed as checksummed
-from dptr.cache.table import table_lines
 from dptr.cache.workspace import Workspace
 
 

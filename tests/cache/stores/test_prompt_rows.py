@@ -11,13 +11,13 @@ import pytest
 
 from dptr.cache.errors import DamagedStore
 from dptr.cache.file_names import PREFIX_FILE, ROWS_FILE
+from dptr.cache.row_set import hashes_of
 from dptr.cache.stores import prompt_rows
 from dptr.cache.stores.manifest import FileRecord, Manifest
 from dptr.cache.stores.prompt_rows import MADE_UP, write_rows
 from dptr.cache.stores.prompts import CATALOGUE_SCHEMA, PromptStore
 from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
 from dptr.cache.stores.verify import repairable, verify
-from dptr.cache.validation import hashes_of
 from dptr.pipeline.repair import repair
 
 LABELS = ["street", "Straße", "", "東京", "a", "bb", "ccc"]

@@ -13,8 +13,7 @@ from PIL import Image
 
 from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import UserError
-from dptr.cache.text.charset import Charset
-from dptr.cache.text.named_charsets import NAMED_CHARACTERS, names
+from dptr.cache.text.charset import NAMED_CHARACTERS, Charset, names
 from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.text.embed_text import settle_charset
 from dptr.trainer.commands.options import measuring_normalization, training_normalization

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from dptr.cache.errors import UserError
 from dptr.cache.text import reading_order
-from dptr.cache.text.charset import Charset
-from dptr.cache.text.named_charsets import clusters_within, names
+from dptr.cache.text.charset import Charset, clusters_within, names
 from dptr.cache.text.normalization import Normalization
 from dptr.cache.text.units import clusters
 

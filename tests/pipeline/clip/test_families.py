@@ -21,8 +21,7 @@ from dptr.cache.stores.image_features import WordCropStore
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cli import run_command
-from dptr.pipeline.clip.bundled import BUNDLED
-from dptr.pipeline.clip.clip_files import find_clip
+from dptr.pipeline.clip.clip_files import BUNDLED, find_clip
 from dptr.pipeline.clip.loading import Clip, ImageEncoder, load_clip
 from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text.templates import Template

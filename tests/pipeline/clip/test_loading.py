@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dptr.cache.errors import UserError
-from dptr.pipeline.clip.bundled import BUNDLED, FOLDERS, is_held_out
+from dptr.pipeline.clip.clip_files import BUNDLED, FOLDERS, is_held_out
 from dptr.pipeline.clip.loading import ImageEncoder, load_clip
 from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.rendering.crop import render_one

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from dptr.pipeline.clip import bundled
+from dptr.pipeline.clip import clip_files
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.clip.text_encoder import TextEncoder
 from dptr.pipeline.text.templates import Template
@@ -55,7 +55,7 @@ def encoder(real_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Te
     model = CLIPModel(CLIPConfig(text_config=text, vision_config={**small, "image_size": 32}, projection_dim=32))
     model.save_pretrained(folder)
     real_tokenizer.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_bytes((bundled.BUNDLED / "preprocessor_config.json").read_bytes())
+    (folder / "preprocessor_config.json").write_bytes((clip_files.BUNDLED / "preprocessor_config.json").read_bytes())
     return TextEncoder(load_clip(str(folder)), Template(), context="full")
 
 

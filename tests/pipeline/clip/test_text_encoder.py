@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dptr.cache.choices import EmbeddingsDtype
 from dptr.cache.errors import DptrError, UserError
 from dptr.cache.stores.shards import Embeddings, EmbeddingsReader, write_shard
-from dptr.pipeline.clip import bundled as bundled_clip
+from dptr.pipeline.clip.clip_files import BUNDLED
 from dptr.pipeline.clip.loading import Clip, load_clip
 from dptr.pipeline.clip.text_encoder import Context, EmbeddingsKind, TextEncoder, _embeddings_kind
 from dptr.pipeline.text.templates import DEFAULT_TEMPLATE, Template
@@ -40,13 +40,13 @@ def any_clip(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     from transformers import CLIPConfig, CLIPModel
 
     folder = tmp_path_factory.mktemp("real")
-    config = json.loads((bundled_clip.BUNDLED / "config.json").read_text())
+    config = json.loads((BUNDLED / "config.json").read_text())
     ends = {"vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 49407}
     torch.manual_seed(1)
     model = CLIPModel(CLIPConfig(**{**config, "text_config": {**config["text_config"], **ends}}))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_bytes((bundled_clip.BUNDLED / "preprocessor_config.json").read_bytes())
+    (folder / "preprocessor_config.json").write_bytes((BUNDLED / "preprocessor_config.json").read_bytes())
     return load_clip(str(folder))
 
 

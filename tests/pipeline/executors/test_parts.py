@@ -19,8 +19,8 @@ from dptr.cache.crops.dataset import WordImages
 from dptr.cache.stores import manifest as manifests
 from dptr.cache.stores.manifest import Manifest
 from dptr.cli import run_command
+from dptr.pipeline.executors.executor import Part, parts_folder
 from dptr.pipeline.executors.merge import merge
-from dptr.pipeline.executors.part import Part, parts_folder
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 
 WORDS = [a + b + c for a in "bcdfghk" for b in "aeiou" for c in "lmnrst"]
@@ -128,7 +128,7 @@ def test_a_bank_in_parts_is_that_of_one_run(photos: Path, tmp_path: Path, monkey
 def test_image_features_in_parts_are_those_of_one_run(
     draw_crops: Callable[[Path, Sequence[str]], Path], tmp_path: Path
 ) -> None:
-    from dptr.pipeline.crops.embed_crops import EmbedCropsSettings, embed_crops
+    from dptr.pipeline.embed_crops import EmbedCropsSettings, embed_crops
 
     crops = draw_crops(tmp_path / "crops", ["one", "two", "three", "four", "five"])
     settings = EmbedCropsSettings(copies=2, shard_rows=4, batch=4)

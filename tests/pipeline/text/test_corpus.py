@@ -18,7 +18,7 @@ from dptr.cache.progress import set_quiet
 from dptr.cache.rejections import Quarantine
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
-from dptr.pipeline.text import corpus_files, label_counts
+from dptr.pipeline.text import corpus, corpus_files
 from dptr.pipeline.text.corpus import CorpusSettings, case_variants, read_corpus
 
 Read = Callable[..., Any]
@@ -151,7 +151,7 @@ def test_the_result_does_not_depend_on_blocks(tmp_path: Path, read: Read, monkey
     whole = read(path)
     monkeypatch.setattr(corpus_files, "BLOCK_BYTES", 997)
     monkeypatch.setattr(corpus_files, "_PIECE_BYTES", 101)
-    monkeypatch.setattr(label_counts, "_ROWS_BUFFERED", 50)
+    monkeypatch.setattr(corpus, "_ROWS_BUFFERED", 50)
     parts = read(path, rows=7)
     assert parts.labels == whole.labels
     assert parts.counts == whole.counts

@@ -216,9 +216,9 @@ def test_a_clip_of_other_weights_is_another_one(
 ) -> None:
     """By its hub id, whose revision changed, or by its folder, with files of the same sizes and times."""
     from dptr.cache import hub
-    from dptr.pipeline.clip import bundled as bundled_clip
+    from dptr.pipeline.clip.clip_files import BUNDLED
 
-    folder = shutil.copytree(bundled_clip.BUNDLED, tmp_path / "clip")
+    folder = shutil.copytree(BUNDLED, tmp_path / "clip")
     monkeypatch.setattr(hub, "download", lambda *_: folder)
     monkeypatch.setattr(module, "load_clip", load_clip)
     settings = dataclasses.replace(run.settings, clip=str(folder) if name == "folder" else name)
@@ -246,9 +246,9 @@ def test_a_folder_of_the_users_called_scratch_is_left_alone(run: Any) -> None:
 def test_the_same_clip_by_another_path_goes_on_with_its_store(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dptr.pipeline.clip import bundled as bundled_clip
+    from dptr.pipeline.clip.clip_files import BUNDLED
 
-    shutil.copytree(bundled_clip.BUNDLED, tmp_path / "clip")
+    shutil.copytree(BUNDLED, tmp_path / "clip")
     run(dataclasses.replace(run.settings, clip=str(tmp_path / "clip")))
     run.write([*run.words, "new"])
     monkeypatch.chdir(tmp_path)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from dptr.cache.text.charset import LetterCase, fold_case
 from dptr.cache.text.normalization import Normalization
+from dptr.pipeline.text.corpus import count_labels
 from dptr.pipeline.text.corpus_files import Rows
-from dptr.pipeline.text.label_counts import count_labels
 
 PLAIN = ["a", "B-1", "a  b", " ", "\n"]
 ODD = ["é", "e\u0301", "\uff21", "\ufeff", "日", "ß", "\0", "\t", "\r\n", "\x1c", "\x0b", "\u3000", "\u2028"]

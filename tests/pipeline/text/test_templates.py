@@ -20,8 +20,8 @@ from dptr.cache.stores.prompts import PromptStore
 from dptr.cli import run_command
 from dptr.pipeline.clip.loading import load_clip
 from dptr.pipeline.clip.text_encoder import TextEncoder
+from dptr.pipeline.executors.executor import Part
 from dptr.pipeline.executors.merge import merge
-from dptr.pipeline.executors.part import Part
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.pipeline.text.prompts import PromptEncoders
 from dptr.pipeline.text.templates import Template

@@ -16,8 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dptr.cache.crops.dataset import WordImages
-from dptr.cache.crops.writer import write_word_images
+from dptr.cache.crops.dataset import WordImages, write_word_images
 from dptr.cache.file_names import NEIGHBOURS_ARRAY
 from dptr.cache.row_set import RowSet
 from dptr.cache.stores.neighbours import Neighbours

@@ -18,12 +18,12 @@ from PIL import Image, ImageDraw
 from dptr.cache.crops.dataset import preprocess
 from dptr.cache.errors import DamagedStore, TooManyRejected, UserError
 from dptr.cache.progress import set_quiet
-from dptr.cache.sql.views import connect
+from dptr.cache.sql import connect
 from dptr.cache.stores.image_features import WordCropStore
 from dptr.cache.stores.verify import verify
 from dptr.cache.workspace import Workspace
-from dptr.pipeline.clip import bundled, image_shards
-from dptr.pipeline.crops.embed_crops import EmbedCropsSettings, embed_crops
+from dptr.pipeline.clip import clip_files, image_shards
+from dptr.pipeline.embed_crops import EmbedCropsSettings, embed_crops
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.clip import ClipEncoder, describe, weights_hash
 from dptr.trainer.recipe import Recipe
@@ -72,7 +72,7 @@ def test_the_plain_view_is_what_the_encoder_of_a_recogniser_makes_of_the_crop(cr
     store = WordCropStore(tmp_path / "store")
     assert (len(store), store.copies, store.tokens_per_crop) == (5, 3, 36)
     assert [label for label, _, _ in store.crops()] == WORDS
-    folder = bundled.BUNDLED
+    folder = clip_files.BUNDLED
     encoder = build_encoder(Recipe().replace("encoder", kind="clip:tiny", config=describe(folder)).encoder)
     assert isinstance(encoder, ClipEncoder)
     encoder.load(folder)

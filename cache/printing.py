@@ -1,15 +1,20 @@
-"""Tables as text: columns as wide as their cells, numbers right-aligned, at most as wide as the terminal."""
+"""Output: tables and text for people, JSON for other programs.
+
+Control characters are escaped and credentials removed; in JSON, NaN and infinity become null.
+"""
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import shutil
 import sys
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from decimal import Decimal
 from itertools import chain
 from typing import Any
-
-from dptr.cache.visible import visible
 
 _BETWEEN = "  "
 _NARROWEST = 4
@@ -99,3 +104,59 @@ def _cut(text: str, width: int) -> str:
     from rich.cells import set_cell_size
 
     return set_cell_size(text, width - 1) + "…"
+
+
+#: Control characters, surrogates and line breaks.
+_INVISIBLE = ("Cc", "Cs", "Zl", "Zp")
+
+
+#: Embeddings, overrides and isolates of text direction, which reorder the text around them.
+_REORDERING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_CREDENTIALS = re.compile(r"(\b[a-z][a-z0-9+.-]*:/{1,2})[^\s@/:]+:[^\s@]*@", re.IGNORECASE)
+_SECRET_VALUES = re.compile(r"([?&][\w-]*(?:secret|token|signature|password|sig)[\w-]*=)[^&\s]+", re.IGNORECASE)
+
+
+def visible(text: str) -> str:
+    r"""Return ``text`` with control characters, line breaks and changes of direction as escapes, such as ``\x1b``."""
+    if text.isprintable():
+        return text
+    return "".join(_escaped(c) if unicodedata.category(c) in _INVISIBLE or c in _REORDERING else c for c in text)
+
+
+def without_credentials(text: str) -> str:
+    """Return ``text`` with ``***`` for keys and secrets in addresses, such as ``s3://KEY:SECRET@bucket``."""
+    return _SECRET_VALUES.sub(r"\1***", _CREDENTIALS.sub(r"\1***@", text))
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
+
+
+def plain_json(value: Any) -> str:
+    """Return ``value`` as one line of JSON; other types, such as paths, as text."""
+    return json.dumps(_plain(value), ensure_ascii=False, default=str, allow_nan=False)
+
+
+def json_problem(error: Exception) -> str:
+    """Describe why a JSON file could not be read or parsed."""
+    match error:
+        case json.JSONDecodeError():
+            return f"it is not JSON from line {error.lineno} on" if error.doc.strip() else "it is empty"
+        case UnicodeDecodeError():
+            return "it is not UTF-8 text"
+        case RecursionError():
+            return "it is nested too deep"
+        case KeyError():
+            return f"it lacks {error}"
+        case OSError():
+            return error.strerror or "it cannot be read"
+        case _:
+            return "its structure is unknown"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return {str(key): _plain(item) for key, item in value.items()} if isinstance(value, dict) else value

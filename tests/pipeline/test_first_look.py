@@ -13,7 +13,7 @@ from PIL import Image
 from typer.main import get_command
 
 from dptr.cli import app, run_command
-from dptr.pipeline.init import doctor
+from dptr.pipeline import first_look
 
 
 def crops(folder: Path, labels: list[str], size: tuple[int, int] = (64, 16)) -> Path:
@@ -41,15 +41,15 @@ def test_doctor_finds_what_is_there_and_leaves_nothing(tmp_path: Path, capsys: p
 
 def test_doctor_says_that_others_keep_the_machine_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     for load, told in ((0.2, False), (64.0, True)):
-        monkeypatch.setattr(doctor.psutil, "getloadavg", lambda load=load: (load, load, load))
-        monkeypatch.setattr(doctor, "usable_processors", lambda: 4)
-        (found,) = (finding.found for finding in doctor._devices() if finding.name == "load")
+        monkeypatch.setattr(first_look.psutil, "getloadavg", lambda load=load: (load, load, load))
+        monkeypatch.setattr(first_look, "usable_processors", lambda: 4)
+        (found,) = (finding.found for finding in first_look._devices() if finding.name == "load")
         assert ("OMP_NUM_THREADS=1" in found) is told
 
 
 def test_doctor_says_which_command_a_missing_library_is_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.util, "find_spec", lambda name: None)
-    missing = {finding.name: finding.found for finding in doctor._libraries() if finding.missing}
+    monkeypatch.setattr(first_look.util, "find_spec", lambda name: None)
+    missing = {finding.name: finding.found for finding in first_look._libraries() if finding.missing}
     assert missing["onnxruntime"] == "missing, for dptr export --to onnx: pip install 'dptr[export]'"
 
 

@@ -1,1 +1,0 @@
-"""Queries over a workspace: views opens it in DuckDB with macros; query runs one query and writes its result."""

@@ -1,1 +1,0 @@
-"""Labelled crops to an image-feature store: their image tokens, in augmented copies (embed_crops)."""
