@@ -57,7 +57,7 @@ def test_a_form_on_stdout(workspace: Workspace, capsys: pytest.CaptureFixture[st
         (["select 1", "--format", "parquet"], "-o FILE.parquet"),
         (["select 1", "-o", "answer"], "--format"),
         (["-o", "answer.csv"], "no query"),
-        (["select 1", "--open", "views.duckdb"], "by itself"),
+        (["select 1", "--open", "views.duckdb"], "Give either"),
         (["select 1 as a, 2 as a", "-o", "answer.json"], "two columns are called a"),
         (["select 1 as a, 2 as a", "-o", "answer.parquet"], "two columns are called a"),
         (["select nothing", "-o", "answer.csv"], "DuckDB"),
