@@ -130,7 +130,7 @@ def test_labelled_crops_that_are_damaged_are_named_and_not_taken_for_words_or_ph
             picture.write_bytes(picture.read_bytes()[:40])
     assert run_command(["init", str(folder)]) == 2
     said = capsys.readouterr().err
-    assert {"images gone": "names no existing image", "pictures torn": "none of 2 crops", "lmdb cut": "as LMDB"}[what] in said
+    assert {"images gone": "no existing image", "pictures torn": "none of 2 crops", "lmdb cut": "as LMDB"}[what] in said
 
 
 def test_what_is_nothing_of_these_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
