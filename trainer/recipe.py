@@ -149,10 +149,11 @@ class TrainingSettings(Settings):
     ``compile`` pads batches to few shapes; losses are equal up to rounding, and dropout draws other numbers.
 
     Attributes:
-        HOW: keys that change neither batches nor weights, so a run may be resumed with other values.
+        HOW: keys that change neither batches nor weights, so a run may be resumed with other values; and ``adapts``,
+            as an adaptation has an identity of its own.
     """
 
-    HOW: ClassVar[frozenset[str]] = frozenset({"workers", "log_every", "checkpoint_every", "needs_gpu"})
+    HOW: ClassVar[frozenset[str]] = frozenset({"workers", "log_every", "checkpoint_every", "needs_gpu", "adapts"})
 
     steps: int = Field(default=1000, ge=1, le=_LARGEST_COUNT, description="optimiser steps")
     batch_size: int = Field(default=128, ge=1, le=1_000_000, description="rows per micro-batch")
@@ -233,6 +234,7 @@ class FinetuneSettings(TrainingSettings):
     )
     few_steps: int = Field(default=300, ge=1, le=_LARGEST_COUNT, description="adapting: steps when cross-validating")
     folds: int = Field(default=3, ge=2, le=100, description="adapting: folds of the cross-validation")
+    adapts: bool = Field(default=True, description="--from RECOGNISER adapts; false: train by the recipe alone")
 
 
 def _require_multiple(section: str, dim: int, heads: int) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dptr.cache.crops.dataset import WordImages
 from dptr.cache.errors import DamagedStore, UserError
+from dptr.cache.file_names import ADAPTATION_FILE
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.lexicon import Lexicon
 from dptr.cache.text.normalization import Normalization
@@ -206,6 +207,24 @@ def test_the_command_adapts_a_recogniser_with_a_recipe_of_its_own(
     assert Run.load(out).charset == start.charset
     assert run_command(["finetune", "--from", "none", "--data", str(crops), "--text", str(crops), "-o", "x"]) == 2
     assert "Name one: --from bundled" in capsys.readouterr().err
+
+
+def test_a_recipe_that_does_not_adapt_trains_on_from_a_recogniser(
+    tmp_path: Path, start: Run, draw_crops: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the grid of the paper's ablations needs it: nothing is rendered, and other characters leave the charset."""
+    crops, out = draw_crops(tmp_path / "crops", [*WORDS, "zoo"]), tmp_path / "out"
+    command = ["finetune", "--from", str(start.folder), "--recipe", "tiny", "--data", str(crops), "-o", str(out)]
+    command += ["--quiet", *(f"--set={change}" for change in ("finetune.adapts=false", *QUICK))]
+    assert run_command(command) == 0
+    assert "general words" not in capsys.readouterr().out
+    assert not (out / ADAPTATION_FILE).exists()
+    run = Run.load(out)
+    assert (run.charset, run.step()) == (start.charset, 2)
+    before, after = (load_recognizer(one).state_dict() for one in (start, run))
+    assert before.keys() == after.keys()
+    assert run_command([*command, "--text", str(crops)]) == 2
+    assert "adapt a recogniser" in capsys.readouterr().err
 
 
 def test_crops_that_are_all_validated_on_are_an_error(tmp_path: Path, draw_crops: Any) -> None:

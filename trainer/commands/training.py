@@ -174,11 +174,7 @@ def finetune(
     paths, validated = named_data(data), named_data(validation) if validation else []
     start, encoder_start = start_named(place, str(from_)), recogniser_named(place, encoder)
     stores = stores_among(paths)
-    is_adapted = start is not None and start.kind == "finetune" and not stores
-    if (text or photos or unlabelled) and not is_adapted:
-        raise UserError(
-            "--text, --photos and --unlabelled adapt a recogniser", "Name one: --from bundled, or leave them out"
-        )
+    is_recogniser = start is not None and start.kind == "finetune" and not stores
     options = {"finetune.steps": steps, "finetune.seed": seed, "finetune.mix": mix, "fmu.kind": fmu}
     changes = recipe_changes(set, options | {"encoder.kind": None if encoder_start else encoder})
     changes += fixed_by(stores, encoder, recipe_changes(set, {}))
@@ -186,7 +182,12 @@ def finetune(
     parts = stage.parts_of(start, encoder_is_named)
     if encoder_start:
         parts["encoder"] = stage.encoder_of(encoder_start)
-    settings = load_recipe(str(recipe or ("adapt" if is_adapted else "tiny")), changes, parts)
+    settings = load_recipe(str(recipe or ("adapt" if is_recogniser else "tiny")), changes, parts)
+    is_adapted = is_recogniser and settings.finetune.adapts
+    if (text or photos or unlabelled) and not is_adapted:
+        raise UserError(
+            "--text, --photos and --unlabelled adapt a recogniser", "Name one: --from bundled, or leave them out"
+        )
     chosen = resolve_device(device)
     _require_gpu(settings.finetune, chosen, yes)
     processes.join(settings.finetune, "finetune")
