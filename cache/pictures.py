@@ -138,7 +138,11 @@ def read_encoded(path: Path) -> bytes:
 
 
 def read_picture(path: Path, side: int | None = None) -> Image.Image:
-    """Read and decode a picture's file; see :func:`decode`."""
+    """Read and decode a picture's file; see :func:`decode`.
+
+    Raises:
+        UnusablePicture: it cannot be read or decoded.
+    """
     try:
         encoded = read_encoded(path)
     except OSError as error:
@@ -148,7 +152,11 @@ def read_picture(path: Path, side: int | None = None) -> Image.Image:
 
 @lru_cache(maxsize=_THUMBNAILS_KEPT)
 def photo_thumbnail(path: Path, side: int) -> Image.Image:
-    """Return a photo, RGB, at most ``side`` pixels each way. The result is cached: do not change it."""
+    """Return a photo, RGB, at most ``side`` pixels each way. The result is cached: do not change it.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     try:
         photo = read_picture(path, side)
     except UnusablePicture as error:

@@ -77,7 +77,11 @@ def hush_torch() -> None:
 
 
 def require_alone(command: str) -> None:
-    """Raise :class:`UserError` if a launcher started several processes for a single-process command."""
+    """Check that a single-process command is alone.
+
+    Raises:
+        UserError: a launcher started several.
+    """
     if size() > 1:
         raise UserError(
             f"{size()} processes were started, and dptr {command} works in one",

@@ -465,19 +465,31 @@ _FORMS: dict[str, AnswerForm] = {".csv": "csv", ".json": "json", ".parquet": "pa
 
 
 def form_of(path: Path) -> AnswerForm:
-    """Return the format of a file's suffix, or raise :class:`UserError`."""
+    """Return the format of a file's suffix.
+
+    Raises:
+        UserError: the suffix is unknown.
+    """
     if path.suffix.lower() not in _FORMS:
         raise UserError(f"{path} has no known suffix", f"Use one of {', '.join(_FORMS)}, or give --format")
     return _FORMS[path.suffix.lower()]
 
 
 def write_answer(connection: duckdb.DuckDBPyConnection, query: str, form: AnswerForm, out: Path) -> int:
-    """Write the result of ``query`` to ``out``, atomically and block by block; return its number of rows."""
+    """Write the result of ``query`` to ``out``, atomically and block by block; return its number of rows.
+
+    Raises:
+        UserError: DuckDB rejects the query, or two columns of an object or a Parquet file have one name.
+    """
     return _write_parquet(connection, query, out) if form == "parquet" else _write_text(connection, query, form, out)
 
 
 def text_pieces(answer: Answer, form: AnswerForm, fit: bool = True) -> Iterator[str]:
-    """Yield a result as text; ``fit`` limits a table to the terminal's width."""
+    """Yield a result as text; ``fit`` limits a table to the terminal's width.
+
+    Raises:
+        UserError: two columns of a JSON object have one name, or the format is no text.
+    """
     match form:
         case "table":
             return (line + "\n" for line in table_lines(answer.columns, answer.blocks, fit=fit))

@@ -60,7 +60,11 @@ class WordImages:
 
     @classmethod
     def open(cls, paths: Sequence[Path], charset: Charset, normalization: Normalization) -> WordImages:
-        """List the labelled images at ``paths``, of any forms; :class:`UserError` where there are none to use."""
+        """List the labelled images at ``paths``, of any forms.
+
+        Raises:
+            UserError: a path holds no labelled images in an accepted form, or no label can be used.
+        """
         images = cls._listed(paths, Rules(charset, normalization))
         if not images.samples:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in images.rejected.counts.most_common(3))
@@ -72,7 +76,11 @@ class WordImages:
 
     @classmethod
     def open_as_written(cls, paths: Sequence[Path]) -> WordImages:
-        """List the labelled images at ``paths`` with their labels unchanged: for evaluation."""
+        """List the labelled images at ``paths`` with their labels unchanged: for evaluation.
+
+        Raises:
+            NotLabelled: a path holds no labelled images in an accepted form, or not one label.
+        """
         images = cls._listed(paths, None)
         if not images.samples:
             raise NotLabelled(f"no label in {', '.join(map(str, paths))}", "Name data with labels and images")
@@ -236,7 +244,11 @@ _FILES: dict[str, Callable[[Path], AbstractContextManager[WordImageWriter]]] = {
 
 @contextmanager
 def write_word_images(out: Path) -> Iterator[WordImageWriter]:
-    """Open ``out`` for labelled images; its suffix chooses the form: ``.lmdb``, ``.parquet``, else a folder."""
+    """Open ``out`` for labelled images; its suffix chooses the form: ``.lmdb``, ``.parquet``, else a folder.
+
+    Raises:
+        UserError: ``out`` holds labelled images already, or another process writes it.
+    """
     is_file = out.suffix in _FILES
     finished = out if is_file else out / LABELS_FILE
     with (locked_file if is_file else locked)(out):
@@ -258,7 +270,11 @@ class PackSummary:
 def pack_crops(folder: Path, out: Path) -> PackSummary:
     """Pack the labelled word images in ``folder``, of any form, into ``out``, which ends in ``.lmdb`` or ``.parquet``.
 
-    Bytes and labels are stored unchanged; labels are normalised when they are used. Damaged images are rejected."""
+    Bytes and labels are stored unchanged; labels are normalised when they are used. Damaged images are rejected.
+
+    Raises:
+        UserError: ``out`` ends otherwise or exists, or ``folder`` holds no readable labelled image.
+    """
     if out.suffix not in _FILES:
         raise UserError(f"{out} is neither .lmdb nor .parquet", "Give the output one of these suffixes")
     sources = find_sources(folder)

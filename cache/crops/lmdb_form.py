@@ -76,7 +76,10 @@ def stored_labels(path: Path, with_image: bool = False) -> Iterator[tuple[int, b
     """Yield number and label of each existing sample, counted from 0 or 1; `num-samples` may be too small.
 
     None where the label, or ``with_image`` its image, is missing, also of samples that only ``num-samples`` counts.
-    :class:`UserError` where the environment is damaged, or ``num-samples`` cannot be true."""
+
+    Raises:
+        UserError: the environment is damaged, or ``num-samples`` is impossible.
+    """
     prefixes = (_IMAGES, _LABELS) if with_image else (_LABELS,)
     environment = _environment(path)
     try:
@@ -108,7 +111,11 @@ def _numbers(transaction: Any, prefix: bytes) -> Iterator[int]:
 
 
 def picture_keys(path: Path) -> Iterator[bytes]:
-    """Yield all keys but those of labels and of the number of samples; :class:`UserError` where it is damaged."""
+    """Yield all keys but those of labels and of the number of samples.
+
+    Raises:
+        UserError: the environment is damaged.
+    """
     try:
         with _environment(path).begin() as transaction:
             for key in transaction.cursor().iternext(values=False):
@@ -119,7 +126,11 @@ def picture_keys(path: Path) -> Iterator[bytes]:
 
 
 def read_value(path: Path, key: bytes) -> bytes:
-    """Return the value of ``key``; :class:`KeyError` or :class:`OSError` where it is missing or damaged."""
+    """Return the value of ``key``.
+
+    Raises:
+        KeyError, OSError: it is missing or cannot be read.
+    """
     try:
         with _environment(path).begin() as transaction:
             value = transaction.get(key)

@@ -117,7 +117,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def image_column(schema: pa.Schema) -> str:
-    """Return the column with encoded images: one of :data:`IMAGE_COLUMNS`, or the only one that holds bytes."""
+    """Return the column with encoded images: one of :data:`IMAGE_COLUMNS`, or the only one that holds bytes.
+
+    Raises:
+        ValueError: there is none.
+    """
     columns = [field.name for field in schema if _holds_bytes(field.type)]
     for name in IMAGE_COLUMNS:
         if name in columns:

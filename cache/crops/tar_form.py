@@ -34,7 +34,11 @@ def members(path: Path) -> Iterator[tarfile.TarInfo]:
 
 
 def read_piece(path: Path, offset: int, size: int) -> bytes:
-    """Return ``size`` bytes from ``offset`` on, fewer at the file's end; an error for more than a picture may have."""
+    """Return ``size`` bytes from ``offset`` on, fewer at the file's end.
+
+    Raises:
+        OSError: the file cannot be read, or the size is too large for a picture.
+    """
     if size > LARGEST_FILE:
         raise OSError(f"{size} bytes are too many for a picture")
     with path.open("rb") as stream:

@@ -105,7 +105,11 @@ class Manifest:
         return checks.now(folder / name, record)
 
     def catalogues(self, folder: Path) -> list[Path]:
-        """Return the paths of all shards' catalogues, whose hashes were compared; see :meth:`checked`."""
+        """Return the paths of all shards' catalogues, whose hashes were compared; see :meth:`checked`.
+
+        Raises:
+            DamagedStore: a file differs from its hash.
+        """
         return [checks.now(folder / shard.catalogue, shard.files[shard.catalogue]) for shard in self.shards]
 
     def commit_files(self, folder: Path, *names: str) -> None:
@@ -245,7 +249,11 @@ def _records(stored: dict[str, dict[str, Any]]) -> dict[str, FileRecord]:
 
 
 def kind_of(folder: Path) -> str | None:
-    """Return which kind of store is in ``folder``; None where there is none."""
+    """Return which kind of store is in ``folder``; None where there is none.
+
+    Raises:
+        DamagedStore: the manifest cannot be read. UserError: it is of another format.
+    """
     path = folder / MANIFEST_FILE
     return checksummed.read_json(path).get("kind") if path.is_file() else None
 

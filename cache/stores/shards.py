@@ -398,7 +398,11 @@ class EmbeddingsStore:
         return f"{type(self).__name__}({str(self.folder)!r}, rows={len(self):,}, dim={self.dim}, encoder={encoder!r})"
 
     def catalogue(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the catalogue as an Arrow table, rows in order of the embeddings; all columns by default."""
+        """Return the catalogue as an Arrow table, rows in order of the embeddings; all columns by default.
+
+        Raises:
+            UserError: there is no such column.
+        """
         rows = self._dataset()
         unknown = [name for name in columns or () if name not in rows.schema.names]
         if unknown:

@@ -72,7 +72,11 @@ def word_counts(words: Words) -> Mapping[str, float] | None:
 
 
 def pack(counts: Mapping[str, float]) -> NDArray[np.uint8]:
-    """Return counts as compressed text, (bytes,), sorted: the same counts give the same bytes."""
+    """Return counts as compressed text, (bytes,), sorted: the same counts give the same bytes.
+
+    Raises:
+        UserError: they exceed the limit of a model file.
+    """
     text = "\n".join(f"{word}\t{counts[word]:.17g}" for word in sorted(counts)).encode()
     if len(text) > _MOST_BYTES:
         raise UserError(
