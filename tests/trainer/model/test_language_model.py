@@ -46,7 +46,7 @@ def counted(
 WORDS = {"street": 3.0, "Streets": 1.0, "STRAIT": 2.0, "a": 1.0, "tree-top": 0.5, "eeeeeeeee": 1.0}
 
 
-#: What was read, and the next character; none at the end of a word.
+#: The text so far, and the next character; none at the end of a word.
 AFTER = "|s  |S  s|t  st|r  STREE|T  street|  a|  |  x|q  eeeeeee|e  eeeeeeeee|  tree|-  zzzztr|e"
 
 
