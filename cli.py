@@ -39,14 +39,14 @@ from dptr.cache.options import WORKSPACE
 from dptr.cache.printing import visible, without_credentials
 from dptr.cache.processes import ignore_from_now_on, start_no_more_threads_than_usable, stop_once
 from dptr.pipeline import commands as stage_one
-from dptr.trainer.commands import recognition, sharing, training
+from dptr.trainer.commands import recognition, training
 
 _INTERRUPTED = 130
 #: Exit code when the reader of a pipe ends first, as in `| head -1`: that of the signal SIGPIPE.
 _READER_ENDED = 141
 
 app = command_group("Read word images; fine-tune and pre-train scene-text recognisers.")
-for _stage in (recognition, training, stage_one, stored, sharing):
+for _stage in (recognition, training, stage_one, stored):
     app.add_typer(_stage.commands)
 
 

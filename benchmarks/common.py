@@ -1,4 +1,4 @@
-"""What several benchmarks need: checked arguments, a CLIP of random weights, a process's memory and CPU time."""
+"""What several benchmarks need: checked arguments, words, a CLIP of random weights, a process's memory and CPU time."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from dptr.pipeline.options import resolve_device
@@ -83,3 +84,13 @@ def megabytes_without_files() -> float:
 def worked_seconds(process: int) -> float:
     """Return the CPU time that a process that has not been waited for has used so far (Linux)."""
     return time.clock_gettime((~process << 3) | 2)  # clock_getcpuclockid(3)
+
+
+def made_up_words(count: int) -> list[str]:
+    """Distinct words of two to four syllables, about as long as a dictionary's."""
+    generator = np.random.default_rng(0)
+    syllables = [a + b + c for a in "bcdfghlmnprstvw" for b in "aeiou" for c in ("", "n", "r", "st")]
+    words: dict[str, None] = {}
+    while len(words) < count:
+        words["".join(generator.choice(syllables, int(generator.integers(2, 5))))] = None
+    return list(words)

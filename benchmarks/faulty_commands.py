@@ -24,9 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from common import worked_seconds
+from common import made_up_words, worked_seconds
 from PIL import Image
-from plain_parseq import made_up_words
 
 SMALL = [
     *("decoder.dim=32", "decoder.heads=2", "decoder.feed_forward=32", "decoder.layers=1"),

@@ -293,7 +293,7 @@ def _workspace(place: Path) -> Fuzzed:
     """What ``dptr sql`` reads of a workspace that somebody else made: descriptions, logs and predictions of runs."""
     from dptr.cache.sql import ask, connect, tables
     from dptr.cache.workspace import Workspace
-    from dptr.trainer.predictions import keep_validation_predictions
+    from dptr.trainer.evaluate import keep_validation_predictions
 
     log = b"".join(b'{"step": %d, "loss": 0.5, "rate": 1e-3}\n' % step for step in range(9))
     _written(place / "metrics.jsonl", log)

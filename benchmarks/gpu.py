@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import at_least, save_clip, usable_device
+from common import at_least, made_up_words, save_clip, usable_device
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -135,8 +135,6 @@ def tests(device: torch.device) -> str:
 
 def measure(folder: Path, device: torch.device, seconds: float) -> Iterator[Measured]:
     """Yield the figures of each stage."""
-    from plain_parseq import made_up_words
-
     from dptr.trainer.recipe import load_recipe
 
     on_gpu = device.type == "cuda"
@@ -193,8 +191,7 @@ def stage_two(folder: Path, device: torch.device, recipe: Any, seconds: float) -
     from dptr.cache.row_set import RowSet
     from dptr.cache.stores.orp import OrpBank
     from dptr.cache.stores.prompts import PromptStore
-    from dptr.trainer.data.noisy_memory import NoiseSource
-    from dptr.trainer.data.prompt_batches import PromptBatches
+    from dptr.trainer.data.prompt_batches import NoiseSource, PromptBatches
     from dptr.trainer.model.decoders import build_decoder
 
     store = PromptStore(folder / "prompts")
@@ -246,7 +243,7 @@ def trained(
     settings: Any,
 ) -> Measured:
     """Train through the loader as the loop does, for so many seconds after a few steps."""
-    from dptr.trainer.training.loader import load_batches
+    from dptr.trainer.training.loop import load_batches
 
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, fused=True)
     loaded = load_batches(batches, range(10**6), settings.workers, device.type == "cuda")

@@ -35,7 +35,7 @@ from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.stores.shards import Embeddings, write_embeddings, write_shard
 from dptr.trainer.data.prompt_batches import PromptBatches, split_rows
 from dptr.trainer.recipe import load_recipe
-from dptr.trainer.training.loader import load_batches
+from dptr.trainer.training.loop import load_batches
 
 SHARD_ROWS, TOKENS, LONGEST, DISTINCT_SHARDS = 16384, 2, 12, 64
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -5,7 +5,8 @@ authors  their decoder (recipe `paper`: six layers of 512, six orders), one orde
 dptr     the recipe named, on embeddings from a prompt store; the seconds of embedding count
 
 The authors' losses are differentiated order by order: that bounds the memory at one order's graph and leaves the
-gradient as it is. With --way each way can have a process of its own.
+gradient as it is. Both decoders are the same module; only the arrangement of its work differs. With --way each way can
+have a process of its own.
 
 Both learn the same words from the same CLIP, with as many rows a step and a rate that stays after its warm-up; neither
 gets noise. The clock stands still while held-out words are read. --out keeps each point of the curves as soon as it is
@@ -18,41 +19,45 @@ Smallest size: --quick --rows 60 --held-out 10 --batch 4 --limit 0.2 --every 1 -
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import at_least, save_clip, usable_device
+import torch.nn.functional as F
+from common import at_least, made_up_words, save_clip, usable_device
 from numpy.typing import NDArray
-from plain_parseq import losses_of_orders, made_up_words, padded_targets, update
-from pretrain import authors_memory
-from torch import Tensor
+from torch import Tensor, nn
 
 from dptr.cache.errors import run_script
 from dptr.cache.progress import set_quiet
 from dptr.cache.row_set import RowSet
 from dptr.cache.stores.prompts import PromptStore
+from dptr.cache.text.charset import Charset
 from dptr.pipeline.clip.loading import Clip, load_clip
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
+from dptr.pipeline.text.templates import Template
 from dptr.trainer.data.prompt_batches import PromptBatches
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
-from dptr.trainer.model.decoders.base import Decoder, Memory
-from dptr.trainer.model.decoders.parseq import ParseqDecoder
+from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
+from dptr.trainer.model.decoders.parseq import ParseqDecoder, TwoStreamLayer, attention_masks, draw_permutations
+from dptr.trainer.model.layers import Attention
 from dptr.trainer.pretrain import decode_texts, read_prompts
 from dptr.trainer.recipe import Recipe, load_recipe
-from dptr.trainer.training.state import MovingAverage
+from dptr.trainer.training.checkpoint import MovingAverage
 
 #: The authors' rate for 768 rows a step, which they scale with the batch; and steps until it is reached.
 AUTHORS_RATE, AUTHORS_BATCH, WARMUP = 1.485e-3, 768, 50
-
+#: What the authors pad to: tokens of a prompt, characters of a label.
+PROMPT_TOKENS, LABEL_LENGTH = 77, 25
 
 #: Accuracy at one point of a curve.
 Point = dict[str, Any]
@@ -223,6 +228,82 @@ class Authors(Way):
             )
             texts += decode_texts(logits, self.store.charset)
         return texts
+
+
+def authors_memory(clip: Clip, labels: list[str], device: torch.device) -> Tensor:
+    """[pooled; all 77 embeddings] from CLIP, as the authors make it at every step: (labels, 78, dim)."""
+    prompts = [Template().prompt(label) for label in labels]
+    encoded = clip.tokenizer(
+        prompts, padding="max_length", max_length=PROMPT_TOKENS, truncation=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        output = clip.model.text_model(input_ids=encoded["input_ids"].to(device))
+        pooled = clip.model.text_projection(output.pooler_output)
+    return torch.cat([pooled[:, None], output.last_hidden_state], dim=1)
+
+
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, losses: Iterable[Tensor]) -> None:
+    """One step on the sum of ``losses``, each of which is freed before the next is made."""
+    optimizer.zero_grad(set_to_none=True)
+    for loss in losses:
+        loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 20.0)
+    optimizer.step()
+
+
+def padded_targets(labels: list[str], charset: Charset) -> Targets:
+    """Begin, label, end, padded to 27; inputs and outputs are 26 long each."""
+    targets = Targets.of(labels, charset)
+    missing = LABEL_LENGTH + 1 - targets.inputs.shape[1]
+    inputs, outputs = (F.pad(ids, (0, missing), value=targets.padding) for ids in (targets.inputs, targets.outputs))
+    return dataclasses.replace(targets, inputs=inputs, outputs=outputs)
+
+
+def losses_of_orders(decoder: ParseqDecoder, memory: Tensor, targets: Targets) -> Iterator[Tensor]:
+    """Each order's part of the loss; taken and differentiated one by one, the graph of one order is in memory."""
+    targets = targets.to(memory.device)
+    outputs = targets.outputs
+    without_end = outputs.masked_fill(outputs == targets.end, targets.padding)
+    visible = (targets.inputs != targets.padding)[:, None, None, :]
+    orders = draw_permutations(LABEL_LENGTH, decoder.shape.permutations).to(memory.device)
+    of_order = [outputs if number < 2 else without_end for number in range(len(orders))]
+    counted = sum((part != targets.padding).sum() for part in of_order)
+    for order, expected in zip(orders, of_order, strict=True):
+        content_mask, query_mask = (mask[:, None] & visible for mask in attention_masks(order[None]))
+        content = decoder.dropout(decoder.embed(targets.inputs))
+        query = decoder.dropout(decoder.positions[: targets.inputs.shape[1]].expand(len(memory), -1, -1))
+        for depth, layer in enumerate(decoder.stack):
+            normed = layer.norm_content(content)
+            query = stream(layer, query, layer.norm_query(query), normed, memory, query_mask)
+            if depth + 1 < len(decoder.layers):
+                content = stream(layer, content, normed, normed, memory, content_mask)
+        logits = decoder.logits(query).flatten(0, 1).float()
+        summed = F.cross_entropy(logits, expected.flatten(), ignore_index=targets.padding, reduction="sum")
+        yield summed / counted
+
+
+def stream(
+    layer: TwoStreamLayer, x: Tensor, normed: Tensor, content: Tensor, memory: Tensor, mask: Tensor | None
+) -> Tensor:
+    """One stream through one layer; keys and values are made anew for each, as PARSeq's attention modules do."""
+    x = x + layer.dropout(weighted_attention(layer.self_attention, normed, content, mask))
+    x = x + layer.dropout(weighted_attention(layer.cross_attention, layer.norm_cross(x), memory, None))
+    thought: Tensor = layer.dropout(layer.feed_forward(layer.norm_feed_forward(x)))
+    return x + thought
+
+
+def weighted_attention(attention: Attention, x: Tensor, source: Tensor, mask: Tensor | None) -> Tensor:
+    """What ``nn.MultiheadAttention`` computes by default, weights included, with this attention's parameters."""
+    dim, heads = attention.query.out_features, attention.heads
+    keys, values = attention.key_value.weight.chunk(2)
+    forbidden = None if mask is None else ~mask.expand(-1, heads, -1, -1).flatten(0, 1)
+    mixed, _ = F.multi_head_attention_forward(
+        x.transpose(0, 1), source.transpose(0, 1), source.transpose(0, 1), dim, heads, None,
+        torch.cat([attention.query.bias, attention.key_value.bias]), None, None, False, attention.dropout,
+        attention.out.weight, attention.out.bias, attn_mask=forbidden, use_separate_proj_weight=True,
+        q_proj_weight=attention.query.weight, k_proj_weight=keys, v_proj_weight=values,
+    )  # fmt: skip
+    return mixed.transpose(0, 1)
 
 
 def small(recipe: Recipe, arguments: argparse.Namespace) -> Recipe:

@@ -32,7 +32,6 @@ _PLACES = {
     "pipeline/clip": "CLIP models",
     "pipeline": "Stage 1",
     "trainer/export.py": "Export: `export`, `push`",
-    "trainer/onnx_graph.py": "Export: `export`, `push`",
     "trainer/push.py": "Export: `export`, `push`",
     "trainer/report.py": "Reports: `report`",
     "trainer/model": "Recognisers, decoders and encoders",

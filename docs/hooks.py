@@ -131,14 +131,14 @@ def _sections() -> Iterator[str]:
 def _views() -> Iterator[str]:
     from dptr.cache import rejections
     from dptr.cache.stores import image_features, neighbours, orp, prompts
-    from dptr.trainer import predictions
+    from dptr.trainer import evaluate
 
     schemas = {
         "prompts": prompts.CATALOGUE_SCHEMA,
         "crops": orp.CATALOGUE_SCHEMA,
         "image_features": image_features.CATALOGUE_SCHEMA,
         "neighbours": neighbours.TABLE_SCHEMA,
-        "predictions": predictions.SCHEMA,
+        "predictions": evaluate.PREDICTIONS,
         "rejected_text, rejected_photos, rejected_crops, rejected_words": rejections.SCHEMA,
     }
     yield "## SQL views"

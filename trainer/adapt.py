@@ -708,7 +708,7 @@ def _shares(crops: WordImages, mix: str) -> list[float]:
     """Return the sampling rate of each data set of labelled crops; they add up to 1."""
     sizes = np.bincount(crops.samples.every_data_set(), minlength=len(crops.samples.data_sets))
     weights = mixing_weights(crops, mix)
-    shares = sizes if weights is None else weights.of_sets * sizes
+    shares = sizes if weights is None else weights * sizes
     return [max(float(share), 1e-9) for share in shares / shares.sum()]
 
 

@@ -1,21 +1,32 @@
-"""Evaluation by the field's protocol or the Chinese benchmark's: word accuracy and 1-NED per data set."""
+"""Evaluation by the field's protocol or the Chinese benchmark's: word accuracy and 1-NED per data set.
+
+Predictions are kept in a run's folder, as ``predictions`` of ``dptr sql``.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from dptr.cache.choices import Units
 from dptr.cache.crops.dataset import UnreadableImage, WordImages
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import PREDICTIONS_FOLDER, QUARANTINE_FILE, VALIDATION_WORDS
 from dptr.cache.printing import table as laid_out
 from dptr.cache.progress import note, progress
+from dptr.cache.rejections import Quarantine
+from dptr.cache.stores import checksummed as checksummed
+from dptr.cache.stores.files import atomic_path, remove_leftovers
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.cache.text.units import number_of_units, script_of_label
@@ -133,20 +144,29 @@ def evaluate(
     for name, result in read.items():
         if not result.ground_truths:
             raise UserError(f"{name} has no readable word image", "Check the folder and its label file")
-    protocols = PROTOCOLS[protocol]
-    scores = {name: {p: _score(result, p) for p in protocols} for name, result in read.items()}
+    protocols, results = PROTOCOLS[protocol], list(read.values())
     rejected = sum(images.rejected.total for images in sets.values())
+    scores = {name: {p: _score(result, p) for p in protocols} for name, result in read.items()}
+    of_protocol = {p: [of_set[p] for of_set in scores.values()] for p in protocols}
+    judged = [(*row, result.units) for result in results for row in _as_written(result)]
+    by_length = _accuracy_by((number_of_units(truth, units), truth == found.text) for _, truth, found, units in judged)
+    by_script = _accuracy_by((script_of_label(truth), truth == found.text) for _, truth, found, _ in judged)
+    right = [truth == found.text for _, truth, found, _ in judged]
+    wrong = [row for row in judged if row[1] != row[2].text]
     return Evaluation(
         protocols=protocols,
         sets=scores,
-        weighted={p: _weighted([scores[name][p] for name in scores]) for p in protocols},
-        averaged={p: _averaged([scores[name][p] for name in scores]) for p in protocols},
-        accuracy_by_length=_by_length(list(read.values())),
-        accuracy_by_script=_by_script(list(read.values())),
-        calibration_error=_calibration_error(list(read.values())),
-        mistakes=_mistakes(list(read.values())),
-        words=sum(len(result.ground_truths) for result in read.values()),
-        quarantined=rejected + sum(len(result.unreadable) for result in read.values()),
+        weighted={p: _weighted(found) for p, found in of_protocol.items()},
+        averaged={p: _averaged(found) for p, found in of_protocol.items()},
+        accuracy_by_length=dict(sorted(by_length.items())),
+        accuracy_by_script=dict(sorted(by_script.items(), key=lambda item: (-item[1][0], item[0]))),
+        calibration_error=calibration_error([found.confidence for _, _, found, _ in judged], right) if judged else 0.0,
+        mistakes=[
+            Mistake(key, truth, found.text, found.confidence)
+            for key, truth, found, _ in sorted(wrong, key=lambda row: -row[2].confidence)[:_EXAMPLES]
+        ],
+        words=sum(len(result.ground_truths) for result in results),
+        quarantined=rejected + sum(len(result.unreadable) for result in results),
         seconds=time.monotonic() - started,
         read=read,
     )
@@ -219,38 +239,12 @@ def _as_written(read: ReadImages) -> list[tuple[str, str, Prediction]]:
     return [row for row in rows if row[1]]
 
 
-def _by_length(results: Sequence[ReadImages]) -> dict[int, tuple[int, float]]:
-    return dict(sorted(_accuracy_by(results, number_of_units).items()))
-
-
-def _by_script(results: Sequence[ReadImages]) -> dict[str, tuple[int, float]]:
-    by_script = _accuracy_by(results, lambda ground_truth, _: script_of_label(ground_truth))
-    return dict(sorted(by_script.items(), key=lambda item: (-item[1][0], item[0])))
-
-
-def _accuracy_by(results: Sequence[ReadImages], key: Callable[[str, Units], Key]) -> dict[Key, tuple[int, float]]:
-    """Return words and accuracy, as written, by what ``key`` makes of a ground truth and its units."""
+def _accuracy_by(judged: Iterable[tuple[Key, bool]]) -> dict[Key, tuple[int, float]]:
+    """Return words and accuracy by a key of each word."""
     hits: dict[Key, list[bool]] = defaultdict(list)
-    for result in results:
-        for _, ground_truth, prediction in _as_written(result):
-            hits[key(ground_truth, result.units)].append(ground_truth == prediction.text)
-    return {value: (len(found), sum(found) / len(found)) for value, found in hits.items()}
-
-
-def _calibration_error(results: Sequence[ReadImages]) -> float:
-    rows = [row for result in results for row in _as_written(result)]
-    right = [ground_truth == prediction.text for _, ground_truth, prediction in rows]
-    return calibration_error([prediction.confidence for _, _, prediction in rows], right) if rows else 0.0
-
-
-def _mistakes(results: Sequence[ReadImages]) -> list[Mistake]:
-    wrong = [
-        Mistake(key, ground_truth, prediction.text, prediction.confidence)
-        for result in results
-        for key, ground_truth, prediction in _as_written(result)
-        if ground_truth != prediction.text
-    ]
-    return sorted(wrong, key=lambda mistake: -mistake.confidence)[:_EXAMPLES]
+    for key, right in judged:
+        hits[key].append(right)
+    return {key: (len(found), sum(found) / len(found)) for key, found in hits.items()}
 
 
 _TITLES = {
@@ -384,3 +378,76 @@ def _plain(result: ProtocolScore) -> dict[str, Any]:
         return {"words": 0, "empty": result.empty, "too_long": result.too_long}
     interval = wilson(round(result.score.accuracy * result.words), result.words)
     return {**asdict(result.score), "accuracy_interval": interval, "empty": result.empty, "too_long": result.too_long}
+
+
+#: Predictions for labelled crops, or for words from their embeddings, as ``dptr sql`` shows them. ``correct`` compares
+#: as written; an image that could not be read has neither ``prediction`` nor ``correct``.
+PREDICTIONS = pa.schema(
+    [
+        ("data", pa.string()),  # the data set, as it was named
+        ("key", pa.string()),  # which image of it
+        ("ground_truth", pa.string()),
+        ("prediction", pa.string()),
+        ("correct", pa.bool_()),
+        ("length", pa.int32()),  # units of the ground truth
+        ("confidence", pa.float64()),
+        ("character_confidences", pa.list_(pa.float64())),
+        ("step", pa.int64()),  # of the training; null for a model file
+    ]
+)
+
+
+def keep_predictions(folder: Path, data: str, read: ReadImages, step: int | None = None) -> Path:
+    """Write the predictions on one data set into a run's folder, replacing earlier ones."""
+    rows = [
+        {**_judged(key, read.as_written(truth), read.as_written(found.text), read.units), "step": step,
+         "confidence": found.confidence, "character_confidences": found.character_confidences}
+        for key, truth, found in zip(read.keys, read.ground_truths, read.predictions, strict=True)
+    ]  # fmt: skip
+    rows += [{"key": _unicode(key), "step": step} for key in read.unreadable]
+    name = hashlib.sha256(str(Path(data).absolute()).encode("utf-8", "surrogateescape")).hexdigest()[:12]
+    return _write(folder / PREDICTIONS_FOLDER / f"{name}.parquet", data, rows)
+
+
+def keep_validation_predictions(
+    folder: Path, labels: Sequence[str], predictions: Sequence[str], units: Units = "codepoint"
+) -> None:
+    """Write what a pre-training read last of its validation words, each of shape (words,), into its folder.
+
+    Lengths count ``units``.
+    """
+    # The lock's holder is the only writer, except for a concurrent evaluation, which prints a note and continues.
+    remove_leftovers(folder / PREDICTIONS_FOLDER)
+    rows = [_judged(label, label, text, units) for label, text in zip(labels, predictions, strict=True)]
+    _write(folder / PREDICTIONS_FOLDER / "validation_words.parquet", VALIDATION_WORDS, rows)
+
+
+def _judged(key: str, truth: str, text: str, units: Units) -> dict[str, Any]:
+    found = {"ground_truth": truth, "prediction": text, "correct": truth == text}
+    return {"key": _unicode(key), **found, "length": number_of_units(truth, units)}
+
+
+def _write(out: Path, data: str, rows: list[dict[str, Any]]) -> Path:
+    schema = PREDICTIONS.with_metadata(checksummed.METADATA)
+    table = pa.Table.from_pylist([{**row, "data": _unicode(data)} for row in rows], schema)
+    with atomic_path(out) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+        checksummed.checksum(temporary)
+    return out
+
+
+def keep_rejections(folder: Path, images: WordImages) -> None:
+    """Write which labelled images training left out, and why, into a run's folder: in ``rejected_words``."""
+    if not images.rejected.total and not (folder / QUARANTINE_FILE).is_file():
+        return
+    with Quarantine(folder / QUARANTINE_FILE) as quarantine:
+        for source in images.sources:
+            quarantine.reads(_unicode(source))
+        for rejection in images.rejected.listed:
+            item = f"{rejection.key} {rejection.label!r}"
+            quarantine.reject(_unicode(rejection.source), None, item, rejection.reason)
+
+
+def _unicode(name: str) -> str:
+    """Return a name as Unicode: names of files need not be."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -1,16 +1,22 @@
-"""Stage 3: train an image encoder, the Feature Merge Unit and a pre-trained decoder on labelled word images."""
+"""Stage 3: train an image encoder, the Feature Merge Unit and a pre-trained decoder on labelled word images.
+
+Weights to start from need not fit exactly: a changed charset keeps every unit that both sides have, a longer label the
+positions that both have, higher images how a column of them is merged. All else must fit or is reported, because a
+decoder that starts from random weights unnoticed is taken for a bad recipe.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from dptr.cache.crops.dataset import WordImages, split, without_overlap
 from dptr.cache.errors import UserError
@@ -19,20 +25,17 @@ from dptr.cache.progress import note
 from dptr.cache.stores.files import sha256_of
 from dptr.cache.text.charset import Charset
 from dptr.trainer.choices import Tracker
-from dptr.trainer.data.image_batches import CropBatches, ImageBatches, Oddities
+from dptr.trainer.data.image_batches import ImageBatches, Oddities
 from dptr.trainer.data.image_features import StoredBatches, StoredCrops, require_one_kind
-from dptr.trainer.evaluate import read_stored_crops, read_word_images
+from dptr.trainer.evaluate import keep_rejections, read_stored_crops, read_word_images
 from dptr.trainer.metrics import field_score, score
 from dptr.trainer.model.encoders import build_encoder
 from dptr.trainer.model.encoders.base import Encoder, GivenTokens, PretrainedEncoder
-from dptr.trainer.model.encoders.clip import PREFIX, weights_hash
+from dptr.trainer.model.encoders.clip import PREFIX, require_weights, weights_hash
 from dptr.trainer.model.recognizer import Recognizer
-from dptr.trainer.model.weight_loading import Coverage, load_weights
-from dptr.trainer.predictions import keep_rejections
 from dptr.trainer.recipe import EncoderSettings, FmuSettings, Recipe, Settings
-from dptr.trainer.training import loop, processes, runs, step_log
+from dptr.trainer.training import loop, processes, runs
 from dptr.trainer.training.checkpoint import checkpoint_folder, find_checkpoint, load_state
-from dptr.trainer.zero_shot import require_its_clip
 
 #: What the names of a recogniser's encoder's weights begin with.
 _ENCODER = "encoder."
@@ -100,7 +103,7 @@ def finetune(
         if processes.is_first():
             run.keep_untrained(untrained)
             keep_rejections(out, images)
-    batches: CropBatches
+    batches: ImageBatches | StoredBatches
     if isinstance(training, StoredCrops):
         batches = StoredBatches(training, charset, recipe)
     else:
@@ -115,7 +118,7 @@ def finetune(
         validate=validate or partial(validated, images=validation or training, device=device),
         groups=parameter_groups(recognizer, recipe),
         longest_label=recipe.decoder.max_label_length,
-        observers=step_log.observers(track, out),
+        track=track,
         fixed_statistics=recipe.finetune.batch_norm == "fixed",
         starts_trained=start is not None and start.kind == "finetune" and validate is None,
         require_finite=batches.require_finite,
@@ -198,8 +201,7 @@ def data_identity(
 
 def encoder_of(recogniser: runs.Trained) -> EncoderSettings:
     """Return the settings with which a recogniser's encoder serves another: at one width, which any FMU takes."""
-    if recogniser.kind != "finetune":
-        raise UserError(f"{recogniser.name} has no image encoder", "Name a run of `dptr finetune`, or a model file")
+    runs.require_recogniser(recogniser)
     return recogniser.recipe.encoder.model_copy(update={"image_widths": ""})
 
 
@@ -211,26 +213,17 @@ def parts_of(start: runs.Trained | None, encoder_is_named: bool = False) -> dict
     """
     if start is None:
         return {}
+    recipe = start.recipe
+    fixed: dict[str, Settings] = {"decoder": recipe.decoder, "memory": recipe.memory}
     if start.kind != "pretrain":
-        return parts_of_recogniser(start.recipe)
-    seen = seen_through(start.recipe.memory.kind, start.clip, encoder_is_named)
-    return {"decoder": start.recipe.decoder, "memory": start.recipe.memory, **seen}
-
-
-def parts_of_recogniser(recipe: Recipe) -> dict[str, Settings]:
-    """Return the sections of a recogniser's recipe that its weights fix."""
-    return {name: getattr(recipe, name) for name in ("decoder", "memory", "encoder", "fmu")}
-
-
-def seen_through(memory: str, clip: str, encoder_is_named: bool = False) -> dict[str, Settings]:
-    """Return the sections of a recipe that follow from what a decoder learnt to read: see :func:`parts_of`."""
-    if memory == "pooled" and clip and not encoder_is_named:
-        return {"encoder": EncoderSettings(kind=PREFIX + clip)}
-    return {"fmu": FmuSettings(kind="none")} if memory == "columns" else {}
+        return fixed | {"encoder": recipe.encoder, "fmu": recipe.fmu}
+    if recipe.memory.kind == "pooled" and start.clip and not encoder_is_named:
+        return fixed | {"encoder": EncoderSettings(kind=PREFIX + start.clip)}
+    return fixed | ({"fmu": FmuSettings(kind="none")} if recipe.memory.kind == "columns" else {})
 
 
 def require_clip_of(start: runs.Trained | None, recipe: Recipe, model: Path | None) -> None:
-    """Check that a encoder in ``model`` that was chosen for the pre-training run to start from is that run's own.
+    """Check that an encoder in ``model`` that was chosen for the pre-training run to start from is that run's own.
 
     Raises:
         DamagedStore: the CLIP of that name is another one by now.
@@ -238,7 +231,7 @@ def require_clip_of(start: runs.Trained | None, recipe: Recipe, model: Path | No
     if not isinstance(start, runs.Run) or start.recipe.memory.kind != "pooled" or model is None:
         return
     if recipe.encoder.kind == PREFIX + start.clip:
-        require_its_clip(start, model)
+        require_weights(model, start.clip, start.clip_weights, str(start.folder))
 
 
 def parameter_groups(recognizer: Recognizer, recipe: Recipe) -> list[loop.ParameterGroup]:
@@ -284,3 +277,97 @@ def validated(model: torch.nn.Module, images: WordImages, device: torch.device) 
         **({"accuracy_36": folded.score.accuracy, "words_36": folded.words} if folded.score else {}),
         "one_minus_ned": exact.one_minus_ned,
     }
+
+
+#: The convolutional encoder's weights, (to, from, rows, 1), that make one token of the rows of a column.
+_COLUMN_MERGE = "encoder.merge.0.weight"
+
+
+@dataclass
+class Coverage:
+    """Report of loading weights.
+
+    Attributes:
+        loaded: complete tensors. partial: tensor -> loaded part. missing: expected but not there.
+        extra: there but not expected. mismatched: tensor -> the two shapes.
+    """
+
+    loaded: list[str] = field(default_factory=list)
+    partial: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    extra: list[str] = field(default_factory=list)
+    mismatched: dict[str, str] = field(default_factory=dict)
+
+    def lines(self) -> list[str]:
+        """Return the report, a line for each kind of outcome that occurred."""
+        lines = [f"{len(self.loaded)} tensors loaded"]
+        lines += [f"loaded in part: {name} ({what})" for name, what in self.partial.items()]
+        lines += [f"left as initialised, shapes differ: {name} ({what})" for name, what in self.mismatched.items()]
+        if self.missing:
+            lines.append(f"left as initialised, not in the file: {', '.join(self.missing)}")
+        if self.extra:
+            lines.append(f"in the file but not in the model: {', '.join(self.extra)}")
+        return lines
+
+
+def load_weights(
+    model: nn.Module, tensors: Mapping[str, Tensor], old: Charset | None = None, new: Charset | None = None
+) -> Coverage:
+    """Copy ``tensors`` into ``model`` where names and shapes fit, carrying characters and positions over.
+
+    Args:
+        model: a decoder, or a module whose part ``decoder`` is one.
+        tensors: the other model's state dict.
+        old, new: the charsets of the two, when characters may have to be carried over.
+    """
+    coverage = Coverage(extra=sorted(set(tensors) - set(model.state_dict())))
+    with torch.no_grad():
+        for name, target in model.state_dict().items():
+            source = tensors.get(name)
+            if source is None:
+                coverage.missing.append(name)
+            elif old is not None and new is not None and _is_per_character(name) and not old.same_units_as(new):
+                shared = _carry_characters(target, source, name, old, new)
+                coverage.partial[name] = f"{shared} of {len(new.characters)} characters"
+            elif source.shape == target.shape:
+                target.copy_(source)
+                coverage.loaded.append(name)
+            elif name.endswith("positions") and source.shape[1:] == target.shape[1:]:
+                count = min(len(source), len(target))
+                target[:count].copy_(source[:count])
+                coverage.partial[name] = f"{count} of {len(target)} positions"
+            elif name.endswith(_COLUMN_MERGE) and source.shape[:2] == target.shape[:2]:
+                target.copy_(_stretched(source.float(), target.shape[2]))
+                coverage.partial[name] = f"{source.shape[2]} rows stretched to {target.shape[2]}"
+            else:
+                coverage.mismatched[name] = f"{tuple(source.shape)} in the file, {tuple(target.shape)} in the model"
+    return coverage
+
+
+def _stretched(weights: Tensor, rows: int) -> Tensor:
+    """Spread what is summed over the rows of a column over as many as a higher or lower image has."""
+    before = weights.shape[2]
+    spread = F.interpolate(weights.squeeze(3), size=rows, mode="linear", align_corners=True)
+    return spread.unsqueeze(3) * (before / rows)
+
+
+def _is_per_character(name: str) -> bool:
+    # A recogniser's decoder, or the one within a decoder of pooled vectors.
+    part = name.rpartition("decoder.")[2]
+    return part in ("head.weight", "head.bias", "embedding.weight")
+
+
+def _carry_characters(target: Tensor, source: Tensor, name: str, old: Charset, new: Charset) -> int:
+    """Copy the rows of the end, begin, padding and every shared character; return how many characters are shared."""
+    if source.shape[1:] != target.shape[1:]:
+        return 0
+    target[new.end].copy_(source[old.end])
+    if "embedding" in name:
+        target[new.begin].copy_(source[old.begin])
+        target[new.padding].copy_(source[old.padding])
+    row_of = {unit: row for row, unit in enumerate(old.characters, start=1)}
+    shared = [(row, row_of[unit]) for row, unit in enumerate(new.characters, start=1) if unit in row_of]
+    if shared:
+        rows, rows_of_old = torch.tensor(shared).T
+        target[rows] = source[rows_of_old].to(target)  # half precision, where it was exported so
+    return len(shared)

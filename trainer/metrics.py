@@ -60,23 +60,14 @@ class ProtocolScore:
         return self.score.words if self.score else 0
 
 
-def score(
-    ground_truths: Sequence[str], predictions: Sequence[str], charset: Charset | None = None, units: Units = "codepoint"
-) -> Score:
-    """Compare predictions with the ground truth, both mapped onto ``charset`` first when one is given.
-
-    Distances and lengths count ``units``.
+def score(ground_truths: Sequence[str], predictions: Sequence[str], units: Units = "codepoint") -> Score:
+    """Compare predictions with the ground truth; distances and lengths count ``units``.
 
     Raises:
         ValueError: nothing to compare, or the two differ in number.
     """
     if not ground_truths or len(ground_truths) != len(predictions):
         raise ValueError(f"{len(ground_truths)} ground truths and {len(predictions)} predictions")
-    if charset is not None:
-        ground_truths, predictions = (
-            [charset.project(t) for t in ground_truths],
-            [charset.project(r) for r in predictions],
-        )
     pairs = [(split(t, units), split(r, units)) for t, r in zip(ground_truths, predictions, strict=True)]
     distances = [Levenshtein.distance(*pair) for pair in pairs]
     normalized = [distance / max(len(t), len(r), 1) for distance, (t, r) in zip(distances, pairs, strict=True)]

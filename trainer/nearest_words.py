@@ -101,32 +101,30 @@ def nearest_words(
     wanted = list(dict.fromkeys([*labels, *(word.lower() for word in lexicon)]))
     words, vectors = _text_vectors(texts, wanted)
     column = {word: number for number, word in enumerate(words)}
-    rejected, crops, found = 0, dict[str, int](), dict[str, list[NDArray[np.float32]]]()
-    own: dict[str, list[int]] = {}
+    found: dict[str, tuple[NDArray[np.int64], NDArray[np.float32]]] = {}
     with progress("comparing", len(labels), "crops") as bar:
         for name, one in sets.items():
-            found[name], own[name] = [], []
+            own, pictures = list[int](), list[NDArray[np.float32]]()
             for place, encoded in _image_vectors(images, one, column):
                 bar.advance(len(place))
-                own[name] += [column[one.samples[row].label.lower()] for row in place]
-                found[name].append(encoded)
-            crops[name] = len(own[name])
-            rejected += len(one) - crops[name]
-    if not any(crops.values()):
+                own += [column[one.samples[row].label.lower()] for row in place]
+                pictures.append(encoded)
+            if own:
+                found[name] = np.array(own), np.concatenate(pictures)
+    if not found:
         raise UserError(
             f"no crop has a label that the tokenizer of {clip_name} can write", "Use a CLIP of its language"
         )
-    crops = {name: count for name, count in crops.items() if count}
-    pictures = {name: np.concatenate(found[name]) for name in crops}
-    first: dict[str, dict[str, int]] = {}
-    among: dict[str, dict[str, int]] = {}
-    text_mean, image_mean = vectors.mean(0), np.concatenate(list(pictures.values())).mean(0)
+    crops = {name: len(own) for name, (own, _) in found.items()}
+    rejected = len(labels) - sum(crops.values())
+    first: dict[str, dict[str, int]] = {kind: {} for kind in CENTRED}
+    among: dict[str, dict[str, int]] = {kind: {} for kind in CENTRED}
+    text_mean, image_mean = vectors.mean(0), np.concatenate([seen for _, seen in found.values()]).mean(0)
     for kind in CENTRED:
         centred = kind != CENTRED[0]
         candidates = _unit(vectors - text_mean) if centred else vectors
-        first[kind], among[kind] = {}, {}
-        for name, seen in pictures.items():
-            ranks = _ranks(_unit(seen - image_mean) if centred else seen, candidates, np.array(own[name]))
+        for name, (own_words, seen) in found.items():
+            ranks = _ranks(_unit(seen - image_mean) if centred else seen, candidates, own_words)
             first[kind][name], among[kind][name] = int((ranks == 0).sum()), int((ranks < _AMONG).sum())
     seconds = time.monotonic() - started
     return NearestWords(len(words), len(wanted) - len(words), crops, rejected, first, among, seconds, clip.load_seconds)

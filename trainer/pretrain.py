@@ -18,16 +18,15 @@ from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
 from dptr.cache.text.charset import Charset
 from dptr.trainer.choices import Tracker
-from dptr.trainer.data.noisy_memory import NoiseSource, noisy_memory
-from dptr.trainer.data.prompt_batches import PromptBatches, split_rows
+from dptr.trainer.data.prompt_batches import NoiseSource, PromptBatches, noisy_memory, split_rows
+from dptr.trainer.evaluate import keep_validation_predictions
 from dptr.trainer.metrics import score
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder
 from dptr.trainer.model.decoders.pooled import PooledDecoder
-from dptr.trainer.predictions import keep_validation_predictions
 from dptr.trainer.recipe import MemorySettings, PretrainSettings, Recipe
 from dptr.trainer.seeds import generator_of
-from dptr.trainer.training import loop, processes, runs, step_log
+from dptr.trainer.training import loop, processes, runs
 
 if TYPE_CHECKING:
     from dptr.cache.stores.neighbours import Neighbours
@@ -83,7 +82,7 @@ def pretrain(
         validate=lambda model: validate(model, store, noise, validation, recipe, charset, device, out),
         groups=[loop.ParameterGroup(list(decoder.parameters()))],
         longest_label=recipe.decoder.max_label_length,
-        observers=step_log.observers(track, out),
+        track=track,
         require_finite=batches.require_finite,
     )
     steps_before = run.step()

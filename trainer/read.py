@@ -30,13 +30,13 @@ from dptr.pipeline.clip.clip_files import find_clip
 from dptr.pipeline.options import resolve_device
 from dptr.trainer.choices import Protocol, ReadingPrecision
 from dptr.trainer.evaluate import PROTOCOLS, Evaluation, evaluate
+from dptr.trainer.model.encoders.clip import PREFIX, ClipEncoder, describe, require_weights
 from dptr.trainer.model.folding import cpu_has_bfloat16
-from dptr.trainer.model.model_file import from_hub, load_model
+from dptr.trainer.model.model_file import from_hub
 from dptr.trainer.model.reading import read_pictures
 from dptr.trainer.model.recognizer import Prediction, Recognizer, Trained, load_recognizer
 from dptr.trainer.named_models import kept_in, model_at, model_path
-from dptr.trainer.training.runs import Run
-from dptr.trainer.zero_shot import zero_label_recognizer
+from dptr.trainer.training.runs import Run, require_recogniser
 
 #: A picture of one word or line: a file, a PIL image, an array, uint8, (height, width, 3) RGB or (height, width) grey,
 #: or a tensor, (3, height, width) or (1, height, width), uint8 from 0 to 255 or floating from 0 to 1.
@@ -326,14 +326,40 @@ def _has_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def _recognizer(run: Path, device: str) -> Recognizer:
-    if run.is_file():
-        return load_model(run, device)
-    description = Run.load(run)
-    if description.kind == "pretrain":
-        return zero_label_recognizer(description, find_clip, device)
-    description.require_recogniser()
-    return load_recognizer(description, device)
+def _recognizer(path: Path, device: str) -> Recognizer:
+    model = model_at(path)
+    if isinstance(model, Run) and model.kind == "pretrain":
+        return zero_label_recognizer(model, device)
+    require_recogniser(model)
+    return load_recognizer(model, device)
+
+
+def zero_label_recognizer(run: Run, device: str = "cpu") -> Recognizer:
+    """Put a pre-training run's decoder behind the image encoder of the CLIP that embedded its text, in evaluation mode.
+
+    CLIP's embeddings of an image of a text are near to those of the text, which the decoder was trained on. With memory
+    of kind ``pooled`` it reads the image's pooled vector, with ``tokens`` the image's projected tokens.
+
+    Raises:
+        UserError: the decoder was trained on columns, which no image encoder gives; or the CLIP is not to be found.
+        DamagedStore: the CLIP of that name is another one by now.
+    """
+    if run.recipe.memory.kind == "columns":
+        raise UserError(
+            f"{run.folder} was pre-trained with memory.kind=columns, which CLIP's image encoder does not provide",
+            "Fine-tune it (`dptr finetune`), or pre-train with --set memory.kind=pooled",
+        )
+    if not run.clip:
+        raise UserError(f"{run.folder} does not record the CLIP that embedded its text", "Pre-train again")
+    folder = find_clip(run.clip)
+    require_weights(folder, run.clip, run.clip_weights, str(run.folder))
+    recipe = run.recipe.replace("encoder", kind=PREFIX + run.clip, config=describe(folder))
+    recipe = recipe.replace("fmu", kind="none").replace("finetune", ctc_weight=0.0)
+    recognizer = Recognizer(recipe, run.charset, run.memory_dim)
+    recognizer.decoder.load_state_dict(run.weights())
+    if isinstance(recognizer.encoder, ClipEncoder):
+        recognizer.encoder.load(folder)
+    return recognizer.to(device).eval()
 
 
 @dataclass

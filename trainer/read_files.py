@@ -10,7 +10,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice, takewhile
 from pathlib import Path
@@ -68,30 +68,27 @@ def words_of_page(page: Path, boxes: Path) -> Iterator[Source]:
         yield {"image": str(page), "box": box.number, "corners": box.corners}, partial(box.cut_from, picture)
 
 
-@dataclass
-class Tally:
-    """Numbers of read pictures, and of rejected ones by reason."""
+def read_rows(
+    reader: Reader, sources: Iterable[Source], problems: list[str], batch_size: int | None = None
+) -> Iterator[Row]:
+    """Yield a row for each picture that can be read, in order; memory holds a few batches.
 
-    read: int = 0
-    problems: list[str] = field(default_factory=list)
-
-
-def read_rows(reader: Reader, sources: Iterable[Source], tally: Tally, batch_size: int | None = None) -> Iterator[Row]:
-    """Yield a row for each picture that can be read, in order, and count; memory holds a few batches.
+    What keeps others from being read goes to ``problems``.
 
     Raises:
         UserError: there is no picture, or none can be read.
     """
+    read = 0
     for described, found in _found_in(reader, sources, batch_size):
         if isinstance(found, UserError):
-            tally.problems.append(f"{found}")
+            problems.append(f"{found}")
         else:
-            tally.read += 1
+            read += 1
             yield {**described, **vars(found)}
-    if not tally.read and not tally.problems:
+    if not read and not problems:
         raise UserError("no image named", "Name pictures of one word each, or folders of them")
-    if not tally.read:
-        raise UserError(f"none of {len(tally.problems)} images could be read: {tally.problems[0]}")
+    if not read:
+        raise UserError(f"none of {len(problems)} images could be read: {problems[0]}")
 
 
 def _found_in(

@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from dptr.cache.errors import UserError
 from dptr.trainer.choices import Distortions, FmuKind, FmuStart, NoiseDraw, Refinement, Sampling
@@ -320,22 +321,12 @@ def parse_recipe(values: Mapping[str, Any], origin: str, changed: Mapping[str, s
     Raises:
         UserError: an unknown key, or a value that is not of its type or out of its range.
     """
-    given = changed or {}
-    for section, content in values.items():
-        if section not in Recipe.model_fields:
-            named = [option for key, option in given.items() if key.partition(".")[0] == section]
-            raise _unknown(section, list(Recipe.model_fields), named[0] if named else origin)
-        if not isinstance(content, Mapping):
-            raise UserError(f"{section!r} in {origin} is not a section", f"Write [{section}] and its keys below")
-        keys = _keys_of(section)
-        for name in content:
-            if name not in keys:
-                key = f"{section}.{name}"
-                raise _unknown(key, [f"{section}.{known}" for known in keys], given.get(key, origin))
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise _rejection(error, origin, given) from error
+        # An unknown key comes first: what else is wrong may follow from it.
+        found = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+        raise _rejection(found[0], origin, changed or {}) from error
 
 
 def recipe_to_toml(recipe: Recipe) -> str:
@@ -356,19 +347,24 @@ def _keys_of(section: str) -> dict[str, FieldInfo]:
     return keys
 
 
-def _rejection(error: ValidationError, origin: str, given: Mapping[str, str]) -> UserError:
-    """Turn the first of pydantic's complaints into one line: the key, its value, and what it may be."""
-    first = error.errors()[0]
-    if len(first["loc"]) < 2:
-        options = [option for key, option in given.items() if key.partition(".")[0] == str(first["loc"][0])]
-        where = ", ".join([*options, origin])
-        return UserError(f"{first['msg'].removeprefix('Value error, ')} ({where})", "Change one of them")
-    section, name = map(str, first["loc"][:2])
-    key, wanted = f"{section}.{name}", allowed(_keys_of(section)[name])
-    return UserError(
-        f"{key} = {first['input']!r} in {given.get(key, origin)} cannot be used",
-        f"Give {wanted}",
-    )
+def _rejection(error: ErrorDetails, origin: str, given: Mapping[str, str]) -> UserError:
+    """Turn one of pydantic's complaints into one line: the key, its value, and what it may be."""
+    section, *rest = map(str, error["loc"])
+    key = ".".join([section, *rest[:1]])
+    options = [option for name, option in given.items() if name.partition(".")[0] == section]
+    where = given.get(key, origin) if rest else ", ".join([*options, origin])
+    match error["type"]:
+        case "extra_forbidden":
+            known = [f"{section}.{name}" for name in _keys_of(section)] if rest else list(Recipe.model_fields)
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            place = where if rest else [*options, origin][0]
+            return UserError(f"unknown key {key!r} in {place}", f"Did you mean {near[0]!r}?")
+        case "model_type":
+            return UserError(f"{section!r} in {origin} is not a section", f"Write [{section}] and its keys below")
+        case _ if rest:
+            wanted = allowed(_keys_of(section)[rest[0]])
+            return UserError(f"{key} = {error['input']!r} in {where} cannot be used", f"Give {wanted}")
+    return UserError(f"{error['msg'].removeprefix('Value error, ')} ({where})", "Change one of them")
 
 
 def allowed(field: FieldInfo) -> str:
@@ -404,8 +400,3 @@ def _apply(values: dict[str, Any], change: str) -> str:
     if isinstance(content, dict):  # what is no section is named when all is checked
         content[name] = value
     return f"{section}.{name}"
-
-
-def _unknown(key: str, known: list[str], origin: str) -> UserError:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return UserError(f"unknown key {key!r} in {origin}", f"Did you mean {near[0]!r}?")

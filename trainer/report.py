@@ -11,7 +11,6 @@ import html
 import io
 import math
 import re
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from matplotlib import rcsetup
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from PIL import Image
@@ -42,8 +42,7 @@ from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path
 from dptr.cache.stores.orp import OrpBank
 from dptr.cache.stores.prompts import PromptStore
-from dptr.trainer.data.noisy_memory import NoiseSource
-from dptr.trainer.data.prompt_batches import split_rows
+from dptr.trainer.data.prompt_batches import NoiseSource, split_rows
 from dptr.trainer.metrics import wilson
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.fmu import FeatureMergeUnit
@@ -52,7 +51,7 @@ from dptr.trainer.model.reading import read_pictures, width_for
 from dptr.trainer.model.recognizer import Prediction, Recognizer, load_recognizer
 from dptr.trainer.pretrain import read_prompts
 from dptr.trainer.training import step_log
-from dptr.trainer.training.runs import Run
+from dptr.trainer.training.runs import Run, require_recogniser
 
 _MOST_CROPS, _BATCH, _EXAMPLES, _LABELS_SHOWN = 2000, 128, 12, 24
 #: Pixels of a picture at most; of an attention map for each column of the image, each query and each character.
@@ -66,7 +65,7 @@ _STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 10.5,
     # Dashes distinguish lines that cover each other, and all of them without colours.
-    "axes.prop_cycle": matplotlib.cycler(color=_SERIES, linestyle=["-", "--", ":", "-."]),
+    "axes.prop_cycle": rcsetup.cycler(color=_SERIES, linestyle=["-", "--", ":", "-."]),
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
     **dict.fromkeys(("axes.edgecolor", "grid.color"), _LINE),
     "axes.grid": True,
@@ -111,22 +110,13 @@ class Section:
     tables: Sequence[Table] = ()
 
 
-@dataclass(frozen=True)
-class ReportSummary:
-    """Result of a report: the page, and its number of sections."""
-
-    out: Path
-    sections: int
-    seconds: float
-
-
 def report(
     run: Run,
     out: Path,
     crops: WordImages | None = None,
     stores: tuple[PromptStore, OrpBank | None] | None = None,
-) -> ReportSummary:
-    """Write the report of ``run``.
+) -> int:
+    """Write the report of ``run``; return how many sections it has.
 
     Args:
         run: a run with a checkpoint. out: the file to write.
@@ -136,9 +126,8 @@ def report(
     Raises:
         UserError: the run has not trained far enough, or crops are given for a decoder without an encoder.
     """
-    started = time.monotonic()
     if crops is not None:
-        run.require_recogniser()
+        require_recogniser(run)
     metrics, damaged = step_log.read(run.folder / METRICS_FILE)
     # An adaptation that did not help keeps the weights of its start, which have no step and no metrics.
     if not metrics and run.step():
@@ -158,7 +147,7 @@ def report(
         # Names of files need not be UTF-8; what cannot be written is written as its code.
         page = render(f"dptr: {run.folder.name}", _headline(run, metrics, compared), summary, sections)
         temporary.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return ReportSummary(out, len(sections), time.monotonic() - started)
+    return len(sections)
 
 
 def render(title: str, headline: str, summary: str, sections: Sequence[Section]) -> str:
@@ -184,21 +173,14 @@ def _compared(run: Run) -> dict[str, Any]:
 
 
 def _result(compared: dict[str, Any]) -> Section:
-    rows = [
-        [
-            Cell(text)
-            for text in (
-                title,
-                f"{one['crops']:,}",
-                f"{one['before']:.1%}",
-                f"{one['after']:.1%}",
-                "{:.1%} to {:.1%}".format(*one["interval"]),
-            )
-        ]
-        for title, one in compared.items()
-    ]
+    shown = "{crops:,}|{before:.1%}|{after:.1%}|{interval[0]:.1%} to {interval[1]:.1%}"
+    rows = [_texts(title, *shown.format(**one).split("|")) for title, one in compared.items()]
     columns = ["crops", "number", "before", "after", "95 % interval"]
     return Section("Result", tables=[Table("Word accuracy, with the interval after training", columns, rows)])
+
+
+def _texts(*texts: object) -> list[Cell]:
+    return [Cell(str(text)) for text in texts]
 
 
 def _headline(run: Run, metrics: Sequence[dict[str, Any]], compared: dict[str, Any]) -> str:
@@ -313,7 +295,7 @@ def _predicted_prompts(run: Run, store: PromptStore, bank: OrpBank | None) -> Se
         [Cell(label), *(Cell(text, wrong=not _equal(label, text)) for text in texts)]
         for label, *texts in list(zip(labels, *predictions, strict=True))[:_LABELS_SHOWN]
     ]
-    total = [Cell("word accuracy"), *(Cell(accuracy(count, len(labels))) for count in right)]
+    total = _texts("word accuracy", *(accuracy(count, len(labels)) for count in right))
     columns = ["label", *(f"noise {ratio:g}" for ratio in ratios)]
     note = f"{len(labels):,} validation labels, read from their text embeddings and compared case-insensitively."
     return Section("Predictions", note, tables=[Table("By noise ratio", columns, [total, *shown])])
@@ -470,10 +452,7 @@ def _made(run: Run) -> Section:
         **checksummed.read_json(run.folder / RUN_FILE).get("versions", {}),
     }
     named = {"Run": facts, "Recipe": flat(run.recipe.defining(run.kind))}
-    tables = [
-        Table(title, [], [[Cell(name), Cell(str(value))] for name, value in rows.items()])
-        for title, rows in named.items()
-    ]
+    tables = [Table(title, [], [_texts(*row) for row in rows.items()]) for title, rows in named.items()]
     return Section("How it was made", tables=tables)
 
 

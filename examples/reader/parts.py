@@ -23,8 +23,8 @@ from PIL import Image
 from dptr.cache.crops.dataset import WordImages, preprocess, write_word_images
 from dptr.cache.errors import run_script
 from dptr.cache.text.normalization import Normalization
-from dptr.trainer.model.model_file import BUNDLED, load_model
-from dptr.trainer.model.recognizer import Recognizer
+from dptr.trainer.model.model_file import BUNDLED, ModelFile
+from dptr.trainer.model.recognizer import Recognizer, load_recognizer
 
 #: Least mean log probability of a column for an alignment to be believed.
 _BELIEVED = -0.35
@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=6, help="how many to make, times the crops")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    recognizer = load_model(arguments.model)
+    recognizer = load_recognizer(ModelFile.open(arguments.model))
     images = WordImages.open(arguments.crops, recognizer.charset, Normalization())
     found = list(cuttable(recognizer, images))
     if not found:

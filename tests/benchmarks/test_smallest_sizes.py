@@ -36,7 +36,6 @@ WITHOUT = {
     "fuzzed_readers.py",
     "common.py",
     "learner.py",
-    "plain_parseq.py",
     "peers.py",
     "peer_readers.py",
     "rapidocr_worker.py",

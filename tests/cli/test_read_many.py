@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from dptr.cache.errors import UserError
 from dptr.cli import run_command
 from dptr.trainer.model.recognizer import Prediction
-from dptr.trainer.read_files import Tally, looks_like_page, read_boxes, read_rows
+from dptr.trainer.read_files import looks_like_page, read_boxes, read_rows
 
 SQUARE = [(10.0, 20.0), (50.0, 20.0), (50.0, 30.0), (10.0, 30.0)]
 FORMS = {
@@ -286,7 +286,7 @@ class ReadsNothing:
 
 def test_pages_are_named_and_many_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     sources: Any = [({"image": f"{number}.jpg"}, lambda: Image.new("RGB", (800, 900))) for number in range(5)]
-    rows = list(read_rows(ReadsNothing(), sources, Tally()))  # type: ignore[arg-type]
+    rows = list(read_rows(ReadsNothing(), sources, []))  # type: ignore[arg-type]
     told = capsys.readouterr().err
     assert [row["image"] for row in rows] == [f"{number}.jpg" for number in range(5)]
     assert "0.jpg looks like a page" in told

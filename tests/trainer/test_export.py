@@ -22,13 +22,12 @@ from dptr.cache.text.lexicon import Lexicon
 from dptr.cli import run_command
 from dptr.trainer import read
 from dptr.trainer.choices import ExportTarget
-from dptr.trainer.export import export, renamed
+from dptr.trainer.export import export, largest_difference, renamed
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Memory
 from dptr.trainer.model.model_file import BUNDLED, ModelFile
 from dptr.trainer.model.reading import width_for
 from dptr.trainer.model.recognizer import Prediction, Recognizer, load_recognizer
-from dptr.trainer.onnx_graph import largest_difference
 from dptr.trainer.read import load
 from dptr.trainer.recipe import Recipe
 from dptr.trainer.training import runs

@@ -19,12 +19,12 @@ from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.trainer.data.image_batches import ImageBatches
+from dptr.trainer.export import export_onnx
 from dptr.trainer.finetune import finetune
 from dptr.trainer.model.decoders import build_decoder, emitted_by
 from dptr.trainer.model.decoders.base import Memory, Targets
 from dptr.trainer.model.decoders.ctc import ctc_loss
 from dptr.trainer.model.recognizer import Recognizer, load_recognizer
-from dptr.trainer.onnx_graph import export_onnx
 from dptr.trainer.pretrain import PromptStore, pretrain
 from dptr.trainer.recipe import Recipe, load_recipe
 from dptr.trainer.training.runs import Run, charset_of_run, start_or_continue

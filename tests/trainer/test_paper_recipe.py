@@ -20,8 +20,7 @@ from dptr.cache.stores.shards import Embeddings
 from dptr.cli import run_command
 from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
-from dptr.trainer.data.noisy_memory import NoiseSource
-from dptr.trainer.data.prompt_batches import PromptBatches
+from dptr.trainer.data.prompt_batches import NoiseSource, PromptBatches
 from dptr.trainer.pretrain import pretrain
 from dptr.trainer.recipe import Recipe, load_recipe
 

@@ -19,9 +19,8 @@ from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
-from dptr.trainer.evaluate import ReadImages
+from dptr.trainer.evaluate import ReadImages, keep_predictions, keep_rejections, keep_validation_predictions
 from dptr.trainer.model.recognizer import Prediction
-from dptr.trainer.predictions import keep_predictions, keep_rejections, keep_validation_predictions
 
 
 @pytest.fixture

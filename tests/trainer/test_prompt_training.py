@@ -25,11 +25,10 @@ from dptr.pipeline.text.corpus import CorpusSettings
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.trainer import pretrain as stage
 from dptr.trainer.data.batch_order import BatchOrder
-from dptr.trainer.data.noisy_memory import NoiseSource, text_memory, token_memory
-from dptr.trainer.data.prompt_batches import split_rows
+from dptr.trainer.data.prompt_batches import NoiseSource, split_rows, text_memory, token_memory
+from dptr.trainer.finetune import load_weights
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, DecoderShape, Memory, Targets
-from dptr.trainer.model.weight_loading import load_weights
 from dptr.trainer.pretrain import pretrain
 from dptr.trainer.recipe import DecoderSettings, NoiseSettings, Recipe
 

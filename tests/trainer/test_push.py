@@ -22,9 +22,8 @@ from dptr.cache.errors import UserError
 from dptr.cache.file_names import PREDICTIONS_FOLDER
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
-from dptr.trainer.evaluate import ReadImages
+from dptr.trainer.evaluate import ReadImages, keep_predictions
 from dptr.trainer.model.model_file import BUNDLED
-from dptr.trainer.predictions import keep_predictions
 from dptr.trainer.push import model_card
 from dptr.trainer.recipe import Recipe
 from dptr.trainer.training import runs

@@ -21,7 +21,7 @@ from dptr.cache.stores.shards import Embeddings
 from dptr.cli import run_command
 from dptr.pipeline.clip.clip_files import BUNDLED
 from dptr.pipeline.clip.loading import load_clip
-from dptr.trainer.data.noisy_memory import NoiseSource, column_memory, place_letters, pooled_memory
+from dptr.trainer.data.prompt_batches import NoiseSource, column_memory, place_letters, pooled_memory
 from dptr.trainer.model.encoders.clip import whole_hash
 from dptr.trainer.read import load
 from dptr.trainer.recipe import NoiseSettings

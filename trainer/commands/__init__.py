@@ -1,4 +1,1 @@
-"""Commands of stages 2 and 3: training and recognition; options are what they share.
-
-starts finds what a training starts from.
-"""
+"""Commands of stages 2 and 3: training makes runs, recognition uses them; options are what they share."""

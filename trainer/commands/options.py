@@ -14,9 +14,6 @@ from dptr.trainer.choices import ReadingPrecision, Tracker
 
 if TYPE_CHECKING:
     from dptr.cache.crops.dataset import WordImages
-    from dptr.cache.text.charset import Charset
-    from dptr.cache.text.normalization import Normalization
-    from dptr.trainer.recipe import Recipe
     from dptr.trainer.training.runs import Trained
 
 RunFolder = Annotated[AnyPath | None, typer.Option("-o", "--out", help="Folder of the run.")]
@@ -73,24 +70,6 @@ def named_data(data: Paths | None) -> list[Path]:
     return paths
 
 
-def training_normalization(recipe: "Recipe", charset: "Charset", simplified: bool = False) -> "Normalization":
-    """Labels as the recipe's decoder can take them, in the charset's normal form, with spaces if it has one.
-
-    Traditional Chinese is ``simplified`` if asked for.
-    """
-    from dptr.cache.text.normalization import Normalization
-
-    longest = recipe.decoder.max_label_length
-    return Normalization.of(charset, max_label_length=longest, simplified=simplified)
-
-
-def measuring_normalization(charset: "Charset") -> "Normalization":
-    """Labels of any length: characters that a recogniser cannot emit count as errors."""
-    from dptr.cache.text.normalization import Normalization
-
-    return Normalization.of(charset, max_label_length=_ANY_LENGTH)
-
-
 def labels_left_out(images: "WordImages") -> list[str]:
     """Report rejected and changed labels, with examples."""
     lines = []
@@ -104,12 +83,13 @@ def labels_left_out(images: "WordImages") -> list[str]:
 def crops_for(data: Paths | None, run: "Trained") -> "WordImages | None":
     """Open labelled crops with a run's charset, or as written where it has no label of theirs; None without data."""
     from dptr.cache.crops.dataset import WordImages
+    from dptr.cache.text.normalization import Normalization
 
     if not data:
         return None
     paths = named_data(data)
     try:
-        return WordImages.open(paths, run.charset, measuring_normalization(run.charset))
-    except UserError:
         # Characters that the recogniser cannot emit count as errors.
+        return WordImages.open(paths, run.charset, Normalization.of(run.charset, max_label_length=_ANY_LENGTH))
+    except UserError:
         return WordImages.open_as_written(paths)

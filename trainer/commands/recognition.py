@@ -1,4 +1,4 @@
-"""Commands that use a run: read, measure, show and export it."""
+"""Commands that use a run: read, measure, show, export and upload it."""
 
 import sys
 from collections.abc import Iterator
@@ -29,6 +29,10 @@ from dptr.trainer.named_models import NEWEST, kept_in, name_of, newest_run, reco
 
 if TYPE_CHECKING:
     from dptr.trainer.evaluate import Evaluation
+import time
+
+from dptr.trainer.choices import ExportTarget
+from dptr.trainer.named_models import model_at, model_path
 
 _EXAMPLES = 12
 
@@ -101,7 +105,7 @@ def _nearest_words(clip: str, data: list[Path], lexicon: str | None, device: str
 
 def _keep(workspace: Workspace, run: Path, result: "Evaluation") -> None:
     """Save predictions with the run, for ``dptr sql``; print a note if they cannot be written."""
-    from dptr.trainer.predictions import keep_predictions
+    from dptr.trainer.evaluate import keep_predictions
     from dptr.trainer.training.runs import Run
 
     folder, step = kept_in(workspace, run), None if run.is_file() else Run.load(run).step()
@@ -138,8 +142,6 @@ def read(
 
     Example: dptr read sign.png
     """
-    import time
-
     from dptr.trainer import read_files as stage
     from dptr.trainer.read import PictureFiles, load_reader
 
@@ -156,27 +158,28 @@ def read(
     sources = stage.pictures(files) if boxes is None else stage.words_of_page(Path(images[0]), boxes)
     if "-" in images:
         batch_size = batch_size or 1  # each prediction is printed before the next name is read
-    tally = stage.Tally()
-    report: Report[None] = Report({"out": str(out or run)}, problems=tally.problems)
+    report: Report[None] = Report({"out": str(out or run), "rows": 0})
 
     def rows() -> Iterator[tuple[dict[str, Any], str]]:
-        used = time.process_time()
-        for row in stage.read_rows(reader, sources, tally, batch_size):
+        used, read = time.process_time(), 0
+        for row in stage.read_rows(reader, sources, report.problems, batch_size):
+            read += 1
             yield row, _shown(row)
-        counts = {"rows": tally.read, "computed": tally.read, "quarantined": len(tally.problems)}
-        counts["passed_over"] = files.passed_over.total()
-        if files.passed_over:
-            kinds = ", ".join(f"{count:,} {ending}" for ending, count in files.passed_over.most_common())
-            note(f"skipped {files.passed_over.total():,} files that are not images: {kinds}")
-        seconds, each = time.monotonic() - loaded, 1000 * (time.process_time() - used) / tally.read
-        report.figures |= {**counts, "seconds": seconds, "load_seconds": loaded - started, "core_milliseconds": each}
-        note(f"{tally.read:,} read in {seconds:.1f} s, {each:.1f} ms of one core each")
+        passed_over = files.passed_over
+        if passed_over:
+            kinds = ", ".join(f"{count:,} {ending}" for ending, count in passed_over.most_common())
+            note(f"skipped {passed_over.total():,} files that are not images: {kinds}")
+        counts = {"rows": read, "computed": read, "quarantined": len(report.problems)}
+        seconds, each = time.monotonic() - loaded, 1000 * (time.process_time() - used) / read
+        report.figures |= {**counts, "passed_over": passed_over.total(), "seconds": seconds}
+        report.figures |= {"load_seconds": loaded - started, "core_milliseconds": each}
+        note(f"{read:,} read in {seconds:.1f} s, {each:.1f} ms of one core each")
 
     if out is None:
         report.rows = rows()
         return report
     stage.write_rows(out, (row for row, _ in rows()))
-    report.text = f"{tally.read:,} predictions in {out}"
+    report.text = f"{report.figures['rows']:,} predictions in {out}"
     return report
 
 
@@ -219,14 +222,15 @@ def report(
     place = place.with_stores(prompts, orp)
     candidates = [place.prompts, place.orp]
     stores = stage.matching_stores(described, candidates) if described.kind == "pretrain" else None
-    summary = stage.report(described, out, crops, stores)
-    lines = [str(summary.out)]
+    started = time.monotonic()
+    sections = stage.report(described, out, crops, stores)
+    lines = [str(out)]
     if described.kind == "finetune" and crops is None:
         lines.append("no predictions on it: name labelled crops")
     if described.kind == "pretrain" and stores is None:
         lines.append("no predictions on it: the stores in this workspace are not those the run was trained on")
-    figures = {"out": str(summary.out), "rows": summary.sections, "computed": summary.sections, "quarantined": 0}
-    return Report({**figures, "seconds": summary.seconds}, "\n".join(lines))
+    figures = {"out": str(out), "rows": sections, "computed": sections, "quarantined": 0}
+    return Report({**figures, "seconds": time.monotonic() - started}, "\n".join(lines))
 
 
 def examples_table(run: Path, crops: Path) -> str:
@@ -241,3 +245,83 @@ def examples_table(run: Path, crops: Path) -> str:
         for row, found in zip(rows, predictions, strict=True)
     ]
     return table(["image", "ground_truth", "read", ""], shown)
+
+
+_Half = Annotated[bool, typer.Option("--half", help="Store float16 weights (safetensors only).")]
+
+
+@command(commands, "export", "Share")
+def export(
+    run: Annotated[str, typer.Argument(help="A run or `newest`, a model file, `bundled` or `scripts`.")],
+    *,
+    workspace: WorkspaceFolder = WORKSPACE,
+    to: Annotated[ExportTarget, typer.Option(help="Output format; parseq and openocr: decoder weights only.")],
+    out: OutFile = None,
+    data: Annotated[list[Path] | None, typer.Option("--data", help="Labelled crops for the ONNX check.")] = None,
+    half: _Half = False,
+    lexicon: LexiconFile = None,
+) -> Report[None]:
+    """Write a model for other programs (ONNX is checked).
+
+    Example: dptr export bundled --to onnx
+    """
+    from dptr.trainer import export as stage
+
+    described = model_at(model_path(Workspace.at(workspace), run))
+    crops = crops_for(data, described)
+    out = out or stage.default_path(described, to)
+    require_replaceable(out, as_model=True)
+    summary = stage.export(described, to, out, crops, half, lexicon)
+    checked = f", as torch reads on {summary.checked} images (scores {summary.largest_difference:.0e} apart)"
+    text = f"{summary.out}, {summary.out.stat().st_size / 1e6:.1f} MB" + (checked if summary.checked else "")
+    figures = {"out": str(summary.out), "rows": 1, "computed": 1, "quarantined": 0, "seconds": summary.seconds}
+    return Report({**figures, "checked": summary.checked, "largest_difference": summary.largest_difference}, text)
+
+
+@command(commands, "push", "Share")
+def push(
+    run: Annotated[str, typer.Argument(help="A run or `newest`, or a model file.")],
+    repo: Annotated[str, typer.Argument(help="USER/MODEL on the Hugging Face Hub.")],
+    *,
+    workspace: WorkspaceFolder = WORKSPACE,
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
+    license: Annotated[
+        str | None, typer.Option("--license", help="License identifier, for example apache-2.0.")
+    ] = None,
+    half: _Half = False,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Write the files to this folder instead of uploading them.")
+    ] = None,
+) -> Report[None]:
+    """Upload a model with its card to the Hugging Face hub.
+
+    The card shows what `evaluate` measured; `user/model` then names the model.
+
+    Example: dptr push newest me/greek-signs --license apache-2.0
+    """
+    from dptr.trainer import push as stage
+
+    started = time.monotonic()
+    place = Workspace.at(workspace)
+    path = model_path(place, run)
+    described, read = model_at(path), kept_in(place, path)
+    if out is not None:
+        require_replaceable(out)
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise UserError(f"{out} holds files already", "Name a new folder with -o")
+        stage.write_files(described, repo, read, out, license, half)
+        figures: dict[str, Any] = {"out": str(out)}
+        text = f"in {out}: {', '.join(stage.FILES)}; nothing was pushed"
+    else:
+        pushed = stage.push(described, repo, read, private, license, half)
+        figures = {"out": repo, "commit": pushed.oid, "url": pushed.commit_url}
+        text = f"{pushed.commit_url}\nuse it: dptr read {repo} word.png"
+    counts = {
+        "files": list(stage.FILES),
+        "rows": 1,
+        "computed": 1,
+        "quarantined": 0,
+        "seconds": time.monotonic() - started,
+    }
+    return Report({**figures, **counts}, text)

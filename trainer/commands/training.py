@@ -26,7 +26,6 @@ from dptr.trainer.commands.options import (
     labels_left_out,
     named_data,
     recipe_changes,
-    training_normalization,
 )
 from dptr.trainer.named_models import recogniser_named, start_named
 
@@ -162,6 +161,7 @@ def finetune(
     Example: dptr finetune crops/ --from bundled --text words.txt
     """
     from dptr.cache.text.charset import Charset
+    from dptr.cache.text.normalization import Normalization
     from dptr.pipeline.clip.clip_files import find_clip
     from dptr.trainer import adapt as adaptation
     from dptr.trainer import finetune as stage
@@ -199,14 +199,17 @@ def finetune(
     known = start.charset if start else stores[0].charset if stores else Charset.named("94")
     # Normalisation comes from the run to start from, or from the store, also with a named charset.
     named = replace(Charset.named(charset), unicode=known.unicode) if charset else known
-    named = _in_units(named, units, paths, training_normalization(settings, named, simplified))
+    longest = settings.decoder.max_label_length
+    rules = Normalization.of(named, max_label_length=longest, simplified=simplified)
+    named = _in_units(named, units, paths, rules)
     material = None
     if start is not None and is_adapted:
         material = adaptation.Material.read(
             paths, paths_of(text), Path(photos) if photos else None, paths_of(unlabelled)
         )
         named, settings = adaptation.fitted(paths, material, start, settings, named if charset or units else None)
-    normalization = training_normalization(settings, named, simplified)
+    longest = settings.decoder.max_label_length
+    normalization = Normalization.of(named, max_label_length=longest, simplified=simplified)
     named = normalization.charset(named)
     images = open_crops(paths, named, normalization)
     to_validate = open_crops(validated, named, normalization) if validated else None

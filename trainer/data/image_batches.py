@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -71,28 +70,22 @@ class Oddities:
         self.portrait.update(batch.portrait)
 
 
-class CropBatches(ABC):
-    """Batch number -> :class:`ImageBatch`; a pure function of the recipe's seed and the number."""
+class CropBatches:
+    """Batch number -> :class:`ImageBatch`; a pure function of the recipe's seed and the number.
+
+    Attributes:
+        per_epoch: batches of an epoch.
+    """
+
+    per_epoch: int
 
     def __init__(self, charset: Charset, recipe: Recipe) -> None:
         self._charset, self._for_columns = charset, recipe.finetune.ctc_weight > 0
         self._seed = recipe.finetune.seed
 
-    @property
-    @abstractmethod
-    def per_epoch(self) -> int:
-        """Batches of an epoch."""
-
     def targets(self, labels: Sequence[str]) -> Targets:
         """Encode labels for the decoder, and for a CTC loss beside it."""
         return Targets.of(labels, self._charset, self._for_columns)
-
-    def require_finite(self, number: int) -> None:  # noqa: B027
-        """Check the inputs of batch ``number``; pictures hold no NaN."""
-
-    @abstractmethod
-    def __call__(self, number: int) -> ImageBatch:
-        """Return batch ``number``, counted from 0 through all epochs."""
 
 
 class ImageBatches(CropBatches):
@@ -108,11 +101,10 @@ class ImageBatches(CropBatches):
         self._height = height
         self._groups = _groups(images, recipe, height, widths)
         self._ends = np.cumsum([group.batches for group in self._groups])
+        self.per_epoch = int(self._ends[-1])
 
-    @property
-    def per_epoch(self) -> int:
-        """Batches of an epoch."""
-        return int(self._ends[-1])
+    def require_finite(self, number: int) -> None:
+        """Check what batch ``number`` was made of; pictures hold no NaN."""
 
     def _group_of(self, number: int) -> tuple[_Group, int]:
         """Return the group that batch ``number`` is of, and which of the group's batches it is."""
@@ -169,12 +161,12 @@ def batch_order(images: WordImages, recipe: Recipe, inside: NDArray[np.bool_] | 
     """Return which rows make which batch: of all images, or of those ``inside``, shape (samples,)."""
     settings = recipe.finetune
     every = EveryRow(len(images))
-    weights = mixing_weights(images, settings.mix)
+    weights = _weights_of_samples(images, settings.mix)
     if weights is None:
         rows = every if inside is None else np.flatnonzero(inside)
         return BatchOrder(rows, None, settings.batch_size, settings.seed)
-    within = weights if inside is None else _WeightsWithin(weights, inside)
-    return BatchOrder(every, None, settings.batch_size, settings.seed, WeightedRows(len(images), within))
+    within = weights if inside is None else weights * inside
+    return BatchOrder(every, None, settings.batch_size, settings.seed, WeightedRows(len(images), within.take))
 
 
 def _groups(images: WordImages, recipe: Recipe, height: int, widths: Sequence[int]) -> list[_Group]:
@@ -186,9 +178,10 @@ def _groups(images: WordImages, recipe: Recipe, height: int, widths: Sequence[in
     if not longest:
         order = batch_order(images, recipe)
         return [_Group(order, widths, order.batches_per_epoch)]
-    group_of = np.searchsorted(longest, _label_lengths(images), side="left")
-    weights = mixing_weights(images, recipe.finetune.mix)
-    shares = np.ones(len(images)) if weights is None else weights(np.arange(len(images)))
+    lengths = np.fromiter((len(sample.label) for sample in images.samples), np.int32, len(images))
+    group_of = np.searchsorted(longest, lengths, side="left")
+    weights = _weights_of_samples(images, recipe.finetune.mix)
+    shares = np.ones(len(images)) if weights is None else weights
     groups = []
     for group in np.unique(group_of).tolist():
         _, least, most = _WIDTHS_OF_LENGTHS[group]
@@ -200,38 +193,13 @@ def _groups(images: WordImages, recipe: Recipe, height: int, widths: Sequence[in
     return groups
 
 
-def _label_lengths(images: WordImages) -> NDArray[np.int32]:
-    """Return the number of code points of each label, shape (samples,)."""
-    lengths = (len(sample.label) for sample in images.samples)
-    return np.fromiter(lengths, np.int32, len(images))
+def _weights_of_samples(images: WordImages, mix: str) -> NDArray[np.float64] | None:
+    weights = mixing_weights(images, mix)
+    return None if weights is None else weights[images.samples.every_data_set()]
 
 
-@dataclass(frozen=True)
-class _WeightsWithin:
-    """Weights that are 0 for samples outside ``inside``, shape (samples,)."""
-
-    weights: MixingWeights
-    inside: NDArray[np.bool_]
-
-    def __call__(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
-        return self.weights(samples) * self.inside[samples]
-
-
-@dataclass(frozen=True)
-class MixingWeights:
-    """Weights of samples: ``of_sets`` (data sets,) has a sample's weight by its data set, ``sets`` (samples,)."""
-
-    sets: NDArray[np.integer]
-    of_sets: NDArray[np.float64]
-
-    def __call__(self, samples: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the weights of ``samples``, of the same shape."""
-        weights: NDArray[np.float64] = self.of_sets[self.sets[samples]]
-        return weights
-
-
-def mixing_weights(images: WordImages, mix: str) -> MixingWeights | None:
-    """Return each sample's weight, so that data sets are drawn in the proportions of ``mix``.
+def mixing_weights(images: WordImages, mix: str) -> NDArray[np.float64] | None:
+    """Return the weight of each data set's samples, (data sets,), so that sets are drawn in the proportions of ``mix``.
 
     None without a mix: all are drawn alike.
 
@@ -240,8 +208,7 @@ def mixing_weights(images: WordImages, mix: str) -> MixingWeights | None:
     """
     if not mix:
         return None
-    sets = images.samples.every_data_set()
-    sizes = np.bincount(sets)
+    sizes = np.bincount(images.samples.every_data_set())
     try:
         shares = np.array([float(part) for part in mix.split(",")])
     except ValueError as error:
@@ -250,4 +217,5 @@ def mixing_weights(images: WordImages, mix: str) -> MixingWeights | None:
         raise UserError(
             f"finetune.mix = {mix!r} does not fit {len(sizes)} data sets", "Give each one number above zero"
         )
-    return MixingWeights(sets, shares / np.maximum(sizes, 1))
+    weights: NDArray[np.float64] = shares / np.maximum(sizes, 1)
+    return weights

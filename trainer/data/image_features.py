@@ -52,7 +52,6 @@ class StoredCrops(WordImages):
         rows: list[NDArray[np.int64]] = []
         for store in stores:
             store.check_embeddings()
-            _require_encoder(stores[0], store.manifest.identity["image_weights"], str(store.folder))
             crops, usable = _usable(store, rules, rejected, changed)
             data_sets.append(crops)
             rows.append(usable)
@@ -61,7 +60,10 @@ class StoredCrops(WordImages):
                 f"no usable label in {', '.join(str(store.folder) for store in stores)}",
                 "Choose a charset and a longest label that fit the store",
             )
-        return cls(Samples(data_sets), rejected, changed, stores=list(stores), rows=np.concatenate(rows))
+        images = cls(Samples(data_sets), rejected, changed, stores=list(stores), rows=np.concatenate(rows))
+        for store in stores:
+            images.require_encoder(store.manifest.identity["image_weights"], str(store.folder))
+        return images
 
     def identity(self) -> dict[str, Any]:
         """See :meth:`WordImages.identity`; with the identity of the stores."""
@@ -137,7 +139,12 @@ class StoredCrops(WordImages):
         Raises:
             DamagedStore: it is another one.
         """
-        _require_encoder(self.stores[0], image_weights, name)
+        first, identity = self.stores[0], self.stores[0].manifest.identity
+        if identity["image_weights"] != image_weights:
+            raise DamagedStore(
+                f"{first.folder} was made with the image encoder of {identity['encoder']}, not that of {name}",
+                "Use that encoder (`--encoder clip:FOLDER`), or embed the crops again",
+            )
 
     def only(self, indices: Rows | Sequence[int]) -> Self:
         """Return the samples at ``indices``; what was rejected stays with the whole."""
@@ -158,15 +165,6 @@ def _usable(store: WordCropStore, rules: Rules, rejected: Tally, changed: Tally)
 
     crops = CropTable.of(usable(), [])
     return replace(crops, sources=list(numbers)), np.array(rows, np.int64)
-
-
-def _require_encoder(store: WordCropStore, image_weights: str, name: str) -> None:
-    identity = store.manifest.identity
-    if identity["image_weights"] != image_weights:
-        raise DamagedStore(
-            f"{store.folder} was made with the image encoder of {identity['encoder']}, not that of {name}",
-            "Use that encoder (`--encoder clip:FOLDER`), or embed the crops again",
-        )
 
 
 def stores_among(paths: Sequence[Path]) -> list[WordCropStore]:
@@ -223,8 +221,9 @@ def fixed_by(stores: Sequence[WordCropStore], encoder: str | None, changes: Sequ
     """
     if not stores:
         return []
-    fixed = fixed_settings(stores)
-    kind = encoder or fixed["encoder"]["kind"]
+    # Of stores that were distorted differently the first is named.
+    identity = stores[0].manifest.identity
+    kind = encoder or f"clip:{identity['encoder']}"
     asked = [change for change in changes if change.startswith(("encoder.", "finetune.augmentation"))]
     if asked or not kind.startswith("clip:"):
         what = asked[0] if asked else f"--encoder {kind}"
@@ -232,19 +231,7 @@ def fixed_by(stores: Sequence[WordCropStore], encoder: str | None, changes: Sequ
             f"{stores[0].folder} fixes encoder and augmentation, so {what} does not apply",
             "Leave it out, or train on the crops themselves",
         )
-    return [f"encoder.kind={kind}", f"finetune.augmentation={fixed['finetune']['augmentation']}"]
-
-
-def fixed_settings(stores: Sequence[WordCropStore]) -> dict[str, dict[str, Any]]:
-    """Return what stores fix of a recipe, by section: the encoder they come from, and how strongly views are distorted.
-
-    Of stores that were distorted differently the first is named.
-    """
-    if not stores:
-        return {}
-    identity = stores[0].manifest.identity
-    encoder, strength = f"clip:{identity['encoder']}", float(identity["augmentation"])
-    return {"encoder": {"kind": encoder}, "finetune": {"augmentation": strength}}
+    return [f"encoder.kind={kind}", f"finetune.augmentation={float(identity['augmentation'])}"]
 
 
 class StoredBatches(CropBatches):
@@ -258,6 +245,7 @@ class StoredBatches(CropBatches):
         super().__init__(charset, recipe)
         self._crops = crops
         self._order = batch_order(crops, recipe)
+        self.per_epoch = self._order.batches_per_epoch
         self._view_counts = crops.view_counts
         self._first_view = generator_of(self._seed, "first views").integers(0, self._view_counts)
 
@@ -272,11 +260,6 @@ class StoredBatches(CropBatches):
     def _rows_and_views(self, number: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         rows = self._order.rows_of(number)
         return rows, (self._first_view[rows] + number // self.per_epoch) % self._view_counts[rows]
-
-    @property
-    def per_epoch(self) -> int:
-        """Batches of an epoch."""
-        return self._order.batches_per_epoch
 
     def __call__(self, number: int) -> ImageBatch:
         """Return batch ``number``, counted from 0 through all epochs."""

@@ -20,7 +20,7 @@ from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.stores.files import atomic_path, sha256_of
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.lexicon import DEFAULT_WEIGHT, Lexicon, pack, unpack
-from dptr.trainer.model.recognizer import Recognizer, RunKind, Trained, load_recognizer
+from dptr.trainer.model.recognizer import RunKind, Trained
 from dptr.trainer.recipe import WIDEST, Recipe, load_saved_recipe, recipe_to_toml
 
 #: The recognisers that are installed with the package; their model cards lie beside them.
@@ -159,18 +159,6 @@ def from_hub(name: str, **how: Any) -> Path:
     path = hub.download(name, [WEIGHTS_FILE], require, **how) / WEIGHTS_FILE
     require([WEIGHTS_FILE] if path.is_file() else [])
     return path
-
-
-def load_model(path: Path, device: str = "cpu") -> Recognizer:
-    """Build the recogniser that :func:`save_model` wrote, for reading: it cannot be trained any further.
-
-    Raises:
-        UserError: the file holds something else. DamagedStore: it cannot be read.
-    """
-    file = ModelFile.open(path)
-    if file.kind != "finetune":
-        raise UserError(f"{path} holds no recogniser", "Export a fine-tuning run: `dptr export RUN --to safetensors`")
-    return load_recognizer(file, device)
 
 
 def _header(path: Path) -> dict[str, str]:

@@ -11,30 +11,39 @@ Of several processes the first one writes.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
-from dptr.cache.errors import UserError
-from dptr.cache.file_names import METRICS_FILE, TIMINGS_FILE
+from dptr.cache.errors import DptrError, UserError
 from dptr.cache.processes import deferred
 from dptr.cache.progress import progress
 from dptr.cache.stores import checks
 from dptr.cache.stores.lock import locked
+from dptr.trainer.choices import Tracker
 from dptr.trainer.model.folding import cpu_has_bfloat16
 from dptr.trainer.recipe import TrainingSettings
 from dptr.trainer.seeds import torch_seed
 from dptr.trainer.training import processes, step_log
-from dptr.trainer.training.checkpoint import checkpoint_folder, save_checkpoint
-from dptr.trainer.training.loader import few_shapes, load_batches, worker_death_as_user_error
-from dptr.trainer.training.state import CHECKPOINT_SECONDS, MovingAverage, TrainState, resume
-from dptr.trainer.training.step_log import Observer
+from dptr.trainer.training.checkpoint import (
+    CHECKPOINT_SECONDS,
+    CheckpointName,
+    MovingAverage,
+    TrainState,
+    checkpoint_folder,
+    resume,
+    save_checkpoint,
+)
 
 #: Compiled shapes of one loss: lengths by tokens, by the few numbers of reading orders that the shortest labels have.
 _MOST_SHAPES = 128
@@ -71,7 +80,7 @@ class Task(Generic[Batch]):
         validate: model -> metrics; ``score`` among them decides which checkpoint is best (higher is better).
         groups: parameters by learning rate.
         longest_label: characters of it, by which batches are padded to few shapes where the loss is compiled.
-        observers: shown every log line, besides the files.
+        track: where else log lines are shown, besides the files.
         notice: shown every batch before it is computed.
         require_finite: micro-batch number -> :class:`DamagedStore` where its inputs hold NaN or infinity; called where
             a loss does.
@@ -85,7 +94,7 @@ class Task(Generic[Batch]):
     validate: Callable[[nn.Module], dict[str, float]]
     groups: Sequence[ParameterGroup]
     longest_label: int = 0
-    observers: Sequence[Observer] = ()
+    track: Tracker | None = None
     notice: Callable[[Batch], None] = lambda batch: None
     require_finite: Callable[[int], None] = lambda number: None
     fixed_statistics: bool = False
@@ -135,67 +144,198 @@ def run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: tor
         KeyboardInterrupt: passed on once the state is saved.
     """
     with locked(folder), worker_death_as_user_error(), processes.process_death_as_user_error():
-        return _run(folder, task, settings, device)
+        return _Training(folder, task, settings, device).run()
 
 
-def _run(folder: Path, task: Task[Batch], settings: TrainingSettings, device: torch.device) -> TrainState:
-    if device.type == "cuda":
-        # Products in TF32: an eighth of the time of full float32, and still more digits than bfloat16 has.
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    state = _new_state(task, settings, device)
-    resume(folder, state)
-    processes.wait()  # nothing is written before all have read
-    if processes.is_first():
+class _Training(Generic[Batch]):
+    """A task in training: its state, its log, and the settings that all steps share."""
+
+    def __init__(self, folder: Path, task: Task[Batch], settings: TrainingSettings, device: torch.device) -> None:
+        if device.type == "cuda":
+            # Products in TF32: an eighth of the time of full float32, and still more digits than bfloat16 has.
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        self.folder, self.task, self.settings, self.device = folder, task, settings, device
+        self.log = step_log.Log(folder, task.track)
+        self.state = _new_state(task, settings)
+        self._begin_interval()
+
+    def _begin_interval(self) -> None:
+        """Count anew the rows of all processes between log lines, and the seconds that this one waits for them."""
+        self.rows, self.waited, self.since = 0.0, 0.0, time.perf_counter()
+
+    def run(self) -> TrainState:
+        """Train, or find that all is done."""
+        state, settings = self.state, self.settings
+        resume(self.folder, state)
+        processes.wait()  # nothing is written before all have read
         # The line of a step that an interrupt kept from being logged is written again.
-        logged = state.step - (state.unlogged is not None)
-        step_log.keep_up_to(folder / METRICS_FILE, logged)
-        step_log.keep_up_to(folder / TIMINGS_FILE, logged)
-    if _is_done(state, settings):
+        self.log.keep_up_to(state.step - (state.unlogged is not None))
+        if self._is_done():
+            return state
+        loss = compiled(self.task.loss) if is_compiled(settings, self.device) else self.task.loss
+        shared, batches = processes.SharedLoss(self.task.model, loss), self._batches()
+        self._begin_interval()
+        with progress("training", settings.steps, "steps", state.step) as shown, processes.stopping_together() as stop:
+            try:
+                if self.task.starts_trained and not state.step and not state.metrics:
+                    self._before_first_step()
+                self._after_step()
+                while not self._is_done():
+                    stop()
+                    value = self._gradients(shared, batches)
+                    with deferred():
+                        state.take_step(value, self._update())
+                    shown.advance(detail=f"loss {float(value):.3f}" if state.step % 20 == 0 else "")
+                    self._after_step()
+            except KeyboardInterrupt:
+                if not (state.first_step_not_finite() or state.weight_not_finite()):
+                    state.forget_unfinished_step()
+                    self._save("last")
+                raise
+        if settings.steps % settings.checkpoint_every or state.step < settings.steps:
+            if processes.is_first():
+                checks.finish()
+            self._save("last")
+        processes.wait()  # what is there now, all may read
         return state
-    last, interval = checkpoint_folder(folder, "last"), Interval()
-    loss_of = compiled(task.loss) if is_compiled(settings, device) else task.loss
-    shared, batches = processes.SharedLoss(task.model, loss_of), _batches(state.step, task, settings, device)
-    with progress("training", settings.steps, "steps", state.step) as shown, processes.stopping_together() as stop:
-        try:
-            if task.starts_trained and not state.step and not state.metrics:
-                _before_first_step(folder, state, task, settings)
-            _after_step(folder, state, task, settings, interval)
-            while not _is_done(state, settings):
-                stop()
-                loss = _gradients(state, task, shared, batches, settings, device, interval)
-                with deferred():
-                    state.take_step(loss, _update(state, settings))
-                shown.advance(detail=f"loss {float(loss):.3f}" if state.step % 20 == 0 else "")
-                _after_step(folder, state, task, settings, interval)
-        except KeyboardInterrupt:
-            if not (state.first_step_not_finite() or state.weight_not_finite()):
-                state.forget_unfinished_step()
-                _save(last, state)
-            raise
-    if settings.steps % settings.checkpoint_every or state.step < settings.steps:
-        if processes.is_first():
-            checks.finish()
-        _save(last, state)
-    processes.wait()  # what is there now, all may read
-    return state
+
+    def _batches(self) -> Iterator[Batch]:
+        """Return this process's batches from the next optimiser step on."""
+        task, settings = self.task, self.settings
+        batch = few_shapes(task.batch, task.longest_label) if is_compiled(settings, self.device) else task.batch
+        each, mine = settings.accumulate, processes.share(settings.accumulate)
+        numbers = (each * number + micro for number in range(self.state.step, settings.steps) for micro in mine)
+        return load_batches(batch, numbers, settings.workers, for_gpu=self.device.type == "cuda")
+
+    def _is_done(self) -> bool:
+        state, patience = self.state, self.settings.patience
+        if state.unlogged is not None:
+            return False
+        out_of_patience = patience > 0 and state.step - state.best_step >= patience
+        return state.step >= self.settings.steps or (out_of_patience and bool(state.metrics))
+
+    def _gradients(self, shared: processes.SharedLoss[Batch], batches: Iterator[Batch]) -> Tensor:
+        """Accumulate the gradients of the next step; return the mean loss of all its micro-batches, of shape ()."""
+        state, settings = self.state, self.settings
+        state.model.train()
+        state.buffers = [buffer.clone() for buffer in state.model.buffers()]
+        _keep_statistics(state.model, of_all=self.task.fixed_statistics)
+        total = torch.zeros((), device=self.device)
+        mine = processes.share(settings.accumulate)
+        for micro in mine:
+            torch.manual_seed(torch_seed(settings.seed, "dropout", state.step, micro))
+            waiting = time.perf_counter()
+            batch = next(batches)
+            self.waited += time.perf_counter() - waiting
+            self.rows += len(batch) * settings.accumulate / len(mine)
+            self.task.notice(batch)
+            placed = batch.to(self.device)
+            with shared.exchanging(last=micro == mine[-1]):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=is_halved(settings, self.device)):
+                    loss = shared(placed)
+                (loss * shared.weight / settings.accumulate).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach() / settings.accumulate
+        return processes.total(total)
+
+    def _update(self) -> Tensor:
+        """Clip, take the optimiser's step and then the average; return the norm of the gradient before clipping."""
+        state, settings = self.state, self.settings
+        for group in state.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * group["lr_scale"] * rate_factor(state.step, settings)
+        norm = nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_norm or math.inf)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        if state.average is not None:
+            state.average.update(state.model)
+        return norm
+
+    def _after_step(self) -> None:
+        """Log, validate and save where their turn has come; repeated when an interrupt cut it off."""
+        state, settings = self.state, self.settings
+        if state.unlogged is None:
+            return
+        checks.raise_found()
+        final = state.step == settings.steps
+        to_log = state.step % settings.log_every == 0 or final
+        to_validate = state.step % settings.validate_every == 0 or final
+        to_save = state.step % settings.checkpoint_every == 0
+        if to_log or to_validate or to_save:
+            self._require_finite()
+        line: dict[str, Any] = {}
+        if to_log:
+            rate = settings.learning_rate * rate_factor(state.step - 1, settings)
+            values = {name: float(value) for name, value in state.unlogged.items()}
+            line = {"step": state.step, **values, "learning_rate": rate}
+            seconds = time.perf_counter() - self.since
+            speed = {"rows_per_second": self.rows / seconds, "waiting_share": self.waited / seconds}
+            self.log.timing({"step": state.step, **speed})
+        improved = False
+        if to_validate:
+            # Of this step already: an interrupt came before its checkpoint was whole.
+            improved = self._validate() or state.best_step == state.step
+            line = {"step": state.step, **line, **_named(state.metrics)}
+        if line:
+            self._begin_interval()
+            self.log.metrics(line)
+        if improved or to_save:
+            checks.finish()  # nothing is saved that damaged data may have gone into
+        # The best comes first: once the last one names a best step, that checkpoint is there.
+        if improved:
+            self._save("best")
+        state.unlogged = None
+        if to_save:
+            self._save("last")
+
+    def _before_first_step(self) -> None:
+        """Validate and save the weights that training starts from: the best checkpoint until a step is better."""
+        self._validate()
+        self.log.metrics({"step": 0, **_named(self.state.metrics)})
+        self._save("best")
+
+    def _validate(self) -> bool:
+        """Validate; return whether the score is the highest so far."""
+        state = self.state
+        torch.manual_seed(torch_seed(self.settings.seed, "validation", state.step))
+        # As training computes; on a CPU, reading a few rows in half precision gains nothing.
+        halved = torch.cuda.is_available() and is_halved(self.settings, torch.device("cuda"))
+        with torch.autocast("cuda", torch.bfloat16, enabled=halved):
+            state.metrics = processes.by_first(lambda: self.task.validate(state.trained))
+        improved = state.metrics["score"] > state.best_score
+        if improved:
+            state.best_score, state.best_step = state.metrics["score"], state.step
+        return improved
+
+    def _require_finite(self) -> None:
+        """Check that every step's loss and gradient so far and the weights are finite, so that no others are saved.
+
+        Raises:
+            DamagedStore: inputs of the first step that was not finite hold NaN or infinity.
+            UserError: they do not, so it is the training that diverged.
+        """
+        if step := self.state.first_step_not_finite():
+            for micro in range(self.settings.accumulate):
+                self.task.require_finite(self.settings.accumulate * (step - 1) + micro)
+            what = f"at step {step} the loss or its gradient is NaN or infinite"
+        elif name := self.state.weight_not_finite():
+            what = f"at step {self.state.step} the weight {name} holds NaN or infinity"
+        else:
+            return
+        raise UserError(
+            f"{what}, and the inputs are finite: training diverged",
+            "Lower the learning rate or the clip norm; that starts another run",
+        )
+
+    def _save(self, name: CheckpointName) -> None:
+        """Write a checkpoint; of several processes, which all have the same state, the first does."""
+        if not processes.is_first():
+            return
+        started = time.perf_counter()
+        with deferred():
+            save_checkpoint(checkpoint_folder(self.folder, name), self.state.tensors(), self.state.numbers())
+            self.log.timing({"step": self.state.step, CHECKPOINT_SECONDS: time.perf_counter() - started})
 
 
-def _batches(step: int, task: Task[Batch], settings: TrainingSettings, device: torch.device) -> Iterator[Batch]:
-    """Return this process's batches from optimiser step ``step`` on."""
-    batch = few_shapes(task.batch, task.longest_label) if is_compiled(settings, device) else task.batch
-    each, mine = settings.accumulate, processes.share(settings.accumulate)
-    numbers = (each * number + micro for number in range(step, settings.steps) for micro in mine)
-    return load_batches(batch, numbers, settings.workers, for_gpu=device.type == "cuda")
-
-
-def _is_done(state: TrainState, settings: TrainingSettings) -> bool:
-    if state.unlogged is not None:
-        return False
-    out_of_patience = settings.patience > 0 and state.step - state.best_step >= settings.patience
-    return state.step >= settings.steps or (out_of_patience and bool(state.metrics))
-
-
-def _new_state(task: Task[Any], settings: TrainingSettings, device: torch.device) -> TrainState:
+def _new_state(task: Task[Any], settings: TrainingSettings) -> TrainState:
     grouped = {id(parameter) for group in task.groups for parameter in group.parameters}
     forgotten = [name for name, parameter in task.model.named_parameters() if id(parameter) not in grouped]
     if forgotten:
@@ -209,49 +349,6 @@ def _new_state(task: Task[Any], settings: TrainingSettings, device: torch.device
     return TrainState(task.model, optimizer, average)
 
 
-def _gradients(
-    state: TrainState,
-    task: Task[Batch],
-    shared: processes.SharedLoss[Batch],
-    batches: Iterator[Batch],
-    settings: TrainingSettings,
-    device: torch.device,
-    interval: Interval,
-) -> Tensor:
-    """Accumulate the gradients of the next step; return the mean loss of all its micro-batches, of shape ()."""
-    state.model.train()
-    state.buffers = [buffer.clone() for buffer in state.model.buffers()]
-    _keep_statistics(state.model, of_all=task.fixed_statistics)
-    total = torch.zeros((), device=device)
-    mine = processes.share(settings.accumulate)
-    for micro in mine:
-        torch.manual_seed(torch_seed(settings.seed, "dropout", state.step, micro))
-        waiting = time.perf_counter()
-        batch = next(batches)
-        interval.waited += time.perf_counter() - waiting
-        interval.rows += len(batch) * settings.accumulate / len(mine)
-        task.notice(batch)
-        placed = batch.to(device)
-        with shared.exchanging(last=micro == mine[-1]):
-            with torch.autocast(device.type, torch.bfloat16, enabled=is_halved(settings, device)):
-                loss = shared(placed)
-            (loss * shared.weight / settings.accumulate).backward()  # type: ignore[no-untyped-call]
-        total += loss.detach() / settings.accumulate
-    return processes.total(total)
-
-
-def _update(state: TrainState, settings: TrainingSettings) -> Tensor:
-    """Clip, take the optimiser's step and follow it with the average; return the gradient's norm before clipping."""
-    for group in state.optimizer.param_groups:
-        group["lr"] = settings.learning_rate * group["lr_scale"] * rate_factor(state.step, settings)
-    norm = nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip_norm or math.inf)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    if state.average is not None:
-        state.average.update(state.model)
-    return norm
-
-
 def _keep_statistics(model: nn.Module, of_all: bool) -> None:
     """Put frozen batch norms, or ``of_all``, into evaluation mode: in training mode they move their statistics."""
     for module in model.modules():
@@ -260,124 +357,8 @@ def _keep_statistics(model: nn.Module, of_all: bool) -> None:
             module.train(is_trained and not of_all)
 
 
-def _after_step(
-    folder: Path, state: TrainState, task: Task[Any], settings: TrainingSettings, interval: Interval
-) -> None:
-    """Log, validate and save where their turn has come; repeated when an interrupt cut it off."""
-    if state.unlogged is None:
-        return
-    checks.raise_found()
-    final = state.step == settings.steps
-    to_log = state.step % settings.log_every == 0 or final
-    to_validate = state.step % settings.validate_every == 0 or final
-    to_save = state.step % settings.checkpoint_every == 0
-    if to_log or to_validate or to_save:
-        _require_finite(state, task, settings)
-    line: dict[str, Any] = {}
-    if to_log:
-        rate = settings.learning_rate * rate_factor(state.step - 1, settings)
-        values = {name: float(value) for name, value in state.unlogged.items()}
-        line = {"step": state.step, **values, "learning_rate": rate}
-        _write(folder / TIMINGS_FILE, interval.summary(state.step))
-        interval.reset()
-    improved = False
-    if to_validate:
-        # Of this step already: an interrupt came before its checkpoint was whole.
-        improved = _validate(state, task, settings) or state.best_step == state.step
-        line = {"step": state.step, **line, **_named(state.metrics)}
-        interval.reset()
-    if line:
-        _write(folder / METRICS_FILE, line)
-        for show in task.observers:
-            show(line)
-    if improved or to_save:
-        checks.finish()  # nothing is saved that damaged data may have gone into
-    # The best comes first: once the last one names a best step, that checkpoint is there.
-    if improved:
-        _save(checkpoint_folder(folder, "best"), state)
-    state.unlogged = None
-    if to_save:
-        _save(checkpoint_folder(folder, "last"), state)
-
-
-def _before_first_step(folder: Path, state: TrainState, task: Task[Any], settings: TrainingSettings) -> None:
-    """Validate and save the weights that training starts from: the best checkpoint until a step is better."""
-    _validate(state, task, settings)
-    line = {"step": 0, **_named(state.metrics)}
-    _write(folder / METRICS_FILE, line)
-    for show in task.observers:
-        show(line)
-    _save(checkpoint_folder(folder, "best"), state)
-
-
-def _validate(state: TrainState, task: Task[Any], settings: TrainingSettings) -> bool:
-    """Validate; return whether the score is the highest so far."""
-    torch.manual_seed(torch_seed(settings.seed, "validation", state.step))
-    # As training computes; on a CPU, reading a few rows in half precision gains nothing.
-    halved = torch.cuda.is_available() and is_halved(settings, torch.device("cuda"))
-    with torch.autocast("cuda", torch.bfloat16, enabled=halved):
-        state.metrics = processes.by_first(lambda: task.validate(state.trained))
-    improved = state.metrics["score"] > state.best_score
-    if improved:
-        state.best_score, state.best_step = state.metrics["score"], state.step
-    return improved
-
-
 def _named(metrics: dict[str, float]) -> dict[str, float]:
     return {f"validation_{key}": value for key, value in metrics.items()}
-
-
-def _require_finite(state: TrainState, task: Task[Any], settings: TrainingSettings) -> None:
-    """Check that every step's loss and gradient so far and the weights are finite, so that no others are saved.
-
-    Raises:
-        DamagedStore: inputs of the first step that was not finite hold NaN or infinity.
-        UserError: they do not, so it is the training that diverged.
-    """
-    if step := state.first_step_not_finite():
-        for micro in range(settings.accumulate):
-            task.require_finite(settings.accumulate * (step - 1) + micro)
-        what = f"at step {step} the loss or its gradient is NaN or infinite"
-    elif name := state.weight_not_finite():
-        what = f"at step {state.step} the weight {name} holds NaN or infinity"
-    else:
-        return
-    raise UserError(
-        f"{what}, and the inputs are finite: training diverged",
-        "Lower the learning rate or the clip norm; that starts another run",
-    )
-
-
-def _save(folder: Path, state: TrainState) -> None:
-    """Write a checkpoint; of several processes, which all have the same state, the first does."""
-    if not processes.is_first():
-        return
-    started = time.perf_counter()
-    with deferred():
-        save_checkpoint(folder, state.tensors(), state.numbers())
-        line = {"step": state.step, CHECKPOINT_SECONDS: time.perf_counter() - started}
-        step_log.append(folder.parent.parent / TIMINGS_FILE, line)
-
-
-def _write(path: Path, line: dict[str, Any]) -> None:
-    if processes.is_first():
-        step_log.append(path, line)
-
-
-class Interval:
-    """Timings since the last log line."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        """Start a new interval."""
-        self.rows, self.waited, self.started = 0.0, 0.0, time.perf_counter()
-
-    def summary(self, step: int) -> dict[str, float]:
-        """Return the rows that all processes took in a second, and the share of time that this one waited for them."""
-        seconds = time.perf_counter() - self.started
-        return {"step": step, "rows_per_second": self.rows / seconds, "waiting_share": self.waited / seconds}
 
 
 def rate_factor(step: int, settings: TrainingSettings) -> float:
@@ -407,3 +388,91 @@ def rate_factor(step: int, settings: TrainingSettings) -> float:
 
 def _cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * (1 + math.cos(math.pi * min(share, 1.0))) / 2
+
+
+Loaded = TypeVar("Loaded")
+
+#: Batches that one worker has ready at most, so that a slow one is made up for.
+_READY = 4
+
+
+def load_batches(
+    batch: Callable[[int], Loaded], numbers: Iterable[int], workers: int, for_gpu: bool = False
+) -> Iterator[Loaded]:
+    """Return the batches of these numbers, in order, made by ``batch`` in ``workers`` processes (0: in this one).
+
+    ``for_gpu`` moves those that have a method ``pin_memory`` into memory from which a GPU takes them while it computes.
+    Torch's loader draws from the global generator here, not when the first batch is asked for: a caller that seeds the
+    generator after this call gets the same numbers with and without workers.
+
+    Raises:
+        DptrError: what ``batch`` raised, in whatever process.
+    """
+    loader = DataLoader(
+        _NumberedBatches(batch),
+        sampler=numbers,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        prefetch_factor=_READY if workers else None,
+        pin_memory=for_gpu,
+        worker_init_fn=_leave_signals_to_training,
+    )
+    return map(_raise_errors, iter(loader))
+
+
+def few_shapes(batches: Callable[[int], Any], longest_label: int) -> Callable[[int], Any]:
+    """Pad batches, which have a method ``padded``, to few shapes, for a loss that is compiled once a shape."""
+    return partial(_padded, batches, longest_label + 1)  # workers need what can be pickled
+
+
+def _padded(batches: Callable[[int], Any], positions: int, number: int) -> Any:
+    return batches(number).padded(positions)
+
+
+@contextmanager
+def worker_death_as_user_error() -> Iterator[None]:
+    """Turn torch's error about a killed worker, raised wherever this process happens to be, into one line.
+
+    Raises:
+        UserError: a worker has died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            "a worker process was killed, probably because memory ran out",
+            "Rerun the command with fewer workers to resume from the last checkpoint; in a container, batches need "
+            "shared memory (--shm-size=1g)",
+        ) from error
+
+
+class _NumberedBatches(Dataset[Any]):
+    """Lets a DataLoader's workers compute whole batches by their number."""
+
+    def __init__(self, batch: Callable[[int], Any]) -> None:
+        self._batch = batch
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self._batch(number)
+        except DptrError as error:
+            # A worker's own errors would arrive with a traceback for a message.
+            return error
+
+
+def _raise_errors(made: Any) -> Any:
+    if isinstance(made, DptrError):
+        raise made
+    return made
+
+
+def _leave_signals_to_training(_: int) -> None:
+    """Form a group of its own: terminals and launchers signal whole groups, and a step under way needs its batches."""
+    os.setpgid(0, 0)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

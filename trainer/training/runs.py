@@ -178,14 +178,6 @@ class Run:
         load_state(found)
         return load_tensors(found, MODEL)
 
-    def require_recogniser(self) -> None:
-        """Raise :class:`UserError` unless this run made something that reads images."""
-        if self.kind == "pretrain":
-            raise UserError(
-                f"{self.folder} is a pre-trained decoder without an image encoder",
-                "Fine-tune it first (`dptr finetune`)",
-            )
-
     def step(self) -> int:
         """Optimiser steps done so far."""
         found = find_checkpoint(checkpoint_folder(self.folder, "last"))
@@ -210,6 +202,14 @@ class TrainingSummary:
     steps: int
     seconds: float
     metrics: dict[str, float]
+
+
+def require_recogniser(model: Trained) -> None:
+    """Raise :class:`UserError` unless a model reads images."""
+    if model.kind != "finetune":
+        raise UserError(
+            f"{model.name} is a pre-trained decoder without an image encoder", "Fine-tune it first (`dptr finetune`)"
+        )
 
 
 def newest(folders: Sequence[Path], kind: RunKind | None = None) -> Run | None:

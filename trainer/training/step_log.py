@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dptr.cache.errors import UserError
+from dptr.cache.file_names import METRICS_FILE, TIMINGS_FILE
 from dptr.cache.progress import note
 from dptr.cache.stores.files import atomic_path
 from dptr.trainer.choices import Tracker as Tracker
@@ -18,6 +19,31 @@ from dptr.trainer.training import processes
 
 #: Takes a log line, which holds its ``step``.
 Observer = Callable[[dict[str, Any]], None]
+
+
+class Log:
+    """The log of the run in a folder; of several processes, the first writes it."""
+
+    def __init__(self, folder: Path, tracker: Tracker | None = None) -> None:
+        self._folder, self._trackers = folder, observers(tracker, folder)
+
+    def keep_up_to(self, step: int) -> None:
+        """Drop the lines of later steps than ``step``."""
+        if processes.is_first():
+            for name in (METRICS_FILE, TIMINGS_FILE):
+                keep_up_to(self._folder / name, step)
+
+    def metrics(self, line: dict[str, Any]) -> None:
+        """Add what the run's seed determines, and show it to the tracker."""
+        if processes.is_first():
+            append(self._folder / METRICS_FILE, line)
+        for show in self._trackers:
+            show(line)
+
+    def timing(self, line: dict[str, Any]) -> None:
+        """Add what differs from run to run."""
+        if processes.is_first():
+            append(self._folder / TIMINGS_FILE, line)
 
 
 def append(path: Path, line: dict[str, Any]) -> None:

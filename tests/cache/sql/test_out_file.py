@@ -17,7 +17,7 @@ from dptr.cache.sql import ask, connect, write_views
 from dptr.cache.stores import checksummed as checksummed
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
-from dptr.trainer.predictions import keep_validation_predictions
+from dptr.trainer.evaluate import keep_validation_predictions
 
 QUERY = "select label, id, pooled from prompts order by label"
 

@@ -18,7 +18,7 @@ from dptr.cache.stores.manifest import Manifest
 from dptr.cache.stores.shards import Embeddings, write_shard
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
-from dptr.trainer.predictions import keep_validation_predictions
+from dptr.trainer.evaluate import keep_validation_predictions
 
 
 def test_rejections_are_kept_with_place_and_reason_even_when_work_is_cut_short(tmp_path: Path) -> None:

@@ -16,9 +16,8 @@ from PIL import Image
 from dptr.cache.sql import ask, connect
 from dptr.cache.workspace import Workspace
 from dptr.cli import run_command
-from dptr.trainer.evaluate import ReadImages
+from dptr.trainer.evaluate import ReadImages, keep_predictions
 from dptr.trainer.model.recognizer import Prediction
-from dptr.trainer.predictions import keep_predictions
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "sql.md"
 QUERIES = dict(re.findall(r"\*\*(\d+)\. .*?\*\*.*?```sql\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))

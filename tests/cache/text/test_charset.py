@@ -16,12 +16,9 @@ from dptr.cache.errors import UserError
 from dptr.cache.text.charset import NAMED_CHARACTERS, Charset, names
 from dptr.cache.text.normalization import Normalization
 from dptr.pipeline.text.embed_text import settle_charset
-from dptr.trainer.commands.options import measuring_normalization, training_normalization
-from dptr.trainer.evaluate import ReadImages
+from dptr.trainer.evaluate import ReadImages, keep_predictions
 from dptr.trainer.metrics import score_as_written
 from dptr.trainer.model.recognizer import Prediction
-from dptr.trainer.predictions import keep_predictions
-from dptr.trainer.recipe import Recipe
 
 
 @pytest.mark.parametrize(("name", "size"), [("36", 36), ("62", 62), ("94", 94)])
@@ -152,7 +149,7 @@ def test_a_store_keeps_its_normal_form_with_its_charset_and_training_takes_it(fo
     assert (kept.characters, kept.unicode) == ("ﬁn", form)
     Image.new("RGB", (24, 8)).save(tmp_path / "a.png")
     (tmp_path / "labels.tsv").write_text(f"a.png\t{LIGATURE}\n")
-    for normalization in (training_normalization(Recipe(), kept), measuring_normalization(kept)):
+    for normalization in (Normalization.of(kept, max_label_length=25), Normalization.of(kept, max_label_length=1000)):
         images = WordImages.open([tmp_path], normalization.charset(kept), normalization)
         assert [sample.label for sample in images.samples] == [LIGATURE]
         assert not images.changed.total

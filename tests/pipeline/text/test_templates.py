@@ -25,7 +25,7 @@ from dptr.pipeline.executors.merge import merge
 from dptr.pipeline.text.embed_text import EmbedTextSettings, embed_text
 from dptr.pipeline.text.prompts import PromptEncoders
 from dptr.pipeline.text.templates import Template
-from dptr.trainer.data.noisy_memory import text_memory
+from dptr.trainer.data.prompt_batches import text_memory
 
 
 @pytest.mark.parametrize("text", ["no label", "{label} {label}"])

@@ -26,10 +26,9 @@ from dptr.cache.stores.shards import Embeddings
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.trainer.data.image_batches import ImageBatches
-from dptr.trainer.data.noisy_memory import NoiseSource
-from dptr.trainer.data.prompt_batches import PromptBatches
+from dptr.trainer.data.prompt_batches import NoiseSource, PromptBatches
 from dptr.trainer.recipe import Recipe
-from dptr.trainer.training.loader import load_batches
+from dptr.trainer.training.loop import load_batches
 
 DIM, ROWS = 4, 12
 CHARSET = Charset("ab")

@@ -21,7 +21,7 @@ from dptr.cache.stores.shards import Embeddings
 from dptr.cache.text.charset import Charset
 from dptr.cache.text.normalization import Normalization
 from dptr.trainer.data.image_batches import ImageBatches
-from dptr.trainer.data.noisy_memory import NoiseSource, column_memory, token_memory
+from dptr.trainer.data.prompt_batches import NoiseSource, column_memory, token_memory
 from dptr.trainer.data.stored_memory import StoredMemory
 from dptr.trainer.recipe import NoiseSettings, Recipe
 

@@ -27,7 +27,8 @@ from dptr.pipeline.rendering.fonts import packaged_fonts
 from dptr.pipeline.rendering.style import RenderStyle
 from dptr.trainer import read
 from dptr.trainer.choices import ReadingPrecision
-from dptr.trainer.model.model_file import BUNDLED, RECOGNISERS, ModelFile, load_model
+from dptr.trainer.model.model_file import BUNDLED, RECOGNISERS, ModelFile
+from dptr.trainer.model.recognizer import load_recognizer
 
 pytest.importorskip("font_roboto")
 WORDS = ["Exit", "OPEN", "Station", "SALE", "Hotel", "coffee", "2026", "Library", "STREET", "Museum", "$4.50", "Taxi"]
@@ -156,4 +157,4 @@ def test_a_width_that_cannot_be_is_damage(tmp_path: Path, width: str) -> None:
 
 def test_weights_of_another_model_are_damage(tmp_path: Path) -> None:
     with pytest.raises(DamagedStore, match="not those of a model of its recipe"):
-        load_model(described(tmp_path / "model.safetensors"))
+        load_recognizer(ModelFile.open(described(tmp_path / "model.safetensors")))

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 
 from dptr.cache.errors import UserError
 from dptr.cache.text.charset import Charset
+from dptr.trainer.finetune import load_weights
 from dptr.trainer.model.decoders import build_decoder
+from dptr.trainer.model.decoders.autoregressive import NrtrDecoder
 from dptr.trainer.model.decoders.base import Decoder, Memory, Targets
-from dptr.trainer.model.decoders.nrtr import NrtrDecoder
 from dptr.trainer.model.decoders.pooled import PooledDecoder
-from dptr.trainer.model.weight_loading import load_weights
 from dptr.trainer.recipe import DecoderSettings, MemorySettings
 
 KINDS = ["parseq", "nrtr", "parallel"]

@@ -11,12 +11,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from dptr.cache.text.charset import Charset
-from dptr.trainer.data.noisy_memory import _places_seen
+from dptr.trainer.data.prompt_batches import _places_seen
+from dptr.trainer.finetune import load_weights
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Targets
 from dptr.trainer.model.language_model import CharacterModel
 from dptr.trainer.model.recognizer import Recognizer, _among
-from dptr.trainer.model.weight_loading import load_weights
 from dptr.trainer.recipe import DecoderSettings, load_recipe
 
 FONT = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"

@@ -10,8 +10,7 @@ from torch import nn
 
 from dptr.cache.errors import DamagedStore
 from dptr.trainer.training import checkpoint, step_log
-from dptr.trainer.training.checkpoint import find_checkpoint, load_state, save_checkpoint
-from dptr.trainer.training.state import MovingAverage, TrainState
+from dptr.trainer.training.checkpoint import MovingAverage, TrainState, find_checkpoint, load_state, save_checkpoint
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"files": 3}'])

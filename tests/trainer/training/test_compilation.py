@@ -19,8 +19,7 @@ from dptr.trainer.data.stored_memory import StoredMemory, StoredTensor
 from dptr.trainer.model.decoders import build_decoder
 from dptr.trainer.model.decoders.base import Decoder, Targets
 from dptr.trainer.recipe import DecoderSettings, MemorySettings, TrainingSettings
-from dptr.trainer.training.loader import few_shapes
-from dptr.trainer.training.loop import compiled, is_compiled
+from dptr.trainer.training.loop import compiled, few_shapes, is_compiled
 
 CHARSET, DIM, ROWS, LONGEST = Charset("abcdefgh"), 16, 6, 13
 CPU = torch.device("cpu")

@@ -18,8 +18,7 @@ from dptr.cache.errors import DamagedStore, UserError
 from dptr.trainer.recipe import TrainingSettings
 from dptr.trainer.training import checkpoint, loop
 from dptr.trainer.training.checkpoint import load_state, load_tensors
-from dptr.trainer.training.loader import load_batches, worker_death_as_user_error
-from dptr.trainer.training.loop import rate_factor
+from dptr.trainer.training.loop import load_batches, rate_factor, worker_death_as_user_error
 
 
 def test_workers_change_nothing(tmp_path: Path, training: Any, whole: Any) -> None:

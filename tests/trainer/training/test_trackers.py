@@ -17,7 +17,7 @@ from dptr.trainer.training.step_log import observers
 
 def train(training: Any, folder: Path, name: Any) -> list[dict[str, Any]]:
     task = training.task()
-    task.observers = observers(name, folder)
+    task.track = name
     training.run(folder, task=task)
     return [json.loads(line) for line in training.saved(folder)[1]]
 

@@ -1,7 +1,7 @@
 """Decoders: a memory in, logits of characters out.
 
-base has the interface; autoregressive is common to nrtr, the simplest, and parseq. parallel reads all positions at
-once, ctc columns; pooled unfolds one vector for any of them.
+base has the interface; autoregressive holds nrtr, the simplest, and what it shares with parseq. parallel reads all
+positions at once, ctc columns; pooled unfolds one vector for any of them.
 
 Besides the bundled ones, a package may register a :class:`~dptr.trainer.model.decoders.base.Decoder` subclass under the
 entry point group ``dptr.decoders``; its name then works as ``decoder.kind`` in a recipe.
@@ -13,9 +13,9 @@ from importlib.metadata import entry_points
 
 from dptr.cache.errors import UserError
 from dptr.cache.text.charset import Charset
+from dptr.trainer.model.decoders.autoregressive import NrtrDecoder
 from dptr.trainer.model.decoders.base import Decoder, DecoderShape
 from dptr.trainer.model.decoders.ctc import CtcDecoder
-from dptr.trainer.model.decoders.nrtr import NrtrDecoder
 from dptr.trainer.model.decoders.parallel import ParallelDecoder
 from dptr.trainer.model.decoders.parseq import ParseqDecoder
 from dptr.trainer.model.decoders.pooled import PooledDecoder

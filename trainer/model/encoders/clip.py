@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dptr.cache.errors import UserError
+from dptr.cache.errors import DamagedStore, UserError
 from dptr.cache.file_names import IMAGE_PROCESSOR_FILE, MODEL_CONFIG_FILE, WEIGHTS_FILE
 from dptr.pipeline.clip import loading
 from dptr.pipeline.clip.clip_files import hash_tensors
@@ -115,6 +115,22 @@ def whole_hash(folder: Path) -> str:
         UserError: its weights are no safetensors, or damaged.
     """
     return loading.weights_hash(loading.load_model(folder)[1])
+
+
+def require_weights(folder: Path, clip: str, expected: str, run: str) -> None:
+    """Check that the CLIP in ``folder``, found by its name, is the one that embedded the text of a run.
+
+    Args:
+        clip, run: names for people. expected: hash by which the run's prompt store names the CLIP.
+
+    Raises:
+        UserError: its weights are no safetensors, or damaged. DamagedStore: it has others.
+    """
+    if whole_hash(folder) != expected.rpartition("+")[2]:  # of a pair, the image encoder's stands last
+        raise DamagedStore(
+            f"the CLIP {clip} has other weights than the one that embedded the text of {run}",
+            "Restore that CLIP, or embed the text again with this one and pre-train",
+        )
 
 
 def describe(folder: Path) -> str:
