@@ -135,7 +135,7 @@ def test_what_is_written_follows_the_umask(mask: int, tmp_path: Path) -> None:
 
 def test_a_file_without_a_recognizer_is_rejected(tmp_path: Path) -> None:
     summary = export(trained(tmp_path / "run", recipe(), "pretrain"), "safetensors", tmp_path / "decoder.safetensors")
-    with pytest.raises(UserError, match="no recogniser"):
+    with pytest.raises(UserError, match="without an image encoder"):
         read.load(summary.out)
     with pytest.raises(UserError, match="without an image encoder"):
         export(runs.Run.load(tmp_path / "run"), "onnx", tmp_path / "model.onnx")
