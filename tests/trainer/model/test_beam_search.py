@@ -118,7 +118,7 @@ def test_sure_predictions_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_words_are_rejected_where_the_decoder_is_not_ctc() -> None:
-    with pytest.raises(UserError, match="CTC decoder alone"):
+    with pytest.raises(UserError, match="needs a CTC decoder"):
         recogniser("parseq").prefer_words({"bat": 1.0})
 
 
