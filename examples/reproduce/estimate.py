@@ -66,7 +66,7 @@ def operations(loss: Callable[[], Tensor]) -> float:
     """
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         loss().backward()  # type: ignore[no-untyped-call]
-    return counter.get_total_flops() / ROWS
+    return float(counter.get_total_flops()) / ROWS
 
 
 def activations(loss: Callable[[], Tensor]) -> float:
