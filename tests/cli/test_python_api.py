@@ -38,10 +38,11 @@ def test_every_public_name_is_there_and_says_what_it_is() -> None:
 
 def test_pictures_of_every_form_are_read_alike(reader: dptr.Reader, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (32, 100, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
+    png = tmp_path / "a.png"
+    Image.fromarray(pixels).save(png)
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-    forms = [tmp_path / "a.png", str(tmp_path / "a.png"), Image.fromarray(pixels), pixels, tensor, tensor / 255]
-    alone = [reader(form) for form in forms]  # type: ignore[call-overload]
+    forms: list[Any] = [png, str(png), Image.fromarray(pixels), pixels, tensor, tensor / 255]
+    alone = [reader(form) for form in forms]
     assert len({prediction.text for prediction in [*alone, *reader.read(forms[:4], batch_size=1)]}) == 1
     both = reader.read(torch.stack([tensor, tensor]))
     assert isinstance(both, dptr.Predictions)
