@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Literal, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
 from dptr.cache.errors import UserError
 from dptr.trainer.choices import Distortions, FmuKind, FmuStart, NoiseDraw, Refinement, Sampling
@@ -347,7 +346,7 @@ def _keys_of(section: str) -> dict[str, FieldInfo]:
     return keys
 
 
-def _rejection(error: ErrorDetails, origin: str, given: Mapping[str, str]) -> UserError:
+def _rejection(error: Mapping[str, Any], origin: str, given: Mapping[str, str]) -> UserError:
     """Turn one of pydantic's complaints into one line: the key, its value, and what it may be."""
     section, *rest = map(str, error["loc"])
     key = ".".join([section, *rest[:1]])

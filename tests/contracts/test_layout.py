@@ -155,8 +155,8 @@ def test_docstrings_of_what_takes_or_returns_arrays_give_shapes() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.toml")), ids=lambda path: path.stem)
-def test_a_recipe_opens_with_its_command_its_hours_and_the_score_to_expect(path: Path) -> None:
+def test_a_recipe_opens_with_its_command_its_hours_and_the_accuracy_to_expect(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     opening = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
-    for wanted in ("#   dptr ", "# Hours: ", "# Score to expect: "):
+    for wanted in ("#   dptr ", "# Hours: ", "# Accuracy to expect: "):
         assert any(line.startswith(wanted) for line in opening), wanted
