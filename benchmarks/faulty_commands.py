@@ -108,7 +108,6 @@ class Faulty:
             ),
             "read": Writer(lambda out: ["read", str(self.crops), "-o", str(out / "predictions.parquet")]),
             "sql": Writer(lambda out: ["sql", "from prompts order by id", "-o", str(out / "answer.parquet")]),
-            "init": Writer(lambda out: ["init", str(self.words), str(self.crops), "-o", str(out / "recipe.toml")]),
         }
 
     def run(self) -> Path:
