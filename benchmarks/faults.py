@@ -34,7 +34,7 @@ from dptr.cache.stores.verify import is_run, is_store, verify
 FAULTS = ("kill", "term", "fill", "race", "flip", "tear")
 COMMANDS = (
     *("embed-text", "build-orp-bank", "mine-neighbours", "pretrain", "finetune", "render-words"),
-    *("embed-crops", "pack-crops", "report", "export", "export-onnx", "read", "sql", "init"),
+    *("embed-crops", "pack-crops", "report", "export", "export-onnx", "read", "sql"),
 )
 KINDS = ("prompts", "orp", "run", "model")
 #: Begun but not described yet: a store before its first shard, a run before its description.
