@@ -19,7 +19,7 @@ Arithmetic = Annotated[Precision, typer.Option("--precision", help="Arithmetic o
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Tokens or images per batch; default: by device.")]
 PartOf = Annotated[
     str | None,
-    typer.Option("--part", help="Make one of N parts, for example 3/16; `dptr merge` joins them."),
+    typer.Option("--part", help="Make one of N parts, for example 3/16; `dptr merge` joins parts of a store."),
     COMMAND_LINE_ONLY,
 ]
 EngineName = Annotated[Engine, typer.Option("--engine", help="Run in this process or on a Ray cluster.")]
