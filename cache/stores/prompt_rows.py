@@ -18,6 +18,7 @@ import pyarrow.ipc as ipc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from dptr.cache.errors import DamagedStore
 from dptr.cache.file_names import ROWS_FILE
 from dptr.cache.progress import note
 from dptr.cache.row_set import hashes_of
@@ -39,13 +40,20 @@ MADE_UP = "(made up)"
 
 
 class PromptRows:
-    """The mapped file: all rows, in blocks; pickled as its path."""
+    """The mapped file: all rows, in blocks; pickled as its path.
+
+    Raises:
+        DamagedStore: the file cannot be read.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._map = MappedFile(path)
-        reader = ipc.open_file(self._map.buffer)
-        self._blocks = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        try:
+            self._map = MappedFile(path)
+            reader = ipc.open_file(self._map.buffer)
+            self._blocks = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+        except (OSError, pa.ArrowException) as error:
+            raise DamagedStore(f"{path} cannot be read ({error})", "See `dptr verify`") from error
         self._read_since_release = 0
 
     def __reduce__(self) -> tuple[type[PromptRows], tuple[Path]]:

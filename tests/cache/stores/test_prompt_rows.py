@@ -113,3 +113,10 @@ def test_damaged_rows_are_found_and_repaired(folder: Path, change: str) -> None:
     assert not repair(folder, repairable(damages)[folder])
     assert path.read_bytes() == whole
     assert not verify(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"ARROW1 and no more", bytes(4000)])
+def test_rows_that_are_no_arrow_file_are_damaged_without_a_hash_check(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / ROWS_FILE).write_bytes(content)
+    with pytest.raises(DamagedStore, match="cannot be read"):
+        prompt_rows.PromptRows(tmp_path / ROWS_FILE)
