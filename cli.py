@@ -91,8 +91,8 @@ def demo(
     note("\n4/5  fine-tuning on rendered crops, from the encoder of the bundled recogniser")
     run = training.finetune(data.crops, workspace=root, recipe="demo", encoder="bundled").out
     note("\n5/5  reading held-out crops")
-    evaluated = recognition.evaluate([str(run)], data=[data.test_crops], workspace=root)
-    page = recognition.evaluate(data=[data.page], workspace=root)
+    evaluated = recognition.evaluate([str(run), str(data.test_crops)], workspace=root)
+    page = recognition.evaluate([str(data.page)], workspace=root)
     metrics = {**decoder.metrics, **figures(evaluated)["metrics"]}
     seconds = time.monotonic() - started
     lines = [

@@ -79,7 +79,7 @@ class Faulty:
         """All commands that write, by name."""
         steps = ["--steps", str(STEPS), "--device", "cpu"]
         trained = {"pretrain": ["--prompts", str(self.prompts), "--orp", str(self.orp)]}
-        trained["finetune"] = ["--data", str(self.crops), "--from", "none"]
+        trained["finetune"] = [str(self.crops), "--from", "none"]
 
         def training(verb: str) -> Callable[[Path], list[str]]:
             own = [f"{verb}.{key}_every={every}" for key, every in {"checkpoint": 3, "log": 1, "validate": 4}.items()]

@@ -44,7 +44,7 @@ from typer.models import OptionInfo
 from dptr.cache import processes
 from dptr.cache.choices import AnswerForm
 from dptr.cache.errors import DptrError, TooManyRejected, UserError
-from dptr.cache.options import ALSO_AN_OPTION, COMMAND_LINE_ONLY, WORKSPACE, AnyPath, Paths, Texts, WorkspaceFolder
+from dptr.cache.options import COMMAND_LINE_ONLY, WORKSPACE, AnyPath, Paths, Texts, WorkspaceFolder
 from dptr.cache.printing import plain_json, visible
 from dptr.cache.processes import start_no_more_threads_than_usable
 from dptr.cache.progress import set_quiet
@@ -181,7 +181,6 @@ def command(
     def register(function: Callable[_Parameters, Report[_Result]]) -> Callable[_Parameters, _Result]:
         parameters = inspect.signature(function).parameters
         options = [_option(parameter) for parameter in parameters.values()]
-        twice = {p.name: _data_option(p) for p in parameters.values() if ALSO_AN_OPTION in _marks(p)}
         added = {**_COMMON, **({} if "workspace" in parameters else {"workspace": WorkspaceFolder})}
 
         def run(as_json: bool, quiet: bool, debug: bool, no_check: bool, **arguments: Any) -> None:
@@ -191,8 +190,6 @@ def command(
                 processes.hush_torch()
             else:
                 processes.require_alone(name)
-            for argument, option in twice.items():
-                arguments[argument] = [*(arguments[argument] or ()), *(arguments.pop(option.name) or ())]
             if "workspace" not in parameters:
                 del arguments["workspace"]
             with checks.before_ending():
@@ -204,7 +201,6 @@ def command(
 
         keyword = inspect.Parameter.KEYWORD_ONLY
         defaults = {"workspace": WORKSPACE}
-        options += twice.values()
         options += [
             _option(inspect.Parameter(n, keyword, default=defaults.get(n, False), annotation=a))
             for n, a in added.items()
@@ -228,23 +224,13 @@ def _option(parameter: inspect.Parameter) -> inspect.Parameter:
     types = [kind for kind in get_args(declared) if kind is not type(None)]
     required = Union[*types] if get_origin(declared) in (Union, UnionType) else declared
     parsed = _ON_THE_COMMAND_LINE.get(required, required)
-    optional = required != declared or ALSO_AN_OPTION in _marks(parameter)
-    default = None if ALSO_AN_OPTION in _marks(parameter) else parameter.default
     if get_origin(parsed) is list and isinstance(info, OptionInfo):
         info = copy.copy(info)
         info.help = f"{(info.help or '').rstrip('.')}; repeatable."
     return parameter.replace(
         kind=inspect.Parameter.KEYWORD_ONLY,
-        default=default,
-        annotation=Annotated[parsed | None if optional else parsed, info],
+        annotation=Annotated[parsed | None if required != declared else parsed, info],
     )
-
-
-def _data_option(parameter: inspect.Parameter) -> inspect.Parameter:
-    """Return the option that is equivalent to an argument."""
-    info = typer.Option(f"--{parameter.name}", help=f"Same as {parameter.name.upper()}; repeatable.")
-    name, kind = f"{parameter.name}_option", inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=None, annotation=Annotated[list[Path] | None, info])
 
 
 def _python_function(function: Callable[_Parameters, Report[_Result]]) -> Callable[_Parameters, _Result]:

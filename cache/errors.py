@@ -80,11 +80,11 @@ def disk_error(error: Exception) -> OSError | None:
     """Return the error of a disk, also from libraries in Rust, which give only its text; None for other errors."""
     if isinstance(error, OSError):
         return error if error.errno in OF_THE_DISK else None
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    if told is None or int(told[1]) not in OF_THE_DISK:
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    if code is None or int(code[1]) not in OF_THE_DISK:
         return None
     path = re.search(r'at path "(.*)"', str(error))
-    return OSError(int(told[1]), os.strerror(int(told[1])), path[1] if path else "writing")
+    return OSError(int(code[1]), os.strerror(int(code[1])), path[1] if path else "writing")
 
 
 def disk_problem(error: OSError) -> str:
@@ -120,7 +120,7 @@ def is_out_of_memory(error: Exception) -> bool:
     # On the CPU torch has no error class for it; a GPU's is recognised by name, as torch is not imported here.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return any(told in str(error) for told in _OUT_OF_MEMORY)
+    return any(message in str(error) for message in _OUT_OF_MEMORY)
 
 
 def run_script(main: Callable[[], object]) -> None:

@@ -11,9 +11,8 @@ AnyPath = str | Path
 Paths = str | Path | Sequence[str | Path]
 Texts = str | Sequence[str]
 
-#: Marks a parameter that the Python function lacks, and an argument that is also an option.
+#: Marks a parameter that the Python function lacks.
 COMMAND_LINE_ONLY = "on the command line only"
-ALSO_AN_OPTION = "also an option"
 
 #: Seeds fit a signed 64-bit integer, which is what every file and library here can hold.
 LARGEST_SEED = 2**63 - 1

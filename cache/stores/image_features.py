@@ -44,17 +44,17 @@ class WordCropStore(EmbeddingsStore):
     @property
     def copies(self) -> int:
         """Augmented copies of each crop."""
-        return self._told("copies", int)
+        return self._required("copies", int)
 
     @property
     def tokens_per_crop(self) -> int:
         """Tokens of each copy."""
-        return self._told("tokens_per_crop", int)
+        return self._required("tokens_per_crop", int)
 
     @cached_property
     def charset(self) -> Charset:
         """The charset of all labels."""
-        return Charset.from_text(self._told("charset", str))
+        return Charset.from_text(self._required("charset", str))
 
     def crops(self) -> Iterator[tuple[str, str, str]]:
         """Yield label, source and key of each crop."""

@@ -80,10 +80,10 @@ def _hold(path: Path, target: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-        killed = _told(owner)
+        killed = _content_of(owner)
         owner.write_text(this_process(), encoding="utf-8", errors="replace")
     except Timeout as error:
-        problem = f"{target} is being written by {_told(owner) or 'another process'}"
+        problem = f"{target} is being written by {_content_of(owner) or 'another process'}"
         raise UserError(problem, "Wait until it is done, or stop it") from error
     except OSError as error:
         problem = f"cannot write to {target}: {error.strerror}"
@@ -100,6 +100,6 @@ def _hold(path: Path, target: Path) -> Iterator[None]:
         lock.release()
 
 
-def _told(owner: Path) -> str:
+def _content_of(owner: Path) -> str:
     """Return the content of an owner's file; empty if there is none."""
     return owner.read_text(encoding="utf-8", errors="replace") if owner.is_file() else ""

@@ -34,7 +34,7 @@ class OrpBank(EmbeddingsStore):
     @property
     def tokens_per_crop(self) -> int:
         """Tokens stored for each crop."""
-        return self._told("tokens_per_crop", int)
+        return self._required("tokens_per_crop", int)
 
     def tokens(self, crops: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.floating]:
         """Return tokens as :meth:`stored_tokens` does, shape (batch, count, dim), with int8 converted to float32."""

@@ -48,7 +48,7 @@ class PromptStore(EmbeddingsStore):
     @cached_property
     def charset(self) -> Charset:
         """The charset of all labels."""
-        return Charset.from_text(self._told("charset", str))
+        return Charset.from_text(self._required("charset", str))
 
     @property
     def prefix(self) -> NDArray[np.float32]:

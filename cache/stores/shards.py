@@ -445,7 +445,7 @@ class EmbeddingsStore:
 
         return connect_to(self.VIEW, self._dataset())
 
-    def _told(self, name: str, kind: type[Part]) -> Part:
+    def _required(self, name: str, kind: type[Part]) -> Part:
         """Return a required part of the store's identity."""
         part = self.manifest.identity.get(name)
         if not isinstance(part, kind):

@@ -59,7 +59,7 @@ def merge(out: Path) -> MergeSummary:
 
 
 def _merge(out: Path, found: Sequence[Path]) -> MergeSummary:
-    parts, told = _of_one_work(found)
+    parts, work = _of_one_work(found)
     first = parts[0]
     shards = [shard for part in parts for shard in part.shards]
     computed = [
@@ -67,15 +67,15 @@ def _merge(out: Path, found: Sequence[Path]) -> MergeSummary:
         for shard in sorted(shards, key=lambda shard: (len(shard.name), shard.name))
     ]
     whole = Manifest.begin_or_go_on(out, first.kind, first.identity)
-    before = len(told["of_store"]) // 2  # each shard has two files
+    before = len(work["of_store"]) // 2  # each shard has two files
     if whole.shards[before:] != computed or not computed:
-        if file_hashes(whole) != told["of_store"]:
+        if file_hashes(whole) != work["of_store"]:
             raise UserError(
                 f"{out} has changed since its parts were started", f"Remove {found[0].parent}, make them again"
             )
         _take_files(out, found, parts)
         whole.shards += computed
-        if whole.rows != told["rows"]:
+        if whole.rows != work["rows"]:
             raise DamagedStore(
                 f"the parts in {found[0].parent} do not fit together", "Remove them and make all parts again"
             )

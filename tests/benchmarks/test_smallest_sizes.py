@@ -5,6 +5,7 @@ They run in this process, so that the libraries are loaded once; WORDS, PHOTOS a
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -19,6 +20,7 @@ import torch
 from PIL import Image
 
 from dptr.cli import run_command
+from dptr.trainer import adapt
 
 pytestmark = [
     pytest.mark.slow,
@@ -86,24 +88,13 @@ def outputs(tmp_path: Path) -> Named:
 
 
 @pytest.fixture(scope="module")
-def pretrained(inputs: Named, small: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Named:
-    """A workspace with stores and a run of two steps."""
-    workspace = tmp_path_factory.mktemp("pretrained")
-    run = workspace / "runs" / "pretrained"
-    dptr(workspace, "embed-text", inputs["FEW_WORDS"])
-    dptr(workspace, "build-orp-bank", inputs["PHOTOS"], "--crops-per-image", "2")
-    dptr(workspace, "pretrain", "--steps", "2", "-o", run, *small())
-    return {"WORKSPACE": str(workspace), "PRETRAINED": str(run)}
-
-
-@pytest.fixture(scope="module")
 def exported(inputs: Named, small: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Named:
     """A recogniser of two steps as ONNX, and a crop to read."""
     workspace = tmp_path_factory.mktemp("exported")
     crops, run, model = workspace / "crops", workspace / "run", workspace / "model.onnx"
     dptr(workspace, "render-words", inputs["FEW_WORDS"], "-o", crops, "--count", "12", "--style", "clean")
     columns = ["--set=decoder.kind=ctc", "--set=fmu.kind=none", "--set=encoder.kind=convolution"]
-    dptr(workspace, "finetune", "--data", crops, "--from", "none", "--steps", "2", "-o", run, *small(), *columns)
+    dptr(workspace, "finetune", crops, "--from", "none", "--steps", "2", "-o", run, *small(), *columns)
     dptr(workspace, "export", run, "--to", "onnx", "-o", model)
     return {"CROPS": str(crops), "ONNX": str(model), "IMAGE": str(next(crops.rglob("*.jpg")))}
 
@@ -117,7 +108,6 @@ def dptr(workspace: Path, *arguments: object) -> None:
 STAND_INS = {
     **dict.fromkeys(("WORDS", "FEW_WORDS", "PHOTOS"), "inputs"),
     **dict.fromkeys(("OUT", "PICTURE", "ROWS"), "outputs"),
-    **dict.fromkeys(("WORKSPACE", "PRETRAINED"), "pretrained"),
     **dict.fromkeys(("CROPS", "ONNX", "IMAGE"), "exported"),
 }
 
@@ -151,7 +141,7 @@ def run_program(path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatc
 
 def inputs_of(path: Path) -> set[str]:
     """Return the words of a smallest size that stand for what must be there."""
-    given = {"WORDS", "FEW_WORDS", "PHOTOS", "WORKSPACE", "PRETRAINED", "CROPS", "ONNX", "IMAGE"}
+    given = {"WORDS", "FEW_WORDS", "PHOTOS", "CROPS", "ONNX", "IMAGE"}
     return given & set(shlex.split(smallest_size(path) or ""))
 
 
@@ -212,3 +202,25 @@ def test_inputs_that_are_missing_end_it_in_one_line(
     assert code not in (None, 0)
     assert "Traceback" not in said
     assert re.search(r"error: |No such file|no such|not found|missing", last), last
+
+
+def test_adaptation_is_measured(
+    tmp_path: Path, inputs: Named, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A domain of four crops; the rendered ones are fewer than the program's."""
+    monkeypatch.setattr(adapt, "_RENDERED", 6)
+    monkeypatch.setattr(adapt, "_GENERAL_READ", 4)
+    domain = tmp_path / "own-0"
+    for name, seed in (("crops", "0"), ("test", "1")):
+        rendered = ["-o", str(domain / name), "--count", "4", "--style", "clean", "--seed", seed, "--quiet"]
+        assert run_command(["render-words", inputs["FEW_WORDS"], *rendered]) == 0
+    (domain / "text.txt").write_text(Path(inputs["FEW_WORDS"]).read_text())
+    arguments = [str(domain), "-o", str(tmp_path / "out"), "--steps", "2", "--configurations", "0,1", "--photos"]
+    assert run_program(ROOT / "benchmarks" / "adaptation.py", [*arguments, inputs["PHOTOS"]], monkeypatch) in (None, 0)
+    rows = [json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").read_text().splitlines()]
+    names = ("start", "labels", "labels + rendering")
+    endings = ("", " + lexicon", ", no lexicon")
+    assert [row["configuration"] for row in rows] == [name + ending for name in names for ending in endings]
+    assert all(len(row["predictions"]) == row["words"] == 4 for row in rows)
+    table = capsys.readouterr().out
+    assert all(f"| own | {row['configuration']} |" in table for row in rows)

@@ -33,7 +33,7 @@ def charset(tmp_path: Path) -> Path:
 def train(dptr: Dptr, small: Callable[..., list[str]], tmp_path: Path) -> Dptr:
     """Train a step from scratch on a folder of crops, into ``run``."""
     return lambda crops, *more: dptr(
-        "finetune", "--data", crops, "--from", "none", "--steps", 1, "-o", tmp_path / "run", *small(), *more
+        "finetune", crops, "--from", "none", "--steps", 1, "-o", tmp_path / "run", *small(), *more
     )
 
 
@@ -88,7 +88,7 @@ def test_crops_are_embedded_once_and_recognisers_come_of_them(
     assert dptr("embed-crops", crops, "--charset", charset, "--copies", 2)["computed"] == 0
     assert dptr("verify")["out"] == [str(store)]
     assert dptr("sql", "select count(*) from image_features where view = 0")["result"] == [[10]]
-    asked = ["finetune", "--data", store, "--from", "none", "--charset", charset, "--steps", 2]
+    asked = ["finetune", store, "--from", "none", "--charset", charset, "--steps", 2]
     asked += small("decoder", "fmu", "finetune")
     run = dptr(*asked)
     assert (run["steps"], run["computed"]) == (2, 8)
@@ -96,10 +96,10 @@ def test_crops_are_embedded_once_and_recognisers_come_of_them(
     pooled = dptr(*asked, "--set=memory.kind=pooled", "--set=decoder.memory_dim=128", "--out", tmp_path / "pooled")
     assert (pooled["steps"], pooled["computed"]) == (2, 8)
     for made in (run["out"], tmp_path / "pooled"):
-        assert dptr("evaluate", made, "--data", crops)["rows"] == 10
+        assert dptr("evaluate", made, crops)["rows"] == 10
     model = dptr("export", run["out"], "--to", "safetensors")["out"]
     for made in (run["out"], model):
         assert dptr("read", made, crops / "0.png")["rows"] == 1
-    assert run_command([*map(str, asked), "--data", str(crops), "--workspace", str(tmp_path / "ws"), "--quiet"]) == 2
+    assert run_command([*map(str, asked), str(crops), "--workspace", str(tmp_path / "ws"), "--quiet"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "cannot be mixed" in line

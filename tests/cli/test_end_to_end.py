@@ -88,12 +88,12 @@ def test_the_whole_way(
     rendered = run("render-words", inputs / "words.txt", "-o", crops, "--count", "60", "--style", "clean")
     assert rendered["rows"] == 60
 
-    tuned = run("finetune", "--data", crops, "--steps", "6", *small("fmu", "encoder", "finetune"))
+    tuned = run("finetune", crops, "--steps", "6", *small("fmu", "encoder", "finetune"))
     assert tuned["steps"] == 6
-    control = run("finetune", "--data", crops, "--from", "none", "--steps", "3", *small())
+    control = run("finetune", crops, "--from", "none", "--steps", "3", *small())
     assert control["out"] != tuned["out"]
 
-    evaluated = run("evaluate", tuned["out"], "--data", crops)
+    evaluated = run("evaluate", tuned["out"], crops)
     assert evaluated["rows"] == 60
     assert set(evaluated["sets"][str(crops)]) == {"36", "62", "94", "as_written"}
 
@@ -104,7 +104,7 @@ def test_the_whole_way(
     monkeypatch.setattr("sys.stdin", io.StringIO(f"{picture}\n\n{picture}\n"))
     assert run("read", tuned["out"], "-")["rows"] == 2
 
-    predictions: tuple[tuple[str, list[str | Path]], ...] = ((pretrained["out"], []), (tuned["out"], ["--data", crops]))
+    predictions: tuple[tuple[str, list[str | Path]], ...] = ((pretrained["out"], []), (tuned["out"], [crops]))
     for name, more in predictions:
         page = Path(run("report", name, *more)["out"]).read_text(encoding="utf-8")
         assert "<svg" in page

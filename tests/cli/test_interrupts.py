@@ -55,7 +55,7 @@ def test_handlers_are_put_back() -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_query_that_takes_for_ever_ends_at_a_signal(tmp_path: Path, number: signal.Signals) -> None:
     run = tmp_path / "runs" / "x"
     run.mkdir(parents=True)

@@ -179,7 +179,7 @@ def test_running_out_of_memory_is_named(
 def test_a_debug_variable_of_the_user_is_kept(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    missing = ["evaluate", "no-such-run", "--data", str(tmp_path), "--workspace", str(tmp_path)]
+    missing = ["evaluate", "no-such-run", str(tmp_path), "--workspace", str(tmp_path)]
     monkeypatch.setenv("DPTR_DEBUG", "1")
     run_command(missing)
     assert "Traceback" in capsys.readouterr().err

@@ -20,20 +20,16 @@ def parsed(name: str, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "data", "more", "validation"),
+    ("arguments", "data", "validation"),
     [
-        ("A B --validation C", [A, B], [], [C]),
-        ("A --validation C --validation D", [A], [], [C, D]),
-        ("--validation C A --steps 5 B --quiet", [A, B], [], [C]),
-        ("--data A --data=B --validation=C", [], [A, B], [C]),
-        ("A --data B", [A], [B], []),
+        ("A B --validation C", [A, B], [C]),
+        ("A --validation C --validation D", [A], [C, D]),
+        ("--validation C A --steps 5 B --quiet", [A, B], [C]),
     ],
 )
-def test_data_is_positional_and_options_are_repeated(
-    arguments: str, data: list[Path], more: list[Path], validation: list[Path]
-) -> None:
+def test_data_is_positional_and_options_are_repeated(arguments: str, data: list[Path], validation: list[Path]) -> None:
     params = parsed("finetune", *arguments.split())
-    assert [list(params[name] or ()) for name in ("data", "data_option", "validation")] == [data, more, validation]
+    assert [list(params[name] or ()) for name in ("data", "validation")] == [data, validation]
 
 
 def test_photos_to_be_rejected_are_repeated() -> None:
@@ -42,15 +38,14 @@ def test_photos_to_be_rejected_are_repeated() -> None:
 
 
 def test_a_run_stands_before_the_data() -> None:
-    params = parsed("evaluate", "run", "A", "--data", "B", "--device", "cpu")
-    assert (params["names"], params["data"]) == (["run", "A"], [B])
+    params = parsed("evaluate", "run", "A", "B", "--device", "cpu")
+    assert params["names"] == ["run", "A", "B"]
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
         ["finetune", "{crops}", "missing"],
-        ["finetune", "--data", "{crops}", "--data", "missing"],
         ["finetune", "{crops}", "--from", "none", "--validation", "missing"],
         ["finetune", "{crops}", "--validation", "{crops}", "missing"],
         ["evaluate", "{crops}", "missing"],

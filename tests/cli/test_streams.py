@@ -75,7 +75,7 @@ def test_a_system_without_home_and_user_runs_the_commands(picture: Path) -> None
         f"assert run_command({[*command, '--quiet']!r}) == 0"
         for command in (
             ["doctor"],
-            ["evaluate", "--data", str(picture), "--workspace", "work"],
+            ["evaluate", str(picture), "--workspace", "work"],
             ["render-words", "words.txt", "-o", "crops", "--count", "2"],
             ["init", str(picture)],
         )
@@ -105,7 +105,7 @@ def test_credentials_in_addresses_are_left_out(
     note(said)
     assert capsys.readouterr().err == f"{shown}\n"
     assert str(UserError(said)) == shown
-    monkeypatch.setattr(sys, "argv", ["dptr", "finetune", "--data", said])
+    monkeypatch.setattr(sys, "argv", ["dptr", "finetune", said])
     assert "SECRET" not in this_process()
     assert "SE/CR" not in this_process()
 

@@ -100,7 +100,7 @@ def test_parts_of_a_crop_hold_the_letters_of_their_labels() -> None:
     assert len(labels) > 10
 
 
-def test_crops_in_which_no_letter_is_found_are_told_and_nothing_is_written(tmp_path: Path, forked_python: str) -> None:
+def test_crops_without_a_letter_are_an_error_and_nothing_is_written(tmp_path: Path, forked_python: str) -> None:
     crops, out = tmp_path / "blank", tmp_path / "parts.lmdb"
     crops.mkdir()
     Image.new("RGB", (60, 20), "white").save(crops / "0.png")

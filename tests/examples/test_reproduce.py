@@ -84,7 +84,7 @@ def toy(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "toy"
 
 
-def test_a_missing_set_another_count_and_another_hash_are_told_apart(run: Run, toy: Path, tmp_path: Path) -> None:
+def test_a_missing_set_another_count_and_another_hash_differ_in_error(run: Run, toy: Path, tmp_path: Path) -> None:
     def check(*more: object) -> tuple[int, str]:
         done = run("check_data.py", data / "data", "--sets", data / "datasets.toml", *more, cwd=data)
         return done.returncode, done.stdout

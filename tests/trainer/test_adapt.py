@@ -199,13 +199,13 @@ def test_the_command_adapts_a_recogniser_with_a_recipe_of_its_own(
     tmp_path: Path, start: Run, draw_crops: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     crops, out = draw_crops(tmp_path / "crops", WORDS), tmp_path / "out"
-    command = ["finetune", "--from", str(start.folder), "--data", str(crops), "--steps", "1", "-o", str(out), "--quiet"]
+    command = ["finetune", "--from", str(start.folder), str(crops), "--steps", "1", "-o", str(out), "--quiet"]
     assert run_command(command) == 0
     said = capsys.readouterr().out
     assert "your crops, 3-fold cross-validation" in said
     assert "general words, rendered" in said
     assert Run.load(out).charset == start.charset
-    assert run_command(["finetune", "--from", "none", "--data", str(crops), "--text", str(crops), "-o", "x"]) == 2
+    assert run_command(["finetune", "--from", "none", str(crops), "--text", str(crops), "-o", "x"]) == 2
     assert "Name one: --from bundled" in capsys.readouterr().err
 
 
@@ -214,7 +214,7 @@ def test_a_recipe_that_does_not_adapt_trains_on_from_a_recogniser(
 ) -> None:
     """As the grid of the paper's ablations needs it: nothing is rendered, and other characters leave the charset."""
     crops, out = draw_crops(tmp_path / "crops", [*WORDS, "zoo"]), tmp_path / "out"
-    command = ["finetune", "--from", str(start.folder), "--recipe", "tiny", "--data", str(crops), "-o", str(out)]
+    command = ["finetune", "--from", str(start.folder), "--recipe", "tiny", str(crops), "-o", str(out)]
     command += ["--quiet", *(f"--set={change}" for change in ("finetune.adapts=false", *QUICK))]
     assert run_command(command) == 0
     assert "general words" not in capsys.readouterr().out

@@ -298,7 +298,7 @@ def test_spaces_of_labels_survive_training_and_evaluation(
 ) -> None:
     crops = draw_crops(tmp_path / "crops", ["red oak", "two words", "sky", "map of it"] * 3)
     tiny = ["--set=encoder.dim=8", "--set=encoder.heads=1", "--set=encoder.layers=1", "--set=finetune.batch_size=4"]
-    run, data = tmp_path / "run", ["--data", str(crops)]
+    run, data = tmp_path / "run", [str(crops)]
     common = ["--from", "none", "--charset", "94+space", "-o", str(run), "--steps", "2", "--workspace", str(tmp_path)]
     assert run_command(["finetune", *data, *common, *tiny, "--json"]) == 0
     done = capsys.readouterr()

@@ -69,7 +69,7 @@ def test_labels_that_training_left_out_are_kept_with_the_run(run: Path, tmp_path
 
 def test_evaluate_keeps_what_it_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, workspace = crops(tmp_path / "crops", ["one", "two"]), tmp_path / "work"
-    assert run_command(["evaluate", "--data", str(folder), "--workspace", str(workspace), "--quiet"]) == 0
+    assert run_command(["evaluate", str(folder), "--workspace", str(workspace), "--quiet"]) == 0
     capsys.readouterr()
     query = "select run, ground_truth, prediction is not null as read from predictions order by key"
     assert run_command(["sql", query, "--json", "--workspace", str(workspace)]) == 0
@@ -84,7 +84,7 @@ def test_what_was_read_with_words_that_the_model_lacks_is_not_kept_as_its_own(
     if words != "none":
         (tmp_path / words).write_text("one\ntwo\n")
         words = str(tmp_path / words)
-    shared = ["evaluate", "--data", str(folder), "--workspace", str(workspace)]
+    shared = ["evaluate", str(folder), "--workspace", str(workspace)]
     assert run_command([*shared, "--quiet"]) == 0
     kept = {path: path.read_bytes() for path in workspace.rglob("*.parquet")}
     assert run_command([*shared, "--lexicon", words]) == 0

@@ -103,7 +103,7 @@ def test_the_encoder_of_a_recogniser_serves_another_decoder(tmp_path: Path, crop
     run = Run.load(first.out)
     changes = [f"--set={change}" for change in SMALL if not change.startswith("encoder.")]
     changes += ["--set=decoder.kind=nrtr", "--set=fmu.kind=queries", "--set=fmu.queries=4", "--set=fmu.heads=2"]
-    command = ["finetune", "--data", str(crops), "--from", "none", "--encoder", str(first.out), "--charset", "36"]
+    command = ["finetune", str(crops), "--from", "none", "--encoder", str(first.out), "--charset", "36"]
     done = run_command(
         [*command, "--set=finetune.encoder_lr_scale=0", *changes, "-o", str(tmp_path / "other"), "--quiet"]
     )
@@ -120,7 +120,7 @@ def test_the_encoder_of_a_recogniser_serves_another_decoder(tmp_path: Path, crop
 def test_an_encoder_is_not_taken_from_what_has_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = tmp_path / "nothing"
     missing.mkdir()
-    assert run_command(["finetune", "--data", str(tmp_path), "--from", "none", "--encoder", str(missing)]) != 0
+    assert run_command(["finetune", str(tmp_path), "--from", "none", "--encoder", str(missing)]) != 0
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 

@@ -160,7 +160,7 @@ def test_a_pre_trained_run_reads_and_is_measured_without_one_label(
     workspace: Path, command: Dptr, pretrained: Callable[..., Path], kind: str
 ) -> None:
     run = pretrained(kind)
-    evaluated = command("evaluate", run, "--data", workspace / "crops")
+    evaluated = command("evaluate", run, workspace / "crops")
     assert evaluated["rows"] == 8
     assert 0 <= evaluated["metrics"]["accuracy_36_weighted"] <= 1
     read = command("read", run, workspace / "crops")
@@ -173,7 +173,7 @@ def test_fine_tuning_from_pooled_starts_where_zero_labels_left_it(
     run = pretrained("pooled", "--set=memory.centred=true")
     tuned = workspace / "tuned"
     unmoved = ["--set", "finetune.learning_rate=1e-12", "--set", "finetune.ctc_weight=0"]
-    made = command("finetune", "--data", workspace / "crops", "--from", run, "-o", tuned,
+    made = command("finetune", workspace / "crops", "--from", run, "-o", tuned,
                    "--steps", "1", *unmoved)  # fmt: skip
     assert not made.get("quarantined")
     assert Run.load(tuned).recipe.memory.kind == "pooled"
@@ -207,7 +207,7 @@ def test_a_clip_is_known_by_its_weights_and_not_by_its_name(
     weights["visual_projection.weight"] += 1
     save_file(weights, clip / "model.safetensors", {"format": "pt"})
     tries: list[list[str | Path]] = [["read", run, workspace / "crops"]]
-    tries.append(["finetune", "--data", workspace / "crops", "--from", run])
+    tries.append(["finetune", workspace / "crops", "--from", run])
     for words in tries:
         assert run_command([*map(str, words), "--workspace", str(workspace / "ws"), "--quiet"]) == 3
         (line,) = capsys.readouterr().err.splitlines()
@@ -221,7 +221,7 @@ def test_columns_pre_train_ctc_and_are_fine_tuned_without_fmu_but_read_nothing_b
     assert run_command(["read", str(run), str(workspace / "crops"), "--quiet"]) == 2
     assert "columns" in capsys.readouterr().err
     tuned = workspace / "tuned_columns"
-    command("finetune", "--data", workspace / "crops", "--from", run, "-o", tuned, "--steps", "1",
+    command("finetune", workspace / "crops", "--from", run, "-o", tuned, "--steps", "1",
             "--set", "encoder.kind=convolution")  # fmt: skip
     assert Run.load(tuned).recipe.fmu.kind == "none"
 

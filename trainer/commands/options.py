@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dptr.cache.errors import UserError
-from dptr.cache.options import ALSO_AN_OPTION, LARGEST_SEED, AnyPath, Paths, paths_of
+from dptr.cache.options import LARGEST_SEED, AnyPath, Paths, paths_of
 from dptr.cache.remote import at_hand
 from dptr.trainer.choices import ReadingPrecision, Tracker
 
@@ -25,9 +25,9 @@ Changes = Annotated[
 Yes = Annotated[bool, typer.Option("--yes", help="Train on a CPU although the recipe needs a GPU.")]
 Track = Annotated[Tracker | None, typer.Option("--track", help="Also log metrics to this tracker.")]
 
-_DATA = typer.Argument(metavar="DATA", help="Labelled crops: folders, LMDB, Parquet, tar or label files.")
-Data = Annotated[Paths, _DATA, ALSO_AN_OPTION]
-OptionalData = Annotated[Paths | None, _DATA, ALSO_AN_OPTION]
+Data = Annotated[
+    Paths | None, typer.Argument(metavar="DATA", help="Labelled crops: folders, LMDB, Parquet, tar or label files.")
+]
 LexiconFile = Annotated[
     str | None, typer.Option("--lexicon", help="Lexicon, one word a line, for CTC beam search; none: no lexicon.")
 ]

@@ -18,8 +18,8 @@ from dptr.pipeline.options import resolve_device
 from dptr.trainer.choices import Protocol
 from dptr.trainer.commands.options import (
     Arithmetic,
+    Data,
     LexiconFile,
-    OptionalData,
     OutFile,
     crops_for,
     labels_left_out,
@@ -46,7 +46,6 @@ def evaluate(
         typer.Argument(metavar="[RUN] DATA", help="A model (default: bundled), then labelled crops."),
     ] = None,
     *,
-    data: Annotated[list[Path] | None, typer.Option(help="Same as DATA.")] = None,
     workspace: WorkspaceFolder = WORKSPACE,
     protocol: Annotated[
         Protocol, typer.Option(help="field: 36, 62 and 94 characters; chinese: NFKC, case-insensitive, simplified.")
@@ -72,10 +71,10 @@ def evaluate(
     from dptr.trainer.read import load_reader
 
     if clip is not None:
-        return _nearest_words(clip, named_data([*(names or ()), *(data or ())]), lexicon, resolve_device(device))
+        return _nearest_words(clip, named_data(names), lexicon, resolve_device(device))
     place = Workspace.at(workspace)
     run, more = recogniser_first(place, names or [])
-    paths = named_data([*more, *(data or ())])
+    paths = named_data(more)
     chosen = resolve_device(device)
     reader = load_reader(run, chosen, lexicon, precision)
     sets = {str(path): WordImages.open_as_written([path]) for path in paths}
@@ -200,7 +199,7 @@ def _names(images: list[str]) -> Iterator[str]:
 @command(commands, "report", "Inspect")
 def report(
     run: Annotated[str, typer.Argument(help="A run (folder or name) or `newest`.")],
-    data: OptionalData = None,
+    data: Data = None,
     *,
     workspace: WorkspaceFolder = WORKSPACE,
     out: OutFile = None,

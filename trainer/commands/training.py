@@ -103,7 +103,7 @@ def pretrain(
 
 @command(commands, "finetune", "Train", in_several_processes=True)
 def finetune(
-    data: Data,
+    data: Data = None,
     *,
     workspace: WorkspaceFolder = WORKSPACE,
     from_: Annotated[

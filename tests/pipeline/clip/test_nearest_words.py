@@ -71,7 +71,7 @@ def test_the_command_prints_a_table_and_figures(
 ) -> None:
     crops = draw_crops(tmp_path / "crops", WORDS)
     (tmp_path / "words.txt").write_text("street\nred\n")
-    command = ["evaluate", "--clip", "tiny", "--data", str(crops), "--lexicon", str(tmp_path / "words.txt"), "--quiet"]
+    command = ["evaluate", "--clip", "tiny", str(crops), "--lexicon", str(tmp_path / "words.txt"), "--quiet"]
     assert run_command(command) == 0
     assert "7 words to choose from" in capsys.readouterr().out
     assert run_command([*command, "--json"]) == 0

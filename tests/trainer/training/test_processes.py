@@ -141,7 +141,7 @@ def test_losses_of_finetuning_with_batch_norm_are_the_same_in_two_processes(
     changes += ["finetune.learning_rate=1e-4"]
     for count in (1, 2):
         out = tmp_path / str(count)
-        command = ["finetune", "--data", str(crops), "--from", "none", "--charset", "36"]
+        command = ["finetune", str(crops), "--from", "none", "--charset", "36"]
         train(count, [*command, *options("finetune", tmp_path / "ws", out, 6, *changes)])
     # CTC makes losses of 30 and more of words that are not read yet.
     assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-5)

@@ -30,7 +30,7 @@ def test_tensorboard_holds_every_line(tmp_path: Path, training: Any) -> None:
         assert [(event.step, event.value) for event in events.Scalars(name)] == expected
 
 
-def test_wandb_is_told_every_line(tmp_path: Path, training: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wandb_receives_every_line(tmp_path: Path, training: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, dict[str, Any]]] = []
     started: list[dict[str, Any]] = []
     run = types.SimpleNamespace(log=lambda values, step: told.append((step, values)))

@@ -58,14 +58,14 @@ class TransformersEncoder(PretrainedEncoder):
         """
         try:
             with contextlib.redirect_stderr(io.StringIO()):
-                found, told = type(self.model).from_pretrained(
+                found, loading = type(self.model).from_pretrained(
                     folder,
                     config=self.model.config,
                     use_safetensors=True,
                     output_loading_info=True,
                     trust_remote_code=False,
                 )
-            missing = [name for name in told["missing_keys"] if not any(part in name for part in _DISPENSABLE)]
+            missing = [name for name in loading["missing_keys"] if not any(part in name for part in _DISPENSABLE)]
             if missing:
                 raise ValueError(f"its weights lack {min(missing)}")
             self.model.load_state_dict(found.state_dict())
